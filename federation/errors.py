@@ -1,0 +1,99 @@
+"""Every error that we raise. The first paragraph of a class's docstring is the message that a person reads.
+
+An error is one line that says what is wrong and what to do. `exit_code` is 2 where the person's input is at fault
+(usage) and 1 where the world is (failure). Detail that differs from case to case is passed in and ends the line; it
+never holds a secret.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+
+class FederationError(Exception):
+    """Something failed"""
+
+    exit_code = 1
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        summary = " ".join(inspect.getdoc(type(self)).split("\n\n")[0].split())  # type: ignore[union-attr]
+        return f"{summary}: {self.detail}" if self.detail else summary
+
+
+# Input
+
+
+class UsageError(FederationError):
+    """The command cannot be carried out as given"""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting is wrong"""
+
+
+class TokenError(UsageError):
+    """The token cannot be used"""
+
+
+class TokenMalformed(TokenError):
+    """This is not a federation token; copy the whole line that `federation invite` prints"""
+
+
+class TokenChecksumWrong(TokenError):
+    """The token was damaged on the way (its checksum does not match); copy it again"""
+
+
+class TokenTooNew(TokenError):
+    """The token was made by a newer version of federation; upgrade this machine"""
+
+
+class RecordInvalid(FederationError):
+    """A node record is malformed"""
+
+
+# This machine
+
+
+class StateDirBusy(FederationError):
+    """Another federation daemon uses this state directory; stop it, or give this one its own with --state-dir"""
+
+
+class StateDirUnusable(FederationError):
+    """The state directory cannot be used"""
+
+
+class ListenFailed(FederationError):
+    """Cannot listen"""
+
+
+class ControlUnreachable(FederationError):
+    """No federation daemon answers on the control port; start one with `federation join`, or name it with --control"""
+
+
+# The network
+
+
+class NetworkError(FederationError):
+    """The peer-to-peer network failed"""
+
+
+class PeerUnavailable(NetworkError):
+    """The peer cannot take this connection; try the next one"""
+
+
+class HandshakeFailed(NetworkError):
+    """The handshake failed"""
+
+
+class TokenRefused(HandshakeFailed):
+    """The other side holds a different token (another network)"""
+
+
+class ProtocolViolation(NetworkError):
+    """The peer broke the protocol"""

@@ -1,0 +1,1 @@
+"""Everything that knows libp2p; nothing outside this package imports it."""
