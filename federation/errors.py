@@ -7,6 +7,7 @@ never holds a secret.
 
 from __future__ import annotations
 
+import errno
 import inspect
 
 
@@ -97,3 +98,14 @@ class TokenRefused(HandshakeFailed):
 
 class ProtocolViolation(NetworkError):
     """The peer broke the protocol"""
+
+
+def listen_problem(what: str, address: str, flag: str, error: OSError) -> str:
+    """The plain words for a port that cannot be had."""
+    if error.errno == errno.EADDRINUSE:
+        return f"for {what} on {address}: the port is in use; stop what uses it, or choose another with {flag}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"for {what} on {address}: no permission; choose a port above 1023 with {flag}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"for {what} on {address}: this machine does not have that address; correct {flag}"
+    return f"for {what} on {address}: {error.strerror or error}; correct {flag}"

@@ -1,0 +1,257 @@
+"""The command line; the only module that prints, reads the environment or exits.
+
+Rule: nothing slow at the top. `--help`, `token`, `status`, `peers`, `invite` and `version` answer at once, so pydantic,
+structlog, trio and libp2p are imported by `join` alone, inside it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from federation import __version__
+from federation.cli_options import parse
+from federation.errors import FederationError, TokenMalformed, UsageError
+from federation.values import without_tokens
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from federation.config import Settings
+    from federation.state import StateDir
+    from federation.tokens import Token
+
+MAX_TOKEN_TEXT = 65536  # several times the longest token
+MAX_INVITED = 8  # addresses in the printed command: one for each interface, and still a line that people paste
+PIPE_WIDTH = 1000  # a pipe has no width: nothing is cut there
+INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0, 1 when it failed, 2 when it was asked wrongly. A person never sees a traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(parse(argv, __version__))
+    except SystemExit:  # --help and --version
+        raise
+    except BaseException as error:  # noqa: BLE001  the last line of defence
+        code = _explain(error, argv)
+    _flush()
+    sys.exit(code)
+
+
+def _run(args: Namespace) -> int:
+    if args.command is None:
+        print(args.parser.format_help(), end="")
+        return 0
+    return _COMMANDS[args.command](args) or 0
+
+
+def join(args: Namespace) -> int:
+    """Run a node until it is told to stop."""
+    from federation import logs
+    from federation.config import load
+    from federation.state import StateDir
+
+    flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
+    settings = load(flags, config_file=args.config)
+    logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=_colorful(sys.stderr))
+    given = _given_token(settings)
+    state = StateDir(settings.state_dir)
+    state.lock()
+    return _serve(settings, state, given)
+
+
+def token_new(args: Namespace) -> None:
+    from federation.net.addresses import PeerAddress
+    from federation.tokens import Token
+
+    print(Token.new(args.name, [str(PeerAddress.parse(text)) for text in args.peer]).encode())
+
+
+def token_inspect(args: Namespace) -> None:
+    from federation import cli_output, client, membership
+    from federation.state import StateDir
+    from federation.tokens import Token
+
+    text = args.token
+    if text is None and args.state_dir is None:
+        text = os.environ.get("FEDERATION_TOKEN") or None
+    if text is not None:
+        token: Token | None = Token.decode(_read_stdin() if text == "-" else text)
+    else:
+        state = StateDir(args.state_dir) if args.state_dir else client.user_state_dir(os.environ)
+        token = membership.saved_token(state)
+    if token is None:
+        raise UsageError(f"no token is given, and none is saved in {state.path}")
+    print(cli_output.token(token))
+
+
+def invite(args: Namespace) -> None:
+    print(json.loads(_ask(args, "POST", "/api/v1/invite"))["token"])
+
+
+def status(args: Namespace) -> None:
+    from federation import cli_output
+
+    text = _ask(args, "GET", "/api/v1/status")
+    print(text if args.json else cli_output.status(json.loads(text), color=_colorful(sys.stdout)))
+
+
+def peers(args: Namespace) -> None:
+    from federation import cli_output
+
+    text = _ask(args, "GET", "/api/v1/peers")
+    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH
+    print(text if args.json else cli_output.peers(json.loads(text), color=_colorful(sys.stdout), width=width))
+
+
+def version(_args: Namespace) -> None:
+    print(f"federation {__version__}")
+
+
+_COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
+    "join": join,
+    "token new": token_new,
+    "token inspect": token_inspect,
+    "invite": invite,
+    "status": status,
+    "peers": peers,
+    "version": version,
+}
+
+
+def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
+    from federation import cli_output, membership
+    from federation.node import serve  # imports libp2p, so only after logging is set up
+    from federation.places import default_state_dir
+    from federation.tokens import Token
+
+    is_new = False
+    if given is not None:
+        member = membership.take_up(given, state)
+        token = member.token
+        if member.left_behind:
+            previous = state.path / "token.previous"
+            _complain(f"this node moves to network {token.network_id}; the token saved here before is in {previous}")
+    else:
+        saved = membership.saved_token(state)
+        is_new = saved is None
+        token = saved or Token.new()
+
+    def ready(answer: dict[str, Any]) -> None:
+        if is_new:
+            # The network begins here: a start that failed on the way leaves no token behind.
+            state.save_token(token.encode())
+            invited = token.with_addresses(answer["node"]["addresses"][:MAX_INVITED])
+            next_step = cli_output.next_machine(invited.encode())
+        else:
+            is_default = state.path == default_state_dir(os.environ)
+            next_step = cli_output.next_invite("" if is_default else f" --state-dir {shlex.quote(str(state.path))}")
+        with suppress(OSError):  # nobody reads our output: no reason not to serve
+            print(cli_output.ready(answer, next_step, token_file=str(state.path / "token") if is_new else ""))
+        _flush()
+
+    return serve(settings, state, token, on_ready=ready)
+
+
+def _given_token(settings: Settings) -> Token | None:
+    """The token that came with this start, if any: text, file or standard input."""
+    from federation.tokens import Token
+
+    if settings.token is not None:
+        text = settings.token.get_secret_value()
+        if text.strip() == "-":
+            text = _read_stdin()
+    elif settings.token_file is not None:
+        text = _read_stdin() if str(settings.token_file) == "-" else _read_token_file(settings.token_file)
+    else:
+        return None
+    if not text.strip():
+        raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
+    return Token.decode(text)
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise UsageError("there is no standard input to read the token from")
+    if sys.stdin.isatty():
+        from getpass import getpass
+
+        return getpass("Token: ")
+    return sys.stdin.read(MAX_TOKEN_TEXT)
+
+
+def _read_token_file(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(MAX_TOKEN_TEXT)
+    except OSError as error:
+        raise UsageError(f"cannot read the token file {path}: {error.strerror}") from None
+
+
+def _ask(args: Namespace, method: str, path: str) -> str:
+    from federation import client
+
+    return client.ask(client.find_control(args.control, args.state_dir, os.environ), method, path)
+
+
+def _colorful(stream: Any) -> bool:
+    return bool(stream and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
+
+
+def _explain(error: BaseException, args: Sequence[str]) -> int:
+    """Say in one line on stderr why it ended; returns the exit code."""
+    cause = _cause(error)
+    if isinstance(cause, KeyboardInterrupt | EOFError):
+        return INTERRUPTED
+    if isinstance(cause, FederationError):
+        _complain(str(cause))
+        return cause.exit_code
+    _complain(f"internal error: {type(cause).__name__}: {cause}; run with --log-level debug for details")
+    if _wants_details(args):
+        import traceback
+
+        print(without_tokens("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    return FederationError.exit_code
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What to tell of an exception group: our own errors are written for people, so one of those if there is one."""
+    leaves = list(_leaves(error))
+    return next((leaf for leaf in leaves if isinstance(leaf, FederationError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    # By attribute: Python 3.10 has no exception groups, trio brings them.
+    members = getattr(error, "exceptions", None)
+    if not members:
+        yield error
+    for member in members or ():
+        yield from _leaves(member)
+
+
+def _wants_details(args: Sequence[str]) -> bool:
+    asked = (*args, os.environ.get("FEDERATION_LOG_LEVEL", ""))
+    return any(text.lower() in ("debug", "--log-level=debug") for text in asked) or logging.root.level == logging.DEBUG
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):
+        print(f"federation: {without_tokens(' '.join(text.split()))}", file=sys.stderr)
+
+
+def _flush() -> None:
+    """Flush standard output; a reader that went away (`peers | head`) is no error, now or at the interpreter's end."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,174 @@
+"""The command line's grammar: commands, options, help. It neither prints nor decides; cli.py does.
+
+argparse, and options as texts that config.py reads: typer imports pydantic for every command (0.3 s), and `--help` and
+`status` answer at once. The option's destination is the name of its field in Settings; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from federation.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DESCRIPTION = """\
+Run one command on each machine, point any client at any machine: every
+connection lands on the best GPU box that is really alive.
+
+first machine:  federation join --backend 127.0.0.1:11434
+next machines:  the command that the first one prints
+"""
+
+JOIN = """\
+Run a node. With a token it joins that network and saves the token, so that a restart needs no options. Without one it
+starts a new network, saves its token and prints the command for the next machine.
+"""
+
+JOIN_MORE = """\
+Each option is also an environment variable (--open-timeout: FEDERATION_OPEN_TIMEOUT; commas between repeated values)
+and a key of the settings file (open-timeout = "3s"). Option beats variable, variable beats file. Durations take ms, s,
+m or h; sizes KiB, MiB, GiB (1024) or kB, MB, GB (1000).
+"""
+
+# Field of Settings, flag, what follows it, help. The defaults in brackets are those of Settings.
+JOIN_OPTIONS = (
+    (
+        "token",
+        "--token",
+        "TOKEN",
+        "the network's token, or - to read it from standard input. On the command line it shows in the process list: "
+        "prefer -, --token-file or the variable FEDERATION_TOKEN",
+    ),
+    ("token_file", "--token-file", "FILE", "read the token from FILE; - is standard input"),
+    ("p2p_listen", "--p2p-listen", "HOST:PORT", "where peers connect [0.0.0.0:4484]"),
+    ("name", "--name", "NAME", "shown to people [the host name]"),
+    ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
+    ("capacity", "--capacity", "N", "connections that this node's backends take at once; 0: no limit [0]"),
+    ("policy", "--policy", "POLICY", "least-loaded, least-requests or random [least-loaded]"),
+    ("target", "--target", "PEER", "send every connection to this peer (id or name)"),
+    ("hold_s", "--hold", "SECONDS", "how long a client waits when there is no peer for it [10]"),
+    ("open_timeout_s", "--open-timeout", "SECONDS", "how long a peer may take before the next one is tried [3]"),
+    (
+        "replay",
+        "--replay",
+        "UNTIL",
+        "how far a connection may be retried: opened (its backend has seen nothing), first-byte (right for inference) "
+        "or never [opened]",
+    ),
+    ("replay_buffer_bytes", "--replay-buffer", "SIZE", "how much of a client is kept for a retry [64KiB]"),
+    ("drain_timeout_s", "--drain-timeout", "SECONDS", "how long open connections get when the node stops [30]"),
+    ("health_interval_s", "--health-interval", "SECONDS", "how often backends are checked [2]"),
+    ("health_path", "--health-path", "PATH", "check backends by HTTP GET of PATH instead of by a TCP connect"),
+    ("announce_interval_s", "--announce-interval", "SECONDS", "how often this node tells the others how it is [5]"),
+    ("max_connections", "--max-connections", "N", "clients at this node at once [16384]"),
+    ("state_dir", "--state-dir", "DIR", "where identity and token are kept [the user's state directory]"),
+    ("control", "--control", "HOST:PORT", "the control API, on loopback [127.0.0.1:8485]"),
+    ("log_level", "--log-level", "LEVEL", "debug, info, warning or error [info]"),
+    ("log_format", "--log-format", "FORMAT", "console or json [console]"),
+)
+JOIN_REPEATABLE = (
+    ("backends", "--backend", "[NAME=]HOST:PORT", 'a local TCP server to offer; without NAME its service is "default"'),
+    ("listens", "--listen", "[NAME=]HOST:PORT", "local port for clients of a service [127.0.0.1:8484]"),
+    ("announce", "--announce", "HOST:PORT", "address to announce instead of this machine's own"),
+    ("peers", "--peer", "MULTIADDR", "a peer to dial, besides those in the token; HOST:PORT will do"),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing, and takes no abbreviated options: they would change meaning with the next version."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_formatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parse(argv: Sequence[str], version: str) -> argparse.Namespace:
+    """The options, with `command` ("join", "token new", ... or None) and the `parser` that the person got to.
+
+    Raises UsageError; --help and --version print and raise SystemExit, as argparse does.
+    """
+    args, unknown = _create_parser(version).parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unknown: {' '.join(unknown)}")
+    return args
+
+
+def _create_parser(version: str) -> argparse.ArgumentParser:
+    root = _Parser(prog="federation", usage="federation COMMAND [OPTIONS]", description=DESCRIPTION)
+    root.formatter_class = argparse.RawDescriptionHelpFormatter
+    root.add_argument("--version", action="version", version=f"federation {version}", help="print the version")
+    root.set_defaults(command=None, parser=root)
+    commands = root.add_subparsers(title="commands", metavar="COMMAND")
+    _add_join(commands)
+    _add_token(commands)
+    _asking(commands, "invite", "print the running node's token with its addresses in it, alone")
+    for name, summary in (("status", "show the running node"), ("peers", "show all nodes of the network")):
+        asking = _asking(commands, name, summary)
+        asking.add_argument("--json", action="store_true", help="print exactly what the control API returns")
+    _command(commands, "version", "print the version")
+    return root
+
+
+def _add_join(commands: Any) -> None:
+    join = _command(commands, "join", "run a node: join a network, or start one", JOIN, epilog=JOIN_MORE)
+    for field, flag, metavar, text in JOIN_REPEATABLE:
+        join.add_argument(flag, dest=field, action="append", metavar=metavar, help=f"{text}; repeatable")
+    for field, flag, metavar, text in JOIN_OPTIONS:
+        join.add_argument(flag, dest=field, metavar=metavar, help=text)
+    join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
+    join.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings file, TOML [config.toml in the user's config directory]"
+    )
+
+
+def _add_token(commands: Any) -> None:
+    token = commands.add_parser(
+        "token", help="make a token, or look into one", prog="federation token", usage="federation token COMMAND"
+    )
+    token.set_defaults(parser=token)
+    actions = token.add_subparsers(title="commands", metavar="COMMAND")
+    new = _command(
+        actions,
+        "token new",
+        "print a new network's token, alone",
+        "Print a new network's token, alone: federation token new > FILE, then join --token-file FILE on each machine.",
+    )
+    new.add_argument("--name", default="", metavar="NETWORK", help="the network's name, for people")
+    new.add_argument(
+        "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to dial; HOST:PORT will do; repeatable"
+    )
+    inspect = _command(actions, "token inspect", "show network id, name and addresses; never the secret")
+    inspect.add_argument(
+        "token", nargs="?", metavar="TOKEN", help="- is standard input [FEDERATION_TOKEN, else the saved one]"
+    )
+    inspect.add_argument("--state-dir", type=Path, metavar="DIR", help="the token saved in this state directory")
+
+
+def _asking(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    parser = _command(commands, name, summary)
+    parser.add_argument("--control", metavar="HOST:PORT", help="the node's control API [the running daemon's]")
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="ask the daemon that uses this state directory")
+    return parser
+
+
+def _command(commands: Any, name: str, summary: str, description: str = "", **kwargs: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name.split()[-1],
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        prog=f"federation {name}",
+        usage=f"federation {name} [OPTIONS]",
+        **kwargs,
+    )
+    parser.set_defaults(command=name, parser=parser)
+    return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=30)

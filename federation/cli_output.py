@@ -1,0 +1,207 @@
+"""What the command line shows, as text: nothing is printed here.
+
+Names and versions come from other machines: whatever could move a terminal's cursor is replaced before it is shown.
+Colours mean something: green is usable, yellow is there but takes nothing new, red is gone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from federation.tokens import Token
+
+MAX_SHOWN = 4  # addresses and warnings, so that `status` fits on one screen
+MAX_TEXT = 64
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_COLORS = {"green": 32, "yellow": 33, "red": 31, "bold": 1, "dim": 2}
+_STATES = {
+    "online": "green",
+    "no backend": "",
+    "draining": "yellow",
+    "backend down": "yellow",
+    "suspect": "yellow",
+    "unreachable": "red",
+    "offline": "red",
+    "left": "red",
+}
+
+
+def status(answer: Mapping[str, Any], *, color: bool) -> str:
+    """The running node on one screen."""
+    node, network, connections = (answer.get(part) or {} for part in ("node", "network", "connections"))
+    title = f"{plain(node.get('name'))}  {plain(node.get('peer_id'))}"
+    title += f"  federation {plain(node.get('version'))}, up {duration(node.get('uptime_s', 0))}"
+    online, known = network.get("peers_online", 0), network.get("peers_known", 0)
+    rows = [
+        ("network", f"{_network(network)}, {online} of {known} nodes online"),
+        ("clients", ", ".join(f"{plain(at)} ({plain(service)})" for service, at in _items(node, "listens")) or "none"),
+        ("offers", _offers(node, color=color)),
+        ("gpu", _gpu(node.get("gpu") or {})),
+        ("p2p", f"{plain(node.get('p2p'))}, announced as {_some(node.get('addresses') or [], 2)}"),
+        ("control", f"{plain(node.get('control'))}, state in {plain(node.get('state_dir'), 200)}"),
+        (
+            "traffic",
+            f"{connections.get('now', 0)} connections now, {connections.get('total', 0)} in all, "
+            f"{connections.get('failed', 0)} failed, {connections.get('retried', 0)} retried; "
+            f"{node.get('in_flight', 0)} at this node's backends",
+        ),
+    ]
+    lines = [paint(title, "bold", color), *(f"{label:<8} {text}" for label, text in rows)]
+    if node.get("draining"):
+        lines.append(paint("draining: this node takes no new connections", "yellow", color))
+    warnings = answer.get("warnings") or []
+    lines += [paint(f"warning: {plain(warning, 200)}", "yellow", color) for warning in warnings[:MAX_SHOWN]]
+    if len(warnings) > MAX_SHOWN:
+        lines.append(paint(f"and {len(warnings) - MAX_SHOWN} more warnings", "yellow", color))
+    return "\n".join(lines)
+
+
+def peers(answer: Mapping[str, Any], *, color: bool, width: int) -> str:
+    """A line a node: this one first, then those online, by name."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading, right in (
+        ("NAME", False),
+        ("PEER", False),
+        ("STATE", False),
+        ("SERVICES", False),
+        ("VRAM FREE", True),
+        ("BUSY", True),
+        ("SERVED", True),
+        ("RTT", True),
+        ("SEEN", True),
+    ):
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    for peer in sorted(answer["peers"], key=lambda p: (not p.get("self"), not p.get("online"), str(p.get("name")))):
+        state = plain(peer.get("state"))
+        rtt = peer.get("rtt_ms")
+        cells = (
+            plain(peer.get("name")) + (" (this node)" if peer.get("self") else ""),
+            plain(peer.get("peer_id"))[-8:],
+            Text(state, style=_STATES.get(state, "")),
+            _services(peer),
+            _vram(peer),
+            str(peer.get("in_flight", 0)),
+            str(peer.get("served", 0)),
+            "" if rtt is None else f"{rtt:.1f} ms",
+            duration(peer.get("last_seen_age_s", 0)),
+        )
+        # As Text, because rich reads [brackets] in a plain string as markup.
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+    console = Console(width=width, force_terminal=color, no_color=not color, color_system="standard" if color else None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def token(token: Token) -> str:
+    """What a token says, without its secret."""
+    rows = [("network", token.network_id), ("name", token.name or "none")]
+    addresses = list(token.addresses) or ["none; the next machine needs --peer, or to be on the same LAN"]
+    rows += [("address", plain(address, 256)) for address in addresses]
+    return "\n".join(f"{label:<8} {text}" for label, text in rows)
+
+
+def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") -> str:
+    """What a person needs once the node runs; `token_file` says where a new network's token went."""
+    node = answer["node"]
+    lines = [f"ready: {plain(node['name'])} ({plain(node['peer_id'])})"]
+    lines += [f"  clients  {plain(at)} (service {plain(service)})" for service, at in _items(node, "listens")]
+    lines.append(f"  offers   {_offers(node, color=False)}")
+    network = _network(answer["network"])
+    lines.append(f"  network  {network}" + (f", new; its token is saved in {token_file}" if token_file else ""))
+    return "\n".join([*lines, next_step])
+
+
+def next_machine(token_text: str) -> str:
+    """The command for the next machine. echo is built into shells, so the token does not show in the process list."""
+    return (
+        "  next     on another machine (add --backend HOST:PORT to offer its server):\n"
+        f"echo {token_text} | federation join --token-file -"
+    )
+
+
+def next_invite(options: str) -> str:
+    """The same where the token is no news: it need not go into a log at each start."""
+    return (
+        f"  next     `federation invite{options}` prints the token; on another machine: federation join --token-file -"
+    )
+
+
+def plain(value: object, limit: int = MAX_TEXT) -> str:
+    """One line without control characters, bounded."""
+    text = "" if value is None else str(value)
+    text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def paint(text: str, style: str, color: bool) -> str:
+    return f"\x1b[{_COLORS[style]}m{text}\x1b[0m" if color and style else text
+
+
+def size(n: float) -> str:
+    power = 0
+    while n >= 1024 and power < len(_UNITS) - 1:
+        n, power = n / 1024, power + 1
+    return f"{n:.1f} {_UNITS[power]}" if power else f"{n:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 4 s, 12 min, 3 h 5 min, 2 d 4 h."""
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days >= 1:
+        return f"{days:.0f} d {hours % 24:.0f} h"
+    if hours >= 1:
+        return f"{hours:.0f} h {minutes % 60:.0f} min"
+    return f"{minutes:.0f} min" if minutes >= 1 else f"{max(seconds, 0):.0f} s"
+
+
+def _items(node: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
+    return sorted((node.get(key) or {}).items())
+
+
+def _network(network: Mapping[str, Any]) -> str:
+    name, short = plain(network.get("name")), plain(network.get("id"))
+    return f"{name} ({short})" if name else short
+
+
+def _offers(node: Mapping[str, Any], *, color: bool) -> str:
+    services = _items(node, "services")
+    if not services:
+        return "nothing, it is an entry only (--backend HOST:PORT offers a server)"
+    return ", ".join(
+        f"{plain(service)} {paint('up', 'green', color) if healthy else paint('down', 'yellow', color)}"
+        for service, healthy in services
+    )
+
+
+def _services(peer: Mapping[str, Any]) -> str:
+    return ",".join(plain(service) + ("" if healthy else "!") for service, healthy in _items(peer, "services"))
+
+
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    note = plain(gpu.get("note"), 120)
+    if not gpu.get("total_vram") and not gpu.get("available_vram"):
+        return f"none ({note})" if note else "none"
+    text = f"{size(gpu.get('available_vram', 0))} of {size(gpu.get('total_vram', 0))} free ({plain(gpu.get('source'))})"
+    return f"{text}; {note}" if note else text
+
+
+def _vram(peer: Mapping[str, Any]) -> str:
+    total = peer.get("total_vram", 0)
+    free = size(peer.get("available_vram", 0))
+    return f"{free}/{size(total)}" if total else (free if peer.get("available_vram") else "")
+
+
+def _some(values: Sequence[object], limit: int) -> str:
+    if not values:
+        return "nothing"
+    shown = ", ".join(plain(value, 120) for value in values[:limit])
+    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"

@@ -1,0 +1,298 @@
+"""Settings of a node: flag > environment FEDERATION_* > TOML file > default.
+
+A setting has one name everywhere: `--open-timeout`, `FEDERATION_OPEN_TIMEOUT`, `open-timeout = "3s"`. The field that
+keeps it says the unit as well: `open_timeout_s`. Values out of range are refused at start, by the name and with the
+value that the person wrote; a token's value is never repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from federation.errors import ConfigError
+from federation.places import default_state_dir, find_config_file, read_config_file
+from federation.values import Endpoint, HostPort, parse_control, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from typing_extensions import Self
+
+__all__ = ["Endpoint", "HostPort", "Replay", "Settings", "load"]
+
+T = TypeVar("T")
+
+PREFIX = "FEDERATION_"
+MAX_NAME_CHARS = 64  # as in a record
+MAX_SERVICES = 32
+MAX_PEERS = 256
+
+_PEER = re.compile(r"(/[!-.0-~]+){4,}")  # a multiaddr with host and port at least; whoever dials checks the rest
+_HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
+
+
+class Replay(str, Enum):
+    """How far a connection may have got for the bytes kept so far to be replayed to the next peer."""
+
+    OPENED = "opened"  # until the exit has its backend: a backend never sees a request twice
+    FIRST_BYTE = "first-byte"  # until the backend's first byte: for requests that may be done twice
+    NEVER = "never"
+
+
+def _text(parse: Callable[[str], T]) -> Callable[[object], object]:
+    def parsed(value: object) -> object:
+        return parse(value) if isinstance(value, str) else value
+
+    return parsed
+
+
+def _each(parse: Callable[[str], T]) -> Callable[[object], object]:
+    """For repeatable settings: a list of texts, or one text with commas as the environment has it."""
+
+    def parse_one(item: str) -> T:
+        try:
+            return parse(item)
+        except ValueError as error:
+            raise ValueError(f"{item.strip()!r}: {error}") from None
+
+    def parsed(value: object) -> object:
+        if isinstance(value, str):
+            value = [item for item in value.split(",") if item.strip()]
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple(parse_one(item) if isinstance(item, str) else item for item in value)
+
+    return parsed
+
+
+def _node_name(text: str) -> str:
+    text = text.strip()
+    if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
+        raise ValueError(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
+    return text
+
+
+def _peer(text: str) -> str:
+    text = text.strip()
+    if text.startswith("/"):
+        if not _PEER.fullmatch(text):
+            raise ValueError("write a multiaddr such as /ip4/192.0.2.1/tcp/4484, or HOST:PORT")
+        return text
+    return _dialable(text).multiaddr
+
+
+def _dialable(text: str) -> HostPort:
+    address = HostPort.parse(text)
+    if address.port == 0:
+        raise ValueError("port 0 cannot be dialled")
+    return address
+
+
+def _announced(text: str) -> HostPort:
+    address = _dialable(text)
+    if address.is_wildcard:
+        raise ValueError("others cannot dial this address; announce the one they reach this machine under")
+    return address
+
+
+def _backend(text: str) -> Endpoint:
+    endpoint = Endpoint.parse(text)
+    _dialable(str(endpoint.address))
+    return endpoint
+
+
+def _health_path(text: str) -> str:
+    if not _HEALTH_PATH.fullmatch(text):
+        raise ValueError("a path begins with / and has no space")
+    return text
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("the path is empty")
+    return Path(text).expanduser()
+
+
+def _default_name() -> str:
+    return "".join(filter(str.isprintable, socket.gethostname()))[:MAX_NAME_CHARS] or "node"
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(allow_inf_nan=False)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+Address = Annotated[HostPort, BeforeValidator(_text(HostPort.parse))]
+
+
+class _Environment(EnvSettingsSource):
+    """FEDERATION_<NAME>, by the name that people know. Variables of other names are not ours; empty ones are unset."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = {field: self.env_vars.get((PREFIX + name).lower()) for field, name in NAMES.items()}
+        values: dict[str, Any] = {field: text for field, text in found.items() if text is not None}
+        no_mdns = self.env_vars.get(f"{PREFIX}no_mdns".lower())
+        if no_mdns is not None and "mdns" not in values:
+            # The flag's own spelling. Anything but a plain no or yes goes on as it is and is refused by its value.
+            values["mdns"] = {"1": "0", "true": "0", "yes": "0", "0": "1", "false": "1", "no": "1"}.get(
+                no_mdns.lower(), no_mdns
+            )
+        return values
+
+
+class Settings(BaseSettings):
+    """What `federation join` was told. Durations in seconds, sizes in bytes, as the names say."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True)
+
+    backends: Annotated[tuple[Endpoint, ...], BeforeValidator(_each(_backend)), Field(max_length=MAX_SERVICES)] = ()
+    listens: Annotated[
+        tuple[Endpoint, ...], BeforeValidator(_each(Endpoint.parse)), Field(min_length=1, max_length=MAX_SERVICES)
+    ] = (Endpoint.parse("127.0.0.1:8484"),)
+    p2p_listen: Address = HostPort("0.0.0.0", 4484)
+    announce: Annotated[tuple[HostPort, ...], BeforeValidator(_each(_announced)), Field(max_length=16)] = ()
+    peers: Annotated[tuple[str, ...], BeforeValidator(_each(_peer)), Field(max_length=MAX_PEERS)] = ()
+    name: Annotated[str, BeforeValidator(_text(_node_name))] = Field(default_factory=_default_name)
+    vram_bytes: Annotated[Size, Field(ge=0, lt=2**63)] | None = None
+    policy: Literal["least-loaded", "least-requests", "random"] = "least-loaded"  # selection.Policy's values
+    target: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    hold_s: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
+    open_timeout_s: Annotated[Duration, Field(ge=0.05, le=300)] = 3.0
+    replay: Replay = Replay.OPENED
+    replay_buffer_bytes: Annotated[Size, Field(ge=1024, le=64 * 1024**2)] = 65536
+    drain_timeout_s: Annotated[Duration, Field(ge=0, le=86400)] = 30.0
+    health_interval_s: Annotated[Duration, Field(ge=0.1, le=3600)] = 2.0
+    health_path: Annotated[str, BeforeValidator(_text(_health_path))] | None = None
+    # At most a quarter of records.NODE_ONLINE_WINDOW: a node stays online though three announcements in a row are lost.
+    announce_interval_s: Annotated[Duration, Field(ge=0.1, le=10)] = 5.0
+    capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
+    state_dir: Annotated[Path, BeforeValidator(_text(_path))] = Field(
+        default_factory=lambda: default_state_dir(os.environ)
+    )
+    control: Annotated[HostPort, BeforeValidator(_text(parse_control))] = HostPort("127.0.0.1", 8485)
+    mdns: bool = True
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_text(str.lower))] = "info"
+    log_format: Literal["console", "json"] = "console"
+    token: SecretStr | None = None
+    token_file: Annotated[Path, BeforeValidator(_text(_path))] | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Environment(settings_cls)
+
+    @model_validator(mode="after")
+    def _make_sense_together(self) -> Self:
+        offered = [backend.service for backend in self.backends]
+        for service in offered:
+            if offered.count(service) > 1:
+                raise ValueError(
+                    f"two backends for the service {service!r}; name one of them: --backend NAME=HOST:PORT"
+                )
+        for listen in self.listens:
+            if listen.address.port and [other.address for other in self.listens].count(listen.address) > 1:
+                raise ValueError(f"--listen {listen.address} is given twice")
+            for backend in self.backends:
+                if _reaches(backend.address, listen.address):
+                    raise ValueError(f"the backend {backend.address} is this node's own --listen {listen.address}")
+        return self
+
+
+# Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.
+NAMES = {
+    field: {"backends": "backend", "listens": "listen", "peers": "peer"}.get(field, re.sub("_(s|bytes)$", "", field))
+    for field in Settings.model_fields
+}
+
+
+def load(flags: Mapping[str, Any], *, config_file: Path | None = None) -> Settings:
+    """Settings from flags (by field name; None: not given), environment, and the TOML file.
+
+    Raises ConfigError with one line that names the setting as the person wrote it.
+    """
+    given = {field: value for field, value in flags.items() if value is not None and value != []}
+    environment = _Environment(Settings)()
+    path = find_config_file(config_file, os.environ)
+    file, spelling = _read(path) if path else ({}, {})
+
+    origins = {field: f"{spelling[field]} in {path}" for field in file}
+    origins |= {field: PREFIX + NAMES[field].upper() for field in environment}
+    origins |= {field: _flag(field) for field in given}
+    values = {field: value for field, value in file.items() if field not in environment} | given
+    values |= _one_token(given, environment, file, origins)
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, environment | values, origins)) from None
+
+
+def _one_token(
+    given: Mapping[str, Any], environment: Mapping[str, Any], file: Mapping[str, Any], origins: Mapping[str, str]
+) -> dict[str, Any]:
+    """Token and token file are two spellings of one setting: the highest layer that has either decides."""
+    for layer in (given, environment, file):
+        if layer.get("token") is not None and layer.get("token_file") is not None:
+            raise ConfigError(f"{origins['token']} and {origins['token_file']} are both given; choose one")
+        if layer.get("token") is not None or layer.get("token_file") is not None:
+            return {"token": layer.get("token"), "token_file": layer.get("token_file")}
+    return {}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The file's values by field name, and how each key was written. Raises ConfigError for a key we do not know."""
+    fields = {name: field for field, name in NAMES.items()}
+    values: dict[str, Any] = {}
+    spelling: dict[str, str] = {}
+    for key, value in read_config_file(path).items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            close = get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
+            raise ConfigError(f"{path} has an unknown key {key!r}{hint}")
+        if fields[name] in values:
+            raise ConfigError(f"{path} has both {spelling[fields[name]]} and {key}")
+        values[fields[name]] = value
+        spelling[fields[name]] = key
+    return values, spelling
+
+
+def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """The first thing that is wrong, in one line."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    reason = str(cause) if cause is not None else re.sub("^[A-Z][a-z]+ should", "it should", first["msg"])
+    if not first["loc"]:
+        return reason
+    field = str(first["loc"][0])
+    if cause is not None and field in _REPEATABLE:
+        return f"{origins.get(field, field)} {reason}"  # the reason begins with the item that is wrong
+    shown = "" if field == "token" else f" {values.get(field)!r}"
+    return f"{origins.get(field, field)}{shown}: {reason}"
+
+
+def _flag(field: str) -> str:
+    return "--no-mdns" if field == "mdns" else f"--{NAMES[field].replace('_', '-')}"
+
+
+def _reaches(address: HostPort, listener: HostPort) -> bool:
+    """Whether a dial to `address` ends at our own `listener`."""
+    if address.port != listener.port:
+        return False
+    local = address.is_loopback or address.is_wildcard
+    return address.host == listener.host or (local and (listener.is_loopback or listener.is_wildcard))
+
+
+_REPEATABLE = {"backends", "listens", "announce", "peers"}

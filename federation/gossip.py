@@ -1,0 +1,295 @@
+"""Gossip: this node's record to all others, and theirs into the ledger.
+
+Three ways, one rule: whatever brought it, a record counts only with its own node's signature.
+
+* The topic carries each announcement to everybody: every `announce_interval_s`, stretched with the number of nodes, and at
+  once when something that matters to selection changed, at most four times a second.
+* On every new link both sides exchange digests and hand over what the other lacks (anti-entropy), so a newcomer knows
+  everybody in one round trip. What was news to us goes on by the topic.
+* Leaving publishes a tombstone.
+
+Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
+    dialler:  [[peer_id, incarnation, seq], ...]
+    listener: the same, then pages [[signed, age in ms], ...] and an empty page
+    dialler:  its pages and an empty page
+"""
+
+from __future__ import annotations
+
+import struct
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import structlog
+import trio
+
+from federation.errors import PeerUnavailable, ProtocolViolation, RecordInvalid
+from federation.ledger import MAX_ENTRIES, Change, Ledger
+from federation.net.pubsub import Topic
+from federation.records import MAX_RECORD_BYTES, NodeData, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
+
+    from federation.metrics import Metrics
+    from federation.net.host import Host
+    from federation.net.link import Link
+    from federation.net.streams import TrioStream
+    from federation.tokens import Token
+
+log = structlog.get_logger(__name__)
+
+FASTEST_S = 0.25  # four announcements a second
+NODES_AT_BASE = 16  # so many nodes announce at the base interval; more stretch it in proportion
+SLOWEST_S = 12.0  # three of them fit into NODE_ONLINE_WINDOW: two in a row may be lost
+VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
+EXPIRE_S = 5.0
+SYNC_TIMEOUT_S = 10.0
+PAGE = 64  # records: at most 1 MiB
+MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)
+MAX_PAGES = MAX_ENTRIES // PAGE + 1
+_LENGTH = struct.Struct(">I")
+
+
+def announce_interval(base_s: float, nodes: int) -> float:
+    """Seconds between two announcements of a node in a network of `nodes`: idle traffic grows no faster than the network."""
+    return max(base_s, min(base_s * nodes / NODES_AT_BASE, SLOWEST_S))
+
+
+def matters(before: NodeData | None, after: NodeData) -> bool:
+    """Whether selection elsewhere should hear of it at once."""
+    if before is None:
+        return True
+    step = max(before.available_vram, after.available_vram) * VRAM_STEP
+    if abs(after.available_vram - before.available_vram) > step:
+        return True
+    quiet = {"seq", "last_seen", "available_vram", "gpus"}
+    return before.model_dump(exclude=quiet) != after.model_dump(exclude=quiet)
+
+
+class Gossip:
+    """`describe()` gives this node's record as of now (seq is set here); `on_change` hears what the ledger learnt."""
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        token: Token,
+        ledger: Ledger,
+        describe: Callable[[], NodeData],
+        utc_now: Callable[[], datetime],
+        on_change: Callable[[Change], None],
+        interval_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._host = host
+        self._ledger = ledger
+        self._describe = describe
+        self._utc_now = utc_now
+        self._on_change = on_change
+        self._interval_s = interval_s
+        self._metrics = metrics
+        self._protocol = token.ledger_protocol()
+        self._topic = Topic(host, token.topic(), self._accept)
+        self._seq = 0
+        self._announced: NodeData | None = None
+        self._announced_at = 0.0
+        self._stir = trio.Event()
+        self._impostor_seen = False
+        host.handle_stream(self._protocol, self._answer_sync)
+
+    # Ours
+
+    def stir(self) -> None:
+        """Something about this node may have changed."""
+        self._stir.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Announce until cancelled."""
+        async with self._topic.running(), trio.open_nursery() as nursery:
+            await self.announce(self._describe())
+            nursery.start_soon(self._expire)
+            task_status.started()
+            await self._announce_forever()
+
+    async def _announce_forever(self) -> None:
+        looked_at = trio.current_time()
+        while True:
+            due = self._announced_at + announce_interval(self._interval_s, len(self._ledger))
+            with trio.CancelScope(deadline=due):
+                await self._stir.wait()
+            await trio.sleep_until(looked_at + FASTEST_S)
+            looked_at = trio.current_time()
+            self._stir = trio.Event()
+            record = self._describe()
+            if looked_at >= due or matters(self._announced, record):
+                await self.announce(record)
+
+    async def announce(self, record: NodeData) -> None:
+        self._seq += 1
+        record = record.model_copy(update={"seq": self._seq})
+        self._announced = record
+        self._announced_at = trio.current_time()
+        signed = await self._topic.publish(encode(record))
+        self._metrics.gossip_messages("out").inc()
+        self._ledger.merge(record, signed=signed, now=self._utc_now())
+
+    async def leave(self) -> None:
+        """Say good-bye. Nothing is announced afterwards: cancel `run` soon."""
+        await self.announce(self._describe().model_copy(update={"left": True, "draining": True}))
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(EXPIRE_S)
+            for change in self._ledger.expire(self._utc_now()):
+                self._on_change(change)
+
+    # Theirs
+
+    def _accept(self, signer: str, data: bytes, signed: bytes) -> bool:
+        """From the topic: whether it is to go on to others. Never raises."""
+        self._metrics.gossip_messages("in").inc()
+        try:
+            return self._merge(signer, data, signed, timedelta(0))
+        except RecordInvalid as error:
+            log.debug("a record was refused", signer=signer, why=error.detail)
+            return False
+
+    def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta) -> bool:
+        """Take in a record whose signature was checked; whether it is the newest. Raises RecordInvalid."""
+        now = self._utc_now()
+        record = decode(data, received_at=now)
+        if record.peer_id != signer:
+            raise RecordInvalid("it speaks for somebody else")
+        if record.peer_id == self._host.peer_id:
+            self._notice_impostor(record)
+            return False
+        change = self._ledger.merge(record, signed=signed, now=now, age=age)
+        if change is not None:
+            self._on_change(change)
+        entry = self._ledger.get(record.peer_id)
+        return entry is not None and entry.signed == signed
+
+    def _notice_impostor(self, record: NodeData) -> None:
+        ours = self._announced
+        if ours is None or self._impostor_seen or record.incarnation <= ours.incarnation:
+            return
+        self._impostor_seen = True
+        log.error("another node uses this node's identity: its state directory was copied; give one of them a new one")
+
+    # Anti-entropy
+
+    async def sync(self, link: Link) -> None:
+        """Exchange with a peer that this node dialled. A failure is the next announcement's business."""
+        try:
+            with trio.fail_after(SYNC_TIMEOUT_S):
+                stream = await self._host.open_stream(link.peer, self._protocol)
+                async with stream:
+                    await _send(stream, self._digest())
+                    theirs = _read_digest(await _receive(stream))
+                    await self._take_pages(stream, link.peer)
+                    await self._send_pages(stream, theirs)
+                    await stream.send_eof()
+                    await stream.receive_some(1)  # until the other side has read it all
+        except (PeerUnavailable, ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("ledger sync failed", peer=link.peer, why=str(error) or type(error).__name__)
+
+    async def _answer_sync(self, peer: str, stream: TrioStream) -> None:
+        try:
+            with trio.fail_after(SYNC_TIMEOUT_S):
+                async with stream:
+                    theirs = _read_digest(await _receive(stream))
+                    await _send(stream, self._digest())
+                    await self._send_pages(stream, theirs)
+                    await self._take_pages(stream, peer)
+                    await stream.send_eof()
+        except (ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("ledger sync failed", peer=peer, why=str(error) or type(error).__name__)
+
+    def _digest(self) -> list[tuple[str, int, int]]:
+        return [(peer_id, *version) for peer_id, version in self._ledger.digest().items()]
+
+    async def _send_pages(self, stream: TrioStream, theirs: dict[str, tuple[int, int]]) -> None:
+        now = self._utc_now()
+        rows = [
+            (entry.signed, int((now - entry.record.last_seen) / timedelta(milliseconds=1)))
+            for entry in self._ledger.missing(theirs)
+            if entry.signed
+        ]
+        for at in range(0, len(rows), PAGE):
+            await _send(stream, rows[at : at + PAGE])
+        await _send(stream, [])
+
+    async def _take_pages(self, stream: TrioStream, peer: str) -> None:
+        for _ in range(MAX_PAGES):
+            page = await _receive(stream)
+            if not isinstance(page, list):
+                raise ProtocolViolation("a page of records is a list")
+            if not page:
+                return
+            for row in page:
+                await self._take_row(row, peer)
+        raise ProtocolViolation("too many records")
+
+    async def _take_row(self, row: object, peer: str) -> None:
+        match row:
+            case [bytes(signed), int(age_ms)] if 0 <= age_ms < 2**40:
+                pass
+            case _:
+                raise ProtocolViolation("a row is a signed record and its age")
+        try:
+            signer, data = self._topic.open_signed(signed)
+            is_news = self._ledger.get(signer) is None
+            newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
+        except RecordInvalid as error:
+            log.warning("a peer handed over a record that is not genuine", peer=peer, why=error.detail)
+            return
+        if newest and is_news:
+            await self._topic.forward(peer, signed)
+
+
+async def _send(stream: TrioStream, message: object) -> None:
+    data = msgpack.packb(message)
+    await stream.send_all(_LENGTH.pack(len(data)) + data)
+
+
+async def _receive(stream: TrioStream) -> Any:
+    """The next message. Raises ProtocolViolation."""
+    (length,) = _LENGTH.unpack(await _exactly(stream, _LENGTH.size))
+    if length > MAX_SYNC_BYTES:
+        raise ProtocolViolation(f"a ledger message of {length} bytes")
+    try:
+        return msgpack.unpackb(await _exactly(stream, length))
+    except ValueError:
+        raise ProtocolViolation("a ledger message that is not msgpack") from None
+
+
+async def _exactly(stream: TrioStream, n: int) -> bytes:
+    data = bytearray()
+    async for chunk in _chunks(stream, n):
+        data += chunk
+    return bytes(data)
+
+
+async def _chunks(stream: TrioStream, n: int) -> AsyncIterator[bytes]:
+    while n:
+        chunk = await stream.receive_some(n)
+        if not chunk:
+            raise ProtocolViolation("the ledger sync ended early")
+        n -= len(chunk)
+        yield chunk
+
+
+def _read_digest(message: object) -> dict[str, tuple[int, int]]:
+    if not isinstance(message, list) or len(message) > MAX_ENTRIES:
+        raise ProtocolViolation("a digest is a list of at most as many rows as a ledger")
+    digest: dict[str, tuple[int, int]] = {}
+    for row in message:
+        match row:
+            case [str(peer_id), int(incarnation), int(seq)]:
+                digest[peer_id] = (incarnation, seq)
+            case _:
+                raise ProtocolViolation("a digest's row is a peer, its incarnation and its seq")
+    return digest

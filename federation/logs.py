@@ -1,0 +1,136 @@
+"""Logging: one handler on stderr for structlog and for every library that uses the standard library's logging.
+
+Libraries' loggers speak from WARNING on, in one line, without tracebacks: a remote that misbehaves is no fault of ours,
+and py-libp2p logs a page of stack for each. (`--log-level debug` shows them.) Ours keep theirs: they are bugs.
+
+Whatever is logged, no secret gets out: values of keys that name one are replaced, and so is anything that looks like a
+token, wherever it stands. Texts from the network cannot forge lines or move the terminal's cursor.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, TextIO
+
+import structlog
+
+from federation.values import REDACTED, without_tokens
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
+
+OURS = "federation"
+QUIET = ("libp2p", "hypercorn", "zeroconf")  # kept from building records that the handler would drop
+
+_SECRET_KEY = re.compile(r"(.*[_-])?(token|secret|key|password|authorization)s?", re.IGNORECASE)
+_MULTILINE_KEYS = {"exception", "stack"}  # our own tracebacks
+
+
+def configure(level: str, style: str, *, stream: TextIO, colors: bool = False) -> None:
+    """Send all logging to `stream` from `level` (debug, info, ...) on, as "console" or "json" lines.
+
+    Call it before libp2p is imported (its import calls `basicConfig` and sets up a logger of its own).
+    """
+    threshold = logging.getLevelName(level.upper())
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(_Foreign(tracebacks=threshold <= logging.DEBUG))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.StackInfoRenderer(),
+                structlog.processors.format_exc_info,
+                redact,
+                _renderer(style, colors),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(threshold)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(logging.WARNING, threshold))
+    # At its import libp2p takes its logger off the root (trap M); what has no handler of its own comes here, too.
+    logging.lastResort = handler
+    logging.raiseExceptions = False  # a closed stderr is no reason to write to it
+    logging.captureWarnings(True)
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _failed_unseen
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Structlog processor: no secrets, no control characters."""
+    return {key: _clean(value, key) for key, value in event.items()}
+
+
+def _clean(value: Any, key: str = "") -> Any:
+    if _SECRET_KEY.fullmatch(key):
+        return REDACTED
+    if isinstance(value, str):
+        return _printable(without_tokens(value), lines=key in _MULTILINE_KEYS)
+    if isinstance(value, dict):
+        return {name: _clean(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(item) for item in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return _printable(without_tokens(str(value)))  # errors, paths, addresses
+
+
+def _printable(text: str, *, lines: bool = False) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or (lines and c == "\n") else c.encode("unicode_escape").decode() for c in text)
+
+
+def _renderer(style: str, colors: bool) -> Processor:
+    if style == "json":
+        return structlog.processors.JSONRenderer(sort_keys=False)
+    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    name = args.thread.name if args.thread else "?"
+    error = args.exc_value or args.exc_type()
+    _python.error("thread %s failed: %r", name, error, exc_info=error)
+
+
+def _failed_unseen(args: sys.UnraisableHookArgs) -> None:
+    _python.error("failed while being cleaned up: %r", args.exc_value, exc_info=args.exc_value)
+
+
+_python = logging.getLogger("python")  # what the interpreter would print itself, page by page
+
+
+class _Foreign(logging.Filter):
+    """Makes libraries brief: nothing below WARNING, the first line only, and tracebacks only where asked for."""
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == OURS or record.name.startswith(f"{OURS}."):
+            return True
+        if record.levelno < logging.WARNING:
+            return False
+        if not self._tracebacks:
+            record.exc_info = record.exc_text = record.stack_info = None
+            record.msg, record.args = record.getMessage().partition("\n")[0], None
+        return True

@@ -1,0 +1,51 @@
+"""Which network this node is in: that of the token given at this start, else of the saved one.
+
+Rule: what a person typed is not lost; a token that another one replaces is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from federation.errors import TokenError
+from federation.tokens import MAX_ADDRESSES, Token
+
+if TYPE_CHECKING:
+    from federation.state import StateDir
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The token to use; `left_behind` when it replaced another network's, which token.previous keeps."""
+
+    token: Token
+    left_behind: bool = False
+
+
+def saved_token(state: StateDir) -> Token | None:
+    """Raises TokenError, which names the file, where it is damaged: to start a new network instead would hide it."""
+    text = state.load_token()
+    if text is None:
+        return None
+    try:
+        return Token.decode(text)
+    except TokenError as error:
+        raise type(error)(f"saved in {state.path / 'token'}") from None
+
+
+def take_up(given: Token, state: StateDir) -> Membership:
+    """Use the given token, and save it for the next start."""
+    text = state.load_token()
+    try:
+        saved = None if text is None else Token.decode(text)
+    except TokenError:
+        saved = None  # damaged: kept beside the new one all the same
+    if saved is not None and saved.secret == given.secret:
+        # The same network. A person may have typed the addresses of either: keep both, the new ones first.
+        addresses = tuple(dict.fromkeys(given.addresses + saved.addresses))[:MAX_ADDRESSES]
+        token = Token(given.secret, given.name or saved.name, addresses)
+        state.save_token(token.encode(), keep_old=False)
+        return Membership(token)
+    state.save_token(given.encode())
+    return Membership(given, left_behind=text is not None)

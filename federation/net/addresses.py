@@ -1,0 +1,388 @@
+"""Where peers can be dialled, and when to try again. Rule 1: no I/O and no clock, callers pass `now` in seconds of any
+monotonic clock. Rule 2: an address that a person gave is tried for ever; what the network told is forgotten when it is
+dead or when there is too much of it.
+
+A target is what one dial is about: a peer with all its addresses, or an address whose peer is not known yet. The caller
+asks for what is `due`, says `started`, and reports `succeeded`, `failed` or `ourselves`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import re
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import TYPE_CHECKING, Literal
+
+from federation.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Iterator
+
+# In order of trust: a person's word, what was heard just now on this LAN, what the peer says of itself, what it said in
+# an earlier life of this daemon, what others saw.
+Source = Literal["token", "peer", "mdns", "record", "saved", "inbound"]
+_RANK: dict[Source, int] = {"token": 0, "peer": 0, "mdns": 1, "record": 2, "saved": 3, "inbound": 4}
+_BOOTSTRAP_RANK = 0
+
+BACKOFF_FIRST_S = 0.25  # a peer that restarts is back within a second or two
+BACKOFF_MAX_S = 30.0  # under NODE_ONLINE_WINDOW: a network that was cut finds itself before all of its records age out
+BACKOFF_JITTER = 0.25  # share of the wait that is random, so that two peers do not keep dialling each other in step
+STABLE_S = 10.0  # a connection that ended before this counts as a failure, so that accept-and-close is no busy loop
+DROP_AFTER_S = 3600.0  # the ledger forgets a silent peer after the same hour
+MAX_PEERS = 4096  # as many as the ledger holds
+MAX_ADDRESSES = 16  # a machine with several interfaces, both families, has under ten
+MAX_OURS = 256
+MAX_TEXT = 256  # as long as an address in a token
+
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_PEER_ID = re.compile(r"1[1-9A-HJ-NP-Za-km-z]{40,60}|Qm[1-9A-HJ-NP-Za-km-z]{44}")  # base58btc of a multihash
+_DIGITS = re.compile(r"[0-9]{1,5}")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """A TCP address and, where it is known, the peer that answers there. `str()` is its multiaddr."""
+
+    host: str  # IPv4, IPv6 (compressed, no zone) or DNS name (lower case)
+    port: int
+    peer_id: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> PeerAddress:
+        """Read `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/ID]` or `HOST:PORT`; UsageError says what is wrong.
+
+        The three DNS forms are one here: the resolver decides on the family.
+        """
+        try:
+            if len(text) > MAX_TEXT:
+                raise ValueError(f"it is longer than {MAX_TEXT} characters")
+            return cls._from_multiaddr(text) if text.startswith("/") else cls._from_host_port(text)
+        except ValueError as error:
+            shown = text if len(text) <= 80 else text[:77] + "..."
+            raise UsageError(
+                f"{shown!r} is not a peer address: {error} (write /ip4/192.0.2.1/tcp/4484 or HOST:PORT)"
+            ) from None
+
+    @classmethod
+    def _from_multiaddr(cls, text: str) -> PeerAddress:
+        match text.split("/")[1:]:
+            case [protocol, host, "tcp", port]:
+                return cls(_host(protocol, host), _port(port))
+            case [protocol, host, "tcp", port, "p2p", peer_id]:
+                if not _PEER_ID.fullmatch(peer_id):
+                    raise ValueError(f"{peer_id[:80]!r} is not a peer id")
+                return cls(_host(protocol, host), _port(port), peer_id)
+        raise ValueError("only plain TCP addresses can be dialled")
+
+    @classmethod
+    def _from_host_port(cls, text: str) -> PeerAddress:
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            raise ValueError("the port is missing")
+        if host.startswith("[") and host.endswith("]"):
+            return cls(_host("ip6", host[1:-1]), _port(port))
+        if ":" in host:
+            raise ValueError("an IPv6 address with a port goes in brackets, [2001:db8::1]:4484")
+        return cls(_host("ip4" if _looks_like_ipv4(host) else "dns", host), _port(port))
+
+    @property
+    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """The address as a number; None for a DNS name."""
+        try:
+            return ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host == "localhost" or (self.ip is not None and self.ip.is_loopback)
+
+    def __str__(self) -> str:
+        ip = self.ip
+        text = f"/{f'ip{ip.version}' if ip else 'dns'}/{self.host}/tcp/{self.port}"
+        return text if self.peer_id is None else f"{text}/p2p/{self.peer_id}"
+
+
+def _host(protocol: str, text: str) -> str:
+    match protocol:
+        case "ip4":
+            ip: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.IPv4Address(text)
+        case "ip6" if "%" in text:
+            raise ValueError("an address with a zone means something on one machine only")
+        case "ip6":
+            ip = ipaddress.IPv6Address(text)
+        case "dns" | "dns4" | "dns6":
+            return _dns_name(text)
+        case _:
+            raise ValueError(f"{protocol!r} is not one of ip4, ip6, dns, dns4, dns6")
+    if ip.is_unspecified or ip.is_multicast:
+        raise ValueError(f"{ip} is no one machine's address")
+    return str(ip)
+
+
+def _dns_name(text: str) -> str:
+    name = text.lower().removesuffix(".")
+    labels = name.split(".")
+    if len(name) > 253 or _looks_like_ipv4(name) or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"{text[:80]!r} is not a host name")
+    return name
+
+
+def _looks_like_ipv4(text: str) -> bool:
+    """No top-level domain is a number: such a name is an IPv4 address, or a misspelt one (RFC 3696, section 2)."""
+    return text.rpartition(".")[2].isdecimal()
+
+
+def _port(text: str) -> int:
+    if not _DIGITS.fullmatch(text) or not 1 <= int(text) <= 65535:
+        raise ValueError("the port must be 1 to 65535")
+    return int(text)
+
+
+def backoff(failures: int, jitter: float) -> float:
+    """Seconds to wait after so many failures in a row (>= 1); `jitter` in [0, 1) shortens that by up to a quarter."""
+    nominal = BACKOFF_FIRST_S * 2.0 ** min(failures - 1, _DOUBLINGS)
+    return min(nominal, BACKOFF_MAX_S) * (1.0 - BACKOFF_JITTER * jitter)
+
+
+_DOUBLINGS = 7  # 0.25 s * 2**7 is the first to exceed the cap
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One dial: a peer and its addresses, best first, or one address without a peer."""
+
+    peer_id: str | None
+    addresses: tuple[PeerAddress, ...]
+
+
+@dataclass(slots=True)
+class _Known:
+    rank: int
+    first_seen: int  # a count, not a time: peers announce their addresses best first
+    last_seen: int
+    last_success: float = -inf
+
+    @property
+    def is_bootstrap(self) -> bool:
+        return self.rank == _BOOTSTRAP_RANK
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known of one target."""
+
+    known: dict[PeerAddress, _Known] = field(default_factory=dict)
+    dialling: bool = False
+    failures: int = 0  # in a row
+    failing_since: float = inf
+    ended_at: float = -inf  # the last dial, well or badly
+    retry_at: float = -inf
+    connected_at: float = -inf
+    answered_by: str | None = None  # for an address without a peer id: who was found there
+
+    @property
+    def is_bootstrap(self) -> bool:
+        return any(known.is_bootstrap for known in self.known.values())
+
+    def disposable(self) -> list[PeerAddress]:
+        return [address for address, known in self.known.items() if not known.is_bootstrap]
+
+    def best_first(self) -> list[PeerAddress]:
+        def order(item: tuple[PeerAddress, _Known]) -> tuple[float, int, int]:
+            return -item[1].last_success, item[1].rank, item[1].first_seen
+
+        return [address for address, _ in sorted(self.known.items(), key=order)]
+
+    def refresh(self) -> None:
+        """As good as after a first failure; not better, or a flood of sightings would be a flood of dials."""
+        self.failures = 0
+        self.failing_since = inf
+        self.retry_at = min(self.retry_at, self.ended_at + BACKOFF_FIRST_S)
+
+    def connected(self, now: float, jitter: float) -> None:
+        self.failures = self.failures + 1 if now - self.connected_at < STABLE_S else 0
+        self.failing_since = inf
+        self.connected_at = self.ended_at = now
+        self.retry_at = now + backoff(max(self.failures, 1), jitter)
+
+    def failed(self, now: float, jitter: float, *, permanent: bool) -> None:
+        self.failures = _DOUBLINGS + 1 if permanent else self.failures + 1
+        self.ended_at = now
+        self.failing_since = min(self.failing_since, now)
+        self.retry_at = now + backoff(self.failures, jitter)
+
+
+_Key = str | tuple[str, int]  # a peer id, or the address of nobody in particular
+
+
+def _key(address: PeerAddress) -> _Key:
+    return address.peer_id or (address.host, address.port)
+
+
+class AddressBook:
+    """All targets. Bounded: MAX_PEERS targets, MAX_ADDRESSES each."""
+
+    def __init__(self, *, rng: random.Random | None = None) -> None:
+        self._rng = rng or random.Random()
+        self._states: dict[_Key, _State] = {}
+        self._ours: dict[tuple[str, int], None] = {}  # an ordered set
+        self._sightings = 0
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __contains__(self, peer_id: object) -> bool:
+        return peer_id in self._states
+
+    def __iter__(self) -> Iterator[str]:
+        """The peer ids, for whoever saves them."""
+        return (key for key in self._states if isinstance(key, str))
+
+    def addresses(self, peer_id: str) -> list[PeerAddress]:
+        """Of this peer, best first: what worked last, then by source, then as the peer announced them."""
+        state = self._states.get(peer_id)
+        return state.best_first() if state else []
+
+    def add(self, address: PeerAddress, *, source: Source) -> bool:
+        """Note a sighting; True if there is now something to dial that was not there before.
+
+        A new address and any sighting by mDNS end the target's backoff. A record that repeats itself does not: peers
+        that nobody can dial announce themselves as often as others. See `refresh` for a peer that restarted.
+        """
+        rank = _RANK[source]
+        if (address.host, address.port) in self._ours and rank != _BOOTSTRAP_RANK:
+            return False
+        state = self._states.get(_key(address))
+        if state is None:
+            if len(self._states) >= MAX_PEERS and not self._evict_target(bootstrap=rank == _BOOTSTRAP_RANK):
+                return False
+            state = self._states[_key(address)] = _State()
+        self._sightings += 1
+        known = state.known.get(address)
+        is_new = known is None
+        if known is None:
+            if len(state.known) >= MAX_ADDRESSES and not _evict_address(state):
+                return False
+            state.known[address] = _Known(rank, self._sightings, self._sightings)
+        else:
+            known.rank = min(known.rank, rank)
+            known.last_seen = self._sightings
+        if is_new or source == "mdns":
+            state.refresh()
+            return True
+        return False
+
+    def update(self, peer_id: str, addresses: Iterable[PeerAddress], *, source: Source) -> bool:
+        """The source names all the addresses it knows of this peer: add them, and forget what it no longer names."""
+        named = [replace(address, peer_id=peer_id) for address in addresses][:MAX_ADDRESSES]
+        is_fresh = any([self.add(address, source=source) for address in named])  # all of them, so no generator
+        if state := self._states.get(peer_id):
+            rank = _RANK[source]
+            stale = [a for a, k in state.known.items() if k.rank == rank and not k.is_bootstrap and a not in named]
+            self._drop(peer_id, state, stale)
+        return is_fresh
+
+    def refresh(self, peer_id: str) -> None:
+        """The peer is known to live (a newer incarnation of it was heard of): dial it soon, however often it failed."""
+        if state := self._states.get(peer_id):
+            state.refresh()
+
+    def forget(self, peer_id: str) -> None:
+        """The peer left. The addresses a person gave stay."""
+        if state := self._states.get(peer_id):
+            self._drop(peer_id, state, state.disposable())
+
+    def ourselves(self, address: PeerAddress) -> None:
+        """This address leads back here. Whoever announces it (every machine's docker bridge has the same), drop it."""
+        self._ours[address.host, address.port] = None
+        if len(self._ours) > MAX_OURS:
+            del self._ours[next(iter(self._ours))]
+        for key, state in list(self._states.items()):
+            self._drop(key, state, [a for a in state.known if (a.host, a.port) == (address.host, address.port)])
+
+    def due(self, now: float, *, connected: Container[str], self_id: str) -> list[Target]:
+        """What to dial now, the most promising first: not connected, not in backoff, not being dialled."""
+        self._states.pop(self_id, None)
+        found = [
+            (state.failures, Target(key if isinstance(key, str) else None, tuple(state.best_first())))
+            for key, state in self._states.items()
+            if state.retry_at <= now and not state.dialling and not self._is_served(key, state, connected)
+        ]
+        return [target for _, target in sorted(found, key=lambda item: item[0])]
+
+    def next_due(self, now: float) -> float | None:
+        """When the next backoff ends; None if none is running. What is due already is for `due` to say."""
+        return min((state.retry_at for state in self._states.values() if state.retry_at > now), default=None)
+
+    def started(self, target: Target) -> None:
+        if state := self._states.get(_target_key(target)):
+            state.dialling = True
+
+    def succeeded(self, address: PeerAddress, peer_id: str, now: float) -> None:
+        """A dial to this address found that peer, be it the one asked for or not."""
+        state = self._states.get(_key(address))
+        if state is not None:
+            state.dialling = False
+            if address.peer_id is None:
+                state.answered_by = peer_id
+                state.connected(now, self._rng.random())
+            elif address.peer_id != peer_id:  # the machine has a new identity, and the old one will not come back
+                state.failed(now, self._rng.random(), permanent=True)
+        # Not as bootstrap: the person named an address, not this peer.
+        found = replace(address, peer_id=peer_id)
+        self.add(found, source="saved")
+        if owner := self._states.get(peer_id):
+            owner.connected(now, self._rng.random())
+            if found in owner.known:
+                owner.known[found].last_success = now
+
+    def failed(self, target: Target, now: float, *, permanent: bool = False) -> None:
+        """No address of the target answered. `permanent`: it did, and trying soon is of no use (another network)."""
+        key = _target_key(target)
+        state = self._states.get(key)
+        if state is None:
+            return
+        state.dialling = False
+        state.failed(now, self._rng.random(), permanent=permanent)
+        if now - state.failing_since >= DROP_AFTER_S:
+            self._drop(key, state, state.disposable())
+
+    def _is_served(self, key: _Key, state: _State, connected: Container[str]) -> bool:
+        """Connected already, or an address without a peer id whose peer has a target of its own that goes first."""
+        if isinstance(key, str):
+            return key in connected
+        if state.answered_by is None:
+            return False
+        owner = self._states.get(state.answered_by)
+        return state.answered_by in connected or (owner is not None and (owner.dialling or owner.failures == 0))
+
+    def _drop(self, key: _Key, state: _State, addresses: Iterable[PeerAddress]) -> None:
+        for address in addresses:
+            del state.known[address]
+        if not state.known:
+            del self._states[key]
+
+    def _evict_target(self, *, bootstrap: bool) -> bool:
+        """Make room by forgetting the target that failed most; for a person's address, if need be, any other."""
+        candidates = [(s.failures, key) for key, s in self._states.items() if not s.is_bootstrap and not s.dialling]
+        failures, key = max(candidates, key=lambda item: item[0], default=(0, None))
+        if key is None or (failures == 0 and not bootstrap):
+            return False
+        del self._states[key]
+        return True
+
+
+def _evict_address(state: _State) -> bool:
+    """Make room by forgetting the address that worked, then was seen, longest ago."""
+    candidates = state.disposable()
+    if not candidates:
+        return False
+    del state.known[min(candidates, key=lambda a: (state.known[a].last_success, state.known[a].last_seen))]
+    return True
+
+
+def _target_key(target: Target) -> _Key:
+    return target.peer_id or _key(target.addresses[0])

@@ -1,0 +1,414 @@
+"""The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and redial loop.
+
+py-libp2p's swarm is left what it does well: it negotiates streams and notifies pubsub. It never dials, never listens,
+never prunes and never counts; py-libp2p 0.8.1 has a trap in each of these (the letters below are those of
+docs/architecture.md).
+
+Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
+the other (N). If the one to keep has been silent for STALE_S, the new one wins: the old one is a machine that is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+import trio
+from libp2p import new_swarm
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.host.basic_host import BasicHost
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+from libp2p.tools.anyio_service import background_trio_service
+
+from federation.errors import FederationError, HandshakeFailed, ListenFailed, PeerUnavailable, TokenRefused, listen_problem
+from federation.net import link as mux_link
+from federation.net import noise
+from federation.net.addresses import AddressBook, PeerAddress, Target
+from federation.net.link import Link
+from federation.net.streams import MuxStream, TrioStream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from libp2p.abc import INetStream
+    from libp2p.custom_types import TProtocol
+
+    from federation.net.mux import Channel
+    from federation.reactor import Reactor
+    from federation.values import HostPort
+
+log = structlog.get_logger(__name__)
+
+UPGRADE_TIMEOUT_S = 5.0  # from accept to an admitted, multiplexed connection; a stranger holds a slot no longer
+MAX_HANDSHAKES = 128  # at once; strangers beyond that are hung up on
+MAX_HANDSHAKES_PER_ADDRESS = 32
+MAX_LINKS = 4096
+BACKLOG = 256
+EMFILE_PAUSE_S = 0.1
+DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
+DIAL_STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed
+MAX_DIALS = 16
+TICK_S = 0.25
+STALE_S = 2.0
+COMPLAIN_EVERY_S = 10.0  # the same complaint about strangers is logged at most so often
+
+
+class HostEvents(Protocol):
+    """What the host tells the node."""
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None: ...
+    def peer_up(self, link: Link) -> None: ...
+    def peer_down(self, peer: str, reason: str) -> None: ...
+    def peer_suspect(self, link: Link) -> None: ...
+
+
+class Host:
+    """Our end of the peer-to-peer network. `links` has the one live link of each connected peer, by peer id."""
+
+    def __init__(
+        self,
+        *,
+        seed: bytes,
+        reactor: Reactor,
+        events: HostEvents,
+        book: AddressBook,
+        admission_keys: Callable[[], Sequence[bytes]],
+    ) -> None:
+        self._reactor = reactor
+        self._events = events
+        self.book = book
+        self.links: dict[str, Link] = {}
+        self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
+        key_pair = create_new_key_pair(seed)
+        self._security = noise.TokenNoise(key_pair, admission_keys)
+        self.swarm = new_swarm(
+            key_pair=key_pair,
+            sec_opt={noise.PROTOCOL_ID: self._security},  # type: ignore[dict-item]
+            muxer_opt={mux_link.PROTOCOL_ID: self._new_link},  # type: ignore[dict-item]
+            connection_config=ConnectionConfig(
+                max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=10**9,
+                max_connections_per_peer=8, grace_period=1e12, auto_connect_interval=1e9,
+            ),  # B, I
+        )  # fmt: skip
+        self.swarm.set_resource_manager(None)  # type: ignore[attr-defined]
+        self.libp2p = BasicHost(network=self.swarm)
+        self.swarm.notifees.clear()  # type: ignore[attr-defined]  # tag store and automatic identify: nothing here reads them
+        self.swarm.set_stream_handler(_never_raises(self.swarm.common_stream_handler))  # type: ignore[attr-defined]  # A
+        self.peer_id = str(self.swarm.get_peer_id())
+        self._listeners: list[trio.SocketListener] = []
+        self._handshakes: Counter[str] = Counter()
+        self._dials = trio.CapacityLimiter(MAX_DIALS)
+        self._look = trio.Event()  # the redial loop should look at the book
+        self._complained: dict[tuple[str, str], float] = {}
+        self._nursery: trio.Nursery | None = None
+
+    # Listening
+
+    async def listen(self, address: HostPort) -> HostPort:
+        """Bind the p2p port; 0.0.0.0 takes IPv6 along where there is any. Returns what was bound. Raises ListenFailed."""
+        port = address.port
+        hosts = ["0.0.0.0", "::"] if address.is_wildcard else [address.host]
+        for host in hosts:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                sock = trio.socket.socket(family, socket.SOCK_STREAM)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                await sock.bind((host, port))
+                sock.listen(BACKLOG)
+            except OSError as error:
+                if host == "::" and self._listeners and error.errno != errno.EADDRINUSE:
+                    break  # a machine without IPv6
+                raise ListenFailed(listen_problem("peers", str(address), "--p2p-listen", error)) from error
+            port = sock.getsockname()[1]
+            self._listeners.append(trio.SocketListener(sock))
+        return type(address)(address.host, port)
+
+    async def stop_listening(self) -> None:
+        for listener in self._listeners:
+            await listener.aclose()
+        self._listeners.clear()
+
+    # Running
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Bind first. Serves and redials until left; then every link is closed."""
+        async with background_trio_service(self.swarm), trio.open_nursery() as nursery:  # type: ignore[arg-type]
+            self._nursery = nursery
+            for listener in self._listeners:
+                nursery.start_soon(self._accept, listener)
+            nursery.start_soon(self._redial)
+            nursery.start_soon(self._tick)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+                for link in list(self.links.values()):
+                    link.fail("this node stops")  # L: the swarm's own end would leak them
+
+    async def flushed(self, timeout_s: float) -> None:
+        """Wait until what is queued on the links has gone to the kernel, `timeout_s` at most."""
+        with trio.move_on_after(timeout_s):
+            while any(not link.is_flushed for link in self.links.values()):
+                await trio.sleep(0.01)
+
+    def look_at_book(self) -> None:
+        """There may be something new to dial."""
+        self._look.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(TICK_S)
+            now = trio.current_time()
+            for link in list(self.links.values()):
+                link.tick(now)
+
+    # Inbound
+
+    async def _accept(self, listener: trio.SocketListener) -> None:
+        assert self._nursery is not None
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._complain("no descriptor left for a peer; accepting pauses", "ulimit -n")
+                    await trio.sleep(EMFILE_PAUSE_S)
+                continue
+            except trio.ClosedResourceError:
+                return
+            try:
+                host = stream.socket.getpeername()[0]
+            except OSError:  # gone already
+                await trio.aclose_forcefully(stream)
+                continue
+            if (
+                self._handshakes.total() >= MAX_HANDSHAKES
+                or self._handshakes[host] >= MAX_HANDSHAKES_PER_ADDRESS
+                or len(self.links) >= MAX_LINKS
+            ):
+                self.rejected["too many"] += 1
+                await trio.aclose_forcefully(stream)
+                continue
+            self._handshakes[host] += 1
+            self._nursery.start_soon(self._admit, stream, host)
+
+    async def _admit(self, stream: trio.SocketStream, host: str) -> None:
+        """An inbound connection, from anybody. Whatever it does costs it this connection and us UPGRADE_TIMEOUT_S."""
+        try:
+            with trio.fail_after(UPGRADE_TIMEOUT_S):
+                await self._upgrade(stream, None, initiator=False)
+        except TokenRefused:
+            self.rejected["other token"] += 1
+            self._complain("a node with another token, or none, was refused", host)
+        except trio.TooSlowError:
+            self.rejected["too slow"] += 1
+            self._complain("a connection did not finish its handshake in time", host)
+        except FederationError as error:
+            self.rejected["handshake"] += 1
+            self._complain("a connection that is not a member's was refused", host, why=error.detail)
+        except Exception as error:  # noqa: BLE001  # a stranger's bytes meet all of py-libp2p here: none of it may end us
+            self.rejected["handshake"] += 1
+            self._complain("a connection that is not a member's was refused", host, why=type(error).__name__)
+        finally:
+            self._handshakes[host] -= 1
+            if not self._handshakes[host]:
+                del self._handshakes[host]
+
+    async def _upgrade(self, stream: trio.SocketStream, peer_id: ID | None, *, initiator: bool) -> Link:
+        """Handshake, proof of the token, muxer. The stream is closed if any of it fails. Raises HandshakeFailed and more."""
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw = RawConnection(TrioTCPStream(stream), initiator)
+        upgrader = self.swarm.upgrader  # type: ignore[attr-defined]
+        try:
+            security = upgrader.security_multistream
+            if initiator:
+                secured = await security.secure_outbound(raw, peer_id)
+            else:
+                secured = await security.secure_inbound(raw)
+            remote = secured.get_remote_peer()
+            if str(remote) == self.peer_id:
+                raise _Ourselves
+            link: Link = await upgrader.upgrade_connection(secured, remote)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        try:
+            await self.swarm.add_conn(link, direction="outbound" if initiator else "inbound")  # type: ignore[attr-defined]
+        except BaseException:
+            link.fail("given up while starting")
+            raise
+        self._settle(link)
+        return link
+
+    def _new_link(self, secured: noise.SecureConn, peer_id: ID) -> Link:
+        return Link(secured, peer_id, reactor=self._reactor, events=self)
+
+    # Links
+
+    def _settle(self, link: Link) -> None:
+        """Take the link as the peer's, unless a better one is there (N)."""
+        if link.is_closed:
+            return
+        known = self.links.get(link.peer)
+        if known is None or known.is_closed:
+            self.links[link.peer] = link
+            self._events.peer_up(link)
+            return
+        now = trio.current_time()
+        lower_dialled = link.is_initiator == (self.peer_id < link.peer)
+        if link.is_initiator == known.is_initiator or lower_dialled or now - known.last_heard > STALE_S:
+            self.links[link.peer] = link
+            known.retire()
+            self._events.peer_up(link)
+        else:
+            link.retire()
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+        self._events.tunnel_opened(link, channel, service)
+
+    def link_suspect(self, link: Link) -> None:
+        if self.links.get(link.peer) is link:
+            self._events.peer_suspect(link)
+
+    def link_closed(self, link: Link, reason: str) -> None:
+        if self.links.get(link.peer) is link:
+            del self.links[link.peer]
+            self._events.peer_down(link.peer, reason)
+            self.look_at_book()
+
+    # Outbound
+
+    async def _redial(self) -> None:
+        assert self._nursery is not None
+        while True:
+            self._look = trio.Event()
+            now = trio.current_time()
+            for target in self.book.due(now, connected=self.links, self_id=self.peer_id):
+                self.book.started(target)
+                self._nursery.start_soon(self._dial, target)
+            next_due = self.book.next_due(now)
+            with trio.CancelScope(deadline=float("inf") if next_due is None else next_due):
+                await self._look.wait()
+
+    async def _dial(self, target: Target) -> None:
+        """Race the target's addresses, each one a little after the one before."""
+        found: list[tuple[PeerAddress, Link]] = []
+        problems: list[Exception] = []
+        async with self._dials, trio.open_nursery() as nursery:
+            failed = trio.Event()
+
+            async def attempt(address: PeerAddress, over: trio.Event) -> None:
+                try:
+                    link = await self._connect(address)
+                except _Ourselves:
+                    self.book.ourselves(address)
+                except (FederationError, OSError, BaseLibp2pError, trio.TooSlowError) as error:
+                    problems.append(error)
+                except Exception as error:  # noqa: BLE001  # as in _admit: what a remote's bytes can raise is anybody's guess
+                    problems.append(error)
+                else:
+                    found.append((address, link))
+                    nursery.cancel_scope.cancel()
+                finally:
+                    over.set()
+
+            for address in target.addresses:
+                failed = trio.Event()
+                nursery.start_soon(attempt, address, failed)
+                with trio.move_on_after(DIAL_STAGGER_S):
+                    await failed.wait()
+        now = trio.current_time()
+        if found:
+            address, link = found[0]
+            self.book.succeeded(address, link.peer, now)
+        else:
+            refused = next((p for p in problems if isinstance(p, TokenRefused)), None)
+            self.book.failed(target, now, permanent=refused is not None)
+            self._complain_about_dial(target, refused, problems)
+        self.look_at_book()
+
+    async def _connect(self, address: PeerAddress) -> Link:
+        with trio.fail_after(DIAL_TIMEOUT_S):
+            stream = await trio.open_tcp_stream(address.host, address.port)
+            peer_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
+            return await self._upgrade(stream, peer_id, initiator=True)
+
+    def _complain_about_dial(self, target: Target, refused: TokenRefused | None, problems: list[Exception]) -> None:
+        where = target.peer_id or str(target.addresses[0])
+        if refused is not None:
+            self._complain("the peer belongs to another network: it refused our token, or we its", where)
+        elif any(isinstance(problem, HandshakeFailed) for problem in problems):
+            self._complain("what answers there is not a member of a federation", where)
+        else:
+            log.debug("peer not reached", peer=where, why=[str(problem) or type(problem).__name__ for problem in problems])
+
+    # For gossip
+
+    async def open_stream(self, peer: str, protocol: str) -> TrioStream:
+        """A libp2p stream to a connected peer. Raises PeerUnavailable."""
+        if peer not in self.links:
+            raise PeerUnavailable("no connection to it")
+        try:
+            stream = await self.libp2p.new_stream(ID.from_base58(peer), [protocol])  # type: ignore[list-item]
+        except BaseLibp2pError as error:
+            raise PeerUnavailable(str(error)) from error
+        return _plain_stream(stream)
+
+    def handle_stream(self, protocol: str, handler: Callable[[str, TrioStream], Awaitable[None]]) -> None:
+        """Call `handler(peer, stream)` for each stream that a peer opens for `protocol`. It must close the stream."""
+
+        async def handle(stream: INetStream) -> None:
+            await handler(str(stream.muxed_conn.peer_id), _plain_stream(stream))
+
+        self.libp2p.set_stream_handler(_protocol(protocol), handle)
+
+    def _complain(self, event: str, where: str, **details: object) -> None:
+        """A warning, but no stranger can fill the disk with it."""
+        now = trio.current_time()
+        if now - self._complained.get((event, where), -1e9) < COMPLAIN_EVERY_S:
+            return
+        if len(self._complained) > 1000:
+            self._complained.clear()
+        self._complained[event, where] = now
+        log.warning(event, where=where, **details)
+
+
+class _Ourselves(Exception):
+    """The address leads back to this node."""
+
+
+def _plain_stream(stream: INetStream) -> TrioStream:
+    muxed = stream.muxed_stream  # type: ignore[attr-defined]
+    assert isinstance(muxed, MuxStream)
+    return TrioStream(muxed)
+
+
+def _protocol(name: str) -> TProtocol:
+    return name  # type: ignore[return-value]
+
+
+def _never_raises(handler: Callable[[INetStream], Awaitable[None]]) -> Callable[[INetStream], Awaitable[None]]:
+    """An exception that leaves a stream handler ends py-libp2p's whole host, and a remote can cause many (A)."""
+
+    async def guarded(stream: INetStream) -> None:
+        try:
+            await handler(stream)
+        except Exception as error:  # noqa: BLE001  # the one place for what a peer's stream can raise
+            log.debug("a peer's stream failed", peer=str(stream.muxed_conn.peer_id), why=type(error).__name__)
+            try:
+                await stream.reset()
+            except Exception:  # noqa: BLE001, S110  # it is gone already
+                pass
+
+    return guarded

@@ -1,0 +1,394 @@
+"""One peer connection: a Mux on a socket of the reactor, or, where there is no socket of its own (a relayed
+connection), on async reads and writes. libp2p's swarm sees it as its muxed connection.
+
+The reactor's callback is the only one that writes to the socket, so nobody's cancellation can cut a record in half.
+What the remote breaks costs it this connection: `fail` ends the link, every channel hears it, the log says why.
+
+Liveness: a peer that owes us an answer for PING_AFTER_S gets a PING; one that does not answer it for SUSPECT_AFTER_S is
+suspect (nobody is sent there), and for DEAD_AFTER_S the link is closed. Anything that arrives proves that it lives.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+import trio
+from libp2p.abc import IMuxedConn
+from libp2p.io.exceptions import IOException
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+
+from federation.errors import PeerUnavailable, ProtocolViolation
+from federation.net.mux import Mux
+from federation.net.streams import MuxStream
+from federation.reactor import READ, WRITE, Duplex, Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from libp2p.connection_types import ConnectionType
+    from libp2p.peer.id import ID
+    from multiaddr import Multiaddr
+
+    from federation.net.mux import Channel, Opener
+    from federation.net.noise import SecureConn
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL_ID = "/federation/mux/1"
+
+RECV_BYTES = 256 * 1024
+RECORDS_A_TURN = 8  # half a megabyte, then the other sockets have their turn
+DRAIN_ROUNDS = 16
+NOTSENT_LOWAT = 128 * 1024  # what waits in the kernel behind what is in flight: a chunk queued now overtakes no more
+PING_AFTER_S = 0.5
+PING_EVERY_S = 15.0  # without traffic; 33 bytes each way
+SUSPECT_AFTER_S = 1.5
+DEAD_AFTER_S = 15.0
+LATE_TICK_S = 2.0  # our own process slept: silence until now proves nothing about others
+
+
+class LinkEvents(Protocol):
+    """What a link tells the host."""
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None: ...
+    def link_closed(self, link: Link, reason: str) -> None: ...
+    def link_suspect(self, link: Link) -> None:
+        """`link.suspect` changed."""
+
+
+class Link(IMuxedConn):
+    """`peer` is the libp2p id as text. `rtt_s` is None until the first PONG."""
+
+    def __init__(self, secured: SecureConn, peer_id: ID, *, reactor: Reactor, events: LinkEvents) -> None:
+        self.peer_id = peer_id
+        self.peer = str(peer_id)
+        self.event_started = trio.Event()
+        self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=self._wake)
+        self.remote_address = secured.get_remote_address()
+        self.suspect = False
+        self.retired = False
+        self.rtt_s: float | None = None
+        now = trio.current_time()
+        self.opened_at = self.last_heard = self._last_ping = self._last_tick = now
+        self._pinged_at: float | None = None
+        self._sent_since_heard = False
+        self._secured = secured
+        self._addresses = secured.get_transport_addresses()
+        self._type = secured.get_connection_type()
+        self._reactor = reactor
+        self._events = events
+        self._sealer, self._opener = secured.sealer, secured.opener
+        self._sock: socket.socket | None = None
+        self._rest = b""
+        self._unsent: memoryview | None = None
+        self._flush_queued = False
+        self._mask = READ
+        self._drained: list[Callable[[], None]] = []
+        self._incoming_send, self._incoming = trio.open_memory_channel[MuxStream](64)
+        self._woken = trio.Event()  # without a socket: the writer task waits on it
+        self._closed = trio.Event()
+
+    # What the forwarder uses
+
+    def open_tunnel(self, service: str, opener: Opener, peer: Duplex) -> Channel:
+        """Raises PeerUnavailable."""
+        if self._closed.is_set():
+            raise PeerUnavailable("the connection is closed")
+        return self.mux.open_tunnel(service, opener, peer)
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Run `callback` once all that the remote has sent by now was read: an RST right behind an OPEN is seen first."""
+        self._drained.append(callback)
+
+    def retire(self) -> None:
+        """A duplicate: no new tunnels, closed as soon as those it carries are done (`tick` looks)."""
+        self.retired = True
+
+    def fail(self, reason: str) -> None:
+        """End the link now. Idempotent; never raises."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self._sock is not None:
+            self._reactor.drop(self._sock.fileno())
+            self._sock.close()
+        self._drained.clear()
+        self.mux.abort(reason)
+        self._incoming_send.close()
+        self._woken.set()
+        self._events.link_closed(self, reason)
+
+    def tick(self, now: float) -> None:
+        """To be called a few times a second."""
+        late, self._last_tick = now - self._last_tick > LATE_TICK_S, now
+        if self.retired and not self.mux.tunnels:
+            self.fail("a second connection to the same peer")
+        elif self._pinged_at is not None:
+            if late:
+                self._pinged_at = now
+            elif now - self._pinged_at > DEAD_AFTER_S:
+                self.fail(f"no answer for {DEAD_AFTER_S:g} s")
+            elif now - self._pinged_at > SUSPECT_AFTER_S and not self.suspect:
+                self.suspect = True
+                self._events.link_suspect(self)
+        elif (self._sent_since_heard and now - self.last_heard > PING_AFTER_S) or now - self._last_ping > PING_EVERY_S:
+            self.ping()
+
+    def ping(self) -> None:
+        now = trio.current_time()
+        self._last_ping = now
+        if self._pinged_at is None:
+            self._pinged_at = now
+        self.mux.ping(struct.pack(">d", now))
+
+    # Mux's handler
+
+    def tunnel_opened(self, channel: Channel, service: str) -> None:
+        self._events.tunnel_opened(self, channel, service)
+
+    def stream_opened(self, channel: Channel) -> None:
+        try:
+            self._incoming_send.send_nowait(MuxStream(channel, self))
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            channel.abort("too many at once")
+
+    def pong(self, payload: bytes) -> None:
+        sent = struct.unpack(">d", payload)[0]
+        if sent == self._last_ping:
+            self.rtt_s = trio.current_time() - sent
+
+    # The socket
+
+    def _wake(self) -> None:
+        if self._sock is None:
+            self._woken.set()
+        elif not self._flush_queued and self._unsent is None:
+            self._flush_queued = True
+            self._reactor.flush_soon(self._flush)
+
+    def _on_events(self, mask: int) -> None:
+        if mask & WRITE:
+            self._continue()
+        if mask & ~WRITE and not self._closed.is_set():
+            self._read()
+
+    def _read(self) -> None:
+        sock, scratch, opener, feed = self._sock, self._reactor.scratch, self._opener, self.mux.feed
+        assert sock is not None
+        try:
+            for _ in range(DRAIN_ROUNDS):
+                rest = len(self._rest)
+                if rest:
+                    scratch[:rest] = self._rest
+                n = sock.recv_into(scratch[rest:], RECV_BYTES)
+                if not n:
+                    self.fail("the peer closed the connection")
+                    return
+                self._heard()
+                plaintexts, used = opener.open_records(scratch[: rest + n])
+                self._rest = bytes(scratch[used : rest + n])
+                for plaintext in plaintexts:
+                    feed(plaintext)
+                if not self._drained or self._closed.is_set():
+                    return
+        except (BlockingIOError, InterruptedError):
+            drained, self._drained = self._drained, []
+            for callback in drained:
+                callback()
+        except OSError as error:
+            self.fail(error.strerror or "the connection broke")
+        except ProtocolViolation as error:
+            self._violated(error)
+
+    def _heard(self) -> None:
+        self.last_heard = trio.current_time()
+        self._sent_since_heard = False
+        self._pinged_at = None
+        if self.suspect:
+            self.suspect = False
+            self._events.link_suspect(self)
+
+    def _flush(self) -> None:
+        self._flush_queued = False
+        sock = self._sock
+        if self._unsent is not None or sock is None or self._closed.is_set():
+            return
+        if self.mux.overrun:
+            self._violated(ProtocolViolation("the peer makes us answer and does not read"))
+            return
+        seal, next_record = self._sealer.seal, self.mux.next_record
+        try:
+            for _ in range(RECORDS_A_TURN):
+                record = next_record()
+                if record is None:
+                    self._want(READ)
+                    return
+                sealed = seal(record)
+                self._sent_since_heard = True
+                try:
+                    sent = sock.send(sealed)
+                except BlockingIOError:
+                    sent = 0
+                if sent < len(sealed):
+                    self._unsent = memoryview(sealed)[sent:]
+                    break
+            self._want(READ | WRITE)
+        except OSError as error:
+            self.fail(error.strerror or "the connection broke")
+
+    def _continue(self) -> None:
+        """The socket takes more."""
+        if self._unsent is not None:
+            assert self._sock is not None
+            try:
+                sent = self._sock.send(self._unsent)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.fail(error.strerror or "the connection broke")
+                return
+            if sent < len(self._unsent):
+                self._unsent = self._unsent[sent:]
+                return
+            self._unsent = None
+        self._flush()
+
+    def _want(self, mask: int) -> None:
+        if mask != self._mask and self._sock is not None:
+            self._mask = mask
+            self._reactor.change(self._sock.fileno(), mask)
+
+    def _violated(self, error: ProtocolViolation) -> None:
+        log.warning("a peer broke the protocol; its connection is closed", peer=self.peer, what=error.detail)
+        self.fail(str(error))
+
+    # Without a socket of our own
+
+    async def _run_async(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_records)
+            nursery.start_soon(self._read_records)
+            await self._closed.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _read_records(self) -> None:
+        pending = self._secured.pending
+        try:
+            while not self._closed.is_set():
+                while pending:
+                    self.mux.feed(pending.popleft())
+                drained, self._drained = self._drained, []
+                for callback in drained:
+                    callback()
+                await self._secured.read_records()
+                self._heard()
+        except ProtocolViolation as error:
+            self._violated(error)
+        except (IOException, OSError) as error:
+            self.fail(str(error) or "the connection broke")
+
+    async def _write_records(self) -> None:
+        try:
+            while True:
+                record = self.mux.next_record()
+                if self.mux.overrun:
+                    raise ProtocolViolation("the peer makes us answer and does not read")
+                if record is None:
+                    self._woken = trio.Event()
+                    await self._woken.wait()
+                else:
+                    self._sent_since_heard = True
+                    await self._secured.raw.write(self._sealer.seal(record))
+        except ProtocolViolation as error:
+            self._violated(error)
+        except (IOException, OSError) as error:
+            self.fail(str(error) or "the connection broke")
+
+    # libp2p's muxed connection
+
+    async def start(self) -> None:
+        """Run by the swarm until the link ends."""
+        if not self._closed.is_set():
+            sock = await _take_socket(self._secured)
+            if sock is None:
+                self.event_started.set()
+                await self._run_async()
+            else:
+                self._start_on(sock)
+        self.event_started.set()
+        await self._closed.wait()
+        await self._secured.close()
+
+    def _start_on(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._rest = self._opener.rest
+        self._reactor.add(sock.fileno(), READ, self._on_events)
+        try:
+            for plaintext in self._secured.pending:  # came right behind the muxer's negotiation
+                self.mux.feed(plaintext)
+        except ProtocolViolation as error:
+            self._violated(error)
+        self._wake()
+
+    async def close(self) -> None:
+        self.fail("closed")
+
+    async def open_stream(self) -> MuxStream:
+        try:
+            return MuxStream(self.mux.open_stream(), self)
+        except PeerUnavailable as error:
+            raise MuxedConnUnavailable(str(error)) from error
+
+    async def accept_stream(self) -> MuxStream:
+        try:
+            return await self._incoming.receive()
+        except trio.EndOfChannel:
+            raise MuxedConnUnavailable("the connection is closed") from None
+
+    @property
+    def is_flushed(self) -> bool:
+        return self._unsent is None and not self._flush_queued and self.mux.is_empty
+
+    @property
+    def is_initiator(self) -> bool:
+        return self._secured.is_initiator
+
+    @property
+    def is_established(self) -> bool:
+        return self.event_started.is_set()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return self._addresses
+
+    def get_connection_type(self) -> ConnectionType:
+        return self._type
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.remote_address
+
+
+async def _take_socket(secured: SecureConn) -> socket.socket | None:
+    """The TCP socket under `secured`, as one of our own: a duplicate, so that closing trio's leaves the connection open."""
+    raw = secured.raw
+    if not isinstance(raw, RawConnection) or not isinstance(raw.stream, TrioTCPStream):
+        return None
+    trio_socket = raw.stream.stream.socket
+    sock = socket.socket(fileno=os.dup(trio_socket.fileno()))
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)  # in `socket` on macOS only
+    if option is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, option, NOTSENT_LOWAT)
+    await raw.close()
+    return sock

@@ -1,0 +1,245 @@
+"""Security of a peer connection: libp2p Noise XX, then a proof of the network's token, then sealed records.
+
+Handshake: py-libp2p's own XX pattern with the libp2p identity payload, as the Noise spec of libp2p has it. Then the
+initiator, and after it the responder, sends HMAC-SHA256(admission key, role || handshake hash) as its first sealed
+message. The handshake hash binds the proof to this very session, so a proof can be neither replayed nor passed on. A wrong
+one is answered by a refusal, so that both sides can tell "another network" from "the line broke". It is offered
+under an id of its own and alone: no plaintext, no TLS, no secio.
+
+Records: 2 bytes of length, then ChaCha20-Poly1305 with the Noise session keys and counters, sealed with `cryptography`
+directly, as many as arrived at a time.
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from libp2p.abc import ISecureConn, ISecureTransport
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import NoiseFailure
+from libp2p.security.noise.patterns import PatternXX
+from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage
+
+from federation.errors import HandshakeFailed, ProtocolViolation, TokenRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from libp2p.abc import IRawConnection
+    from libp2p.connection_types import ConnectionType
+    from libp2p.crypto.keys import KeyPair, PrivateKey, PublicKey
+    from libp2p.security.secure_session import SecureSession
+    from multiaddr import Multiaddr
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL_ID = "/federation/noise/1"
+HANDSHAKE_TIMEOUT_S = 5.0
+TAG = 16
+MAX_CIPHERTEXT = 65_535  # what the 2-byte length can say
+MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG
+REFUSED = b"\x00" * 32  # no HMAC is all zeros but with probability 2^-256
+
+_LENGTH = struct.Struct(">H")
+_NONCE = struct.Struct("<xxxxQ")
+
+
+class Sealer:
+    """Plaintext -> record, with our half of the session keys."""
+
+    __slots__ = ("_cipher", "_n")
+
+    def __init__(self, key: bytes, n: int = 0) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._n = n
+
+    def seal(self, plaintext: bytes | bytearray) -> bytes:
+        """`plaintext`: 1 to MAX_PLAINTEXT bytes."""
+        n = self._n
+        self._n = n + 1
+        return _LENGTH.pack(len(plaintext) + TAG) + self._cipher.encrypt(_NONCE.pack(n), plaintext, None)
+
+
+class Opener:
+    """Records -> plaintexts, with the remote's half of the session keys."""
+
+    __slots__ = ("_cipher", "_n", "rest")
+
+    def __init__(self, key: bytes, n: int = 0) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self._n = n
+        self.rest = b""  # the half record at the end of what `feed` got
+
+    def open_records(self, view: memoryview) -> tuple[list[bytes], int]:
+        """The plaintexts of the whole records in `view`, and how many bytes those records took.
+
+        Raises ProtocolViolation on a forged or impossible record.
+        """
+        at, end, n = 0, len(view), self._n
+        plaintexts: list[bytes] = []
+        decrypt, pack_nonce = self._cipher.decrypt, _NONCE.pack
+        while end - at >= 2:
+            stop = at + 2 + ((view[at] << 8) | view[at + 1])
+            if stop - at < 2 + TAG:
+                raise ProtocolViolation("a record shorter than its tag")
+            if stop > end:
+                break
+            try:
+                plaintexts.append(decrypt(pack_nonce(n), view[at + 2 : stop], None))
+            except InvalidTag:
+                raise ProtocolViolation("a record that its key does not open") from None
+            n += 1
+            at = stop
+        self._n = n
+        return plaintexts, at
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The same for bytes as they arrive; a half record waits in `rest`."""
+        data = self.rest + data
+        plaintexts, used = self.open_records(memoryview(data))
+        self.rest = data[used:]
+        return plaintexts
+
+
+class SecureConn(ISecureConn):
+    """A connection behind the handshake. libp2p negotiates the muxer over it; then the link takes sealer and opener over."""
+
+    def __init__(self, raw: IRawConnection, session: SecureSession, sealer: Sealer, opener: Opener) -> None:
+        self.raw = raw
+        self.session = session
+        self.sealer = sealer
+        self.opener = opener
+        self.is_initiator = session.is_initiator
+        self.pending: deque[bytes] = deque()  # plaintexts not read yet
+
+    async def read_records(self) -> None:
+        """Wait for at least one more record. Raises IOException at the end of the connection."""
+        while True:
+            data = await self.raw.read(MAX_CIPHERTEXT)
+            if not data:
+                raise IOException("the peer closed the connection")
+            plaintexts = self.opener.feed(data)
+            if plaintexts:
+                self.pending.extend(plaintexts)
+                return
+
+    async def read(self, n: int | None = None) -> bytes:
+        while not self.pending:
+            await self.read_records()
+        chunk = self.pending.popleft()
+        if n is not None and len(chunk) > n:
+            self.pending.appendleft(chunk[n:])
+            chunk = chunk[:n]
+        return chunk
+
+    async def write(self, data: bytes) -> None:
+        for at in range(0, len(data), MAX_PLAINTEXT):
+            await self.raw.write(self.sealer.seal(data[at : at + MAX_PLAINTEXT]))
+
+    async def close(self) -> None:
+        await self.raw.close()
+
+    def get_remote_peer(self) -> ID:
+        return self.session.get_remote_peer()
+
+    def get_local_peer(self) -> ID:
+        return self.session.get_local_peer()
+
+    def get_local_private_key(self) -> PrivateKey:
+        return self.session.get_local_private_key()
+
+    def get_remote_public_key(self) -> PublicKey:
+        return self.session.get_remote_public_key()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.raw.get_remote_address()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return self.raw.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        return self.raw.get_connection_type()
+
+
+class TokenNoise(ISecureTransport):
+    """The security transport. `admission_keys` gives the keys that are valid now, the one to prove with first."""
+
+    def __init__(self, key_pair: KeyPair, admission_keys: Callable[[], Sequence[bytes]]) -> None:
+        self._private_key = key_pair.private_key
+        self._local_peer = ID.from_pubkey(key_pair.public_key)
+        self._noise_key = create_new_x25519_key_pair().private_key
+        self._admission_keys = admission_keys
+
+    async def secure_inbound(self, conn: IRawConnection) -> SecureConn:
+        return await self._handshake(conn, None, initiator=False)
+
+    async def secure_outbound(self, conn: IRawConnection, peer_id: ID | None) -> SecureConn:
+        """`peer_id` None: whoever answers; an address without an id is dialled so."""
+        return await self._handshake(conn, peer_id, initiator=True)
+
+    async def _handshake(self, conn: IRawConnection, peer_id: ID | None, *, initiator: bool) -> SecureConn:
+        """Raises TokenRefused or HandshakeFailed."""
+        try:
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                pattern = PatternXX(self._local_peer, self._private_key, self._noise_key)
+                if initiator:
+                    session = await pattern.handshake_outbound(conn, peer_id)
+                else:
+                    session = await pattern.handshake_inbound(conn)
+                return await self._prove(conn, session)  # type: ignore[arg-type]
+        except trio.TooSlowError:
+            raise HandshakeFailed(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
+        except (NoiseFailure, NoiseHandshakeError, NoiseInvalidMessage, InvalidTag, ProtocolViolation) as error:
+            raise HandshakeFailed(f"the other side does not speak it ({type(error).__name__})") from error
+        except (IOException, RawConnError, ValueError, AttributeError) as error:  # AttributeError: a read of nothing
+            raise HandshakeFailed("the other side hung up or sent nonsense") from error
+
+    async def _prove(self, conn: IRawConnection, session: SecureSession) -> SecureConn:
+        noise = session.conn.noise_state  # type: ignore[attr-defined]
+        digest = noise.get_handshake_hash()
+        protocol = noise.noise_protocol
+        secured = SecureConn(
+            conn,
+            session,
+            Sealer(protocol.cipher_state_encrypt.k, protocol.cipher_state_encrypt.n),
+            Opener(protocol.cipher_state_decrypt.k, protocol.cipher_state_decrypt.n),
+        )
+        keys = self._admission_keys()
+        if session.is_initiator:
+            await secured.write(_proof(keys[0], b"initiator", digest))
+            answer = await _read_exactly(secured, 32)
+            if answer == REFUSED or not _admits(keys, b"responder", digest, answer):
+                raise TokenRefused(f"peer {session.get_remote_peer()}")
+            return secured
+        offered = await _read_exactly(secured, 32)
+        for key in keys:
+            if hmac.compare_digest(offered, _proof(key, b"initiator", digest)):
+                await secured.write(_proof(key, b"responder", digest))
+                return secured
+        await secured.write(REFUSED)
+        raise TokenRefused(f"peer {session.get_remote_peer()}")
+
+
+def _proof(key: bytes, role: bytes, digest: bytes) -> bytes:
+    return hmac.digest(key, role + digest, "sha256")
+
+
+def _admits(keys: Sequence[bytes], role: bytes, digest: bytes, proof: bytes) -> bool:
+    return any(hmac.compare_digest(proof, _proof(key, role, digest)) for key in keys)
+
+
+async def _read_exactly(conn: SecureConn, n: int) -> bytes:
+    data = b""
+    while len(data) < n:
+        data += await conn.read(n - len(data))
+    return data

@@ -1,0 +1,223 @@
+"""The async face of a mux channel: what libp2p reads and writes, and a trio stream for our own protocols and tests."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+from libp2p.abc import IMuxedStream
+from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, MuxedStreamReset
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from federation.net.link import Link
+    from federation.net.mux import Channel
+
+MAX_CHUNK = 64 * 1024
+
+
+class MuxStream(IMuxedStream):
+    """One libp2p stream. It is the `peer` of its channel: what arrives waits here, within the channel's window."""
+
+    def __init__(self, channel: Channel, link: Link) -> None:
+        self.channel = channel
+        self.muxed_conn = link
+        channel.peer = self
+        self._in: deque[bytes] = deque()
+        self._arrived = trio.Event()
+        self._writable = trio.Event()
+        self._eof = False
+        self._reset: str | None = None
+        self._write_closed = False
+        self._read_closed = False
+        self._timeout_s = math.inf
+
+    # Duplex, towards the channel
+
+    def room(self) -> int:
+        return MAX_CHUNK
+
+    def send(self, data: bytes | memoryview) -> None:
+        if self._read_closed:
+            self.channel.abort("nobody reads here any more")
+            return
+        self._in.append(bytes(data))
+        self._arrived.set()
+
+    def send_eof(self) -> None:
+        self._eof = True
+        self._arrived.set()
+
+    def abort(self, reason: str) -> None:
+        self._reset = reason
+        self.wake()
+
+    def taken(self, n: int) -> None:
+        """Writes are not counted here: credit is the channel's business."""
+
+    def resume(self) -> None:
+        self._writable.set()
+
+    # libp2p
+
+    async def read(self, n: int | None = None) -> bytes:
+        """At least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline)."""
+        with trio.fail_after(self._timeout_s):
+            while not self._in:
+                if self._eof:
+                    raise MuxedStreamEOF("the other side has finished")
+                self._raise_if_reset()
+                if self._read_closed:
+                    raise MuxedStreamClosed("this side has closed")
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+        chunk = self._in.popleft()
+        if n is not None and n >= 0 and len(chunk) > n:
+            self._in.appendleft(chunk[n:])
+            chunk = chunk[:n]
+        self.channel.taken(len(chunk))
+        return chunk
+
+    async def write(self, data: bytes) -> None:
+        """Returns when all of it is queued within the credit. Cancelled, some of it may have gone, never half a record."""
+        view = memoryview(data)
+        with trio.fail_after(self._timeout_s):
+            while view:
+                self._raise_if_reset()
+                if self._write_closed:
+                    raise MuxedStreamClosed("this side has finished")
+                room = self.channel.room()
+                if room:
+                    self.channel.send(view[:room])
+                    view = view[room:]
+                else:
+                    self._writable = trio.Event()
+                    await self._writable.wait()
+
+    async def close(self) -> None:
+        """FIN: the other side may go on."""
+        if not self._write_closed:
+            self._write_closed = True
+            self.channel.send_eof()
+
+    async def close_both(self) -> None:
+        """FIN for what was written; whoever sends more gets a reset, as with TCP."""
+        if self._in:
+            await self.reset()
+        else:
+            self._read_closed = True
+            await self.close()
+
+    async def close_write(self) -> None:
+        await self.close()
+
+    async def reset(self) -> None:
+        if self._reset is None:
+            self._reset = "reset here"
+            self.channel.abort("reset")
+            self.wake()
+
+    def wake(self) -> None:
+        """Have whoever waits look again."""
+        self._arrived.set()
+        self._writable.set()
+
+    def set_deadline(self, ttl: int) -> None:
+        if ttl < 0:
+            raise ValueError("a deadline lies in the future")
+        self._timeout_s = float(ttl) if ttl else math.inf
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.muxed_conn.get_remote_address()
+
+    async def __aenter__(self) -> MuxStream:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _raise_if_reset(self) -> None:
+        if self._reset is not None:
+            raise MuxedStreamReset(self._reset)
+
+
+class _OneTask:
+    """trio's rule that two tasks never send, or receive, on one stream at once."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
+            raise trio.BusyResourceError(self._message)
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
+class TrioStream(trio.abc.HalfCloseableStream):
+    """A MuxStream with trio's manners: checkpoints, EOF as b"", trio's exceptions."""
+
+    def __init__(self, stream: MuxStream) -> None:
+        self._stream = stream
+        self._sending = _OneTask("another task is sending")
+        self._receiving = _OneTask("another task is receiving")
+        self._closed = False
+        self._eof_sent = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._sending:
+            self._check_open()
+            if self._eof_sent:
+                raise trio.ClosedResourceError("EOF was sent")
+            await trio.lowlevel.checkpoint()
+            try:
+                await self._stream.write(bytes(data))
+            except (MuxedStreamReset, MuxedStreamClosed) as error:
+                self._check_open()
+                raise trio.BrokenResourceError(str(error)) from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._sending:
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
+            raise ValueError("max_bytes must be at least 1")
+        with self._receiving:
+            self._check_open()
+            await trio.lowlevel.checkpoint()
+            try:
+                return await self._stream.read(max_bytes)
+            except MuxedStreamEOF:
+                return b""
+            except (MuxedStreamReset, MuxedStreamClosed) as error:
+                self._check_open()
+                raise trio.BrokenResourceError(str(error)) from error
+
+    async def send_eof(self) -> None:
+        with self._sending:
+            self._check_open()
+            self._eof_sent = True
+            await self._stream.close()
+            await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._stream.close_both()
+            self._stream.wake()
+        await trio.lowlevel.checkpoint()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError

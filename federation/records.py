@@ -1,0 +1,98 @@
+"""NodeData, what a node says about itself to all others, and its msgpack form.
+
+Wire: one map with string keys. A key that is not known is ignored and one that is missing takes its default, so that
+versions mix: a node that does not announce VRAM has none, the lowest tier. Everything has a bound, and whatever the
+bytes, decoding raises RecordInvalid and nothing else.
+
+`last_seen` does not travel: it is the receiver's clock that says when a node was seen, so nobody's wrong clock matters.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Annotated
+
+import msgpack
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from federation.errors import RecordInvalid
+
+NODE_ONLINE_WINDOW = timedelta(seconds=40)  # eight announcements of 5 s: a few may be lost
+MAX_RECORD_BYTES = 16384  # a record with every field in use has about 1 kB
+
+# Strict, because the wire has real types: "1", 1.0 and true are not the number 1, and bytes are not text.
+Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Flag = Annotated[bool, Field(strict=True)]
+# Shown in terminals and logs: one line, no control characters.
+Text = Annotated[str, Field(strict=True, max_length=64, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]*$")]
+PeerId = Annotated[str, Field(strict=True, min_length=1, max_length=128, pattern="^[!-~]+$")]
+Address = Annotated[str, Field(strict=True, min_length=1, max_length=256, pattern="^[!-~]+$")]
+
+
+class Gpu(BaseModel):
+    """One GPU; VRAM in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: Text
+    total_vram: Count
+    available_vram: Count
+
+
+class NodeData(BaseModel):
+    """A node's record. Newer is the higher (incarnation, seq): restarts raise the one, announcements the other."""
+
+    model_config = ConfigDict(frozen=True)
+
+    peer_id: PeerId
+    name: Text = ""
+    version: Text = ""
+    incarnation: Count = 0
+    seq: Count = 0
+    last_seen: AwareDatetime  # UTC, by the clock of whoever holds this copy
+    available_vram: Count = 0  # bytes
+    total_vram: Count = 0  # bytes
+    gpus: Annotated[tuple[Gpu, ...], Field(max_length=64)] = ()
+    in_flight: Count = 0  # connections that its backends serve now
+    capacity: Count = 0  # connections that it takes at once; 0: no limit
+    services: Annotated[dict[Text, Flag], Field(max_length=64)] = {}  # name -> healthy
+    draining: Flag = False
+    addresses: Annotated[tuple[Address, ...], Field(max_length=32)] = ()  # multiaddrs
+    left: Flag = False  # a tombstone: said good-bye
+
+    def is_online_at(self, now: datetime) -> bool:
+        """Seen less than NODE_ONLINE_WINDOW before `now`; at exactly the window it is offline."""
+        return not self.left and now - self.last_seen < NODE_ONLINE_WINDOW
+
+    def is_online(self) -> bool:
+        return self.is_online_at(datetime.now(timezone.utc))
+
+    def offers(self, service: str) -> bool:
+        """Takes new connections for `service`, as far as the node itself knows."""
+        return self.services.get(service, False) and not self.draining and not self.left
+
+
+def encode(record: NodeData) -> bytes:
+    """The record's wire form. Raises RecordInvalid if it is larger than MAX_RECORD_BYTES."""
+    data: bytes = msgpack.packb(record.model_dump(exclude={"last_seen"}))
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordInvalid(f"it has {len(data)} bytes, at most {MAX_RECORD_BYTES} are allowed")
+    return data
+
+
+def decode(data: bytes, *, received_at: datetime) -> NodeData:
+    """Read a record and stamp it with `received_at`. Raises RecordInvalid, whatever the bytes."""
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordInvalid(f"it has {len(data)} bytes, at most {MAX_RECORD_BYTES} are allowed")
+    try:
+        fields = msgpack.unpackb(data)
+    except ValueError:  # all of msgpack's complaints are ValueErrors; their texts repeat the sender's bytes
+        raise RecordInvalid("not msgpack") from None
+    if not isinstance(fields, dict):
+        raise RecordInvalid("not a map")
+    try:
+        return NodeData.model_validate(fields | {"last_seen": received_at})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        # Only the field's own name: what follows it in `loc` may be the sender's words.
+        raise RecordInvalid(f"{first['loc'][0]}: {first['msg']}") from None

@@ -1,0 +1,271 @@
+"""Which peer gets the next connection. No I/O and no clock: callers pass `now`.
+
+Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
+
+1. least in flight: what this entry holds open there, plus what the others are thought to;
+2. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
+3. most free VRAM.
+
+Above them: a peer at its capacity comes after everyone who has room. Below them, for a full tie: a hash that differs
+from entry to entry, so that entries that know nothing of each other do not all agree on one peer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import blake2b
+from heapq import nsmallest
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Iterable, Sequence
+
+NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
+
+# How the other entries behave is learnt from the reports of all peers together.
+_NEWEST_WEIGHT = (
+    1 / 8
+)  # remembers some ten reports: a second of them, where three busy peers report four times a second
+_LEAST_PACE = (
+    0.25  # own picks a report: who has lately made none would divide by nothing, and see a crowd in one stranger
+)
+
+
+class Policy(str, Enum):
+    LEAST_LOADED = "least-loaded"
+    LEAST_REQUESTS = "least-requests"  # for backends that take equally long for each
+    RANDOM = "random"
+
+
+class Node(Protocol):
+    """What a pick needs to know of a node; records.NodeData has it."""
+
+    @property
+    def peer_id(self) -> str: ...
+    @property
+    def available_vram(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One peer as a pick saw it. VRAM in bytes; `last_used` on the caller's clock; capacity 0 is no limit."""
+
+    peer_id: str
+    in_flight: int
+    last_used: float
+    available_vram: int
+    served: int = 0
+    tiebreak: int = 0
+    capacity: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return 0 < self.capacity <= self.in_flight
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A choice and why: `tier` is the first one in which the chosen is ahead of the runner-up."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    tier: str
+
+
+# An order is a key, smallest first, and the tiers name the key's places; what follows them is the tie-break.
+
+_LOAD_TIERS = ("capacity", "in_flight", "last_used", "available_vram")
+_REQUEST_TIERS = ("capacity", "served", "available_vram")
+
+
+def _by_load(c: Candidate) -> tuple[Any, ...]:
+    return (c.is_full, c.in_flight, c.last_used, -c.available_vram, c.tiebreak, c.peer_id)
+
+
+def _by_requests(c: Candidate) -> tuple[Any, ...]:
+    return (c.is_full, c.served, -c.available_vram, c.tiebreak, c.peer_id)
+
+
+def pick_best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Least in flight, then least recently used, then most free VRAM. None of none."""
+    return min(candidates, key=_by_load, default=None)
+
+
+def pick_least_requests(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Fewest served, then most free VRAM. None of none."""
+    return min(candidates, key=_by_requests, default=None)
+
+
+def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
+    """Any that has room, or any at all if none has. None of none."""
+    if not candidates:
+        return None
+    return rng.choice([c for c in candidates if not c.is_full] or candidates)
+
+
+def _deciding_tier(
+    candidates: Sequence[Candidate], order: Callable[[Candidate], tuple[Any, ...]], tiers: Sequence[str]
+) -> str:
+    """The first tier in which the best is ahead of the second best."""
+    keys = nsmallest(2, map(order, candidates))
+    if len(keys) < 2:
+        return "only"
+    return next((tier for tier, best, second in zip(tiers, *keys, strict=False) if best != second), "tiebreak")
+
+
+@dataclass(slots=True)
+class _Load:
+    """What one entry knows of the load of one peer.
+
+    A report is some tenths of a second old, and its number holds our own connections of then, not of now: at least the
+    fewest and at most the most that we had there since the last report but one. So it only bounds what the others have
+    there, and within these bounds the belief stays as it was. (Subtracting what we have at its arrival takes our own
+    requests that ended meanwhile for somebody else's, and shuns the peer until it reports again.)
+    """
+
+    tiebreak: int
+    own: int = 0
+    last_used: float = NEVER
+    served: int = 0
+    turns: int = 0  # `served`, levelled: see Selector._level
+    others: int = 0  # as of the last report
+    reported: bool = False
+    own_at_report: int = 0
+    picks_since_report: int = 0
+    fewest: int = 0  # own, since the last report
+    most: int = 0
+    fewest_before: int = 0  # own, from the last report but one to the last
+    most_before: int = 0
+
+    def in_flight(self, followers: float) -> int:
+        """Own and others', now; `followers` is how many connections the others open while we open one."""
+        drift = round((self.own - self.own_at_report) * followers)
+        return self.own + max(0, self.others + drift)
+
+    def report(self, in_flight: int) -> int:
+        """Take in a report, and return by how much the belief was off; the first one is no surprise."""
+        at_least = in_flight - max(self.most, self.most_before)
+        at_most = in_flight - min(self.fewest, self.fewest_before)
+        believed, self.others = self.others, max(0, min(max(self.others, at_least), at_most))
+        surprise = abs(self.others - believed) if self.reported else 0
+        self.reported = True
+        self.fewest_before, self.most_before = self.fewest, self.most
+        self.fewest = self.most = self.own_at_report = self.own
+        self.picks_since_report = 0
+        return surprise
+
+    def use(self, now: float) -> None:
+        self.own += 1
+        self.most = max(self.most, self.own)
+        self.last_used = now
+        self.served += 1
+        self.turns += 1
+        self.picks_since_report += 1
+
+    def release(self) -> None:
+        if not self.own:
+            raise ValueError("released more often than picked")
+        self.own -= 1
+        self.fewest = min(self.fewest, self.own)
+
+
+class Selector:
+    """The picks of one entry. Its `entry_id`, a peer id, only settles full ties, differently for each entry.
+
+    Entries see each other's picks late. If each filled up the peer that was last reported idle, all would, then all
+    would leave it: eight entries would balance worse than dice. Therefore an entry assumes that since the report the
+    others did as it did itself, to the extent that reports have lately come as a surprise. Where nobody else is, or
+    nobody else moves, there is no surprise: in_flight is own plus reported, and nothing is assumed.
+    """
+
+    def __init__(self, policy: Policy = Policy.LEAST_LOADED, *, entry_id: str = "", rng: random.Random) -> None:
+        self._policy = policy
+        self._entry_id = entry_id
+        self._rng = rng
+        self._loads: dict[str, _Load] = {}
+        self._last_round: dict[str, frozenset[str]] = {}  # service -> the candidates of its last pick
+        self._surprise = 0.0  # connections by which a report changes `others`: moving average over all peers
+        self._pace = 0.0  # picks that a peer gets from us between two reports: likewise
+
+    def pick(self, nodes: Iterable[Node], *, now: float, service: str = "default") -> Pick | None:
+        """Choose among `nodes` and count the connection there, in one step: no two picks see the same load.
+
+        Whoever picks must `release`, also when the connection comes to nothing. None if there are no nodes.
+        """
+        offered = [(node, self._load(node.peer_id)) for node in nodes]
+        if self._policy is Policy.LEAST_REQUESTS:
+            self._level(service, {node.peer_id: load for node, load in offered})
+        followers = self._surprise / max(self._pace, _LEAST_PACE)
+        candidates = tuple(
+            Candidate(
+                peer_id=node.peer_id,
+                in_flight=load.in_flight(followers),
+                last_used=load.last_used,
+                available_vram=node.available_vram,
+                served=load.turns,
+                tiebreak=load.tiebreak,
+                capacity=node.capacity,
+            )
+            for node, load in offered
+        )
+        chosen, tier = self._choose(candidates)
+        if chosen is None:
+            return None
+        self._loads[chosen.peer_id].use(now)
+        return Pick(chosen, candidates, tier)
+
+    def release(self, peer_id: str) -> None:
+        """A connection that `pick` counted is over."""
+        self._loads[peer_id].release()
+
+    def report(self, peer_id: str, in_flight: int) -> None:
+        """The peer announced how many connections it serves, from all entries."""
+        load = self._load(peer_id)
+        self._pace += (load.picks_since_report - self._pace) * _NEWEST_WEIGHT
+        self._surprise += (load.report(in_flight) - self._surprise) * _NEWEST_WEIGHT
+
+    def forget(self, peer_id: str) -> None:
+        """The peer is gone for good. Connections still open to it stay counted until they are released."""
+        load = self._load(peer_id)
+        load.others = 0
+        if not load.own:
+            del self._loads[peer_id]
+
+    def own_in_flight(self, peer_id: str) -> int:
+        return self._loads[peer_id].own if peer_id in self._loads else 0
+
+    def total_served(self, peer_id: str) -> int:
+        """Picks so far, those included that came to nothing and were retried elsewhere."""
+        return self._loads[peer_id].served if peer_id in self._loads else 0
+
+    def _load(self, peer_id: str) -> _Load:
+        load = self._loads.get(peer_id)
+        if load is None:
+            digest = blake2b(f"{self._entry_id} {peer_id}".encode(), digest_size=8).digest()
+            load = self._loads[peer_id] = _Load(tiebreak=int.from_bytes(digest, "big"))
+        return load
+
+    def _level(self, service: str, loads: dict[str, _Load]) -> None:
+        """Whoever was not in the last round starts level with the one who is furthest behind of those who were.
+
+        Or else a peer that joins, or that comes back, would get everything until its count has caught up.
+        """
+        last_round = self._last_round.get(service, frozenset())
+        regulars = [load for peer_id, load in loads.items() if peer_id in last_round]
+        regulars = regulars or [load for load in loads.values() if load.served]
+        level = min((load.turns for load in regulars), default=0)
+        for peer_id, load in loads.items():
+            if peer_id not in last_round:
+                load.turns = max(load.turns, level)
+        self._last_round[service] = frozenset(loads)
+
+    def _choose(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate | None, str]:
+        if self._policy is Policy.RANDOM:
+            return pick_random(candidates, self._rng), "random" if len(candidates) > 1 else "only"
+        if self._policy is Policy.LEAST_REQUESTS:
+            return pick_least_requests(candidates), _deciding_tier(candidates, _by_requests, _REQUEST_TIERS)
+        return pick_best(candidates), _deciding_tier(candidates, _by_load, _LOAD_TIERS)

@@ -1,0 +1,226 @@
+"""The state directory: what a node must find again after a restart. One daemon uses it at a time.
+
+    identity         Ed25519 seed, 32 bytes: the node's peer id. Created once; never replaced, even when damaged.
+    token            the network's token; token.previous has those that it replaced, newest first
+    incarnation      raised at each start, so that the network believes the restarted node
+    peers.json       addresses under which peers were last reached
+    daemon.json      where the running daemon listens, for the command line
+    lock             held by the running daemon
+
+Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. A damaged file costs
+a warning and counts as absent, but for what a person or the network would miss: identity and token stop the start.
+
+No structlog here: the command line reads daemon.json where it must answer at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from federation.errors import StateDirBusy, StateDirUnusable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SEED_BYTES = 32
+MAX_INCARNATION = 2**62  # far from what a record can carry, so that a damaged file cannot get a node stuck there
+MAX_FILE_BYTES = 16 * 1024 * 1024
+
+
+class StateDir:
+    """The files of one node. Nothing is touched before the first call."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self._clock = clock
+        self._lock_fd: int | None = None
+
+    def lock(self) -> None:
+        """Make the directory and take it for this process, until `unlock` or the process's end. Taken twice is once."""
+        if self._lock_fd is not None:
+            return
+        self._create()
+        path = self.path / "lock"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateDirUnusable(_problem(path, error)) from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace")
+            os.close(fd)
+            raise StateDirBusy(f"{self.path} (process {holder or 'unknown'})") from None
+        except OSError as error:  # a file system without locks
+            os.close(fd)
+            raise StateDirUnusable(_problem(path, error)) from None
+        self._lock_fd = fd
+
+    def unlock(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)  # the file stays: removing it would let two daemons lock two files
+            self._lock_fd = None
+
+    def identity(self) -> bytes:
+        """The node's Ed25519 seed. Raises StateDirUnusable rather than to start as somebody else."""
+        seed = self._read_own("identity")
+        if seed is None:
+            seed = secrets.token_bytes(SEED_BYTES)
+            self._write("identity", seed)
+        if len(seed) != SEED_BYTES:
+            raise StateDirUnusable(f"{self.path / 'identity'} is damaged; delete it to start as a new node")
+        return seed
+
+    def load_token(self) -> str | None:
+        """The saved token's text; None before there is one. It stops the start when it cannot be read."""
+        data = self._read_own("token")
+        return None if data is None else data.decode("ascii", errors="replace").strip()
+
+    def save_token(self, text: str, *, keep_old: bool = True) -> None:
+        """Save `text`. What it replaces is kept in token.previous, unless told that it is the same network's."""
+        old = self.load_token()
+        if old == text:
+            return
+        if old and keep_old:
+            kept = (self._read_own("token.previous") or b"").decode("ascii", errors="replace").split()
+            self._write("token.previous", _lines([old, *(token for token in kept if token not in (old, text))]))
+        self._write("token", _lines([text]))
+
+    def next_incarnation(self) -> int:
+        """Higher than at each start before: the clock, and one more than the last where the clock went back.
+
+        The clock makes it rise even after the file got lost.
+        """
+        last = 0
+        data = self._read("incarnation")
+        if data is not None:
+            if data.strip().isdigit() and len(data) < 20 and int(data) < MAX_INCARNATION:
+                last = int(data)
+            else:
+                self._ignore("incarnation", "it holds no usable number")
+        incarnation = max(last + 1, int(self._clock()))
+        self._write("incarnation", _lines([str(incarnation)]))
+        return incarnation
+
+    def load_peers(self) -> dict[str, list[str]]:
+        """Peer id -> multiaddrs, as last saved."""
+        peers = self._read_json("peers.json")
+        if not all(isinstance(a, list) and all(isinstance(address, str) for address in a) for a in peers.values()):
+            self._ignore("peers.json", "it is not a map of peers to addresses")
+            return {}
+        return peers
+
+    def save_peers(self, peers: dict[str, list[str]]) -> None:
+        """A convenience for the next start, so a full disk costs a warning and not the daemon."""
+        try:
+            self._write_json("peers.json", peers)
+        except StateDirUnusable as error:
+            log.warning("the peers' addresses were not saved: %s", error.detail)
+
+    def load_daemon(self) -> dict[str, Any] | None:
+        """Where the daemon listens that uses this directory; None when none does, as far as its file tells."""
+        return self._read_json("daemon.json") or None
+
+    def save_daemon(self, info: dict[str, Any]) -> None:
+        self._write_json("daemon.json", info)
+
+    def remove_daemon(self) -> None:
+        with suppress(OSError):
+            (self.path / "daemon.json").unlink()
+
+    def _create(self) -> None:
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mode = self.path.stat().st_mode
+        except OSError as error:
+            raise StateDirUnusable(_problem(self.path, error)) from None
+        if mode & 0o022:
+            log.warning("others may write to the state directory %s; make it private: chmod 700", self.path)
+
+    def _read_own(self, name: str) -> bytes | None:
+        """A secret file. Raises StateDirUnusable when it is there and cannot be read."""
+        path = self.path / name
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    log.warning("others could read %s; it is private now", path)
+                    os.fchmod(file.fileno(), 0o600)
+                return file.read(MAX_FILE_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateDirUnusable(_problem(path, error)) from None
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            with (self.path / name).open("rb") as file:
+                return file.read(MAX_FILE_BYTES)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._ignore(name, error.strerror or "it cannot be read")
+            return None
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        data = self._read(name)
+        if data is None:
+            return {}
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            self._ignore(name, "it is damaged")
+            return {}
+        return value
+
+    def _write_json(self, name: str, value: dict[str, Any]) -> None:
+        self._write(name, json.dumps(value, indent=1).encode() + b"\n")
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self.path / name
+        temporary = path.with_name(f".{name}.{os.getpid()}")
+        try:
+            # O_EXCL after unlink: never through a link that somebody else put there, and 0600 from the first byte.
+            temporary.unlink(missing_ok=True)
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_directory(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise StateDirUnusable(_problem(path, error)) from None
+
+    def _ignore(self, name: str, why: str) -> None:
+        log.warning("%s is ignored: %s", self.path / name, why)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _lines(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _problem(path: Path, error: OSError) -> str:
+    return f"{path}: {error.strerror or error}"

@@ -1,0 +1,166 @@
+"""Values as people write them: addresses, sizes, durations. A ValueError says in plain words what is wrong with one.
+
+No pydantic here: the command line needs these where it must answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from ipaddress import ip_address
+
+DEFAULT_SERVICE = "default"
+REDACTED = "[redacted]"
+
+_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
+_TOKEN = re.compile(r"fed[0-9]{1,4}_[A-Za-z0-9_-]{8,}")
+_PORT = re.compile(r"[0-9]{1,5}")
+_NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,9})?)"
+_SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]i?B|B)?", re.IGNORECASE)
+_DURATION = re.compile(rf"{_NUMBER}\s*(ms|s|m|h)?", re.IGNORECASE)
+
+_SIZE_FACTORS = {"b": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for suffix, base in (("b", 1000), ("ib", 1024))
+}
+_DURATION_FACTORS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Where something listens; `host` is an IP address without brackets, or a name."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> HostPort:
+        """Read "host:port", or "host" where there is a default port. IPv6 addresses need brackets."""
+        text = text.strip()
+        if "://" in text:
+            raise ValueError("write HOST:PORT, without a scheme such as http://")
+        if text.startswith("["):
+            host, bracket, rest = text[1:].partition("]")
+            if not bracket or (rest and not rest.startswith(":")):
+                raise ValueError("write an IPv6 address as [ADDRESS]:PORT")
+            port = rest[1:] if rest else None
+        elif text.count(":") > 1:
+            raise ValueError("an IPv6 address needs brackets: [ADDRESS]:PORT")
+        else:
+            host, colon, after = text.partition(":")
+            port = after if colon else None
+        _check_host(host, bracketed=text.startswith("["))
+        if port is None:
+            if default_port is None:
+                raise ValueError("the port is missing; write HOST:PORT")
+            return cls(host, default_port)
+        if not _PORT.fullmatch(port) or int(port) > 65535:
+            raise ValueError("a port is a number from 0 to 65535")
+        return cls(host, int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.host.lower().rstrip(".") == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every interface of the machine."""
+        try:
+            return ip_address(self.host).is_unspecified
+        except ValueError:
+            return False
+
+    @property
+    def multiaddr(self) -> str:
+        """The same address as libp2p writes it: /ip4/192.0.2.1/tcp/4484."""
+        try:
+            kind = f"ip{ip_address(self.host).version}"
+        except ValueError:
+            kind = "dns"
+        return f"/{kind}/{self.host}/tcp/{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A service and the local address where it is offered, or asked for."""
+
+    service: str
+    address: HostPort
+
+    def __str__(self) -> str:
+        return f"{self.service}={self.address}"
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read "[NAME=]HOST:PORT"; without a name the service is "default"."""
+        service, equals, address = text.strip().rpartition("=")
+        if not equals:
+            service = DEFAULT_SERVICE
+        if not _SERVICE.fullmatch(service):
+            raise ValueError("a service's name has 1 to 64 letters, digits, dots, dashes and underscores")
+        return cls(service, HostPort.parse(address))
+
+
+def parse_control(text: str) -> HostPort:
+    """The control API's address. It asks for no key, so nobody else may reach it."""
+    address = HostPort.parse(text)
+    if not address.is_loopback:
+        raise ValueError("the control API listens on loopback only (127.0.0.1 or [::1]) in this version")
+    return address
+
+
+def parse_size(value: object) -> int:
+    """Bytes from 8000000000, "24GiB" (1024 based) or "24GB" (1000 based)."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(_SIZE_HELP)
+    match = _SIZE.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(_SIZE_HELP)
+    number, unit = match.groups()
+    return int(Decimal(number) * _SIZE_FACTORS[(unit or "b").lower()])
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from 10, 0.5, "10s", "500ms", "1m" or "1h"."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(_DURATION_HELP)
+    match = _DURATION.fullmatch(str(value).strip())
+    if match is None:
+        raise ValueError(_DURATION_HELP)
+    number, unit = match.groups()
+    return float(Decimal(number) * _DURATION_FACTORS[(unit or "s").lower()])
+
+
+def without_tokens(text: str) -> str:
+    """`text` with everything replaced that looks like a network's token."""
+    return _TOKEN.sub(REDACTED, text)
+
+
+_SIZE_HELP = "write bytes, or a unit: 24GiB (1024 based), 24GB (1000 based)"
+_DURATION_HELP = "write seconds, or a unit: 10s, 500ms, 1m, 1h"
+
+
+def _check_host(host: str, *, bracketed: bool) -> None:
+    if not host:
+        raise ValueError("the host is missing; 0.0.0.0 means every interface")
+    try:
+        version = ip_address(host).version
+    except ValueError:
+        # A name of digits and dots only is a mistyped IPv4 address.
+        if bracketed or host.replace(".", "").isdigit() or not _HOST_NAME.fullmatch(host):
+            raise ValueError("the host is neither an IP address nor a host name") from None
+    else:
+        if bracketed and version == 4:
+            raise ValueError("only an IPv6 address is written in brackets")

@@ -1,0 +1,61 @@
+"""Fixtures of the integration tests, and the reports that a failure or a measurement leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fleet import Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HERE = Path(__file__).parent
+
+_fleets: list[Fleet] = []  # alive now
+_figures: list[tuple[str, str]] = []
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One network for a module's tests. What went wrong in it or was left behind fails the module's last test."""
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"))
+    _fleets.append(fleet)
+    try:
+        yield fleet
+    finally:
+        wrong = fleet.close()
+        _fleets.remove(fleet)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+def figure() -> Callable[[str, str], None]:
+    """Reports a measured value; they are printed together at the end of the run."""
+    return lambda what, value: _figures.append((what, value))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
+    report = yield
+    if report.failed:
+        for fleet in _fleets:
+            for process in fleet.processes:
+                if tail := process.log_tail():
+                    report.sections.append((f"log of {process.name}", tail))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("figures")
+        for what, value in _figures:
+            terminalreporter.write_line(f"{what}: {value}")

@@ -1,0 +1,178 @@
+"""A fleet: the daemons of one network, and the servers behind them.
+
+It starts each in a directory of its own under the test's, and ends just what it started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import END_S, Daemon, Process, Server, clean_environment, federation, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+BACKENDS = Path(__file__).with_name("backends.py")
+NEVER_IN_A_LOG = re.compile(
+    r"Traceback \(most recent call last\)|internal error|Exception ignored in|was never awaited", re.IGNORECASE
+)
+NGINX_CONF = """\
+{user}
+daemon off;
+worker_processes 1;
+pid nginx.pid;
+events {{ worker_connections 4096; }}
+http {{
+    access_log access.log;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    client_max_body_size 0;
+    client_body_buffer_size 1m;
+    sendfile on;
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        root {directory}/www;
+        add_header X-Backend {name} always;
+        location = /slow {{ limit_rate 1k; }}
+        location /upload/ {{ dav_methods PUT; }}
+    }}
+}}
+"""
+
+
+class Fleet:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = clean_environment(directory)
+        self.processes: list[Process] = []
+        self._token_file: Path | None = None
+
+    @property
+    def daemons(self) -> list[Daemon]:
+        return [process for process in self.processes if isinstance(process, Daemon)]
+
+    @property
+    def token_file(self) -> Path:
+        if self._token_file is None:
+            self._token_file = self.new_token("token", "test")
+        return self._token_file
+
+    def new_token(self, file_name: str, network: str) -> Path:
+        path = self.directory / file_name
+        path.write_text(federation("token", "new", "--name", network, home=self.directory).stdout)
+        return path
+
+    def daemon(
+        self,
+        name: str,
+        *options: str,
+        backend: Server | None = None,
+        backends: Mapping[str, Server] | None = None,
+        services: Sequence[str] = ("default",),
+        peer: Daemon | None = None,
+        token_file: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        start: bool = True,
+    ) -> Daemon:
+        """A daemon of this fleet's network that knows the address of `peer`.
+
+        `backends`: service -> server; `backend`: that of the service "default". `services`: what clients may ask for.
+        """
+        arguments = ["--token-file", str(token_file or self.token_file), *options]
+        for service, server in (backends or ({"default": backend} if backend else {})).items():
+            arguments += ["--backend", f"{service}={server.address[0]}:{server.address[1]}"]
+        if peer is not None:
+            arguments += ["--peer", peer.multiaddr]
+        daemon = Daemon(name, self.directory / name, arguments, services, {**self.environment, **(environment or {})})
+        self.processes.append(daemon)
+        if start:
+            daemon.start()
+        return daemon
+
+    def backend(self, mode: str, name: str = "", *options: str) -> Server:
+        """One of backends.py."""
+        name = name or mode
+        port = free_port()
+        directory = self.directory / f"backend-{name}"
+        command = [sys.executable, str(BACKENDS), mode, "--port", str(port), "--name", name]
+        command += ["--journal", str(directory / "journal"), *options]
+        return self._server(Server(f"backend-{name}", directory, command, self.environment), port)
+
+    def redis(self) -> Server:
+        port = free_port()
+        command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+        return self._server(Server("redis", self.directory / "redis", command, self.environment), port)
+
+    def nginx(self, name: str) -> Server:
+        """Serves /name, /slow (about 2 s), whatever is put in www/, and takes PUT under /upload/."""
+        port = free_port()
+        directory = self.directory / f"nginx-{name}"
+        command = ["nginx", "-p", str(directory), "-e", str(directory / "log"), "-c", str(directory / "nginx.conf")]
+        server = Server(f"nginx-{name}", directory, command, self.environment)
+        www = directory / "www"
+        (www / "upload").mkdir(parents=True)
+        (www / "name").write_text(f"{name}\n")
+        (www / "slow").write_bytes(b"s" * 3072)
+        user = "user root;" if os.geteuid() == 0 else ""  # else its worker cannot read the test's directory
+        (directory / "nginx.conf").write_text(NGINX_CONF.format(user=user, directory=directory, port=port, name=name))
+        return self._server(server, port)
+
+    def _server(self, server: Server, port: int) -> Server:
+        server.address = ("127.0.0.1", port)
+        self.processes.append(server)
+        server.start()
+        return server
+
+    def close(self) -> list[str]:
+        """Ends everything; says what was wrong. Daemons go first, all at once: leaving well is part of the tests."""
+        daemons = self.daemons
+        wrong = [
+            *end_all(daemons),
+            *end_all([process for process in self.processes if process not in daemons]),
+            *[complaint for daemon in daemons for complaint in complaints_about(daemon)],
+        ]
+        for process in self.processes:
+            for pid in process.left_behind():
+                wrong.append(f"{process.name} left process {pid} behind")
+                os.kill(pid, signal.SIGKILL)
+        for big in self.directory.glob("*/www"):
+            shutil.rmtree(big)
+        return wrong
+
+
+def end_all(processes: Sequence[Process]) -> list[str]:
+    """SIGTERM to those that run, SIGKILL to those that stay; what stayed."""
+    running = [process for process in processes if process.alive]
+    for process in running:
+        process.signal(signal.SIGCONT)
+        process.signal(signal.SIGTERM)
+    return [f"{process.name} did not end within {END_S:g} s of SIGTERM" for process in running if not ended(process)]
+
+
+def ended(process: Process) -> bool:
+    try:
+        process.wait()
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return False
+    return True
+
+
+def complaints_about(daemon: Daemon) -> Iterator[str]:
+    if daemon.running and daemon.running.returncode > 0:  # negative: by a signal, from the test
+        yield f"{daemon.name} exited with {daemon.running.returncode}"
+    if daemon.running and daemon.running.returncode == 0 and (daemon.state_dir / "daemon.json").exists():
+        yield f"{daemon.name} left its daemon.json behind"
+    log = daemon.log()
+    if found := NEVER_IN_A_LOG.search(log):
+        yield f"{daemon.name} printed {found[0]!r}:\n{log[max(0, found.start() - 300) : found.end() + 3000]}"

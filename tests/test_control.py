@@ -1,0 +1,301 @@
+"""The control API over real sockets: what a stranger's web page, a careless client and the command line would send."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import signal
+import socket
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from federation import control
+from federation.errors import ConfigError, ListenFailed
+from federation.values import HostPort
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ANYWHERE = HostPort("127.0.0.1", 0)
+
+
+class FakeNode:
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.fails = False
+
+    def status(self) -> dict[str, Any]:
+        if self.fails:
+            raise RuntimeError("a bug of ours")
+        return {"node": {"name": "b\x9bx", "vram": 1}}
+
+    def peers(self) -> list[dict[str, Any]]:
+        return [{"peer_id": "a", "self": True}]
+
+    def invite(self) -> str:
+        return "fed1_text"
+
+    def explain(self, last: int) -> list[dict[str, Any]]:
+        self.asked.append(last)
+        return [{"candidates": [{"last_used": float("-inf")}, (float("nan"), 1.5)]}]
+
+
+@asynccontextmanager
+async def serving(node: FakeNode, address: HostPort = ANYWHERE) -> AsyncIterator[HostPort]:
+    async with trio.open_nursery() as nursery:
+        actual: HostPort = await nursery.start(control.serve, control.create_app(node), address)
+        with trio.fail_after(10):
+            yield actual
+        nursery.cancel_scope.cancel()
+
+
+async def ask(
+    address: HostPort, path: str, method: str = "GET", headers: dict[str, str] | None = None
+) -> tuple[int, Any, http.client.HTTPMessage]:
+    def blocking() -> tuple[int, Any, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
+        try:
+            connection.request(method, path, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), response.headers
+        finally:
+            connection.close()
+
+    return await trio.to_thread.run_sync(blocking)
+
+
+async def raw(address: HostPort, request: bytes) -> bytes:
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    async with stream:
+        await stream.send_all(request)
+        answer = b""
+        async for chunk in stream:
+            answer += chunk
+        return answer
+
+
+# The routes
+
+
+async def test_status_and_peers() -> None:
+    async with serving(FakeNode()) as address:
+        assert (await ask(address, "/api/v1/status"))[:2] == (200, {"node": {"name": "b\x9bx", "vram": 1}})
+        status, body, headers = await ask(address, "/api/v1/peers")
+        assert (status, body) == (200, {"peers": [{"peer_id": "a", "self": True}]})
+        assert headers["Content-Type"] == "application/json"
+        assert headers["Cache-Control"] == "no-store"
+        assert "server" not in headers
+
+
+async def test_the_answer_is_one_line_of_ascii() -> None:
+    async with serving(FakeNode()) as address:
+        head, _, body = (await raw(address, _get(address, "/api/v1/status"))).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert body == b'{"node": {"name": "b\\u009bx", "vram": 1}}'
+
+
+async def test_an_invitation_is_asked_for_by_post() -> None:
+    async with serving(FakeNode()) as address:
+        assert (await ask(address, "/api/v1/invite", "POST"))[:2] == (200, {"token": "fed1_text"})
+        status, body, headers = await ask(address, "/api/v1/invite")
+        assert (status, body, headers["Allow"]) == (405, {"error": "Method Not Allowed"}, "POST")
+
+
+async def test_explain_and_its_bounds() -> None:
+    node = FakeNode()
+    async with serving(node) as address:
+        status, body, _ = await ask(address, "/api/v1/explain?last=7")
+        assert (status, body) == (200, {"decisions": [{"candidates": [{"last_used": None}, [None, 1.5]]}]})
+        await ask(address, "/api/v1/explain")
+        assert node.asked == [7, control.EXPLAIN_DEFAULT]
+        for last in ("0", "-1", "1001", "x", "1.5", "%D9%A3", "9" * 5000):
+            status, body, _ = await ask(address, f"/api/v1/explain?last={last}")
+            assert (status, body) == (400, {"error": "last is a number from 1 to 1000"})
+        assert len(node.asked) == 2
+
+
+async def test_what_is_not_there_is_json_too() -> None:
+    async with serving(FakeNode()) as address:
+        for path in ("/", "/api/v1/nothing", "/api/v2/status"):
+            assert (await ask(address, path))[:2] == (404, {"error": "Not Found"})
+        assert (await ask(address, "/api/v1/status", "DELETE"))[0] == 405
+
+
+async def test_our_bug_is_a_logged_500_and_the_next_request_is_served() -> None:
+    node = FakeNode()
+    node.fails = True
+    with capture_logs() as logged:
+        async with serving(node) as address:
+            await _check_that_it_recovers(address)
+    (entry,) = logged
+    assert (entry["event"], entry["path"], entry["exc_info"]) == ("a control request failed", "/api/v1/status", True)
+
+
+async def _check_that_it_recovers(address: HostPort) -> None:
+    status, body, _ = await ask(address, "/api/v1/status")
+    assert status == 500
+    assert "a bug of ours" not in body["error"]
+    assert (await ask(address, "/api/v1/peers"))[0] == 200
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "127.1.2.3:{port}", "[::1]:{port}"]
+)
+async def test_loopback_hosts_are_served(host: str) -> None:
+    async with serving(FakeNode()) as address:
+        headers = {"Host": host.format(port=address.port)}
+        assert (await ask(address, "/api/v1/status", headers=headers))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example:{port}",
+        "127.0.0.1",
+        "127.0.0.1:1",
+        "127.0.0.1.evil.example:{port}",
+        "0.0.0.0:{port}",
+        "",
+        "x y",
+        "localhost:{port}@evil",
+    ],
+)
+async def test_other_hosts_are_not(host: str) -> None:
+    async with serving(FakeNode()) as address:
+        for path, method in (("/api/v1/status", "GET"), ("/api/v1/invite", "POST"), ("/nothing", "GET")):
+            status, body, _ = await ask(address, path, method, {"Host": host.format(port=address.port)})
+            assert status == 403
+            assert "host name" in body["error"]
+
+
+async def test_no_host_is_no_loopback_host() -> None:
+    async with serving(FakeNode()) as address:
+        answer = await raw(address, b"GET /api/v1/status HTTP/1.0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403") or answer.startswith(b"HTTP/1.0 403")
+        two = _get(address, "/api/v1/status").replace(b"\r\n\r\n", b"\r\nHost: evil.example\r\n\r\n")
+        assert (await raw(address, two)).split()[1] in (b"400", b"403")
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:{port}", "http://localhost:{port}"])
+async def test_our_own_origin_is_served(origin: str) -> None:
+    async with serving(FakeNode()) as address:
+        headers = {"Origin": origin.format(port=address.port)}
+        assert (await ask(address, "/api/v1/invite", "POST", headers))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://evil.example",
+        "null",
+        "http://127.0.0.1:1",
+        "https://127.0.0.1:{port}",
+        "http://127.0.0.1",
+        "",
+        "file://",
+    ],
+)
+async def test_other_origins_are_refused(origin: str) -> None:
+    async with serving(FakeNode()) as address:
+        for path, method in (("/api/v1/status", "GET"), ("/api/v1/invite", "POST")):
+            status, body, _ = await ask(address, path, method, {"Origin": origin.format(port=address.port)})
+            assert (status, body) == (403, {"error": "requests from another origin are refused"})
+
+
+async def test_websockets_are_turned_away() -> None:
+    async with serving(FakeNode()) as address:
+        upgrade = (
+            b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        request = f"GET /api/v1/status HTTP/1.1\r\nHost: {address}".encode() + upgrade
+        assert (await raw(address, request)).startswith(b"HTTP/1.1 403")
+
+
+# Nonsense on the wire
+
+
+async def test_nonsense_leaves_the_server_unharmed(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(FakeNode()) as address:
+        for garbage in (b"\x00" * 100, b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00", b"A" * 100_000 + b"\r\n"):
+            with trio.move_on_after(5):
+                with suppress(trio.BrokenResourceError):  # it may hang up while we still talk
+                    await raw(address, garbage)
+        silent = await trio.open_tcp_stream(address.host, address.port)
+        assert (await ask(address, "/api/v1/status"))[0] == 200
+        await silent.aclose()
+    assert not caplog.records
+
+
+# Life
+
+
+async def test_port_0_is_a_free_port() -> None:
+    async with serving(FakeNode()) as first, serving(FakeNode()) as second:
+        assert first.host == second.host == "127.0.0.1"
+        assert 0 < first.port != second.port > 0
+
+
+async def test_ipv6_loopback() -> None:
+    async with serving(FakeNode(), HostPort("::1", 0)) as address:
+        assert (await ask(address, "/api/v1/status"))[0] == 200
+
+
+async def test_a_port_in_use_is_plain_words() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = HostPort("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(ListenFailed, match=rf"control API on {address}: the port is in use.*--control"):
+            await control.serve(control.create_app(FakeNode()), address)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
+async def test_others_cannot_be_let_in(host: str) -> None:
+    with pytest.raises(ConfigError, match="loopback only"):
+        await control.serve(control.create_app(FakeNode()), HostPort(host, 0))
+
+
+async def test_it_ends_when_cancelled_and_leaves_nothing() -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            address: HostPort = await nursery.start(control.serve, control.create_app(FakeNode()), ANYWHERE)
+            idle = await trio.open_tcp_stream(address.host, address.port)
+            half = await trio.open_tcp_stream(address.host, address.port)
+            await half.send_all(b"GET /api/v1/status HTTP/1.1\r\nHo")
+            assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+            stopped_at = trio.current_time()
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - stopped_at < 1
+        for stream in (idle, half):
+            with suppress(trio.BrokenResourceError):  # reset, where our bytes were not read
+                assert await stream.receive_some() == b""
+            await stream.aclose()
+        with pytest.raises(OSError, match="connect"):
+            await trio.open_tcp_stream(address.host, address.port)
+    # The address is free at once: a restart need not wait.
+    async with serving(FakeNode(), address) as again:
+        assert again == address
+
+
+async def test_nothing_is_logged_about_requests(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(FakeNode()) as address:
+        await ask(address, "/api/v1/status")
+        await ask(address, "/api/v1/invite", "POST")
+    assert not [record for record in caplog.records if "/api" in record.getMessage()]
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def _get(address: HostPort, path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode()

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from federation.errors import TokenChecksumWrong, TokenMalformed
+from federation.membership import saved_token, take_up
+from federation.state import StateDir
+from federation.tokens import MAX_ADDRESSES, Token
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+A = "/ip4/192.0.2.1/tcp/1"
+B = "/ip4/192.0.2.2/tcp/2"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path)
+
+
+def test_nothing_saved_is_none(state: StateDir) -> None:
+    assert saved_token(state) is None
+
+
+def test_a_given_token_is_there_after_a_restart(state: StateDir) -> None:
+    token = Token.new("lab", [A])
+    membership = take_up(token, state)
+    assert membership.token == token
+    assert not membership.left_behind
+    assert saved_token(state) == token
+
+
+def test_another_networks_token_wins_and_the_old_one_is_kept(state: StateDir) -> None:
+    old, new = Token.new("old"), Token.new("new")
+    take_up(old, state)
+    membership = take_up(new, state)
+    assert (membership.token, membership.left_behind) == (new, True)
+    assert saved_token(state) == new
+    assert (state.path / "token.previous").read_text() == f"{old.encode()}\n"
+
+
+def test_the_same_network_keeps_the_addresses_of_both(state: StateDir) -> None:
+    token = Token.new("lab", [A])
+    take_up(token, state)
+    membership = take_up(Token(token.secret, "", (B, A)), state)
+    assert membership.token.addresses == (B, A)
+    assert membership.token.name == "lab"
+    assert not membership.left_behind
+    take_up(Token(token.secret, "renamed"), state)
+    assert saved_token(state) == Token(token.secret, "renamed", (B, A))
+    assert not (state.path / "token.previous").exists()
+
+
+def test_the_addresses_of_both_stay_within_a_tokens_bounds(state: StateDir) -> None:
+    addresses = [f"/ip4/192.0.2.1/tcp/{port}" for port in range(1, 2 * MAX_ADDRESSES + 1)]
+    token = Token.new("lab", addresses[:MAX_ADDRESSES])
+    take_up(token, state)
+    given = token.with_addresses(addresses[MAX_ADDRESSES:])
+    assert take_up(given, state).token == given
+
+
+@pytest.mark.parametrize("damaged", ["not a token", "", Token.new().encode()[:-1]])
+def test_a_damaged_saved_token_stops_the_start_and_is_named(state: StateDir, damaged: str) -> None:
+    (state.path / "token").write_text(damaged)
+    with pytest.raises((TokenMalformed, TokenChecksumWrong), match=f"saved in {state.path}/token"):
+        saved_token(state)
+    assert (state.path / "token").read_text() == damaged
+
+
+def test_a_given_token_replaces_a_damaged_one_which_is_kept(state: StateDir) -> None:
+    damaged = Token.new().encode()[:-1]
+    (state.path / "token").write_text(damaged)
+    token = Token.new()
+    assert take_up(token, state).left_behind
+    assert saved_token(state) == token
+    assert (state.path / "token.previous").read_text() == f"{damaged}\n"

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from federation.errors import StateDirBusy, StateDirUnusable
+from federation.state import MAX_INCARNATION, StateDir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[StateDir]:
+    state = StateDir(tmp_path / "a/b", clock=lambda: 1000.0)
+    state.lock()
+    yield state
+    state.unlock()
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# The lock
+
+
+def test_the_directory_is_made_and_private(state: StateDir) -> None:
+    assert mode(state.path) == 0o700
+    assert mode(state.path / "lock") == 0o600
+
+
+def test_a_second_daemon_is_told_who_has_it(state: StateDir) -> None:
+    with pytest.raises(StateDirBusy, match=rf"{state.path} \(process {os.getpid()}\)"):
+        StateDir(state.path).lock()
+    state.lock()  # again by the same: no matter
+    state.unlock()
+    state.unlock()
+    other = StateDir(state.path)
+    other.lock()
+    other.unlock()
+
+
+def test_the_lock_ends_with_the_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, time; from federation.state import StateDir\n"
+        "StateDir(pathlib.Path(sys.argv[1])).lock(); print('locked', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process, process.stdout as output:
+        assert output.readline() == b"locked\n"
+        with pytest.raises(StateDirBusy, match=str(process.pid)):
+            StateDir(tmp_path).lock()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    state = StateDir(tmp_path)
+    state.lock()
+    state.unlock()
+
+
+def test_a_directory_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StateDirUnusable, match="Not a directory"):
+        StateDir(tmp_path / "file/state").lock()
+
+
+def test_a_directory_that_others_may_write_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tmp_path.chmod(0o777)
+    state = StateDir(tmp_path)
+    state.lock()
+    state.unlock()
+    assert "others may write" in caplog.text
+    assert mode(tmp_path) == 0o777  # the person's own directory is left as it is
+
+
+# Identity
+
+
+def test_the_identity_is_made_once(state: StateDir) -> None:
+    seed = state.identity()
+    assert len(seed) == 32
+    assert StateDir(state.path).identity() == seed
+    assert mode(state.path / "identity") == 0o600
+
+
+def test_two_nodes_are_two(tmp_path: Path) -> None:
+    seeds = set()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        seeds.add(StateDir(tmp_path / name).identity())
+    assert len(seeds) == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 31, b"x" * 33])
+def test_a_damaged_identity_is_not_replaced(state: StateDir, data: bytes) -> None:
+    path = state.path / "identity"
+    path.write_bytes(data)
+    with pytest.raises(StateDirUnusable, match="identity is damaged"):
+        state.identity()
+    assert path.read_bytes() == data
+
+
+def test_an_identity_that_others_could_read_is_made_private(state: StateDir, caplog: pytest.LogCaptureFixture) -> None:
+    state.identity()
+    (state.path / "identity").chmod(0o644)
+    state.identity()
+    assert mode(state.path / "identity") == 0o600
+    assert "others could read" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["identity", "token"])
+def test_secrets_that_cannot_be_read_stop_the_start(state: StateDir, name: str) -> None:
+    (state.path / name).mkdir()
+    read: dict[str, Callable[[], object]] = {"identity": state.identity, "token": state.load_token}
+    with pytest.raises(StateDirUnusable, match=f"{name}: Is a directory"):
+        read[name]()
+
+
+# Token
+
+
+def test_a_token_is_saved_for_its_owner_only(state: StateDir) -> None:
+    assert state.load_token() is None
+    state.save_token("one")
+    assert StateDir(state.path).load_token() == "one"
+    assert mode(state.path / "token") == 0o600
+    assert not (state.path / "token.previous").exists()
+
+
+def test_replaced_tokens_are_kept_newest_first(state: StateDir) -> None:
+    for text in ("one", "two", "two", "three", "one"):
+        state.save_token(text)
+    previous = state.path / "token.previous"
+    assert state.load_token() == "one"
+    assert previous.read_text() == "three\ntwo\n"
+    assert mode(previous) == 0o600
+
+
+def test_the_same_networks_token_replaces_without_a_trace(state: StateDir) -> None:
+    state.save_token("one")
+    state.save_token("one, other addresses", keep_old=False)
+    assert state.load_token() == "one, other addresses"
+    assert not (state.path / "token.previous").exists()
+
+
+# Incarnation
+
+
+def test_incarnations_rise_at_each_start_also_within_a_second(state: StateDir) -> None:
+    assert [StateDir(state.path, clock=lambda: 1000.9).next_incarnation() for _ in range(3)] == [1000, 1001, 1002]
+
+
+def test_incarnations_rise_though_the_clock_goes_back(state: StateDir) -> None:
+    assert state.next_incarnation() == 1000
+    assert StateDir(state.path, clock=lambda: 1.0).next_incarnation() == 1001
+
+
+@pytest.mark.parametrize("data", [b"", b"-5", b"many", b"\xff", b"9" * 30, str(MAX_INCARNATION).encode(), "٣".encode()])
+def test_a_lost_incarnation_is_found_again_by_the_clock(
+    state: StateDir, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (state.path / "incarnation").write_bytes(data)
+    assert state.next_incarnation() == 1000
+    assert "incarnation is ignored" in caplog.text
+    assert state.next_incarnation() == 1001
+
+
+# Peers and daemon.json
+
+
+def test_peers_are_remembered(state: StateDir) -> None:
+    assert state.load_peers() == {}
+    peers = {"12D3KooWa": ["/ip4/192.0.2.1/tcp/1"], "12D3KooWb": []}
+    state.save_peers(peers)
+    assert StateDir(state.path).load_peers() == peers
+    assert mode(state.path / "peers.json") == 0o600
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"\xff", b'{"a": 1}', b'{"a": [1]}', b'{"a": "b"}', b"[" * 100000]
+)
+def test_damaged_peers_cost_a_warning(state: StateDir, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    (state.path / "peers.json").write_bytes(data)
+    assert state.load_peers() == {}
+    assert "peers.json is ignored" in caplog.text
+
+
+def test_peers_that_cannot_be_saved_cost_a_warning(state: StateDir, caplog: pytest.LogCaptureFixture) -> None:
+    (state.path / "peers.json").mkdir()
+    state.save_peers({"a": []})
+    assert "were not saved" in caplog.text
+    assert sorted(path.name for path in state.path.iterdir()) == ["lock", "peers.json"]  # no temporary file
+
+
+def test_daemon_facts_come_and_go(state: StateDir) -> None:
+    assert state.load_daemon() is None
+    state.save_daemon({"pid": 1, "control": "127.0.0.1:8485"})
+    assert StateDir(state.path).load_daemon() == {"pid": 1, "control": "127.0.0.1:8485"}
+    assert json.loads((state.path / "daemon.json").read_text())["pid"] == 1
+    state.remove_daemon()
+    state.remove_daemon()
+    assert state.load_daemon() is None
+
+
+def test_damaged_daemon_facts_count_as_none(state: StateDir) -> None:
+    (state.path / "daemon.json").write_text("{")
+    assert state.load_daemon() is None
+
+
+# Writing
+
+
+def test_a_write_that_fails_leaves_the_old_file(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    state.save_token("old")
+
+    def disk_full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(StateDirUnusable, match="No space left on device"):
+        state.save_token("new", keep_old=False)
+    assert state.load_token() == "old"
+    assert not [path for path in state.path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_planted_link_is_not_written_through(state: StateDir, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (state.path / f".token.{os.getpid()}").symlink_to(victim)
+    state.save_token("secret")
+    assert victim.read_text() == "precious"
+    assert state.load_token() == "secret"
+
+
+def test_no_identity_without_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(StateDirUnusable, match="No such file"):
+        StateDir(tmp_path / "nowhere").identity()
