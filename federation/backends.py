@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -20,6 +20,8 @@ from federation.splice import SocketEnd, join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from trio_typing import TaskStatus
 
     from federation.config import Endpoint, Settings
     from federation.net.link import Link
@@ -44,7 +46,7 @@ class Backend:
         self.healthy: bool | None = None
         self.why = "not checked yet"
         self.in_flight = 0
-        self.target: tuple[socket.AddressFamily, tuple[object, ...]] | None = None  # resolved by the health check
+        self.target: tuple[int, Any] | None = None  # resolved by the health check
         self.recheck = trio.Event()
 
 
@@ -56,7 +58,7 @@ class Dial:
     def __init__(
         self,
         reactor: Reactor,
-        target: tuple[socket.AddressFamily, tuple[object, ...]],
+        target: tuple[int, Any],
         done: Callable[[socket.socket | None, str], None],
     ) -> None:
         self._reactor = reactor
@@ -111,9 +113,7 @@ class Serving:
 
     __slots__ = ("_backends", "_dial", "_done", "_released", "backend")
 
-    def __init__(
-        self, backends: Backends, backend: Backend, done: Callable[[SocketEnd | None, str], None]
-    ) -> None:
+    def __init__(self, backends: Backends, backend: Backend, done: Callable[[SocketEnd | None, str], None]) -> None:
         self._backends = backends
         self.backend = backend
         self._done = done
@@ -289,7 +289,7 @@ class Backends:
             )  # fmt: skip
         self._on_change()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Check every backend now and then every `health_interval_s`. Started when each was checked once."""
         async with trio.open_nursery() as checks:
             for backend in self.all:

@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(parse(argv, __version__))
-    except SystemExit:  # --help and --version
-        raise
+    except SystemExit as done:  # --help and --version
+        code = int(done.code or 0)
     except BaseException as error:  # noqa: BLE001  the last line of defence
         code = _explain(error, argv)
     _flush()
@@ -131,6 +131,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
 
 def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
     from federation import cli_output, membership
+    from federation.control import serve_node
     from federation.node import serve  # imports libp2p, so only after logging is set up
     from federation.places import default_state_dir
     from federation.tokens import Token
@@ -160,7 +161,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
             print(cli_output.ready(answer, next_step, token_file=str(state.path / "token") if is_new else ""))
         _flush()
 
-    return serve(settings, state, token, on_ready=ready)
+    return serve(settings, state, token, serve_control=serve_node, on_ready=ready)
 
 
 def _given_token(settings: Settings) -> Token | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from federation.tokens import Token
 
-MAX_SHOWN = 4  # addresses and warnings, so that `status` fits on one screen
+MAX_SHOWN = 4  # warnings, so that `status` fits on one screen
 MAX_TEXT = 64
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -41,7 +41,7 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
         ("clients", ", ".join(f"{plain(at)} ({plain(service)})" for service, at in _items(node, "listens")) or "none"),
         ("offers", _offers(node, color=color)),
         ("gpu", _gpu(node.get("gpu") or {})),
-        ("p2p", f"{plain(node.get('p2p'))}, announced as {_some(node.get('addresses') or [], 2)}"),
+        ("p2p", f"{plain(node.get('p2p'))}, announced as {_addresses(node)}"),
         ("control", f"{plain(node.get('control'))}, state in {plain(node.get('state_dir'), 200)}"),
         (
             "traffic",
@@ -54,7 +54,7 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
     if node.get("draining"):
         lines.append(paint("draining: this node takes no new connections", "yellow", color))
     warnings = answer.get("warnings") or []
-    lines += [paint(f"warning: {plain(warning, 200)}", "yellow", color) for warning in warnings[:MAX_SHOWN]]
+    lines += [paint(f"warning: {plain(warning, 150)}", "yellow", color) for warning in warnings[:MAX_SHOWN]]
     if len(warnings) > MAX_SHOWN:
         lines.append(paint(f"and {len(warnings) - MAX_SHOWN} more warnings", "yellow", color))
     return "\n".join(lines)
@@ -130,9 +130,7 @@ def next_machine(token_text: str) -> str:
 
 def next_invite(options: str) -> str:
     """The same where the token is no news: it need not go into a log at each start."""
-    return (
-        f"  next     `federation invite{options}` prints the token; on another machine: federation join --token-file -"
-    )
+    return f"  next     `federation invite{options}` prints the token; on another machine: federation join --token-file -"
 
 
 def plain(value: object, limit: int = MAX_TEXT) -> str:
@@ -155,12 +153,14 @@ def size(n: float) -> str:
 
 def duration(seconds: float) -> str:
     """Two units at most: 4 s, 12 min, 3 h 5 min, 2 d 4 h."""
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days >= 1:
-        return f"{days:.0f} d {hours % 24:.0f} h"
-    if hours >= 1:
-        return f"{hours:.0f} h {minutes % 60:.0f} min"
-    return f"{minutes:.0f} min" if minutes >= 1 else f"{max(seconds, 0):.0f} s"
+    whole = max(int(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole // 60 % 60} min"
+    return f"{whole // 86400} d {whole // 3600 % 24} h"
 
 
 def _items(node: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
@@ -200,8 +200,8 @@ def _vram(peer: Mapping[str, Any]) -> str:
     return f"{free}/{size(total)}" if total else (free if peer.get("available_vram") else "")
 
 
-def _some(values: Sequence[object], limit: int) -> str:
-    if not values:
-        return "nothing"
-    shown = ", ".join(plain(value, 120) for value in values[:limit])
-    return shown if len(values) <= limit else f"{shown} and {len(values) - limit} more"
+def _addresses(node: Mapping[str, Any]) -> str:
+    """Without the peer id that each ends with: the title has it."""
+    addresses = [plain(str(address).partition("/p2p/")[0]) for address in node.get("addresses") or ()]
+    shown = ", ".join(addresses[:2]) or "nothing"
+    return shown if len(addresses) <= 2 else f"{shown} and {len(addresses) - 2} more"

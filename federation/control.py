@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from hypercorn.typing import Framework
     from starlette.requests import Request
     from starlette.types import ASGIApp, Receive, Scope, Send
+    from trio_typing import TaskStatus
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +86,7 @@ async def serve(
     app: Starlette,
     address: HostPort,
     *,
-    task_status: trio.TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED,
+    task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `started` gets the address in use, which tells the port where 0 was asked for.
 
@@ -107,6 +108,13 @@ async def serve(
             partial(hypercorn.trio.serve, cast("Framework", app), config, shutdown_trigger=trio.sleep_forever)
         )
         task_status.started(actual)
+
+
+async def serve_node(
+    node: ControlledNode, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The node's API, as node.py starts it."""
+    await serve(create_app(node), address, task_status=task_status)
 
 
 class _Guard:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
+    from trio_typing import TaskStatus
+
     from federation.metrics import Metrics
     from federation.net.host import Host
     from federation.net.link import Link
@@ -106,7 +108,7 @@ class Gossip:
         """Something about this node may have changed."""
         self._stir.set()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Announce until cancelled."""
         async with self._topic.running(), trio.open_nursery() as nursery:
             await self.announce(self._describe())

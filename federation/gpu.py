@@ -7,7 +7,6 @@ where it comes from and, where something could not be read, why (`federation sta
 from __future__ import annotations
 
 import contextlib
-import importlib
 import platform as host
 import re
 import subprocess
@@ -122,7 +121,9 @@ class _Nvml:
     def read(self) -> tuple[list[Gpu], str]:
         if self._nvml is None:
             try:
-                self._nvml = importlib.import_module("pynvml")
+                import pynvml
+
+                self._nvml = pynvml
             except ImportError as error:
                 return [], f"NVML: {error}"
         try:

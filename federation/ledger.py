@@ -90,9 +90,7 @@ class Ledger:
     def missing(self, digest: Mapping[str, tuple[int, int]]) -> list[Entry]:
         """What the owner of `digest` lacks or has an older version of."""
         return [
-            entry
-            for peer_id, entry in self._entries.items()
-            if peer_id not in digest or digest[peer_id] < entry.version
+            entry for peer_id, entry in self._entries.items() if peer_id not in digest or digest[peer_id] < entry.version
         ]
 
     def get(self, peer_id: str) -> Entry | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Handler = Callable[[int], None]
+    from trio_typing import TaskStatus
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +82,7 @@ class _SelectorPoller:
         self._selector = selectors.DefaultSelector()
 
     def fileno(self) -> int:
-        return self._selector.fileno()  # type: ignore[attr-defined, no-any-return]
+        return self._selector.fileno()
 
     def register(self, fd: int, mask: int) -> None:
         self.modify(fd, mask)
@@ -166,7 +167,7 @@ class Reactor:
 
     # The task
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. The descriptors belong to their owners, who drop them."""
         try:
             async with trio.open_nursery() as nursery:

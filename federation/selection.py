@@ -25,12 +25,8 @@ if TYPE_CHECKING:
 NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
 
 # How the other entries behave is learnt from the reports of all peers together.
-_NEWEST_WEIGHT = (
-    1 / 8
-)  # remembers some ten reports: a second of them, where three busy peers report four times a second
-_LEAST_PACE = (
-    0.25  # own picks a report: who has lately made none would divide by nothing, and see a crowd in one stranger
-)
+_NEWEST_WEIGHT = 1 / 8  # remembers some ten reports: a second of them, where three busy peers report four times a second
+_LEAST_PACE = 0.25  # own picks a report: who has lately made none would divide by nothing, and see a crowd in one stranger
 
 
 class Policy(str, Enum):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from federation.reactor import BROKEN, READ, WRITE, Duplex, Reactor
@@ -200,10 +201,8 @@ class SocketEnd:
         peer.abort(self.error)
 
     def _reset(self) -> None:
-        try:
+        with suppress(OSError):  # the kernel gave it up already
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        except OSError:  # the kernel gave it up already
-            pass
         self._close()
 
     def _close(self) -> None:

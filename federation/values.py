@@ -55,11 +55,11 @@ class HostPort:
         else:
             host, colon, after = text.partition(":")
             port = after if colon else None
+        if port is None and default_port is None and host:
+            raise ValueError("the port is missing; write HOST:PORT")
         _check_host(host, bracketed=text.startswith("["))
         if port is None:
-            if default_port is None:
-                raise ValueError("the port is missing; write HOST:PORT")
-            return cls(host, default_port)
+            return cls(host, default_port or 0)
         if not _PORT.fullmatch(port) or int(port) > 65535:
             raise ValueError("a port is a number from 0 to 65535")
         return cls(host, int(port))

@@ -140,8 +140,7 @@ async def link_pair(
         raws = [_MemoryRaw(stream) for stream in trio.testing.lockstep_stream_pair()]
     events = Events(), Events()
     links = [
-        Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n])
-        for n, raw in enumerate(raws)
+        Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n]) for n, raw in enumerate(raws)
     ]
     async with trio.open_nursery() as nursery:
         await nursery.start(reactor.run)

@@ -50,9 +50,7 @@ def test_wrk_errors_are_summed() -> None:
     assert wrk.parse(text).errors == 54321
 
 
-@pytest.mark.parametrize(
-    "text", ["", "unable to connect to 127.0.0.1:1 Connection refused\n", WRK.replace("99%", "98%")]
-)
+@pytest.mark.parametrize("text", ["", "unable to connect to 127.0.0.1:1 Connection refused\n", WRK.replace("99%", "98%")])
 def test_what_is_no_wrk_report_is_refused(text: str) -> None:
     with pytest.raises(wrk.WrkFailed):
         wrk.parse(text)
@@ -355,7 +353,7 @@ def test_table_shows_medians_spread_and_gaps() -> None:
     text = report.table({"ours": "federation", "kubo": "kubo"}, medians, spread, {"ours": 3, "kubo": 0})
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     assert lines["requests/s, 32 connections"][-4:] == ["15", "±", "33%", "5"]
-    assert lines["RSS MiB, idle"][-2:] == ["-", "61"]
+    assert lines["RSS MiB after the load, no connection open"][-2:] == ["-", "61"]
     assert lines["connection errors, all rounds"][-2:] == ["3", "0"]
     assert "requests/s, 256 connections" not in lines
 
@@ -438,7 +436,7 @@ def test_what_fails_is_told_and_the_rest_goes_on() -> None:
 
 
 def test_a_further_round_takes_what_still_fits() -> None:
-    taken, left_out = _order("--targets", "direct,haproxy", "--only", "keepalive,bulk,rss", "--rounds", "9", deadline=9)
+    taken, left_out = _order("--targets", "direct,haproxy", "--only", "keepalive,bulk,sse", "--rounds", "9", deadline=9)
     assert taken[6:] == ["2 keepalive direct", "2 keepalive haproxy"]
     assert left_out == []
 

@@ -49,8 +49,9 @@ def shown(*peers: dict[str, Any], color: bool = False, width: int = 120) -> list
 def test_status_says_what_a_person_asks() -> None:
     text = cli_output.status(STATUS, color=False)
     for part in (
-        "alpha", PEER, "federation 0.1.0, up 1 h 1 min", "homelab (5f3a), 3 of 4 nodes online", "127.0.0.1:8484 (default)",
-        "127.0.0.1:8486 (embed)", "default up, embed down", "18.0 GiB of 24.0 GiB free (nvml)", "127.0.0.1:8485",
+        "alpha", PEER, "federation 0.1.0, up 1 h 1 min", "homelab (5f3a), 3 of 4 nodes online",
+        "127.0.0.1:8484 (default)", "127.0.0.1:8486 (embed)", "default up, embed down", "127.0.0.1:8485",
+        "18.0 GiB of 24.0 GiB free (nvml)", "/ip4/192.168.1.1/tcp/4484, /ip4/192.168.1.2/tcp/4484 and 6 more",
         "3 connections now, 1204 in all, 0 failed, 2 retried", "/home/x/.local/state/federation",
     ):  # fmt: skip
         assert part in text
@@ -61,8 +62,7 @@ def test_status_fits_on_one_screen_whatever_happens() -> None:
     many["node"] = STATUS["node"] | {"addresses": STATUS["node"]["addresses"] * 10, "draining": True}
     lines = cli_output.status(many, color=False).splitlines()
     rows = sum(-(-len(line) // 80) for line in lines)  # as an 80 column terminal wraps them
-    assert rows <= 24 + 8
-    assert len(lines) <= 15
+    assert rows <= 24
     assert "46 more warnings" in lines[-1]
 
 

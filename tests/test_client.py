@@ -128,6 +128,5 @@ def test_no_daemon_is_told() -> None:
 
 def test_a_daemon_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "TIMEOUT_S", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(ControlUnreachable, match="timed out"):
-            client.ask(HostPort("127.0.0.1", silent.getsockname()[1]), "GET", "/")
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ControlUnreachable, match="timed out"):
+        client.ask(HostPort("127.0.0.1", silent.getsockname()[1]), "GET", "/")

@@ -223,9 +223,7 @@ def test_bad_words_for_no_mdns_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     assert "perhaps" in refused()
 
 
-@pytest.mark.parametrize(
-    "text", ["hold = [1]", "hold = true", "backend = 1", "backend = [1]", "name = 1", "[hold]\nx = 1"]
-)
+@pytest.mark.parametrize("text", ["hold = [1]", "hold = true", "backend = 1", "backend = [1]", "name = 1", "[hold]\nx = 1"])
 def test_toml_of_the_wrong_type_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"in .*config\.toml"):
         load({}, config_file=written(tmp_path, text))

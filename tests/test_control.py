@@ -285,9 +285,7 @@ async def test_it_ends_when_cancelled_and_leaves_nothing() -> None:
         assert again == address
 
 
-async def test_nothing_is_logged_about_requests(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_nothing_is_logged_about_requests(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.INFO)
     async with serving(FakeNode()) as address:
         await ask(address, "/api/v1/status")

@@ -24,9 +24,7 @@ class FakeNvml:
             self.value = value
 
         def __str__(self) -> str:
-            return {NOT_SUPPORTED: "Not Supported", GPU_IS_LOST: "GPU is lost", LIBRARY_NOT_FOUND: "No Library"}[
-                self.value
-            ]
+            return {NOT_SUPPORTED: "Not Supported", GPU_IS_LOST: "GPU is lost", LIBRARY_NOT_FOUND: "No Library"}[self.value]
 
     def __init__(self, *gpus) -> None:
         self.gpus = list(gpus)
@@ -189,6 +187,11 @@ async def test_no_more_gpus_than_fit_into_a_record(linux) -> None:
 
 async def test_more_free_than_there_is_is_all_there_is(linux) -> None:
     assert (await linux(FakeNvml(("GPU", 8, 9))).read()).available_vram == 8
+
+
+async def test_more_used_than_there_is_is_nothing_free(linux, tmp_path) -> None:
+    amd_card(tmp_path, 0, 8, 9)
+    assert sizes(await linux().read()) == [("AMD GPU 0", 8, 0)]
 
 
 async def test_a_driver_that_hangs_is_given_up_and_heard_again_when_it_answers(linux, monkeypatch) -> None:

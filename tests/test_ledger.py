@@ -120,11 +120,7 @@ def test_the_newest_version_wins(history: list[Arrival]) -> None:
     """Said a second time without the code's own means: whatever the laws are about, it is this."""
     ledger = replay(history)
     for peer_id in "ab":
-        admitted = [
-            (record, age)
-            for record, _, age in history
-            if record.peer_id == peer_id and age < FORGET_AFTER
-        ]
+        admitted = [(record, age) for record, _, age in history if record.peer_id == peer_id and age < FORGET_AFTER]
         assert (peer_id in ledger) == bool(admitted)
         if admitted:
             newest = max((record.incarnation, record.seq) for record, _ in admitted)
@@ -388,9 +384,7 @@ def test_forgetting_makes_room() -> None:
 
 @laws
 @given(
-    st.lists(
-        st.builds(Arrival, st.builds(node, st.text("abcdefgh", min_size=1), left=st.booleans()), st.just(b""), ages)
-    )
+    st.lists(st.builds(Arrival, st.builds(node, st.text("abcdefgh", min_size=1), left=st.booleans()), st.just(b""), ages))
 )
 def test_size_is_bounded_and_evictions_are_told(history: list[Arrival]) -> None:
     ledger, present = Ledger(max_entries=3), set()

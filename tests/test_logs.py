@@ -193,9 +193,7 @@ def test_failures_in_clean_up_are_one_line(out: io.StringIO) -> None:
 # Secrets and forgery
 
 
-@pytest.mark.parametrize(
-    "key", ["token", "secret", "key", "network_token", "admission-key", "Secret", "tokens", "password"]
-)
+@pytest.mark.parametrize("key", ["token", "secret", "key", "network_token", "admission-key", "Secret", "tokens", "password"])
 @pytest.mark.parametrize("style", ["json", "console"])
 def test_values_under_secret_names_are_replaced(key: str, style: str, out: io.StringIO) -> None:
     logs.configure("info", style, stream=out)
@@ -215,7 +213,7 @@ def test_names_that_only_contain_such_words_are_not(out: io.StringIO) -> None:
 def test_a_token_is_replaced_wherever_it_stands(out: io.StringIO) -> None:
     logs.configure("debug", "json", stream=out)
     log = structlog.get_logger("federation.x")
-    log.info("event with " + TOKEN)
+    log.info(" ".join(["event with", TOKEN]))
     log.info("value", argv=["federation", "join", "--token", TOKEN], error=ValueError(f"bad {TOKEN}"))
     logging.getLogger("federation.x").warning("argument %s", TOKEN)
     logging.getLogger("libp2p").warning("foreign %s", TOKEN)

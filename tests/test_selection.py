@@ -327,8 +327,19 @@ def test_our_own_request_that_ended_meanwhile_is_not_taken_for_somebody_elses() 
     entry = selector()
     entry.pick([Box("a")], now=0)
     entry.release("a")
-    entry.report("a", 1)  # sent while it ran
+    for _ in range(2):
+        entry.report("a", 1)  # sent while it ran
     assert in_flight_seen(entry, "a") == 0
+
+
+def test_others_who_move_are_thought_to_do_as_we_do_until_the_next_report() -> None:
+    entry = selector()
+    for reported in (0, 8, 0, 8, 0, 8):
+        entry.report("a", reported)
+    entry.pick([Box("a")], now=0)
+    assert in_flight_seen(entry, "a") > 8 + 1
+    entry.report("a", 9)
+    assert in_flight_seen(entry, "a") == 9
 
 
 def test_what_stays_beyond_two_reports_is_somebody_elses() -> None:
@@ -420,6 +431,25 @@ def test_the_late_joiner_starts_at_the_minimum_of_the_others() -> None:
     pick = entry.pick(boxes(24, 16, 8), now=30)
     assert {c.peer_id: c.served for c in pick.candidates} == {"box0": 11, "box1": 10, "box2": 10}
     assert entry.total_served("box2") == 0
+
+
+def served_in_next_pick(entry: Selector, nodes: list[Box], service: str) -> dict[str, int]:
+    return {c.peer_id: c.served for c in entry.pick(nodes, now=100, service=service).candidates}
+
+
+def test_in_a_new_service_newcomers_start_level_with_those_who_have_served_elsewhere() -> None:
+    entry = selector(Policy.LEAST_REQUESTS)
+    serve(entry, boxes(24), 10)
+    assert served_in_next_pick(entry, boxes(24, 16), "another") == {"box0": 10, "box1": 10}
+
+
+def test_who_is_ahead_when_it_comes_back_stays_ahead() -> None:
+    entry = selector(Policy.LEAST_REQUESTS)
+    serve(entry, boxes(24), 10)
+    serve(entry, [Box("other")], 10)
+    serve(entry, boxes(24), 10)
+    assert served_in_next_pick(entry, [Box("other", GB), Box("third")], "another") == {"other": 10, "third": 10}
+    assert served_in_next_pick(entry, [*boxes(24), Box("other")], "another") == {"box0": 20, "other": 11}
 
 
 def test_nobody_starves_beside_a_busier_service() -> None:
@@ -616,9 +646,7 @@ def test_these_networks_can_herd() -> None:
     driven = {"per_second": [20] * 8}
     gullible = imbalances(network(Gullible), **driven)
     assert worst(gullible) > 2
-    assert (
-        mean(gullible) > mean(imbalances(network(dice), **driven)) > mean(imbalances(network(least_loaded), **driven))
-    )
+    assert mean(gullible) > mean(imbalances(network(dice), **driven)) > mean(imbalances(network(least_loaded), **driven))
 
 
 def answers_to_one_client(kind, *, seed: int, delay_s: tuple[float, float], duration_s: float) -> list[int]:

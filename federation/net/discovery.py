@@ -32,6 +32,8 @@ from federation.net.addresses import MAX_ADDRESSES, PeerAddress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from trio_typing import TaskStatus
+
 log = structlog.get_logger(__name__)
 
 CHECK_S = 5.0  # how old a change of address may get unannounced
@@ -179,7 +181,7 @@ class Mdns:
         self._on_found = on_found
         self._interfaces = interfaces
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled, then say goodbye. Where there is no multicast, warn once and retry now and then."""
         trio_token = trio.lowlevel.current_trio_token()
 

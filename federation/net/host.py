@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -28,10 +28,16 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
-from federation.errors import FederationError, HandshakeFailed, ListenFailed, PeerUnavailable, TokenRefused, listen_problem
+from federation.errors import (
+    FederationError,
+    HandshakeFailed,
+    ListenFailed,
+    PeerUnavailable,
+    TokenRefused,
+    listen_problem,
+)
 from federation.net import link as mux_link
 from federation.net import noise
-from federation.net.addresses import AddressBook, PeerAddress, Target
 from federation.net.link import Link
 from federation.net.streams import MuxStream, TrioStream
 
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from libp2p.abc import INetStream
     from libp2p.custom_types import TProtocol
 
+    from federation.net.addresses import AddressBook, PeerAddress, Target
     from federation.net.mux import Channel
     from federation.reactor import Reactor
     from federation.values import HostPort
@@ -143,7 +150,7 @@ class Host:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Bind first. Serves and redials until left; then every link is closed."""
-        async with background_trio_service(self.swarm), trio.open_nursery() as nursery:  # type: ignore[arg-type]
+        async with background_trio_service(self.swarm), trio.open_nursery() as nursery:
             self._nursery = nursery
             for listener in self._listeners:
                 nursery.start_soon(self._accept, listener)
@@ -160,7 +167,7 @@ class Host:
         """Wait until what is queued on the links has gone to the kernel, `timeout_s` at most."""
         with trio.move_on_after(timeout_s):
             while any(not link.is_flushed for link in self.links.values()):
-                await trio.sleep(0.01)
+                await trio.sleep(0.01)  # the reactor sends; it has nobody to tell but here
 
     def look_at_book(self) -> None:
         """There may be something new to dial."""
@@ -406,9 +413,7 @@ def _never_raises(handler: Callable[[INetStream], Awaitable[None]]) -> Callable[
             await handler(stream)
         except Exception as error:  # noqa: BLE001  # the one place for what a peer's stream can raise
             log.debug("a peer's stream failed", peer=str(stream.muxed_conn.peer_id), why=type(error).__name__)
-            try:
+            with suppress(Exception):  # it is gone already
                 await stream.reset()
-            except Exception:  # noqa: BLE001, S110  # it is gone already
-                pass
 
     return guarded

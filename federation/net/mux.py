@@ -370,12 +370,7 @@ class Mux:
             self._remote_opens(kind, channel_id, payload)
             return
         if kind in (PING, PONG):
-            if len(payload) != 8 or channel_id:
-                raise ProtocolViolation("a malformed PING")
-            if kind == PING:
-                self.control(PONG, 0, payload)
-            else:
-                self._handler.pong(payload)
+            self._pinged(kind, channel_id, payload)
             return
         if not OPENED <= kind <= CREDIT:
             raise ProtocolViolation(f"an unknown frame type {kind}")
@@ -396,6 +391,14 @@ class Mux:
             channel.peer.abort(_text(payload))
         else:
             self._answered(channel, kind, payload)
+
+    def _pinged(self, kind: int, channel_id: int, payload: bytes) -> None:
+        if len(payload) != 8 or channel_id:
+            raise ProtocolViolation("a malformed PING")
+        if kind == PING:
+            self.control(PONG, 0, payload)
+        else:
+            self._handler.pong(payload)
 
     def _credited(self, channel: Channel, payload: bytes) -> None:
         if len(payload) != 4:

@@ -25,7 +25,7 @@ class MuxStream(IMuxedStream):
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel
-        self.muxed_conn = link
+        self.muxed_conn = self._link = link
         channel.peer = self
         self._in: deque[bytes] = deque()
         self._arrived = trio.Event()
@@ -132,7 +132,7 @@ class MuxStream(IMuxedStream):
         self._timeout_s = float(ttl) if ttl else math.inf
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return self.muxed_conn.get_remote_address()
+        return self._link.remote_address
 
     async def __aenter__(self) -> MuxStream:
         return self

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import wrk
-from .procs import Meter, resident_mib
+from .procs import Meter, die_with_parent, resident_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,6 +65,8 @@ class Bench:
         """Raises LoadFailed where there is nothing to report."""
         self._sample = Sample()
         MEASURES[name](self, target)
+        if not target.pids:  # direct: there is nobody whose CPU it could be
+            self._sample.values = {key: value for key, value in self._sample.values.items() if "_cpu_" not in key}
         return self._sample
 
     def _meter(self, target: Target) -> Meter:
@@ -139,19 +142,17 @@ class Bench:
     def beside(self, target: Target) -> None:
         """A few token streams alone, then beside one bulk upload of the same pair; a download is for information."""
         seconds = self.sizes.beside_chunks / 50
-        for key, way in (("alone", ""), ("up", "up"), ("down", "down")):
+        for way, service in (("alone", ""), ("up", "sink"), ("down", "web")):
             meter = self._meter(target)
-            bulk = None
-            if way:
-                port = target.entry["sink" if way == "up" else "web"]
-                bulk = _spawn("bulk", way, port, size=16 * MIB, seconds=seconds + 0.5)
-            said = self._streams(target, BESIDE_CLIENTS, self.sizes.beside_chunks)
-            self._sample.values[f"beside_{key}_p50_ms"] = said["p50_us"] / 1e3
-            self._sample.values[f"beside_{key}_p99_ms"] = said["p99_us"] / 1e3
-            if bulk is not None:
-                moved = _answer(bulk)
+            options = {"size": 16 * MIB, "seconds": seconds + 0.5}
+            with _spawn("bulk", way, target.entry[service], **options) if service else nullcontext() as bulk:
+                said = self._streams(target, BESIDE_CLIENTS, self.sizes.beside_chunks)
+                moved = _answer(bulk) if bulk else None
+            self._sample.values[f"beside_{way}_p50_ms"] = said["p50_us"] / 1e3
+            self._sample.values[f"beside_{way}_p99_ms"] = said["p99_us"] / 1e3
+            if moved is not None:
                 self._sample.errors += int(moved["errors"])
-                self._sample.values[f"beside_{key}_mbs"] = moved["bytes"] / max(1e-9, moved["seconds"]) / 1e6
+                self._sample.values[f"beside_{way}_mbs"] = moved["bytes"] / max(1e-9, moved["seconds"]) / 1e6
             self._account(meter.stop())
 
     def _streams(self, target: Target, clients: int, chunks: int) -> dict[str, float]:
@@ -164,11 +165,11 @@ class Bench:
     def rss(self, target: Target) -> None:
         meter = self._meter(target)
         idle = resident_mib(target.pids)
-        holder = _spawn("hold", "", target.entry["web"], connections=target.connections)
-        assert holder.stdout is not None
-        held = int(json.loads(holder.stdout.readline() or '{"held": 0}')["held"])
-        full = resident_mib(target.pids)
-        lost = int(_answer(holder)["lost"])
+        with _spawn("hold", "", target.entry["web"], connections=target.connections) as holder:
+            assert holder.stdout is not None
+            held = int(json.loads(holder.stdout.readline() or '{"held": 0}')["held"])
+            full = resident_mib(target.pids)
+            lost = int(_answer(holder)["lost"])
         self._account(meter.stop())
         self._sample.errors += target.connections - held + lost
         if target.connections == 1000 and held == target.connections:
@@ -191,7 +192,8 @@ MEASURES: dict[str, Callable[[Bench, Target], None]] = {
 def _spawn(module: str, mode: str, port: int, **options: float) -> subprocess.Popen[str]:
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", f"ruler.{module}", *([mode] if mode else []), "--port", str(port), *words]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, preexec_fn=die_with_parent)
 
 
 def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
@@ -209,4 +211,5 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def _load(module: str, mode: str, port: int, **options: float) -> dict[str, float]:
-    return _answer(_spawn(module, mode, port, **options))
+    with _spawn(module, mode, port, **options) as process:
+        return _answer(process)

@@ -64,7 +64,17 @@ class Ours(Target):
     ) -> dict[str, Any]:
         """What the daemon says of itself in its state directory, once it is ready."""
         state = supervisor.directory / name
-        common = ["--token-file", token, "--state-dir", state, "--name", name, "--no-mdns", "--log-level", "warning"]
+        common: list[str | Path] = [
+            "--token-file",
+            token,
+            "--state-dir",
+            state,
+            "--name",
+            name,
+            "--no-mdns",
+            "--log-level",
+            "warning",
+        ]
         ports = ["--p2p-listen", "127.0.0.1:0", "--control", "127.0.0.1:0"]
         process = supervisor.start(name, [*_FEDERATION, "join", *common, *ports, *options], env=env)
         self.pids.append(process.pid)

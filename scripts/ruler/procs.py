@@ -47,6 +47,11 @@ def accepts(port: int) -> bool:
     return False
 
 
+def die_with_parent() -> None:
+    """For `preexec_fn`, which is safe here: the bench has one thread."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Supervisor:
     """Every process that the bench starts and keeps. They die with it, even where it is killed."""
 
@@ -75,7 +80,7 @@ class Supervisor:
                 stderr=log,
                 text=True,
                 env=env,
-                preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # one thread, nothing held: safe
+                preexec_fn=die_with_parent,
             )
         self._running.append((name, process))
         return process
@@ -102,6 +107,8 @@ class Supervisor:
 
     def stop(self) -> None:
         for _, process in reversed(self._running):
+            if process.stdin is not None:
+                process.stdin.close()  # kubo's library takes SIGTERM and does nothing with it
             if process.poll() is None:
                 process.terminate()
         deadline = time.monotonic() + 5
@@ -111,10 +118,8 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+            if process.stdout is not None:
+                process.stdout.close()
         self._running.clear()
 
 

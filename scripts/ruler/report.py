@@ -44,9 +44,9 @@ METRICS = (
     ("beside_up_mbs", "  that upload, MB/s", 0),
     ("beside_down_p99_ms", "  beside a bulk download, p99 ms", 3),
     ("beside_down_mbs", "  that download, MB/s", 0),
-    ("rss_idle_mib", "RSS MiB, idle", 0),
-    ("rss_1000_mib", "RSS MiB, 1,000 open connections", 0),
-    ("rss_conn_kib", "  KiB per connection", 1),
+    ("rss_idle_mib", "RSS MiB after the load, no connection open", 0),
+    ("rss_1000_mib", "  1,000 connections open", 0),
+    ("rss_conn_kib", "  more, KiB per connection", 1),
 )
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Target:
 class Direct(Target):
     name = "direct"
     label = "direct"
+    skips = frozenset({"rss"})
 
     def start(self, supervisor: Supervisor, backends: Backends) -> None:
         self.entry = dict(backends.ports)
@@ -114,7 +116,7 @@ class HAProxy(Target):
             config.write_text(text)
             self.pids.append(supervisor.start(name, ["haproxy", "-db", "-q", "-f", config]).pid)
         for port in (*between.values(), *self.entry.values()):
-            wait_until(lambda port=port: accepts(port), f"haproxy ({supervisor.log_tail('haproxy-entry')})", seconds=5)
+            wait_until(partial(accepts, port), f"haproxy ({supervisor.log_tail('haproxy-entry')})", seconds=5)
 
 
 class _Pair(Target):
@@ -135,7 +137,7 @@ class _Pair(Target):
         env = dict(os.environ, PYTHONPATH=str(ROOT / "scripts"))
         directory = supervisor.directory / name
         directory.mkdir()
-        command = [self.python, "-m", self.module, role, directory, json.dumps(given)]
+        command: list[str | Path] = [self.python, "-m", self.module, role, directory, json.dumps(given)]
         process = supervisor.start(name, command, announces=True, env=env)
         self.pids.append(process.pid)
         said: dict[str, dict[str, int]] = json.loads(supervisor.read_line(name, process))

