@@ -18,6 +18,7 @@ MAX_TEXT = 64
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _COLORS = {"green": 32, "yellow": 33, "red": 31, "bold": 1, "dim": 2}
+_NUMBERS = ("VRAM FREE", "BUSY", "SERVED", "RTT", "SEEN")
 _STATES = {
     "online": "green",
     "no backend": "",
@@ -61,31 +62,27 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
 
 
 def peers(answer: Mapping[str, Any], *, color: bool, width: int) -> str:
-    """A line a node: this one first, then those online, by name."""
+    """A line a node: this one first, with a star, then those online, by name."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for heading, right in (
-        ("NAME", False),
-        ("PEER", False),
-        ("STATE", False),
-        ("SERVICES", False),
-        ("VRAM FREE", True),
-        ("BUSY", True),
-        ("SERVED", True),
-        ("RTT", True),
-        ("SEEN", True),
-    ):
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("  NAME", "PEER", "STATE", "SERVICES", "VRAM FREE", "BUSY", "SERVED", "RTT", "SEEN"):
+        table.add_column(
+            heading,
+            justify="right" if heading in _NUMBERS else "left",
+            min_width=max(map(len, _STATES)) if heading == "STATE" else None,  # the last thing to be cut
+            no_wrap=True,
+            overflow="ellipsis",
+        )
     for peer in sorted(answer["peers"], key=lambda p: (not p.get("self"), not p.get("online"), str(p.get("name")))):
         state = plain(peer.get("state"))
         rtt = peer.get("rtt_ms")
         cells = (
-            plain(peer.get("name")) + (" (this node)" if peer.get("self") else ""),
-            plain(peer.get("peer_id"))[-8:],
-            Text(state, style=_STATES.get(state, "")),
+            ("* " if peer.get("self") else "  ") + plain(peer.get("name")),
+            plain(peer.get("peer_id"))[-6:],
+            state,
             _services(peer),
             _vram(peer),
             str(peer.get("in_flight", 0)),
@@ -94,7 +91,7 @@ def peers(answer: Mapping[str, Any], *, color: bool, width: int) -> str:
             duration(peer.get("last_seen_age_s", 0)),
         )
         # As Text, because rich reads [brackets] in a plain string as markup.
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+        table.add_row(*(Text(cell, style=_STATES.get(state, "") if cell is state else "") for cell in cells))
     console = Console(width=width, force_terminal=color, no_color=not color, color_system="standard" if color else None)
     with console.capture() as capture:
         console.print(table)
@@ -195,9 +192,12 @@ def _gpu(gpu: Mapping[str, Any]) -> str:
 
 
 def _vram(peer: Mapping[str, Any]) -> str:
-    total = peer.get("total_vram", 0)
-    free = size(peer.get("available_vram", 0))
-    return f"{free}/{size(total)}" if total else (free if peer.get("available_vram") else "")
+    """Free of all, with the unit once: 18.0/24.0 GiB."""
+    free, total = size(peer.get("available_vram", 0)), size(peer.get("total_vram", 0))
+    if not peer.get("total_vram"):
+        return free if peer.get("available_vram") else ""
+    unit = total.split()[1]
+    return f"{free.removesuffix(f' {unit}')}/{total}"
 
 
 def _addresses(node: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ where it comes from and, where something could not be read, why (`federation sta
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import platform as host
 import re
 import subprocess
@@ -28,6 +29,7 @@ READ_TIMEOUT_S = 4.0  # a driver may need 2-3 s to wake a GPU; a node announces 
 
 _MAX_GPUS = 64  # as in a record
 _MAX_NAME_CHARS = 64  # likewise
+_NVML_LIBRARY = "libnvidia-ml.so.1"
 _NVML_NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED
 _CARD = re.compile(r"card(\d+)")  # but not its connectors, card0-HDMI-A-1
 _PAGE_SIZE = re.compile(r"page size of (\d+) bytes")
@@ -121,9 +123,12 @@ class _Nvml:
     def read(self) -> tuple[list[Gpu], str]:
         if self._nvml is None:
             try:
+                ctypes.CDLL(_NVML_LIBRARY)  # asked first: pynvml takes 12 MB, and without the driver it says no more
                 import pynvml
 
                 self._nvml = pynvml
+            except OSError:
+                return [], "NVML: no NVIDIA driver"
             except ImportError as error:
                 return [], f"NVML: {error}"
         try:

@@ -283,7 +283,7 @@ def test_status_and_peers_for_people(run: Run, api: tuple[str, list[str]]) -> No
     status = run("status", "--control", api[0])
     assert "lab (5f3a), 1 of 1 nodes online" in status.out
     peers = run("peers", "--control", api[0])
-    assert "alpha (this node)" in peers.out
+    assert "* alpha" in peers.out
     assert "\x1b" not in status.out + peers.out  # not a terminal
 
 

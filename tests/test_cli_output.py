@@ -96,10 +96,9 @@ def test_peers_are_a_table_this_node_first() -> None:
         peer(name="me", self=True, total_vram=0, available_vram=0),
     )
     assert lines[0].split() == ["NAME", "PEER", "STATE", "SERVICES", "VRAM", "FREE", "BUSY", "SERVED", "RTT", "SEEN"]
-    assert [line.split()[0] for line in lines[1:]] == ["me", "gamma", "zeta"]
-    assert lines[1].split()[1:3] == ["(this", "node)"]
+    assert [line[:7].rstrip() for line in lines[1:]] == ["* me", "  gamma", "  zeta"]
     gamma = lines[2]
-    for part in (PEER[-8:], "online", "default,embed!", "8.0 GiB/16.0 GiB", "1.2 ms", "2 s"):
+    for part in (PEER[-6:], "online", "default,embed!", "8.0/16.0 GiB", "1.2 ms", "2 s"):
         assert part in gamma
     assert "1 min" in lines[3]
 
@@ -124,6 +123,17 @@ def test_states_have_colours(state: str, code: str) -> None:
 
 def test_an_unknown_state_is_shown_plain() -> None:
     assert "meditating" in shown(peer(state="meditating"), color=True)[1]
+
+
+def test_nothing_is_cut_on_80_columns() -> None:
+    assert "…" not in "".join(
+        shown(peer(name="gpu-box-1", state="backend down", served=12345, last_seen_age_s=59), width=80)
+    )
+
+
+def test_free_vram_has_the_unit_it_needs() -> None:
+    assert "512.0 MiB/16.0 GiB" in shown(peer(available_vram=512 * 1024**2))[1]
+    assert "8.0 GiB  " in shown(peer(total_vram=0))[1]  # announced by --vram
 
 
 def test_the_table_fits_the_terminal_and_keeps_a_line_a_peer() -> None:

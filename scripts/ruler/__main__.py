@@ -69,9 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=package.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller loads, as many rounds as fit; ends in two minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="smaller loads, as many rounds as fit; ends in two minutes")
     parser.add_argument("--rounds", type=_positive, help="how often each is measured (default 5, with --quick up to 3)")
     parser.add_argument("--only", type=_names(MEASURES), default=list(MEASURES), metavar="MEASURE,...")
     parser.add_argument("--targets", type=_names(TARGETS), default=list(TARGETS), metavar="TARGET,...")
@@ -175,9 +173,7 @@ def _progress(one: report.Taken, rounds: int) -> None:
 
 def _print(taken: Sequence[report.Taken], targets: Sequence[Target], about: dict[str, Any], path: Path | None) -> None:
     spread = report.summaries(taken)
-    medians = {
-        target: {metric: summary.median for metric, summary in metrics.items()} for target, metrics in spread.items()
-    }
+    medians = {target: {metric: summary.median for metric, summary in metrics.items()} for target, metrics in spread.items()}
     verdict.add_derived(medians)
     errors = report.errors_by_target(taken)
     rows = verdict.judge(medians, errors, report.lost_chunks(taken))

@@ -17,10 +17,7 @@ from .procs import free_port
 # All of IPv4 but 127.0.0.0/8, and all of IPv6.
 _REFUSED = [
     *(f"/ip4/{net}" for net in ("0.0.0.0/ipcidr/2", "64.0.0.0/ipcidr/3", "96.0.0.0/ipcidr/4", "112.0.0.0/ipcidr/5")),
-    *(
-        f"/ip4/{net}"
-        for net in ("120.0.0.0/ipcidr/6", "124.0.0.0/ipcidr/7", "126.0.0.0/ipcidr/8", "128.0.0.0/ipcidr/1")
-    ),
+    *(f"/ip4/{net}" for net in ("120.0.0.0/ipcidr/6", "124.0.0.0/ipcidr/7", "126.0.0.0/ipcidr/8", "128.0.0.0/ipcidr/1")),
     "/ip6/::/ipcidr/0",
 ]
 
@@ -72,9 +69,7 @@ class Kubo:
             raise SystemExit("kubo: RunNode failed")
 
     def _call(self, name: str, *words: str) -> int:
-        return int(
-            getattr(self._library, name)(*(ctypes.c_char_p(word.encode()) for word in (self._repository, *words)))
-        )
+        return int(getattr(self._library, name)(*(ctypes.c_char_p(word.encode()) for word in (self._repository, *words))))
 
     def _ask(self, name: str) -> str:
         function = getattr(self._library, name)

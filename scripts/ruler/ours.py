@@ -48,9 +48,7 @@ class Ours(Target):
         token.touch(0o600)
         token.write_text(made.stdout)
 
-        offers = [
-            word for service in SERVICES for word in ("--backend", f"{service}=127.0.0.1:{backends.ports[service]}")
-        ]
+        offers = [word for service in SERVICES for word in ("--backend", f"{service}=127.0.0.1:{backends.ports[service]}")]
         exit_node = self._join(supervisor, env, token, "ours-exit", [*offers, "--listen", "127.0.0.1:0"])
         listens = [word for service in SERVICES for word in ("--listen", f"{service}=127.0.0.1:0")]
         entry = self._join(

@@ -202,8 +202,6 @@ class Meter:
         return time.monotonic(), target / TICKS_PER_S, kept / TICKS_PER_S + own, busy, stolen
 
     def stop(self) -> Cost:
-        wall, target, ours, busy, stolen = (
-            after - before for before, after in zip(self._before, self._read(), strict=True)
-        )
+        wall, target, ours, busy, stolen = (after - before for before, after in zip(self._before, self._read(), strict=True))
         others = max(0.0, busy / TICKS_PER_S - ours)  # the kernel counts the one by samples, the other exactly
         return Cost(wall, target, others / wall, stolen / TICKS_PER_S / wall)

@@ -115,8 +115,7 @@ def table(
     for metric, label, digits in METRICS:
         if any(metric in medians.get(target, {}) for target in labels):
             cells = [
-                _cell(medians.get(target, {}).get(metric), spread.get(target, {}).get(metric), digits)
-                for target in labels
+                _cell(medians.get(target, {}).get(metric), spread.get(target, {}).get(metric), digits) for target in labels
             ]
             lines.append([label, *cells])
     lines.append(["connection errors, all rounds", *(f"{errors.get(target, 0)}      " for target in labels)])
@@ -170,8 +169,7 @@ def document(
         "noise": noise(taken),
         "medians": medians,
         "summaries": {
-            target: {metric: summary.as_dict() for metric, summary in metrics.items()}
-            for target, metrics in spread.items()
+            target: {metric: summary.as_dict() for metric, summary in metrics.items()} for target, metrics in spread.items()
         },
         "errors": errors_by_target(taken),
         "requirements": [asdict(row) for row in rows],

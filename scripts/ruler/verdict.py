@@ -36,9 +36,7 @@ _BULK = {"kubo": Limit(1.3), "haproxy": Limit(0.9, aim=1.1)}
 REQUIREMENTS = (
     Requirement("new connections/s", "conn_per_s", True, {"kubo": Limit(2.0), "haproxy": Limit(3.0)}),
     Requirement("CPU per connection", "conn_cpu_us", False, {"kubo": Limit(0.5), "haproxy": Limit(0.3)}),
-    Requirement(
-        "keep-alive p50, 1 connection", "ka1_p50_ms", False, {"kubo": Limit(0.9), "haproxy": Limit(1.3, aim=1.0)}
-    ),
+    Requirement("keep-alive p50, 1 connection", "ka1_p50_ms", False, {"kubo": Limit(0.9), "haproxy": Limit(1.3, aim=1.0)}),
     Requirement("requests/s, 32 connections", "rps32", True, {"kubo": Limit(1.8), "haproxy": Limit(1.2)}),
     Requirement("requests/s, 256 connections", "rps256", True, {"kubo": Limit(1.8), "haproxy": Limit(1.2)}),
     Requirement("CPU per request, 32 connections", "rps32_cpu_us", False, {"kubo": Limit(0.5), "haproxy": Limit(1.0)}),

@@ -60,8 +60,9 @@ def gather(root: Path) -> dict[str, str]:
         "curl": first_version(_said_by(["curl", "--version"])),
         "haproxy": first_version(_said_by(["haproxy", "-v"])),
         "haproxy's OpenSSL": first_version(_said_by(["haproxy", "-vv"]).partition("Running on OpenSSL version")[2]),
-        "revision": _said_by(["git", "-C", str(root), "describe", "--always", "--dirty"]).strip(),
     }
+    if (root / ".git").exists():
+        found["revision"] = _said_by(["git", "-C", str(root), "describe", "--always", "--dirty"]).strip()
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
