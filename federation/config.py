@@ -126,7 +126,7 @@ def _default_name() -> str:
     return "".join(filter(str.isprintable, socket.gethostname()))[:MAX_NAME_CHARS] or "node"
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(allow_inf_nan=False)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Address = Annotated[HostPort, BeforeValidator(_text(HostPort.parse))]
 

@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import socket
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import hypercorn.trio
@@ -103,10 +102,7 @@ async def serve(
     config.h11_max_incomplete_size = MAX_HEADER_BYTES
     config.include_server_header = False
     async with trio.open_nursery() as nursery:
-        # A trigger that never comes: hypercorn installs no signal handlers then, and ends when it is cancelled.
-        await nursery.start(
-            partial(hypercorn.trio.serve, cast("Framework", app), config, shutdown_trigger=trio.sleep_forever)
-        )
+        await nursery.start(hypercorn.trio.serve, cast("Framework", app), config)
         task_status.started(actual)
 
 

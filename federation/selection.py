@@ -246,17 +246,16 @@ class Selector:
         return load
 
     def _level(self, service: str, loads: dict[str, _Load]) -> None:
-        """Whoever was not in the last round starts level with the one who is furthest behind of those who were.
+        """Whoever joins, or comes back, starts level with the one furthest behind of those who were in the last round.
 
-        Or else a peer that joins, or that comes back, would get everything until its count has caught up.
+        Or else it would get everything until its count has caught up.
         """
         last_round = self._last_round.get(service, frozenset())
         regulars = [load for peer_id, load in loads.items() if peer_id in last_round]
         regulars = regulars or [load for load in loads.values() if load.served]
         level = min((load.turns for load in regulars), default=0)
-        for peer_id, load in loads.items():
-            if peer_id not in last_round:
-                load.turns = max(load.turns, level)
+        for load in loads.values():
+            load.turns = max(load.turns, level)
         self._last_round[service] = frozenset(loads)
 
     def _choose(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate | None, str]:

@@ -123,7 +123,7 @@ async def test_no_nvml_library_is_a_note(linux) -> None:
 
 
 async def test_no_driver_is_a_note_and_loads_no_pynvml(linux, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(gpu, "_NVML_LIBRARY", "libno-such-driver.so")
+    monkeypatch.setattr(gpu_module, "_NVML_LIBRARY", "libno-such-driver.so")
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     reading = await GpuProbe(sysfs=tmp_path, platform="linux").read()
     assert reading.note.startswith("NVML: no NVIDIA driver")
@@ -131,7 +131,7 @@ async def test_no_driver_is_a_note_and_loads_no_pynvml(linux, monkeypatch, tmp_p
 
 
 async def test_no_pynvml_is_a_note(linux, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(gpu, "_NVML_LIBRARY", None)  # this program itself: it loads anywhere
+    monkeypatch.setattr(gpu_module, "_NVML_LIBRARY", None)  # this program itself: it loads anywhere
     monkeypatch.setitem(sys.modules, "pynvml", None)
     reading = await GpuProbe(sysfs=tmp_path, platform="linux").read()
     assert reading.source == "none"

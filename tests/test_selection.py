@@ -332,6 +332,15 @@ def test_our_own_request_that_ended_meanwhile_is_not_taken_for_somebody_elses() 
     assert in_flight_seen(entry, "a") == 0
 
 
+def test_our_own_request_that_a_report_does_not_hold_yet_is_not_taken_off_the_others() -> None:
+    entry = selector()
+    entry.report("a", 5)
+    entry.pick([Box("a")], now=0)
+    for _ in range(2):
+        entry.report("a", 5)  # sent before it began
+    assert in_flight_seen(entry, "a") == 5 + 1
+
+
 def test_others_who_move_are_thought_to_do_as_we_do_until_the_next_report() -> None:
     entry = selector()
     for reported in (0, 8, 0, 8, 0, 8):

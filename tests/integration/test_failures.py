@@ -161,7 +161,7 @@ def test_peer_stopped_between_open_and_dial_delivers_nothing_afterwards(network)
     targets = [f"/open-and-dial/{number}" for number in range(9)]
     with ThreadPoolExecutor(len(targets)) as pool:
         answers = list(pool.map(lambda target: http_get(network.careful.entry(), target), targets))
-    assert {answer.body for answer in answers} == {b"w", b"x"}
+    assert {(answer.status, answer.body) for answer in answers} <= {(200, b"w"), (200, b"x")}
     # Some had been sent to the victim: else this test shows nothing.
     assert network.careful.status()["connections"]["retried"] > retried_before
     victim.signal(signal.SIGCONT)
