@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from federation import __version__
@@ -23,7 +24,6 @@ from federation.values import without_tokens
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from federation.config import Settings
     from federation.state import StateDir
@@ -96,20 +96,29 @@ def token_inspect(args: Namespace) -> None:
 
 
 def invite(args: Namespace) -> None:
-    print(json.loads(_ask(args, "POST", "/api/v1/invite"))["token"])
+    """The secret comes from the state directory, which only the daemon's own user can read; the API never has it."""
+    from federation import membership
+    from federation.state import StateDir
+
+    status = json.loads(_ask(args, "/api/v1/status"))
+    state = StateDir(Path(status["node"]["state_dir"]))
+    token = membership.saved_token(state)
+    if token is None:
+        raise FederationError(f"the daemon's token is not in {state.path}")
+    print(token.with_addresses(tuple(status["network"]["invite_addresses"])).encode())
 
 
 def status(args: Namespace) -> None:
     from federation import cli_output
 
-    text = _ask(args, "GET", "/api/v1/status")
+    text = _ask(args, "/api/v1/status")
     print(text if args.json else cli_output.status(json.loads(text), color=_colorful(sys.stdout)))
 
 
 def peers(args: Namespace) -> None:
     from federation import cli_output
 
-    text = _ask(args, "GET", "/api/v1/peers")
+    text = _ask(args, "/api/v1/peers")
     width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH
     print(text if args.json else cli_output.peers(json.loads(text), color=_colorful(sys.stdout), width=width))
 
@@ -152,7 +161,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
         if is_new:
             # The network begins here: a start that failed on the way leaves no token behind.
             state.save_token(token.encode())
-            invited = token.with_addresses(answer["node"]["addresses"][:MAX_INVITED])
+            invited = token.with_addresses(answer["network"]["invite_addresses"][:MAX_INVITED])
             next_step = cli_output.next_machine(invited.encode())
         else:
             is_default = state.path == default_state_dir(os.environ)
@@ -199,10 +208,10 @@ def _read_token_file(path: Path) -> str:
         raise UsageError(f"cannot read the token file {path}: {error.strerror}") from None
 
 
-def _ask(args: Namespace, method: str, path: str) -> str:
+def _ask(args: Namespace, path: str) -> str:
     from federation import client
 
-    return client.ask(client.find_control(args.control, args.state_dir, os.environ), method, path)
+    return client.ask(client.find_control(args.control, args.state_dir, os.environ), path)
 
 
 def _colorful(stream: Any) -> bool:

@@ -52,11 +52,11 @@ def user_state_dir(environ: Mapping[str, str], settings: Mapping[str, Any] | Non
     return StateDir(Path(str(chosen)).expanduser() if chosen else default_state_dir(environ))
 
 
-def ask(address: HostPort, method: str, path: str) -> str:
+def ask(address: HostPort, path: str) -> str:
     """The API's answer as it came, one line of JSON. Raises ControlUnreachable, or FederationError with its refusal."""
     connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
     try:
-        connection.request(method, path)
+        connection.request("GET", path)
         response = connection.getresponse()
         text = response.read(MAX_ANSWER_BYTES).decode()
         answer = json.loads(text)

@@ -2,10 +2,9 @@
 
     GET  /api/v1/status         what this node is and does
     GET  /api/v1/peers          {"peers": [...]}, this node's own row among them
-    POST /api/v1/invite         {"token": "fed1_..."}; POST, because a secret is no page to fetch, prefetch or cache
     GET  /api/v1/explain?last=N {"decisions": [...]}: the last N choices of a peer
 
-Whoever is on this machine may ask. A web page that a browser on this machine shows is not: a request must name a
+No answer holds a secret: whoever is on this machine may ask. A web page that a browser on this machine shows is not: a request must name a
 loopback host (a page cannot make its own name resolve to us and pass) and must not come from another origin.
 """
 
@@ -48,7 +47,6 @@ class ControlledNode(Protocol):
 
     def status(self) -> dict[str, Any]: ...
     def peers(self) -> list[dict[str, Any]]: ...
-    def invite(self) -> str: ...
     def explain(self, last: int) -> list[dict[str, Any]]: ...
 
 
@@ -58,9 +56,6 @@ def create_app(node: ControlledNode) -> Starlette:
 
     async def peers(_request: Request) -> Response:
         return _json({"peers": node.peers()})
-
-    async def invite(_request: Request) -> Response:
-        return _json({"token": node.invite()})
 
     async def explain(request: Request) -> Response:
         text = request.query_params.get("last", str(EXPLAIN_DEFAULT))
@@ -73,7 +68,6 @@ def create_app(node: ControlledNode) -> Starlette:
         routes=[
             Route("/api/v1/status", status),
             Route("/api/v1/peers", peers),
-            Route("/api/v1/invite", invite, methods=["POST"]),
             Route("/api/v1/explain", explain),
         ],
         middleware=[Middleware(_Guard)],

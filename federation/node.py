@@ -318,12 +318,13 @@ class Node:
 
     # What people ask (control.ControlledNode)
 
-    def invite(self) -> str:
-        """The token with addresses of this node and of a few other members."""
-        others = [record.peer_id for record in self.ledger.online(self.clock.utc_now()) if record.peer_id in self.host.links]
-        addresses = [str(address) for address in self.addresses[:INVITE_ADDRESSES]]
-        addresses += [str(a) for peer in others[:INVITE_OTHERS] for a in self.book.addresses(peer)[:1]]
-        return self.token.with_addresses(tuple(addresses)).encode()
+    def invite_addresses(self) -> list[str]:
+        """What goes into a newcomer's token: addresses of this node and of a few other members."""
+        online = self.ledger.online(self.clock.utc_now())
+        others = [record.peer_id for record in online if record.peer_id in self.host.links][:INVITE_OTHERS]
+        addresses = self.addresses[:INVITE_ADDRESSES]
+        addresses += [address for peer in others for address in self.book.addresses(peer)[:1]]
+        return [str(address) for address in addresses]
 
     def status(self) -> dict[str, Any]:
         return report.status(self)

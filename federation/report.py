@@ -49,6 +49,7 @@ def status(node: Node) -> dict[str, Any]:
             "name": node.token.name,
             "peers_online": len(online),
             "peers_known": len(node.ledger),
+            "invite_addresses": node.invite_addresses(),
         },
         "connections": {
             "now": len(node.forwarder.active),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import socket
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from ruler import __main__ as command
-from ruler import backends, bulk, ours, procs, report, sse, stats, targets, verdict, versions, wrk
+from ruler import backends, bulk, kubo_node, ours, procs, report, sse, stats, targets, verdict, versions, wrk
 from ruler.measures import LoadFailed, Sample
 
 WRK = """\
@@ -218,6 +219,16 @@ def test_haproxy_pair_speaks_tls_between_and_only_there() -> None:
     assert "bind 127.0.0.1:201 ssl crt c.pem\n    server backend 127.0.0.1:301\n" in exit_
 
 
+def test_kubo_may_reach_loopback_alone() -> None:
+    nets = [ipaddress.ip_network(text.split("/", 2)[2].replace("/ipcidr/", "/")) for text in kubo_node.REFUSED]
+    ipv4 = [net for net in nets if net.version == 4]
+    loopback = ipaddress.ip_network("127.0.0.0/8")
+    assert not any(net.overlaps(loopback) for net in ipv4)
+    assert sum(net.num_addresses for net in ipv4) == 2**32 - loopback.num_addresses
+    assert list(ipaddress.collapse_addresses(ipv4)) == sorted(ipv4)  # so none is counted twice
+    assert ipaddress.ip_network("::/0") in nets
+
+
 def test_peer_is_ready_only_with_all_its_services() -> None:
     peer = {"name": "ours-exit", "online": True, "services": {"web": True, "sse": True, "sink": True}}
     assert ours.ready_peer([{**peer, "name": "other", "online": False}, peer], "ours-exit")
@@ -344,6 +355,14 @@ def test_rounds_are_brought_together_by_target() -> None:
     noise = report.noise(taken)
     assert noise["others_cores"]["median"] == 0.2
     assert noise["worst"] == "sse of kubo in round 1"
+
+
+@pytest.mark.parametrize(("others", "warned"), [(0.25, False), (0.26, True)])
+def test_a_noisy_run_says_so(others: float, warned: bool) -> None:
+    taken = [report.Taken(1, "sse", "ours", Sample({"sse_nice": -10}, others_cores=others))]
+    line = report.noise_line(report.noise(taken))
+    assert ("TOO MUCH" in line) is warned
+    assert line.endswith("ran at nice -10")
 
 
 def test_table_shows_medians_spread_and_gaps() -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 PEER_ID = "12D3KooWJ9VnGqVYFbQkPNtHRjnbTnBCHHMsQPUVWAxqgUzRYrbt"
 ADDRESS = f"/ip4/192.0.2.1/tcp/4484/p2p/{PEER_ID}"
 STATUS = {
-    "node": {"name": "alpha", "peer_id": PEER_ID, "addresses": [ADDRESS] * 1, "listens": {"default": "127.0.0.1:8484"}},
-    "network": {"id": "5f3a", "name": "lab", "peers_online": 1, "peers_known": 1},
+    "node": {"name": "alpha", "peer_id": PEER_ID, "addresses": [ADDRESS], "listens": {"default": "127.0.0.1:8484"}},
+    "network": {"id": "5f3a", "name": "lab", "peers_online": 1, "peers_known": 1, "invite_addresses": [ADDRESS]},
     "connections": {},
     "warnings": [],
 }
@@ -127,7 +127,6 @@ def api(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     answers = {
         "GET /api/v1/status": STATUS,
         "GET /api/v1/peers": {"peers": [{"peer_id": PEER_ID, "name": "alpha", "self": True, "state": "online"}]},
-        "POST /api/v1/invite": {"token": "fed1_invitation"},
     }
 
     class Handler(BaseHTTPRequestHandler):
@@ -295,9 +294,28 @@ def test_the_running_daemon_is_found_by_its_state_directory(run: Run, api: tuple
     state.unlock()
 
 
-def test_invite_prints_the_token_alone(run: Run, api: tuple[str, list[str]]) -> None:
+def test_invite_prints_the_saved_token_with_the_node_s_addresses(
+    run: Run, api: tuple[str, list[str]], state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.lock()
+    state.save_token(Token.new("lab", ["/ip4/192.0.2.9/tcp/1"]).encode())
+    state.unlock()
+    monkeypatch.setitem(STATUS["node"], "state_dir", str(state.path))
+    monkeypatch.setitem(STATUS["network"], "invite_addresses", ["/ip4/192.0.2.1/tcp/4484"])
     ran = run("invite", "--control", api[0])
-    assert (ran.code, ran.out, ran.err) == (0, "fed1_invitation\n", "")
+    assert (ran.code, ran.err) == (0, "")
+    invited, saved = Token.decode(ran.out), Token.decode(state.load_token() or "")
+    assert (invited.secret, invited.addresses) == (saved.secret, ("/ip4/192.0.2.1/tcp/4484",))
+
+
+def test_who_cannot_read_the_state_directory_gets_no_token(
+    run: Run, api: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STATUS["node"], "state_dir", str(tmp_path / "elsewhere"))
+    ran = run("invite", "--control", api[0])
+    assert (ran.code, ran.out) == (1, "")
+    assert "token" in ran.err
+    assert ran.err.count("\n") == 1
 
 
 def test_without_a_daemon_it_says_so(run: Run, tmp_path: Path) -> None:

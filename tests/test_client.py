@@ -105,28 +105,28 @@ def test_a_daemon_file_without_an_address_counts_as_none(tmp_path: Path) -> None
 
 def test_the_answer_comes_as_it_is(answering: Callable[[int, bytes], HostPort]) -> None:
     address = answering(200, b'{"peers":  []}')
-    assert client.ask(address, "GET", "/api/v1/peers") == '{"peers":  []}'
+    assert client.ask(address, "/api/v1/peers") == '{"peers":  []}'
 
 
 def test_a_refusal_is_told(answering: Callable[[int, bytes], HostPort]) -> None:
     with pytest.raises(FederationError, match="refused: not you"):
-        client.ask(answering(403, b'{"error": "not you"}'), "GET", "/")
+        client.ask(answering(403, b'{"error": "not you"}'), "/")
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"\xff", b""])
 def test_another_program_on_the_port_is_told(body: bytes, answering: Callable[[int, bytes], HostPort]) -> None:
     with pytest.raises(ControlUnreachable, match="is not a federation daemon"):
-        client.ask(answering(200, body), "GET", "/")
+        client.ask(answering(200, body), "/")
 
 
 def test_no_daemon_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = HostPort("127.0.0.1", free.getsockname()[1])
     with pytest.raises(ControlUnreachable, match=f"federation join.*{address}: Connection refused"):
-        client.ask(address, "GET", "/")
+        client.ask(address, "/")
 
 
 def test_a_daemon_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "TIMEOUT_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ControlUnreachable, match="timed out"):
-        client.ask(HostPort("127.0.0.1", silent.getsockname()[1]), "GET", "/")
+        client.ask(HostPort("127.0.0.1", silent.getsockname()[1]), "/")

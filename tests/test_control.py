@@ -37,9 +37,6 @@ class FakeNode:
     def peers(self) -> list[dict[str, Any]]:
         return [{"peer_id": "a", "self": True}]
 
-    def invite(self) -> str:
-        return "fed1_text"
-
     def explain(self, last: int) -> list[dict[str, Any]]:
         self.asked.append(last)
         return [{"candidates": [{"last_used": float("-inf")}, (float("nan"), 1.5)]}]
@@ -99,11 +96,10 @@ async def test_the_answer_is_one_line_of_ascii() -> None:
         assert body == b'{"node": {"name": "b\\u009bx", "vram": 1}}'
 
 
-async def test_an_invitation_is_asked_for_by_post() -> None:
+async def test_no_answer_brings_the_token() -> None:
     async with serving(FakeNode()) as address:
-        assert (await ask(address, "/api/v1/invite", "POST"))[:2] == (200, {"token": "fed1_text"})
-        status, body, headers = await ask(address, "/api/v1/invite")
-        assert (status, body, headers["Allow"]) == (405, {"error": "Method Not Allowed"}, "POST")
+        for method in ("GET", "POST"):
+            assert (await ask(address, "/api/v1/invite", method))[0] == 404
 
 
 async def test_explain_and_its_bounds() -> None:
@@ -170,7 +166,7 @@ async def test_loopback_hosts_are_served(host: str) -> None:
 )
 async def test_other_hosts_are_not(host: str) -> None:
     async with serving(FakeNode()) as address:
-        for path, method in (("/api/v1/status", "GET"), ("/api/v1/invite", "POST"), ("/nothing", "GET")):
+        for path, method in (("/api/v1/status", "GET"), ("/api/v1/peers", "GET"), ("/nothing", "GET")):
             status, body, _ = await ask(address, path, method, {"Host": host.format(port=address.port)})
             assert status == 403
             assert "host name" in body["error"]
@@ -188,7 +184,7 @@ async def test_no_host_is_no_loopback_host() -> None:
 async def test_our_own_origin_is_served(origin: str) -> None:
     async with serving(FakeNode()) as address:
         headers = {"Origin": origin.format(port=address.port)}
-        assert (await ask(address, "/api/v1/invite", "POST", headers))[0] == 200
+        assert (await ask(address, "/api/v1/status", "GET", headers))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -205,7 +201,7 @@ async def test_our_own_origin_is_served(origin: str) -> None:
 )
 async def test_other_origins_are_refused(origin: str) -> None:
     async with serving(FakeNode()) as address:
-        for path, method in (("/api/v1/status", "GET"), ("/api/v1/invite", "POST")):
+        for path, method in (("/api/v1/status", "GET"), ("/api/v1/peers", "GET")):
             status, body, _ = await ask(address, path, method, {"Origin": origin.format(port=address.port)})
             assert (status, body) == (403, {"error": "requests from another origin are refused"})
 

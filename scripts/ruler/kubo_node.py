@@ -15,7 +15,7 @@ from pathlib import Path
 from .procs import free_port
 
 # All of IPv4 but 127.0.0.0/8, and all of IPv6.
-_REFUSED = [
+REFUSED = [
     *(f"/ip4/{net}" for net in ("0.0.0.0/ipcidr/2", "64.0.0.0/ipcidr/3", "96.0.0.0/ipcidr/4", "112.0.0.0/ipcidr/5")),
     *(f"/ip4/{net}" for net in ("120.0.0.0/ipcidr/6", "124.0.0.0/ipcidr/7", "126.0.0.0/ipcidr/8", "128.0.0.0/ipcidr/1")),
     "/ip6/::/ipcidr/0",
@@ -40,7 +40,7 @@ def configure(config: dict[str, dict[str, object]], port: int) -> None:
     config["Reprovider"] = {"Interval": "0"}
     config["Experimental"]["Libp2pStreamMounting"] = True
     config["Swarm"] |= {
-        "AddrFilters": _REFUSED,
+        "AddrFilters": REFUSED,
         "DisableBandwidthMetrics": True,  # spares it work
         "DisableNatPortMap": True,
         "EnableHolePunching": False,

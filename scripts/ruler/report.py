@@ -150,11 +150,15 @@ def noise(taken: Sequence[Taken]) -> dict[str, Any]:
     }
 
 
+NOISY_CORES = 0.25  # an eighth of the two: from there on a verdict may be the neighbours'
+
+
 def noise_line(found: dict[str, Any]) -> str:
     others, stolen = found["others_cores"], found["stolen_cores"]
     return (
         f"noise: others used {others['median']:.0%} of a core (median of all measures), at most {others['high']:.0%} "
         f"({found['worst']}); the hypervisor took {stolen['median']:.0%}, at most {stolen['high']:.0%}"
+        + ("; TOO MUCH to trust a close verdict" if others["median"] > NOISY_CORES else "")
         + "".join(f"; the ends of the token streams ran at nice {nice:g}" for nice in found["sse_nice"])
     )
 

@@ -55,7 +55,7 @@ async def main() -> None:
     address = Multiaddr(options.address)
     peer_id = ID.from_base58(address.get_peer_id())
     host = host_of(options.kind)
-    limit = trio.CapacityLimiter(100)
+    limit = trio.CapacityLimiter(50)
 
     async def one() -> None:
         async with limit:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -29,17 +28,17 @@ def home(fleet: Fleet) -> Daemon:
     return home
 
 
-def attempt(home: Daemon, kind: str, times: int) -> str:
-    """A py-libp2p host that dials `home` so often; what became of it, one line a try."""
+def attempt(home: Daemon, kind: str, times: int) -> list[str]:
+    """A py-libp2p host that dials `home` so often; what became of each try."""
     command = [sys.executable, str(STRANGER), kind, home.multiaddr, str(times)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=home.environment)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.splitlines()
 
 
 def assert_unharmed(home: Daemon, fleet: Fleet, open_files_before: int) -> None:
     """It knows nobody new, serves, lets go of every socket, and takes a real member in."""
-    assert [row["name"] for row in home.peers()] == ["home"]
+    assert [row["name"] for row in home.peers() if not row["name"].startswith("member")] == ["home"]
     assert http_get(home.entry()).body == b"home"
     limit = open_files_before + OPEN_FILES_SLACK
     wait_until(lambda: home.open_files() <= limit, within=20, what=f"home has at most {limit} open files")
@@ -55,9 +54,8 @@ def test_daemon_with_another_token(home, fleet) -> None:
     other_token = fleet.new_token("other-token", "other")
     backend = fleet.backend("http", "other")
     other = fleet.daemon("other", backend=backend, peer=home, token_file=other_token)
-    line = re.compile(r".*different token.*")
-    wait_until(lambda: line.search(other.log()), within=10, what="the stranger's log says why")
-    wait_until(lambda: line.search(home.log()), within=10, what="home's log says why")
+    wait_until(lambda: "belongs to another network" in other.log(), within=10, what="the stranger's log says why")
+    wait_until(lambda: "with another token" in home.log(), within=10, what="home's log says why")
     for node in (home, other):
         assert [row["name"] for row in node.peers()] == [node.name]
         assert {http_get(node.entry()).body.decode() for _ in range(10)} == {node.name}
@@ -66,20 +64,18 @@ def test_daemon_with_another_token(home, fleet) -> None:
 
 
 def test_host_without_a_token_gets_no_connection(home) -> None:
-    said = attempt(home, "none", 3)
-    assert said.splitlines() == ["refused"] * 3
+    assert attempt(home, "none", 3) == ["refused"] * 3
+    wait_until(lambda: "not a member's was refused" in home.log(), within=5, what="home's log says so")
 
 
 @pytest.mark.parametrize("kind", ["none", "other", "mute"])
 def test_listener_is_unharmed_by_200_strangers(home, fleet, kind: str) -> None:
     """none: stock py-libp2p. other: our handshake with another token. mute: our handshake, then no proof at all."""
     open_files = home.open_files()
-    log_before = len(home.log())
-    assert attempt(home, kind, ATTEMPTS).splitlines() == ["refused"] * ATTEMPTS
+    log_before = len(home.log().splitlines())
+    assert attempt(home, kind, ATTEMPTS) == ["refused"] * ATTEMPTS
     assert_unharmed(home, fleet, open_files)
-    new_lines = home.log()[log_before:].splitlines()
-    assert any("handshake" in line.lower() or "token" in line.lower() for line in new_lines), new_lines[:10]
-    assert len(new_lines) < ATTEMPTS, "a stranger can fill the log"
+    assert len(home.log().splitlines()) - log_before < ATTEMPTS, "a stranger can fill the log"
 
 
 def test_listener_is_unharmed_by_random_bytes(home, fleet) -> None:

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Two nodes on this machine, each with a small HTTP server behind it. Ask either port, and both answer in turn:
+#     curl http://127.0.0.1:8484/     curl http://127.0.0.1:8494/
+# Ctrl-C ends all of it. FEDERATION=... names another command than the checkout's own.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+federation=${FEDERATION:-.venv/bin/federation}
+work=$(mktemp -d)
+pids=()
+cleanup() {
+    kill "${pids[@]}" 2>/dev/null || true
+    wait || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+trap 'exit 0' INT TERM
+
+for name in a b; do
+    mkdir "$work/$name-www"
+    echo "answered by $name" >"$work/$name-www/index.html"
+done
+python3 -m http.server 8001 --bind 127.0.0.1 --directory "$work/a-www" >/dev/null 2>&1 &
+pids+=("$!")
+python3 -m http.server 8002 --bind 127.0.0.1 --directory "$work/b-www" >/dev/null 2>&1 &
+pids+=("$!")
+
+"$federation" token new --name two-nodes --peer 127.0.0.1:4484 >"$work/token"
+"$federation" join --token-file "$work/token" --state-dir "$work/a" --name a --backend 127.0.0.1:8001 \
+    --p2p-listen 127.0.0.1:4484 --no-mdns &
+pids+=("$!")
+"$federation" join --token-file "$work/token" --state-dir "$work/b" --name b --backend 127.0.0.1:8002 \
+    --p2p-listen 127.0.0.1:4494 --listen 127.0.0.1:8494 --control 127.0.0.1:8495 --no-mdns &
+pids+=("$!")
+wait

@@ -1,0 +1,98 @@
+"""Helpers for tests: Hosts in one process, on loopback, with one reactor between them."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from federation.net.addresses import AddressBook, PeerAddress
+from federation.net.host import Host
+from federation.reactor import Reactor
+from federation.values import HostPort
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from federation.net.link import Link
+    from federation.net.mux import Channel
+
+KEY = b"k" * 32
+ANY_PORT = HostPort("127.0.0.1", 0)
+
+
+@dataclass
+class HostEvents:
+    """Records what a host tells its node."""
+
+    up: list[Link] = field(default_factory=list)
+    down: list[tuple[str, str]] = field(default_factory=list)
+    suspect: list[bool] = field(default_factory=list)
+    opened: list[tuple[Channel, str]] = field(default_factory=list)
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+        self.opened.append((channel, service))
+
+    def peer_up(self, link: Link) -> None:
+        self.up.append(link)
+
+    def peer_down(self, peer: str, reason: str) -> None:
+        self.down.append((peer, reason))
+
+    def peer_suspect(self, link: Link) -> None:
+        self.suspect.append(link.suspect)
+
+
+@dataclass
+class Peer:
+    """A host that listens, and what it told."""
+
+    host: Host
+    events: HostEvents
+    address: PeerAddress
+
+    @property
+    def id(self) -> str:
+        return self.host.peer_id
+
+    def knows(self, other: Peer, *, with_id: bool = True) -> None:
+        """A person gave this host the other's address."""
+        address = other.address if with_id else PeerAddress(other.address.host, other.address.port)
+        self.host.book.add(address, source="peer")
+        self.host.look_at_book()
+
+    def has(self, *others: Peer) -> bool:
+        return set(self.host.links) == {other.id for other in others}
+
+
+def seed(n: int) -> bytes:
+    return bytes([n]) * 32
+
+
+@asynccontextmanager
+async def reactor_running() -> AsyncIterator[Reactor]:
+    reactor = Reactor()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reactor.run)
+        yield reactor
+        nursery.cancel_scope.cancel()
+
+
+async def new_peer(n: int, reactor: Reactor, *, keys: Sequence[bytes] = (KEY,)) -> Peer:
+    """Listens, does not run."""
+    events = HostEvents()
+    host = Host(seed=seed(n), reactor=reactor, events=events, book=AddressBook(), admission_keys=lambda: keys)
+    bound = await host.listen(ANY_PORT)
+    return Peer(host, events, PeerAddress(bound.host, bound.port, host.peer_id))
+
+
+@asynccontextmanager
+async def peers(count: int, *, keys: Sequence[bytes] = (KEY,)) -> AsyncIterator[list[Peer]]:
+    """So many hosts, running, in ascending order of peer id."""
+    async with reactor_running() as reactor, AsyncExitStack() as stack:
+        found = sorted([await new_peer(n, reactor, keys=keys) for n in range(1, count + 1)], key=lambda peer: peer.id)
+        for peer in found:
+            await stack.enter_async_context(peer.host.running())
+        yield found
