@@ -93,6 +93,7 @@ class Host:
         self._events = events
         self.book = book
         self.links: dict[str, Link] = {}
+        self._retired: set[Link] = set()
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         key_pair = create_new_key_pair(seed)
         self._security = noise.TokenNoise(key_pair, admission_keys)
@@ -160,7 +161,7 @@ class Host:
                 yield
             finally:
                 nursery.cancel_scope.cancel()
-                for link in list(self.links.values()):
+                for link in [*self._retired, *self.links.values()]:
                     link.fail("this node stops")  # L: the swarm's own end would leak them
 
     async def flushed(self, timeout_s: float) -> None:
@@ -177,7 +178,7 @@ class Host:
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
-            for link in list(self.links.values()):
+            for link in [*self.links.values(), *self._retired]:
                 link.tick(now)
 
     # Inbound
@@ -276,10 +277,14 @@ class Host:
         lower_dialled = link.is_initiator == (self.peer_id < link.peer)
         if link.is_initiator == known.is_initiator or lower_dialled or now - known.last_heard > STALE_S:
             self.links[link.peer] = link
-            known.retire()
+            self._retire(known)
             self._events.peer_up(link)
         else:
-            link.retire()
+            self._retire(link)
+
+    def _retire(self, link: Link) -> None:
+        self._retired.add(link)
+        link.retire()
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
         self._events.tunnel_opened(link, channel, service)
@@ -289,6 +294,7 @@ class Host:
             self._events.peer_suspect(link)
 
     def link_closed(self, link: Link, reason: str) -> None:
+        self._retired.discard(link)
         if self.links.get(link.peer) is link:
             del self.links[link.peer]
             self._events.peer_down(link.peer, reason)

@@ -66,6 +66,7 @@ class Supervisor:
         *,
         announces: bool = False,
         env: dict[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> subprocess.Popen[str]:
         """What it prints goes to NAME.log, but for the stdout of one that announces itself by a line (`read_line`).
 
@@ -80,6 +81,7 @@ class Supervisor:
                 stderr=log,
                 text=True,
                 env=env,
+                cwd=cwd,
                 preexec_fn=die_with_parent,
             )
         self._running.append((name, process))

@@ -138,7 +138,7 @@ class _Pair(Target):
         directory = supervisor.directory / name
         directory.mkdir()
         command: list[str | Path] = [self.python, "-m", self.module, role, directory, json.dumps(given)]
-        process = supervisor.start(name, command, announces=True, env=env)
+        process = supervisor.start(name, command, announces=True, env=env, cwd=directory)  # kubo logs where it stands
         self.pids.append(process.pid)
         said: dict[str, dict[str, int]] = json.loads(supervisor.read_line(name, process))
         return said
