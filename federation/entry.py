@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 # How long a peer that failed is left alone. It said no: long enough for its backend's next check, and for the news to
-# come by gossip. It said nothing: longer than one open timeout, so that clients do not queue at it.
+# come by gossip. It said nothing: until the PING that goes with it has made it suspect (2.25 s at most) or has been
+# answered.
 REFUSED_PENALTY_S = 1.0
-SILENT_PENALTY_S = 5.0
+SILENT_PENALTY_S = 2.5
 LINGER_S = 2.0  # for a client to read why it was turned away
 _HTTP = re.compile(rb"[A-Z]{3,16} [^\s]+ HTTP/1\.[01]\r?\n")
 

@@ -5,7 +5,7 @@ Three ways, one rule: whatever brought it, a record counts only with its own nod
 * The topic carries each announcement to everybody: every `announce_interval_s`, stretched with the number of nodes, and at
   once when something that matters to selection changed, at most four times a second.
 * On every new link both sides exchange digests and hand over what the other lacks (anti-entropy), so a newcomer knows
-  everybody in one round trip. What was news to us goes on by the topic.
+  everybody in one round trip. Who was news to us and is online goes on by the topic.
 * Leaving publishes a tombstone.
 
 Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from federation.errors import PeerUnavailable, ProtocolViolation, RecordInvalid
-from federation.ledger import MAX_ENTRIES, Change, Ledger
+from federation.ledger import MAX_ENTRIES, NO_AGE, Change, Ledger
 from federation.net.pubsub import Topic
 from federation.records import MAX_RECORD_BYTES, NodeData, decode, encode
 
@@ -100,6 +100,7 @@ class Gossip:
         self._announced_at = 0.0
         self._stir = trio.Event()
         self._impostor_seen = False
+        self._left = False
         host.handle_stream(self._protocol, self._answer_sync)
 
     # Ours
@@ -123,6 +124,8 @@ class Gossip:
             with trio.CancelScope(deadline=due):
                 await self._stir.wait()
             await trio.sleep_until(looked_at + FASTEST_S)
+            if self._left:
+                return
             looked_at = trio.current_time()
             self._stir = trio.Event()
             record = self._describe()
@@ -139,7 +142,8 @@ class Gossip:
         self._ledger.merge(record, signed=signed, now=self._utc_now())
 
     async def leave(self) -> None:
-        """Say good-bye. Nothing is announced afterwards: cancel `run` soon."""
+        """Say good-bye. Nothing is announced afterwards, or others would take this node for one that came back."""
+        self._left = True
         await self.announce(self._describe().model_copy(update={"left": True, "draining": True}))
 
     async def _expire(self) -> None:
@@ -154,13 +158,17 @@ class Gossip:
         """From the topic: whether it is to go on to others. Never raises."""
         self._metrics.gossip_messages("in").inc()
         try:
-            return self._merge(signer, data, signed, timedelta(0))
+            return self._merge(signer, data, signed, None)
         except RecordInvalid as error:
             log.debug("a record was refused", signer=signer, why=error.detail)
             return False
 
-    def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta) -> bool:
-        """Take in a record whose signature was checked; whether it is the newest. Raises RecordInvalid."""
+    def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
+        """Take in a record whose signature was checked; whether it is the newest. Raises RecordInvalid.
+
+        `age` None: it came by the topic, so it is new; but a version that is here already may be anybody's repetition,
+        which says nothing about its node now.
+        """
         now = self._utc_now()
         record = decode(data, received_at=now)
         if record.peer_id != signer:
@@ -168,6 +176,11 @@ class Gossip:
         if record.peer_id == self._host.peer_id:
             self._notice_impostor(record)
             return False
+        if age is None:
+            age = NO_AGE
+            known = self._ledger.get(signer)
+            if known is not None and known.version == (record.incarnation, record.seq):
+                age = now - known.record.last_seen
         change = self._ledger.merge(record, signed=signed, now=now, age=age)
         if change is not None:
             self._on_change(change)
@@ -248,8 +261,9 @@ class Gossip:
         except RecordInvalid as error:
             log.warning("a peer handed over a record that is not genuine", peer=peer, why=error.detail)
             return
-        if newest and is_news:
-            await self._topic.forward(peer, signed)
+        entry = self._ledger.get(signer)
+        if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):
+            await self._topic.forward(peer, signed)  # the topic carries no age: who is offline would come back by it
 
 
 async def _send(stream: TrioStream, message: object) -> None:

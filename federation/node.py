@@ -280,6 +280,9 @@ class Node:
         if link.suspect:
             log.warning("peer does not answer; nobody is sent there until it does", peer=link.peer)
             self.forwarder.peer_suspect(link.peer)
+        else:
+            log.info("peer answers again", peer=link.peer)
+            self.roster.forgive(link.peer)
         self.roster.changed()
 
     def _ledger_changed(self, change: Change) -> None:

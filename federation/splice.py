@@ -55,8 +55,8 @@ class SocketEnd:
         self.closed = False
 
     def start(self) -> None:
-        """Set `peer` first. Reads at once: a client's first bytes are usually there."""
-        self._want(READ)
+        """Set `peer` first. Reads at once: a client's first bytes are usually there. What was sent before may still wait."""
+        self._update()
         self._read()
 
     # Duplex: towards the socket

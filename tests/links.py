@@ -132,7 +132,7 @@ async def link_pair(
     *, on_socket: bool = True, reactor: Reactor | None = None
 ) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
     """(initiator, responder, and what each told its host), running."""
-    reactor = reactor or Reactor()
+    reactor = Reactor() if reactor is None else reactor  # an empty one is false
     raws: list[Any]
     if on_socket:
         raws = [_tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]

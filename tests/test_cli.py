@@ -256,6 +256,7 @@ def test_token_inspect_shows_no_secret(run: Run, monkeypatch: pytest.MonkeyPatch
         (Token.new().encode()[:-2], "checksum does not match"),
         ("fed2_abc", "newer version"),
     ],
+    ids=["nonsense", "damaged", "newer"],  # a random id would differ between the workers of pytest-xdist
 )
 def test_a_bad_token_is_one_line_that_says_which(text: str, why: str, run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
     file = tmp_path / "t"

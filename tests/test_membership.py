@@ -62,7 +62,7 @@ def test_the_addresses_of_both_stay_within_a_tokens_bounds(state: StateDir) -> N
     assert take_up(given, state).token == given
 
 
-@pytest.mark.parametrize("damaged", ["not a token", "", Token.new().encode()[:-1]])
+@pytest.mark.parametrize("damaged", ["not a token", "", Token.new().encode()[:-1]], ids=["nonsense", "empty", "cut"])
 def test_a_damaged_saved_token_stops_the_start_and_is_named(state: StateDir, damaged: str) -> None:
     (state.path / "token").write_text(damaged)
     with pytest.raises((TokenMalformed, TokenChecksumWrong), match=f"saved in {state.path}/token"):

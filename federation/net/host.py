@@ -44,7 +44,7 @@ from federation.net.streams import MuxStream, TrioStream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from libp2p.abc import INetStream
+    from libp2p.abc import INetConn, INetStream
     from libp2p.custom_types import TProtocol
 
     from federation.net.addresses import AddressBook, PeerAddress, Target
@@ -65,7 +65,8 @@ DIAL_STAGGER_S = 0.25  # the next address of a peer starts this long after the o
 MAX_DIALS = 16
 TICK_S = 0.25
 STALE_S = 2.0
-COMPLAIN_EVERY_S = 10.0  # the same complaint about strangers is logged at most so often
+COMPLAIN_EVERY_S = 10.0  # the same complaint about strangers is logged at most so often,
+MAX_COMPLAINTS = 1000  # and this many different ones in that time
 
 
 class HostEvents(Protocol):
@@ -93,7 +94,7 @@ class Host:
         self._events = events
         self.book = book
         self.links: dict[str, Link] = {}
-        self._retired: set[Link] = set()
+        self._retired: set[Link] = set()  # duplicates that still carry tunnels
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         key_pair = create_new_key_pair(seed)
         self._security = noise.TokenNoise(key_pair, admission_keys)
@@ -102,11 +103,12 @@ class Host:
             sec_opt={noise.PROTOCOL_ID: self._security},  # type: ignore[dict-item]
             muxer_opt={mux_link.PROTOCOL_ID: self._new_link},  # type: ignore[dict-item]
             connection_config=ConnectionConfig(
-                max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=10**9,
+                max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=1,
                 max_connections_per_peer=8, grace_period=1e12, auto_connect_interval=1e9,
-            ),  # B, I
+            ),  # B, I: it wants half of the high watermark, nothing, and prunes what is older than the grace period
         )  # fmt: skip
         self.swarm.set_resource_manager(None)  # type: ignore[attr-defined]
+        self.swarm._select_connection = self._select_connection  # type: ignore[attr-defined]
         self.libp2p = BasicHost(network=self.swarm)
         self.swarm.notifees.clear()  # type: ignore[attr-defined]  # tag store and automatic identify: nothing here reads them
         self.swarm.set_stream_handler(_never_raises(self.swarm.common_stream_handler))  # type: ignore[attr-defined]  # A
@@ -125,20 +127,15 @@ class Host:
         port = address.port
         hosts = ["0.0.0.0", "::"] if address.is_wildcard else [address.host]
         for host in hosts:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
             try:
-                sock = trio.socket.socket(family, socket.SOCK_STREAM)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                await sock.bind((host, port))
-                sock.listen(BACKLOG)
+                listener = await _bind(host, port)
             except OSError as error:
                 if host == "::" and self._listeners and error.errno != errno.EADDRINUSE:
                     break  # a machine without IPv6
+                await self.stop_listening()
                 raise ListenFailed(listen_problem("peers", str(address), "--p2p-listen", error)) from error
-            port = sock.getsockname()[1]
-            self._listeners.append(trio.SocketListener(sock))
+            port = listener.socket.getsockname()[1]
+            self._listeners.append(listener)
         return type(address)(address.host, port)
 
     async def stop_listening(self) -> None:
@@ -150,7 +147,7 @@ class Host:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Bind first. Serves and redials until left; then every link is closed."""
+        """Bind first. Serves and redials until left; then every link and every listener is closed."""
         async with background_trio_service(self.swarm), trio.open_nursery() as nursery:
             self._nursery = nursery
             for listener in self._listeners:
@@ -161,6 +158,8 @@ class Host:
                 yield
             finally:
                 nursery.cancel_scope.cancel()
+                for listener in self._listeners:
+                    listener.socket.close()
                 for link in [*self._retired, *self.links.values()]:
                     link.fail("this node stops")  # L: the swarm's own end would leak them
 
@@ -216,6 +215,8 @@ class Host:
         try:
             with trio.fail_after(UPGRADE_TIMEOUT_S):
                 await self._upgrade(stream, None, initiator=False)
+        except _Ourselves:
+            pass  # the dialling side notes it
         except TokenRefused:
             self.rejected["other token"] += 1
             self._complain("a node with another token, or none, was refused", host)
@@ -295,10 +296,23 @@ class Host:
 
     def link_closed(self, link: Link, reason: str) -> None:
         self._retired.discard(link)
-        if self.links.get(link.peer) is link:
-            del self.links[link.peer]
-            self._events.peer_down(link.peer, reason)
-            self.look_at_book()
+        if self.links.get(link.peer) is not link:
+            return
+        del self.links[link.peer]
+        spare = next((other for other in self._retired if other.peer == link.peer), None)
+        if spare is not None:  # the other side kept that one
+            self._retired.remove(spare)
+            spare.retired = False
+            self.links[link.peer] = spare
+            self._events.peer_up(spare)
+            return
+        self._events.peer_down(link.peer, reason)
+        self.look_at_book()
+
+    def _select_connection(self, connections: list[INetConn], peer_id: ID) -> INetConn:
+        """Where the swarm opens a stream: not on a duplicate, which is about to go."""
+        link = self.links.get(str(peer_id))
+        return next((conn for conn in connections if conn.muxed_conn is link), connections[-1])
 
     # Outbound
 
@@ -374,7 +388,7 @@ class Host:
             raise PeerUnavailable("no connection to it")
         try:
             stream = await self.libp2p.new_stream(ID.from_base58(peer), [protocol])  # type: ignore[list-item]
-        except BaseLibp2pError as error:
+        except (BaseLibp2pError, ValueError) as error:  # ValueError: the peer answers with what is not UTF-8 (A)
             raise PeerUnavailable(str(error)) from error
         return _plain_stream(stream)
 
@@ -391,10 +405,28 @@ class Host:
         now = trio.current_time()
         if now - self._complained.get((event, where), -1e9) < COMPLAIN_EVERY_S:
             return
-        if len(self._complained) > 1000:
-            self._complained.clear()
+        if len(self._complained) >= MAX_COMPLAINTS:
+            self._complained = {key: at for key, at in self._complained.items() if now - at < COMPLAIN_EVERY_S}
+            if len(self._complained) >= MAX_COMPLAINTS:  # one stranger has many addresses
+                return
         self._complained[event, where] = now
         log.warning(event, where=where, **details)
+
+
+async def _bind(host: str, port: int) -> trio.SocketListener:
+    """Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return trio.SocketListener(sock)
 
 
 class _Ourselves(Exception):

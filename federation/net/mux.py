@@ -13,7 +13,7 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     OPEN     service name      open a tunnel
     OPENED   -                 the exit reached its backend
     REFUSED  reason            it did not, and no byte went anywhere; the channel is gone
-    DATA     bytes             at most what was granted
+    DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked
     FIN      -                 no more DATA in this direction
     RST      reason            the channel is gone in both directions
     CREDIT   4 bytes           so many more bytes are granted
@@ -55,6 +55,7 @@ CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source mu
 CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
 MAX_CONTROL = 16_384  # control frames unsent: a remote that makes us answer and never reads
 MAX_REASON = 200
+MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
 
 
 class Handler(Protocol):
@@ -111,7 +112,7 @@ class Channel:
             return room
         self.waiting = True
         if room > 0:
-            self.mux.crowded.append(self)
+            self.mux.crowded[self] = None
         return 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -135,13 +136,14 @@ class Channel:
             self._close()
 
     def taken(self, n: int) -> None:
-        """Grant again in large steps: half a window at a time. A window used up at this pace is doubled."""
+        """Grant again in large steps: half a window at a time. The window of a reader that keeps up is doubled."""
         self.unreturned += n
         if self.unreturned * 2 < self.window or self.closed or self.fin_received:
             return
         grant = self.unreturned
-        if self.granted * 4 <= self.window and self.window < MAX_WINDOW and self.mux.grown < GROWTH_BUDGET:
-            grant += self.window  # the sender was about to run dry although the reader keeps up
+        lying = self.window - self.granted - self.unreturned  # arrived, and the reader has not got to it
+        if lying * 4 <= self.window < MAX_WINDOW and self.mux.grown + self.window <= GROWTH_BUDGET:
+            grant += self.window  # the reader keeps up: if anything holds the sender back, it is the window
             self.mux.grown += self.window
             self.window *= 2
         self.granted += grant
@@ -191,7 +193,7 @@ class Channel:
         """Tell a source that waits that there is room again, if there is."""
         if self.waiting and self.credit > 0 and self.out_size < CHANNEL_BUFFER and not self.closed:
             if self.mux.out_size >= CONNECTION_BUFFER:
-                self.mux.crowded.append(self)
+                self.mux.crowded[self] = None
                 return
             self.waiting = False
             self.peer.resume()
@@ -217,7 +219,7 @@ class Mux:
         self.wake = wake
         self.ring: deque[Channel] = deque()
         self.channels: dict[int, Channel] = {}
-        self.crowded: deque[Channel] = deque()  # channels that wait because all together hold too much
+        self.crowded: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
         self.out_size = 0
         self.grown = 0
         self.tunnels = 0
@@ -228,7 +230,7 @@ class Mux:
         self._last_remote_id = 0
         self._remote_parity = 0 if initiator else 1
         self.closed = False
-        self.overrun = False  # the remote makes us answer and does not read: the owner closes the connection
+        self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
 
     # Ours
 
@@ -246,12 +248,19 @@ class Mux:
     def _open(self, kind: int, payload: bytes, *, tunnel: bool) -> Channel:
         if self.closed:
             raise PeerUnavailable("the connection is closed")
+        if self.used_up:
+            raise PeerUnavailable("the connection has no channel numbers left")
         channel = Channel(self, self._next_id, tunnel=tunnel, remote=False)
         self._next_id += 2
         self.channels[channel.id] = channel
         self.tunnels += tunnel
         self.control(kind, channel.id, payload)
         return channel
+
+    @property
+    def used_up(self) -> bool:
+        """No channel can be opened on this connection any more; the next one has numbers again."""
+        return self._next_id > MAX_ID
 
     def ping(self, payload: bytes) -> None:
         self.control(PING, 0, payload)
@@ -272,6 +281,12 @@ class Mux:
             if channel.remote:
                 self._remote_channels -= 1
                 self._streams -= not channel.tunnel
+            self.crowded.pop(channel, None)
+            ring = self.ring
+            if len(ring) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
+                turns = [waiting for waiting in ring if not waiting.closed]
+                ring.clear()
+                ring.extend(turns)
 
     def abort(self, reason: str) -> None:
         """The connection is gone: every channel's peer hears it."""
@@ -294,6 +309,10 @@ class Mux:
 
     def next_record(self) -> bytes | None:
         """The plaintext of the next record, 1 to MAX_PLAINTEXT bytes, or None."""
+        if self.crowded and self.out_size < CONNECTION_BUFFER // 2:
+            crowded, self.crowded = self.crowded, {}
+            for channel in crowded:
+                channel.unblock()
         parts: list[bytes | memoryview] = []
         room = MAX_PLAINTEXT
         control = self._control
@@ -307,10 +326,6 @@ class Mux:
             return None
         for channel in taken:
             channel.unblock()
-        if self.crowded and self.out_size < CONNECTION_BUFFER // 2:
-            crowded, self.crowded = self.crowded, deque()
-            for channel in crowded:
-                channel.unblock()
         return b"".join(parts)
 
     def _next_data(self, parts: list[bytes | memoryview], room: int, taken: list[Channel]) -> int:
@@ -358,12 +373,16 @@ class Mux:
                     self._check_known(channel_id)
                 else:
                     channel.granted -= length
-                    if channel.granted < 0 or channel.fin_received:
-                        raise ProtocolViolation("DATA that was not granted")
+                    if channel.granted < 0 or channel.fin_received or not length:
+                        raise ProtocolViolation("DATA that was not granted, or none")
+                    if channel.opener is not None:
+                        raise ProtocolViolation("DATA before OPENED")
                     channel.peer.send(view[at:stop])
             else:
                 self._feed_control(kind, channel_id, record[at:stop])
             at = stop
+        if self.overrun:
+            raise ProtocolViolation("the peer makes us answer and does not read")
 
     def _feed_control(self, kind: int, channel_id: int, payload: bytes) -> None:
         if kind in (OPEN, STREAM):
@@ -381,8 +400,8 @@ class Mux:
         if kind == CREDIT:
             self._credited(channel, payload)
         elif kind == FIN:
-            if channel.fin_received:
-                raise ProtocolViolation("a second FIN")
+            if channel.fin_received or channel.opener is not None:
+                raise ProtocolViolation("a second FIN, or one before OPENED")
             channel.fin_received = True
             channel.peer.send_eof()
             channel._finish()
@@ -422,6 +441,8 @@ class Mux:
         if channel_id <= self._last_remote_id or channel_id & 1 != self._remote_parity:
             raise ProtocolViolation("a channel number that is not the remote's next")
         self._last_remote_id = channel_id
+        if self.closed:  # by a frame before this one
+            return
         tunnel = kind == OPEN
         if self._remote_channels >= MAX_CHANNELS or (not tunnel and self._streams >= MAX_STREAMS):
             self.control(REFUSED if tunnel else RST, channel_id, b"too many at once")

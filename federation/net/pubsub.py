@@ -8,10 +8,12 @@ checks it the same way, so nobody can speak for another whichever way a message 
 from __future__ import annotations
 
 import time
+from collections import defaultdict, deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import structlog
+import trio
 from google.protobuf.message import DecodeError
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
@@ -24,6 +26,8 @@ from federation.errors import RecordInvalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from libp2p.abc import INetStream
 
     from federation.net.host import Host
 
@@ -38,6 +42,7 @@ DEGREE, DEGREE_LOW, DEGREE_HIGH = (
 )  # above the number of neighbours: a star of 8 lost 79 % of its messages at 4
 MAX_MESSAGE_BYTES = 32 * 1024  # a record has 16 KiB at most; GossipSub's control messages ride along
 PRUNE_BACKOFF_S = 5
+QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, and one sync brings more
 
 
 class _GuardedPubsub(Pubsub):
@@ -49,11 +54,39 @@ class _GuardedPubsub(Pubsub):
         except Exception as error:  # noqa: BLE001  # bad keys, ids and encodings raise whatever their library likes
             log.debug("a gossip message failed", peer=str(msg_forwarder), why=type(error).__name__)
 
-    async def continuously_read_stream(self, stream: object) -> None:
+    async def continuously_read_stream(self, stream: INetStream) -> None:
         try:
-            await super().continuously_read_stream(stream)  # type: ignore[arg-type]
+            await super().continuously_read_stream(stream)
         except Exception as error:  # noqa: BLE001  # malformed protobuf and worse; the peer's stream ends, not the host
             log.debug("a gossip stream failed", why=type(error).__name__)
+            await stream.reset()  # so that the peer opens a new one
+
+    async def handle_dead_peer_queue(self) -> None:
+        """Theirs ignores the end of a connection while there is another one, and the stream that went with it."""
+        async with self.dead_peer_receive_channel:
+            self.event_handle_dead_peer_queue_started.set()
+            async for peer_id in self.dead_peer_receive_channel:
+                stream = self.peers.get(peer_id)
+                if stream is None or stream.muxed_conn.is_closed:
+                    self._handle_dead_peer(peer_id)
+
+    async def _send_recent_messages_to_new_peer(self, peer_id: ID) -> None:
+        """Its stream is there. If it subscribed before, it is in the mesh from now on, and not from the next heartbeat."""
+        if (queue := self.peer_queues.get(peer_id)) is not None:
+            queue._queue.max_size = QUEUED
+        for topic in [topic for topic, peers in self.peer_topics.items() if peer_id in peers]:
+            await self.router.on_peer_subscribed(peer_id, topic)
+        await super()._send_recent_messages_to_new_peer(peer_id)
+
+    def _forget_all_subscriptions(self, peer_id: ID) -> None:
+        """Theirs does so whenever our stream to the peer fails, but the peer says only once what it subscribes to."""
+        if self._peer_is_connected(peer_id):
+            self._replayed_recent_topics.pop(peer_id, None)  # the new stream begins with what the old one may have lost
+        else:
+            super()._forget_all_subscriptions(peer_id)
+
+    def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
+        """`accept` has it; nobody reads the subscription, whose queue would fill up."""
 
 
 class Topic:
@@ -69,6 +102,8 @@ class Topic:
             heartbeat_interval=HEARTBEAT_S, prune_back_off=PRUNE_BACKOFF_S,
             adaptive_gossip_enabled=False, spam_protection_enabled=False, eclipse_protection_enabled=False,
         )  # fmt: skip
+        # Theirs notes the time of each message for ever, and reads the list only for adaptive gossip.
+        self._router.recent_message_deliveries = defaultdict(lambda: deque(maxlen=0))  # type: ignore[arg-type,return-value]
         self._pubsub = _GuardedPubsub(
             host.libp2p, self._router, max_inbound_rpc_size=MAX_MESSAGE_BYTES, allowed_topics={name}
         )
@@ -96,6 +131,7 @@ class Topic:
     async def forward(self, peer: str, signed: bytes) -> None:
         """Pass on what `peer` handed us outside the topic, as if it had come by the topic."""
         await self._pubsub.push_msg(ID.from_base58(peer), rpc_pb2.Message.FromString(signed))
+        await trio.lowlevel.checkpoint()  # a sync calls this many times in a row: let the peers' queues drain
 
     def sign(self, data: bytes) -> rpc_pb2.Message:
         pubsub = self._pubsub
@@ -121,7 +157,9 @@ class Topic:
             raise RecordInvalid("its signature is wrong, or it is another network's")
         return signer, message.data
 
-    def _validate(self, _forwarder: ID, message: rpc_pb2.Message) -> bool:
-        if message.from_id == self._pubsub.my_id.to_bytes():
+    def _validate(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
+        if forwarder == self._pubsub.my_id:
             return True
+        if list(message.topicIDs) != [self.name]:  # as `open_signed` will ask for
+            return False
         return self._accept(str(ID(message.from_id)), message.data, message.SerializeToString())

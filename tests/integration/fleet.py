@@ -19,6 +19,7 @@ from harness import END_S, Daemon, Process, Server, clean_environment, federatio
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+MAX_LIBRARY_LINES = 20  # a library's complaints are not for the person; what goes on and on fills the disk
 BACKENDS = Path(__file__).with_name("backends.py")
 NEVER_IN_A_LOG = re.compile(
     r"Traceback \(most recent call last\)|internal error|Exception ignored in|was never awaited", re.IGNORECASE
@@ -82,11 +83,12 @@ class Fleet:
         peer: Daemon | None = None,
         token_file: Path | None = None,
         environment: Mapping[str, str] | None = None,
-        start: bool = True,
+        wait: bool = True,
     ) -> Daemon:
         """A daemon of this fleet's network that knows the address of `peer`.
 
         `backends`: service -> server; `backend`: that of the service "default". `services`: what clients may ask for.
+        With `wait=False` it is on its way when this returns: several start at the same time.
         """
         arguments = ["--token-file", str(token_file or self.token_file), *options]
         for service, server in (backends or ({"default": backend} if backend else {})).items():
@@ -95,8 +97,9 @@ class Fleet:
             arguments += ["--peer", peer.multiaddr]
         daemon = Daemon(name, self.directory / name, arguments, services, {**self.environment, **(environment or {})})
         self.processes.append(daemon)
-        if start:
-            daemon.start()
+        daemon.launch()
+        if wait:
+            daemon.wait_ready()
         return daemon
 
     def backend(self, mode: str, name: str = "", *options: str) -> Server:
@@ -150,13 +153,17 @@ class Fleet:
         return wrong
 
 
-def end_all(processes: Sequence[Process]) -> list[str]:
-    """SIGTERM to those that run, SIGKILL to those that stay; what stayed."""
+def end_all(processes: Sequence[Process]) -> Iterator[str]:
+    """SIGTERM to those that run, SIGKILL to those that stay; says what did not end well."""
     running = [process for process in processes if process.alive]
     for process in running:
         process.signal(signal.SIGCONT)
         process.signal(signal.SIGTERM)
-    return [f"{process.name} did not end within {END_S:g} s of SIGTERM" for process in running if not ended(process)]
+    for process in running:
+        if not ended(process):
+            yield f"{process.name} did not end within {END_S:g} s of SIGTERM"
+        elif isinstance(process, Daemon) and process.wait() != 0:
+            yield f"{process.name} exited with {process.wait()} after SIGTERM"
 
 
 def ended(process: Process) -> bool:
@@ -169,10 +176,11 @@ def ended(process: Process) -> bool:
 
 
 def complaints_about(daemon: Daemon) -> Iterator[str]:
-    if daemon.running and daemon.running.returncode > 0:  # negative: by a signal, from the test
-        yield f"{daemon.name} exited with {daemon.running.returncode}"
     if daemon.running and daemon.running.returncode == 0 and (daemon.state_dir / "daemon.json").exists():
         yield f"{daemon.name} left its daemon.json behind"
     log = daemon.log()
+    libraries = [line for line in log.splitlines() if " [libp2p" in line]
+    if len(libraries) > MAX_LIBRARY_LINES:
+        yield f"{daemon.name} let libp2p log {len(libraries)} lines, like: {libraries[0]}"
     if found := NEVER_IN_A_LOG.search(log):
         yield f"{daemon.name} printed {found[0]!r}:\n{log[max(0, found.start() - 300) : found.end() + 3000]}"

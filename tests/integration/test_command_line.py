@@ -189,7 +189,7 @@ def test_a_second_signal_ends_it_now(fleet) -> None:
 def test_a_backend_that_is_not_there_yet_is_a_warning_and_not_offered(fleet) -> None:
     late = fleet.backend("http", "late")
     late.stop()
-    daemon = fleet.daemon("early", "--health-interval", "200ms", "--hold", "0s", backend=late)
+    daemon = fleet.daemon("early", "--health-interval", "200ms", "--hold", "200ms", backend=late)
     assert daemon.offers() == set()
     assert http_get(daemon.entry()).status == 503
     late.start()

@@ -34,9 +34,12 @@ class Network:
     def __init__(self, fleet: Fleet) -> None:
         self.backends = {name: fleet.backend("http", name, "--delay", str(ANSWER_DELAY_S)) for name in EXITS}
         first = fleet.daemon("v", backend=self.backends["v"])
-        self.exits = {"v": first, **{n: fleet.daemon(n, backend=self.backends[n], peer=first) for n in EXITS[1:]}}
-        self.eager = fleet.daemon("eager", "--replay", "first-byte", peer=first)
-        self.careful = fleet.daemon("careful", "--open-timeout", "500ms", peer=first)
+        others = {n: fleet.daemon(n, backend=self.backends[n], peer=first, wait=False) for n in EXITS[1:]}
+        self.exits = {"v": first, **others}
+        self.eager = fleet.daemon("eager", "--replay", "first-byte", peer=first, wait=False)
+        self.careful = fleet.daemon("careful", "--open-timeout", "500ms", peer=first, wait=False)
+        for daemon in (*others.values(), *self.entries):
+            daemon.wait_ready()
         self.wait_whole()
 
     @property
@@ -140,8 +143,8 @@ def test_peer_stopped(network, figure) -> None:
 def test_backend_killed(network, figure) -> None:
     backend = network.backends["x"]
     with network.under_load("x") as loads:
-        killed = time.monotonic()
         backend.kill()
+        killed = time.monotonic()
         wait_aftermath(loads, killed)
         backend.start()
         took = wait_serving(loads, "x", time.monotonic())
@@ -179,7 +182,7 @@ def test_stops_at_any_moment_never_deliver_twice(network) -> None:
     """Stopped and continued again and again under load, a peer is caught in every phase of an opening."""
     victim = network.exits["w"]
     with network.under_load("w") as loads:
-        for _ in range(6):
+        for _ in range(5):
             stopped = time.monotonic()
             victim.signal(signal.SIGSTOP)
             gave_up = stopped + 0.6  # careful's open timeout and a little

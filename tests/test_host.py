@@ -1,0 +1,713 @@
+"""Hosts on loopback: who gets a link and who does not, duplicates, redials, and what a remote can do to a listener."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from libp2p import new_host
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+from structlog.testing import capture_logs
+
+from federation.errors import ListenFailed, PeerUnavailable
+from federation.net import host as host_module
+from federation.net import link as link_module
+from federation.net.addresses import AddressBook, PeerAddress
+from federation.net.host import Host
+from federation.values import HostPort
+from tests.hosts import KEY, Peer, new_peer, peers, reactor_running
+from tests.links import End, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from libp2p.abc import INetStream
+
+    from federation.net.link import Link
+    from federation.net.streams import TrioStream
+
+OTHER_KEY = b"o" * 32
+PROTOCOL = "/test/1"
+STRANGERS = 200
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+def connect(peer: Peer) -> socket.socket:
+    """A stranger at the listener's door."""
+    return socket.create_connection((peer.address.host, peer.address.port), timeout=5)
+
+
+@asynccontextmanager
+async def linked() -> AsyncIterator[tuple[Peer, Peer]]:
+    """Two hosts; the first dialled the second."""
+    async with peers(2) as (a, b):
+        a.knows(b)
+        await until(lambda: a.has(b) and b.has(a))
+        yield a, b
+
+
+async def echo(_peer: str, stream: TrioStream) -> None:
+    async with stream:
+        await stream.send_all(await stream.receive_some(100))
+
+
+async def assert_serves(server: Peer, client: Peer) -> None:
+    """Still in working order: a stream from the one to the other answers."""
+    server.host.handle_stream(PROTOCOL, echo)
+    with trio.fail_after(5):
+        async with await client.host.open_stream(server.id, PROTOCOL) as stream:
+            await stream.send_all(b"there?")
+            assert await stream.receive_some(100) == b"there?"
+    assert server.host.swarm.manager.is_running  # type: ignore[attr-defined]
+    assert client.host.swarm.manager.is_running  # type: ignore[attr-defined]
+
+
+def live_links(peer: Peer) -> int:
+    return len([c for c in peer.host.swarm.get_connections() if not c.muxed_conn.is_closed])
+
+
+class TestConnect:
+    @pytest.mark.parametrize("with_id", [True, False])
+    async def test_by_address(self, with_id: bool) -> None:
+        async with peers(2) as (a, b):
+            a.knows(b, with_id=with_id)
+            await until(lambda: a.has(b) and b.has(a))
+            assert [link.peer for link in a.events.up] == [b.id]
+            assert [link.peer for link in b.events.up] == [a.id]
+            assert a.host.links[b.id].is_initiator
+            assert not b.host.links[a.id].is_initiator
+            await assert_serves(b, a)
+            await assert_serves(a, b)
+
+    async def test_an_address_with_somebody_elses_id_is_not_taken(self) -> None:
+        async with peers(3) as (a, b, c):
+            with capture_logs() as logs:
+                a.host.book.add(PeerAddress(b.address.host, b.address.port, c.id), source="peer")
+                a.host.look_at_book()
+                await until(lambda: any(entry.get("where") == c.id for entry in logs))
+            assert a.has()
+            assert a.events.up == []
+
+    async def test_a_connected_peer_is_not_dialled_again(self) -> None:
+        async with linked() as (a, b):
+            a.knows(b)
+            a.knows(b, with_id=False)  # nobody knows yet that it is the same one
+            await until(lambda: not a.host.book.due(trio.current_time(), connected=a.host.links, self_id=a.id))
+            await until(lambda: live_links(a) == live_links(b) == 1)
+            assert a.has(b)
+            assert b.has(a)
+
+    async def test_our_own_address_is_noted_and_nobody_complains(self) -> None:
+        async with peers(1) as (a,):
+            with capture_logs() as logs:
+                a.host.book.add(PeerAddress(a.address.host, a.address.port), source="mdns")
+                assert len(a.host.book) == 1
+                a.host.look_at_book()
+                await until(lambda: len(a.host.book) == 0)
+                await until(lambda: not a.host._handshakes)
+            assert [entry for entry in logs if entry["log_level"] != "debug"] == []
+            assert not a.host.rejected
+            assert not a.host.book.add(PeerAddress(a.address.host, a.address.port), source="mdns")
+
+    async def test_the_first_of_several_addresses_that_answers_wins(self) -> None:
+        """The others hang (accept and say nothing) or refuse."""
+        async with peers(2) as (a, b):
+            with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
+                closed.bind(("127.0.0.1", 0))
+                for port in (closed.getsockname()[1], silent.getsockname()[1], b.address.port):
+                    a.host.book.add(PeerAddress("127.0.0.1", port, b.id), source="token")
+                a.host.look_at_book()
+                await until(lambda: a.has(b), seconds=2)
+            assert str(a.host.book.addresses(b.id)[0]) == str(b.address)  # that one first, from now on
+
+
+    async def test_nobody_is_dialled_but_from_the_book(self) -> None:
+        """Trap I: py-libp2p dials whom it knows an address of, and members tell it addresses (signed peer records)."""
+        async with peers(2) as (a, b):
+            a.host.libp2p.get_peerstore().add_addrs(ID.from_base58(b.id), [Multiaddr(str(b.address))], 3600)
+            with trio.fail_after(5):
+                await a.host.swarm.auto_connector.maybe_connect()  # type: ignore[attr-defined]
+            assert a.host.swarm.get_connections() == []
+            assert not b.host._handshakes
+
+    async def test_and_nobody_is_pruned(self) -> None:
+        async with peers(4) as (a, *others):
+            for other in others:
+                a.knows(other)
+            await until(lambda: a.has(*others))
+            await a.host.swarm.connection_pruner.maybe_prune_connections()  # type: ignore[attr-defined]
+            assert live_links(a) == 3
+
+
+class TestToken:
+    async def test_another_networks_node_gets_nothing_and_both_are_told(self) -> None:
+        async with reactor_running() as reactor:
+            ours = await new_peer(1, reactor)
+            theirs = await new_peer(2, reactor, keys=[OTHER_KEY])
+            async with ours.host.running(), theirs.host.running():
+                with capture_logs() as logs:
+                    theirs.knows(ours)
+                    await until(lambda: len(logs) >= 2)
+                said = {entry["where"]: entry["event"] for entry in logs if entry["log_level"] == "warning"}
+                assert "another token" in said["127.0.0.1"]
+                assert "another network" in said[ours.id]
+                assert ours.host.rejected == {"other token": 1}
+                for peer in (ours, theirs):
+                    assert peer.has()
+                    assert peer.events.up == []
+                    assert peer.host.swarm.get_connections() == []
+                # It will not try again soon, nor will it forget the address that a person gave.
+                assert theirs.host.book.next_due(trio.current_time()) > trio.current_time() + 5  # type: ignore[operator]
+
+    async def test_a_second_key_admits_too(self) -> None:
+        """While a network changes its token, both are good."""
+        async with reactor_running() as reactor:
+            old = await new_peer(1, reactor, keys=[OTHER_KEY])
+            both = await new_peer(2, reactor, keys=[KEY, OTHER_KEY])
+            async with old.host.running(), both.host.running():
+                old.knows(both)
+                await until(lambda: old.has(both) and both.has(old))
+
+    async def test_the_same_complaint_is_made_once_in_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "MAX_COMPLAINTS", 3)
+        async with peers(1) as (a,):
+            with capture_logs() as logs:
+                for _ in range(5):
+                    a.host._complain("stranger", "192.0.2.1")
+                assert len(logs) == 1
+                for n in range(10):
+                    a.host._complain("stranger", f"2001:db8::{n}")
+                assert len(logs) == 3
+                monkeypatch.setattr(host_module, "COMPLAIN_EVERY_S", 0.0)
+                a.host._complain("stranger", "192.0.2.1")
+                assert len(logs) == 4
+
+
+class TestDuplicates:
+    """Trap N."""
+
+    @pytest.mark.parametrize("_again", range(5))
+    async def test_simultaneous_dials_settle_on_the_lower_ids(self, _again: int) -> None:
+        async with peers(2) as (lower, higher):
+            lower.knows(higher)
+            higher.knows(lower)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            await until(lambda: live_links(lower) == live_links(higher) == 1)
+            assert lower.host.links[higher.id].is_initiator
+            assert not higher.host.links[lower.id].is_initiator
+            assert lower.events.down == higher.events.down == []
+            await assert_serves(lower, higher)
+            await assert_serves(higher, lower)
+
+    async def test_the_one_to_go_first_finishes_what_it_carries(self) -> None:
+        async with peers(2) as (lower, higher):
+            higher.knows(lower)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            old = higher.host.links[lower.id]
+            client, server = End(), End()
+            client.peer = old.open_tunnel("default", client, client)
+            await until(lambda: lower.events.opened)
+            server.peer = channel = lower.events.opened[0][0]
+            channel.peer = server
+            await connect_again(lower, higher)
+            assert higher.host.links[lower.id] is not old
+            await ticks(higher)
+            client.peer.send(b"still")
+            await until(lambda: server.data == b"still")
+            assert not old.is_closed
+            client.peer.send_eof()
+            channel.send_eof()
+            await until(lambda: old.is_closed)
+            await until(lambda: live_links(lower) == live_links(higher) == 1)
+            assert lower.events.down == higher.events.down == []
+
+    async def test_a_stream_never_goes_over_the_one_to_go(self) -> None:
+        async with peers(2) as (lower, higher):
+            higher.knows(lower)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            old = higher.host.links[lower.id]
+            busy = End()
+            busy.peer = old.open_tunnel("default", busy, busy)  # keeps it open
+            await until(lambda: lower.events.opened)
+            lower.events.opened[0][0].peer = End()
+            streams = [await old.open_stream() for _ in range(5)]  # py-libp2p prefers the one with most streams
+            await connect_again(lower, higher)
+            lower.host.handle_stream(PROTOCOL, echo)
+            async with await higher.host.open_stream(lower.id, PROTOCOL) as stream:
+                assert stream._stream.muxed_conn is higher.host.links[lower.id]
+            for stream_ in streams:
+                await stream_.reset()
+
+    async def test_what_the_other_side_kept_is_taken_when_ours_ends(self) -> None:
+        """The two sides may see two links of one dialler in another order, and each retire the other one."""
+        async with peers(2) as (lower, higher):
+            lower.knows(higher)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            first = lower.host.links[higher.id]
+            await connect_again(lower, higher)
+            second = lower.host.links[higher.id]
+            assert first is not second
+            assert first.retired
+            second.fail("the other side kept the first")
+            assert lower.host.links == {higher.id: first}
+            assert not first.retired
+            assert lower.events.down == []
+            assert lower.events.up == [first, second, first]
+
+    async def test_a_silent_link_makes_way_for_a_new_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It may be to a machine that is gone and has come back, so the rule of the lower id must not keep it."""
+        monkeypatch.setattr(host_module, "STALE_S", -1.0)
+        async with peers(2) as (lower, higher):
+            lower.knows(higher)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            await connect_again(higher, lower)
+            assert higher.host.links[lower.id].is_initiator
+            await until(lambda: not lower.host.links[higher.id].is_initiator)
+
+
+async def connect_again(dialler: Peer, other: Peer) -> Link:
+    """One more connection between two hosts that have one."""
+    seen = len(other.events.up)
+    link = await dialler.host._connect(other.address)
+    await until(lambda: len(other.events.up) > seen)
+    return link
+
+
+async def ticks(peer: Peer) -> None:
+    """Long enough for the host to have looked at its links."""
+    link = peer.host.links[next(iter(peer.host.links))]
+    before = link._last_tick
+    await until(lambda: link._last_tick > before)
+
+
+class TestRedial:
+    async def test_after_a_drop(self) -> None:
+        async with linked() as (a, b):
+            a.host.links[b.id].fail("cable cut")
+            await until(lambda: a.events.down and b.events.down)
+            assert a.events.down == [(b.id, "cable cut")]
+            await until(lambda: a.has(b) and b.has(a), seconds=2)
+
+    async def test_of_a_peer_that_restarted(self) -> None:
+        async with reactor_running() as reactor:
+            a, b = await new_peer(1, reactor), await new_peer(2, reactor)
+            async with a.host.running():
+                async with b.host.running():
+                    a.knows(b)
+                    await until(lambda: a.has(b))
+                await until(lambda: a.has())  # its host closed its links as it left (L)
+                again = Host(
+                    seed=bytes([2]) * 32, reactor=reactor, events=b.events, book=AddressBook(), admission_keys=lambda: [KEY]
+                )
+                await again.listen(HostPort(b.address.host, b.address.port))
+                async with again.running():
+                    await until(lambda: a.has(b) and a.id in again.links, seconds=3)
+
+    async def test_that_hangs_keeps_nobody_else_waiting(self) -> None:
+        """A full backlog, where the SYN gets no answer, and listeners that accept and say nothing."""
+        with ExitStack() as stack:
+            full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            for _ in range(3):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(full.getsockname())
+            silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)]
+            async with peers(2) as (a, b):
+                for n, listener in enumerate([full, *silent]):
+                    a.host.book.add(PeerAddress("127.0.0.1", listener.getsockname()[1], fake_id(n)), source="token")
+                a.knows(b)
+                await until(lambda: a.has(b), seconds=1)
+
+    async def test_gives_up_on_what_hangs_and_comes_back_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "DIAL_TIMEOUT_S", 0.1)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with peers(1) as (a,):
+                a.host.book.add(PeerAddress("127.0.0.1", silent.getsockname()[1]), source="token")
+                a.host.look_at_book()
+                for _ in range(2):
+                    sock, _ = await trio.to_thread.run_sync(silent.accept)
+                    sock.close()
+
+
+def fake_id(n: int) -> str:
+    return f"12D3KooW{'ABCDEFGHJKLMN'[n] * 44}"
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liveness in a tenth of the time."""
+    monkeypatch.setattr(host_module, "TICK_S", 0.02)
+    monkeypatch.setattr(link_module, "PING_AFTER_S", 0.05)
+    monkeypatch.setattr(link_module, "PING_EVERY_S", 0.1)
+    monkeypatch.setattr(link_module, "SUSPECT_AFTER_S", 0.15)
+    monkeypatch.setattr(link_module, "DEAD_AFTER_S", 1.0)
+
+
+@pytest.mark.usefixtures("hurried")
+class TestSilence:
+    """A peer that is stopped (SIGSTOP): the kernel takes what we send, and nobody answers."""
+
+    async def test_is_noticed_and_forgiven(self) -> None:
+        async with linked() as (a, b):
+            wake = stop_reading(b, a)
+            await until(lambda: a.events.suspect == [True])
+            assert a.host.links[b.id].suspect
+            wake()
+            await until(lambda: a.events.suspect == [True, False])
+            assert a.has(b)
+            assert a.events.down == []
+
+    async def test_ends_the_link_at_last(self) -> None:
+        async with linked() as (a, b):
+            stop_reading(b, a)
+            await until(lambda: a.events.down)
+            assert a.events.suspect == [True]
+            assert "no answer" in a.events.down[0][1]
+
+    async def test_is_noticed_on_a_duplicate_too(self) -> None:
+        """What it carries must not hang for ever."""
+        async with peers(2) as (lower, higher):
+            higher.knows(lower)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            old, end = higher.host.links[lower.id], End()
+            end.peer = old.open_tunnel("default", end, end)
+            await until(lambda: lower.events.opened)
+            lower.events.opened[0][0].peer = End()
+            await connect_again(lower, higher)
+            theirs = lower.events.opened[0][0].mux._handler
+            lower.host._reactor.change(theirs._sock.fileno(), 0)
+            theirs.tick = lambda now: None
+            await until(lambda: old.is_closed)
+            assert end.heard[-1].startswith("RST")
+            assert higher.events.down == []
+
+
+def stop_reading(peer: Peer, other: Peer) -> Any:
+    """`peer` no longer reads what `other` sends, nor looks at the time; returns what makes it go on."""
+    link = peer.host.links[other.id]
+    sock, reactor, tick = link._sock, peer.host._reactor, link.tick
+    assert sock is not None
+    reactor.change(sock.fileno(), 0)
+    link.tick = lambda now: None  # type: ignore[method-assign]
+
+    def wake() -> None:
+        link.tick = tick  # type: ignore[method-assign]
+        reactor.change(sock.fileno(), link_module.READ)
+
+    return wake
+
+
+class TestMembersStreams:
+    """Trap A: whatever a member sends on a stream, it must not end the host."""
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"\x05\xff\xfe\xfd\xfc\n",
+            b"\x13/multistream/1.0.0\n\x05\xff\xfe\xfd\xfc\n",
+            b"\x13/multistream/1.0.0\n\x03ls\n",
+            b"\x13/multistream/9.9.9\n",
+            b"\x04none",
+            b"\xff" * 20,
+            b"\x13/multis",
+            b"",
+        ],
+        ids=["not UTF-8", "protocol not UTF-8", "ls", "version", "no newline", "varint", "half", "nothing"],
+    )
+    @pytest.mark.parametrize("end", ["FIN", "RST"])
+    async def test_negotiation_of_nonsense(self, data: bytes, end: str) -> None:
+        async with linked() as (victim, evil):
+            for _ in range(3):
+                stream = await evil.host.links[victim.id].open_stream()
+                await stream.write(data)
+                await (stream.close() if end == "FIN" else stream.reset())
+            await assert_serves(victim, evil)
+            assert victim.has(evil)
+
+    @pytest.mark.parametrize(
+        "answer", [b"\x05\xff\xfe\xfd\xfc\n", b"\x13/multistream/1.0.0\n\x03na\n", b"\xff" * 20, b"\x13/multis", None]
+    )
+    async def test_answered_with_nonsense(self, answer: bytes | None) -> None:
+        """The same on a stream that we open: gossip hears of a peer that is not available, and of nothing else."""
+
+        async def handle(stream: INetStream) -> None:
+            if answer is None:
+                await stream.reset()
+            else:
+                await stream.write(answer)
+                await stream.close()
+
+        async with linked() as (victim, evil):
+            evil.host.swarm.set_stream_handler(handle)  # type: ignore[attr-defined]
+            with pytest.raises(PeerUnavailable), trio.fail_after(5):
+                await victim.host.open_stream(evil.id, PROTOCOL)
+            await assert_serves(victim, evil)
+
+    async def test_a_handler_that_fails(self) -> None:
+        async def fail(_peer: str, stream: TrioStream) -> None:
+            assert await stream.receive_some(1)
+            raise ValueError("on purpose")
+
+        async with linked() as (a, b):
+            b.host.handle_stream(PROTOCOL, fail)
+            stream = await a.host.open_stream(b.id, PROTOCOL)
+            await stream.send_all(b"x")
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+                await stream.receive_some(1)
+            await assert_serves(b, a)
+
+    async def test_to_nobody(self) -> None:
+        async with peers(2) as (a, b):
+            with pytest.raises(PeerUnavailable):
+                await a.host.open_stream(b.id, PROTOCOL)
+
+
+class TestStrangers:
+    """Traps A and B: who is not a member leaves the listener as it was."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "UPGRADE_TIMEOUT_S", 1.0)
+
+    async def assert_unharmed(self, peer: Peer, files_before: int) -> None:
+        await until(lambda: not peer.host._handshakes and open_files() <= files_before)
+        assert peer.has()
+        assert peer.events.up == []
+        async with reactor_running() as reactor:
+            member = await new_peer(99, reactor)
+            async with member.host.running():
+                member.knows(peer)
+                await until(lambda: member.has(peer))
+                await assert_serves(peer, member)
+
+    async def test_random_bytes(self) -> None:
+        async with peers(1) as (a,):
+            files = open_files()
+            for n in range(STRANGERS):
+                with connect(a) as sock:
+                    sock.sendall(os.urandom(1 + 17 * n))
+                await trio.sleep(0)
+            await self.assert_unharmed(a, files)
+
+    async def test_silence(self) -> None:
+        async with peers(1) as (a,):
+            files = open_files()
+            with capture_logs() as logs:
+                silent = [connect(a) for _ in range(STRANGERS)]
+                await until(lambda: a.host.rejected["too many"] + a.host.rejected["too slow"] == STRANGERS)
+                for sock in silent:
+                    sock.close()
+            assert a.host.rejected["too slow"] >= host_module.MAX_HANDSHAKES_PER_ADDRESS
+            assert len([entry for entry in logs if entry["log_level"] == "warning"]) < 5
+            await self.assert_unharmed(a, files)
+
+    async def test_a_half_handshake(self) -> None:
+        async with peers(1) as (a,):
+            files = open_files()
+            for n in range(40):
+                with connect(a) as sock:
+                    sock.sendall((b"\x13/multistream/1.0.0\n\x14/federation/noise/1\n" + b"\x00\x20" + bytes(64))[: 2 * n])
+                await trio.sleep(0)
+            await self.assert_unharmed(a, files)
+
+    async def test_a_stock_libp2p_host(self) -> None:
+        async with peers(1) as (a,):
+            files = open_files()
+            stranger = new_host()
+            address = Multiaddr(f"/ip4/127.0.0.1/tcp/{a.address.port}")
+            async with stranger.run([]):
+                with pytest.raises(SwarmException), trio.fail_after(10):
+                    await stranger.get_network().dial_addr(address, ID.from_base58(a.id))  # type: ignore[attr-defined]
+            await until(lambda: a.host.rejected["handshake"] > 0)
+            await self.assert_unharmed(a, files)
+
+    async def test_no_more_than_so_many_of_one_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "MAX_HANDSHAKES_PER_ADDRESS", 3)
+        async with peers(1) as (a,):
+            with ExitStack() as stack:
+                for _ in range(3):
+                    stack.enter_context(connect(a))
+                await until(lambda: a.host._handshakes.total() == 3)
+                one_more = stack.enter_context(connect(a))
+                assert await trio.to_thread.run_sync(one_more.recv, 1) == b""  # hung up on, without a word
+                assert a.host.rejected == {"too many": 1}
+            await until(lambda: not a.host._handshakes)
+            with connect(a) as sock:  # and when they are gone, there is room again
+                assert await trio.to_thread.run_sync(sock.recv, 1) != b""
+
+    async def test_no_more_than_so_many_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "MAX_HANDSHAKES", 2)
+        async with peers(1) as (a,):
+            with ExitStack() as stack:
+                for _ in range(2):
+                    stack.enter_context(connect(a))
+                await until(lambda: a.host._handshakes.total() == 2)
+                one_more = stack.enter_context(connect(a))
+                assert await trio.to_thread.run_sync(one_more.recv, 1) == b""
+
+    async def test_no_more_links_than_so_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "MAX_LINKS", 1)
+        async with peers(3) as (a, b, c):
+            b.knows(a)
+            await until(lambda: a.has(b))
+            c.knows(a)
+            await until(lambda: a.host.rejected["too many"] > 0)
+            assert a.has(b)
+
+    async def test_inbound_slots_come_back(self) -> None:
+        """Trap B: py-libp2p's own listener takes no connection after 250."""
+        async with peers(2) as (a, b):
+            for n in range(260):
+                link = await b.host._connect(a.address)
+                await until(lambda n=n: len(a.events.up) > n)
+                link.fail("next, please")
+                await until(lambda n=n: len(a.events.down) > n)
+            assert a.host._handshakes.total() == 0
+
+
+class TestListen:
+    async def test_a_port_in_use(self) -> None:
+        async with peers(1) as (a,):
+            address = HostPort(a.address.host, a.address.port)
+            files = open_files()
+            with pytest.raises(ListenFailed, match=r"in use.*--p2p-listen"):
+                await bare_host().listen(address)
+            assert open_files() <= files + 1  # the reactor's
+
+    async def test_an_address_of_another_machine(self) -> None:
+        with pytest.raises(ListenFailed, match="does not have that address"):
+            await bare_host().listen(HostPort("192.0.2.1", 0))
+
+    async def test_a_wildcard_means_both_families_on_one_port(self) -> None:
+        host = bare_host()
+        bound = await host.listen(HostPort("0.0.0.0", 0))
+        assert bound.port
+        families = {listener.socket.family for listener in host._listeners}
+        assert socket.AF_INET in families
+        assert {listener.socket.getsockname()[1] for listener in host._listeners} == {bound.port}
+        if socket.has_ipv6 and ipv6_works():
+            assert socket.AF_INET6 in families
+        await host.stop_listening()
+
+    @pytest.mark.skipif("not ipv6_works()", reason="no IPv6 here")
+    async def test_a_wildcard_whose_second_family_is_taken_leaves_nothing_behind(self) -> None:
+        with socket.socket(socket.AF_INET6) as taken:
+            taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind(("::", 0))
+            taken.listen()
+            host = bare_host()
+            with pytest.raises(ListenFailed):
+                await host.listen(HostPort("0.0.0.0", taken.getsockname()[1]))
+            assert host._listeners == []
+
+    async def test_a_machine_without_ipv6(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        bind = host_module._bind
+
+        async def without_ipv6(host: str, port: int) -> trio.SocketListener:
+            if ":" in host:
+                raise OSError(errno.EAFNOSUPPORT, "no such family")
+            return await bind(host, port)
+
+        monkeypatch.setattr(host_module, "_bind", without_ipv6)
+        host = bare_host()
+        assert (await host.listen(HostPort("0.0.0.0", 0))).port
+        assert len(host._listeners) == 1
+        await host.stop_listening()
+
+    async def test_out_of_descriptors_it_pauses_and_goes_on(self) -> None:
+        async with peers(2) as (a, b):
+            (listener,) = a.host._listeners
+            accept, failures = listener.accept, [errno.EMFILE, errno.ECONNABORTED]
+
+            async def failing() -> trio.SocketStream:
+                stream = await accept()
+                if failures:
+                    await trio.aclose_forcefully(stream)
+                    raise OSError(failures.pop(0), "on purpose")
+                return stream
+
+            listener.accept = failing  # type: ignore[method-assign]
+            connect(a).close()  # ends the accept that waits already
+            with capture_logs() as logs:
+                b.knows(a)
+                await until(lambda: b.has(a))
+            assert failures == []
+            assert any("descriptor" in entry["event"] for entry in logs)
+
+
+def bare_host() -> Host:
+    from federation.reactor import Reactor
+    from tests.hosts import HostEvents
+
+    return Host(seed=b"9" * 32, reactor=Reactor(), events=HostEvents(), book=AddressBook(), admission_keys=lambda: [KEY])
+
+
+def ipv6_works() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+class TestStop:
+    async def test_leaves_no_socket_and_tells_the_peers(self) -> None:
+        """Trap L."""
+        files = open_files()
+        async with reactor_running() as reactor:
+            staying, leaving = await new_peer(1, reactor), await new_peer(2, reactor)
+            async with staying.host.running():
+                async with leaving.host.running():
+                    staying.knows(leaving)
+                    leaving.knows(staying)
+                    await until(lambda: staying.has(leaving) and leaving.has(staying))
+                await until(lambda: staying.has())
+                with pytest.raises(ConnectionRefusedError):
+                    connect(leaving)
+        await until(lambda: open_files() <= files)
+
+    async def test_does_not_take_longer_with_more_peers(self) -> None:
+        async with reactor_running() as reactor, trio.open_nursery() as nursery:
+            hub = await new_peer(1, reactor)
+            others = [await new_peer(n, reactor) for n in range(2, 10)]
+
+            async def run(peer: Peer) -> None:
+                async with peer.host.running():
+                    peer.knows(hub)
+                    await trio.sleep_forever()
+
+            async with hub.host.running():
+                for peer in others:
+                    nursery.start_soon(run, peer)
+                await until(lambda: hub.has(*others))
+                start = trio.current_time()
+            assert trio.current_time() - start < 0.5
+            nursery.cancel_scope.cancel()
+
+    async def test_flushed_waits_for_what_is_queued_and_not_for_ever(self) -> None:
+        async with linked() as (a, b):
+            wake = stop_reading(b, a)
+            stream = await a.host.links[b.id].open_stream()
+            with trio.move_on_after(0.2):
+                for _ in range(100):
+                    await stream.write(bytes(64 * 1024))
+            await a.host.flushed(5.0)
+            assert a.host.links[b.id].is_flushed
+            wake()
+
+
+@pytest.fixture(autouse=True)
+def no_shout(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """py-libp2p logs much of this as errors of its own."""
+    caplog.set_level("CRITICAL", "libp2p")
+    yield

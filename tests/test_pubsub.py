@@ -1,0 +1,402 @@
+"""The topic over real hosts on loopback: what arrives, what is refused and by whom, and that no message ends a host."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.utils import encode_varint_prefixed
+
+from federation.errors import RecordInvalid
+from federation.net.pubsub import MAX_MESSAGE_BYTES, PROTOCOL_ID, Topic
+from tests.hosts import Peer, new_peer, peers, reactor_running, seed
+from tests.links import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from federation.net.streams import TrioStream
+
+NAME = "/federation/test"
+
+
+class Heard:
+    """What one node's topic accepted, and what it says to new messages."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.messages: list[tuple[str, bytes, bytes]] = []
+        self.answer = True
+        self.topic = Topic(peer.host, NAME, self._accept)
+
+    def _accept(self, signer: str, data: bytes, signed: bytes) -> bool:
+        self.messages.append((signer, data, signed))
+        return self.answer
+
+    @property
+    def data(self) -> list[bytes]:
+        return [data for _, data, _ in self.messages]
+
+
+@asynccontextmanager
+async def members(count: int, *lines: tuple[int, int]) -> AsyncIterator[list[Heard]]:
+    """So many nodes on one topic; `lines` says who dials whom."""
+    async with peers(count) as hosts, AsyncExitStack() as stack:
+        found = [Heard(peer) for peer in hosts]
+        for member in found:
+            await stack.enter_async_context(member.topic.running())
+        neighbours = defaultdict(set)
+        for a, b in lines:
+            hosts[a].knows(hosts[b])
+            neighbours[a].add(b)
+            neighbours[b].add(a)
+        for n, member in enumerate(found):
+            ids = {hosts[k].id for k in neighbours[n]}
+            await until(lambda member=member, ids=ids: {str(p) for p in mesh(member)} == ids)
+        yield found
+
+
+def mesh(member: Heard) -> set[ID]:
+    return member.topic._router.mesh.get(NAME, set())
+
+
+def foreign_topic(n: int = 77) -> Topic:
+    """Of a node that is not here, to sign with."""
+    from federation.net.addresses import AddressBook
+    from federation.net.host import Host
+    from federation.reactor import Reactor
+    from tests.hosts import KEY, HostEvents
+
+    host = Host(seed=seed(n), reactor=Reactor(), events=HostEvents(), book=AddressBook(), admission_keys=lambda: [KEY])
+    return Topic(host, NAME, lambda *_: True)
+
+
+class TestSpread:
+    async def test_to_everybody_with_its_signer(self) -> None:
+        async with members(3, (0, 1), (1, 2)) as (a, b, c):
+            signed = await a.topic.publish(b"hello")
+            await until(lambda: b.messages and c.messages)
+            assert b.messages == c.messages == [(a.peer.id, b"hello", signed)]
+            assert a.messages == []  # nobody asks a node about its own words
+            assert c.topic.open_signed(signed) == (a.peer.id, b"hello")
+
+    async def test_what_is_not_accepted_goes_no_further(self) -> None:
+        async with members(3, (0, 1), (1, 2)) as (a, b, c):
+            b.answer = False
+            await a.topic.publish(b"old news")
+            await until(lambda: b.data == [b"old news"])
+            b.answer = True
+            await a.topic.publish(b"news")
+            await until(lambda: c.data)
+            assert c.data == [b"news"]
+
+    async def test_a_message_is_accepted_once_however_many_bring_it(self) -> None:
+        async with members(3, (0, 1), (1, 2), (0, 2)) as (a, b, c):
+            for n in range(10):
+                await a.topic.publish(b"%d" % n)
+            await until(lambda: len(b.data) >= 10 and len(c.data) >= 10)
+            for n in range(10):
+                await c.topic.publish(b"c%d" % n)
+            await until(lambda: len(b.data) >= 20)
+            assert sorted(b.data) == sorted({*b.data})
+            assert len(c.data) == 10
+
+    @pytest.mark.parametrize("burst", [33, 300])
+    async def test_a_burst(self, burst: int) -> None:
+        """py-libp2p's queues hold 32 messages, and drop the rest without a word."""
+        async with members(2, (0, 1)) as (a, b):
+            for n in range(burst):
+                await a.topic.publish(b"%d" % n)
+            await until(lambda: len(b.data) >= burst)
+            assert set(b.data) == {b"%d" % n for n in range(burst)}
+
+    async def test_a_burst_of_what_is_passed_on(self) -> None:
+        """As after a sync that brought many nodes at once; and the next one passes them on in turn."""
+        async with members(3, (0, 1), (1, 2)) as (a, b, c):
+            absent, elsewhere = foreign_topic(), foreign_topic(78)._host.peer_id
+            messages = [absent.sign(b"%d" % n).SerializeToString() for n in range(300)]
+            for signed in messages:
+                await a.topic.forward(elsewhere, signed)
+            await until(lambda: len(b.data) >= len(messages) and len(c.data) >= len(messages), seconds=15)
+            assert {signed for _, _, signed in c.messages} == set(messages)
+
+    async def test_passed_on_to_all_but_who_brought_it(self) -> None:
+        async with members(3, (0, 1), (1, 2)) as (a, b, c):
+            absent = foreign_topic()
+            signed = absent.sign(b"from afar").SerializeToString()
+            await b.topic.forward(a.peer.id, signed)
+            await until(lambda: c.messages)
+            assert c.messages == [(absent._host.peer_id, b"from afar", signed)]
+            await b.topic.publish(b"last")  # arrives behind it, had it been sent
+            await until(lambda: b"last" in a.data)
+            assert a.data == [b"last"]
+
+    async def test_nobody_subscribes_in_vain(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Nobody reads py-libp2p's subscription: past its 32 messages each one would be a warning in the log."""
+        async with members(2, (0, 1)) as (a, b):
+            for n in range(50):
+                await a.topic.publish(b"%d" % n)
+            await until(lambda: len(b.data) == 50)
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+    async def test_keeps_nothing_for_each_message(self) -> None:
+        async with members(2, (0, 1)) as (a, b):
+            for n in range(50):
+                await a.topic.publish(b"%d" % n)
+            await until(lambda: len(b.data) == 50)
+            for member in (a, b):
+                assert sum(map(len, member.topic._router.recent_message_deliveries.values())) == 0
+
+
+class TestLinksComeAndGo:
+    async def test_a_restart_with_the_same_key_is_heard_at_once(self) -> None:
+        """Its numbers must not begin where its former life's were."""
+        async with reactor_running() as reactor:
+            a, b = await new_peer(1, reactor), await new_peer(2, reactor)
+            heard = Heard(a)
+            async with a.host.running(), heard.topic.running():
+                for life in range(2):
+                    again = b if life == 0 else await new_peer(2, reactor)
+                    former = Heard(again)
+                    async with again.host.running(), former.topic.running():
+                        again.knows(a)
+                        await until(lambda former=former: mesh(former))
+                        for n in range(20):
+                            await former.topic.publish(b"life %d %d" % (life, n))
+                        await until(lambda life=life: b"life %d 19" % life in heard.data)
+                    await until(lambda: not mesh(heard))
+            assert len(heard.data) == 40
+
+    @pytest.mark.parametrize("_again", range(6))
+    async def test_a_duplicate_link_that_ends_takes_no_message_with_it(self, _again: int) -> None:
+        """Both dial at once. The streams of the link that goes were the topic's, on either side or on both."""
+        async with members(2) as (a, b):
+            a.peer.knows(b.peer)
+            b.peer.knows(a.peer)
+            await until(lambda: a.peer.has(b.peer) and b.peer.has(a.peer))
+            sent = 0
+            settled = None
+            while settled is None or trio.current_time() < settled + 0.3:
+                await a.topic.publish(b"%d" % sent)
+                await b.topic.publish(b"%d" % sent)
+                sent += 1
+                if settled is None and all(len(m.peer.host.swarm.get_connections()) == 1 for m in (a, b)):
+                    settled = trio.current_time()
+                await trio.sleep(0.02)
+            await until(lambda: len(set(a.data)) == len(set(b.data)) == sent)
+
+    async def test_a_stream_that_breaks_is_replaced_and_loses_nothing(self) -> None:
+        async with members(2, (0, 1)) as (a, b):
+            for member, other in ((a, b), (b, a)):
+                pubsub = member.topic._pubsub
+                await pubsub.peers[ID.from_base58(other.peer.id)].reset()
+            for n in range(20):
+                await a.topic.publish(b"%d" % n)
+                await b.topic.publish(b"%d" % n)
+                await trio.sleep(0.01)
+            await until(lambda: len(set(a.data)) == len(set(b.data)) == 20)
+
+
+def unsigned(data: bytes = b"x", topics: tuple[str, ...] = (NAME,), signer: Topic | None = None) -> rpc_pb2.Message:
+    signer = signer or foreign_topic()
+    return rpc_pb2.Message(
+        data=data, topicIDs=topics, from_id=ID.from_base58(signer._host.peer_id).to_bytes(), seqno=bytes(8)
+    )
+
+
+def sign(message: rpc_pb2.Message, n: int = 77) -> rpc_pb2.Message:
+    """`message`, signed by that node's key whatever it says."""
+    message.ClearField("signature")
+    message.signature = create_new_key_pair(seed(n)).private_key.sign(b"libp2p-pubsub:" + message.SerializeToString())
+    return message
+
+
+def tampered(**fields: object) -> rpc_pb2.Message:
+    message = sign(unsigned(b"genuine"))
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+def keyed(key: bytes) -> rpc_pb2.Message:
+    """A sender whose id is only a hash of its key, which comes along."""
+    message = rpc_pb2.Message(data=b"x", topicIDs=[NAME], from_id=b"\x12\x20" + bytes(32), seqno=bytes(8), key=key)
+    message.signature = b"s" * 64
+    return message
+
+
+FORGERIES = {
+    "no signature": lambda: unsigned(),
+    "other data": lambda: tampered(data=b"forged"),
+    "other number": lambda: tampered(seqno=b"\x01" * 8),
+    "other signature": lambda: tampered(signature=b"s" * 64),
+    "short signature": lambda: tampered(signature=b"s"),
+    "another's key": lambda: sign(unsigned(), 78),
+    "another as its sender": lambda: tampered(from_id=ID.from_base58(foreign_topic(78)._host.peer_id).to_bytes()),
+    "another topic": lambda: sign(unsigned(topics=("/federation/other",))),
+    "one topic more": lambda: sign(unsigned(topics=(NAME, "/federation/other"))),
+    "the topic twice": lambda: sign(unsigned(topics=(NAME, NAME))),
+    "no topic": lambda: sign(unsigned(topics=())),
+    "no sender": lambda: tampered(from_id=b""),
+    "a sender that is no id": lambda: tampered(from_id=b"\xff\x00nonsense"),
+    "a key that is none": lambda: keyed(b"\xff\xff\xff"),
+    "no key": lambda: keyed(b""),
+    "a key of no known kind": lambda: keyed(b"\x08\x63\x12\x02ab"),
+    "an RSA key that is none": lambda: keyed(b"\x08\x00\x12\x04abcd"),
+}
+
+
+class TestOpenSigned:
+    topic = foreign_topic(1)
+
+    def test_what_a_node_signed(self) -> None:
+        signer = foreign_topic()
+        message = signer.sign(b"data").SerializeToString()
+        assert self.topic.open_signed(message) == (signer._host.peer_id, b"data")
+
+    def test_numbers_never_repeat(self) -> None:
+        signer = foreign_topic()
+        assert len({signer.sign(b"same").seqno for _ in range(100)}) == 100
+
+    @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
+    def test_refuses(self, forgery) -> None:
+        with pytest.raises(RecordInvalid):
+            self.topic.open_signed(forgery().SerializeToString())
+
+    @given(st.binary(max_size=300))
+    def test_refuses_any_other_bytes(self, data: bytes) -> None:
+        with pytest.raises(RecordInvalid):
+            self.topic.open_signed(data)
+
+    @given(st.integers(0, 10_000), st.integers(1, 255))
+    def test_refuses_any_changed_byte_or_says_the_same(self, at: int, change: int) -> None:
+        signer = foreign_topic()
+        genuine = bytearray(signer.sign(b"some data").SerializeToString())
+        genuine[at % len(genuine)] ^= change
+        try:
+            opened = self.topic.open_signed(bytes(genuine))
+        except RecordInvalid:
+            return
+        assert opened == (signer._host.peer_id, b"some data")
+
+
+async def gossip_stream(evil: Heard, victim: Heard) -> TrioStream:
+    return await evil.peer.host.open_stream(victim.peer.id, PROTOCOL_ID)
+
+
+def rpc(*messages: rpc_pb2.Message) -> bytes:
+    return encode_varint_prefixed(rpc_pb2.RPC(publish=messages).SerializeToString())
+
+
+async def assert_works(a: Heard, b: Heard, note: bytes = b"still there") -> None:
+    """Both ways; a forged message neither went through nor stopped anything."""
+    await a.topic.publish(note)
+    await b.topic.publish(note)
+    await until(lambda: note in b.data and note in a.data)
+    for member in (a, b):
+        assert set(member.data) == {note}
+        assert member.topic._pubsub.manager.is_running
+        assert member.peer.host.swarm.manager.is_running
+        assert member.peer.events.down == []
+
+
+class TestAMembersMessages:
+    """Trap A, and that nobody speaks for another."""
+
+    @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
+    async def test_a_forged_one_is_refused(self, forgery) -> None:
+        async with members(2, (0, 1)) as (victim, evil):
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(rpc(forgery(), foreign_topic().sign(b"behind it")))
+                await until(lambda: b"behind it" in victim.data)
+            assert victim.data == [b"behind it"]
+            victim.messages.clear()
+            await until(lambda: evil.data in ([], [b"behind it"]))
+            evil.messages.clear()
+            await assert_works(victim, evil)
+
+    async def test_one_in_our_own_name_is_for_accept_to_judge(self) -> None:
+        """A copied identity; gossip warns of it. It is not passed on."""
+        async with members(3, (0, 1), (1, 2)) as (far, victim, evil):
+            ours = victim.topic.sign(b"not from here")
+            victim.answer = False
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(rpc(ours))
+                await until(lambda: victim.data)
+            assert victim.messages[0][:2] == (victim.peer.id, b"not from here")
+            await victim.topic.publish(b"really")
+            await until(lambda: far.data)
+            assert far.data == [b"really"]
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            encode_varint_prefixed(b"\xff\xff\xff"),
+            encode_varint_prefixed(b"\x0a\x7f"),
+            b"\xff" * 12,
+            encode_varint_prefixed(rpc_pb2.RPC(senderRecord=b"\xff\xff").SerializeToString()),
+            encode_varint_prefixed(b"\x0a\x05\xff\xff\xff\xff\xff"),
+            encode_varint_prefixed(bytes(MAX_MESSAGE_BYTES + 1)),
+            b"\x80\x80\x80\x80\x10",
+            b"\x05ab",
+        ],
+        ids=["no protobuf", "cut short", "varint", "record", "nested", "too large", "4 GiB announced", "EOF"],
+    )
+    async def test_malformed_ones_end_nothing_but_their_stream(self, data: bytes) -> None:
+        async with members(2, (0, 1)) as (victim, evil):
+            for _ in range(3):
+                async with await gossip_stream(evil, victim) as stream:
+                    with trio.move_on_after(5):
+                        await stream.send_all(data)
+                        await stream.send_eof()
+            await assert_works(victim, evil)
+
+    async def test_a_malformed_one_resets_its_stream(self) -> None:
+        """Or the sender would go on speaking to nobody."""
+        async with members(2, (0, 1)) as (victim, evil):
+            stream = await gossip_stream(evil, victim)
+            await stream.send_all(encode_varint_prefixed(b"\xff\xff\xff"))
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+                await stream.receive_some(1)
+
+    async def test_control_messages_of_nonsense(self) -> None:
+        control = rpc_pb2.ControlMessage(
+            ihave=[rpc_pb2.ControlIHave(topicID=NAME, messageIDs=[b"\xff", b"zz", b""])],
+            iwant=[rpc_pb2.ControlIWant(messageIDs=[b"\xff", b"zz", b""])],
+            graft=[rpc_pb2.ControlGraft(topicID="other")],
+            prune=[rpc_pb2.ControlPrune(topicID="other", peers=[rpc_pb2.PeerInfo(peerID=b"\xff", signedPeerRecord=b"\xff")])],
+        )
+        subscriptions = [rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"t{n}") for n in range(200)]
+        async with members(2, (0, 1)) as (victim, evil):
+            async with await gossip_stream(evil, victim) as stream:
+                packet = rpc_pb2.RPC(control=control, subscriptions=subscriptions)
+                await stream.send_all(encode_varint_prefixed(packet.SerializeToString()))
+            await assert_works(victim, evil)
+            assert set(victim.topic._pubsub.peer_topics) == {NAME}  # no memory for topics of no network
+
+    async def test_accept_that_fails_ends_nothing(self) -> None:
+        async with members(2, (0, 1)) as (a, b):
+            accept = b.topic._accept
+
+            def fail(*_: object) -> bool:
+                b.topic._accept = accept
+                raise ValueError("on purpose")
+
+            b.topic._accept = fail
+            await a.topic.publish(b"trigger")
+            await until(lambda: b.topic._accept is accept)
+            await assert_works(a, b)
+
+
+@pytest.fixture(autouse=True)
+def no_shout(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level("WARNING", "libp2p")
+    yield
