@@ -51,9 +51,13 @@ class Backend:
 
 
 class Dial:
-    """A non-blocking connect. `done(sock, reason)` is called once, with None for `sock` if it failed; not after cancel."""
+    """A non-blocking connect.
 
-    __slots__ = ("_done", "_reactor", "_sock", "_timer")
+    `done(sock, reason)` is called once, with None for `sock` if it failed; never before the constructor has returned,
+    and not after `cancel`.
+    """
+
+    __slots__ = ("_done", "_is_over", "_reactor", "_sock", "_timer")
 
     def __init__(
         self,
@@ -63,49 +67,66 @@ class Dial:
     ) -> None:
         self._reactor = reactor
         self._done = done
+        self._is_over = False
         self._timer: Timer | None = None
         self._sock: socket.socket | None = None
         try:
-            sock = socket.socket(target[0], socket.SOCK_STREAM)
+            self._sock = sock = socket.socket(target[0], socket.SOCK_STREAM)
         except OSError as error:  # out of descriptors
-            self._finish(error.strerror or "no socket")
+            self._finish_soon(error.strerror or "no socket")
             return
-        self._sock = sock
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = sock.connect_ex(target[1])
         if code not in (0, errno.EINPROGRESS):
-            self._finish(os.strerror(code))
-            return
-        self._timer = reactor.call_later(DIAL_TIMEOUT_S, self._on_timeout)
-        reactor.add(sock.fileno(), WRITE, self._on_events)
+            self._finish_soon(os.strerror(code))
+        elif _is_connected(sock):  # a server on this machine has accepted by now
+            reactor.flush_soon(self._succeed)
+        else:
+            self._timer = reactor.call_later(DIAL_TIMEOUT_S, self._on_timeout)
+            reactor.add(sock.fileno(), WRITE, self._on_events)
 
     def cancel(self) -> None:
+        self._is_over = True
         sock, self._sock = self._sock, None
         if self._timer is not None:
             self._timer.cancel()
         if sock is not None:
-            self._reactor.drop(sock.fileno())
-            sock.close()
+            self._reactor.close(sock)
 
     def _on_events(self, _mask: int) -> None:
         assert self._sock is not None
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self._finish(os.strerror(code))
+            self._fail(os.strerror(code))
             return
-        sock, self._sock = self._sock, None
-        assert self._timer is not None
-        self._timer.cancel()
-        self._reactor.drop(sock.fileno())
-        self._done(sock, "")
+        self._reactor.drop(self._sock.fileno())
+        self._succeed()
 
     def _on_timeout(self) -> None:
-        self._finish(f"no answer within {DIAL_TIMEOUT_S:g} s")
+        self._fail(f"no answer within {DIAL_TIMEOUT_S:g} s")
 
-    def _finish(self, reason: str) -> None:
-        self.cancel()
-        self._done(None, reason)
+    def _succeed(self) -> None:
+        if not self._is_over:
+            sock, self._sock = self._sock, None
+            self.cancel()
+            self._done(sock, "")
+
+    def _finish_soon(self, reason: str) -> None:
+        self._reactor.flush_soon(lambda: self._fail(reason))
+
+    def _fail(self, reason: str) -> None:
+        if not self._is_over:
+            self.cancel()
+            self._done(None, reason)
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:  # ENOTCONN: on its way, or refused; the next event tells
+        return False
+    return True
 
 
 class Serving:
@@ -149,7 +170,7 @@ class Serving:
 class ExitFlow:
     """A tunnel on its way to the backend: the channel's peer until the backend accepted."""
 
-    __slots__ = ("_backends", "_channel", "_early", "_eof", "_gone", "_service", "_serving")
+    __slots__ = ("_backends", "_channel", "_early", "_end", "_eof", "_gone", "_service", "_serving")
 
     def __init__(self, backends: Backends, channel: Channel, service: str) -> None:
         self._backends = backends
@@ -159,6 +180,7 @@ class ExitFlow:
         self._eof = False
         self._gone = False
         self._serving: Serving | None = None
+        self._end: SocketEnd | None = None
 
     def dial(self) -> None:
         """Called when everything that the entry had sent was read: if it gave up, nothing is dialled."""
@@ -173,13 +195,22 @@ class ExitFlow:
         if end is None:
             self._channel.refuse(reason)
             return
+        self._end = end
         self._channel.accept()
+        self._backends.reactor.flush_soon(self._deliver)  # behind OPENED: what the entry may replay, no backend has seen
+
+    def _deliver(self) -> None:
+        end = self._end
+        assert end is not None
+        if self._gone:
+            end.abort("the entry has gone")
+            return
         join(end, self._channel)
         for chunk in self._early:
             end.send(chunk)
         if self._eof:
             end.send_eof()
-        end.start()
+        end.start(read=False)
 
     # Duplex, for the channel
 
@@ -191,7 +222,7 @@ class ExitFlow:
 
     def abort(self, reason: str) -> None:
         self._gone = True
-        if self._serving is not None:
+        if self._serving is not None and self._end is None:
             self._serving.cancel()
 
     def room(self) -> int:

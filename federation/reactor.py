@@ -20,6 +20,7 @@ import structlog
 import trio
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     Handler = Callable[[int], None]
@@ -143,9 +144,15 @@ class Reactor:
         self._poller.modify(fd, mask)
 
     def drop(self, fd: int) -> None:
-        """Forget `fd`; to be called before it is closed. Unknown descriptors are fine."""
+        """Forget `fd`. Unknown descriptors are fine."""
         if self._handlers.pop(fd, None) is not None:
             self._poller.unregister(fd)
+
+    def close(self, sock: socket.socket) -> None:
+        """Forget and close `sock`, which no other descriptor refers to: the kernel takes it out of its set by itself."""
+        if self._handlers.pop(sock.fileno(), None) is not None and isinstance(self._poller, _SelectorPoller):
+            self._poller.unregister(sock.fileno())
+        sock.close()
 
     def __len__(self) -> int:
         return len(self._handlers)
