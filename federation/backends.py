@@ -206,7 +206,8 @@ class ExitFlow:
             end.abort("the entry has gone")
             return
         join(end, self._channel)
-        for chunk in self._early:
+        early, self._early = self._early, []  # `end` keeps us as long as the connection lasts
+        for chunk in early:
             end.send(chunk)
         if self._eof:
             end.send_eof()
@@ -332,10 +333,10 @@ class Backends:
 
     async def _check_forever(self, backend: Backend) -> None:
         while True:
-            backend.recheck = trio.Event()
             with trio.move_on_after(self._settings.health_interval_s):
                 await backend.recheck.wait()
                 await trio.sleep(RECHECK_S)
+            backend.recheck = trio.Event()  # before the check: what is refused during it is looked at again
             await self._check(backend)
 
     async def _check(self, backend: Backend) -> None:

@@ -242,7 +242,7 @@ class Node:
             peer_id=self.host.peer_id, name=self.settings.name, version=__version__, incarnation=self._incarnation,
             last_seen=self.clock.utc_now(), available_vram=gpu.available_vram, total_vram=gpu.total_vram, gpus=gpu.gpus,
             in_flight=in_flight, capacity=self.settings.capacity, services=self.backends.services(),
-            draining=self.draining, addresses=tuple(str(address) for address in self.addresses),
+            draining=self.draining, addresses=tuple(str(PeerAddress(address.host, address.port)) for address in self.addresses),
         )  # fmt: skip
 
     def _describe(self) -> NodeData:

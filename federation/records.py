@@ -1,6 +1,6 @@
 """NodeData, what a node says about itself to all others, and its msgpack form.
 
-Wire: one map with string keys. A key that is not known is ignored and one that is missing takes its default, so that
+Wire: one map with string keys. A key that is not known is ignored and one that is missing takes its default (defaults are not sent), so that
 versions mix: a node that does not announce VRAM has none, the lowest tier. Everything has a bound, and whatever the
 bytes, decoding raises RecordInvalid and nothing else.
 
@@ -74,7 +74,7 @@ class NodeData(BaseModel):
 
 def encode(record: NodeData) -> bytes:
     """The record's wire form. Raises RecordInvalid if it is larger than MAX_RECORD_BYTES."""
-    data: bytes = msgpack.packb(record.model_dump(exclude={"last_seen"}))
+    data: bytes = msgpack.packb(record.model_dump(exclude={"last_seen"}, exclude_defaults=True))
     if len(data) > MAX_RECORD_BYTES:
         raise RecordInvalid(f"it has {len(data)} bytes, at most {MAX_RECORD_BYTES} are allowed")
     return data

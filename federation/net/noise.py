@@ -26,9 +26,9 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pa
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.peer.id import ID
-from libp2p.security.noise.exceptions import NoiseFailure
+from libp2p.security.noise.exceptions import NoiseFailure, PeerIDMismatchesPubkey
 from libp2p.security.noise.patterns import PatternXX
-from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage
+from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from federation.errors import HandshakeFailed, ProtocolViolation, TokenRefused
 
@@ -199,7 +199,16 @@ class TokenNoise(ISecureTransport):
                 return await self._prove(conn, session)  # type: ignore[arg-type]
         except trio.TooSlowError:
             raise HandshakeFailed(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
-        except (NoiseFailure, NoiseHandshakeError, NoiseInvalidMessage, InvalidTag, ProtocolViolation) as error:
+        except PeerIDMismatchesPubkey as error:
+            raise HandshakeFailed("another peer answers there") from error
+        except (
+            NoiseFailure,
+            NoiseHandshakeError,
+            NoiseInvalidMessage,
+            NoiseValueError,
+            InvalidTag,
+            ProtocolViolation,
+        ) as error:
             raise HandshakeFailed(f"the other side does not speak it ({type(error).__name__})") from error
         except (IOException, RawConnError, ValueError, AttributeError) as error:  # AttributeError: a read of nothing
             raise HandshakeFailed("the other side hung up or sent nonsense") from error
