@@ -4,8 +4,9 @@
     GET  /api/v1/peers          {"peers": [...]}, this node's own row among them
     GET  /api/v1/explain?last=N {"decisions": [...]}: the last N choices of a peer
 
-No answer holds a secret: whoever is on this machine may ask. A web page that a browser on this machine shows is not: a request must name a
-loopback host (a page cannot make its own name resolve to us and pass) and must not come from another origin.
+No answer holds a secret: whoever is on this machine may ask. A web page that a browser shows here may not: a
+request must name a loopback host (a page cannot make its own name resolve to us and pass) and must not come from another
+origin.
 """
 
 from __future__ import annotations

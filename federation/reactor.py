@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import select
 import selectors
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
@@ -81,6 +82,7 @@ class _SelectorPoller:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._turn = 0
 
     def fileno(self) -> int:
         return self._selector.fileno()
@@ -104,7 +106,10 @@ class _SelectorPoller:
             self._selector.unregister(fd)
 
     def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
-        ready = self._selector.select(timeout)[:maxevents]
+        ready = self._selector.select(timeout)
+        if len(ready) > maxevents:  # whom the last batch left out, this one has: epoll takes turns by itself
+            self._turn = (self._turn + maxevents) % len(ready)
+            ready = (ready[self._turn :] + ready[: self._turn])[:maxevents]
         return [
             (key.fd, (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0))
             for key, events in ready
@@ -125,6 +130,7 @@ class Reactor:
             use_epoll = hasattr(select, "epoll")
         self._poller: select.epoll | _SelectorPoller = select.epoll() if use_epoll else _SelectorPoller()
         self._handlers: dict[int, Handler] = {}
+        self._added: set[int] = set()  # since the last batch began
         self._flushes: list[Callable[[], None]] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
@@ -138,6 +144,7 @@ class Reactor:
 
     def add(self, fd: int, mask: int, handler: Handler) -> None:
         self._handlers[fd] = handler
+        self._added.add(fd)
         self._poller.register(fd, mask)
 
     def change(self, fd: int, mask: int) -> None:
@@ -146,7 +153,8 @@ class Reactor:
     def drop(self, fd: int) -> None:
         """Forget `fd`. Unknown descriptors are fine."""
         if self._handlers.pop(fd, None) is not None:
-            self._poller.unregister(fd)
+            with suppress(OSError):  # closed already, by a callback that then raised
+                self._poller.unregister(fd)
 
     def close(self, sock: socket.socket) -> None:
         """Forget and close `sock`, which no other descriptor refers to: the kernel takes it out of its set by itself."""
@@ -210,16 +218,18 @@ class Reactor:
             self._flush()
 
     def _run_events(self) -> None:
-        poll, handlers = self._poller.poll, self._handlers
+        poll, handlers, added = self._poller.poll, self._handlers, self._added
         self._in_batch = True
         timeout = 0.0
         for _ in range(LINGER_ROUNDS):
             events = poll(timeout, MAX_EVENTS)
             if not events:
                 break
+            added.clear()
             for fd, mask in events:
-                handler = handlers.get(fd)  # an earlier callback of this batch may have dropped it
-                if handler is not None:
+                # An earlier callback of this batch may have dropped it, and another socket may have got its number.
+                handler = handlers.get(fd)
+                if handler is not None and fd not in added:
                     try:
                         handler(mask)
                     except Exception:  # rule 3

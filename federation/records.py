@@ -1,8 +1,8 @@
 """NodeData, what a node says about itself to all others, and its msgpack form.
 
-Wire: one map with string keys. A key that is not known is ignored and one that is missing takes its default (defaults are not sent), so that
-versions mix: a node that does not announce VRAM has none, the lowest tier. Everything has a bound, and whatever the
-bytes, decoding raises RecordInvalid and nothing else.
+Wire: one map with string keys. A key that is not known is ignored and one that is missing takes its default (defaults
+are not sent), so that versions mix: a node that does not announce VRAM has none, the lowest tier. Everything has a
+bound, and whatever the bytes, decoding raises RecordInvalid and nothing else.
 
 `last_seen` does not travel: it is the receiver's clock that says when a node was seen, so nobody's wrong clock matters.
 """

@@ -213,8 +213,10 @@ def record(peer_id: str, **fields: Any) -> NodeData:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock) -> None:
+def offline(monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    """To be taken as an argument: pytest-trio looks for clocks there."""
     monkeypatch.setattr(gossip_module, "Topic", FakeTopic)
+    return autojump_clock
 
 
 @asynccontextmanager
@@ -225,9 +227,8 @@ async def running(member: Member) -> AsyncIterator[Member]:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.usefixtures("offline")
 class TestAnnouncing:
-    async def test_at_the_start_and_at_every_interval(self) -> None:
+    async def test_at_the_start_and_at_every_interval(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(20.1)
             assert me.topic.times == [0, 5, 10, 15, 20]
@@ -237,19 +238,19 @@ class TestAnnouncing:
             assert entry.record.seq == 5
             assert me.topic.open_signed(entry.signed)[0] == "me"  # so that others can be given it
 
-    async def test_idle_it_does_nothing_else(self) -> None:
+    async def test_idle_it_does_nothing_else(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(60.1)
             assert me.described == len(me.topic.published) == 13
 
-    async def test_a_large_network_announces_more_slowly(self) -> None:
+    async def test_a_large_network_announces_more_slowly(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             for n in range(31):
                 me.knows(record(f"p{n}"))
             await trio.sleep(30.1)
             assert me.topic.times == [0, 5, 15, 25]
 
-    async def test_what_matters_goes_out_at_once(self) -> None:
+    async def test_what_matters_goes_out_at_once(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
             me.becomes(in_flight=7)
@@ -259,7 +260,7 @@ class TestAnnouncing:
             await trio.sleep(5)
             assert me.topic.times == [0, 1, 6]  # the interval counts from the last one
 
-    async def test_what_does_not_matter_waits(self) -> None:
+    async def test_what_does_not_matter_waits(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
             me.becomes(available_vram=9_950)
@@ -268,7 +269,7 @@ class TestAnnouncing:
             await trio.sleep(0.2)
             assert me.topic.published[-1][1].available_vram == 9_950
 
-    async def test_small_changes_add_up(self) -> None:
+    async def test_small_changes_add_up(self, offline: Any) -> None:
         """They are measured from what others know, not from the last look."""
         async with running(Member("me")) as me:
             for step in range(1, 4):
@@ -277,7 +278,7 @@ class TestAnnouncing:
             await trio.sleep(0.4)
             assert me.topic.times == [0, 1.0]
 
-    async def test_at_most_four_times_a_second_and_the_last_change_is_not_lost(self) -> None:
+    async def test_at_most_four_times_a_second_and_the_last_change_is_not_lost(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
             for n in range(100):
@@ -289,7 +290,7 @@ class TestAnnouncing:
             assert min(b - a for a, b in zip(times, times[1:], strict=False)) >= FASTEST_S - 1e-9
             assert me.topic.published[-1][1].in_flight == 199
 
-    async def test_a_change_right_after_an_announcement_waits_its_turn(self) -> None:
+    async def test_a_change_right_after_an_announcement_waits_its_turn(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
             me.becomes(in_flight=7)
@@ -298,7 +299,7 @@ class TestAnnouncing:
             await trio.sleep(0.3)
             assert me.topic.times == [0, 1, 1.25]
 
-    async def test_a_stir_from_within_describe_looks_again(self) -> None:
+    async def test_a_stir_from_within_describe_looks_again(self, offline: Any) -> None:
         """node.py does so while the load it announced is not what is in flight."""
         member = Member("me")
         describe, left = member.describe, [3]
@@ -316,7 +317,7 @@ class TestAnnouncing:
             await trio.sleep(3)
             assert me.described == 4
 
-    async def test_leaving_is_the_last_word(self) -> None:
+    async def test_leaving_is_the_last_word(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
             await me.gossip.leave()
@@ -332,7 +333,7 @@ class TestAnnouncing:
             assert entry is not None
             assert entry.record.left
 
-    async def test_leaving_in_the_middle_of_an_announcement(self) -> None:
+    async def test_leaving_in_the_middle_of_an_announcement(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
             me.becomes(in_flight=7)
@@ -343,7 +344,7 @@ class TestAnnouncing:
             assert newest.left
             assert len({r.seq for _, r in me.topic.published}) == len(me.topic.published)
 
-    async def test_the_silent_are_forgotten_and_it_is_told(self) -> None:
+    async def test_the_silent_are_forgotten_and_it_is_told(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             me.knows(record("gone"), age=timedelta(minutes=59))
             await trio.sleep(59)
@@ -353,15 +354,14 @@ class TestAnnouncing:
             assert [(c.peer_id, c.after) for c in me.changes] == [("gone", None)]
 
 
-@pytest.mark.usefixtures("offline")
 class TestHearing:
-    async def test_news_is_taken_and_goes_on(self) -> None:
+    async def test_news_is_taken_and_goes_on(self, offline: Any) -> None:
         me = Member("me")
         assert me.hears(record("bob", in_flight=4))
         assert [(c.before, c.after.in_flight) for c in me.changes if c.after] == [(None, 4)]
         assert me.age_of("bob") == 0
 
-    async def test_nobody_speaks_for_another(self) -> None:
+    async def test_nobody_speaks_for_another(self, offline: Any) -> None:
         me = Member("me")
         assert not me.hears(record("bob"), signer="eve")
         assert len(me.ledger) == 0
@@ -370,14 +370,14 @@ class TestHearing:
     @pytest.mark.parametrize(
         "data", [b"", b"\xc1", b"\xff" * 100, b"\x80", msgpack.packb([1]), msgpack.packb({"peer_id": 7}), bytes(20_000)]
     )
-    async def test_nonsense_is_refused_in_silence(self, data: bytes) -> None:
+    async def test_nonsense_is_refused_in_silence(self, offline: Any, data: bytes) -> None:
         me = Member("me")
         with capture_logs() as logs:
             assert not me.topic.accept("bob", data, sign("bob", data))
         assert len(me.ledger) == 0
         assert {entry["log_level"] for entry in logs} == {"debug"}
 
-    async def test_what_is_older_goes_no_further(self) -> None:
+    async def test_what_is_older_goes_no_further(self, offline: Any) -> None:
         me = Member("me")
         assert me.hears(record("bob", seq=5))
         assert not me.hears(record("bob", seq=4, in_flight=9))
@@ -385,7 +385,7 @@ class TestHearing:
         assert me.hears(record("bob", incarnation=2, seq=1))
         assert len(me.changes) == 2
 
-    async def test_a_repetition_proves_no_life(self) -> None:
+    async def test_a_repetition_proves_no_life(self, offline: Any) -> None:
         """Anybody can repeat the words of a node that is gone."""
         me = Member("me")
         me.hears(record("bob"))
@@ -397,7 +397,7 @@ class TestHearing:
         assert me.hears(record("bob", seq=2))
         assert me.age_of("bob") == 0
 
-    async def test_a_tombstone_stays(self) -> None:
+    async def test_a_tombstone_stays(self, offline: Any) -> None:
         me = Member("me")
         me.hears(record("bob", seq=5, left=True))
         assert not me.hears(record("bob", seq=4))
@@ -405,7 +405,7 @@ class TestHearing:
         assert me.hears(record("bob", incarnation=2, seq=1))  # it is back
         assert [r.peer_id for r in me.ledger.online(me.now())] == ["bob"]
 
-    async def test_a_copied_identity_is_noticed_once(self) -> None:
+    async def test_a_copied_identity_is_noticed_once(self, offline: Any) -> None:
         async with running(Member("me", record=BASE.model_copy(update={"incarnation": 10}))) as me:
             with capture_logs() as logs:
                 assert not me.hears(record("me", incarnation=9, seq=99))  # our former life, still going round
@@ -431,9 +431,8 @@ def link_to(member: Member) -> Link:
     return SimpleNamespace(peer=member.name)  # type: ignore[return-value]
 
 
-@pytest.mark.usefixtures("offline")
 class TestSync:
-    async def test_both_know_all_after_it(self) -> None:
+    async def test_both_know_all_after_it(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
         a.knows(record("x", seq=5))
         a.knows(record("y"))
@@ -446,7 +445,7 @@ class TestSync:
         await sync(b, a)
         assert len(a.topic.forwarded) == len(b.topic.forwarded) == 1  # nothing new, nothing said
 
-    async def test_ages_travel_and_wall_clocks_do_not_matter(self) -> None:
+    async def test_ages_travel_and_wall_clocks_do_not_matter(self, offline: Any) -> None:
         a, b = Member("a"), Member("b", ahead=timedelta(hours=1))
         a.knows(record("x"), age=timedelta(seconds=30))
         b.knows(record("y"), age=timedelta(seconds=10))
@@ -455,7 +454,7 @@ class TestSync:
         assert a.age_of("y") == pytest.approx(10, abs=0.01)
         assert {r.peer_id for r in a.ledger.online(a.now())} == {r.peer_id for r in b.ledger.online(b.now())} == {"x", "y"}
 
-    async def test_who_is_offline_does_not_come_back_by_it(self) -> None:
+    async def test_who_is_offline_does_not_come_back_by_it(self, offline: Any) -> None:
         """Neither here nor, by the topic, which carries no ages, at others."""
         a, newcomer = Member("a"), Member("newcomer")
         a.knows(record("gone"), age=timedelta(minutes=30))
@@ -468,7 +467,7 @@ class TestSync:
         assert [r.peer_id for r in newcomer.ledger.online(newcomer.now())] == ["x"]
         assert [newcomer.topic.open_signed(signed)[0] for _, signed in newcomer.topic.forwarded] == ["x"]
 
-    async def test_the_younger_of_two_sightings_counts(self) -> None:
+    async def test_the_younger_of_two_sightings_counts(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
         a.knows(record("x", seq=2), age=timedelta(seconds=5))
         b.knows(record("x", seq=1), age=timedelta(seconds=1))
@@ -476,7 +475,7 @@ class TestSync:
         assert b.age_of("x") == pytest.approx(5, abs=0.01)  # of the newer record
 
     @pytest.mark.parametrize("count", [PAGE - 1, PAGE, PAGE + 1, 3 * PAGE])
-    async def test_many_pages(self, count: int) -> None:
+    async def test_many_pages(self, offline: Any, count: int) -> None:
         a, b = Member("a"), Member("b")
         for n in range(count):
             (a if n % 2 else b).knows(record(f"p{n}"))
@@ -486,14 +485,14 @@ class TestSync:
         assert a.ledger.digest() == b.ledger.digest()
         assert len(a.ledger) == 2 * count
 
-    async def test_a_full_ledger(self) -> None:
+    async def test_a_full_ledger(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
         for n in range(MAX_ENTRIES):
             a.knows(record(f"p{n}"))
         await sync(b, a)
         assert len(b.ledger) == MAX_ENTRIES
 
-    async def test_a_forged_record_costs_the_others_nothing(self) -> None:
+    async def test_a_forged_record_costs_the_others_nothing(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
         a.ledger.merge(record("bad"), signed=b"forged", now=a.now())
         a.ledger.merge(record("vic"), signed=sign("eve", encode(record("vic"))), now=a.now())
@@ -504,16 +503,16 @@ class TestSync:
         warnings = [entry for entry in logs if entry["log_level"] == "warning"]
         assert [entry["peer"] for entry in warnings] == ["a", "a"]
 
-    async def test_what_nobody_signed_stays_here(self) -> None:
+    async def test_what_nobody_signed_stays_here(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
         a.ledger.merge(record("own"), signed=b"", now=a.now())
         await sync(b, a)
         assert len(b.ledger) == 0
 
-    async def test_with_nobody(self) -> None:
+    async def test_with_nobody(self, offline: Any) -> None:
         await Member("a").gossip.sync(link_to(Member("b")))
 
-    async def test_our_own_former_record_is_not_taken(self) -> None:
+    async def test_our_own_former_record_is_not_taken(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
         b.knows(record("a", in_flight=50))
         await sync(a, b)
@@ -556,7 +555,6 @@ PAGES = {
 }
 
 
-@pytest.mark.usefixtures("offline")
 class TestSyncOfNonsense:
     """A member's bytes: they cost the sync, and nobody anything else."""
 
@@ -577,31 +575,31 @@ class TestSyncOfNonsense:
         return bytes(said)
 
     @pytest.mark.parametrize("data", NONSENSE.values(), ids=NONSENSE)
-    async def test_for_a_digest(self, data: bytes) -> None:
+    async def test_for_a_digest(self, offline: Any, data: bytes) -> None:
         me = Member("me")
         me.knows(record("x"))
         assert await self.answer(me, data) == b""
         await sync(Member("friend"), me)
 
     @pytest.mark.parametrize("data", PAGES.values(), ids=PAGES)
-    async def test_for_pages(self, data: bytes) -> None:
+    async def test_for_pages(self, offline: Any, data: bytes) -> None:
         me = Member("me")
         await self.answer(me, packed([]) + data)
         assert len(me.ledger) <= 1
 
-    async def test_bool_is_no_number(self) -> None:
+    async def test_bool_is_no_number(self, offline: Any) -> None:
         me = Member("me")
         await self.answer(me, packed([]) + packed([[GOOD_ROW[0], True]]) + packed([]))
         assert len(me.ledger) <= 1
 
     @pytest.mark.parametrize("so_far", [b"", packed([])], ids=["digest", "pages"])
-    async def test_silence_is_not_waited_out(self, so_far: bytes) -> None:
+    async def test_silence_is_not_waited_out(self, offline: Any, so_far: bytes) -> None:
         me = Member("me")
         with trio.fail_after(SYNC_TIMEOUT_S + 1):
             await self.answer(me, so_far, eof=False)
 
     @pytest.mark.parametrize("data", NONSENSE.values(), ids=NONSENSE)
-    async def test_as_an_answer(self, data: bytes) -> None:
+    async def test_as_an_answer(self, offline: Any, data: bytes) -> None:
         me, eve = Member("me"), Member("eve")
 
         async def answer(_peer: str, stream: trio.StapledStream) -> None:  # type: ignore[type-arg]
@@ -615,7 +613,7 @@ class TestSyncOfNonsense:
             await sync(me, eve)
         assert len(me.ledger) == 0
 
-    async def test_silence_as_an_answer(self) -> None:
+    async def test_silence_as_an_answer(self, offline: Any) -> None:
         me, eve = Member("me"), Member("eve")
 
         async def answer(_peer: str, stream: object) -> None:

@@ -716,6 +716,7 @@ def test_an_aborted_connection_tells_every_channel_once_and_says_no_more() -> No
         end_channel.abort("x")
         end_channel.taken(1_000_000)
         assert end_channel.room() == 0
+    assert not a.mux.crowded
     assert a.said() == []
     assert a.mux.is_empty
 

@@ -111,7 +111,7 @@ class Channel:
         if room > 0 and self.mux.out_size < CONNECTION_BUFFER and not self.closed:
             return room
         self.waiting = True
-        if room > 0:
+        if room > 0 and not self.closed:
             self.mux.crowded[self] = None
         return 0
 

@@ -1,0 +1,900 @@
+"""One client's connection, stage by stage. Peers are the test's own (entries.py), clients and backends are real sockets.
+
+Each `network` block ends with everybody leaving, and checks that no counter, tunnel, timer or descriptor is left.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from federation.entry import LINGER_S, REFUSED_PENALTY_S, SILENT_PENALTY_S
+from federation.net.mux import INITIAL_WINDOW
+from tests.entries import OWN, Net, network, settled
+from tests.links import socket_pair
+from tests.sockets import is_reset, reset, stream
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: here\r\n\r\n"
+MODES = ["opened", "first-byte", "never"]
+every_mode = pytest.mark.parametrize("replay", MODES)
+
+
+async def receive(client: trio.SocketStream, n: int) -> bytes:
+    """Exactly `n` bytes."""
+    data = b""
+    while len(data) < n:
+        chunk = await client.receive_some(n - len(data))
+        assert chunk, f"EOF after {data!r}"
+        data += chunk
+    return data
+
+
+async def rest_of(client: trio.SocketStream) -> bytes:
+    return b"".join([chunk async for chunk in client])
+
+
+def parse_503(answer: bytes) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ") for line in lines)
+    assert status == "HTTP/1.1 503 Service Unavailable"
+    assert headers["Content-Type"] == "application/json"
+    assert int(headers["Content-Length"]) == len(body)
+    assert int(headers["Retry-After"]) > 0
+    assert headers["Connection"] == "close"
+    error: dict[str, Any] = json.loads(body)["error"]
+    assert error["code"] == 503
+    return error
+
+
+# The plain case
+
+
+@every_mode
+async def test_request_and_answer(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a")
+        client = await net.connect(sends=REQUEST)
+        tunnel = net.tunnel
+        assert (tunnel.service, tunnel.data) == ("default", REQUEST)  # right behind OPEN
+        assert net.in_flight() == {"a": 1}
+        tunnel.answers()
+        tunnel.sends(b"200 OK")
+        assert await receive(client, 6) == b"200 OK"
+        assert tunnel.taken_bytes == 6
+        await client.send_all(b"next")
+        await settled(lambda: tunnel.data == REQUEST + b"next")
+        tunnel.sends(b"again")
+        assert await receive(client, 5) == b"again"
+        await client.send_eof()
+        await settled(lambda: tunnel.eof)
+        assert net.in_flight() == {"a": 1}
+        tunnel.ends()
+        assert await rest_of(client) == b""
+        await settled(lambda: not net.forwarder.active)
+        assert net.in_flight() == {}
+        assert net.finished("ok") == 1
+        assert (net.forwarder.counts.failed, net.forwarder.counts.retried) == (0, 0)
+        assert net.roster.penalties == []
+
+
+@every_mode
+async def test_a_server_that_speaks_first(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a")
+        client = await net.connect()
+        net.tunnel.answers()
+        net.tunnel.sends(b"220 ready\r\n")
+        assert await receive(client, 11) == b"220 ready\r\n"
+        await client.send_all(b"EHLO")
+        await settled(lambda: net.tunnel.data == b"EHLO")
+
+
+@every_mode
+async def test_a_client_that_ends_first_gets_its_answer(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a")
+        client = await net.connect(sends=REQUEST)
+        await client.send_eof()
+        await settled(lambda: net.tunnel.eof)
+        assert net.tunnel.data == REQUEST
+        net.tunnel.answers()
+        net.tunnel.sends(b"answer")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"answer"
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("ok") == 1
+
+
+@every_mode
+async def test_a_server_that_ends_first_still_hears_the_client(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a")
+        client = await net.connect(sends=b"1")
+        net.tunnel.answers()
+        net.tunnel.sends(b"bye")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"bye"
+        await client.send_all(b"23")
+        await settled(lambda: net.tunnel.data == b"123")
+        assert net.in_flight() == {"a": 1}
+        await client.send_eof()
+        await settled(lambda: not net.forwarder.active)
+        assert net.tunnel.closed
+        assert net.tunnel.reset is None
+
+
+@every_mode
+async def test_nothing_times_out_while_a_backend_thinks(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        await net.passes(86_400)
+        net.tunnel.sends(b"42")
+        assert await receive(client, 2) == b"42"
+        assert len(net.tunnels) == 1
+
+
+# The next peer
+
+
+async def fail_attempt(net: Net, how: str) -> str:
+    """Make the latest attempt fail before OPENED; the reason."""
+    tunnel = net.tunnel
+    if how == "refused":
+        tunnel.refuses("its backend is down")
+        return "its backend is down"
+    if how == "link lost":
+        tunnel.breaks("cable pulled")
+        return "cable pulled"
+    await net.passes(3.0)
+    return "no answer within 3 s"
+
+
+FAILURES = ["refused", "link lost", "timeout"]
+
+
+@pytest.mark.parametrize("replay", ["opened", "first-byte"])
+@pytest.mark.parametrize("how", FAILURES)
+async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock, replay: str, how: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=b"one ")
+        await client.send_all(b"two ")
+        await settled(lambda: net.tunnel.data == b"one two ")
+        await client.send_eof()
+        await settled(lambda: net.tunnel.eof)
+        first = net.tunnel
+        reason = await fail_attempt(net, how)
+        assert first.closed
+        assert first.reset == (reason if how == "timeout" else None)  # an exit that wakes up late never dials
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        assert (net.tunnel.data, net.tunnel.eof) == (b"one two ", True)
+        assert net.in_flight() == {"b": 1}
+        silent = how == "timeout"
+        assert net.roster.penalties == [("a", SILENT_PENALTY_S if silent else REFUSED_PENALTY_S)]
+        assert net.roster.links["a"].pings == silent
+        assert net.forwarder.counts.retried == 1
+        net.tunnel.answers()
+        net.tunnel.sends(b"served")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"served"
+        assert [d.pick.chosen.peer_id for d in net.forwarder.decisions] == ["a", "b"]
+        assert [d.attempt for d in net.forwarder.decisions] == [1, 2]
+
+
+@pytest.mark.parametrize("how", FAILURES)
+async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
+    async with network(mock_clock, replay="never") as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        reason = await fail_attempt(net, how)
+        error = parse_503(await rest_of(client))
+        assert reason in error["message"]
+        assert len(net.tunnels) == 1
+        assert net.in_flight() == {}
+        assert (net.forwarder.counts.failed, net.forwarder.counts.retried) == (1, 0)
+
+
+@pytest.mark.parametrize("missing", ["link", "open link"])
+async def test_a_peer_without_a_connection_is_passed_over(mock_clock: MockClock, missing: str) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        if missing == "link":
+            del net.roster.links["a"]
+        else:
+            net.roster.links["a"].is_closed = True
+        await net.connect(sends=REQUEST)
+        assert [t.peer_id for t in net.tunnels] == ["b"]
+        assert net.in_flight() == {"b": 1}
+        net.roster.links["a"] = net.roster.links["b"]
+
+
+async def test_never_means_never_without_a_connection_too(mock_clock: MockClock) -> None:
+    async with network(mock_clock, replay="never") as net:
+        net.add("a", "b")
+        net.roster.links["a"].is_closed = True
+        client = await net.connect()
+        await client.send_all(REQUEST)
+        parse_503(await rest_of(client))
+        assert net.tunnels == []
+        assert net.in_flight() == {}
+
+
+async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", "b", "c")
+        await net.connect(sends=REQUEST)
+        for _ in range(3):
+            net.tunnel.refuses()
+        assert [t.peer_id for t in net.tunnels] == ["a", "b", "c"]
+        assert net.in_flight() == {}
+        assert len(net.forwarder.held) == 1
+        net.forgive()  # the penalties are over
+        await settled(lambda: len(net.tunnels) == 4)
+        assert net.tunnel.data == REQUEST
+        assert sum(net.in_flight().values()) == 1
+        assert not net.forwarder.held
+
+
+async def test_an_answer_that_comes_too_late_changes_nothing(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        late = net.tunnel
+        opener = late.opener
+        await net.passes(3.0)
+        assert opener is not None
+        late.answers()
+        late.sends(b"too late")
+        late.refuses()
+        late.breaks()
+        assert net.in_flight() == {"b": 1}
+        net.tunnel.answers()
+        net.tunnel.sends(b"b")
+        assert await receive(client, 1) == b"b"
+
+
+async def test_an_answer_stops_the_clock(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        await net.connect(sends=REQUEST)
+        await net.passes(2.9)
+        net.tunnel.answers()
+        await net.passes(1000)
+        assert len(net.tunnels) == 1
+        assert net.roster.penalties == []
+
+
+async def test_every_attempt_has_its_own_time(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        await net.connect(sends=REQUEST)
+        await net.passes(2.9)
+        net.tunnel.refuses()
+        await net.passes(2.9)
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        assert not net.tunnel.closed
+        await net.passes(0.2)
+        assert net.tunnel.closed
+
+
+# How far a connection got
+
+
+async def test_opened_is_final_by_default(mock_clock: MockClock) -> None:
+    """The backend has seen the request: it must not be done twice."""
+    async with network(mock_clock, replay="opened") as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        net.tunnel.breaks("the peer died")
+        assert await is_reset(client)
+        assert len(net.tunnels) == 1
+        assert net.roster.penalties == []
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("error") == 1
+
+
+async def test_opened_and_ended_without_a_byte_is_an_answer_by_default(mock_clock: MockClock) -> None:
+    async with network(mock_clock, replay="opened") as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        net.tunnel.ends()
+        assert await rest_of(client) == b""
+        assert len(net.tunnels) == 1
+
+
+@pytest.mark.parametrize("how", ["reset", "ended", "suspect"])
+async def test_until_the_first_byte_a_request_may_move(mock_clock: MockClock, how: str) -> None:
+    async with network(mock_clock, replay="first-byte") as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        await client.send_all(b"body")
+        await settled(lambda: net.tunnel.data == REQUEST + b"body")
+        if how == "reset":
+            net.tunnel.breaks("the backend died")
+        elif how == "ended":
+            net.tunnel.ends()
+        else:
+            net.forwarder.peer_suspect("a")
+        assert net.tunnels[0].closed
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        assert net.tunnel.data == REQUEST + b"body"
+        assert net.in_flight() == {"b": 1}
+        net.tunnel.answers()
+        net.tunnel.sends(b"done")
+        assert await receive(client, 4) == b"done"
+        net.forwarder.peer_suspect("a")
+        net.forwarder.peer_suspect("b")  # it has answered: too late to move
+        assert len(net.tunnels) == 2
+        net.tunnel.breaks()
+        assert await is_reset(client)
+        assert len(net.tunnels) == 2
+
+
+async def test_a_peer_that_is_suspect_loses_all_that_wait_for_it_and_nobody_else(mock_clock: MockClock) -> None:
+    async with network(mock_clock, replay="first-byte") as net:
+        net.add("a", "b")
+        for _ in range(6):
+            await net.connect(sends=REQUEST)
+            net.tunnel.answers()
+        assert net.in_flight() == {"a": 3, "b": 3}
+        net.forwarder.peer_suspect("a")
+        assert net.in_flight() == {"b": 6}
+        assert len(net.tunnels) == 9
+        assert net.forwarder.counts.retried == 3
+
+
+async def test_where_nobody_else_is_an_early_end_is_the_answer(mock_clock: MockClock) -> None:
+    async with network(mock_clock, replay="first-byte") as net:
+        net.add("a")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        net.tunnel.ends()
+        assert await rest_of(client) == b""
+        assert not net.tunnel.closed  # the client may go on
+        assert net.in_flight() == {"a": 1}
+        await client.send_all(b"more")
+        await settled(lambda: net.tunnel.data == REQUEST + b"more")
+        await client.aclose()
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("ok") == 1
+
+
+async def test_an_end_behind_the_clients_end_is_the_answer(mock_clock: MockClock) -> None:
+    """A protocol without answers: the client has finished and so has the server. That is no failure."""
+    async with network(mock_clock, replay="first-byte") as net:
+        net.add("a", "b")
+        client = await net.connect(sends=b"log line")
+        net.tunnel.answers()
+        await client.send_eof()
+        await settled(lambda: net.tunnel.eof)
+        net.tunnel.ends()
+        assert await rest_of(client) == b""
+        assert len(net.tunnels) == 1
+        assert net.roster.penalties == []
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("ok") == 1
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("replay", ["opened", "first-byte"])
+async def test_a_client_is_read_no_further_than_can_be_replayed(mock_clock: MockClock, replay: str) -> None:
+    data = random.Random(1).randbytes(3_000_000)
+    async with network(mock_clock, replay=replay, replay_buffer_bytes=5000) as net:
+        net.add("a", "b")
+        client = await net.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, data)
+            await settled(lambda: len(net.tunnel.data) == 5000)
+            await settled()
+            assert net.tunnel.data == data[:5000]
+            events = net.reactor.events
+            await settled()
+            assert net.reactor.events == events
+            net.tunnel.refuses()
+            assert net.tunnel.data == data[:5000]
+            net.tunnel.answers()
+            while len(net.tunnel.data) < len(data):
+                net.tunnel.grants(INITIAL_WINDOW)
+                await settled()
+        assert net.tunnel.data == data
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        (entry,) = net.forwarder.active
+        assert entry._kept in ([], b"")
+        net.tunnel.breaks()  # it has outgrown what is kept
+        assert await is_reset(client)
+        assert len(net.tunnels) == 2
+
+
+async def test_a_large_upload_is_replayed_as_long_as_it_fits(mock_clock: MockClock) -> None:
+    """More than a tunnel's first window is kept: it goes out as the peer grants, and not a byte more."""
+    data = random.Random(2).randbytes(5 * INITIAL_WINDOW)
+    async with network(mock_clock, replay="first-byte", replay_buffer_bytes=10 * INITIAL_WINDOW) as net:
+        net.add("a", "b", "c")
+        client = await net.connect()
+        net.tunnel.answers()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, data)
+            while len(net.tunnel.data) < len(data):
+                net.tunnel.grants(INITIAL_WINDOW)
+                await settled()
+        net.tunnel.breaks("the backend died")
+        assert net.tunnel.peer_id == "b"
+        assert net.tunnel.data == data[:INITIAL_WINDOW]
+        await client.send_all(b"more")
+        await settled()
+        net.tunnel.grants(1000)
+        assert net.tunnel.data == data[: INITIAL_WINDOW + 1000]
+        net.tunnel.refuses()  # in the middle of it: the next one gets it from the beginning
+        assert net.tunnel.peer_id == "c"
+        assert net.tunnel.data == data[:INITIAL_WINDOW]
+        net.tunnel.answers()
+        await client.send_eof()
+        while len(net.tunnel.data) < len(data) + 4:
+            assert not net.tunnel.eof
+            net.tunnel.grants(50_000)
+            await settled()
+        assert net.tunnel.data == data + b"more"
+        await settled(lambda: net.tunnel.eof)
+        net.tunnel.sends(b"thanks")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"thanks"
+
+
+@every_mode
+async def test_an_answer_in_the_middle_of_a_replay(mock_clock: MockClock, replay: str) -> None:
+    """The server answers before it has all; the rest must follow, in order, and both directions go on."""
+    data = random.Random(3).randbytes(4 * INITIAL_WINDOW)
+    async with network(mock_clock, replay=replay, replay_buffer_bytes=4 * INITIAL_WINDOW) as net:
+        client = await net.connect(sends=data)  # waits for a peer, all of it is kept
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        assert net.tunnel.data == data[:INITIAL_WINDOW]
+        net.tunnel.answers()
+        net.tunnel.sends(b"100 continue")
+        assert await receive(client, 12) == b"100 continue"
+        assert net.tunnel.taken_bytes == 12
+        await client.send_all(b"tail")
+        while len(net.tunnel.data) < len(data) + 4:
+            net.tunnel.grants(10_000)
+            await settled()
+        assert net.tunnel.data == data + b"tail"
+        net.tunnel.sends(b"bye")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"bye"
+        assert net.tunnel.taken_bytes == 15
+        await client.send_eof()
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("ok") == 1
+        assert net.in_flight() == {}
+
+
+@every_mode
+async def test_a_reset_in_the_middle_of_a_replay_after_the_answer_began(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay, replay_buffer_bytes=4 * INITIAL_WINDOW) as net:
+        client = await net.connect(sends=bytes(2 * INITIAL_WINDOW))
+        net.add("a", "b")
+        await settled(lambda: net.tunnels)
+        net.tunnel.answers()
+        net.tunnel.sends(b"413")
+        net.tunnel.breaks("too large")
+        assert await receive(client, 3) == b"413"
+        assert await is_reset(client)
+        assert len(net.tunnels) == 1
+        assert net.in_flight() == {}
+
+
+# Waiting for a peer
+
+
+async def test_a_client_that_waited_is_served_as_soon_as_somebody_comes(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        client = await net.connect(sends=REQUEST)
+        await client.send_eof()
+        await net.passes(9.9)
+        assert len(net.forwarder.held) == 1
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        assert (net.tunnel.data, net.tunnel.eof) == (REQUEST, True)
+        await net.passes(1.0)  # the end of its patience must not strike now
+        assert not net.tunnel.closed
+        net.tunnel.answers()
+        net.tunnel.sends(b"served")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"served"
+        assert net.forwarder.counts.failed == 0
+
+
+async def test_news_that_help_nobody_leave_the_deadline_as_it_was(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=10) as net:
+        client = await net.connect(sends=REQUEST)
+        for _ in range(9):
+            await net.passes(1.0)
+            net.forwarder.roster_changed()
+            await settled()
+        assert len(net.forwarder.held) == 1
+        await net.passes(1.0)
+        parse_503(await rest_of(client))
+
+
+async def test_patience_counts_from_the_connect_on(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=5, open_timeout_s=3) as net:
+        net.add("a")
+        client = await net.connect(sends=REQUEST)
+        await net.passes(3.0)  # nobody answers
+        assert len(net.forwarder.held) == 1
+        await net.passes(2.0)
+        parse_503(await rest_of(client))
+
+
+async def test_a_last_attempt_may_take_longer_than_patience(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=1, open_timeout_s=3) as net:
+        net.add("a")
+        client = await net.connect(sends=REQUEST)
+        await net.passes(3.0)
+        parse_503(await rest_of(client))
+        assert not net.forwarder.held
+
+
+@pytest.mark.parametrize(
+    "request_", [REQUEST, b"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc", b"OPTIONS * HTTP/1.1\r\n"]
+)
+async def test_an_http_client_is_told(mock_clock: MockClock, request_: bytes) -> None:
+    async with network(mock_clock, hold_s=10) as net:
+        client = await net.connect(sends=request_)
+        await net.passes(10)
+        error = parse_503(await rest_of(client))
+        assert error["message"] == "federation: no peer is available"
+        assert net.forwarder.counts.failed == 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"*1\r\n$4\r\nPING\r\n",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"GET /",
+        b"say GET / HTTP/1.1\r\n",
+    ],
+)
+async def test_any_other_client_is_only_closed(mock_clock: MockClock, request_: bytes) -> None:
+    async with network(mock_clock, hold_s=10) as net:
+        client = await net.connect(sends=request_)
+        await net.passes(10)
+        await net.passes(LINGER_S / 2)
+        await net.passes(LINGER_S / 2)
+        assert await receive_or_end(client) == b""
+
+
+async def receive_or_end(client: trio.SocketStream) -> bytes:
+    """What comes until EOF. Not until a reset, which would be an error."""
+    return await rest_of(client)
+
+
+async def test_no_patience_is_no_reason_to_say_nothing(mock_clock: MockClock) -> None:
+    """--hold 0: the client has not even sent its request when it is turned away."""
+    async with network(mock_clock, hold_s=0) as net:
+        client = await net.connect()
+        await client.send_all(REQUEST)
+        parse_503(await rest_of(client))
+        assert net.forwarder.counts.failed == 1
+
+
+async def test_no_patience_and_a_silent_client(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=0) as net:
+        client = await net.connect()
+        await net.passes(LINGER_S)
+        assert await rest_of(client) == b""
+        await net.passes(LINGER_S)
+        await settled(lambda: not net.forwarder.active)
+
+
+async def test_no_patience_and_a_client_that_ends_at_once(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=0) as net:
+        client = await net.connect()
+        await client.send_eof()
+        assert await rest_of(client) == b""
+        await settled(lambda: not net.forwarder.active)
+
+
+# Being turned away
+
+
+async def test_a_client_that_is_turned_away_while_it_sends_reads_why(mock_clock: MockClock) -> None:
+    """Closing at once would reset what it has not read yet: the answer."""
+    async with network(mock_clock, hold_s=10) as net:
+        client = await net.connect(sends=b"POST / HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, bytes(9_000_000))
+            await settled(lambda: net.received() >= 65536)
+            await net.passes(10)
+        parse_503(await rest_of(client))
+        await client.aclose()
+        await settled(lambda: not net.forwarder.active)
+
+
+async def test_a_client_that_does_not_go_is_thrown_out(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=10) as net:
+        client = await net.connect(sends=REQUEST)
+        await net.passes(10)
+        parse_503(await rest_of(client))
+        await net.passes(LINGER_S - 0.1)
+        assert len(net.forwarder.active) == 1
+        await net.passes(0.1)
+        assert not net.forwarder.active
+        assert net.forwarder.counts.failed == 1
+
+
+async def test_to_be_turned_away_is_an_error(mock_clock: MockClock) -> None:
+    """As the metric's own words have it, however politely the client leaves."""
+    async with network(mock_clock, hold_s=10) as net:
+        client = await net.connect(sends=REQUEST)
+        await net.passes(10)
+        parse_503(await rest_of(client))
+        await client.aclose()
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("error") == 1
+        assert net.finished("ok") == 0
+
+
+async def test_a_held_client_is_turned_away_once_when_the_node_stops(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=1) as net:
+        client = await net.connect(sends=REQUEST)
+        net.forwarder.stop_listening()
+        assert "shutting down" in parse_503(await rest_of(client))["message"]
+        await net.passes(1)  # when its patience would have ended
+        assert net.forwarder.counts.failed == 1
+        await client.aclose()
+
+
+async def test_a_peers_words_make_no_broken_answer(mock_clock: MockClock) -> None:
+    async with network(mock_clock, replay="never") as net:
+        net.add("a")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.refuses('it said: "häß\\lich"\u2028')
+        assert parse_503(await rest_of(client))["message"] == 'federation: it said: "häß\\lich"\u2028'
+
+
+# A client that leaves
+
+
+STAGES = ["held", "opening", "own dial", "opened", "joined", "joined to the own backend", "turned away", "moved"]
+
+
+async def bring_to(net: Net, stage: str) -> trio.SocketStream:
+    if "own" in stage:
+        net.own_backend_is_up()
+    elif stage != "held":
+        net.add("a", "b")
+    client = await net.connect()
+    if stage == "joined to the own backend":
+        assert net.backend is not None
+        net.clients.append(await net.backend.accept())
+        await settled(lambda: all(entry.joined for entry in net.forwarder.active))
+    if stage in ("opened", "joined"):
+        net.tunnel.answers()
+    if stage == "joined":
+        net.tunnel.sends(b"x")
+        assert await receive(client, 1) == b"x"
+    if stage == "moved":
+        net.tunnel.refuses()
+        net.tunnel.refuses()
+        net.forgive()
+        await settled(lambda: len(net.tunnels) == 3)
+    if stage == "turned away":
+        net.tunnel.refuses()
+        net.tunnel.refuses()
+        net.roster.nodes.clear()
+        await net.passes(10)
+    return client
+
+
+@every_mode
+@pytest.mark.parametrize("how", ["reset", "end"])
+@pytest.mark.parametrize("sent", [b"", REQUEST])
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_client_may_leave_at_any_time(mock_clock: MockClock, replay: str, how: str, sent: bytes, stage: str) -> None:
+    """What is left behind is checked when the block ends."""
+    if stage == "moved" and replay == "never":
+        return
+    async with network(mock_clock, replay=replay, own_backend=True) as net:
+        client = await bring_to(net, stage)
+        if sent:
+            await client.send_all(sent)
+        if how == "reset":
+            reset(client)
+            await settled(lambda: not net.forwarder.active)
+            open_ = [t for t in net.tunnels if not t.closed]
+            assert open_ == []
+            assert net.in_flight() == {}
+        else:
+            await client.send_eof()
+            await settled()
+            if stage in ("opening", "opened", "joined", "moved"):
+                await settled(lambda: net.tunnel.eof)
+                assert net.tunnel.data == sent
+                assert sum(net.in_flight().values()) == 1
+
+
+@pytest.mark.parametrize("replay", ["opened", "first-byte"])
+async def test_whatever_a_tunnel_says_after_the_client_left_is_nothing(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        (entry,) = net.forwarder.active
+        reset(client)
+        await settled(lambda: not net.forwarder.active)
+        net.tunnel.answers()
+        net.forwarder.peer_suspect("a")
+        net.forwarder.roster_changed()
+        await net.passes(100)
+        assert net.tunnel.reset == "the client has gone"
+        assert len(net.tunnels) == 1
+        assert entry.peer_id == ""
+        assert net.roster.penalties == []
+
+
+# The own backend
+
+
+@every_mode
+async def test_the_own_backend_is_reached_without_a_detour(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay, own_backend=True) as net:
+        net.own_backend_is_up()
+        client = await net.connect(sends=REQUEST)
+        assert net.in_flight() == {OWN: 1}
+        assert net.backends.in_flight == 1
+        assert net.backend is not None
+        server = await net.backend.accept()
+        assert await receive(server, len(REQUEST)) == REQUEST
+        await server.send_all(b"answer")
+        assert await receive(client, 6) == b"answer"
+        await client.send_all(b"more")
+        assert await receive(server, 4) == b"more"
+        await client.send_eof()
+        assert await rest_of(server) == b""
+        await server.send_all(b"end")
+        await server.aclose()
+        assert await rest_of(client) == b"end"
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("ok") == 1
+        assert net.tunnels == []
+
+
+@every_mode
+async def test_a_large_transfer_through_the_own_backend(mock_clock: MockClock, replay: str) -> None:
+    up, down = random.Random(4).randbytes(2_000_000), random.Random(5).randbytes(2_000_000)
+    async with network(mock_clock, replay=replay, own_backend=True) as net:
+        client = await net.connect(sends=up[:60_000])  # held, then replayed
+        net.own_backend_is_up()
+        net.forwarder.roster_changed()
+        assert net.backend is not None
+        server = await net.backend.accept()
+
+        async def send(sink: trio.SocketStream, data: bytes) -> None:
+            await sink.send_all(data)
+            await sink.send_eof()
+
+        got = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, client, up[60_000:])
+            got.append(await rest_of(server))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, server, down)
+            got.append(await rest_of(client))
+        assert got == [up, down]
+        await server.aclose()
+
+
+async def test_an_own_backend_that_refuses_is_like_any_other(mock_clock: MockClock) -> None:
+    async with network(mock_clock, own_backend=True) as net:
+        net.own_backend_is_up()
+        assert net.backend is not None
+        net.backend.close()
+        await net.connect(sends=REQUEST)
+        await settled(lambda: net.forwarder.held)
+        assert net.roster.penalties == [(OWN, REFUSED_PENALTY_S)]
+        assert net.in_flight() == {}
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        assert net.tunnel.data == REQUEST
+        assert net.backends.services() == {"default": False}
+
+
+async def test_an_own_backend_without_room_is_passed_over(mock_clock: MockClock) -> None:
+    async with network(mock_clock, own_backend=True, capacity=1) as net:
+        net.own_backend_is_up()
+        await net.connect()
+        assert net.in_flight() == {OWN: 1}
+        await net.connect(sends=REQUEST)
+        assert net.in_flight() == {OWN: 1}
+        assert len(net.forwarder.held) == 1
+        assert net.roster.penalties == []
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        assert net.in_flight() == {OWN: 1, "a": 1}
+
+
+@pytest.mark.parametrize("how", ["reset", "ended"])
+async def test_until_its_first_byte_a_request_may_move_from_the_own_backend_too(mock_clock: MockClock, how: str) -> None:
+    async with network(mock_clock, own_backend=True, replay="first-byte") as net:
+        net.own_backend_is_up()
+        client = await net.connect(sends=REQUEST)
+        assert net.backend is not None
+        server = await net.backend.accept()
+        assert await receive(server, len(REQUEST)) == REQUEST
+        net.add("a")
+        if how == "reset":
+            reset(server)
+        else:
+            await server.aclose()
+        await settled(lambda: net.tunnels)
+        assert net.tunnel.data == REQUEST
+        assert net.in_flight() == {"a": 1}
+        assert net.backends.in_flight == 0
+        net.tunnel.answers()
+        net.tunnel.sends(b"saved")
+        assert await receive(client, 5) == b"saved"
+
+
+@pytest.mark.parametrize("replay", ["opened", "never"])
+async def test_what_the_own_backend_has_seen_is_not_sent_twice(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, own_backend=True, replay=replay) as net:
+        net.own_backend_is_up()
+        client = await net.connect(sends=REQUEST)
+        assert net.backend is not None
+        server = await net.backend.accept()
+        assert await receive(server, len(REQUEST)) == REQUEST
+        net.add("a")
+        reset(server)
+        assert await is_reset(client)
+        assert net.tunnels == []
+
+
+async def test_after_its_first_byte_a_request_stays_with_the_own_backend(mock_clock: MockClock) -> None:
+    async with network(mock_clock, own_backend=True, replay="first-byte") as net:
+        net.own_backend_is_up()
+        client = await net.connect(sends=REQUEST)
+        assert net.backend is not None
+        server = await net.backend.accept()
+        assert await receive(server, len(REQUEST)) == REQUEST
+        await server.send_all(b"200")
+        assert await receive(client, 3) == b"200"
+        net.add("a")
+        reset(server)
+        assert await is_reset(client)
+        assert net.tunnels == []
+
+
+async def test_a_large_upload_outgrows_what_is_kept_for_the_own_backend(mock_clock: MockClock) -> None:
+    data = random.Random(6).randbytes(3_000_000)
+    async with network(mock_clock, own_backend=True, replay="first-byte", replay_buffer_bytes=5000) as net:
+        net.own_backend_is_up()
+        client = await net.connect()
+        assert net.backend is not None
+        server = await net.backend.accept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, data)
+            assert await receive(server, len(data)) == data
+        net.add("a")
+        reset(server)
+        assert await is_reset(client)
+        assert net.tunnels == []

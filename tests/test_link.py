@@ -1,0 +1,845 @@
+"""A link against a remote that the test plays by hand, frame by frame, and against another link."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import struct
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+import trio
+import trio.testing
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
+
+from federation.errors import PeerUnavailable
+from federation.net import link as link_module
+from federation.net.link import (
+    DEAD_AFTER_S,
+    DRAIN_ROUNDS,
+    PING_AFTER_S,
+    PING_EVERY_S,
+    SEND_BYTES,
+    SUSPECT_AFTER_S,
+    Link,
+)
+from federation.net.mux import (
+    CHANNEL_BUFFER,
+    CONNECTION_BUFFER,
+    CREDIT,
+    DATA,
+    FIN,
+    INITIAL_WINDOW,
+    MAX_CONTROL,
+    MAX_PAYLOAD,
+    MAX_WINDOW,
+    OPEN,
+    OPENED,
+    PING,
+    PONG,
+    RST,
+    STREAM,
+    Channel,
+)
+from federation.net.noise import MAX_PLAINTEXT, Opener, Sealer
+from federation.reactor import Reactor
+from tests.links import KEYS, PEERS, End, Events, _MemoryRaw, _tcp_raw, link_pair, secure, tcp_pair, until
+from tests.test_mux import credit, frame, frames, pour
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from federation.net.streams import MuxStream
+
+BOTH = pytest.mark.parametrize("on_socket", [True, False], ids=["socket", "async"])
+TICK_S = 0.25
+
+
+@dataclass
+class Remote:
+    """The other side, by hand."""
+
+    stream: trio.abc.Stream
+    sealer: Sealer = field(default_factory=lambda: Sealer(KEYS[1]))
+    opener: Opener = field(default_factory=lambda: Opener(KEYS[0]))
+    heard: list[Any] = field(default_factory=list)
+    records: int = 0
+
+    def seal(self, *said: bytes) -> bytes:
+        return self.sealer.seal(b"".join(said))
+
+    async def say(self, *said: bytes) -> None:
+        """One record."""
+        await self.stream.send_all(self.seal(*said))
+
+    async def hear(self, kind: str = "") -> list[Any]:
+        """Read until a frame of `kind` came, or any at all; all frames since the last call."""
+        while not [item for item in self.heard if kind in ("", item[0])]:
+            data = await self.stream.receive_some(1 << 20)
+            assert data, "the link hung up"
+            self._take(data)
+        heard, self.heard = self.heard, []
+        return heard
+
+    async def hears_the_end(self) -> None:
+        """Read until the link has hung up, in whichever way."""
+        try:
+            while data := await self.stream.receive_some(1 << 20):
+                self._take(data)
+        except trio.BrokenResourceError:
+            pass
+
+    def _take(self, data: bytes) -> None:
+        for record in self.opener.feed(data):
+            self.records += 1
+            self.heard += frames(record)
+
+
+@dataclass
+class Host(Events):
+    """Records, and does with a tunnel that the remote opens what the test says."""
+
+    on_tunnel: Callable[[Link, Channel, str], None] | None = None
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+        channel.peer = End(peer=channel)
+        self.opened.append((channel, service))
+        if self.on_tunnel is not None:
+            self.on_tunnel(link, channel, service)
+
+
+async def raw_pair(*, on_socket: bool) -> tuple[Any, trio.abc.Stream]:
+    """A raw connection for a link, and the stream at its other end."""
+    if on_socket:
+        ours, theirs = await tcp_pair()
+        return _tcp_raw(ours, initiator=True), theirs
+    a, b = trio.testing.memory_stream_pair()
+    return _MemoryRaw(a), b
+
+
+@asynccontextmanager
+async def one_link(
+    *, on_socket: bool = True, host: Host | None = None, said: tuple[bytes, ...] = (), reactor: Reactor | None = None
+) -> AsyncIterator[tuple[Link, Remote, Host]]:
+    """A running link, its remote and its host. `said`: records that came behind the negotiation, read already."""
+    raw, stream = await raw_pair(on_socket=on_socket)
+    host = Host() if host is None else host
+    secured = secure(raw, initiator=True)
+    remote = Remote(stream)
+    for record in said:
+        secured.pending += secured.opener.feed(remote.seal(record))
+    async with trio.open_nursery() as nursery:
+        if reactor is None:
+            reactor = Reactor()
+            await nursery.start(reactor.run)
+        link = Link(secured, PEERS[1], reactor=reactor, events=host)
+        nursery.start_soon(link.start)
+        await link.event_started.wait()
+        try:
+            yield link, remote, host
+        finally:
+            await link.close()
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[Any]]:
+    with structlog.testing.capture_logs() as logs:
+        yield logs
+
+
+def opened(link: Link, service: str = "default") -> tuple[Channel, End]:
+    end = End()
+    end.peer = link.open_tunnel(service, end, end)
+    return end.peer, end
+
+
+# Frames to records, records to the wire
+
+
+@BOTH
+async def test_a_tunnel_to_the_remote_and_one_from_it(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        channel, end = opened(link)
+        channel.send(b"request")
+        assert await remote.hear("DATA") == [("OPEN", 1, b"default"), ("DATA", 1, b"request")]
+        await remote.say(frame(OPENED, 1), frame(DATA, 1, b"reply"), frame(FIN, 1), frame(OPEN, 2, b"chat"))
+        await until(lambda: host.opened)
+        assert end.heard == ["OPENED", b"reply", "EOF"]
+        assert host.opened[0][1] == "chat"
+        host.opened[0][0].accept()
+        assert await remote.hear() == [("OPENED", 2, b"")]
+
+
+@BOTH
+async def test_streams_come_out_of_accept_in_order(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, _):
+        await remote.say(frame(STREAM, 2), frame(STREAM, 4), frame(DATA, 2, b"two"), frame(DATA, 4, b"four"))
+        assert await (await link.accept_stream()).read() == b"two"
+        assert await (await link.accept_stream()).read() == b"four"
+
+
+async def test_what_is_queued_at_the_same_time_travels_together() -> None:
+    async with one_link() as (link, remote, _):
+        for n in range(100):
+            opened(link)[0].send(b"%d" % n)
+        heard = await remote.hear("DATA")
+        assert len(heard) == 200
+        assert remote.records == 1
+
+
+@BOTH
+async def test_what_the_link_says_before_it_runs_is_said_when_it_does(on_socket: bool) -> None:
+    raw, stream = await raw_pair(on_socket=on_socket)
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        await nursery.start(reactor.run)
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=Host())
+        opened(link)
+        nursery.start_soon(link.start)
+        assert await Remote(stream).hear() == [("OPEN", 1, b"default")]
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_records_cut_and_joined_by_the_line_are_read_alike(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (_, remote, host):
+        said = b"".join(remote.seal(frame(OPEN, 2 * n, b"%d" % n)) for n in range(1, 50))
+        for at in range(0, len(said), 7):
+            await remote.stream.send_all(said[at : at + 7])
+        await until(lambda: len(host.opened) == 49)
+        assert [service for _, service in host.opened] == [str(n) for n in range(1, 50)]
+
+
+@BOTH
+async def test_what_came_behind_the_negotiation_is_not_lost(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket, said=(frame(OPEN, 2, b"early"), frame(DATA, 2, b"bytes"))) as (_, remote, host):
+        assert host.opened[0][1] == "early"
+        await remote.say(frame(DATA, 2, b" more"))
+        await until(lambda: host.opened[0][0].peer.data == b"bytes more")
+
+
+async def test_a_half_record_behind_the_negotiation_is_finished_by_the_socket() -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    secured, remote, host = secure(raw, initiator=True), Remote(stream), Host()
+    record = remote.seal(frame(OPEN, 2, b"cut"))
+    assert secured.opener.feed(record[:9]) == []
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        await nursery.start(reactor.run)
+        link = Link(secured, PEERS[1], reactor=reactor, events=host)
+        nursery.start_soon(link.start)
+        await stream.send_all(record[9:])
+        await until(lambda: host.opened)
+        assert host.opened[0][1] == "cut"
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_link_has_the_socket_to_itself_and_small_records_leave_at_once() -> None:
+    async with one_link() as (link, _, _):
+        assert link._sock is not None
+        assert link._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not link._sock.getblocking()
+
+
+# An RST right behind an OPEN
+
+
+def dials_later(gone: list[bool]) -> Callable[[Link, Channel, str], None]:
+    """What the exit does: it looks, once all is read, whether the entry is still there."""
+
+    def on_tunnel(link: Link, channel: Channel, _service: str) -> None:
+        link.when_drained(lambda: gone.append(channel.closed))
+
+    return on_tunnel
+
+
+@BOTH
+async def test_an_rst_behind_an_open_is_seen_before_anything_is_dialled(on_socket: bool) -> None:
+    gone: list[bool] = []
+    async with one_link(on_socket=on_socket, host=Host(on_tunnel=dials_later(gone))) as (_, remote, _):
+        both = remote.seal(frame(OPEN, 2)) + remote.seal(frame(RST, 2, b"too late"))  # two records, one packet
+        await remote.stream.send_all(both)
+        await until(lambda: gone)
+        await remote.say(frame(OPEN, 4))
+        await until(lambda: len(gone) == 2)
+        assert gone == [True, False]
+
+
+@pytest.mark.parametrize("rounds", [3, DRAIN_ROUNDS + 3], ids=["one turn", "several turns"])
+async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    """The exit slept: what the entry sent meanwhile waits in the kernel and takes many reads."""
+    monkeypatch.setattr(link_module, "RECV_BYTES", 4096)
+    gone: list[bool] = []
+    raw, stream = await raw_pair(on_socket=True)
+    remote = Remote(stream)
+    await remote.say(frame(OPEN, 2), frame(OPEN, 4))
+    await remote.say(frame(DATA, 4, bytes((rounds - 1) * 4096)))
+    await remote.say(frame(RST, 2, b"too late"))
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=Host(on_tunnel=dials_later(gone)))
+        await nursery.start(reactor.run)
+        nursery.start_soon(link.start)
+        await until(lambda: len(gone) == 2)
+        assert gone == [True, False]
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_an_open_behind_the_negotiation_is_dialled_without_waiting_for_more(on_socket: bool) -> None:
+    """The entry's first tunnel: nothing else comes until it is answered."""
+    gone: list[bool] = []
+    async with one_link(on_socket=on_socket, host=Host(on_tunnel=dials_later(gone)), said=(frame(OPEN, 2),)):
+        await until(lambda: gone, seconds=1)
+        assert gone == [False]
+
+
+async def test_an_rst_on_the_socket_is_seen_before_an_open_behind_the_negotiation_is_dialled() -> None:
+    gone: list[bool] = []
+    raw, stream = await raw_pair(on_socket=True)
+    secured, remote = secure(raw, initiator=True), Remote(stream)
+    secured.pending += secured.opener.feed(remote.seal(frame(OPEN, 2)))
+    await remote.say(frame(RST, 2))
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        await nursery.start(reactor.run)
+        link = Link(secured, PEERS[1], reactor=reactor, events=Host(on_tunnel=dials_later(gone)))
+        nursery.start_soon(link.start)
+        await until(lambda: gone)
+        assert gone == [True]
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_link_that_ends_dials_nothing_any_more() -> None:
+    gone: list[bool] = []
+    async with one_link(host=Host(on_tunnel=dials_later(gone))) as (_, remote, host):
+        await remote.stream.send_all(remote.seal(frame(OPEN, 2)) + remote.seal(frame(99)))
+        await until(lambda: host.closed)
+        assert gone == []
+
+
+# Liveness: the clock stands still but for what the test says
+
+
+@asynccontextmanager
+async def quiet_link(clock: trio.testing.MockClock) -> AsyncIterator[tuple[Link, Remote, Host, Callable[[float], Any]]]:
+    """A link on memory streams, and `spend(seconds)`, which ticks it like its host does."""
+
+    async def spend(seconds: float) -> None:
+        for _ in range(round(seconds / TICK_S)):
+            clock.jump(TICK_S)
+            link.tick(trio.current_time())
+            await trio.testing.wait_all_tasks_blocked()
+        while isinstance(remote.stream, trio.StapledStream):
+            try:
+                remote._take(remote.stream.receive_stream.get_data_nowait())  # type: ignore[attr-defined]
+            except trio.WouldBlock:
+                return
+
+    async with one_link(on_socket=False) as (link, remote, host):
+        yield link, remote, host, spend
+
+
+def kinds(remote: Remote) -> list[str]:
+    heard, remote.heard = [item[0] for item in remote.heard], []
+    return heard
+
+
+async def test_an_idle_link_says_no_more_than_a_ping_now_and_then(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, remote, host, spend):
+        for _ in range(3):
+            await spend(PING_EVERY_S)
+            assert kinds(remote) == []
+            await spend(TICK_S)
+            ((kind, channel_id, payload),) = remote.heard
+            assert (kind, channel_id) == ("PING", 0)
+            remote.heard.clear()
+            await remote.say(frame(PONG, 0, payload))
+            await trio.testing.wait_all_tasks_blocked()
+        assert not link.suspect
+        assert host.suspect == []
+        assert host.closed == []
+
+
+async def test_a_peer_that_owes_an_answer_is_asked_then_suspect_then_dead(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, remote, host, spend):
+        _, end = opened(link)
+        await spend(PING_AFTER_S)
+        assert kinds(remote) == ["OPEN"]
+        await spend(TICK_S)
+        assert kinds(remote) == ["PING"]
+        await spend(SUSPECT_AFTER_S)
+        assert not link.suspect
+        await spend(TICK_S)
+        assert link.suspect
+        assert host.suspect == [True]
+        await spend(DEAD_AFTER_S - SUSPECT_AFTER_S - TICK_S)
+        assert kinds(remote) == []  # one PING is enough
+        assert not link.is_closed
+        await spend(TICK_S)
+        assert link.is_closed
+        assert host.closed == [f"no answer for {DEAD_AFTER_S:g} s"]
+        assert host.suspect == [True]
+        assert end.heard == [f"RST no answer for {DEAD_AFTER_S:g} s"]
+        await spend(60)
+        assert len(host.closed) == 1
+
+
+async def test_a_peer_that_answers_in_time_is_never_suspect(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, remote, host, spend):
+        channel, _ = opened(link)
+        for _ in range(20):
+            await spend(1)
+            await remote.say(frame(CREDIT, channel.id, credit(1)))
+            await trio.testing.wait_all_tasks_blocked()
+            channel.send(b"x")
+        assert host.suspect == []
+
+
+async def test_anything_heard_proves_that_a_suspect_lives(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, remote, host, spend):
+        channel, _ = opened(link)
+        for _ in range(2):
+            channel.send(b"x")
+            await spend(4)
+            assert link.suspect
+            await remote.say(frame(CREDIT, channel.id, credit(1)))
+            await trio.testing.wait_all_tasks_blocked()
+            assert not link.suspect
+        assert host.suspect == [True, False, True, False]
+        kinds(remote)
+        await spend(PING_EVERY_S - 5)
+        assert kinds(remote) == []  # nothing is owed
+        assert host.closed == []
+
+
+async def test_what_our_own_sleep_looks_like_is_not_held_against_the_peer(mock_clock: trio.testing.MockClock) -> None:
+    """The machine was suspended: everybody was silent for a minute."""
+    async with quiet_link(mock_clock) as (link, remote, host, spend):
+        opened(link)
+        await spend(1)
+        assert kinds(remote) == ["OPEN", "PING"]
+        mock_clock.jump(60)
+        await spend(TICK_S)
+        assert host.suspect == []
+        assert host.closed == []
+        await spend(SUSPECT_AFTER_S)
+        assert host.suspect == []
+        await spend(TICK_S)
+        assert host.suspect == [True]
+        await spend(DEAD_AFTER_S - SUSPECT_AFTER_S - TICK_S)
+        assert not link.is_closed
+        await spend(TICK_S)
+        assert link.is_closed
+
+
+async def test_the_round_trip_is_taken_from_the_pong_of_the_last_ping(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, remote, _, spend):
+        await remote.say(frame(PONG, 0, bytes(8)))  # that nobody asked for
+        await remote.say(frame(PONG, 0, b"\xff" * 8))  # not a number
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.rtt_s is None
+        link.ping()
+        await spend(TICK_S)
+        ((_, _, first),) = remote.heard
+        link.ping()
+        mock_clock.jump(0.5)
+        await remote.say(frame(PONG, 0, first))
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.rtt_s is None
+        await spend(TICK_S)
+        await remote.say(frame(PONG, 0, remote.heard[-1][2]))
+        await trio.testing.wait_all_tasks_blocked()
+        assert link.rtt_s == pytest.approx(0.5 + TICK_S)
+
+
+async def test_a_ping_is_answered(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (_, remote, _, spend):
+        await remote.say(frame(PING, 0, b"whatever"))
+        await spend(TICK_S)
+        assert remote.heard == [("PONG", 0, b"whatever")]
+
+
+async def test_a_retired_link_lasts_as_long_as_its_tunnels(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, remote, host, spend):
+        ours, _ = opened(link)
+        await remote.say(frame(OPENED, 1), frame(OPEN, 2), frame(STREAM, 4))
+        link.retire()
+        await spend(1)
+        assert host.closed == []
+        ours.abort("done")
+        await spend(1)
+        assert host.closed == []
+        host.opened[0][0].refuse("done")
+        await spend(TICK_S)
+        assert host.closed == ["a second connection to the same peer"]  # streams do not keep it
+
+
+async def test_a_retired_link_whose_peer_is_gone_ends_with_it(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, _, host, spend):
+        opened(link)
+        link.retire()
+        await spend(DEAD_AFTER_S + 2)
+        assert host.closed == [f"no answer for {DEAD_AFTER_S:g} s"]
+
+
+async def test_a_link_without_channel_numbers_is_retired(mock_clock: trio.testing.MockClock) -> None:
+    async with quiet_link(mock_clock) as (link, remote, host, spend):
+        link.mux._next_id = 2**32 - 1
+        channel, _ = opened(link)
+        await remote.say(frame(OPENED, channel.id))
+        with pytest.raises(PeerUnavailable):
+            opened(link)
+        await spend(1)
+        assert host.closed == []
+        channel.abort("done")
+        await spend(TICK_S)
+        assert len(host.closed) == 1
+
+
+# The end
+
+
+@BOTH
+async def test_the_end_is_told_once_to_everybody(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        _, end = opened(link)
+        await remote.say(frame(OPEN, 2), frame(STREAM, 4), frame(STREAM, 6))
+        await until(lambda: host.opened)
+        accepted = await link.accept_stream()
+        for reason in ("the first", "the second"):
+            link.fail(reason)
+            await link.close()
+        assert host.closed == ["the first"]
+        assert end.heard == ["RST the first"]
+        assert host.opened[0][0].peer.heard == ["RST the first"]
+        with pytest.raises(MuxedStreamReset, match="the first"):
+            await accepted.read()
+        link.tick(trio.current_time() + 100)
+        link.ping()
+        assert host.closed == ["the first"]
+        assert link.is_closed
+        with pytest.raises(PeerUnavailable):
+            link.open_tunnel("s", end, end)
+        with pytest.raises(MuxedConnUnavailable):
+            await link.open_stream()
+        with trio.fail_after(1):
+            await remote.hears_the_end()
+
+
+@BOTH
+async def test_who_waits_for_streams_hears_of_the_end(on_socket: bool, nursery: trio.Nursery) -> None:
+    ended: list[bool] = []
+    async with one_link(on_socket=on_socket) as (link, _, _):
+
+        async def accept() -> None:
+            with pytest.raises(MuxedConnUnavailable):
+                await link.accept_stream()
+            ended.append(True)
+
+        nursery.start_soon(accept)
+        await trio.testing.wait_all_tasks_blocked()
+        link.fail("gone")
+        await until(lambda: ended)
+
+
+async def test_the_socket_leaves_the_reactor_with_the_link() -> None:
+    reactor = Reactor()
+    async with link_pair(reactor=reactor) as (a, b, *_):
+        assert len(reactor) == 2
+        a.fail("done")
+        assert len(reactor) == 1
+        assert a._sock is not None
+        assert a._sock.fileno() == -1
+        await until(lambda: b.is_closed)
+        assert len(reactor) == 0
+
+
+@BOTH
+async def test_a_remote_that_hangs_up_ends_the_link(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        _, end = opened(link)
+        await remote.stream.send_all(remote.seal(frame(OPENED, 1), frame(DATA, 1, b"last words")) + b"half a reco")
+        await remote.stream.aclose()
+        await until(lambda: host.closed)
+        assert "closed the connection" in host.closed[0]
+        assert end.heard == ["OPENED", b"last words", f"RST {host.closed[0]}"]
+
+
+async def test_a_reset_ends_the_link_and_says_so() -> None:
+    async with one_link() as (_, remote, host):
+        assert isinstance(remote.stream, trio.SocketStream)
+        remote.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await remote.stream.aclose()
+        await until(lambda: host.closed)
+        assert host.closed == ["Connection reset by peer"]
+
+
+async def test_a_link_that_failed_before_it_ran_frees_its_connection() -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    reactor, host = Reactor(), Host()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+    link.fail("given up")
+    with trio.fail_after(1):
+        await link.start()
+        await Remote(stream).hears_the_end()
+    assert link.event_started.is_set()
+    assert len(reactor) == 0
+    assert host.closed == ["given up"]
+    await stream.aclose()
+    reactor._poller.close()
+
+
+async def test_a_link_that_fails_while_it_starts_leaves_nothing_in_the_reactor() -> None:
+    """A closed link there would be told of the same bytes again and again."""
+    raw, stream = await raw_pair(on_socket=True)
+    reactor, host = Reactor(), Host()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+    close = raw.close
+
+    async def close_and_fail() -> None:
+        await close()
+        link.fail("given up")
+
+    raw.close = close_and_fail
+    with trio.fail_after(1):
+        await link.start()
+        await Remote(stream).hears_the_end()
+    assert len(reactor) == 0
+    await stream.aclose()
+    reactor._poller.close()
+
+
+# A breach of the rules
+
+
+BREACHES = {
+    "a forged record": lambda _remote: b"\x00\x20" + bytes(32),
+    "an impossible record": lambda _remote: b"\x00\x01\x00",
+    "an unknown frame": lambda remote: remote.seal(frame(77, 1)),
+    "a channel never opened": lambda remote: remote.seal(frame(DATA, 2, b"x")),
+    "the last record again": lambda remote: remote.seal(frame(OPEN, 8)) + Sealer(KEYS[1]).seal(frame(OPEN, 8)),
+    "behind good frames": lambda remote: remote.seal(frame(OPEN, 8), frame(FIN, 8), frame(FIN, 8)),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("breach", BREACHES.values(), ids=list(BREACHES))
+async def test_a_breach_costs_its_own_link_and_no_other(
+    on_socket: bool, breach: Callable[[Remote], bytes], logged: list[Any]
+) -> None:
+    reactor = Reactor()
+    async with (
+        link_pair(on_socket=on_socket, reactor=reactor) as (a, b, *_),
+        one_link(on_socket=on_socket, reactor=reactor) as (link, remote, host),
+    ):
+        _, end = opened(link)
+        await remote.hear()
+        await remote.stream.send_all(breach(remote))
+        await until(lambda: host.closed)
+        assert "broke the protocol" in host.closed[0]
+        assert end.heard == [f"RST {host.closed[0]}"]
+        assert [(entry["log_level"], entry["peer"]) for entry in logged] == [("warning", link.peer)]
+        stream = await a.open_stream()
+        await stream.write(b"unharmed")
+        assert await (await b.accept_stream()).read() == b"unharmed"
+
+
+@BOTH
+async def test_a_breach_behind_the_negotiation_ends_the_link(on_socket: bool, logged: list[Any]) -> None:
+    async with one_link(on_socket=on_socket, said=(frame(77, 1),)) as (link, remote, host):
+        await until(lambda: host.closed)
+        assert "broke the protocol" in host.closed[0]
+        with trio.fail_after(1):
+            await remote.hears_the_end()
+        assert link.is_closed
+
+
+@BOTH
+async def test_a_remote_that_makes_us_answer_and_does_not_read_is_closed(on_socket: bool, logged: list[Any]) -> None:
+    reactor = Reactor()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reactor.run)
+        raw, stream = await raw_pair(on_socket=True)
+        host = Host()
+        if on_socket:
+            raw.stream.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        else:
+            a, stream = trio.testing.lockstep_stream_pair()  # a write waits for the reader
+            raw = _MemoryRaw(a)
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+        nursery.start_soon(link.start)
+        remote = Remote(stream)
+        pings = frame(PING, 0, bytes(8)) * (MAX_PLAINTEXT // 15)
+        with trio.fail_after(20):
+            while not host.closed:
+                try:
+                    await remote.say(pings)
+                except trio.BrokenResourceError:
+                    break
+                assert len(link.mux._control) <= MAX_CONTROL
+        await until(lambda: host.closed)
+        assert "does not read" in host.closed[0]
+        await trio.aclose_forcefully(stream)
+        nursery.cancel_scope.cancel()
+
+
+# Large transfers
+
+
+def pattern(n: int, size: int) -> bytes:
+    return hashlib.shake_128(b"%d" % n).digest(64 * 1024) * (size // (64 * 1024))
+
+
+async def digest_of(stream: MuxStream) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    while True:
+        try:
+            data = await stream.read()
+        except MuxedStreamEOF:
+            return size, digest.hexdigest()
+        size += len(data)
+        digest.update(data)
+
+
+@BOTH
+async def test_large_transfers_both_ways_at_once_arrive_whole(on_socket: bool) -> None:
+    size = (16 if on_socket else 2) * 1024 * 1024
+    got: dict[tuple[str, int], tuple[int, str]] = {}
+    want = {}
+    async with link_pair(on_socket=on_socket) as (a, b, *_), trio.open_nursery() as nursery:
+
+        async def write(stream: MuxStream, data: bytes) -> None:
+            await stream.write(data)
+            await stream.close()
+
+        async def read(key: tuple[str, int], stream: MuxStream) -> None:
+            got[key] = await digest_of(stream)
+
+        for n in range(3):
+            ours = await a.open_stream()
+            theirs = await b.accept_stream()
+            for key, source, sink in ((("up", n), ours, theirs), (("down", n), theirs, ours)):
+                data = pattern(len(want), size)
+                want[key] = (size, hashlib.sha256(data).hexdigest())
+                nursery.start_soon(write, source, data)
+                nursery.start_soon(read, key, sink)
+        with trio.fail_after(30):
+            while nursery.child_tasks:
+                await trio.sleep(0.01)
+    assert got == want
+
+
+@dataclass
+class Source(End):
+    """Sends `left` bytes as fast as there is room, as a socket with data does."""
+
+    left: int = 0
+
+    def push(self) -> None:
+        while self.left and (room := self.peer.room()):
+            n = min(room, self.left)
+            self.peer.send(bytes(n))
+            self.left -= n
+
+    def resume(self) -> None:
+        self.push()
+
+
+def source(link: Link, left: int) -> Source:
+    end = Source(left=left)
+    end.peer = link.open_tunnel("default", end, end)
+    return end
+
+
+@BOTH
+async def test_a_reader_that_stops_stops_its_sender_alone_and_loses_nothing(on_socket: bool) -> None:
+    total = 4 * MAX_WINDOW
+    async with link_pair(on_socket=on_socket) as (a, b, _, far):
+        slow = source(a, total)
+        await until(lambda: far.opened)
+        held = far.opened[0][0]
+        held.peer = End(credit=False, peer=held)
+        slow.push()
+        await until(lambda: len(held.peer.data) == INITIAL_WINDOW)
+        fast = source(a, total)
+        await until(lambda: len(far.opened) == 2)
+        far.opened[1][0].peer = End(peer=far.opened[1][0])
+        fast.push()
+        await until(lambda: len(far.opened[1][0].peer.data) == total)
+        assert len(held.peer.data) == INITIAL_WINDOW
+        assert slow.left == total - INITIAL_WINDOW  # nothing waits in between
+        assert a.mux.out_size == 0
+        assert not b.suspect
+        taken = 0
+        while taken < total:  # it goes on, at its own pace
+            await until(lambda: len(held.peer.data) > taken)  # noqa: B023
+            n = len(held.peer.data) - taken
+            held.taken(n)
+            taken += n
+        assert slow.left == 0
+
+
+async def test_what_waits_for_a_remote_that_does_not_read_is_bounded_and_arrives_when_it_does() -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    raw.stream.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+    async with trio.open_nursery() as nursery:
+        reactor, remote = Reactor(), Remote(stream)
+        await nursery.start(reactor.run)
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=Host())
+        nursery.start_soon(link.start)
+        each, many = MAX_WINDOW, 20
+        sources = [source(link, each) for _ in range(many)]
+        await remote.hear("OPEN")
+        for end in sources:
+            await remote.say(frame(OPENED, end.peer.id), frame(CREDIT, end.peer.id, credit(MAX_WINDOW)))
+            end.push()
+        await until(lambda: link._unsent is not None and link.mux.out_size >= CONNECTION_BUFFER // 2)
+        assert link.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
+        assert len(link._unsent or b"") < SEND_BYTES + 2 * MAX_PLAINTEXT
+        assert not link.is_flushed
+        received = 0
+        with trio.fail_after(20):
+            while received < each * many:
+                received += sum(len(payload) for kind, _, payload in await remote.hear("DATA") if kind == "DATA")
+                assert link.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
+        assert received == each * many
+        await until(lambda: link.is_flushed)
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_bulk_upload_leaves_the_reactor_its_turns() -> None:
+    """More is queued than a turn sends: another socket's event comes in between, not behind."""
+    async with one_link() as (link, remote, _):
+        end = source(link, MAX_WINDOW)
+        await remote.hear("OPEN")
+        await remote.say(frame(OPENED, 1), frame(CREDIT, 1, credit(MAX_WINDOW)))
+        await until(lambda: "OPENED" in end.heard)
+        end.push()
+        await remote.hear("DATA")
+        link.ping()
+        seen: list[Any] = []
+        while not any(kind == "PING" for kind, _, _ in seen):
+            seen += await remote.hear()
+        behind = sum(len(payload) for kind, _, payload in seen if kind == "DATA")
+        assert behind <= INITIAL_WINDOW + MAX_WINDOW
+        assert MAX_PAYLOAD < INITIAL_WINDOW
+
+
+def test_pour_is_what_a_source_does() -> None:
+    assert pour is not None
