@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 DIAL_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s: it hears why
 HEALTH_TIMEOUT_S = 2.0
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
@@ -71,11 +72,12 @@ class Dial:
         self._timer: Timer | None = None
         self._sock: socket.socket | None = None
         try:
-            self._sock = sock = socket.socket(target[0], socket.SOCK_STREAM)
+            self._sock = sock = socket.socket(target[0], socket.SOCK_STREAM | _NONBLOCK)
         except OSError as error:  # out of descriptors
             self._finish_soon(error.strerror or "no socket")
             return
-        sock.setblocking(False)
+        if not _NONBLOCK:
+            sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         code = sock.connect_ex(target[1])
         if code not in (0, errno.EINPROGRESS):
@@ -140,7 +142,7 @@ class Serving:
         self._done = done
         self._released = False
         backend.in_flight += 1
-        backends.load_changed()
+        backends.load_changed(1)
         self._dial: Dial | None = None
         target = backend.target
         assert target is not None
@@ -164,7 +166,7 @@ class Serving:
         if not self._released:
             self._released = True
             self.backend.in_flight -= 1
-            self._backends.load_changed()
+            self._backends.load_changed(-1)
 
 
 class ExitFlow:
@@ -285,14 +287,14 @@ class Backends:
 
     # Load
 
-    def load_changed(self) -> None:
-        self.in_flight = sum(backend.in_flight for backend in self.all)
-        self._least = min(self._least, self.in_flight)
-        if self.in_flight:
-            if self.idle.is_set():
-                self.idle = trio.Event()
-        else:
+    def load_changed(self, by: int) -> None:
+        self.in_flight += by
+        if self.in_flight < self._least:
+            self._least = self.in_flight
+        if not self.in_flight:
             self.idle.set()
+        elif self.idle.is_set():
+            self.idle = trio.Event()
         self._on_load()
 
     def sample_load(self) -> int:

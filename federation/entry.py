@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from federation.backends import Serving
     from federation.forwarder import Forwarder
+    from federation.metrics import RetryReason
     from federation.net.mux import Channel
     from federation.reactor import Duplex, Timer
 
@@ -62,7 +63,7 @@ class _Reply:
         self._entry.ended_early()
 
     def abort(self, reason: str) -> None:
-        self._entry.failed(reason)
+        self._entry.failed(reason, "lost")
 
     def resume(self) -> None:
         self._entry.client.resume()
@@ -209,16 +210,16 @@ class Entry:
         link = forwarder.roster.link(self.peer_id)
         if link is not None:
             link.ping()
-        self.failed(f"no answer within {forwarder.open_timeout_s:g} s", penalty_s=SILENT_PENALTY_S)
+        self.failed(f"no answer within {forwarder.open_timeout_s:g} s", "timeout")
 
-    def failed(self, reason: str, *, penalty_s: float = REFUSED_PENALTY_S) -> None:
+    def failed(self, reason: str, kind: RetryReason = "refused") -> None:
         """This attempt is over; nothing of it reached the client."""
         forwarder = self._forwarder
         self._stop_timer()
         if self._channel is not None:
             self._channel.abort(reason)  # RST behind OPEN: an exit that wakes up late never dials
             self._channel = None
-        forwarder.roster.penalize(self.peer_id, penalty_s)
+        forwarder.roster.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
         log.debug("attempt failed", peer=self.peer_id, service=self.service, why=reason, attempt=self.attempts)
         self._let_go()
         self._opened = False
@@ -227,13 +228,13 @@ class Entry:
         if forwarder.replay is Replay.NEVER:
             self.turn_away(reason)
             return
-        forwarder.retried(reason)
+        forwarder.retried(kind)
         self.attempt()
 
     def ended_early(self) -> None:
         """The backend finished without a byte. If the client has not finished either, that is how a dying backend looks."""
         if not self._eof and self._forwarder.has_other(self):
-            self.failed("the backend closed the connection without an answer")
+            self.failed("the backend closed the connection without an answer", "lost")
             return
         self.join()
         self.client.send_eof()

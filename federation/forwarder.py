@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -11,7 +12,7 @@ import structlog
 import trio
 
 from federation.config import Replay
-from federation.entry import SILENT_PENALTY_S, Entry
+from federation.entry import Entry
 from federation.errors import ListenFailed, listen_problem
 from federation.reactor import READ, Reactor
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from federation.backends import Backends
     from federation.config import Endpoint, Settings
-    from federation.metrics import Metrics
+    from federation.metrics import Metrics, RetryReason
     from federation.net.link import Link
     from federation.records import NodeData
     from federation.selection import Pick, Selector
@@ -86,11 +87,14 @@ class Forwarder:
         self.active: set[Entry] = set()
         self.held: set[Entry] = set()
         self.unanswered: dict[str, set[Entry]] = {}  # by peer: opened, and no byte from its backend yet
+        self.own_load_is_news = False  # the own backends' load changed since the selector heard of it
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
         self.idle = trio.Event()
         self.idle.set()
         self._max_connections = settings.max_connections
         self._metrics = metrics
+        self._bytes_in, self._bytes_out = metrics.bytes_moved("in"), metrics.bytes_moved("out")
+        self._log_connections = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
         self._listeners: list[socket.socket] = []
         self._retry_queued = False
 
@@ -170,8 +174,11 @@ class Forwarder:
         nodes = self.roster.eligible(entry.service)
         if tried:
             nodes = [node for node in nodes if node.peer_id not in tried]
+        if self.own_load_is_news:
+            self.own_load_is_news = False
+            self.selector.report(self.roster.own_id, self.backends.in_flight)
         now = trio.current_time()
-        pick = self.selector.pick(nodes, now=now)
+        pick = self.selector.pick(nodes, now=now, service=entry.service)
         if pick is None:
             return None
         self.decisions.append(Decision(now, entry.service, entry.client_name, pick, entry.attempts + 1))
@@ -185,9 +192,9 @@ class Forwarder:
     def opened_after(self, seconds: float) -> None:
         self._metrics.open_seconds.observe(seconds)
 
-    def retried(self, reason: str) -> None:
+    def retried(self, reason: RetryReason) -> None:
         self.counts.retried += 1
-        self._metrics.retried().inc()
+        self._metrics.retried(reason).inc()
 
     def finished(self, entry: Entry, peer_id: str) -> None:
         self.active.discard(entry)
@@ -195,11 +202,16 @@ class Forwarder:
         if not self.active:
             self.idle.set()
         client = entry.client
+        if client.received:
+            self._bytes_in.inc(client.received)
+        if client.delivered:
+            self._bytes_out.inc(client.delivered)
         self._metrics.finished(entry.service, "error" if client.error else "ok").inc()
-        log.debug(
-            "connection closed", service=entry.service, client=entry.client_name, peer=peer_id, received=client.received,
-            delivered=client.delivered, attempts=entry.attempts, why=client.error or "done",
-        )  # fmt: skip
+        if self._log_connections:
+            log.debug(
+                "connection closed", service=entry.service, client=entry.client_name, peer=peer_id, attempts=entry.attempts,
+                received=client.received, delivered=client.delivered, why=client.error or "done",
+            )  # fmt: skip
 
     # What the roster tells
 
@@ -218,4 +230,4 @@ class Forwarder:
     def peer_suspect(self, peer_id: str) -> None:
         """It answers no PING: whom it owes a first byte goes elsewhere."""
         for entry in list(self.unanswered.get(peer_id, ())):
-            entry.failed("the peer does not answer", penalty_s=SILENT_PENALTY_S)
+            entry.failed("the peer does not answer", "timeout")

@@ -47,6 +47,7 @@ log = structlog.get_logger(__name__)
 GPU_EVERY_S = 5.0
 ADDRESSES_EVERY_S = 5.0  # how old a change of this machine's addresses may get
 SAVE_PEERS_EVERY_S = 60.0
+GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
 GOODBYE_S = 0.5  # for the tombstone to leave this machine
 INVITE_ADDRESSES = 6  # of this node; a token stays short enough to paste
 INVITE_OTHERS = 4  # members that let a newcomer in while this node is off
@@ -151,6 +152,7 @@ class Node:
                     self.state.save_daemon(self._daemon_facts())
                     gc.collect()
                     gc.freeze()  # what lives now lives for good: later collections need not walk it
+                    gc.set_threshold(*GC_THRESHOLD)
                     on_ready(self.status())
                     await self._stop.wait()
                     await self._leave()
@@ -242,7 +244,7 @@ class Node:
             peer_id=self.host.peer_id, name=self.settings.name, version=__version__, incarnation=self._incarnation,
             last_seen=self.clock.utc_now(), available_vram=gpu.available_vram, total_vram=gpu.total_vram, gpus=gpu.gpus,
             in_flight=in_flight, capacity=self.settings.capacity, services=self.backends.services(),
-            draining=self.draining, addresses=tuple(str(PeerAddress(address.host, address.port)) for address in self.addresses),
+            draining=self.draining, addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.addresses),
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
@@ -257,7 +259,7 @@ class Node:
         self.gossip.stir()
 
     def _own_load(self) -> None:
-        self.selector.report(self.host.peer_id, self.backends.in_flight)
+        self.forwarder.own_load_is_news = True
         self.gossip.stir()
 
     # What the network tells (HostEvents)

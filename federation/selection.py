@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from heapq import nsmallest
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import random
@@ -46,8 +46,7 @@ class Node(Protocol):
     def capacity(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One peer as a pick saw it. VRAM in bytes; `last_used` on the caller's clock; capacity 0 is no limit."""
 
     peer_id: str
@@ -61,15 +60,6 @@ class Candidate:
     @property
     def is_full(self) -> bool:
         return 0 < self.capacity <= self.in_flight
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """A choice and why: `tier` is the first one in which the chosen is ahead of the runner-up."""
-
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
-    tier: str
 
 
 # An order is a key, smallest first, and the tiers name the key's places; what follows them is the tie-break.
@@ -103,14 +93,23 @@ def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidat
     return rng.choice([c for c in candidates if not c.is_full] or candidates)
 
 
-def _deciding_tier(
-    candidates: Sequence[Candidate], order: Callable[[Candidate], tuple[Any, ...]], tiers: Sequence[str]
-) -> str:
-    """The first tier in which the best is ahead of the second best."""
-    keys = nsmallest(2, map(order, candidates))
-    if len(keys) < 2:
-        return "only"
-    return next((tier for tier, best, second in zip(tiers, *keys, strict=False) if best != second), "tiebreak")
+class Pick(NamedTuple):
+    """A choice, and by which order it was made; None: by chance."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    order: Callable[[Candidate], tuple[Any, ...]] | None
+
+    @property
+    def tier(self) -> str:
+        """The first tier in which the chosen is ahead of the runner-up. Found when somebody asks: picks are many."""
+        if len(self.candidates) < 2:
+            return "only"
+        if self.order is None:
+            return "random"
+        keys = nsmallest(2, map(self.order, self.candidates))
+        tiers = _LOAD_TIERS if self.order is _by_load else _REQUEST_TIERS
+        return next((tier for tier, best, second in zip(tiers, *keys, strict=False) if best != second), "tiebreak")
 
 
 @dataclass(slots=True)
@@ -208,11 +207,11 @@ class Selector:
             )
             for node, load in offered
         )
-        chosen, tier = self._choose(candidates)
-        if chosen is None:
+        pick = self._choose(candidates)
+        if pick is None:
             return None
-        self._loads[chosen.peer_id].use(now)
-        return Pick(chosen, candidates, tier)
+        self._loads[pick.chosen.peer_id].use(now)
+        return pick
 
     def release(self, peer_id: str) -> None:
         """A connection that `pick` counted is over."""
@@ -258,9 +257,10 @@ class Selector:
             load.turns = max(load.turns, level)
         self._last_round[service] = frozenset(loads)
 
-    def _choose(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate | None, str]:
+    def _choose(self, candidates: tuple[Candidate, ...]) -> Pick | None:
+        if not candidates:
+            return None
         if self._policy is Policy.RANDOM:
-            return pick_random(candidates, self._rng), "random" if len(candidates) > 1 else "only"
-        if self._policy is Policy.LEAST_REQUESTS:
-            return pick_least_requests(candidates), _deciding_tier(candidates, _by_requests, _REQUEST_TIERS)
-        return pick_best(candidates), _deciding_tier(candidates, _by_load, _LOAD_TIERS)
+            return Pick(self._rng.choice([c for c in candidates if not c.is_full] or candidates), candidates, None)
+        order = _by_requests if self._policy is Policy.LEAST_REQUESTS else _by_load
+        return Pick(min(candidates, key=order), candidates, order)

@@ -175,6 +175,9 @@ class SocketEnd:
         if self._eof_sent or self.closed:
             return
         self._eof_sent = True
+        if self._eof_seen:
+            self._close()  # which says FIN as well
+            return
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -278,7 +280,7 @@ async def network(clock: trio.testing.MockClock, *, own_backend: bool = False, *
     _, port = forwarder.listen(Endpoint.parse("127.0.0.1:0"))
     net = Net(clock, reactor, forwarder, roster, selector, backends, port, backend, registry)
     try:
-        async with running(reactor):
+        async with running(reactor), in_real_time(20.0):
             yield net
             await everybody_leaves(net)
             forwarder.stop_listening()
@@ -289,6 +291,22 @@ async def network(clock: trio.testing.MockClock, *, own_backend: bool = False, *
             client.socket.close()
         if backend is not None:
             backend.close()
+
+
+@asynccontextmanager
+async def in_real_time(seconds: float) -> AsyncIterator[None]:
+    """A deadline that does not wait for the mock clock."""
+    over = threading.Event()
+
+    def watch() -> None:
+        assert over.wait(seconds), "the test hangs"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(trio.to_thread.run_sync, watch, abandon_on_cancel=True))
+        try:
+            yield
+        finally:
+            over.set()
 
 
 async def everybody_leaves(net: Net) -> None:

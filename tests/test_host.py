@@ -130,7 +130,6 @@ class TestConnect:
                 await until(lambda: a.has(b), seconds=2)
             assert str(a.host.book.addresses(b.id)[0]) == str(b.address)  # that one first, from now on
 
-
     async def test_nobody_is_dialled_but_from_the_book(self) -> None:
         """Trap I: py-libp2p dials whom it knows an address of, and members tell it addresses (signed peer records)."""
         async with peers(2) as (a, b):

@@ -372,7 +372,9 @@ class TestAMembersMessages:
             ihave=[rpc_pb2.ControlIHave(topicID=NAME, messageIDs=[b"\xff", b"zz", b""])],
             iwant=[rpc_pb2.ControlIWant(messageIDs=[b"\xff", b"zz", b""])],
             graft=[rpc_pb2.ControlGraft(topicID="other")],
-            prune=[rpc_pb2.ControlPrune(topicID="other", peers=[rpc_pb2.PeerInfo(peerID=b"\xff", signedPeerRecord=b"\xff")])],
+            prune=[
+                rpc_pb2.ControlPrune(topicID="other", peers=[rpc_pb2.PeerInfo(peerID=b"\xff", signedPeerRecord=b"\xff")])
+            ],
         )
         subscriptions = [rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"t{n}") for n in range(200)]
         async with members(2, (0, 1)) as (victim, evil):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from statistics import mean
 
@@ -27,8 +27,12 @@ from federation.selection import (
 GB = 10**9
 
 
+def _replaced(candidate: Candidate, **fields: Any) -> Candidate:
+    return candidate._replace(**fields)
+
+
 def candidate(peer_id: str = "a", **fields: float) -> Candidate:
-    return replace(Candidate(peer_id, in_flight=1, last_used=100.0, available_vram=8 * GB), **fields)
+    return _replaced(Candidate(peer_id, in_flight=1, last_used=100.0, available_vram=8 * GB), **fields)
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def test_least_requests_counts_requests_then_vram_and_nothing_else() -> None:
     busy = candidate("a", served=3, in_flight=9, last_used=99.0, available_vram=8 * GB)
     idle = candidate("b", served=4, in_flight=0, last_used=1.0, available_vram=24 * GB)
     assert pick_least_requests([busy, idle]) is busy
-    assert pick_least_requests([busy, replace(idle, served=3)]).peer_id == "b"
+    assert pick_least_requests([busy, _replaced(idle, served=3)]).peer_id == "b"
 
 
 def test_random_gives_everyone_who_has_room_the_same_chance() -> None:

@@ -14,7 +14,18 @@ from structlog.testing import capture_logs
 
 from federation.splice import CHUNK, OUT_BUFFER, SocketEnd, join
 from tests.links import End, socket_pair, until
-from tests.sockets import CountingReactor, events_while_idle, fill, is_reset, quiet, read_all, reset, running, small_buffers, stream
+from tests.sockets import (
+    CountingReactor,
+    events_while_idle,
+    fill,
+    is_reset,
+    quiet,
+    read_all,
+    reset,
+    running,
+    small_buffers,
+    stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

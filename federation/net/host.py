@@ -166,8 +166,8 @@ class Host:
     async def flushed(self, timeout_s: float) -> None:
         """Wait until what is queued on the links has gone to the kernel, `timeout_s` at most."""
         with trio.move_on_after(timeout_s):
-            while any(not link.is_flushed for link in self.links.values()):
-                await trio.sleep(0.01)  # the reactor sends; it has nobody to tell but here
+            while any(not link.is_flushed for link in self.links.values()):  # noqa: ASYNC110  # the reactor sends
+                await trio.sleep(0.01)
 
     def look_at_book(self) -> None:
         """There may be something new to dial."""

@@ -129,8 +129,8 @@ class Link(IMuxedConn):
     def tick(self, now: float) -> None:
         """To be called a few times a second."""
         late, self._last_tick = now - self._last_tick > LATE_TICK_S, now
-        if self.retired and not self.mux.tunnels:
-            self.fail("a second connection to the same peer")
+        if not self.mux.tunnels and (self.retired or self.mux.used_up):
+            self.fail("a second connection to the same peer" if self.retired else "the connection is used up")
         elif self._pinged_at is not None:
             if late:
                 self._pinged_at = now
@@ -333,7 +333,10 @@ class Link(IMuxedConn):
         """Run by the swarm until the link ends."""
         if not self._closed.is_set():
             sock = await _take_socket(self._secured)
-            if sock is None:
+            if self._closed.is_set():  # failed meanwhile
+                if sock is not None:
+                    sock.close()
+            elif sock is None:
                 self.event_started.set()
                 await self._run_async()
             else:
@@ -351,6 +354,8 @@ class Link(IMuxedConn):
                 self.mux.feed(plaintext)
         except ProtocolViolation as error:
             self._violated(error)
+        if self._drained:
+            self._read()  # an OPEN was among it: nothing else may come until it is answered
         self._wake()
 
     async def close(self) -> None:

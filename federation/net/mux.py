@@ -467,4 +467,4 @@ class Mux:
 def _text(payload: bytes) -> str:
     """The remote's words, made fit for a log line."""
     text = payload[:MAX_REASON].decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

@@ -182,7 +182,7 @@ def test_stops_at_any_moment_never_deliver_twice(network) -> None:
     """Stopped and continued again and again under load, a peer is caught in every phase of an opening."""
     victim = network.exits["w"]
     with network.under_load("w") as loads:
-        for _ in range(5):
+        for _ in range(4):
             stopped = time.monotonic()
             victim.signal(signal.SIGSTOP)
             gave_up = stopped + 0.6  # careful's open timeout and a little
