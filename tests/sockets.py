@@ -151,11 +151,8 @@ class Listener:
 
     async def accept(self) -> trio.SocketStream:
         with trio.fail_after(5):
-            while True:
-                try:
-                    return stream(self.sock.accept()[0])
-                except BlockingIOError:
-                    await trio.sleep(0.001)
+            await trio.lowlevel.wait_readable(self.sock)
+        return stream(self.sock.accept()[0])
 
     def waiting(self) -> int:
         """Connections that nobody has accepted; they are closed."""

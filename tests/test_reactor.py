@@ -57,6 +57,12 @@ def pairs() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
 Pairs = Any
 
 
+def settled(*socks: socket.socket) -> None:
+    """Wait until the kernel has brought each what was sent to it: the next batch has them all."""
+    for sock in socks:
+        assert select.select([sock], [], [], 5)[0]
+
+
 # Descriptors
 
 
@@ -155,12 +161,34 @@ async def test_dropping_what_is_unknown_is_fine_and_counted_is_what_is_there(rea
     assert len(reactor) == 0
 
 
+async def test_close_forgets_and_closes_and_its_number_may_be_used_again(reactor: Reactor, pairs: Pairs) -> None:
+    (ours, theirs), (fresh, other) = pairs(), pairs()
+    heard: list[str] = []
+    number = ours.fileno()
+    reactor.add(number, READ, lambda _: heard.append("old"))
+    reactor.close(ours)
+    assert ours.fileno() == -1
+    assert len(reactor) == 0
+    settled(theirs)
+    assert theirs.recv(1) == b""
+    reactor.close(theirs)  # which it never knew
+    assert theirs.fileno() == -1
+    os.dup2(fresh.fileno(), number)
+    reactor.add(number, READ, lambda _: heard.append(os.read(number, 9).decode()))
+    other.send(b"new")
+    await until(lambda: heard)
+    assert heard == ["new"]
+    reactor.drop(number)
+    os.close(number)
+
+
 def test_many_ready_ones_get_their_turn_in_batches(idle: Reactor, pairs: Pairs) -> None:
     """More are ready than a batch takes, and none of them reads: the next batch has others."""
     sockets = [pairs() for _ in range(11)]
     for ours, theirs in sockets:
         idle.add(ours.fileno(), READ, lambda _: None)
         theirs.send(b"x")
+    settled(*(ours for ours, _ in sockets))
     seen: set[int] = set()
     for _ in range(3):
         batch = idle._poller.poll(0, 4)
@@ -185,6 +213,7 @@ async def test_who_was_dropped_by_an_earlier_callback_of_the_batch_hears_nothing
     for n, (ours, theirs) in enumerate(sockets):
         idle.add(ours.fileno(), READ, lambda _mask, n=n: on_events(n))
         theirs.send(b"x")
+    settled(*(ours for ours, _ in sockets))
     idle._run_events()
     assert len(heard) == 1
 
@@ -209,6 +238,7 @@ async def test_an_event_of_a_closed_socket_is_not_told_to_who_got_its_number(idl
         idle.add(fd, READ, lambda _mask, fd=fd: on_events(fd))
     one.send(b"x")
     two.send(b"x")
+    settled(first, second)
     idle._run_events()
     assert len(heard) == 1
 
@@ -249,6 +279,7 @@ async def test_a_flush_runs_once_after_all_events_of_the_batch(idle: Reactor, pa
         ours, theirs = pairs()
         idle.add(ours.fileno(), READ, lambda _mask, ours=ours: on_events(ours))
         theirs.send(b"event")
+        settled(ours)
     idle._run_events()
     assert said == ["event", "event", "event", "flush"]
 
