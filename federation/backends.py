@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 DIAL_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s: it hears why
+STALE_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
 HEALTH_TIMEOUT_S = 2.0
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
@@ -170,17 +171,23 @@ class Serving:
 
 
 class ExitFlow:
-    """A tunnel on its way to the backend: the channel's peer until the backend accepted."""
+    """A tunnel on its way to the backend: the channel's peer until the backend accepted.
 
-    __slots__ = ("_backends", "_channel", "_early", "_end", "_eof", "_gone", "_service", "_serving")
+    Between any two steps this process may have been stopped for long enough that the entry gave up. Its RST is then
+    waiting in the link's socket, so a step that comes late first reads what is there.
+    """
 
-    def __init__(self, backends: Backends, channel: Channel, service: str) -> None:
+    __slots__ = ("_backends", "_channel", "_early", "_end", "_eof", "_gone", "_link", "_looked_at", "_service", "_serving")
+
+    def __init__(self, backends: Backends, link: Link, channel: Channel, service: str) -> None:
         self._backends = backends
+        self._link = link
         self._channel = channel
         self._service = service
         self._early: list[bytes] = []
         self._eof = False
         self._gone = False
+        self._looked_at = trio.current_time()  # when the link was last read empty, or nearly so
         self._serving: Serving | None = None
         self._end: SocketEnd | None = None
 
@@ -188,6 +195,7 @@ class ExitFlow:
         """Called when everything that the entry had sent was read: if it gave up, nothing is dialled."""
         if self._gone:
             return
+        self._looked_at = trio.current_time()
         try:
             self._serving = self._backends.serve(self._service, self._dialled)
         except Dialled as error:
@@ -198,22 +206,34 @@ class ExitFlow:
             self._channel.refuse(reason)
             return
         self._end = end
+        self._if_wanted(self._accept)
+
+    def _accept(self) -> None:
         self._channel.accept()
-        self._backends.reactor.flush_soon(self._deliver)  # behind OPENED: what the entry may replay, no backend has seen
+        # Behind OPENED: what the entry may still replay, no backend has seen.
+        self._backends.reactor.flush_soon(lambda: self._if_wanted(self._deliver))
 
     def _deliver(self) -> None:
         end = self._end
         assert end is not None
-        if self._gone:
-            end.abort("the entry has gone")
-            return
         join(end, self._channel)
-        early, self._early = self._early, []  # `end` keeps us as long as the connection lasts
+        early, self._early = self._early, []
         for chunk in early:
             end.send(chunk)
         if self._eof:
             end.send_eof()
         end.start(read=False)
+
+    def _if_wanted(self, step: Callable[[], None]) -> None:
+        """Take the next step, unless the entry has given up."""
+        now = trio.current_time()
+        if self._gone:
+            return
+        if now - self._looked_at > STALE_S:
+            self._looked_at = now
+            self._link.drain(lambda: self._if_wanted(step))
+        else:
+            step()
 
     # Duplex, for the channel
 
@@ -225,7 +245,9 @@ class ExitFlow:
 
     def abort(self, reason: str) -> None:
         self._gone = True
-        if self._serving is not None and self._end is None:
+        if self._end is not None:
+            self._end.abort(reason)
+        elif self._serving is not None:
             self._serving.cancel()
 
     def room(self) -> int:
@@ -267,7 +289,7 @@ class Backends:
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
         """A remote entry asks for `service`."""
-        flow = ExitFlow(self, channel, service)
+        flow = ExitFlow(self, link, channel, service)
         channel.peer = flow
         link.when_drained(flow.dial)
 
@@ -347,7 +369,7 @@ class Backends:
             with trio.fail_after(HEALTH_TIMEOUT_S):
                 stream = await trio.open_tcp_stream(address.host, address.port)
                 async with stream:
-                    backend.target = (stream.socket.family, stream.socket.getpeername())
+                    backend.target = (stream.socket.family, _peer_of(stream))
                     if self._settings.health_path is not None:
                         await _expect_http_ok(stream, str(address), self._settings.health_path)
         except trio.TooSlowError:
@@ -358,6 +380,13 @@ class Backends:
             self._set_health(backend, False, getattr(error, "detail", "") or "it hung up")
         else:
             self._set_health(backend, True, "")
+
+
+def _peer_of(stream: trio.SocketStream) -> Any:
+    try:
+        return stream.socket.getpeername()
+    except OSError:  # it accepted and reset
+        raise Dialled("it hung up") from None
 
 
 async def _expect_http_ok(stream: trio.SocketStream, host: str, path: str) -> None:

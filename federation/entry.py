@@ -10,6 +10,9 @@ With `--replay opened` (default) "opened" and "joined" are one: the backend has 
 is done twice. With `first-byte` the client's bytes are kept until the backend's first byte, unless they outgrow
 `replay_buffer_bytes`: then, once opened, the connection is joined and can no longer move. With `never` a connection
 is tried once. The pick, and the counter it raises, come before anything else happens.
+
+The far end of an attempt is a tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it
+has all, the entry stays between it and the client, even when it is settled that nothing will be replayed any more.
 """
 
 from __future__ import annotations
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from federation.backends import Serving
     from federation.forwarder import Forwarder
     from federation.metrics import RetryReason
-    from federation.net.mux import Channel
     from federation.reactor import Duplex, Timer
 
 log = structlog.get_logger(__name__)
@@ -47,7 +49,7 @@ _HTTP = re.compile(rb"[A-Z]{3,16} [^\s]+ HTTP/1\.[01]\r?\n")
 
 
 class _Reply:
-    """The tunnel's peer until the connection is joined."""
+    """The far end's peer until the connection is joined."""
 
     __slots__ = ("_entry",)
 
@@ -55,36 +57,37 @@ class _Reply:
         self._entry = entry
 
     def send(self, data: bytes | memoryview) -> None:
-        entry = self._entry
-        entry.join()
-        entry.client.send(data)
+        self._entry.answer(data)
 
     def send_eof(self) -> None:
-        self._entry.ended_early()
+        self._entry.ended()
 
     def abort(self, reason: str) -> None:
         self._entry.failed(reason, "lost")
 
     def resume(self) -> None:
-        self._entry.client.resume()
+        self._entry.pass_on()
 
     def taken(self, n: int) -> None:
         """The socket paces what it reads by room()."""
 
     def room(self) -> int:
-        return 1
+        return self._entry.client.room()
 
 
 class Entry:
     """One client. It is its socket's peer until the connection is joined, and the opener of its tunnels."""
 
     __slots__ = (
-        "_channel",
         "_eof",
+        "_far",
         "_forwarder",
+        "_has_ended",
+        "_is_final",
         "_kept",
         "_kept_size",
         "_opened",
+        "_rest",
         "_serving",
         "_timer",
         "attempts",
@@ -109,10 +112,13 @@ class Entry:
         self.joined = False
         self._kept: list[bytes] = []
         self._kept_size = 0
+        self._rest = memoryview(b"")  # of what was kept: what this attempt has not had yet
         self._eof = False
         self._opened = False
+        self._is_final = False  # nothing will be replayed any more
+        self._has_ended = False  # the far end: the client is to hear of it
         self.tried: set[str] = set()
-        self._channel: Channel | None = None
+        self._far: Duplex | None = None  # of this attempt, until it is joined
         self._serving: Serving | None = None
         self._timer: Timer | None = None
 
@@ -149,13 +155,28 @@ class Entry:
         link = forwarder.roster.link(self.peer_id)
         if link is None:
             raise PeerUnavailable("no connection to it")
-        channel = link.open_tunnel(self.service, self, _Reply(self))
-        self._channel = channel
-        for chunk in self._kept:
-            channel.send(chunk)
-        if self._eof:
-            channel.send_eof()
+        self._far = link.open_tunnel(self.service, self, _Reply(self))
         self._timer = forwarder.reactor.call_later(forwarder.open_timeout_s, self._on_timeout)
+        self._rest = memoryview(b"".join(self._kept))
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Give the far end what it has not had of what was kept, as far as it has room; then the client is read on."""
+        while self._rest and self._far is not None:
+            room = self._far.room()
+            if room <= 0:
+                return  # it calls again
+            chunk, self._rest = self._rest[:room], self._rest[room:]
+            self._far.send(chunk)  # an own backend may break here: then this is another attempt, or none
+        if self._far is None:
+            return
+        if self._eof:
+            self._far.send_eof()
+        if self._is_final:
+            self._join()
+            if self._has_ended:
+                self.client.send_eof()
+        self.client.resume()
 
     def _wait(self) -> None:
         forwarder = self._forwarder
@@ -180,17 +201,10 @@ class Entry:
 
     def opened(self) -> None:
         self._stop_timer()
-        forwarder = self._forwarder
-        forwarder.opened_after(trio.current_time() - self.started_at)
-        self._opened = True
-        if forwarder.replay is Replay.FIRST_BYTE:
-            forwarder.unanswered.setdefault(self.peer_id, set()).add(self)
-            self.client.resume()
-        else:
-            self.join()
+        self._forwarder.opened_after(trio.current_time() - self.started_at)
+        self._accepted()
 
     def refused(self, reason: str) -> None:
-        self._channel = None
         self.failed(reason)
 
     def _dialled(self, end: SocketEnd | None, reason: str) -> None:
@@ -198,12 +212,22 @@ class Entry:
         self._serving = None
         if end is None:
             self.failed(reason)
-        elif self.client.closed:
-            end.abort("the client has gone")
+            return
+        self._far = end
+        end.peer = _Reply(self)
+        self._rest = memoryview(b"".join(self._kept))
+        self._accepted()
+        end.start()
+
+    def _accepted(self) -> None:
+        """The backend has accepted."""
+        forwarder = self._forwarder
+        self._opened = True
+        if forwarder.replay is Replay.FIRST_BYTE:
+            forwarder.unanswered.setdefault(self.peer_id, set()).add(self)
+            self.pass_on()
         else:
-            self._opened = True
-            self._join_with(end)
-            end.start()
+            self._settle()
 
     def _on_timeout(self) -> None:
         forwarder = self._forwarder
@@ -213,12 +237,16 @@ class Entry:
         self.failed(f"no answer within {forwarder.open_timeout_s:g} s", "timeout")
 
     def failed(self, reason: str, kind: RetryReason = "refused") -> None:
-        """This attempt is over; nothing of it reached the client."""
+        """This attempt is over; unless it got too far, there is another one."""
+        if self._is_final:
+            self.client.abort(reason)
+            return
         forwarder = self._forwarder
         self._stop_timer()
-        if self._channel is not None:
-            self._channel.abort(reason)  # RST behind OPEN: an exit that wakes up late never dials
-            self._channel = None
+        if self._far is not None:
+            self._far.abort(reason)  # RST behind OPEN: an exit that wakes up late never dials
+            self._far = None
+        self._rest = memoryview(b"")
         forwarder.roster.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
         log.debug("attempt failed", peer=self.peer_id, service=self.service, why=reason, attempt=self.attempts)
         self._let_go()
@@ -231,80 +259,91 @@ class Entry:
         forwarder.retried(kind)
         self.attempt()
 
-    def ended_early(self) -> None:
-        """The backend finished without a byte. If the client has not finished either, that is how a dying backend looks."""
-        if not self._eof and self._forwarder.has_other(self):
+    def answer(self, data: bytes | memoryview) -> None:
+        self._settle()
+        self.client.send(data)
+
+    def ended(self) -> None:
+        """If neither a byte came nor has the client finished, that is how a dying backend looks."""
+        if not self._is_final and not self._eof and self._forwarder.has_other(self):
             self.failed("the backend closed the connection without an answer", "lost")
             return
-        self.join()
-        self.client.send_eof()
+        self._has_ended = True
+        self._settle()
 
     # Joined
 
-    def join(self) -> None:
-        """Nothing will be replayed any more: socket and tunnel talk to each other from here on."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            self._join_with(channel)
-            self.client.resume()
-
-    def _join_with(self, other: Duplex) -> None:
-        kept, self._kept = self._kept, []
+    def _settle(self) -> None:
+        """Nothing will be replayed any more. As soon as all is passed on, the entry steps aside."""
+        self._is_final = True
+        self._kept = []
         self._forget_unanswered()
-        self.joined = True
-        join(self.client, other)
-        if isinstance(other, SocketEnd):  # a tunnel has had its copy already
-            for chunk in kept:
-                other.send(chunk)
-            if self._eof:
-                other.send_eof()
-            self.client.resume()
+        self.pass_on()
+
+    def _join(self) -> None:
+        """Socket and far end talk to each other from here on."""
+        far, self._far = self._far, None
+        if far is not None:
+            self.joined = True
+            join(self.client, far)
 
     # Duplex, for the client's socket until the connection is joined
 
     def room(self) -> int:
+        if self._rest:
+            return 0  # `pass_on` resumes
         room = self._forwarder.replay_buffer_bytes - self._kept_size
         if room <= 0 and self._opened:
-            self.join()
+            self._settle()
             return self.client.peer.room()
-        return room if self._channel is None else min(room, self._channel.room())
+        return room if self._far is None else min(room, self._far.room())
 
     def send(self, data: bytes | memoryview) -> None:
         chunk = bytes(data)
         self._kept.append(chunk)
         self._kept_size += len(chunk)
-        if self._channel is not None:
-            self._channel.send(chunk)
+        if self._far is not None:
+            self._far.send(chunk)
 
     def send_eof(self) -> None:
         self._eof = True
-        if self._channel is not None:
-            self._channel.send_eof()
+        if self._far is not None:
+            self._far.send_eof()
 
     def abort(self, reason: str) -> None:
         """The client broke off: `_closed` has been called and cleans up."""
 
     def taken(self, n: int) -> None:
-        """Nothing was delivered yet."""
+        if self._far is not None:
+            self._far.taken(n)
 
     def resume(self) -> None:
-        """Nothing was sent to the client yet."""
+        if self._far is not None:
+            self._far.resume()
 
     # The end
 
     def turn_away(self, why: str) -> None:
         """The client gets an error: 503 if it speaks HTTP/1, else the end of the connection."""
         forwarder = self._forwarder
+        self._stop_timer()
         forwarder.counts.failed += 1
+        forwarder.turned_away.add(self)
         log.warning("client turned away", service=self.service, why=why, attempts=self.attempts)
         client = self.client
-        if _HTTP.match(b"".join(self._kept)):
-            client.send(_unavailable(why))
-        client.peer = _Discard()
-        client.send_eof()
-        if not client.closed:
-            client.resume()
-            self._timer = forwarder.reactor.call_later(LINGER_S, lambda: client.abort("turned away"))
+        client.error = why
+        farewell = client.peer = _Farewell(client, why)
+        self._timer = forwarder.reactor.call_later(LINGER_S, lambda: self._show_out(farewell))
+        if self._kept or self._eof:
+            farewell.say(b"".join(self._kept))
+        client.resume()
+
+    def _show_out(self, farewell: _Farewell) -> None:
+        if farewell.is_said:
+            self.client.abort("turned away")
+            return
+        self._timer = self._forwarder.reactor.call_later(LINGER_S, lambda: self._show_out(farewell))
+        farewell.say(b"")
 
     def _let_go(self) -> None:
         """The attempt holds its peer's counter no longer."""
@@ -325,9 +364,9 @@ class Entry:
 
     def _closed(self, client: SocketEnd) -> None:
         self._stop_timer()
-        if self._channel is not None:
-            self._channel.abort("the client has gone")
-            self._channel = None
+        if self._far is not None:
+            self._far.abort("the client has gone")
+            self._far = None
         if self._serving is not None:
             self._serving.cancel()
             self._serving = None
@@ -336,14 +375,33 @@ class Entry:
         self._forwarder.finished(self, peer_id)
 
 
-class _Discard:
-    """The peer of a socket whose bytes nobody wants any more."""
+class _Farewell:
+    """The peer of a client that is turned away: as soon as it has shown what it speaks it hears why. More is not read."""
+
+    __slots__ = ("_client", "_why", "is_said")
+
+    def __init__(self, client: SocketEnd, why: str) -> None:
+        self._client = client
+        self._why = why
+        self.is_said = False
+
+    def say(self, seen: bytes) -> None:
+        self.is_said = True
+        if _HTTP.match(seen):
+            self._client.send(_unavailable(self._why))
+        self._client.send_eof()
 
     def room(self) -> int:
         return 65536
 
-    def send(self, data: bytes | memoryview) -> None: ...
-    def send_eof(self) -> None: ...
+    def send(self, data: bytes | memoryview) -> None:
+        if not self.is_said:
+            self.say(bytes(data))
+
+    def send_eof(self) -> None:
+        if not self.is_said:
+            self.say(b"")
+
     def abort(self, reason: str) -> None: ...
     def taken(self, n: int) -> None: ...
     def resume(self) -> None: ...

@@ -86,6 +86,7 @@ class Forwarder:
         self.counts = Counts()
         self.active: set[Entry] = set()
         self.held: set[Entry] = set()
+        self.turned_away: set[Entry] = set()  # still here to read why
         self.unanswered: dict[str, set[Entry]] = {}  # by peer: opened, and no byte from its backend yet
         self.own_load_is_news = False  # the own backends' load changed since the selector heard of it
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
@@ -156,7 +157,7 @@ class Forwarder:
         self.active.add(entry)
         self.counts.total += 1
         self._metrics.started(service).inc()
-        if len(self.active) > self._max_connections:
+        if len(self.active) - len(self.turned_away) > self._max_connections:
             entry.turn_away(f"this entry is at its limit of {self._max_connections} connections")
         else:
             entry.attempt()
@@ -199,6 +200,7 @@ class Forwarder:
     def finished(self, entry: Entry, peer_id: str) -> None:
         self.active.discard(entry)
         self.held.discard(entry)
+        self.turned_away.discard(entry)
         if not self.active:
             self.idle.set()
         client = entry.client

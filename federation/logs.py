@@ -125,10 +125,14 @@ class _Foreign(logging.Filter):
         super().__init__()
         self._tracebacks = tracebacks
 
+    def _is_noise(self, record: logging.LogRecord) -> bool:
+        """py-libp2p's errors are about peers that come and go: net/ says in our words what a person needs to know."""
+        return not self._tracebacks and record.name.partition(".")[0] == "libp2p"
+
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name == OURS or record.name.startswith(f"{OURS}."):
             return True
-        if record.levelno < logging.WARNING:
+        if record.levelno < (logging.CRITICAL if self._is_noise(record) else logging.WARNING):
             return False
         if not self._tracebacks:
             record.exc_info = record.exc_text = record.stack_info = None

@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
 ADDRESSES_EVERY_S = 5.0  # how old a change of this machine's addresses may get
-SAVE_PEERS_EVERY_S = 60.0
+SAVE_PEERS_AFTER_S = 1.0  # several join at a time; one write for all of them
 GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
 GOODBYE_S = 0.5  # for the tombstone to leave this machine
 INVITE_ADDRESSES = 6  # of this node; a token stays short enough to paste
@@ -80,6 +80,7 @@ class Node:
         self.started_at = trio.current_time()
         self._incarnation = state.next_incarnation()
         self._stop = trio.Event()
+        self._peers_learnt = trio.Event()
         self.draining = False
         self.gpu = GpuReading((), "none", "not read yet")
         self.listens: dict[str, HostPort] = {}
@@ -129,13 +130,13 @@ class Node:
 
     async def run(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
         """Raises ListenFailed before anything was announced."""
-        self.p2p = await self.host.listen(self.settings.p2p_listen)
-        self._read_addresses()
-        for endpoint in self.settings.listens:
-            host, port = self.forwarder.listen(endpoint)
-            self.listens.setdefault(endpoint.service, HostPort(host, port))
         probe = GpuProbe(fixed_bytes=self.settings.vram_bytes)
         try:
+            self.p2p = await self.host.listen(self.settings.p2p_listen)
+            self._read_addresses()
+            for endpoint in self.settings.listens:
+                host, port = self.forwarder.listen(endpoint)
+                self.listens.setdefault(endpoint.service, HostPort(host, port))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self.reactor.run)
@@ -158,7 +159,11 @@ class Node:
                     await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
+            self.forwarder.held.clear()  # nobody is told any more: this is the end, in order or not
+            self.forwarder.stop_listening()
+            self.forwarder.abort_all("this node stops")
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+                await self.host.stop_listening()
                 await probe.aclose()
             self.state.remove_daemon()
 
@@ -207,8 +212,11 @@ class Node:
         return before != addresses
 
     async def _save_peers_forever(self) -> None:
+        """Soon after something worth keeping was learnt: a node that is killed must find the network again too."""
         while True:
-            await trio.sleep(SAVE_PEERS_EVERY_S)
+            await self._peers_learnt.wait()
+            await trio.sleep(SAVE_PEERS_AFTER_S)
+            self._peers_learnt = trio.Event()
             self._save_peers()
 
     def _save_peers(self) -> None:
@@ -315,6 +323,7 @@ class Node:
             self.book.refresh(record.peer_id)
             news = True
         if news:
+            self._peers_learnt.set()
             self.host.look_at_book()
 
     def name_of(self, peer: str) -> str:

@@ -96,10 +96,10 @@ def explain(node: Node, last: int) -> list[dict[str, Any]]:
 
 
 def _peer_row(node: Node, record: NodeData) -> dict[str, Any]:
-    now = node.clock.utc_now()
     is_self = record.peer_id == node.peer_id
     if is_self:
         record = node.own_record(node.backends.in_flight)
+    now = node.clock.utc_now()
     link = node.host.links.get(record.peer_id)
     state = _state_of(node, record, now, link)
     return {

@@ -55,6 +55,7 @@ class Tunnel:
         self.service = service
         self.opener: Opener | None = opener
         self.peer = peer
+        self.client_name = peer._entry.client_name  # type: ignore[attr-defined]
         self.data = b""  # sent by the entry
         self.credit = INITIAL_WINDOW
         self.taken_bytes = 0

@@ -499,6 +499,29 @@ async def test_a_reset_in_the_middle_of_a_replay_after_the_answer_began(mock_clo
         assert net.in_flight() == {}
 
 
+@every_mode
+async def test_a_server_that_ends_first_gets_the_rest_of_a_replay(mock_clock: MockClock, replay: str) -> None:
+    """A sink that never says a word ends its own direction at once, and reads on."""
+    data = random.Random(7).randbytes(3 * INITIAL_WINDOW)
+    async with network(mock_clock, replay=replay, replay_buffer_bytes=4 * INITIAL_WINDOW) as net:
+        client = await net.connect(sends=data)
+        await client.send_eof()
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        net.tunnel.answers()
+        net.tunnel.ends()
+        while len(net.tunnel.data) < len(data):
+            assert not net.tunnel.closed
+            net.tunnel.grants(10_000)
+            await settled()
+        assert net.tunnel.data == data
+        assert net.tunnel.eof
+        assert net.tunnel.reset is None
+        assert await rest_of(client) == b""
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("ok") == 1
+
+
 # Waiting for a peer
 
 
@@ -687,8 +710,10 @@ async def bring_to(net: Net, stage: str) -> trio.SocketStream:
     client = await net.connect()
     if stage == "joined to the own backend":
         assert net.backend is not None
-        net.clients.append(await net.backend.accept())
-        await settled(lambda: all(entry.joined for entry in net.forwarder.active))
+        server = await net.backend.accept()
+        net.clients.append(server)
+        await server.send_all(b"x")
+        assert await receive(client, 1) == b"x"
     if stage in ("opened", "joined"):
         net.tunnel.answers()
     if stage == "joined":
@@ -778,6 +803,25 @@ async def test_the_own_backend_is_reached_without_a_detour(mock_clock: MockClock
         await settled(lambda: not net.forwarder.active)
         assert net.finished("ok") == 1
         assert net.tunnels == []
+
+
+@every_mode
+@pytest.mark.parametrize("sent", [b"", b"last words"])
+async def test_an_end_that_came_before_the_own_backend_was_dialled(mock_clock: MockClock, replay: str, sent: bytes) -> None:
+    async with network(mock_clock, replay=replay, own_backend=True) as net:
+        client = await net.connect(sends=sent)
+        await client.send_eof()
+        await settled(lambda: all(entry._eof for entry in net.forwarder.active))
+        net.own_backend_is_up()
+        net.forwarder.roster_changed()
+        assert net.backend is not None
+        server = await net.backend.accept()
+        assert await rest_of(server) == sent
+        await server.send_all(b"amen")
+        await server.aclose()
+        assert await rest_of(client) == b"amen"
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("ok") == 1
 
 
 @every_mode

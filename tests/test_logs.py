@@ -101,7 +101,7 @@ def test_our_bugs_keep_their_traceback_in_one_json_line(out: io.StringIO) -> Non
 # Other people's loggers
 
 
-@pytest.mark.parametrize("name", ["libp2p.network.swarm", "hypercorn.error", "zeroconf", "multiaddr", "federation_x"])
+@pytest.mark.parametrize("name", ["hypercorn.error", "zeroconf", "multiaddr", "federation_x"])
 def test_libraries_are_brief(name: str, out: io.StringIO) -> None:
     logs.configure("info", "json", stream=out)
     foreign = logging.getLogger(name)
@@ -115,6 +115,12 @@ def test_libraries_are_brief(name: str, out: io.StringIO) -> None:
     assert (first["event"], first["level"]) == ("bad peer a", "error")
     assert not {"exception", "stack"} & set(first)
     assert second["event"] == "100% sure"
+
+
+def test_libp2p_s_errors_about_peers_are_for_debugging(out: io.StringIO) -> None:
+    logs.configure("info", "json", stream=out)
+    logging.getLogger("libp2p.network.swarm").error("MultiselectClient handshake: read failed")
+    assert out.getvalue() == ""
 
 
 def test_debug_shows_libraries_tracebacks(out: io.StringIO) -> None:
@@ -142,7 +148,7 @@ def test_a_logger_taken_off_the_root_is_caught(out: io.StringIO) -> None:
     try:
         fail()
     except ValueError:
-        logging.getLogger("libp2p.host").exception("bad peer")
+        logging.getLogger("libp2p.host").critical("bad peer", exc_info=True)
     (line,) = lines(out)
     assert line["event"] == "bad peer"
     assert "exception" not in line
@@ -154,7 +160,7 @@ def test_after_libp2ps_own_set_up_everything_still_comes_through_us() -> None:
         "logs.configure('info', 'json', stream=sys.stderr)\n"
         "import libp2p\n"
         "try: 1 / 0\n"
-        "except ZeroDivisionError: logging.getLogger('libp2p.host').exception('bad peer')\n"
+        "except ZeroDivisionError: logging.getLogger('libp2p.host').critical('bad peer', exc_info=True)\n"
         "logging.debug('root')\n"
         "logging.getLogger('federation').info('ours')\n"
     )

@@ -108,6 +108,12 @@ class Link(IMuxedConn):
         """Run `callback` once all that the remote has sent by now was read: an RST right behind an OPEN is seen first."""
         self._drained.append(callback)
 
+    def drain(self, callback: Callable[[], None]) -> None:
+        """The same, and read now: nothing need come for `callback` to run."""
+        self.when_drained(callback)
+        if self._sock is not None:
+            self._reactor.flush_soon(self._read)
+
     def retire(self) -> None:
         """A duplicate: no new tunnels, closed as soon as those it carries are done (`tick` looks)."""
         self.retired = True
@@ -180,9 +186,10 @@ class Link(IMuxedConn):
         if mask & ~WRITE and not self._closed.is_set():
             self._read()
 
-    def _read(self) -> None:
+    def _read(self) -> None:  # noqa: C901  # the hot path in one piece
         sock, scratch, opener, feed = self._sock, self._reactor.scratch, self._opener, self.mux.feed
-        assert sock is not None
+        if sock is None or self._closed.is_set():
+            return
         try:
             for _ in range(DRAIN_ROUNDS):
                 rest = len(self._rest)

@@ -116,11 +116,11 @@ class Topic:
         """Inside `host.running()`, but before the first peer connects."""
         async with background_trio_service(self._pubsub), background_trio_service(self._router):
             await self._pubsub.wait_until_ready()
-            subscription = await self._pubsub.subscribe(self.name)
+            await self._pubsub.subscribe(self.name)
             try:
                 yield
             finally:
-                del subscription
+                self._pubsub.seen_messages.stop()  # its thread
 
     async def publish(self, data: bytes) -> bytes:
         """Send `data` to all; returns the signed message."""

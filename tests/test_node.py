@@ -1,0 +1,565 @@
+"""Whole nodes in this process, on free ports: start, what they say, stop, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from federation import control
+from federation import node as node_module
+from federation.config import Settings
+from federation.errors import FederationError, ListenFailed
+from federation.net.addresses import PeerAddress
+from federation.node import Clock, Node
+from federation.state import StateDir
+from federation.tokens import Token
+from federation.values import HostPort
+from tests.links import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from trio_typing import TaskStatus
+
+TOKEN = Token(b"n" * 32, "testnet")
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No freezing of this process's objects, and no shouting by py-libp2p."""
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    threshold = gc.get_threshold()
+    caplog.set_level("ERROR", "libp2p")
+    yield
+    gc.set_threshold(*threshold)
+
+
+async def no_control(
+    _node: object, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
+) -> None:
+    task_status.started(address)
+    await trio.sleep_forever()
+
+
+MakeNode = Any  # (name, **settings) -> Node
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeNode:
+    """Makes nodes, by name; the same name is the same state directory."""
+
+    def make(name: str = "one", *, token: Token = TOKEN, serve_control: Any = no_control, **fields: Any) -> Node:
+        settings = Settings(
+            **{
+                "name": name, "listens": ("127.0.0.1:0",), "p2p_listen": "127.0.0.1:0", "control": "127.0.0.1:0",
+                "mdns": False, "vram_bytes": 8 * GIB, "drain_timeout_s": 5.0, "health_interval_s": 0.2, "hold_s": 0.0,
+                "state_dir": tmp_path / name, **fields,
+            }
+        )  # fmt: skip
+        state = StateDir(settings.state_dir)
+        state.lock()
+        state.unlock()
+        return Node(settings, state, token, serve_control)
+
+    return make
+
+
+class Run:
+    """A node that runs; `status` is what it reported when it was ready."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.status: dict[str, Any] = {}
+        self.ended = trio.Event()
+        self.scope = trio.CancelScope()
+
+    async def stopped(self, seconds: float = 3.0) -> None:
+        self.node.stop()
+        with trio.fail_after(seconds):
+            await self.ended.wait()
+
+    @property
+    def client_address(self) -> HostPort:
+        return self.node.listens["default"]
+
+
+@asynccontextmanager
+async def running(node: Node) -> AsyncIterator[Run]:
+    """Stops it at the end, if the test has not done so."""
+    run, ready = Run(node), trio.Event()
+
+    def on_ready(status: dict[str, Any]) -> None:
+        run.status = status
+        ready.set()
+
+    async def serve() -> None:
+        try:
+            with run.scope:
+                await node.run(on_ready)
+        finally:
+            run.ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        with trio.fail_after(5):
+            await ready.wait()
+        yield run
+        await run.stopped()
+
+
+@asynccontextmanager
+async def echo_server() -> AsyncIterator[str]:
+    """A backend; HOST:PORT of it."""
+
+    async def echo(stream: trio.SocketStream) -> None:
+        async with stream:
+            while data := await stream.receive_some():
+                await stream.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(lambda task_status: trio.serve_tcp(echo, 0, host="127.0.0.1", task_status=task_status))
+        host, port = listeners[0].socket.getsockname()
+        yield f"{host}:{port}"
+        nursery.cancel_scope.cancel()
+
+
+async def client_of(run: Run) -> trio.SocketStream:
+    return await trio.open_tcp_stream(run.client_address.host, run.client_address.port)
+
+
+def link(newcomer: Node, member: Node) -> None:
+    newcomer.book.add(PeerAddress("127.0.0.1", member.p2p.port, member.peer_id), source="peer")
+    newcomer.host.look_at_book()
+
+
+def rows(node: Node) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in node.peers()}
+
+
+def states(node: Node) -> dict[str, str]:
+    return {name: row["state"] for name, row in rows(node).items()}
+
+
+def is_heard(node: Node) -> bool:
+    """Its topic reaches its neighbours: knowing each other comes sooner, by sync."""
+    mesh = node.gossip._topic._router.mesh
+    return any(mesh.values())
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+class TestStart:
+    async def test_it_says_what_it_is(self, make: MakeNode) -> None:
+        async with echo_server() as backend, running(make(backends=(f"chat={backend}", backend), capacity=7)) as run:
+            node = run.node
+            status = node.status()
+            assert set(status) == {"node", "network", "connections", "warnings"}
+            me = status["node"]
+            assert me["peer_id"] == node.peer_id
+            assert me["name"] == "one"
+            assert me["services"] == {"chat": True, "default": True}
+            assert me["gpu"] == {"source": "fixed", "note": "", "total_vram": 8 * GIB, "available_vram": 8 * GIB}
+            assert me["in_flight"] == 0
+            assert me["draining"] is False
+            assert me["pid"] == os.getpid()
+            assert me["state_dir"] == str(node.state.path)
+            assert me["uptime_s"] >= 0
+            assert me["addresses"] == [f"/ip4/127.0.0.1/tcp/{node.p2p.port}/p2p/{node.peer_id}"]
+            assert me["p2p"] == f"127.0.0.1:{node.p2p.port}"
+            assert node.p2p.port
+            assert run.client_address.port
+            assert me["listens"] == {"default": str(run.client_address)}
+            network = status["network"]
+            assert (network["id"], network["name"]) == (TOKEN.network_id, "testnet")
+            assert network["peers_online"] == network["peers_known"] == 1
+            assert network["invite_addresses"] == me["addresses"]
+            assert status["connections"] == {"now": 0, "total": 0, "failed": 0, "retried": 0}
+            assert status["warnings"] == []
+            assert run.status["node"]["peer_id"] == node.peer_id
+            assert json.dumps(status, allow_nan=False)
+            assert TOKEN.encode() not in json.dumps([status, node.peers()])
+            (row,) = node.peers()
+            assert row["capacity"] == 7
+
+    async def test_the_command_line_finds_it(self, make: MakeNode) -> None:
+        async with running(make(serve_control=control.serve_node)) as run:
+            facts = run.node.state.load_daemon()
+            assert facts == {
+                "pid": os.getpid(), "control": str(run.node.control), "listens": {"default": str(run.client_address)},
+                "p2p": str(run.node.p2p),
+            }  # fmt: skip
+            assert run.node.control.port
+            stream = await trio.open_tcp_stream(run.node.control.host, run.node.control.port)
+            async with stream:
+                head = f"GET /api/v1/peers HTTP/1.1\r\nHost: {run.node.control}\r\nConnection: close\r\n\r\n"
+                await stream.send_all(head.encode())
+                answer = b""
+                while chunk := await stream.receive_some():
+                    answer += chunk
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert run.node.peer_id.encode() in answer
+        assert run.node.state.load_daemon() is None
+
+    @pytest.mark.parametrize("serves", ["p2p_listen", "listens", "control"])
+    async def test_a_port_in_use(self, make: MakeNode, serves: str) -> None:
+        flag = {"p2p_listen": "--p2p-listen", "listens": "--listen", "control": "--control"}[serves]
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            files = open_files()
+            node = make(serve_control=control.serve_node, **{serves: (address,) if serves == "listens" else address})
+            ready: list[object] = []
+            with pytest.raises((ListenFailed, ExceptionGroup)) as caught, trio.fail_after(5):  # noqa: F821
+                await node.run(ready.append)
+            error = only(caught.value)
+            assert isinstance(error, ListenFailed)
+            assert f"{address}: the port is in use" in str(error)
+            assert flag in str(error)
+            assert ready == []
+            del node, caught, error
+            gc.collect()
+            assert open_files() <= files
+
+    async def test_several_services_have_a_port_each(self, make: MakeNode) -> None:
+        async with running(make(listens=("chat=127.0.0.1:0", "127.0.0.1:0"))) as run:
+            ports = {service: address.port for service, address in run.node.listens.items()}
+            assert set(ports) == {"chat", "default"}
+            assert len(set(ports.values())) == 2
+
+    async def test_a_backend_that_is_not_there_yet_is_a_warning(self, make: MakeNode) -> None:
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            port = reserved.getsockname()[1]
+            async with running(make(backends=(f"127.0.0.1:{port}",))) as run:
+                assert rows(run.node)["one"]["state"] == "backend down"
+                (warning,) = run.node.status()["warnings"]
+                assert f"127.0.0.1:{port}" in warning
+                reserved.listen()
+                await until(lambda: rows(run.node)["one"]["state"] == "online")
+                assert run.node.status()["warnings"] == []
+
+
+def only(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):  # noqa: F821
+        assert len(error.exceptions) == 1
+        error = error.exceptions[0]
+    return error
+
+
+class TestStop:
+    async def test_leaves_no_task_no_socket_no_thread(self, make: MakeNode) -> None:
+        async with echo_server() as backend:
+            await trio.to_thread.run_sync(lambda: None)  # trio keeps its worker threads for a while
+            tasks, files = trio.lowlevel.current_statistics().tasks_living, open_files()
+            threads = {t for t in threading.enumerate() if "trio" not in t.name.lower()}
+            one = make("one", backends=(backend,), serve_control=control.serve_node)
+            two = make("two", serve_control=control.serve_node)
+            async with running(one) as a, running(two) as b:
+                link(two, one)
+                await until(lambda: set(rows(one)) == set(rows(two)) == {"one", "two"})
+                async with await client_of(b) as client:
+                    await client.send_all(b"hello")
+                    assert await client.receive_some() == b"hello"
+                await b.stopped()
+                await a.stopped()
+            await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
+            await until(lambda: open_files() <= files)
+            await until(lambda: {t for t in threading.enumerate() if "trio" not in t.name.lower()} <= threads)
+
+    async def test_closes_the_clients_port_at_once(self, make: MakeNode) -> None:
+        async with echo_server() as backend, running(make(backends=(backend,))) as run:
+            async with await client_of(run) as client:
+                await client.send_all(b"a")
+                assert await client.receive_some() == b"a"
+                run.node.stop()
+                await until(lambda: run.node.draining)
+                await until(lambda: not run.node.forwarder._listeners)
+                with pytest.raises(OSError):  # noqa: PT011
+                    await client_of(run)
+                assert run.node.status()["node"]["draining"] is True
+                assert rows(run.node)["one"]["state"] == "draining"
+                for _ in range(5):  # who is here goes on
+                    await client.send_all(b"more")
+                    assert await client.receive_some() == b"more"
+                assert not run.ended.is_set()
+            with trio.fail_after(3):
+                await run.ended.wait()
+
+    async def test_waits_for_connections_no_longer_than_told(self, make: MakeNode) -> None:
+        async with echo_server() as backend, running(make(backends=(backend,), drain_timeout_s=0.3)) as run:
+            async with await client_of(run) as client:
+                await client.send_all(b"a")
+                assert await client.receive_some() == b"a"
+                start = trio.current_time()
+                await run.stopped()
+                assert 0.3 <= trio.current_time() - start < 2
+                with pytest.raises(trio.BrokenResourceError):
+                    assert await client.receive_some() == b""
+                    raise trio.BrokenResourceError  # an orderly end would be one, too
+
+    async def test_waits_for_what_others_sent_here(self, make: MakeNode) -> None:
+        async with echo_server() as backend:
+            exit_, entry = make("exit", backends=(backend,)), make("entry")
+            async with running(exit_) as a, running(entry) as b:
+                link(entry, exit_)
+                await until(lambda: states(entry).get("exit") == "online")
+                async with await client_of(b) as client:
+                    await client.send_all(b"a")
+                    assert await client.receive_some() == b"a"
+                    exit_.stop()
+                    await until(lambda: states(entry)["exit"] == "left")
+                    await client.send_all(b"b")
+                    assert await client.receive_some() == b"b"
+                    assert not a.ended.is_set()
+                with trio.fail_after(3):
+                    await a.ended.wait()
+                assert states(entry) == {"entry": "no backend", "exit": "left"}
+
+    async def test_drains_while_load_changes_and_stays_left(self, make: MakeNode) -> None:
+        """What it announces of its last connections must not bring it back."""
+        async with echo_server() as backend:
+            exit_, entry = make("exit", backends=(backend,)), make("entry")
+            async with running(exit_) as a, running(entry) as b:
+                link(entry, exit_)
+                await until(lambda: states(entry).get("exit") == "online")
+                clients = []
+                for _ in range(3):
+                    clients.append(await client_of(b))
+                    await clients[-1].send_all(b"a")
+                    assert await clients[-1].receive_some() == b"a"
+                exit_.stop()
+                await until(lambda: states(entry)["exit"] == "left")
+                for client in clients:
+                    await client.aclose()
+                    exit_.gossip.stir()
+                    await trio.sleep(0.3)  # long enough for an announcement, were there one
+                with trio.fail_after(3):
+                    await a.ended.wait()
+                assert states(entry)["exit"] == "left"
+
+    async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
+        """A second signal cancels it."""
+        files = open_files()
+        async with running(make(serve_control=control.serve_node)) as run:
+            async with await client_of(run):
+                run.scope.cancel()
+                with trio.fail_after(3):
+                    await run.ended.wait()
+        assert run.node.state.load_daemon() is None
+        del run
+        gc.collect()
+        await until(lambda: open_files() <= files)
+
+
+class TestTogether:
+    async def test_two_nodes_show_each_other(self, make: MakeNode) -> None:
+        async with echo_server() as backend:
+            one, two = make("one", backends=(backend,)), make("two", vram_bytes=4 * GIB)
+            async with running(one), running(two):
+                link(two, one)
+                await until(lambda: states(one) == states(two) == {"one": "online", "two": "no backend"}, seconds=2)
+                assert [row["self"] for row in one.peers()] == [True, False]  # this node first
+                assert [row["name"] for row in two.peers()] == ["two", "one"]
+                row = rows(two)["one"]
+                assert row["online"] is True
+                assert row["path"] == "direct"
+                assert row["available_vram"] == row["total_vram"] == 8 * GIB
+                assert row["services"] == {"default": True}
+                assert row["last_seen_age_s"] < 10
+                assert rows(two)["two"]["path"] == "self"
+                assert two.status()["network"]["peers_online"] == 2
+                assert set(two.status()["network"]["invite_addresses"]) == {
+                    f"/ip4/127.0.0.1/tcp/{node.p2p.port}/p2p/{node.peer_id}" for node in (one, two)
+                }
+
+    async def test_a_token_with_an_address_is_enough(self, make: MakeNode) -> None:
+        one = make("one")
+        async with running(one):
+            two = make("two", token=TOKEN.with_addresses(one.invite_addresses()))
+            async with running(two):
+                await until(lambda: set(rows(one)) == set(rows(two)) == {"one", "two"}, seconds=2)
+
+    async def test_another_token_is_shown_as_a_warning(self, make: MakeNode) -> None:
+        one, two = make("one"), make("two", token=Token(b"x" * 32))
+        async with running(one), running(two):
+            link(two, one)
+            await until(lambda: one.status()["warnings"])
+            assert "another token" in one.status()["warnings"][0]
+            assert set(rows(one)) == {"one"}
+            assert set(rows(two)) == {"two"}
+
+    async def test_a_restart_is_the_same_row(self, make: MakeNode) -> None:
+        one = make("one")
+        async with running(one):
+            lives = []
+            for _ in range(2):
+                two = make("two")
+                async with running(two):
+                    link(two, one)
+                    await until(lambda: states(one).get("two") == "no backend" and is_heard(two), seconds=2)
+                    lives.append(one.ledger.get(two.peer_id).record)  # type: ignore[union-attr]
+                await until(lambda: states(one)["two"] == "left")
+            assert lives[0].peer_id == lives[1].peer_id
+            assert lives[0].incarnation < lives[1].incarnation
+            assert len(one.peers()) == 2
+
+    async def test_a_restart_finds_the_network_by_itself(self, make: MakeNode) -> None:
+        one = make("one")
+        async with running(one):
+            two = make("two")
+            async with running(two):
+                link(two, one)
+                await until(lambda: "one" in rows(two))
+            async with running(make("two")) as again:
+                await until(lambda: "one" in rows(again.node), seconds=2)
+
+    async def test_a_peer_that_vanishes(self, make: MakeNode) -> None:
+        one, two = make("one"), make("two")
+        async with running(one), running(two) as b:
+            link(two, one)
+            await until(lambda: "two" in rows(one))
+            b.scope.cancel()
+            await until(lambda: states(one)["two"] == "unreachable", seconds=1)
+            assert rows(one)["two"]["online"] is False
+            assert one.status()["network"]["peers_online"] == 1
+            assert any("two" in warning for warning in one.status()["warnings"])
+
+    async def test_load_and_service_are_told_at_once(self, make: MakeNode) -> None:
+        async with echo_server() as backend:
+            exit_, entry = make("exit", backends=(backend,)), make("entry")
+            async with running(exit_), running(entry) as b:
+                link(entry, exit_)
+                await until(lambda: states(entry).get("exit") == "online")
+                async with await client_of(b) as client:
+                    await client.send_all(b"a")
+                    assert await client.receive_some() == b"a"
+                    await until(lambda: rows(entry)["exit"]["in_flight"] == 1, seconds=2)
+                    assert rows(entry)["exit"]["in_flight_here"] == 1
+                await until(lambda: rows(entry)["exit"]["in_flight"] == 0, seconds=2)
+                assert rows(entry)["exit"]["served"] == 1
+                (decision,) = entry.explain(10)
+                assert decision["name"] == "exit"
+
+
+class TestClock:
+    async def test_does_not_step_with_the_wall_clock(
+        self, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wall = FakeWall()
+        monkeypatch.setattr(node_module, "datetime", wall)
+        clock = Clock()
+        start = clock.utc_now()
+        assert start == wall.time
+        for step in (timedelta(hours=1), timedelta(days=-400)):
+            wall.time += step
+            await trio.sleep(30)
+        assert clock.utc_now() == start + timedelta(seconds=60)
+
+    async def test_nor_does_a_network(self, make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The libraries below use the wall clock, too."""
+        real = time.time
+        one, two = make("one"), make("two")
+        async with running(one), running(two):
+            link(two, one)
+            await until(lambda: "two" in rows(one))
+            for step in (3600.0, -7200.0):
+                monkeypatch.setattr(time, "time", lambda step=step: real() + step)
+                seen = one.ledger.get(two.peer_id).version  # type: ignore[union-attr]
+                two.gpu = node_module.GpuReading((), "none", str(step)) if two.gpu.gpus else await two_gpus()
+                two.gossip.stir()
+                await until(lambda seen=seen: one.ledger.get(two.peer_id).version > seen, seconds=2)  # type: ignore[union-attr]
+                assert rows(one)["two"]["online"] is True
+                assert rows(one)["two"]["last_seen_age_s"] < 10
+            await until(lambda: set(states(one).values()) == {"no backend"})
+
+
+async def two_gpus() -> node_module.GpuReading:
+    return await node_module.GpuProbe(fixed_bytes=GIB).read()
+
+
+class FakeWall:
+    """Stands for `datetime` where the node reads the wall clock."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+    def now(self, _tz: object) -> datetime:
+        return self.time
+
+
+class TestRecord:
+    async def test_fits_its_bounds_with_every_field_in_use(self, make: MakeNode) -> None:
+        from federation.records import encode
+
+        node = make(
+            "n" * 64,
+            backends=tuple(f"{'s' * 60}{n:02}=127.0.0.1:{n + 1}" for n in range(32)),
+            announce=tuple(f"{'h' * 60}.{'h' * 60}.example:{n + 1}" for n in range(16)),
+        )
+        node._read_addresses()
+        assert len(node.own_record().addresses) == 16
+        encode(node.own_record(in_flight=2**40))
+
+    async def test_announces_the_load_that_lasts(self, make: MakeNode) -> None:
+        node = make()
+        node.backends.in_flight = 3
+        node.backends._least = 1
+        assert node._describe().in_flight == 1
+        assert node.gossip._stir.is_set()  # and looks again soon
+        node.gossip._stir = trio.Event()
+        assert node._describe().in_flight == 3
+        assert not node.gossip._stir.is_set()
+
+    async def test_addresses_that_change_are_told(self, make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+        node = make()
+        node.p2p = HostPort("127.0.0.1", 1)
+        node._read_addresses()
+        assert not node._read_addresses()
+        monkeypatch.setattr(node_module, "local_addresses", lambda *_: ["/ip4/192.0.2.7/tcp/1"])
+        assert node._read_addresses()
+        assert node.own_record().addresses == ("/ip4/192.0.2.7/tcp/1",)
+
+    async def test_nonsense_among_others_addresses_is_passed_over(self, make: MakeNode) -> None:
+        node = make()
+        record = node.own_record().model_copy(
+            update={"peer_id": "12D3KooW" + "A" * 44, "addresses": ("nonsense", "/ip4/192.0.2.1/tcp/7", "/ip4/1/tcp/1/p2p/x")}
+        )
+        change = node.ledger.merge(record, now=node.clock.utc_now())
+        node._ledger_changed(change)
+        assert [str(a) for a in node.book.addresses(record.peer_id)] == [f"/ip4/192.0.2.1/tcp/7/p2p/{record.peer_id}"]
+
+    async def test_saved_nonsense_is_passed_over(self, make: MakeNode) -> None:
+        first = make()
+        first.state.save_peers({"x": ["nonsense", "/ip4/192.0.2.1/tcp/7/p2p/12D3KooW" + "A" * 44]})
+        with capture_logs() as logs:
+            again = make()
+        assert list(again.book) == ["12D3KooW" + "A" * 44]
+        assert [entry["whose"] for entry in logs] == ["remembered"]
+
+
+def test_serve_ends_with_the_error_of_the_start(make: Callable[..., Node], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = Settings(
+            name="x", listens=("127.0.0.1:0",), p2p_listen=address, control="127.0.0.1:0", mdns=False, state_dir=tmp_path / "x"
+        )
+        state = StateDir(settings.state_dir)
+        state.lock()
+        with pytest.raises((FederationError, ExceptionGroup)) as caught:  # noqa: F821
+            node_module.serve(settings, state, TOKEN, serve_control=no_control, on_ready=lambda _: None)
+        assert isinstance(only(caught.value), ListenFailed)
+        state.unlock()
