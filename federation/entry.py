@@ -143,6 +143,7 @@ class Entry:
                 if forwarder.replay is Replay.NEVER:
                     self.turn_away("the peer could not take the connection")
                     return
+                forwarder.retried("unreachable" if isinstance(error, PeerUnavailable) else "refused")
                 continue
             return
 
@@ -333,8 +334,9 @@ class Entry:
         client = self.client
         client.error = why
         farewell = client.peer = _Farewell(client, why)
-        self._timer = forwarder.reactor.call_later(LINGER_S, lambda: self._show_out(farewell))
-        if self._kept or self._eof:
+        left = self.started_at + LINGER_S - trio.current_time()  # for it to say the first word
+        self._timer = forwarder.reactor.call_later(left if left > 0 else LINGER_S, lambda: self._show_out(farewell))
+        if self._kept or self._eof or left <= 0:
             farewell.say(b"".join(self._kept))
         client.resume()
 
@@ -356,6 +358,8 @@ class Entry:
         waiting = self._forwarder.unanswered.get(self.peer_id)
         if waiting is not None:
             waiting.discard(self)
+            if not waiting:
+                del self._forwarder.unanswered[self.peer_id]
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -15,6 +15,7 @@ from federation.config import Replay
 from federation.entry import Entry
 from federation.errors import ListenFailed, listen_problem
 from federation.reactor import READ, Reactor
+from federation.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +109,7 @@ class Forwarder:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients' sockets inherit it
             sock.bind((address.host, address.port))
             sock.listen(BACKLOG)
         except OSError as error:
@@ -143,8 +145,7 @@ class Forwarder:
                 self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
                 return
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._start(sock, service, f"{address[0]}:{address[1]}")
+            self._start(sock, service, str(HostPort(address[0], address[1])))
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listeners:
@@ -167,7 +168,9 @@ class Forwarder:
     def abort_all(self, reason: str) -> None:
         """The drain is over."""
         for entry in list(self.active):
+            far = entry.client.peer
             entry.client.abort(reason)
+            far.abort(reason)
 
     # What an entry asks and tells
 

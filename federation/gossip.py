@@ -48,6 +48,7 @@ NODES_AT_BASE = 16  # so many nodes announce at the base interval; more stretch 
 SLOWEST_S = 12.0  # three of them fit into NODE_ONLINE_WINDOW: two in a row may be lost
 VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
 EXPIRE_S = 5.0
+GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read
 SYNC_TIMEOUT_S = 10.0
 PAGE = 64  # records: at most 1 MiB
 MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)
@@ -145,6 +146,7 @@ class Gossip:
         """Say good-bye. Nothing is announced afterwards, or others would take this node for one that came back."""
         self._left = True
         await self.announce(self._describe().model_copy(update={"left": True, "draining": True}))
+        await self._topic.flushed(GOODBYE_S)
 
     async def _expire(self) -> None:
         while True:

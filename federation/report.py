@@ -63,8 +63,9 @@ def status(node: Node) -> dict[str, Any]:
 
 def peers(node: Node) -> list[dict[str, Any]]:
     """This node first, then the others by name."""
-    records = sorted(node.ledger.records(), key=lambda r: (r.peer_id != node.peer_id, r.name, r.peer_id))
-    return [_peer_row(node, record) for record in records]
+    own = node.own_record(node.backends.in_flight)  # not the ledger's: that is as announced, or not there yet
+    others = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
+    return [_peer_row(node, record) for record in (own, *sorted(others, key=lambda r: (r.name, r.peer_id)))]
 
 
 def explain(node: Node, last: int) -> list[dict[str, Any]]:
@@ -97,8 +98,6 @@ def explain(node: Node, last: int) -> list[dict[str, Any]]:
 
 def _peer_row(node: Node, record: NodeData) -> dict[str, Any]:
     is_self = record.peer_id == node.peer_id
-    if is_self:
-        record = node.own_record(node.backends.in_flight)
     now = node.clock.utc_now()
     link = node.host.links.get(record.peer_id)
     state = _state_of(node, record, now, link)

@@ -254,10 +254,16 @@ class Net:
         return {peer: own for peer in peers if (own := self.selector.own_in_flight(peer))}
 
     def finished(self, result: str) -> float:
-        value = self.registry.get_sample_value(
-            "federation_connections_finished_total", {"service": "default", "result": result}
+        return self.metric("federation_connections_finished_total", result=result)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all series with these labels."""
+        return sum(
+            sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == name and sample.labels.items() >= labels.items()
         )
-        return value or 0.0
 
 
 @asynccontextmanager

@@ -212,7 +212,7 @@ async def test_a_health_path_that_hangs_up_or_hangs_is_down(monkeypatch: pytest.
             nursery.start_soon(exit_.backends.run)
             reset(await listener.accept())
             await until(lambda: exit_.backend.healthy is False)
-            assert exit_.backend.why == "it hung up"
+            assert exit_.backend.why in ("it hung up", "Connection reset by peer")  # as the reset is met
             async with await listener.accept():  # accepts, and says nothing
                 await until(lambda: exit_.backend.why == "no answer within 0.2 s")
             nursery.cancel_scope.cancel()

@@ -26,7 +26,7 @@ from tests.hosts import KEY, Peer, new_peer, peers, reactor_running
 from tests.links import End, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from libp2p.abc import INetStream
 
@@ -495,7 +495,7 @@ class TestStrangers:
             for n in range(STRANGERS):
                 with connect(a) as sock:
                     sock.sendall(os.urandom(1 + 17 * n))
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             await self.assert_unharmed(a, files)
 
     async def test_silence(self) -> None:
@@ -516,7 +516,7 @@ class TestStrangers:
             for n in range(40):
                 with connect(a) as sock:
                     sock.sendall((b"\x13/multistream/1.0.0\n\x14/federation/noise/1\n" + b"\x00\x20" + bytes(64))[: 2 * n])
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             await self.assert_unharmed(a, files)
 
     async def test_a_stock_libp2p_host(self) -> None:
@@ -706,7 +706,6 @@ class TestStop:
 
 
 @pytest.fixture(autouse=True)
-def no_shout(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def no_shout(caplog: pytest.LogCaptureFixture) -> None:
     """py-libp2p logs much of this as errors of its own."""
     caplog.set_level("CRITICAL", "libp2p")
-    yield

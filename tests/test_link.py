@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import select
 import socket
 import struct
 import sys
@@ -337,6 +338,44 @@ async def test_an_rst_on_the_socket_is_seen_before_an_open_behind_the_negotiatio
         await link.close()
         await stream.aclose()
         nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_a_later_step_needs_nothing_to_come(on_socket: bool) -> None:
+    """The backend has accepted: is the entry still there? It waits for us and says nothing."""
+    async with one_link(on_socket=on_socket) as (link, remote, _):
+        await remote.say(frame(OPEN, 2))
+        await until(lambda: link.mux.channels)
+        looked: list[bool] = []
+        link.drain(lambda: looked.append(link.mux.channels[2].closed))
+        link.drain(lambda: looked.append(True))
+        assert looked == []
+        await until(lambda: len(looked) == 2, seconds=1)
+        assert looked == [False, True]
+
+
+async def test_a_later_step_sees_the_rst_that_lies_on_the_socket() -> None:
+    async with one_link() as (link, remote, host):
+        await remote.say(frame(OPEN, 2))
+        await until(lambda: host.opened)
+        channel = host.opened[0][0]
+        assert link._sock is not None
+        remote_sock = remote.stream.socket  # type: ignore[attr-defined]
+        remote_sock._sock.send(remote.seal(frame(RST, 2)))  # trio and the reactor do not run in between
+        assert select.select([link._sock], [], [], 5)[0]
+        looked: list[bool] = []
+        link.drain(lambda: looked.append(channel.closed))
+        link._reactor._flush()
+        assert looked == [True]
+
+
+async def test_a_link_that_ends_takes_no_later_step() -> None:
+    async with one_link() as (link, _, _):
+        looked: list[bool] = []
+        link.drain(lambda: looked.append(True))
+        link.fail("gone")
+        link._reactor._flush()
+        assert looked == []
 
 
 async def test_a_link_that_ends_dials_nothing_any_more() -> None:

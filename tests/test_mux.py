@@ -666,6 +666,7 @@ def test_rst_reaches_the_peer_and_frees_what_was_queued() -> None:
         a.mux.feed(record)
     assert end.heard == ["RST backend reset"]
     assert a.mux.out_size == 0
+    assert not ours._out
     assert a.said() == []
     assert not a.mux.channels
     ours.abort("again")

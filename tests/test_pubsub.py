@@ -21,7 +21,7 @@ from tests.hosts import Peer, new_peer, peers, reactor_running, seed
 from tests.links import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from federation.net.streams import TrioStream
 
@@ -399,6 +399,5 @@ class TestAMembersMessages:
 
 
 @pytest.fixture(autouse=True)
-def no_shout(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def no_shout(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "libp2p")
-    yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -182,6 +183,17 @@ async def test_close_forgets_and_closes_and_its_number_may_be_used_again(reactor
     os.close(number)
 
 
+def test_what_was_dropped_leaves_the_kernels_set(idle: Reactor, pairs: Pairs) -> None:
+    """It would be told of what nobody reads, again and again."""
+    ours, theirs = pairs()
+    idle.add(ours.fileno(), READ, lambda _: None)
+    theirs.send(b"x")
+    settled(ours)
+    assert idle._poller.poll(0, 9) == [(ours.fileno(), READ)]
+    idle.drop(ours.fileno())
+    assert idle._poller.poll(0, 9) == []
+
+
 def test_many_ready_ones_get_their_turn_in_batches(idle: Reactor, pairs: Pairs) -> None:
     """More are ready than a batch takes, and none of them reads: the next batch has others."""
     sockets = [pairs() for _ in range(11)]
@@ -313,6 +325,17 @@ async def test_a_task_may_ask_for_a_flush_without_any_event(reactor: Reactor) ->
     reactor.flush_soon(lambda: said.append("three"))
     await until(lambda: len(said) == 3)
     assert said == ["one", "two", "three"]
+
+
+async def test_also_after_a_batch_of_events(reactor: Reactor, pairs: Pairs) -> None:
+    ours, theirs = pairs()
+    said: list[str] = []
+    reactor.add(ours.fileno(), READ, lambda _: said.append(ours.recv(9).decode()))
+    theirs.send(b"event")
+    await until(lambda: said)
+    reactor.flush_soon(lambda: said.append("flush"))
+    await until(lambda: len(said) == 2)
+    assert said == ["event", "flush"]
 
 
 async def test_what_was_queued_before_the_reactor_ran_is_not_forgotten(idle: Reactor, nursery: trio.Nursery) -> None:
@@ -526,8 +549,13 @@ async def test_a_timer_asked_for_in_a_socket_s_callback_runs(reactor: Reactor, p
 # The end
 
 
-def descriptors() -> set[str]:
-    return set(os.listdir("/dev/fd"))
+def descriptors() -> set[int]:
+    numbers = set()
+    for number in map(int, os.listdir("/dev/fd")):
+        with suppress(OSError):  # the listing's own
+            os.fstat(number)
+            numbers.add(number)
+    return numbers
 
 
 @pytest.mark.parametrize("use_epoll", POLLERS)

@@ -109,10 +109,14 @@ class Link(IMuxedConn):
         self._drained.append(callback)
 
     def drain(self, callback: Callable[[], None]) -> None:
-        """The same, and read now: nothing need come for `callback` to run."""
+        """The same, and read now: nothing need come for `callback` to run. Without a socket, what was read by now counts."""
         self.when_drained(callback)
-        if self._sock is not None:
-            self._reactor.flush_soon(self._read)
+        self._reactor.flush_soon(self._read if self._sock is not None else self._run_drained)
+
+    def _run_drained(self) -> None:
+        drained, self._drained = self._drained, []
+        for callback in drained:
+            callback()
 
     def retire(self) -> None:
         """A duplicate: no new tunnels, closed as soon as those it carries are done (`tick` looks)."""
@@ -186,7 +190,7 @@ class Link(IMuxedConn):
         if mask & ~WRITE and not self._closed.is_set():
             self._read()
 
-    def _read(self) -> None:  # noqa: C901  # the hot path in one piece
+    def _read(self) -> None:
         sock, scratch, opener, feed = self._sock, self._reactor.scratch, self._opener, self.mux.feed
         if sock is None or self._closed.is_set():
             return
@@ -207,9 +211,7 @@ class Link(IMuxedConn):
                 if not self._drained or self._closed.is_set():
                     return
         except (BlockingIOError, InterruptedError):
-            drained, self._drained = self._drained, []
-            for callback in drained:
-                callback()
+            self._run_drained()
         except OSError as error:
             self.fail(error.strerror or "the connection broke")
         except ProtocolViolation as error:
@@ -307,9 +309,7 @@ class Link(IMuxedConn):
             while not self._closed.is_set():
                 while pending:
                     self.mux.feed(pending.popleft())
-                drained, self._drained = self._drained, []
-                for callback in drained:
-                    callback()
+                self._run_drained()
                 await self._secured.read_records()
                 self._heard()
         except ProtocolViolation as error:

@@ -48,6 +48,9 @@ QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, an
 class _GuardedPubsub(Pubsub):
     """py-libp2p's, but no message can end it (trap A)."""
 
+    _writing = 0
+    _wrote = trio.Event()
+
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         try:
             await super().push_msg(msg_forwarder, msg)
@@ -60,6 +63,20 @@ class _GuardedPubsub(Pubsub):
         except Exception as error:  # noqa: BLE001  # malformed protobuf and worse; the peer's stream ends, not the host
             log.debug("a gossip stream failed", why=type(error).__name__)
             await stream.reset()  # so that the peer opens a new one
+
+    async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
+        self._writing += 1
+        try:
+            return await super().write_msg(stream, rpc_msg)
+        finally:
+            self._writing -= 1
+            self._wrote.set()
+
+    async def flushed(self) -> None:
+        """Wait until all that was queued for peers has been written."""
+        while self._writing or any(map(len, self.peer_queues.values())):
+            self._wrote = trio.Event()
+            await self._wrote.wait()
 
     async def handle_dead_peer_queue(self) -> None:
         """Theirs ignores the end of a connection while there is another one, and the stream that went with it."""
@@ -132,6 +149,11 @@ class Topic:
         """Pass on what `peer` handed us outside the topic, as if it had come by the topic."""
         await self._pubsub.push_msg(ID.from_base58(peer), rpc_pb2.Message.FromString(signed))
         await trio.lowlevel.checkpoint()  # a sync calls this many times in a row: let the peers' queues drain
+
+    async def flushed(self, timeout_s: float) -> None:
+        """Wait until what was published is on the links, `timeout_s` at most."""
+        with trio.move_on_after(timeout_s):
+            await self._pubsub.flushed()
 
     def sign(self, data: bytes) -> rpc_pb2.Message:
         pubsub = self._pubsub

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 _fleets: list[Fleet] = []  # alive now
-_figures: list[tuple[str, str]] = []
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
@@ -38,9 +37,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def figure() -> Callable[[str, str], None]:
-    """Reports a measured value; they are printed together at the end of the run."""
-    return lambda what, value: _figures.append((what, value))
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """Reports a measured value; they are printed together at the end of the run, whichever process ran the test."""
+    return lambda what, value: record_property(f"figure: {what}", value)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -52,10 +51,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
                 if tail := process.log_tail():
                     report.sections.append((f"log of {process.name}", tail))
     return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _figures:
-        terminalreporter.section("figures")
-        for what, value in _figures:
-            terminalreporter.write_line(f"{what}: {value}")

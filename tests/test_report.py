@@ -1,0 +1,250 @@
+"""What a node says of itself, over a node that does not run: its ledger, links and counters are set by hand."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from federation.config import Settings
+from federation.forwarder import Decision
+from federation.gpu import GpuReading
+from federation.node import Node
+from federation.records import NODE_ONLINE_WINDOW, Gpu, NodeData
+from federation.selection import Candidate, Policy, Selector
+from federation.state import StateDir
+from federation.tokens import Token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TOKEN = Token(b"r" * 32, "testnet", ("/ip4/192.0.2.1/tcp/4484",))
+GIB = 1 << 30
+
+MakeNode = Any
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Node]:
+    def make(**fields: Any) -> Node:
+        settings = Settings(**{"name": "me", "p2p_listen": "127.0.0.1:4484", "state_dir": tmp_path / "s", **fields})
+        state = StateDir(settings.state_dir)
+        state.lock()
+        state.unlock()
+
+        async def never(*_: object) -> None: ...
+
+        return Node(settings, state, TOKEN, never)
+
+    return make
+
+
+def add(
+    node: Node,
+    name: str,
+    /,
+    *,
+    age_s: float = 1.0,
+    linked: bool = True,
+    suspect: bool = False,
+    rtt_s: float | None = None,
+    **fields: Any,
+) -> str:
+    """A peer of that name, as if it had been heard of `age_s` ago."""
+    peer_id = "12D3KooW" + name * 4
+    fields = {"services": {"default": True}, "incarnation": 1, "name": name, **fields}
+    record = NodeData(peer_id=peer_id, last_seen=node.clock.utc_now(), **fields)
+    node.ledger.merge(record, now=node.clock.utc_now(), age=timedelta(seconds=age_s))
+    if linked:
+        node.host.links[peer_id] = SimpleNamespace(suspect=suspect, rtt_s=rtt_s, peer=peer_id)  # type: ignore[assignment]
+    return peer_id
+
+
+def row(node: Node, name: str) -> dict[str, Any]:
+    (found,) = [row for row in node.peers() if row["name"] == name]
+    return found
+
+
+class TestPeers:
+    async def test_its_own_row_is_there_before_anything_was_announced(self, make: MakeNode) -> None:
+        node = make()
+        (me,) = node.peers()
+        assert me["self"] is True
+        assert me["online"] is True
+        assert me["path"] == "self"
+        assert me["peer_id"] == node.peer_id
+        assert 0 <= me["last_seen_age_s"] < 1
+
+    async def test_shape(self, make: MakeNode) -> None:
+        node = make(capacity=3)
+        node.gpu = GpuReading((Gpu(name="x", total_vram=8 * GIB, available_vram=2 * GIB),), "nvml")
+        peer_id = add(
+            node, "bob", rtt_s=0.0012345, in_flight=4, capacity=9, available_vram=5, total_vram=6, version="1.2",
+            draining=True, gpus=(Gpu(name="y", total_vram=6, available_vram=5),), addresses=("/ip4/192.0.2.9/tcp/1",),
+        )  # fmt: skip
+        bob = row(node, "bob")
+        seen = datetime.fromisoformat(bob.pop("last_seen"))
+        assert seen.utcoffset() == timedelta(0)
+        assert bob.pop("last_seen_age_s") == pytest.approx(1.0, abs=0.1)
+        assert bob == {
+            "peer_id": peer_id, "name": "bob", "self": False, "online": True, "state": "draining", "available_vram": 5,
+            "total_vram": 6, "gpus": [{"name": "y", "total_vram": 6, "available_vram": 5}], "in_flight": 4,
+            "in_flight_here": 0, "served": 0, "capacity": 9, "services": {"default": True}, "draining": True,
+            "path": "direct", "rtt_ms": 1.234, "version": "1.2", "addresses": ["/ip4/192.0.2.9/tcp/1"],
+        }  # fmt: skip
+        me = row(node, "me")
+        assert set(me) == {*bob, "last_seen", "last_seen_age_s"}
+        assert (me["available_vram"], me["total_vram"], me["capacity"]) == (2 * GIB, 8 * GIB, 3)
+        assert me["rtt_ms"] is None
+
+    async def test_this_node_first_then_by_name(self, make: MakeNode) -> None:
+        node = make(name="m")
+        for name in ("z", "a", "n"):
+            add(node, name)
+        assert [row["name"] for row in node.peers()] == ["m", "a", "n", "z"]
+        assert [row["self"] for row in node.peers()] == [True, False, False, False]
+
+    @pytest.mark.parametrize(
+        ("facts", "state", "online"),
+        [
+            ({}, "online", True),
+            ({"services": {"a": False, "b": True}}, "online", True),
+            ({"services": {"default": False}}, "backend down", True),
+            ({"services": {}}, "no backend", True),
+            ({"draining": True}, "draining", True),
+            ({"draining": True, "services": {}}, "draining", True),
+            ({"suspect": True, "draining": True}, "suspect", True),
+            ({"linked": False, "draining": True}, "unreachable", False),
+            ({"age_s": 39.0}, "online", True),
+            ({"age_s": NODE_ONLINE_WINDOW.total_seconds()}, "offline", False),
+            ({"age_s": 41.0, "linked": False}, "offline", False),
+            ({"left": True, "age_s": 41.0, "linked": False}, "left", False),
+            ({"left": True}, "left", False),
+        ],
+    )
+    async def test_state_is_the_worst_that_is_so(
+        self, make: MakeNode, facts: dict[str, Any], state: str, online: bool
+    ) -> None:
+        node = make()
+        add(node, "bob", **facts)
+        assert (row(node, "bob")["state"], row(node, "bob")["online"]) == (state, online)
+
+    async def test_our_own_state(self, make: MakeNode) -> None:
+        node = make(backends=("127.0.0.1:1",))
+        assert row(node, "me")["state"] == "backend down"
+        node.backends.all[0].healthy = True
+        assert row(node, "me")["state"] == "online"
+        node.draining = True
+        assert row(node, "me")["state"] == "draining"
+        assert row(make(), "me")["state"] == "no backend"
+
+    async def test_our_own_load_is_the_present_one(self, make: MakeNode) -> None:
+        """What was announced is older; and a tombstone of ours in the ledger is not what we are."""
+        node = make()
+        node.ledger.merge(node.own_record(9).model_copy(update={"left": True}), now=node.clock.utc_now())
+        node.backends.in_flight = 2
+        (me,) = node.peers()
+        assert me["in_flight"] == 2
+        assert me["state"] == "no backend"
+
+    async def test_what_this_entry_sent_there(self, make: MakeNode) -> None:
+        node = make()
+        peer_id = add(node, "bob")
+        node.selector.pick([node.ledger.get(peer_id).record], now=0.0)  # type: ignore[union-attr]
+        assert (row(node, "bob")["in_flight_here"], row(node, "bob")["served"]) == (1, 1)
+        node.selector.release(peer_id)
+        assert (row(node, "bob")["in_flight_here"], row(node, "bob")["served"]) == (0, 1)
+
+
+class TestStatus:
+    async def test_online_means_within_reach(self, make: MakeNode) -> None:
+        node = make()
+        node.ledger.merge(node.own_record(), now=node.clock.utc_now())
+        add(node, "linked")
+        add(node, "far", linked=False)
+        add(node, "old", age_s=60)
+        network = node.status()["network"]
+        assert (network["peers_online"], network["peers_known"]) == (2, 4)
+
+    async def test_it_holds_no_secret(self, make: MakeNode) -> None:
+        node = make()
+        text = json.dumps([node.status(), node.peers(), node.explain(5)])
+        assert "fed1_" not in text
+        assert TOKEN.secret.hex() not in text
+        assert node.status()["network"]["id"] == TOKEN.network_id
+
+    async def test_counters(self, make: MakeNode) -> None:
+        node = make()
+        counts = node.forwarder.counts
+        counts.total, counts.failed, counts.retried = 5, 2, 1
+        assert node.status()["connections"] == {"now": 0, "total": 5, "failed": 2, "retried": 1}
+
+    async def test_uptime(self, make: MakeNode, autojump_clock: trio.testing.MockClock) -> None:
+        node = make()
+        await trio.sleep(90)
+        assert node.status()["node"]["uptime_s"] == 90
+
+    async def test_warnings(self, make: MakeNode) -> None:
+        node = make(backends=("chat=127.0.0.1:7",))
+        assert node.status()["warnings"] == []  # not checked yet is no warning
+        node.backends.all[0].healthy = False
+        node.backends.all[0].why = "connection refused"
+        for name in "abcdefg":
+            add(node, name, linked=False)
+        add(node, "gone", linked=False, age_s=60)
+        add(node, "left", linked=False, left=True)
+        node.host.rejected["other token"] = 3
+        node.host.rejected["handshake"] = 9
+        backend, reach, token = node.status()["warnings"]
+        assert all(word in backend for word in ("127.0.0.1:7", "chat", "connection refused"))
+        assert reach.endswith(": a, b, c, d, e")
+        assert token.startswith("3 ")
+
+    async def test_nameless_peers_are_shown_by_id(self, make: MakeNode) -> None:
+        node = make()
+        peer_id = add(node, "x", name="", linked=False)
+        assert peer_id in node.status()["warnings"][0]
+
+
+class TestExplain:
+    async def test_the_last_decisions(self, make: MakeNode, autojump_clock: trio.testing.MockClock) -> None:
+        node = make()
+        bob = add(node, "bob")
+        selector = Selector(Policy.LEAST_LOADED, entry_id="x", rng=None)  # type: ignore[arg-type]
+        for n in range(3):
+            await trio.sleep(10)
+            pick = selector.pick([node.ledger.get(bob).record], now=trio.current_time())  # type: ignore[union-attr]
+            assert pick is not None
+            node.forwarder.decisions.append(Decision(trio.current_time(), "chat", f"c{n}", pick, 1))
+        await trio.sleep(5)
+        first, second, third = node.explain(10)
+        assert [d["client"] for d in (first, second, third)] == ["c0", "c1", "c2"]
+        assert [d["client"] for d in node.explain(2)] == ["c1", "c2"]
+        at = [datetime.fromisoformat(d["at"]) for d in (first, second, third)]
+        assert at[1] - at[0] == timedelta(seconds=10)
+        assert node.clock.utc_now() - at[2] == timedelta(seconds=5)
+        assert third["chosen"] == bob
+        assert third["name"] == "bob"
+        assert third["service"] == "chat"
+        assert third["tier"] == "only"
+        assert first["candidates"][0]["last_used_age_s"] is None  # never used
+        assert second["candidates"][0]["last_used_age_s"] == 10
+        assert json.dumps(node.explain(10), allow_nan=False)
+
+    async def test_of_a_peer_that_is_forgotten(self, make: MakeNode) -> None:
+        node = make()
+        gone = Candidate("gone", 1, -float("inf"), 2)
+        selector = node.selector
+        add(node, "bob")
+        pick = selector.pick([r for r in node.ledger.records()], now=0.0)._replace(chosen=gone, candidates=(gone,))  # type: ignore[union-attr]
+        node.forwarder.decisions.append(Decision(0.0, "s", "c", pick, 1))
+        (decision,) = node.explain(1)
+        assert decision["name"] == ""
+        assert decision["candidates"] == [
+            {"peer_id": "gone", "name": "", "in_flight": 1, "last_used_age_s": None, "available_vram": 2, "served": 0}
+        ]
