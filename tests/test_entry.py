@@ -16,8 +16,7 @@ import trio.testing
 from federation.entry import LINGER_S, REFUSED_PENALTY_S, SILENT_PENALTY_S
 from federation.net.mux import INITIAL_WINDOW
 from tests.entries import OWN, Net, network, settled
-from tests.links import socket_pair
-from tests.sockets import is_reset, reset, stream
+from tests.sockets import is_reset, reset
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

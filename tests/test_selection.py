@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from statistics import mean
+from typing import Any
 
 import pytest
 from hypothesis import given
