@@ -252,8 +252,6 @@ class Entry:
         log.debug("attempt failed", peer=self.peer_id, service=self.service, why=reason, attempt=self.attempts)
         self._let_go()
         self._opened = False
-        if self.client.closed:
-            return
         if forwarder.replay is Replay.NEVER:
             self.turn_away(reason)
             return

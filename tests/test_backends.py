@@ -18,11 +18,14 @@ from federation.backends import Backend, Backends, Dial, Dialled
 from federation.config import Settings
 from federation.net.mux import INITIAL_WINDOW
 from federation.splice import SocketEnd
+from tests.entries import settled
 from tests.links import End, link_pair, until
 from tests.sockets import CountingReactor, Listener, is_reset, open_descriptors, quiet, read_all, reset, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+
+    from trio.testing import MockClock
 
     from federation.net.link import Link
     from federation.net.mux import Channel
@@ -590,3 +593,85 @@ async def test_no_descriptor_is_left_whatever_happens() -> None:
         await until(lambda: t.exit.backends.in_flight == 0)
         assert open_descriptors() == before
         assert max(t.exit.loads) >= 1
+
+
+# An exit that was stopped
+
+
+class StoppedLink:
+    """What it has in its socket comes when the test says so."""
+
+    def __init__(self) -> None:
+        self.unread: list[Callable[[], None]] = []
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        self.unread.append(callback)
+
+    drain = when_drained
+
+    def reads(self) -> None:
+        unread, self.unread = self.unread, []
+        for callback in unread:
+            callback()
+
+
+@dataclass
+class FakeChannel(End):
+    gives_up_at: str = ""
+
+    def accept(self) -> None:
+        self.heard.append("OPENED")
+        if self.gives_up_at == "OPENED":
+            self.peer.abort("the link broke")
+
+    def refuse(self, reason: str) -> None:
+        self.heard.append(f"REFUSED {reason}")
+
+
+@asynccontextmanager
+async def one_flow(*, gives_up_at: str = "") -> AsyncIterator[tuple[Exit, Listener, StoppedLink, FakeChannel]]:
+    """A tunnel with a request in it that a remote entry opened, OPEN just read."""
+    with Listener() as listener:
+        exit_ = make_exit(listener.address)
+        believe(exit_, listener)
+        link, channel = StoppedLink(), FakeChannel(gives_up_at=gives_up_at)
+        async with running(exit_.reactor):
+            exit_.backends.tunnel_opened(link, channel, "default")  # type: ignore[arg-type]
+            channel.peer.send(b"POST /pay HTTP/1.1\r\n\r\n")
+            yield exit_, listener, link, channel
+            if isinstance(channel.peer, SocketEnd):
+                channel.peer.abort("over")
+            assert exit_.backends.in_flight == 0
+            assert len(exit_.reactor) == 0
+
+
+async def test_an_entry_that_gives_up_when_it_is_answered_delivers_nothing() -> None:
+    async with one_flow(gives_up_at="OPENED") as (exit_, listener, link, channel):
+        link.reads()
+        async with await listener.accept() as server:
+            assert await is_reset(server)
+        await until(lambda: exit_.backends.in_flight == 0)
+        assert channel.heard == ["OPENED"]
+
+
+@pytest.mark.parametrize("gave_up", [True, False])
+async def test_an_exit_that_was_stopped_during_the_dial_reads_before_it_goes_on(
+    mock_clock: MockClock, gave_up: bool
+) -> None:
+    """Stopped after its dial, continued when the entry has long gone elsewhere: the RST is in the socket, unread."""
+    async with one_flow() as (exit_, listener, link, channel):
+        link.reads()
+        mock_clock.jump(10.0)
+        server = await listener.accept()
+        await settled(lambda: link.unread)
+        assert channel.heard == []  # no OPENED on a mere hope
+        if gave_up:
+            channel.peer.abort("no answer within 3 s")
+            link.reads()
+            assert await is_reset(server)
+            assert channel.heard == []
+        else:
+            link.reads()
+            assert await server.receive_some() == b"POST /pay HTTP/1.1\r\n\r\n"
+            assert channel.heard == ["OPENED"]
+        await server.aclose()

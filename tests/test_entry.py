@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
 
+from federation import splice
 from federation.entry import LINGER_S, REFUSED_PENALTY_S, SILENT_PENALTY_S
 from federation.net.mux import INITIAL_WINDOW
 from tests.entries import OWN, Net, network, settled
-from tests.sockets import is_reset, reset
+from tests.sockets import Listener, is_reset, reset
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -232,15 +234,17 @@ async def test_never_means_never_without_a_connection_too(mock_clock: MockClock)
 async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         net.add("a", "b", "c")
-        await net.connect(sends=REQUEST)
+        client = await net.connect(sends=REQUEST)
         for _ in range(3):
             net.tunnel.refuses()
         assert [t.peer_id for t in net.tunnels] == ["a", "b", "c"]
         assert net.in_flight() == {}
         assert len(net.forwarder.held) == 1
+        await client.send_all(b"more")  # meanwhile it is read on
+        await settled(lambda: net.received() == len(REQUEST) + 4)
         net.forgive()  # the penalties are over
         await settled(lambda: len(net.tunnels) == 4)
-        assert net.tunnel.data == REQUEST
+        assert net.tunnel.data == REQUEST + b"more"
         assert sum(net.in_flight().values()) == 1
         assert not net.forwarder.held
 
@@ -338,6 +342,8 @@ async def test_until_the_first_byte_a_request_may_move(mock_clock: MockClock, ho
         net.forwarder.peer_suspect("a")
         net.forwarder.peer_suspect("b")  # it has answered: too late to move
         assert len(net.tunnels) == 2
+        net.tunnel.sends(b"more")
+        assert await receive(client, 4) == b"more"
         net.tunnel.breaks()
         assert await is_reset(client)
         assert len(net.tunnels) == 2
@@ -453,6 +459,56 @@ async def test_a_large_upload_is_replayed_as_long_as_it_fits(mock_clock: MockClo
         net.tunnel.sends(b"thanks")
         net.tunnel.ends()
         assert await rest_of(client) == b"thanks"
+
+
+async def test_what_one_peer_answered_does_not_count_at_the_next(mock_clock: MockClock) -> None:
+    """a has said OPENED, b has not: the buffer that fills up now must not settle anything."""
+    data = random.Random(8).randbytes(50_000)
+    async with network(mock_clock, replay="first-byte", replay_buffer_bytes=5000) as net:
+        net.add("a", "b", "c")
+        client = await net.connect(sends=data[:1000])
+        net.tunnel.answers()
+        net.tunnel.breaks()
+        await client.send_all(data[1000:])
+        await settled(lambda: len(net.tunnel.data) == 5000)
+        await settled()
+        net.tunnel.refuses()
+        assert net.tunnel.peer_id == "c"
+        assert net.tunnel.data == data[:5000]
+        net.tunnel.answers()
+        await settled(lambda: net.tunnel.data == data)
+
+
+async def test_a_buffer_that_is_just_full_is_replayed(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splice, "READS_A_TURN", 1)  # so that nobody looks whether there is more
+    data = random.Random(9).randbytes(2 * splice.CHUNK)
+    async with network(mock_clock, replay="first-byte", replay_buffer_bytes=len(data)) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=data[: splice.CHUNK])
+        net.tunnel.answers()
+        net.tunnel.grants(INITIAL_WINDOW)
+        await client.send_all(data[splice.CHUNK :])
+        await settled(lambda: net.tunnel.data == data)
+        net.tunnel.breaks()
+        net.tunnel.answers()
+        assert (net.tunnel.peer_id, net.tunnel.data) == ("b", data[:INITIAL_WINDOW])
+        await client.send_all(b"more")
+        await settled()
+        net.tunnel.grants(INITIAL_WINDOW + 4)
+        await settled(lambda: net.tunnel.data == data + b"more")
+        net.tunnel.sends(b"ok")
+        assert await receive(client, 2) == b"ok"
+
+
+async def test_a_client_whose_replay_was_cut_short_is_read_on(mock_clock: MockClock) -> None:
+    data = random.Random(10).randbytes(2 * INITIAL_WINDOW)
+    async with network(mock_clock, replay_buffer_bytes=3 * INITIAL_WINDOW) as net:
+        client = await net.connect(sends=data)
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        net.tunnel.refuses()
+        await client.send_all(b"more")
+        await settled(lambda: net.received() == len(data) + 4)
 
 
 @every_mode
@@ -601,14 +657,7 @@ async def test_any_other_client_is_only_closed(mock_clock: MockClock, request_: 
     async with network(mock_clock, hold_s=10) as net:
         client = await net.connect(sends=request_)
         await net.passes(10)
-        await net.passes(LINGER_S / 2)
-        await net.passes(LINGER_S / 2)
-        assert await receive_or_end(client) == b""
-
-
-async def receive_or_end(client: trio.SocketStream) -> bytes:
-    """What comes until EOF. Not until a reset, which would be an error."""
-    return await rest_of(client)
+        assert await rest_of(client) == b""  # EOF; a reset would be an error
 
 
 async def test_no_patience_is_no_reason_to_say_nothing(mock_clock: MockClock) -> None:
@@ -663,6 +712,16 @@ async def test_a_client_that_does_not_go_is_thrown_out(mock_clock: MockClock) ->
         await net.passes(0.1)
         assert not net.forwarder.active
         assert net.forwarder.counts.failed == 1
+
+
+async def test_who_was_turned_away_is_not_served_after_all(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=10) as net:
+        client = await net.connect(sends=REQUEST)
+        await net.passes(10)
+        net.add("a")
+        await settled()
+        assert net.tunnels == []
+        parse_503(await rest_of(client))
 
 
 async def test_to_be_turned_away_is_an_error(mock_clock: MockClock) -> None:
@@ -942,3 +1001,43 @@ async def test_a_large_upload_outgrows_what_is_kept_for_the_own_backend(mock_clo
         reset(server)
         assert await is_reset(client)
         assert net.tunnels == []
+
+
+async def test_an_own_backend_that_answers_before_it_reads(mock_clock: MockClock) -> None:
+    """Request and answer are larger than all buffers, and each waits for the other side to read its part."""
+    up, down = random.Random(11).randbytes(12_000_000), random.Random(12).randbytes(12_000_000)
+    async with network(mock_clock, own_backend=True, replay_buffer_bytes=len(up)) as net:
+        client = await net.connect(sends=up)
+        net.own_backend_is_up()
+        net.forwarder.roster_changed()
+        assert net.backend is not None
+        server = await net.backend.accept()
+
+        async def send() -> None:
+            await server.send_all(down)
+            await server.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            (entry,) = net.forwarder.active
+            await settled(lambda: entry.client._out_size)
+            assert not entry.joined
+            assert await receive(client, len(down)) == down
+            await client.send_eof()
+            assert await rest_of(server) == up
+        assert await rest_of(client) == b""
+
+
+async def test_a_client_that_leaves_during_the_dial_ends_it(mock_clock: MockClock) -> None:
+    with Listener(backlog=0) as clogged:
+        clogged.clog()
+        async with network(mock_clock, own_backend=True) as net:
+            net.own_backend_is_up()
+            net.backends.all[0].target = (socket.AF_INET, (clogged.host, clogged.port))
+            client = await net.connect(sends=REQUEST)
+            assert net.backends.in_flight == 1
+            reset(client)
+            await settled(lambda: not net.forwarder.active)
+            assert net.backends.in_flight == 0
+            await net.passes(10)
+            assert net.backends.services() == {"default": True}  # it did not refuse

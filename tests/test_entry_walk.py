@@ -110,6 +110,34 @@ class Walk:
             talker.listen()
         await settled()
 
+    async def step_without_answers(self) -> None:
+        dice = self.dice
+        client = dice.choice(list(self.clients.values()))
+        if dice.random() < 0.5:
+            client.say(dice.choice([1, 3000, 70_000]))
+        elif dice.random() < 0.3:
+            client.end()
+        await dice.choice([self.change_peers, self.tell_roster, self.let_time_pass])()
+        for tunnel in list(self.net.tunnels):
+            if dice.random() < 0.3:
+                tunnel.grants(dice.choice([1, 5000]))
+            if dice.random() < 0.2:
+                dice.choice([tunnel.refuses, tunnel.breaks])()
+        await settled()
+
+    async def serve(self) -> None:
+        """Whoever has got a whole request answers it."""
+        await self.tell_roster()
+        await settled()
+        for tunnel in list(self.net.tunnels):
+            tunnel.answers()
+            tunnel.grants(65_536)
+            if tunnel.eof and not tunnel.closed:
+                tunnel.sends(noise(1000 + self.net.tunnels.index(tunnel)))
+                tunnel.ends()
+        for client in self.clients.values():
+            client.listen()
+
     async def connect(self) -> None:
         if len(self.clients) < 12:
             client = await self.net.connect()
@@ -258,37 +286,15 @@ async def test_everybody_who_is_patient_is_served_exactly(mock_clock: MockClock,
     """Attempts fail in any way before OPENED; in the end somebody serves, and all bytes are there in both directions."""
     async with network(mock_clock, replay=replay, replay_buffer_bytes=200_000, hold_s=1000) as net:
         walk = Walk(net, seed, replay)
-        dice = walk.dice
         for _ in range(6):
             await walk.connect()
         for _ in range(STEPS):
-            client = dice.choice(list(walk.clients.values()))
-            if dice.random() < 0.5:
-                client.say(dice.choice([1, 3000, 70_000]))
-            elif dice.random() < 0.3:
-                client.end()
-            await dice.choice([walk.change_peers, walk.tell_roster, walk.let_time_pass])()
-            for tunnel in list(net.tunnels):
-                if dice.random() < 0.3:
-                    tunnel.grants(dice.choice([1, 5000]))
-                if dice.random() < 0.2:
-                    dice.choice([tunnel.refuses, tunnel.breaks])()
-            await settled()
+            await walk.step_without_answers()
         for client in walk.clients.values():
             client.end()
         net.add(*PEERS)
         for _ in range(300):
-            net.roster.barred.clear()
-            net.forwarder.roster_changed()
-            await settled()
-            for tunnel in list(net.tunnels):
-                tunnel.answers()
-                tunnel.grants(65_536)
-                if tunnel.eof and not tunnel.closed:
-                    tunnel.sends(noise(1000 + net.tunnels.index(tunnel)))
-                    tunnel.ends()
-            for client in walk.clients.values():
-                client.listen()
+            await walk.serve()
             if not net.forwarder.active:
                 break
         for name, client in walk.clients.items():
