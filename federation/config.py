@@ -36,7 +36,7 @@ MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
 MAX_PEERS = 256
 
-_PEER = re.compile(r"(/[!-.0-~]+){4,}")  # a multiaddr with host and port at least; whoever dials checks the rest
+_PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
 _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
 
 
@@ -84,8 +84,13 @@ def _node_name(text: str) -> str:
 def _peer(text: str) -> str:
     text = text.strip()
     if text.startswith("/"):
-        if not _PEER.fullmatch(text):
-            raise ValueError("write a multiaddr such as /ip4/192.0.2.1/tcp/4484, or HOST:PORT")
+        match = _PEER.fullmatch(text)
+        if match is None:
+            raise ValueError("write a TCP multiaddr such as /ip4/192.0.2.1/tcp/4484, or HOST:PORT")
+        kind, host, port, _ = match.groups()
+        address = _dialable(f"[{host}]:{port}" if kind == "ip6" else f"{host}:{port}")
+        if kind in ("ip4", "ip6") and not address.multiaddr.startswith(f"/{kind}/"):
+            raise ValueError(f"{host!r} is not an {'IPv4' if kind == 'ip4' else 'IPv6'} address")
         return text
     return _dialable(text).multiaddr
 
@@ -120,6 +125,10 @@ def _path(text: str) -> Path:
     if not text:
         raise ValueError("the path is empty")
     return Path(text).expanduser()
+
+
+def _directory(text: str) -> Path:
+    return _path(text).absolute()  # the command line asks for it from elsewhere
 
 
 def _default_name() -> str:
@@ -173,7 +182,7 @@ class Settings(BaseSettings):
     announce_interval_s: Annotated[Duration, Field(ge=0.1, le=10)] = 5.0
     capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
-    state_dir: Annotated[Path, BeforeValidator(_text(_path))] = Field(default_factory=lambda: default_state_dir(os.environ))
+    state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(default_factory=lambda: default_state_dir(os.environ))
     control: Annotated[HostPort, BeforeValidator(_text(parse_control))] = HostPort("127.0.0.1", 8485)
     mdns: bool = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_text(str.lower))] = "info"
@@ -254,6 +263,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     spelling: dict[str, str] = {}
     for key, value in read_config_file(path).items():
         name = key.replace("-", "_")
+        if name == "no_mdns" and isinstance(value, bool):  # the flag's own spelling
+            name, value = "mdns", not value
         if name not in fields:
             close = get_close_matches(name, fields, n=1)
             hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""

@@ -83,6 +83,8 @@ class Entry:
         "_far",
         "_forwarder",
         "_has_ended",
+        "_held_s",
+        "_held_since",
         "_is_final",
         "_kept",
         "_kept_size",
@@ -116,6 +118,7 @@ class Entry:
         self._eof = False
         self._opened = False
         self._is_final = False  # nothing will be replayed any more
+        self._held_s = self._held_since = 0.0
         self._has_ended = False  # the far end: the client is to hear of it
         self.tried: set[str] = set()
         self._far: Duplex | None = None  # of this attempt, until it is joined
@@ -181,15 +184,17 @@ class Entry:
 
     def _wait(self) -> None:
         forwarder = self._forwarder
-        left = self.started_at + forwarder.hold_s - trio.current_time()
+        left = forwarder.hold_s - self._held_s  # attempts do not count: a long one may be the first that fails
         if left <= 0:
             self.turn_away("no peer is available")
             return
+        self._held_since = trio.current_time()
         forwarder.held.add(self)
         self._timer = forwarder.reactor.call_later(left, self._on_hold_over)
 
     def try_again(self) -> None:
         """The roster changed while we waited."""
+        self._held_s += trio.current_time() - self._held_since
         self._stop_timer()
         self.tried.clear()
         self.attempt()

@@ -48,4 +48,5 @@ def take_up(given: Token, state: StateDir) -> Membership:
         state.save_token(token.encode(), keep_old=False)
         return Membership(token)
     state.save_token(given.encode())
+    state.save_peers({})  # they are members of the network that is left
     return Membership(given, left_behind=text is not None)

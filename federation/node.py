@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
 ADDRESSES_EVERY_S = 5.0  # how old a change of this machine's addresses may get
+MAX_REMEMBERED = 512
 SAVE_PEERS_AFTER_S = 1.0  # several join at a time; one write for all of them
 GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
 GOODBYE_S = 0.5  # for the tombstone to leave this machine
@@ -115,6 +116,7 @@ class Node:
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
         )  # fmt: skip
+        self._remembered = state.load_peers()
         self._remember_bootstrap()
         self._nursery: trio.Nursery | None = None
 
@@ -175,9 +177,10 @@ class Node:
         await self.host.stop_listening()
         await self.gossip.leave()
         self._save_peers()
-        open_now = len(self.forwarder.active) + self.backends.in_flight
-        if open_now:
-            log.info("leaving: waiting for open connections", open=open_now, at_most_s=self.settings.drain_timeout_s)
+        clients, served = len(self.forwarder.active), self.backends.in_flight
+        if clients or served:
+            patience_s = self.settings.drain_timeout_s
+            log.info("leaving: waiting for open connections", clients=clients, served=served, at_most_s=patience_s)
         with trio.move_on_after(self.settings.drain_timeout_s) as patience:
             await self.forwarder.idle.wait()
             await self.backends.idle.wait()
@@ -220,17 +223,23 @@ class Node:
             self._save_peers()
 
     def _save_peers(self) -> None:
-        """Members' addresses, so that a restart finds the network without the token's."""
-        members = [r.peer_id for r in self.ledger.records() if r.peer_id != self.peer_id and not r.left]
-        peers = {peer_id: [str(a) for a in self.book.addresses(peer_id)] for peer_id in members}
-        self.state.save_peers({peer_id: addresses for peer_id, addresses in peers.items() if addresses})
+        """Members' addresses, so that a restart finds the network without the token's. Who is off now is not forgotten."""
+        records = [record for record in self.ledger.records() if record.peer_id != self.peer_id]
+        for record in records:
+            self._remembered.pop(record.peer_id, None)  # and in again, behind those that were not heard of
+            addresses = [str(address) for address in self.book.addresses(record.peer_id)]
+            if addresses and not record.left:
+                self._remembered[record.peer_id] = addresses
+        for peer_id in list(self._remembered)[:-MAX_REMEMBERED]:
+            del self._remembered[peer_id]
+        self.state.save_peers(self._remembered)
 
     def _remember_bootstrap(self) -> None:
-        for text in self.token.addresses:
-            self.book.add(PeerAddress.parse(text), source="token")
+        for address in _addresses(self.token.addresses, whose="the token's"):
+            self.book.add(address, source="token")
         for text in self.settings.peers:
             self.book.add(PeerAddress.parse(text), source="peer")
-        for texts in self.state.load_peers().values():
+        for texts in self._remembered.values():
             for address in _addresses(texts, whose="remembered"):
                 self.book.add(address, source="saved")
 
@@ -364,7 +373,7 @@ def _addresses(texts: Iterable[str], *, whose: str) -> Iterator[PeerAddress]:
         try:
             yield PeerAddress.parse(text)
         except FederationError as error:  # noqa: PERF203  # one bad one must not cost the others
-            log.debug("an address that is none", whose=whose, why=error.detail)
+            log.info("an address that this version cannot dial is left out", whose=whose, why=error.detail)
 
 
 def serve(

@@ -7,6 +7,7 @@ peer waits. Nothing is dropped and nothing times out because somebody reads slow
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections import deque
@@ -195,7 +196,7 @@ class SocketEnd:
         """ERR or HUP while nothing is to be read or written here."""
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self._broken(OSError(code, socket.errno.errorcode.get(code, str(code))))  # type: ignore[attr-defined]
+            self._broken(OSError(code, os.strerror(code)))
         elif self._paused:
             self._reactor.drop(self._fd)  # both sides have finished, we still hold what was read: HUP would never cease
             self._mask = -1

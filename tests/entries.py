@@ -1,5 +1,5 @@
 """Helpers for tests of the entry: a forwarder with real clients and real backends of its own, between them peers and
-tunnels whose every answer the test gives. Time is trio's mock clock: it moves only when a test moves it."""
+tunnels whose every answer the test gives. Time is trio's mock clock where a test has one: it moves only when told to."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def record(peer_id: str, **fields: Any) -> NodeData:
 class Net:
     """One entry and the world around it."""
 
-    clock: trio.testing.MockClock
+    clock: trio.testing.MockClock | None
     reactor: CountingReactor
     forwarder: Forwarder
     roster: FakeRoster
@@ -235,11 +235,18 @@ class Net:
             await settled(lambda: self.received() == received + len(sends))
         return client
 
+    async def server(self) -> trio.SocketStream:
+        """The next connection at our own backend."""
+        assert self.backend is not None
+        self.clients.append(await self.backend.accept())
+        return self.clients[-1]
+
     def received(self) -> int:
         return sum(entry.client.received for entry in self.forwarder.active)
 
     async def passes(self, seconds: float) -> None:
         """Time."""
+        assert self.clock is not None
         self.clock.jump(seconds)
         await settled()
 
@@ -267,7 +274,9 @@ class Net:
 
 
 @asynccontextmanager
-async def network(clock: trio.testing.MockClock, *, own_backend: bool = False, **settings: Any) -> AsyncIterator[Net]:
+async def network(
+    clock: trio.testing.MockClock | None = None, *, own_backend: bool = False, **settings: Any
+) -> AsyncIterator[Net]:
     """When the block ends all clients leave, and nothing may be left of them."""
     backend = Listener() if own_backend else None
     made = Settings(backends=(backend.address,) if backend else (), **settings)

@@ -655,11 +655,9 @@ async def test_an_entry_that_gives_up_when_it_is_answered_delivers_nothing() -> 
 
 
 @pytest.mark.parametrize("gave_up", [True, False])
-async def test_an_exit_that_was_stopped_during_the_dial_reads_before_it_goes_on(
-    mock_clock: MockClock, gave_up: bool
-) -> None:
+async def test_an_exit_that_was_stopped_reads_before_it_goes_on(mock_clock: MockClock, gave_up: bool) -> None:
     """Stopped after its dial, continued when the entry has long gone elsewhere: the RST is in the socket, unread."""
-    async with one_flow() as (exit_, listener, link, channel):
+    async with one_flow() as (_, listener, link, channel):
         link.reads()
         mock_clock.jump(10.0)
         server = await listener.accept()

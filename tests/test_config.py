@@ -179,7 +179,7 @@ def test_settings_do_not_change() -> None:
         ({"backends": ["127.0.0.1:0"]}, "--backend '127.0.0.1:0': port 0"),
         ({"listens": ["8484"]}, "--listen '8484'"),
         ({"announce": ["0.0.0.0:1"]}, "--announce '0.0.0.0:1': others cannot dial"),
-        ({"peers": ["/ip4/192.0.2.1"]}, "--peer '/ip4/192.0.2.1': write a multiaddr"),
+        ({"peers": ["/ip4/192.0.2.1"]}, "--peer '/ip4/192.0.2.1': write a TCP multiaddr"),
         ({"peers": ["nonsense"]}, "--peer 'nonsense': the port is missing"),
         ({"p2p_listen": "::1"}, "--p2p-listen '::1': an IPv6 address needs brackets"),
         ({"control": "0.0.0.0:8485"}, "--control '0.0.0.0:8485': the control API listens on loopback only"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import select
 import socket
 import struct
@@ -190,6 +191,7 @@ async def test_what_is_queued_at_the_same_time_travels_together() -> None:
     async with one_link() as (link, remote, _):
         for n in range(100):
             opened(link)[0].send(b"%d" % n)
+        assert len(link._reactor._flushes) == 1
         heard = await remote.hear("DATA")
         assert len(heard) == 200
         assert remote.records == 1
@@ -879,6 +881,51 @@ async def test_what_waits_for_a_remote_that_does_not_read_is_bounded_and_arrives
         await link.close()
         await stream.aclose()
         nursery.cancel_scope.cancel()
+
+
+class Scripted:
+    """A socket that takes no more than the script says: so many bytes, or None for BlockingIOError, and again."""
+
+    def __init__(self, sock: socket.socket, script: list[int | None]) -> None:
+        self._sock = sock
+        self._script = itertools.cycle(script)
+
+    def send(self, data: Any) -> int:
+        limit = next(self._script)
+        if limit is None:
+            raise BlockingIOError
+        return self._sock.send(data[:limit])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize("script", [[1 << 30, None], [None, 1], [1000, None, None, 1 << 30], [7]], ids=str)
+async def test_whatever_the_kernel_takes_at_a_time_all_of_it_arrives(script: list[int | None]) -> None:
+    async with one_link() as (link, remote, _):
+        assert link._sock is not None
+        link._sock = Scripted(link._sock, script)  # type: ignore[assignment]
+        for n in range(20):
+            channel, end = opened(link)
+            await remote.hear("OPEN")
+            await remote.say(frame(OPENED, channel.id))
+            await until(lambda: end.heard)  # noqa: B023
+            data = bytes([n]) * (n * 100 + 1)
+            channel.send(data)
+            channel.send_eof()
+            heard = await remote.hear("FIN")
+            assert b"".join(payload for kind, _, payload in heard if kind == "DATA") == data
+        await until(lambda: link.is_flushed and link._mask == READ)
+
+
+async def test_a_socket_that_owes_an_answer_is_asked() -> None:
+    async with one_link() as (link, remote, _):
+        now = trio.current_time()
+        link.tick(now + PING_AFTER_S + 1)
+        opened(link)
+        await remote.hear("OPEN")
+        link.tick(now + PING_AFTER_S + 1.1)
+        assert [kind for kind, _, _ in await remote.hear()] == ["PING"]
 
 
 async def test_one_turn_of_the_reactor_sends_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -370,6 +370,7 @@ def test_a_side_sends_no_more_than_was_granted_and_hears_when_more_is() -> None:
         sent += room
         a.records()
     assert sent == INITIAL_WINDOW
+    a.mux.feed(frame(CREDIT, channel.id, credit(0)))
     assert end.heard == []
     a.mux.feed(frame(CREDIT, channel.id, credit(10)))
     assert end.heard == ["resume"]
@@ -679,6 +680,7 @@ def test_rst_overtakes_the_data_of_its_channel() -> None:
     other, _ = a.opened()
     pour(channel, bytes(INITIAL_WINDOW))
     other.send(b"other")
+    channel.send_eof()
     channel.abort("client gone")
     assert a.said() == [("RST", 1, b"client gone"), ("DATA", 3, b"other")]
 
@@ -712,11 +714,11 @@ def test_an_aborted_connection_tells_every_channel_once_and_says_no_more() -> No
     for end in [*ends, stream.peer]:
         assert end.heard == ["RST the cable"]
         end_channel = stream if end is stream.peer else end.peer
+        assert end_channel.room() == 0
         end_channel.send(b"x")
         end_channel.send_eof()
-        end_channel.abort("x")
         end_channel.taken(1_000_000)
-        assert end_channel.room() == 0
+        end_channel.abort("x")
     assert not a.mux.crowded
     assert a.said() == []
     assert a.mux.is_empty
@@ -806,6 +808,24 @@ def test_no_data_overtakes_an_open_that_did_not_fit_the_record() -> None:
             else:
                 assert channel_id in known
     assert len(known) == many
+
+
+def test_a_record_that_is_all_but_full_ends_there() -> None:
+    """Room for a header and 2 bytes down to none: no DATA of nothing, and the rest in the next one."""
+    for spare in range(HEADER_BYTES + 3):
+        a, b = pair()
+        channels = [a.open()[0] for _ in range(5)]
+        pump(a, b)
+        left = MAX_PLAINTEXT - spare
+        for channel in channels[:4]:
+            n = min(QUANTUM, left - HEADER_BYTES)
+            channel.send(bytes(n))
+            left -= HEADER_BYTES + n
+        assert left == 0
+        channels[4].send(b"last")
+        pump(a, b)
+        first = max(0, spare - HEADER_BYTES)
+        assert b.tunnels[4][0].peer.heard == [part for part in (b"last"[:first], b"last"[first:]) if part]
 
 
 def test_chunks_are_joined_and_split_without_loss() -> None:
