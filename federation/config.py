@@ -182,7 +182,9 @@ class Settings(BaseSettings):
     announce_interval_s: Annotated[Duration, Field(ge=0.1, le=10)] = 5.0
     capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
-    state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(default_factory=lambda: default_state_dir(os.environ))
+    state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(
+        default_factory=lambda: default_state_dir(os.environ)
+    )
     control: Annotated[HostPort, BeforeValidator(_text(parse_control))] = HostPort("127.0.0.1", 8485)
     mdns: bool = True
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_text(str.lower))] = "info"
