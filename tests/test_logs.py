@@ -141,14 +141,15 @@ def test_a_library_cannot_be_louder_than_asked_for(out: io.StringIO) -> None:
 
 
 def test_a_logger_taken_off_the_root_is_caught(out: io.StringIO) -> None:
+    """As py-libp2p's import does with its own. A name of ours: here libp2p may have been imported by another test."""
     logs.configure("info", "json", stream=out)
-    taken = logging.getLogger("libp2p")
-    taken.propagate = False  # as py-libp2p's import does, without giving it a handler
+    taken = logging.getLogger("taken")
+    taken.propagate = False
     taken.setLevel(logging.WARNING)
     try:
         fail()
     except ValueError:
-        logging.getLogger("libp2p.host").critical("bad peer", exc_info=True)
+        logging.getLogger("taken.host").exception("bad peer")
     (line,) = lines(out)
     assert line["event"] == "bad peer"
     assert "exception" not in line
