@@ -6,19 +6,18 @@ go elsewhere. What the client sent in the meantime waits here, within the channe
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 
+from federation.dial import Dial
 from federation.errors import FederationError
-from federation.reactor import WRITE, Duplex, Reactor, Timer
 from federation.splice import SocketEnd, join
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from trio_typing import TaskStatus
@@ -26,11 +25,10 @@ if TYPE_CHECKING:
     from federation.config import Endpoint, Settings
     from federation.net.link import Link
     from federation.net.mux import Channel
+    from federation.reactor import Duplex, Reactor
 
 log = structlog.get_logger(__name__)
 
-_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
-DIAL_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s: it hears why
 STALE_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
 HEALTH_TIMEOUT_S = 2.0
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
@@ -50,86 +48,6 @@ class Backend:
         self.in_flight = 0
         self.target: tuple[int, Any] | None = None  # resolved by the health check
         self.recheck = trio.Event()
-
-
-class Dial:
-    """A non-blocking connect.
-
-    `done(sock, reason)` is called once, with None for `sock` if it failed; never before the constructor has returned,
-    and not after `cancel`.
-    """
-
-    __slots__ = ("_done", "_is_over", "_reactor", "_sock", "_timer")
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        target: tuple[int, Any],
-        done: Callable[[socket.socket | None, str], None],
-    ) -> None:
-        self._reactor = reactor
-        self._done = done
-        self._is_over = False
-        self._timer: Timer | None = None
-        self._sock: socket.socket | None = None
-        try:
-            self._sock = sock = socket.socket(target[0], socket.SOCK_STREAM | _NONBLOCK)
-        except OSError as error:  # out of descriptors
-            self._finish_soon(error.strerror or "no socket")
-            return
-        if not _NONBLOCK:
-            sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = sock.connect_ex(target[1])
-        if code not in (0, errno.EINPROGRESS):
-            self._finish_soon(os.strerror(code))
-        elif _is_connected(sock):  # a server on this machine has accepted by now
-            reactor.flush_soon(self._succeed)
-        else:
-            self._timer = reactor.call_later(DIAL_TIMEOUT_S, self._on_timeout)
-            reactor.add(sock.fileno(), WRITE, self._on_events)
-
-    def cancel(self) -> None:
-        self._is_over = True
-        sock, self._sock = self._sock, None
-        if self._timer is not None:
-            self._timer.cancel()
-        if sock is not None:
-            self._reactor.close(sock)
-
-    def _on_events(self, _mask: int) -> None:
-        assert self._sock is not None
-        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self._fail(os.strerror(code))
-            return
-        self._reactor.drop(self._sock.fileno())
-        self._succeed()
-
-    def _on_timeout(self) -> None:
-        self._fail(f"no answer within {DIAL_TIMEOUT_S:g} s")
-
-    def _succeed(self) -> None:
-        if not self._is_over:
-            sock, self._sock = self._sock, None
-            self.cancel()
-            self._done(sock, "")
-
-    def _finish_soon(self, reason: str) -> None:
-        self._reactor.flush_soon(lambda: self._fail(reason))
-
-    def _fail(self, reason: str) -> None:
-        if not self._is_over:
-            self.cancel()
-            self._done(None, reason)
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:  # ENOTCONN: on its way, or refused; the next event tells
-        return False
-    return True
 
 
 class Serving:

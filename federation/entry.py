@@ -13,6 +13,8 @@ is tried once. The pick, and the counter it raises, come before anything else ha
 
 The far end of an attempt is a tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it
 has all, the entry stays between it and the client, even when it is settled that nothing will be replayed any more.
+
+Longer than our other modules: the states of one connection are read together or not at all.
 """
 
 from __future__ import annotations
@@ -337,9 +339,8 @@ class Entry:
         client = self.client
         client.error = why
         farewell = client.peer = _Farewell(client, why)
-        left = self.started_at + LINGER_S - trio.current_time()  # for it to say the first word
-        self._timer = forwarder.reactor.call_later(left if left > 0 else LINGER_S, lambda: self._show_out(farewell))
-        if self._kept or self._eof or left <= 0:
+        self._timer = forwarder.reactor.call_later(LINGER_S, lambda: self._show_out(farewell))
+        if self._kept or self._eof or trio.current_time() - self.started_at >= LINGER_S:  # else it has only just come
             farewell.say(b"".join(self._kept))
         client.resume()
 

@@ -2,6 +2,8 @@
 
 Start: reactor, clients' ports, p2p port, control API; then the network, gossip, health checks, GPU probe, mDNS.
 Stop: clients' ports closed and good-bye said at once; open connections get `drain_timeout_s`; then everything is cut.
+
+Longer than our other modules: everything that knows more than one part of the daemon is here.
 """
 
 from __future__ import annotations

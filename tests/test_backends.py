@@ -14,8 +14,10 @@ import trio
 from structlog.testing import capture_logs
 
 from federation import backends as module
-from federation.backends import Backend, Backends, Dial, Dialled
+from federation import dial as dial_module
+from federation.backends import Backend, Backends, Dialled
 from federation.config import Settings
+from federation.dial import Dial
 from federation.net.mux import INITIAL_WINDOW
 from federation.splice import SocketEnd
 from tests.entries import settled
@@ -360,7 +362,7 @@ async def test_a_lost_link_cancels_the_dial() -> None:
 
 
 async def test_a_backend_that_does_not_answer_the_dial_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DIAL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(dial_module, "DIAL_TIMEOUT_S", 0.05)
     async with tunnels(backlog=0) as t:
         t.listener.clog()
         _, end = t.open()
@@ -409,7 +411,7 @@ async def test_a_dial_that_fails_at_once(monkeypatch: pytest.MonkeyPatch, code: 
             return code
 
     async with tunnels() as t:
-        monkeypatch.setattr(module.socket, "socket", Broken)
+        monkeypatch.setattr(dial_module.socket, "socket", Broken)
         before = open_descriptors()
         _, end = t.open()
         await until(lambda: end.heard)
@@ -524,7 +526,7 @@ async def test_a_cancelled_dial_never_calls_back() -> None:
 
 
 async def test_a_dial_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DIAL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(dial_module, "DIAL_TIMEOUT_S", 0.01)
     with Listener() as listener, Listener(backlog=0) as clogged:
         clogged.clog()
         reactor = CountingReactor()

@@ -6,6 +6,8 @@ docs/architecture.md).
 
 Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
 the other (N). If the one to keep has been silent for STALE_S, the new one wins: the old one is a machine that is gone.
+
+Longer than our other modules: all that stands between us and the swarm is here, and nowhere else.
 """
 
 from __future__ import annotations

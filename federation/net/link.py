@@ -6,6 +6,8 @@ What the remote breaks costs it this connection: `fail` ends the link, every cha
 
 Liveness: a peer that owes us an answer for PING_AFTER_S gets a PING; one that does not answer it for SUSPECT_AFTER_S is
 suspect (nobody is sent there), and for DEAD_AFTER_S the link is closed. Anything that arrives proves that it lives.
+
+Longer than our other modules: the two ways to drive a mux, and libp2p's names for it, are kept side by side.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
 The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
 in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `grown` of the connection
 lasts. Worst case for memory: MAX_CHANNELS * INITIAL_WINDOW + GROWTH_BUDGET per connection, if the remote fills them all.
+
+Longer than our other modules: a rule's two sides, what we send and what we accept, stand together.
 """
 
 from __future__ import annotations
