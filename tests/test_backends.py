@@ -147,6 +147,7 @@ async def test_health_follows_the_backend_down_and_up() -> None:
             await until(lambda: exit_.changes[-1] == {"default": False})
             again = socket.create_server(("127.0.0.1", port))
             await until(lambda: exit_.changes[-1] == {"default": True})
+            await exit_.backends._check(exit_.backend)
             again.close()
         assert len(exit_.changes) == 4  # only changes are told, not checks
 
@@ -349,6 +350,7 @@ async def test_an_entry_that_gives_up_during_the_dial_cancels_it() -> None:
         await until(lambda: t.exit.backends.in_flight == 0)
         assert len(t.exit.reactor) == at_rest
         assert t.exit.backends.all[0].healthy  # it did not refuse
+        assert [timer for _, _, timer in t.exit.reactor._timers if timer.callback is not None] == []
         assert end.heard == []
 
 
@@ -501,6 +503,8 @@ async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
             for _ in range(4):
                 exit_.backends.serve("default", lambda end, why: ends.append(end))
             assert [backend.in_flight for backend in exit_.backends.all] == [2, 2]
+            other.healthy = False
+            assert exit_.backends.services() == {"default": True}
             await until(lambda: len(ends) == 4)
             for end in ends:
                 assert end is not None
@@ -639,7 +643,9 @@ async def one_flow(*, gives_up_at: str = "") -> AsyncIterator[tuple[Exit, Listen
         link, channel = StoppedLink(), FakeChannel(gives_up_at=gives_up_at)
         async with running(exit_.reactor):
             exit_.backends.tunnel_opened(link, channel, "default")  # type: ignore[arg-type]
-            channel.peer.send(b"POST /pay HTTP/1.1\r\n\r\n")
+            view = memoryview(bytearray(b"POST /pay HTTP/1.1\r\n\r\n"))
+            channel.peer.send(view)
+            view.release()  # it was valid during the call only
             yield exit_, listener, link, channel
             if isinstance(channel.peer, SocketEnd):
                 channel.peer.abort("over")

@@ -370,6 +370,7 @@ async def test_a_peer_that_is_suspect_loses_all_that_wait_for_it_and_nobody_else
         assert net.in_flight() == {"a": 3, "b": 3}
         net.forwarder.peer_suspect("a")
         assert net.in_flight() == {"b": 6}
+        assert set(net.roster.penalties) == {("a", SILENT_PENALTY_S)}
         assert len(net.tunnels) == 9
         assert net.forwarder.counts.retried == 3
 
@@ -664,6 +665,16 @@ async def test_any_other_client_is_only_closed(mock_clock: MockClock, request_: 
         client = await net.connect(sends=request_)
         await net.passes(10)
         assert await rest_of(client) == b""  # EOF; a reset would be an error
+
+
+async def test_who_has_ended_is_not_waited_for(mock_clock: MockClock) -> None:
+    async with network(mock_clock, hold_s=LINGER_S / 4) as net:
+        client = await net.connect()
+        await client.send_eof()
+        await settled(lambda: all(entry._eof for entry in net.forwarder.active))
+        await net.passes(LINGER_S / 4)
+        assert not net.forwarder.active
+        assert await rest_of(client) == b""
 
 
 async def test_no_patience_is_no_reason_to_say_nothing(mock_clock: MockClock) -> None:

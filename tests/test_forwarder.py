@@ -126,6 +126,9 @@ async def test_stopping_closes_the_ports_and_lets_the_others_finish(mock_clock: 
         with socket.socket() as late:
             assert late.connect_ex(("127.0.0.1", net.port)) == errno.ECONNREFUSED
         assert "shutting down" in message(await rest_of(held))
+        net.add("b")  # too late for those who were told to go
+        await settled()
+        assert len(net.tunnels) == 1
         await held.aclose()
         net.tunnel.sends(b"answer")
         net.tunnel.ends()

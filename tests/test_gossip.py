@@ -590,6 +590,14 @@ class TestSyncOfNonsense:
         await self.answer(me, packed([]) + data)
         assert len(me.ledger) <= 1
 
+    @pytest.mark.parametrize("data", [b"\xff" * 4 + b"x", packed([]) + packed([GOOD_ROW]) * 2 * MAX_ENTRIES])
+    async def test_without_end_is_hung_up_on(self, offline: Any, data: bytes) -> None:
+        """A length, or a number of pages, that no ledger has: nobody waits for the rest."""
+        me = Member("me")
+        start = trio.current_time()
+        await self.answer(me, data, eof=False)
+        assert trio.current_time() - start < 1
+
     async def test_bool_is_no_number(self, offline: Any) -> None:
         me = Member("me")
         await self.answer(me, packed([]) + packed([[GOOD_ROW[0], True]]) + packed([]))

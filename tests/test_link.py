@@ -759,6 +759,40 @@ async def test_a_remote_that_makes_us_answer_and_does_not_read_is_closed(on_sock
         nursery.cancel_scope.cancel()
 
 
+@BOTH
+async def test_more_to_say_than_may_wait_ends_the_link(on_socket: bool, logged: list[Any]) -> None:
+    """Frames were lost: what is left would make no sense to the remote."""
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        for _ in range(MAX_CONTROL + 1):
+            link.ping()
+        await until(lambda: host.closed)
+        await remote.hears_the_end()
+        assert remote.heard == []
+
+
+async def test_a_line_that_breaks_under_a_write_ends_the_link() -> None:
+    """A relayed connection: its reader hears nothing of it."""
+
+    class Broken(_MemoryRaw):
+        async def read(self, n: int | None = None) -> bytes:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def write(self, data: bytes) -> None:
+            raise OSError("the relay is gone")
+
+    host, reactor = Host(), Reactor()
+    stream, other = trio.testing.memory_stream_pair()
+    link = Link(secure(Broken(stream), initiator=True), PEERS[1], reactor=reactor, events=host)  # type: ignore[arg-type]
+    _, end = opened(link)
+    with trio.fail_after(1):
+        await link.start()
+    assert host.closed == ["the relay is gone"]
+    assert end.heard == ["RST the relay is gone"]
+    await other.aclose()
+    reactor._poller.close()
+
+
 # Large transfers
 
 
@@ -918,6 +952,21 @@ async def test_whatever_the_kernel_takes_at_a_time_all_of_it_arrives(script: lis
         await until(lambda: link.is_flushed and link._mask == READ)
 
 
+async def test_flushed_is_what_the_kernel_has_taken() -> None:
+    async with one_link() as (link, remote, _):
+        assert link._sock is not None
+        sock = link._sock
+        link._sock = Scripted(sock, [None])  # type: ignore[assignment]
+        await until(lambda: link.is_flushed)
+        link.ping()
+        assert not link.is_flushed
+        await until(lambda: link.mux.is_empty and not link._flush_queued)
+        assert not link.is_flushed
+        link._sock = sock
+        await until(lambda: link.is_flushed)
+        assert await remote.hear()
+
+
 async def test_a_socket_that_owes_an_answer_is_asked() -> None:
     async with one_link() as (link, remote, _):
         now = trio.current_time()
@@ -941,6 +990,7 @@ async def test_one_turn_of_the_reactor_sends_so_much_and_no_more(monkeypatch: py
         link._flush()
         assert link._unsent is None  # the kernel would have taken more
         assert 0 < queued - link.mux.out_size <= 3 * MAX_PLAINTEXT
+        assert not link.is_flushed
         received = 0
         while received < queued:
             received += sum(len(payload) for kind, _, payload in await remote.hear("DATA") if kind == "DATA")

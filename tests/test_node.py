@@ -337,6 +337,23 @@ class TestStop:
                     await a.ended.wait()
                 assert states(entry) == {"entry": "no backend", "exit": "left"}
 
+    async def test_waits_for_its_clients_elsewhere(self, make: MakeNode) -> None:
+        async with echo_server() as backend:
+            exit_, entry = make("exit", backends=(backend,)), make("entry")
+            async with running(exit_), running(entry) as b:
+                link(entry, exit_)
+                await until(lambda: states(entry).get("exit") == "online")
+                async with await client_of(b) as client:
+                    await client.send_all(b"a")
+                    assert await client.receive_some() == b"a"
+                    entry.stop()
+                    await until(lambda: states(exit_)["entry"] == "left")
+                    await client.send_all(b"b")
+                    assert await client.receive_some() == b"b"
+                    assert not b.ended.is_set()
+                with trio.fail_after(3):
+                    await b.ended.wait()
+
     async def test_drains_while_load_changes_and_stays_left(self, make: MakeNode) -> None:
         """What it announces of its last connections must not bring it back."""
         async with echo_server() as backend:
@@ -392,6 +409,21 @@ class TestTogether:
                 assert set(two.status()["network"]["invite_addresses"]) == {
                     f"/ip4/127.0.0.1/tcp/{node.p2p.port}/p2p/{node.peer_id}" for node in (one, two)
                 }
+
+    async def test_a_newcomer_knows_at_once_who_is_further_away(self, make: MakeNode) -> None:
+        """And who has left: by ledger sync, for nobody announces anything now."""
+        async with running(make("one", announce_interval_s=10)) as a:
+            async with running(make("gone", announce_interval_s=10)) as gone:
+                link(gone.node, a.node)
+                await until(lambda: "gone" in rows(a.node))
+                await until(partial(is_heard, gone.node))
+            await until(lambda: states(a.node)["gone"] == "left")
+            recent = a.node.gossip._topic._router.mcache.window  # py-libp2p hands newcomers the last messages
+            await until(lambda: not recent(TOKEN.topic()))
+            async with running(make("two", announce_interval_s=10)) as b:
+                link(b.node, a.node)
+                await until(lambda: set(rows(b.node)) == {"one", "gone", "two"}, seconds=2)
+                assert states(b.node)["gone"] == "left"
 
     async def test_a_token_with_an_address_is_enough(self, make: MakeNode) -> None:
         one = make("one")

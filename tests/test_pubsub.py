@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -60,12 +60,17 @@ async def members(count: int, *lines: tuple[int, int]) -> AsyncIterator[list[Hea
             neighbours[b].add(a)
         for n, member in enumerate(found):
             ids = {hosts[k].id for k in neighbours[n]}
-            await until(lambda member=member, ids=ids: {str(p) for p in mesh(member)} == ids)
+            await until(lambda member=member, ids=ids: {str(p) for p in mesh(member)} == ids == caught_up(member))
         yield found
 
 
 def mesh(member: Heard) -> set[ID]:
     return member.topic._router.mesh.get(NAME, set())
+
+
+def caught_up(member: Heard) -> set[str]:
+    """Who was handed the recent messages, as newcomers are: what is said from now on reaches them by the mesh alone."""
+    return {str(peer) for peer, topics in member.topic._pubsub._replayed_recent_topics.items() if NAME in topics}
 
 
 def foreign_topic(n: int = 77) -> Topic:
@@ -344,7 +349,7 @@ class TestAMembersMessages:
             b"\xff" * 12,
             encode_varint_prefixed(rpc_pb2.RPC(senderRecord=b"\xff\xff").SerializeToString()),
             encode_varint_prefixed(b"\x0a\x05\xff\xff\xff\xff\xff"),
-            encode_varint_prefixed(bytes(MAX_MESSAGE_BYTES + 1)),
+            encode_varint_prefixed(bytes(2 * MAX_MESSAGE_BYTES)),
             b"\x80\x80\x80\x80\x10",
             b"\x05ab",
         ],
@@ -354,7 +359,7 @@ class TestAMembersMessages:
         async with members(2, (0, 1)) as (victim, evil):
             for _ in range(3):
                 async with await gossip_stream(evil, victim) as stream:
-                    with trio.move_on_after(5):
+                    with trio.move_on_after(5), suppress(trio.BrokenResourceError):  # it may not read to the end
                         await stream.send_all(data)
                         await stream.send_eof()
             await assert_works(victim, evil)
@@ -366,6 +371,21 @@ class TestAMembersMessages:
             await stream.send_all(encode_varint_prefixed(b"\xff\xff\xff"))
             with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
                 await stream.receive_some(1)
+
+    @pytest.mark.parametrize("over", [-1000, 1000])
+    async def test_one_larger_than_any_record_is_not_read(self, over: int) -> None:
+        async with members(2, (0, 1)) as (victim, evil):
+            signer = foreign_topic()
+            message = signer.sign(bytes(MAX_MESSAGE_BYTES + over))
+            stream = await gossip_stream(evil, victim)
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(rpc(message))
+            if over < 0:
+                await until(lambda: victim.messages)
+                return
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
+                await stream.receive_some(1)
+            assert victim.messages == []
 
     async def test_control_messages_of_nonsense(self) -> None:
         control = rpc_pb2.ControlMessage(

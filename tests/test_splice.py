@@ -67,9 +67,11 @@ async def spliced(*, small: bool = False, start: bool = True, epoll: bool | None
         assert len(reactor) == 0, "a descriptor was left in the set"
 
 
-def lone_end(sock: socket.socket, peer: End) -> tuple[CountingReactor, SocketEnd, list[SocketEnd]]:
+def lone_end(
+    sock: socket.socket, peer: End, *, epoll: bool | None = None
+) -> tuple[CountingReactor, SocketEnd, list[SocketEnd]]:
     """One end whose other side is only recorded."""
-    reactor, closed = CountingReactor(), []
+    reactor, closed = CountingReactor(use_epoll=epoll), []
     end = SocketEnd(reactor, sock, closed.append)
     end.peer = peer
     return reactor, end, closed
@@ -336,6 +338,7 @@ async def test_a_reader_that_stops_stops_the_writer_and_nobody_spins(epoll: bool
                 received += await s.server.receive_some(7000)
                 assert s.b._out_size <= OUT_BUFFER
         assert bytes(received) == data
+        assert await events_while_idle(s.reactor) < 5  # a socket with room for more is no news to who has nothing to send
 
 
 async def test_a_slow_reader_does_not_stop_the_other_direction() -> None:
@@ -369,8 +372,28 @@ async def test_both_directions_may_stop_and_go_on() -> None:
 
 
 @either_poller
+async def test_both_ended_in_front_of_what_was_not_read_yet(epoll: bool | None) -> None:
+    """FIN sent and FIN received is HUP to the kernel, for as long as what was received waits there."""
+    ours, theirs = socket_pair()
+    sink = End(space=0)
+    reactor, end, closed = lone_end(ours, sink, epoll=epoll)
+    async with running(reactor), stream(theirs) as remote:
+        end.start()
+        end.send_eof()
+        assert await read_all(remote) == b""
+        await remote.send_all(b"last words")
+        await remote.send_eof()
+        assert await events_while_idle(reactor) < 5
+        assert closed == []
+        sink.space = 100
+        end.resume()
+        await until(lambda: closed)
+        assert sink.heard == [b"last words", "EOF"]
+        assert end.error is None
+
+
+@either_poller
 async def test_both_ended_while_paused_waits_in_silence_and_loses_nothing(epoll: bool | None) -> None:
-    """FIN sent and FIN received is HUP to the kernel, for as long as what was received waits here."""
     data = noise(4_000_000, 11)
     async with spliced(small=True, epoll=epoll) as s:
         await s.server.send_eof()
