@@ -168,8 +168,8 @@ class Gossip:
     def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
         """Take in a record whose signature was checked; whether it is the newest. Raises RecordInvalid.
 
-        `age` None: it came by the topic, so it is new; but a version that is here already may be anybody's repetition,
-        which says nothing about its node now.
+        `age` None: it came by the topic, so it is new. Either way a version that is here already may be anybody's
+        repetition, which says nothing about its node now: the first hearing stands, and no claim makes it younger.
         """
         now = self._utc_now()
         record = decode(data, received_at=now)
@@ -178,12 +178,10 @@ class Gossip:
         if record.peer_id == self._host.peer_id:
             self._notice_impostor(record)
             return False
-        if age is None:
-            age = NO_AGE
-            known = self._ledger.get(signer)
-            if known is not None and known.version == (record.incarnation, record.seq):
-                age = now - known.record.last_seen
-        change = self._ledger.merge(record, signed=signed, now=now, age=age)
+        known = self._ledger.get(signer)
+        if known is not None and known.version == (record.incarnation, record.seq):
+            age = now - known.record.last_seen
+        change = self._ledger.merge(record, signed=signed, now=now, age=NO_AGE if age is None else age)
         if change is not None:
             self._on_change(change)
         entry = self._ledger.get(record.peer_id)

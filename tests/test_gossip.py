@@ -477,6 +477,25 @@ class TestSync:
         await sync(a, b)
         assert b.age_of("x") == pytest.approx(5, abs=0.01)  # of the newer record
 
+    async def test_nobody_makes_a_record_younger_that_is_here_already(self, offline: Any) -> None:
+        """A member that says it has just heard the last words of a node that is gone."""
+        me = Member("me")
+        me.knows(record("gone", seq=5))
+        await trio.sleep(50)
+        me.changes.clear()
+        await me.gossip._take_row([sign("gone", encode(record("gone", seq=5))), 0], "liar")
+        assert me.age_of("gone") == 50
+        assert me.ledger.online(me.now()) == []
+        assert me.changes == []
+        await me.gossip._take_row([sign("gone", encode(record("gone", seq=6))), 0], "liar")  # its own word: it is back
+        assert me.age_of("gone") == 0
+
+    async def test_nor_older(self, offline: Any) -> None:
+        me = Member("me")
+        me.hears(record("bob", seq=5))
+        await me.gossip._take_row([sign("bob", encode(record("bob", seq=5))), 3_000_000], "liar")
+        assert me.age_of("bob") == 0
+
     @pytest.mark.parametrize("count", [PAGE - 1, PAGE, PAGE + 1, 3 * PAGE])
     async def test_many_pages(self, offline: Any, count: int) -> None:
         a, b = Member("a"), Member("b")
