@@ -98,14 +98,16 @@ class Entry:
         "client",
         "client_name",
         "joined",
+        "number",
         "peer_id",
         "service",
         "started_at",
         "tried",
     )  # fmt: skip
 
-    def __init__(self, forwarder: Forwarder, sock: socket.socket, service: str, client_name: str) -> None:
+    def __init__(self, forwarder: Forwarder, sock: socket.socket, service: str, client_name: str, number: int) -> None:
         self._forwarder = forwarder
+        self.number = number  # of this client at this entry, for people
         self.service = service
         self.client_name = client_name
         self.client = SocketEnd(forwarder.reactor, sock, self._closed)
@@ -144,6 +146,7 @@ class Entry:
                 self._open()
             except (PeerUnavailable, Dialled) as error:
                 log.debug("peer cannot take the connection", peer=peer_id, why=error.detail)
+                forwarder.attempt_failed(self, error.detail)
                 self._let_go()
                 if forwarder.replay is Replay.NEVER:
                     self.turn_away("the peer could not take the connection")
@@ -257,6 +260,7 @@ class Entry:
         self._rest = memoryview(b"")
         forwarder.roster.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
         log.debug("attempt failed", peer=self.peer_id, service=self.service, why=reason, attempt=self.attempts)
+        forwarder.attempt_failed(self, reason)
         self._let_go()
         self._opened = False
         if forwarder.replay is Replay.NEVER:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -18,7 +17,7 @@ from federation.reactor import READ, Reactor
 from federation.values import HostPort
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from federation.backends import Backends
     from federation.config import Endpoint, Settings
@@ -32,7 +31,8 @@ log = structlog.get_logger(__name__)
 EMFILE_PAUSE_S = 0.1  # the kernel has no descriptor for us: closing ones will free some
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
-DECISIONS = 256  # kept for `explain`
+DECISIONS = 256  # kept for `explain`, and as many attempts that failed
+ENDINGS = 2048  # kept for the log and for `explain`: a quarter of a second of the most that one node can do
 _OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -54,6 +54,31 @@ class Decision(NamedTuple):
     client: str
     pick: Pick
     attempt: int
+    connection: int = 0  # its number at this entry, from 1
+
+
+class Failure(NamedTuple):
+    """One attempt that came to nothing."""
+
+    connection: int
+    attempt: int
+    peer_id: str
+    why: str
+
+
+class Ending(NamedTuple):
+    """How a client's connection ended. `ended_at`: trio time in seconds; `error` is None where both sides finished."""
+
+    connection: int
+    service: str
+    client: str
+    peer_id: str  # "" where nobody had it at the end
+    attempts: int
+    ended_at: float
+    seconds: float
+    received: int  # bytes from the client
+    delivered: int  # bytes to the client
+    error: str | None
 
 
 class Counts:
@@ -91,12 +116,14 @@ class Forwarder:
         self.unanswered: dict[str, set[Entry]] = {}  # by peer: opened, and no byte from its backend yet
         self.own_load_is_news = False  # the own backends' load changed since the selector heard of it
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
+        self.failures: deque[Failure] = deque(maxlen=DECISIONS)
+        self.endings: deque[Ending] = deque(maxlen=ENDINGS)
+        self.on_ending: Callable[[Ending], None] | None = None
         self.idle = trio.Event()
         self.idle.set()
         self._max_connections = settings.max_connections
         self._metrics = metrics
         self._bytes_in, self._bytes_out = metrics.bytes_moved("in"), metrics.bytes_moved("out")
-        self._log_connections = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
         self._listeners: list[socket.socket] = []
         self._retry_queued = False
 
@@ -152,11 +179,11 @@ class Forwarder:
             self.reactor.change(listener.fileno(), READ)
 
     def _start(self, sock: socket.socket, service: str, client_name: str) -> None:
-        entry = Entry(self, sock, service, client_name)
+        self.counts.total += 1
+        entry = Entry(self, sock, service, client_name, self.counts.total)
         if not self.active:
             self.idle = trio.Event()
         self.active.add(entry)
-        self.counts.total += 1
         self._metrics.started(service).inc()
         if len(self.active) - len(self.turned_away) > self._max_connections:
             entry.turn_away(f"this entry is at its limit of {self._max_connections} connections")
@@ -185,7 +212,7 @@ class Forwarder:
         pick = self.selector.pick(nodes, now=now, service=entry.service)
         if pick is None:
             return None
-        self.decisions.append(Decision(now, entry.service, entry.client_name, pick, entry.attempts + 1))
+        self.decisions.append(Decision(now, entry.service, entry.client_name, pick, entry.attempts + 1, entry.number))
         return pick.chosen.peer_id
 
     def has_other(self, entry: Entry) -> bool:
@@ -195,6 +222,10 @@ class Forwarder:
 
     def opened_after(self, seconds: float) -> None:
         self._metrics.open_seconds.observe(seconds)
+
+    def attempt_failed(self, entry: Entry, why: str) -> None:
+        """Call it while the entry still knows whose attempt it was."""
+        self.failures.append(Failure(entry.number, entry.attempts, entry.peer_id, why))
 
     def retried(self, reason: RetryReason) -> None:
         self.counts.retried += 1
@@ -212,11 +243,14 @@ class Forwarder:
         if client.delivered:
             self._bytes_out.inc(client.delivered)
         self._metrics.finished(entry.service, "error" if client.error else "ok").inc()
-        if self._log_connections:
-            log.debug(
-                "connection closed", service=entry.service, client=entry.client_name, peer=peer_id, attempts=entry.attempts,
-                received=client.received, delivered=client.delivered, why=client.error or "done",
-            )  # fmt: skip
+        now = trio.current_time()
+        ending = Ending(
+            entry.number, entry.service, entry.client_name, peer_id, entry.attempts, now, now - entry.started_at,
+            client.received, client.delivered, client.error,
+        )  # fmt: skip
+        self.endings.append(ending)
+        if self.on_ending is not None:
+            self.on_ending(ending)
 
     # What the roster tells
 

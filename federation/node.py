@@ -83,6 +83,7 @@ class Node:
         self.started_at = trio.current_time()
         self._incarnation = state.next_incarnation()
         self._stop = trio.Event()
+        self._forget_network = False
         self._peers_learnt = trio.Event()
         self.draining = False
         self.gpu = GpuReading((), "none", "not read yet")
@@ -169,6 +170,8 @@ class Node:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
                 await self.host.stop_listening()
                 await probe.aclose()
+            if self._forget_network:
+                self.state.forget_network(self.token.is_same_network)
             self.state.remove_daemon()
 
     async def _leave(self) -> None:
@@ -357,8 +360,31 @@ class Node:
     def peers(self) -> list[dict[str, Any]]:
         return report.peers(self)
 
-    def explain(self, last: int) -> list[dict[str, Any]]:
-        return report.explain(self, last)
+    def explain(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+        return report.explain(self, last, connection)
+
+    def drain(self) -> None:
+        """Nothing new for this node's backends, here and, as soon as gossip has it, from anywhere; what is open goes on.
+
+        Clients of this node's own ports are served by the other nodes, so that nobody who points there notices.
+        """
+        self._set_draining(True)
+
+    def undrain(self) -> None:
+        self._set_draining(False)
+
+    def _set_draining(self, draining: bool) -> None:
+        if self._stop.is_set() or self.draining == draining:
+            return  # who is leaving stays so
+        self.draining = self.backends.draining = draining
+        log.info("draining: the backends take no new connections" if draining else "no longer draining")
+        self.roster.changed()
+        self.gossip.stir()
+
+    def leave(self) -> None:
+        """Stop, and forget the network: the next start without a token begins a new one."""
+        self._forget_network = True
+        self.stop()
 
     def _daemon_facts(self) -> dict[str, Any]:
         return {

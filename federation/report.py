@@ -13,6 +13,7 @@ from federation import __version__
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from federation.forwarder import Ending
     from federation.net.link import Link
     from federation.node import Node
     from federation.records import NodeData
@@ -68,11 +69,18 @@ def peers(node: Node) -> list[dict[str, Any]]:
     return [_peer_row(node, record) for record in (own, *sorted(others, key=lambda r: (r.name, r.peer_id)))]
 
 
-def explain(node: Node, last: int) -> list[dict[str, Any]]:
+def explain(node: Node, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+    """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
     now = trio.current_time()
     utc_now = node.clock.utc_now()
+    decisions = list(node.forwarder.decisions)
+    decisions = decisions[-last:] if connection is None else [d for d in decisions if d.connection == connection]
+    failures = {(f.connection, f.attempt): f.why for f in node.forwarder.failures}
+    wanted = {decision.connection for decision in decisions}
+    endings = {ending.connection: ending for ending in node.forwarder.endings if ending.connection in wanted}
     return [
         {
+            "id": decision.connection,
             "at": (utc_now - timedelta(seconds=now - decision.at)).isoformat(),
             "service": decision.service,
             "client": decision.client,
@@ -80,6 +88,8 @@ def explain(node: Node, last: int) -> list[dict[str, Any]]:
             "chosen": decision.pick.chosen.peer_id,
             "name": node.name_of(decision.pick.chosen.peer_id),
             "tier": decision.pick.tier,
+            "failed": failures.get((decision.connection, decision.attempt)),
+            "ended": _ended(endings.get(decision.connection)),
             "candidates": [
                 {
                     "peer_id": c.peer_id,
@@ -92,8 +102,21 @@ def explain(node: Node, last: int) -> list[dict[str, Any]]:
                 for c in decision.pick.candidates
             ],
         }
-        for decision in list(node.forwarder.decisions)[-last:]
+        for decision in decisions
     ]
+
+
+def _ended(ending: Ending | None) -> dict[str, Any] | None:
+    """None while the connection is open."""
+    if ending is None:
+        return None
+    return {
+        "peer_id": ending.peer_id,
+        "seconds": round(ending.seconds, 3),
+        "received": ending.received,
+        "delivered": ending.delivered,
+        "error": ending.error,
+    }
 
 
 def _peer_row(node: Node, record: NodeData) -> dict[str, Any]:

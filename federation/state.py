@@ -94,9 +94,21 @@ class StateDir:
         if old == text:
             return
         if old and keep_old:
-            kept = (self._read_own("token.previous") or b"").decode("ascii", errors="replace").split()
-            self._write("token.previous", _lines([old, *(token for token in kept if token not in (old, text))]))
+            kept = [token for token in self._previous_tokens() if token not in (old, text)]
+            self._write("token.previous", _lines([old, *kept]))
         self._write("token", _lines([text]))
+
+    def forget_network(self, is_its: Callable[[str], bool]) -> None:
+        """Remove the token, those in token.previous that `is_its` says are the same network's, and members' addresses."""
+        kept = self._previous_tokens()
+        others = [text for text in kept if not is_its(text)]
+        if others != kept:
+            self._write("token.previous", _lines(others))
+        for name in ("token", "peers.json"):
+            self._remove(name)
+
+    def _previous_tokens(self) -> list[str]:
+        return (self._read_own("token.previous") or b"").decode("ascii", errors="replace").split()
 
     def next_incarnation(self) -> int:
         """Higher than at each start before: the clock, and one more than the last where the clock went back.
@@ -137,8 +149,8 @@ class StateDir:
         self._write_json("daemon.json", info)
 
     def remove_daemon(self) -> None:
-        with suppress(OSError):
-            (self.path / "daemon.json").unlink()
+        with suppress(StateDirUnusable):
+            self._remove("daemon.json")
 
     def _create(self) -> None:
         try:
@@ -204,6 +216,13 @@ class StateDir:
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
+            raise StateDirUnusable(_problem(path, error)) from None
+
+    def _remove(self, name: str) -> None:
+        path = self.path / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
             raise StateDirUnusable(_problem(path, error)) from None
 
     def _ignore(self, name: str, why: str) -> None:

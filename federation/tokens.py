@@ -97,6 +97,13 @@ class Token:
         """The same network with these bootstrap addresses instead."""
         return replace(self, addresses=tuple(addresses))
 
+    def is_same_network(self, text: str) -> bool:
+        """Whether `text` is a token with this secret, whatever its name and addresses."""
+        try:
+            return Token.decode(text).secret == self.secret
+        except TokenError:
+            return False
+
     @property
     def network_id(self) -> str:
         """Names the network to people; tells nothing about the secret."""

@@ -203,6 +203,8 @@ async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock
         assert await rest_of(client) == b"served"
         assert [d.pick.chosen.peer_id for d in net.forwarder.decisions] == ["a", "b"]
         assert [d.attempt for d in net.forwarder.decisions] == [1, 2]
+        assert {d.connection for d in net.forwarder.decisions} == {1}
+        assert list(net.forwarder.failures) == [(1, 1, "a", reason)]
 
 
 @pytest.mark.parametrize("how", FAILURES)

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from federation import forwarder as module
 from federation.entry import LINGER_S
 from federation.errors import ListenFailed
-from federation.forwarder import DECISIONS, EMFILE_PAUSE_S
+from federation.forwarder import DECISIONS, EMFILE_PAUSE_S, Ending
 from federation.values import Endpoint
 from tests.entries import Net, network, record, settled
 from tests.sockets import Listener, is_reset, reset
@@ -133,7 +133,7 @@ async def test_stopping_closes_the_ports_and_lets_the_others_finish(mock_clock: 
         net.tunnel.sends(b"answer")
         net.tunnel.ends()
         assert not net.forwarder.idle.is_set()
-        assert await rest_of(client) == b"answer"
+        assert await client.receive_some() == b"answer"
         await client.aclose()
         await settled(net.forwarder.idle.is_set)
         net.forwarder.stop_listening()  # once more is no harm
@@ -362,6 +362,35 @@ async def test_decisions_are_kept_and_bounded(mock_clock: MockClock) -> None:
             net.forwarder.roster_changed()
             await settled()
         assert len(net.forwarder.decisions) == DECISIONS
+
+
+async def test_how_connections_ended_is_kept_and_told(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        told: list[Ending] = []
+        net.forwarder.on_ending = told.append
+        net.add("a")
+        client = await net.connect()
+        await client.send_all(b"asks")
+        net.tunnel.answers()
+        await settled(lambda: net.tunnel.data == b"asks")
+        mock_clock.jump(2.5)
+        net.tunnel.sends(b"answer")
+        net.tunnel.ends()
+        assert await client.receive_some() == b"answer"
+        await client.aclose()
+        await settled(lambda: not net.forwarder.active)
+        reset_one = await net.connect()
+        net.tunnel.answers()
+        net.tunnel.sends(b"x")
+        net.tunnel.breaks("backend reset")
+        await settled(lambda: not net.forwarder.active)
+        await reset_one.aclose()
+        first, second = net.forwarder.endings
+        assert told == [first, second]
+        assert (first.connection, first.service, first.peer_id, first.attempts) == (1, "default", "a", 1)
+        assert first.seconds == pytest.approx(2.5, abs=0.1)
+        assert (first.received, first.delivered, first.error) == (4, 6, None)
+        assert (second.connection, second.error) == (2, "backend reset")
 
 
 async def test_each_service_has_its_own_turns(mock_clock: MockClock) -> None:

@@ -376,6 +376,40 @@ class TestStop:
                     await a.ended.wait()
                 assert states(entry)["exit"] == "left"
 
+    async def test_drain_and_undrain_are_told_at_once_and_cut_nobody(self, make: MakeNode) -> None:
+        async with echo_server() as backend:
+            exit_, entry = make("exit", backends=(backend,)), make("entry", hold_s=5.0)
+            async with running(exit_), running(entry) as b:
+                link(entry, exit_)
+                await until(lambda: states(entry).get("exit") == "online")
+                async with await client_of(b) as client:
+                    await client.send_all(b"a")
+                    assert await client.receive_some() == b"a"
+                    exit_.drain()
+                    exit_.drain()
+                    await until(lambda: states(entry)["exit"] == "draining", seconds=1)
+                    await client.send_all(b"b")
+                    assert await client.receive_some() == b"b"
+                    async with await client_of(b) as waits:
+                        await waits.send_all(b"c")
+                        exit_.undrain()  # who waits is let in
+                        assert await waits.receive_some() == b"c"
+                    assert states(entry)["exit"] == "online"
+
+    async def test_leave_forgets_the_network(self, make: MakeNode) -> None:
+        member, leaver = make("member"), make("leaver")
+        leaver.state.save_token(TOKEN.encode())
+        async with running(member), running(leaver) as run:
+            link(leaver, member)
+            await until(lambda: states(member).get("leaver") is not None)
+            leaver.leave()
+            with trio.fail_after(3):
+                await run.ended.wait()
+            await until(lambda: states(member)["leaver"] == "left", seconds=1)
+        assert leaver.state.load_token() is None
+        assert leaver.state.load_peers() == {}
+        assert leaver.state.load_daemon() is None
+
     async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
         """A second signal cancels it."""
         files = open_files()

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from federation.config import Settings
-from federation.forwarder import Decision
+from federation.forwarder import Decision, Ending, Failure
 from federation.gpu import GpuReading
 from federation.node import Node
 from federation.records import NODE_ONLINE_WINDOW, Gpu, NodeData
@@ -236,6 +236,24 @@ class TestExplain:
         assert second["candidates"][0]["last_used_age_s"] == 10
         assert json.dumps(node.explain(10), allow_nan=False)
 
+    async def test_one_connection_with_its_failures_and_its_end(self, make: MakeNode) -> None:
+        node = make()
+        add(node, "bob")
+        pick = node.selector.pick([r for r in node.ledger.records()], now=0.0)
+        assert pick is not None
+        forwarder = node.forwarder
+        for connection, attempt in ((7, 1), (8, 1), (7, 2)):
+            forwarder.decisions.append(Decision(0.0, "s", "c", pick, attempt, connection))
+        forwarder.failures.append(Failure(7, 1, "bob", "it said no"))
+        forwarder.endings.append(Ending(7, "s", "c", "bob", 2, 0.0, 1.23456, 10, 20, "reset"))
+        first, second = node.explain(1, 7)
+        assert [(d["id"], d["attempt"], d["failed"]) for d in (first, second)] == [(7, 1, "it said no"), (7, 2, None)]
+        ended = {"peer_id": "bob", "seconds": 1.235, "received": 10, "delivered": 20, "error": "reset"}
+        assert first["ended"] == second["ended"] == ended
+        (open_one,) = node.explain(1, 8)
+        assert (open_one["failed"], open_one["ended"]) == (None, None)
+        assert node.explain(1, 9) == []
+
     async def test_of_a_peer_that_is_forgotten(self, make: MakeNode) -> None:
         node = make()
         gone = Candidate("gone", 1, -float("inf"), 2)
@@ -245,6 +263,7 @@ class TestExplain:
         node.forwarder.decisions.append(Decision(0.0, "s", "c", pick, 1))
         (decision,) = node.explain(1)
         assert decision["name"] == ""
+        assert (decision["id"], decision["failed"], decision["ended"]) == (0, None, None)
         assert decision["candidates"] == [
             {"peer_id": "gone", "name": "", "in_flight": 1, "last_used_age_s": None, "available_vram": 2, "served": 0}
         ]

@@ -152,6 +152,19 @@ def test_the_same_networks_token_replaces_without_a_trace(state: StateDir) -> No
     assert not (state.path / "token.previous").exists()
 
 
+def test_a_network_that_is_left_is_forgotten_and_no_other(state: StateDir) -> None:
+    for text in ("left-elsewhere", "other", "left"):
+        state.save_token(text)
+    state.save_peers({"a": ["/ip4/192.0.2.1/tcp/1"]})
+    identity = state.identity()
+    state.forget_network(lambda text: text.startswith("left"))
+    assert state.load_token() is None
+    assert state.load_peers() == {}
+    assert state.identity() == identity
+    assert (state.path / "token.previous").read_text() == "other\n"
+    state.forget_network(lambda text: text.startswith("left"))  # twice is once
+
+
 # Incarnation
 
 

@@ -290,6 +290,13 @@ def test_errors_do_not_repeat_the_token(text: str) -> None:
     assert TEXT[5:15] not in str(caught.value)
 
 
+def test_same_network_whatever_name_and_addresses() -> None:
+    token = Token.decode(TEXT)
+    assert token.is_same_network(Token(token.secret, "another name", ("/ip4/192.0.2.7/tcp/1",)).encode())
+    assert not token.is_same_network(Token.new(token.name, token.addresses).encode())
+    assert not token.is_same_network("")
+
+
 def test_import_is_light() -> None:
     """`federation token` has to answer at once."""
     heavy = {"pydantic", "pydantic_core", "msgpack", "trio", "libp2p", "multiaddr", "structlog", "typer", "rich"}
