@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator, Sequence
 
+    from federation.answers import Status
     from federation.config import Settings
     from federation.state import StateDir
     from federation.tokens import Token
@@ -157,7 +158,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
         is_new = saved is None
         token = saved or Token.new()
 
-    def ready(answer: dict[str, Any]) -> None:
+    def ready(answer: Status) -> None:
         if is_new:
             # The network begins here: a start that failed on the way leaves no token behind.
             state.save_token(token.encode())

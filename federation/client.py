@@ -52,11 +52,34 @@ def user_state_dir(environ: Mapping[str, str], settings: Mapping[str, Any] | Non
     return StateDir(Path(str(chosen)).expanduser() if chosen else default_state_dir(environ))
 
 
-def ask(address: HostPort, path: str) -> str:
-    """The API's answer as it came, one line of JSON. Raises ControlUnreachable, or FederationError with its refusal."""
+def find_key(address: HostPort, state_dir: Path | None, environ: Mapping[str, str]) -> str:
+    """The control key of the node at `address`: from FEDERATION_CONTROL_KEY, or the daemon's state directory.
+
+    Raises FederationError where neither has it, ControlUnreachable where nobody answers.
+    """
+    if environ.get("FEDERATION_CONTROL_KEY"):
+        return environ["FEDERATION_CONTROL_KEY"]
+    if state_dir is not None:
+        state = StateDir(state_dir.expanduser())
+    elif address.is_loopback:
+        state = StateDir(Path(json.loads(ask(address, "/api/v1/status"))["node"]["state_dir"]))
+    else:
+        state = user_state_dir(environ)
+    key = state.load_control_key()
+    if key is None:
+        raise FederationError(f"no control key in {state.path}; give --state-dir, or FEDERATION_CONTROL_KEY")
+    return key
+
+
+def ask(address: HostPort, path: str, *, method: str = "GET", key: str | None = None, body: object = None) -> str:
+    """The API's answer as it came, one line of JSON. Raises ControlUnreachable, or FederationError with its refusal.
+
+    `key`: the control key, for what only the owner may do (see `find_key`); `body` goes as JSON.
+    """
     connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
-        connection.request("GET", path)
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
         response = connection.getresponse()
         text = response.read(MAX_ANSWER_BYTES).decode()
         answer = json.loads(text)

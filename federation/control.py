@@ -1,21 +1,17 @@
-"""The control API: what the command line asks a running node, as JSON over HTTP on loopback.
+"""The control API's server: who may ask, how much, and how requests meet routes (api.py).
 
-    GET  /api/v1/status         what this node is and does
-    GET  /api/v1/peers          {"peers": [...]}, this node's own row among them
-    GET  /api/v1/explain?last=N {"decisions": [...]}: the last N choices of a peer
-
-No answer holds a secret: whoever is on this machine may ask. A web page that a browser shows here may not: a
-request must name a loopback host (a page cannot make its own name resolve to us and pass) and must not come from another
-origin.
+Whoever is on this machine may read; what changes something or shows a secret takes the control key, which only the daemon's
+own user can read from the state directory: `Authorization: Bearer KEY`. A web page that a browser shows here may do neither:
+a request must name a loopback host (a page cannot make its own name resolve to us and pass) and must not come from
+another origin.
 """
 
 from __future__ import annotations
 
-import json
+import hmac
 import logging
-import math
 import socket
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import hypercorn.trio
 import structlog
@@ -24,55 +20,34 @@ from hypercorn.config import Config
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import Response
-from starlette.routing import Route
 
+from federation import api
 from federation.errors import ConfigError, ListenFailed, listen_problem
 from federation.values import HostPort
+from federation.web import http_error, json_response, mark_owner, route
 
 if TYPE_CHECKING:
     from hypercorn.typing import Framework
-    from starlette.requests import Request
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from trio_typing import TaskStatus
 
 log = structlog.get_logger(__name__)
 
-EXPLAIN_DEFAULT = 20
-EXPLAIN_MAX = 1000
 MAX_HEADER_BYTES = 16 * 1024
+MAX_BODY_BYTES = 64 * 1024
+WRONG_KEY = "the control key is wrong; control.key in the node's state directory has the right one"
 
 
-class ControlledNode(Protocol):
-    """What the API needs of a node."""
-
-    def status(self) -> dict[str, Any]: ...
-    def peers(self) -> list[dict[str, Any]]: ...
-    def explain(self, last: int) -> list[dict[str, Any]]: ...
+class KeyedNode(api.ControlledNode, Protocol):
+    def control_key(self) -> str: ...
 
 
-def create_app(node: ControlledNode) -> Starlette:
-    async def status(_request: Request) -> Response:
-        return _json(node.status())
-
-    async def peers(_request: Request) -> Response:
-        return _json({"peers": node.peers()})
-
-    async def explain(request: Request) -> Response:
-        text = request.query_params.get("last", str(EXPLAIN_DEFAULT))
-        last = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
-        if not 1 <= last <= EXPLAIN_MAX:
-            raise HTTPException(400, f"last is a number from 1 to {EXPLAIN_MAX}")
-        return _json({"decisions": node.explain(last)})
-
+def create_app(node: api.ControlledNode, key: str) -> Starlette:
+    """`key`: the owner's."""
     return Starlette(
-        routes=[
-            Route("/api/v1/status", status),
-            Route("/api/v1/peers", peers),
-            Route("/api/v1/explain", explain),
-        ],
-        middleware=[Middleware(_Guard)],
-        exception_handlers={HTTPException: _http_error},
+        routes=[route(operation, node) for operation in api.routes],
+        middleware=[Middleware(_Guard, key=key)],
+        exception_handlers={HTTPException: http_error},
     )
 
 
@@ -102,34 +77,66 @@ async def serve(
 
 
 async def serve_node(
-    node: ControlledNode, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
+    node: KeyedNode, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """The node's API, as node.py starts it."""
-    await serve(create_app(node), address, task_status=task_status)
+    await serve(create_app(node, node.control_key()), address, task_status=task_status)
 
 
 class _Guard:
     """ASGI middleware, around everything: refuses strangers, and turns a bug of ours into one logged JSON 500."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
+        self._key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        refusal = _refusal(scope)
-        if refusal is not None and scope["type"] == "http":
-            await _json({"error": refusal}, 403)(scope, receive, send)
-            return
         if scope["type"] != "http":  # no websockets here
             await send({"type": "websocket.close", "code": 1008})
             return
         try:
-            await self._app(scope, receive, send)
+            self._admit(scope)
+            await self._app(scope, _limited(receive), send)
+        except HTTPException as error:
+            headers = dict(error.headers or {})
+            await json_response({"error": error.detail}, error.status_code, headers)(scope, receive, send)
         except Exception:  # one request must not end the daemon; responses are built before the first byte leaves
             log.exception("a control request failed", path=scope["path"])
-            await _json({"error": "internal error; the daemon's log has the details"}, 500)(scope, receive, send)
+            problem = {"error": "internal error; the daemon's log has the details"}
+            await json_response(problem, 500)(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        """Raises HTTPException for a request that is none of ours; marks the owner's."""
+        refusal = _refusal(scope)
+        if refusal is not None:
+            raise HTTPException(403, refusal)
+        keys = [value for name, value in scope["headers"] if name == b"authorization"]
+        if keys:
+            if len(keys) > 1 or not self._is_key(keys[0]):
+                raise HTTPException(401, WRONG_KEY, {"WWW-Authenticate": "Bearer"})
+            mark_owner(scope)
+
+    def _is_key(self, value: bytes) -> bool:
+        scheme, _, key = value.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+
+
+def _limited(receive: Receive) -> Receive:
+    """The same, up to MAX_BODY_BYTES of a body."""
+    size = 0
+
+    async def limited() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a request's body has at most {MAX_BODY_BYTES} bytes")
+        return message
+
+    return limited
 
 
 def _refusal(scope: Scope) -> str | None:
@@ -151,36 +158,6 @@ def _is_us(authority: str, port: int) -> bool:
     except ValueError:
         return False
     return address.is_loopback and address.port == port
-
-
-async def _http_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _json({"error": error.detail}, error.status_code, dict(error.headers or {}))
-
-
-def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    # ASCII, so that nobody's name reaches a terminal raw; one line, as `--json` prints it.
-    try:
-        text = json.dumps(content, allow_nan=False)
-    except ValueError:
-        text = json.dumps(_finite(content))
-    return Response(
-        text,
-        status,
-        {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} | (headers or {}),
-        "application/json",
-    )
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities (a peer never used was last used at minus infinity): null instead."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def _bind(address: HostPort) -> socket.socket:

@@ -34,6 +34,10 @@ class UsageError(FederationError):
     exit_code = 2
 
 
+class NotFound(UsageError):
+    """There is no such thing here"""
+
+
 class ConfigError(UsageError):
     """A setting is wrong"""
 

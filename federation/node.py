@@ -38,6 +38,7 @@ from federation.selection import Policy, Selector
 from federation.values import HostPort
 
 if TYPE_CHECKING:
+    from federation import answers
     from federation.config import Settings
     from federation.net.link import Link
     from federation.net.mux import Channel
@@ -133,7 +134,7 @@ class Node:
         """Leave the network, then end."""
         self._stop.set()
 
-    async def run(self, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    async def run(self, on_ready: Callable[[answers.Status], None]) -> None:
         """Raises ListenFailed before anything was announced."""
         probe = GpuProbe(fixed_bytes=self.settings.vram_bytes)
         try:
@@ -354,14 +355,23 @@ class Node:
         addresses += [address for peer in others for address in self.book.addresses(peer)[:1]]
         return [str(address) for address in addresses]
 
-    def status(self) -> dict[str, Any]:
+    def control_key(self) -> str:
+        return self.state.control_key()
+
+    def status(self) -> answers.Status:
         return report.status(self)
 
-    def peers(self) -> list[dict[str, Any]]:
+    def peers(self) -> list[answers.Peer]:
         return report.peers(self)
 
-    def explain(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+    def explain(self, last: int, connection: int | None = None) -> list[answers.Decision]:
         return report.explain(self, last, connection)
+
+    def invite(self) -> answers.Invite:
+        return report.invite(self)
+
+    def drained(self) -> answers.Draining:
+        return report.draining(self)
 
     def drain(self) -> None:
         """Nothing new for this node's backends, here and, as soon as gossip has it, from anywhere; what is open goes on.
@@ -410,7 +420,7 @@ def serve(
     token: Token,
     *,
     serve_control: ControlServer,
-    on_ready: Callable[[dict[str, Any]], None],
+    on_ready: Callable[[answers.Status], None],
 ) -> int:
     """Run a node until SIGTERM or SIGINT; a second signal ends it at once. Returns the exit code.
 
@@ -424,7 +434,7 @@ async def _serve(
     state: StateDir,
     token: Token,
     serve_control: ControlServer,
-    on_ready: Callable[[dict[str, Any]], None],
+    on_ready: Callable[[answers.Status], None],
 ) -> int:
     node = Node(settings, state, token, serve_control)
     code = 0

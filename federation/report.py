@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -13,13 +13,14 @@ from federation import __version__
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from federation import answers
     from federation.forwarder import Ending
     from federation.net.link import Link
     from federation.node import Node
-    from federation.records import NodeData
+    from federation.records import Gpu, NodeData
 
 
-def status(node: Node) -> dict[str, Any]:
+def status(node: Node) -> answers.Status:
     now = node.clock.utc_now()
     counts = node.forwarder.counts
     online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
@@ -62,14 +63,14 @@ def status(node: Node) -> dict[str, Any]:
     }
 
 
-def peers(node: Node) -> list[dict[str, Any]]:
+def peers(node: Node) -> list[answers.Peer]:
     """This node first, then the others by name."""
     own = node.own_record(node.backends.in_flight)  # not the ledger's: that is as announced, or not there yet
     others = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
     return [_peer_row(node, record) for record in (own, *sorted(others, key=lambda r: (r.name, r.peer_id)))]
 
 
-def explain(node: Node, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+def explain(node: Node, last: int, connection: int | None = None) -> list[answers.Decision]:
     """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
     now = trio.current_time()
     utc_now = node.clock.utc_now()
@@ -106,7 +107,7 @@ def explain(node: Node, last: int, connection: int | None = None) -> list[dict[s
     ]
 
 
-def _ended(ending: Ending | None) -> dict[str, Any] | None:
+def _ended(ending: Ending | None) -> answers.Ended | None:
     """None while the connection is open."""
     if ending is None:
         return None
@@ -119,7 +120,16 @@ def _ended(ending: Ending | None) -> dict[str, Any] | None:
     }
 
 
-def _peer_row(node: Node, record: NodeData) -> dict[str, Any]:
+def invite(node: Node) -> answers.Invite:
+    token = node.token.with_addresses(tuple(node.invite_addresses())).encode()
+    return {"token": token, "command": f"echo {token} | federation join --token-file -"}
+
+
+def draining(node: Node) -> answers.Draining:
+    return {"draining": node.draining, "in_flight": node.backends.in_flight, "clients": len(node.forwarder.active)}
+
+
+def _peer_row(node: Node, record: NodeData) -> answers.Peer:
     is_self = record.peer_id == node.peer_id
     now = node.clock.utc_now()
     link = node.host.links.get(record.peer_id)
@@ -134,7 +144,7 @@ def _peer_row(node: Node, record: NodeData) -> dict[str, Any]:
         "last_seen_age_s": round((now - record.last_seen).total_seconds(), 3),
         "available_vram": record.available_vram,
         "total_vram": record.total_vram,
-        "gpus": [gpu.model_dump() for gpu in record.gpus],
+        "gpus": [_gpu(gpu) for gpu in record.gpus],
         "in_flight": record.in_flight,
         "in_flight_here": node.selector.own_in_flight(record.peer_id),
         "served": node.selector.total_served(record.peer_id),
@@ -148,7 +158,11 @@ def _peer_row(node: Node, record: NodeData) -> dict[str, Any]:
     }
 
 
-def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) -> str:
+def _gpu(gpu: Gpu) -> answers.PeerGpu:
+    return {"name": gpu.name, "total_vram": gpu.total_vram, "available_vram": gpu.available_vram}
+
+
+def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) -> answers.State:
     """In order: the worst thing that keeps connections away from it."""
     if record.left:
         return "left"

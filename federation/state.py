@@ -2,6 +2,7 @@
 
     identity         Ed25519 seed, 32 bytes: the node's peer id. Created once; never replaced, even when damaged.
     token            the network's token; token.previous has those that it replaced, newest first
+    control.key      what the control API asks of the owner; made at the first start
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
     daemon.json      where the running daemon listens, for the command line
@@ -19,6 +20,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from contextlib import suppress
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 SEED_BYTES = 32
 MAX_INCARNATION = 2**62  # far from what a record can carry, so that a damaged file cannot get a node stuck there
 MAX_FILE_BYTES = 16 * 1024 * 1024
+_KEY = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
 
 
 class StateDir:
@@ -109,6 +112,25 @@ class StateDir:
 
     def _previous_tokens(self) -> list[str]:
         return (self._read_own("token.previous") or b"").decode("ascii", errors="replace").split()
+
+    def control_key(self) -> str:
+        """What makes an owner, for the control API. Created once; a damaged one is replaced."""
+        key = self.load_control_key()
+        if key is None:
+            key = secrets.token_urlsafe(SEED_BYTES)
+            self._write("control.key", _lines([key]))
+        return key
+
+    def load_control_key(self) -> str | None:
+        """None where no daemon has run yet. Raises StateDirUnusable when it is there and not for us to read."""
+        data = self._read_own("control.key")
+        if data is None:
+            return None
+        key = data.decode("ascii", errors="replace").strip()
+        if not _KEY.fullmatch(key):
+            self._ignore("control.key", "it is damaged")
+            return None
+        return key
 
     def next_incarnation(self) -> int:
         """Higher than at each start before: the clock, and one more than the last where the clock went back.

@@ -14,20 +14,22 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation import control
+from federation import api, control
 from federation.errors import ConfigError, ListenFailed
 from federation.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+KEY = "k" * 43
+OWNER = {"Authorization": f"Bearer {KEY}"}
 ANYWHERE = HostPort("127.0.0.1", 0)
 
 
 class FakeNode:
     def __init__(self) -> None:
         self.asked: list[int] = []
-        self.fails = False
+        self.fails = self.draining = self.left = False
 
     def status(self) -> dict[str, Any]:
         if self.fails:
@@ -37,15 +39,30 @@ class FakeNode:
     def peers(self) -> list[dict[str, Any]]:
         return [{"peer_id": "a", "self": True}]
 
-    def explain(self, last: int) -> list[dict[str, Any]]:
-        self.asked.append(last)
+    def explain(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+        self.asked.append(connection or last)
         return [{"candidates": [{"last_used": float("-inf")}, (float("nan"), 1.5)]}]
+
+    def invite(self) -> dict[str, Any]:
+        return {"token": "fed1_secret", "command": "join"}
+
+    def drain(self) -> None:
+        self.draining = True
+
+    def undrain(self) -> None:
+        self.draining = False
+
+    def leave(self) -> None:
+        self.left = True
+
+    def drained(self) -> dict[str, Any]:
+        return {"draining": self.draining, "in_flight": 0, "clients": 0}
 
 
 @asynccontextmanager
 async def serving(node: FakeNode, address: HostPort = ANYWHERE) -> AsyncIterator[HostPort]:
     async with trio.open_nursery() as nursery:
-        actual: HostPort = await nursery.start(control.serve, control.create_app(node), address)
+        actual: HostPort = await nursery.start(control.serve, control.create_app(node, KEY), address)
         with trio.fail_after(10):
             yield actual
         nursery.cancel_scope.cancel()
@@ -96,10 +113,55 @@ async def test_the_answer_is_one_line_of_ascii() -> None:
         assert body == b'{"node": {"name": "b\\u009bx", "vram": 1}}'
 
 
-async def test_no_answer_brings_the_token() -> None:
+async def test_drain_and_back() -> None:
+    node = FakeNode()
+    async with serving(node) as address:
+        assert (await ask(address, "/api/v1/drain", "POST", OWNER))[1]["draining"] is True
+        assert node.draining
+        assert (await ask(address, "/api/v1/undrain", "POST", OWNER))[1]["draining"] is False
+        assert (await ask(address, "/api/v1/leave", "POST", OWNER))[0] == 200
+        assert node.left
+
+
+# The owner
+
+
+async def test_secrets_and_changes_are_for_the_owner() -> None:
+    node = FakeNode()
+    async with serving(node) as address:
+        owned = [operation for operation in api.routes if operation.owner]
+        assert {operation.method for operation in api.routes if not operation.owner} == {"GET"}
+        assert {"invite", "drain", "undrain", "leave"} <= {operation.name for operation in owned}
+        for operation in owned:
+            status, body, headers = await ask(address, operation.path, operation.method)
+            assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert "control key" in body["error"]
+        assert (node.draining, node.left) == (False, False)
+        assert (await ask(address, "/api/v1/invite", headers=OWNER))[1]["token"] == "fed1_secret"
+
+
+@pytest.mark.parametrize(
+    "value", ["Bearer wrong", f"Basic {KEY}", KEY, "Bearer", "Bearer ", "", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}"]
+)
+async def test_a_wrong_key_opens_nothing(value: str) -> None:
     async with serving(FakeNode()) as address:
-        for method in ("GET", "POST"):
-            assert (await ask(address, "/api/v1/invite", method))[0] == 404
+        for path in ("/api/v1/status", "/api/v1/invite"):
+            status, body, _ = await ask(address, path, headers={"Authorization": value})
+            assert (status, body) == (401, {"error": control.WRONG_KEY})
+
+
+async def test_two_keys_are_none() -> None:
+    async with serving(FakeNode()) as address:
+        twice = _get(address, "/api/v1/invite").replace(
+            b"\r\n\r\n", f"\r\nAuthorization: Bearer {KEY}".encode() * 2 + b"\r\n\r\n"
+        )
+        assert (await raw(address, twice)).split()[1] == b"401"
+
+
+async def test_the_key_opens_no_door_to_strangers() -> None:
+    async with serving(FakeNode()) as address:
+        for stranger in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            assert (await ask(address, "/api/v1/invite", headers=OWNER | stranger))[0] == 403
 
 
 async def test_explain_and_its_bounds() -> None:
@@ -108,11 +170,13 @@ async def test_explain_and_its_bounds() -> None:
         status, body, _ = await ask(address, "/api/v1/explain?last=7")
         assert (status, body) == (200, {"decisions": [{"candidates": [{"last_used": None}, [None, 1.5]]}]})
         await ask(address, "/api/v1/explain")
-        assert node.asked == [7, control.EXPLAIN_DEFAULT]
+        await ask(address, "/api/v1/explain?id=3&last=9")
+        assert node.asked == [7, api.EXPLAIN_DEFAULT, 3]
         for last in ("0", "-1", "1001", "x", "1.5", "%D9%A3", "9" * 5000):
             status, body, _ = await ask(address, f"/api/v1/explain?last={last}")
-            assert (status, body) == (400, {"error": "last is a number from 1 to 1000"})
-        assert len(node.asked) == 2
+            assert status == 400
+            assert body["error"].startswith("last: ")
+        assert len(node.asked) == 3
 
 
 async def test_what_is_not_there_is_json_too() -> None:
@@ -249,20 +313,20 @@ async def test_a_port_in_use_is_plain_words() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = HostPort("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(ListenFailed, match=rf"control API on {address}: the port is in use.*--control"):
-            await control.serve(control.create_app(FakeNode()), address)
+            await control.serve(control.create_app(FakeNode(), KEY), address)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
 async def test_others_cannot_be_let_in(host: str) -> None:
     with pytest.raises(ConfigError, match="loopback only"):
-        await control.serve(control.create_app(FakeNode()), HostPort(host, 0))
+        await control.serve(control.create_app(FakeNode(), KEY), HostPort(host, 0))
 
 
 async def test_it_ends_when_cancelled_and_leaves_nothing() -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            address: HostPort = await nursery.start(control.serve, control.create_app(FakeNode()), ANYWHERE)
+            address: HostPort = await nursery.start(control.serve, control.create_app(FakeNode(), KEY), ANYWHERE)
             idle = await trio.open_tcp_stream(address.host, address.port)
             half = await trio.open_tcp_stream(address.host, address.port)
             await half.send_all(b"GET /api/v1/status HTTP/1.1\r\nHo")

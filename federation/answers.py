@@ -1,0 +1,161 @@
+"""What the control API answers: its shapes, from which its OpenAPI description is made.
+
+Typed dictionaries, not pydantic models: mypy holds report.py to them, key by key, and building an answer costs no more than
+building a dict. Whoever adds a key to an answer adds it here; the descriptions are for those who read the API's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+Bytes = Annotated[int, Field(ge=0, description="bytes")]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(description="seconds")]
+UtcTime = Annotated[str, Field(description="ISO 8601, UTC")]
+Services = Annotated[dict[str, bool], Field(description="service -> whether a backend of it answers")]
+State = Literal["online", "draining", "no backend", "backend down", "suspect", "unreachable", "offline", "left"]
+Path = Literal["self", "direct", "none"]
+
+
+class Gpu(TypedDict):
+    source: Annotated[str, Field(description="where the numbers come from: nvidia, amd, apple, fixed, none")]
+    note: str
+    total_vram: Bytes
+    available_vram: Bytes
+
+
+class ThisNode(TypedDict):
+    peer_id: str
+    name: str
+    version: str
+    addresses: list[str]
+    listens: Annotated[dict[str, str], Field(description="service -> where clients connect")]
+    p2p: str
+    control: str
+    services: Services
+    gpu: Gpu
+    in_flight: Annotated[Count, Field(description="connections that this node's backends serve, for all entries")]
+    draining: bool
+    uptime_s: Seconds
+    state_dir: str
+    pid: int
+
+
+class Network(TypedDict):
+    id: str
+    name: str
+    peers_online: Count
+    peers_known: Count
+    invite_addresses: list[str]
+
+
+class Connections(TypedDict):
+    now: Count
+    total: Count
+    failed: Annotated[Count, Field(description="clients that were turned away")]
+    retried: Count
+
+
+class Status(TypedDict):
+    """What this node is and does."""
+
+    node: ThisNode
+    network: Network
+    connections: Connections
+    warnings: list[str]
+
+
+class PeerGpu(TypedDict):
+    name: str
+    total_vram: Bytes
+    available_vram: Bytes
+
+
+class Peer(TypedDict):
+    """A node of the network, as this one knows it."""
+
+    peer_id: str
+    name: str
+    self: bool
+    online: bool
+    state: State
+    last_seen: UtcTime
+    last_seen_age_s: Seconds
+    available_vram: Bytes
+    total_vram: Bytes
+    gpus: list[PeerGpu]
+    in_flight: Annotated[Count, Field(description="connections that its backends serve, as it last said")]
+    in_flight_here: Annotated[Count, Field(description="those of them that this entry holds")]
+    served: Annotated[Count, Field(description="connections that this entry gave it, retried ones included")]
+    capacity: Annotated[Count, Field(description="0: no limit")]
+    services: Services
+    draining: bool
+    path: Path
+    rtt_ms: Annotated[float, Field(description="milliseconds")] | None
+    version: str
+    addresses: list[str]
+
+
+class Peers(TypedDict):
+    """All nodes of the network, this one first."""
+
+    peers: list[Peer]
+
+
+class Candidate(TypedDict):
+    peer_id: str
+    name: str
+    in_flight: Count
+    last_used_age_s: Seconds | None
+    available_vram: Bytes
+    served: Count
+
+
+class Ended(TypedDict):
+    peer_id: Annotated[str, Field(description="empty where nobody had it at the end")]
+    seconds: Seconds
+    received: Annotated[Bytes, Field(description="bytes from the client")]
+    delivered: Annotated[Bytes, Field(description="bytes to the client")]
+    error: str | None
+
+
+class Decision(TypedDict):
+    """One pick of a peer."""
+
+    id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]
+    at: UtcTime
+    service: str
+    client: str
+    attempt: Annotated[int, Field(ge=1)]
+    chosen: Annotated[str, Field(description="peer id")]
+    name: str
+    tier: Annotated[str, Field(description="the first tier in which the chosen is ahead of the runner-up")]
+    failed: Annotated[str | None, Field(description="why this attempt came to nothing")]
+    ended: Annotated[Ended | None, Field(description="how the connection ended; null while it is open")]
+    candidates: list[Candidate]
+
+
+class Explained(TypedDict):
+    decisions: Annotated[list[Decision], Field(description="the newest last")]
+
+
+class Draining(TypedDict):
+    """Whether this node takes new connections, and how many are still open."""
+
+    draining: bool
+    in_flight: Annotated[Count, Field(description="connections that this node's backends still serve")]
+    clients: Annotated[Count, Field(description="connections of clients of this node's own ports")]
+
+
+class Invite(TypedDict):
+    """A token with this node's addresses in it. A secret: whoever has it is a member."""
+
+    token: str
+    command: Annotated[str, Field(description="what to run on the next machine")]
+
+
+class Problem(TypedDict):
+    error: str

@@ -1,0 +1,81 @@
+"""The control API's routes, one function each; answers.py has their shapes, web.py the mechanics, control.py the server.
+
+Reading needs no key on loopback. What changes something, or shows a secret, is for the owner: `owner=True`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+from pydantic import BaseModel, Field
+
+from federation import answers
+from federation.web import Routes
+
+EXPLAIN_DEFAULT = 20
+EXPLAIN_MAX = 1000
+
+routes = Routes()
+
+
+class ControlledNode(Protocol):
+    """What the API needs of a node."""
+
+    def status(self) -> answers.Status: ...
+    def peers(self) -> list[answers.Peer]: ...
+    def explain(self, last: int, connection: int | None = None) -> list[answers.Decision]: ...
+    def invite(self) -> answers.Invite: ...
+    def drain(self) -> None: ...
+    def undrain(self) -> None: ...
+    def leave(self) -> None: ...
+    def drained(self) -> answers.Draining: ...
+
+
+class ExplainQuery(BaseModel):
+    last: Annotated[int, Field(ge=1, le=EXPLAIN_MAX, description="how many, the newest")] = EXPLAIN_DEFAULT
+    id: Annotated[int, Field(ge=1, description="all picks for the connection of this number, instead")] | None = None
+
+
+@routes.get("/api/v1/status", answers.Status)
+async def status(node: ControlledNode) -> answers.Status:
+    """What this node is and does."""
+    return node.status()
+
+
+@routes.get("/api/v1/peers", answers.Peers)
+async def peers(node: ControlledNode) -> answers.Peers:
+    """All nodes of the network, this one first."""
+    return {"peers": node.peers()}
+
+
+@routes.get("/api/v1/explain", answers.Explained, query=ExplainQuery)
+async def explain(node: ControlledNode, query: ExplainQuery) -> answers.Explained:
+    """The last picks of a peer, their reasons, and what came of them; the newest last."""
+    return {"decisions": node.explain(query.last, query.id)}
+
+
+@routes.get("/api/v1/invite", answers.Invite, owner=True)
+async def invite(node: ControlledNode) -> answers.Invite:
+    """The network's token with fresh addresses in it, and the command for the next machine."""
+    return node.invite()
+
+
+@routes.post("/api/v1/drain", answers.Draining, owner=True)
+async def drain(node: ControlledNode) -> answers.Draining:
+    """Take no new connections at this node's backends; those that are open go on."""
+    node.drain()
+    return node.drained()
+
+
+@routes.post("/api/v1/undrain", answers.Draining, owner=True)
+async def undrain(node: ControlledNode) -> answers.Draining:
+    """Take connections again."""
+    node.undrain()
+    return node.drained()
+
+
+@routes.post("/api/v1/leave", answers.Draining, owner=True)
+async def leave(node: ControlledNode) -> answers.Draining:
+    """Drain, say good-bye, forget the token, and end."""
+    node.leave()
+    return node.drained()
