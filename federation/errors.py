@@ -100,6 +100,23 @@ class TokenRefused(HandshakeFailed):
     """The other side holds a different token (another network)"""
 
 
+class TokenOutdated(TokenRefused):
+    """The other side holds this network's token from before it was rotated"""
+
+
+class TokenRetired(TokenRefused):
+    """This node's token is no longer valid: it was rotated. Run `federation invite` on a member, and here `federation join
+    --token-file -` with what it prints"""
+
+
+class PeerBanned(HandshakeFailed):
+    """This node has banned the peer; `federation unban` lets it in again"""
+
+
+class BannedByPeer(HandshakeFailed):
+    """The peer has banned this node"""
+
+
 class ProtocolViolation(NetworkError):
     """The peer broke the protocol"""
 

@@ -20,11 +20,20 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.noise.patterns import PatternXX
 
-from federation.errors import HandshakeFailed, ProtocolViolation, TokenRefused
+from federation.errors import (
+    BannedByPeer,
+    HandshakeFailed,
+    PeerBanned,
+    ProtocolViolation,
+    TokenOutdated,
+    TokenRefused,
+    TokenRetired,
+)
 from federation.net.noise import (
     HANDSHAKE_TIMEOUT_S,
     MAX_CIPHERTEXT,
     MAX_PLAINTEXT,
+    MAX_PROOFS,
     REFUSED,
     TAG,
     Opener,
@@ -178,11 +187,12 @@ async def test_what_came_behind_the_proof_is_not_lost(autojump_clock: object) ->
     [
         ([TOKEN], [OTHER, TOKEN], True),  # who answers still takes the old one
         ([OTHER, TOKEN], [OTHER], True),
-        ([TOKEN, OTHER], [OTHER], False),  # who dials proves with its first
+        ([TOKEN, OTHER], [OTHER], True),  # who dials proves with each
+        ([KEY, TOKEN], [OTHER, KEY], True),
         ([OTHER], [TOKEN], False),
     ],
 )
-async def test_the_first_key_proves_and_any_key_admits(
+async def test_one_key_that_both_hold_admits(
     autojump_clock: object, ours: Sequence[bytes], theirs: Sequence[bytes], admitted: bool
 ) -> None:
     a, b = await shake(transport(0, *ours), transport(1, *theirs))
@@ -196,6 +206,69 @@ async def test_the_keys_are_asked_for_at_each_handshake(autojump_clock: object) 
     assert (await shake(transport(0), changing))[0].error is not None
     valid[:] = [TOKEN]
     both(await shake(transport(0), changing))
+
+
+async def test_both_know_with_which_key_and_it_is_the_responders_first(autojump_clock: object) -> None:
+    for conn in both(await shake(transport(0, TOKEN, OTHER), transport(1, KEY, OTHER, TOKEN))):
+        assert conn.admission_key == OTHER
+
+
+async def test_so_many_keys_are_offered_and_no_more(autojump_clock: object) -> None:
+    keys = [bytes([n]) * 32 for n in range(MAX_PROOFS + 1)]
+    both(await shake(transport(0, *keys), transport(1, keys[MAX_PROOFS - 1])))
+    assert (await shake(transport(0, *keys), transport(1, keys[MAX_PROOFS])))[0].error is not None
+
+
+# A token that was rotated, a peer that is banned
+
+
+def rotated(n: int, *keys: bytes, retired: Sequence[bytes] = (), banned: Sequence[ID] = ()) -> TokenNoise:
+    return TokenNoise(
+        IDENTITIES[n],
+        lambda: keys or (TOKEN,),
+        retired_keys=lambda: retired,
+        is_banned=lambda peer: peer in map(str, banned),
+    )
+
+
+async def test_who_missed_a_rotation_is_told_whoever_dialled(autojump_clock: object) -> None:
+    old, new = transport(0, OTHER), rotated(1, TOKEN, retired=[KEY, OTHER])
+    a, b = await shake(old, new)
+    assert (type(a.error), type(b.error)) == (TokenRetired, TokenOutdated)
+    b, a = await shake(new, old)
+    assert type(a.error) is TokenRetired
+    assert type(b.error) is TokenRefused  # it offers what it retired as such: nobody is admitted by it
+
+
+async def test_a_key_of_which_one_side_says_that_it_is_retired_does_not_keep_out_who_has_the_new_one(
+    autojump_clock: object,
+) -> None:
+    both(await shake(rotated(0, TOKEN, retired=[OTHER]), transport(1, OTHER, TOKEN)))
+
+
+async def test_only_who_held_the_token_can_say_that_it_is_retired(autojump_clock: object) -> None:
+    """A stranger sends back what it heard, and makes things up."""
+    async with Stranger().meet(rotated(0, retired=[OTHER]), dials=False) as (conn, outcome):
+        await conn.write((await conn.read())[32:])
+    assert type(outcome.error) is TokenRefused
+    async with Stranger().meet(rotated(0, retired=[OTHER]), dials=True) as (conn, outcome):
+        await conn.write(b"retired".ljust(64))
+        assert await conn.read(32) == REFUSED
+    assert type(outcome.error) is TokenRefused
+
+
+async def test_a_banned_peer_is_refused_whoever_dials(autojump_clock: object) -> None:
+    a, b = await shake(transport(0), rotated(1, banned=[PEERS[0]]))
+    assert (type(a.error), type(b.error)) == (BannedByPeer, PeerBanned)
+    a, b = await shake(rotated(0, banned=[PEERS[1]]), transport(1))
+    assert type(a.error) is PeerBanned
+    assert isinstance(b.error, HandshakeFailed)
+    both(await shake(transport(0), rotated(1, banned=[PEERS[2]])))
+
+
+async def test_a_stranger_does_not_learn_who_is_banned(autojump_clock: object) -> None:
+    a, b = await shake(transport(0, OTHER), rotated(1, banned=[PEERS[0]]))
+    assert (type(a.error), type(b.error)) == (TokenRefused, TokenRefused)
 
 
 # Another token

@@ -6,6 +6,9 @@ message. The handshake hash binds the proof to this very session, so a proof can
 one is answered by a refusal, so that both sides can tell "another network" from "the line broke". It is offered
 under an id of its own and alone: no plaintext, no TLS, no secio.
 
+While a token is being rotated two keys are valid, so the initiator's message holds a proof for each key that it has. Who
+holds a key that was valid once is told so, and who is banned: answers of their own, which take that key to make.
+
 Records: 2 bytes of length, then ChaCha20-Poly1305 with the Noise session keys and counters, sealed with `cryptography`
 directly, as many as arrived at a time.
 """
@@ -30,7 +33,15 @@ from libp2p.security.noise.exceptions import NoiseFailure, PeerIDMismatchesPubke
 from libp2p.security.noise.patterns import PatternXX
 from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
-from federation.errors import HandshakeFailed, ProtocolViolation, TokenRefused
+from federation.errors import (
+    BannedByPeer,
+    HandshakeFailed,
+    PeerBanned,
+    ProtocolViolation,
+    TokenOutdated,
+    TokenRefused,
+    TokenRetired,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,7 +59,9 @@ HANDSHAKE_TIMEOUT_S = 5.0
 TAG = 16
 MAX_CIPHERTEXT = 65_535  # what the 2-byte length can say
 MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG
-REFUSED = b"\x00" * 32  # no HMAC is all zeros but with probability 2^-256
+PROOF_BYTES = 32
+REFUSED = b"\x00" * PROOF_BYTES  # no HMAC is all zeros but with probability 2^-256
+MAX_PROOFS = 16  # in one message; more keys than these are not offered
 
 _LENGTH = struct.Struct(">H")
 _NONCE = struct.Struct("<xxxxQ")
@@ -120,6 +133,7 @@ class SecureConn(ISecureConn):
         self.sealer = sealer
         self.opener = opener
         self.is_initiator = session.is_initiator
+        self.admission_key = b""  # with which the two proved the token to each other
         self.pending: deque[bytes] = deque()  # plaintexts not read yet
 
     async def read_records(self) -> None:
@@ -172,13 +186,23 @@ class SecureConn(ISecureConn):
 
 
 class TokenNoise(ISecureTransport):
-    """The security transport. `admission_keys` gives the keys that are valid now, the one to prove with first."""
+    """The security transport. `admission_keys` gives the keys that are valid now, the newest first; `retired_keys` those
+    that this network no longer takes, the last retired first; `is_banned` says of a peer id whether it is kept away."""
 
-    def __init__(self, key_pair: KeyPair, admission_keys: Callable[[], Sequence[bytes]]) -> None:
+    def __init__(
+        self,
+        key_pair: KeyPair,
+        admission_keys: Callable[[], Sequence[bytes]],
+        *,
+        retired_keys: Callable[[], Sequence[bytes]] = tuple,
+        is_banned: Callable[[str], bool] = lambda _peer: False,
+    ) -> None:
         self._private_key = key_pair.private_key
         self._local_peer = ID.from_pubkey(key_pair.public_key)
         self._noise_key = create_new_x25519_key_pair().private_key
         self._admission_keys = admission_keys
+        self._retired_keys = retired_keys
+        self._is_banned = is_banned
 
     async def secure_inbound(self, conn: IRawConnection) -> SecureConn:
         return await self._handshake(conn, None, initiator=False)
@@ -188,7 +212,7 @@ class TokenNoise(ISecureTransport):
         return await self._handshake(conn, peer_id, initiator=True)
 
     async def _handshake(self, conn: IRawConnection, peer_id: ID | None, *, initiator: bool) -> SecureConn:
-        """Raises TokenRefused or HandshakeFailed."""
+        """Raises HandshakeFailed, or what of it says more: TokenRefused and its kinds, PeerBanned, BannedByPeer."""
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 pattern = PatternXX(self._local_peer, self._private_key, self._noise_key)
@@ -223,28 +247,61 @@ class TokenNoise(ISecureTransport):
             Sealer(protocol.cipher_state_encrypt.k, protocol.cipher_state_encrypt.n),
             Opener(protocol.cipher_state_decrypt.k, protocol.cipher_state_decrypt.n),
         )
-        keys = self._admission_keys()
-        if session.is_initiator:
-            await secured.write(_proof(keys[0], b"initiator", digest))
-            answer = await _read_exactly(secured, 32)
-            if answer == REFUSED or not _admits(keys, b"responder", digest, answer):
-                raise TokenRefused(f"peer {session.get_remote_peer()}")
-            return secured
-        offered = await _read_exactly(secured, 32)
+        prove = self._offer if session.is_initiator else self._judge
+        secured.admission_key = await prove(secured, digest, str(session.get_remote_peer()))
+        return secured
+
+    async def _offer(self, conn: SecureConn, digest: bytes, peer: str) -> bytes:
+        """The initiator's side; returns the key that both hold."""
+        if self._is_banned(peer):
+            raise PeerBanned(f"peer {peer}")
+        keys = self._admission_keys()[:MAX_PROOFS]
+        proofs = [_proof(key, b"initiator", digest) for key in keys]
+        proofs += [_proof(key, b"initiator: retired", digest) for key in self._retired_keys()[: MAX_PROOFS - len(keys)]]
+        await conn.write(b"".join(proofs))
+        answer = await _read_exactly(conn, PROOF_BYTES)
         for key in keys:
-            if hmac.compare_digest(offered, _proof(key, b"initiator", digest)):
-                await secured.write(_proof(key, b"responder", digest))
-                return secured
-        await secured.write(REFUSED)
-        raise TokenRefused(f"peer {session.get_remote_peer()}")
+            if hmac.compare_digest(answer, _proof(key, b"responder", digest)):
+                return key
+            if hmac.compare_digest(answer, _proof(key, b"responder: retired", digest)):
+                raise TokenRetired(f"peer {peer}")
+            if hmac.compare_digest(answer, _proof(key, b"responder: banned", digest)):
+                raise BannedByPeer(f"peer {peer}")
+        raise TokenRefused(f"peer {peer}")
+
+    async def _judge(self, conn: SecureConn, digest: bytes, peer: str) -> bytes:
+        """The responder's side; returns the key that both hold."""
+        message = await _read_exactly(conn, PROOF_BYTES)
+        message += b"".join(conn.pending)  # of the same record: it is not followed by another before the answer
+        conn.pending.clear()
+        offered = [message[at : at + PROOF_BYTES] for at in range(0, MAX_PROOFS * PROOF_BYTES, PROOF_BYTES)]
+        answer = REFUSED
+        outcome: HandshakeFailed = TokenRefused(f"peer {peer}")
+        for key in self._admission_keys():
+            if _holds(offered, key, b"initiator", digest):
+                if not self._is_banned(peer):
+                    await conn.write(_proof(key, b"responder", digest))
+                    return key
+                answer, outcome = _proof(key, b"responder: banned", digest), PeerBanned(f"peer {peer}")
+                break
+            if _holds(offered, key, b"initiator: retired", digest):  # it had this key, and took a newer one for it
+                outcome = TokenRetired(f"peer {peer}")
+        else:
+            for key in self._retired_keys():
+                if _holds(offered, key, b"initiator", digest):
+                    answer, outcome = _proof(key, b"responder: retired", digest), TokenOutdated(f"peer {peer}")
+                    break
+        await conn.write(answer)
+        raise outcome
 
 
 def _proof(key: bytes, role: bytes, digest: bytes) -> bytes:
     return hmac.digest(key, role + digest, "sha256")
 
 
-def _admits(keys: Sequence[bytes], role: bytes, digest: bytes, proof: bytes) -> bool:
-    return any(hmac.compare_digest(proof, _proof(key, role, digest)) for key in keys)
+def _holds(offered: Sequence[bytes], key: bytes, role: bytes, digest: bytes) -> bool:
+    proof = _proof(key, role, digest)
+    return any(hmac.compare_digest(one, proof) for one in offered)
 
 
 async def _read_exactly(conn: SecureConn, n: int) -> bytes:
