@@ -33,6 +33,7 @@ class Events:
 
     opened: list[tuple[Channel, str]] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    misused: list[str] = field(default_factory=list)
     suspect: list[bool] = field(default_factory=list)
     peer: Any = None  # what tunnels opened by the remote are joined to
 
@@ -42,6 +43,9 @@ class Events:
 
     def link_closed(self, link: Link, reason: str) -> None:
         self.closed.append(reason)
+
+    def link_misused(self, link: Link, what: str) -> None:
+        self.misused.append(what)
 
     def link_suspect(self, link: Link) -> None:
         self.suspect.append(link.suspect)

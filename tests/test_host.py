@@ -218,6 +218,7 @@ class TestDuplicates:
             await until(lambda: lower.events.opened)
             server.peer = channel = lower.events.opened[0][0]
             channel.peer = server
+            channel.accept()
             await connect_again(lower, higher)
             assert higher.host.links[lower.id] is not old
             await ticks(higher)
@@ -557,6 +558,37 @@ class TestStrangers:
                 one_more = stack.enter_context(connect(a))
                 assert await trio.to_thread.run_sync(one_more.recv, 1) == b""
 
+    @pytest.mark.parametrize("limit", ["MAX_HANDSHAKES_PER_ADDRESS", "MAX_HANDSHAKES"])
+    async def test_a_slow_one_gives_way_to_a_newcomer(self, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+        monkeypatch.setattr(host_module, limit, 2)
+        monkeypatch.setattr(host_module, "UPGRADE_TIMEOUT_S", 30.0)
+        monkeypatch.setattr(host_module, "PATIENCE_S", 0.1)
+        async with peers(2) as (a, b):
+            with ExitStack() as stack:
+                slow = [stack.enter_context(connect(a)) for _ in range(2)]
+                await until(lambda: a.host._handshakes.total() == 2)
+                await trio.sleep(0.15)
+                b.knows(a)
+                await until(lambda: a.has(b))
+                assert a.host.rejected == {"too slow": 1}
+                slow[0].settimeout(5)
+                while await trio.to_thread.run_sync(slow[0].recv, 100):
+                    pass  # the oldest was hung up on
+                assert a.host._handshakes.total() == 1
+            await until(lambda: not a.host._handshakes)
+            assert not a.host._strangers
+
+    @pytest.mark.parametrize("length", [b"\xff\xff\xff\xff\x07", b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"])
+    async def test_no_more_is_read_than_a_handshake_takes(self, length: bytes) -> None:
+        """py-libp2p believes a length prefix: 2 GiB, 2^63. It would read them, or ask for that much memory."""
+        async with peers(1) as (a,):
+            files = open_files()
+            with capture_logs() as logs, connect(a) as sock:
+                sock.sendall(length + bytes(host_module.MAX_HANDSHAKE_BYTES))
+                await until(lambda: a.host.rejected["handshake"] > 0)
+            assert [entry["why"] for entry in logs if "why" in entry] == ["it sends more than a handshake takes"]
+            await self.assert_unharmed(a, files)
+
     async def test_no_more_links_than_so_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(host_module, "MAX_LINKS", 1)
         async with peers(3) as (a, b, c):
@@ -575,6 +607,60 @@ class TestStrangers:
                 link.fail("next, please")
                 await until(lambda n=n: len(a.events.down) > n)
             assert a.host._handshakes.total() == 0
+
+
+class TestOffenders:
+    """A member that breaks the rules loses its connection, and comes back when it has thought it over."""
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "KEEP_AWAY_S", 0.5)
+
+    async def test_is_cut_off_kept_away_and_taken_back(self) -> None:
+        async with peers(2) as (a, b):
+            a.knows(b)
+            b.knows(a)
+            await until(lambda: a.has(b) and b.has(a))
+            with capture_logs() as logs:
+                offended = trio.current_time()
+                b.host.links[a.id].mux.control(99, 0)
+                await until(lambda: a.events.down)
+                assert not a.has(b)
+                await until(lambda: a.has(b), seconds=5)
+            assert trio.current_time() - offended >= 0.5
+            said = [entry for entry in logs if entry["log_level"] == "warning" and entry.get("peer") == b.id]
+            assert [entry["what"] for entry in said] == ["an unknown frame type 99"]
+
+    async def test_longer_each_time_and_said_once(self) -> None:
+        async with peers(2) as (a, b):
+            lasted = []
+            with capture_logs() as logs:
+                for _ in range(3):
+                    now = trio.current_time()
+                    a.host.offended(b.id, "it floods")
+                    lasted.append(a.host._offenders[b.id].until - now)
+            assert lasted == pytest.approx([0.5, 1.0, 2.0], abs=0.05)
+            assert len([entry for entry in logs if entry["log_level"] == "warning"]) == 1
+
+    async def test_forgiven_after_an_hour_and_never_for_good(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "KEEP_AWAY_MAX_S", 0.2)
+        monkeypatch.setattr(host_module, "FORGIVE_S", 0.0)
+        async with peers(2) as (a, b):
+            for _ in range(20):
+                a.host.offended(b.id, "it floods")
+            assert a.host._offenders[b.id].until - trio.current_time() <= 0.2
+            await until(lambda: not a.host._keeps_away(b.id, trio.current_time()))
+            with capture_logs() as logs:
+                a.host.offended(b.id, "it floods")
+            assert len(logs) == 1
+            assert a.host._offenders[b.id].times == 1
+
+    async def test_no_more_are_remembered_than_so_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "MAX_OFFENDERS", 2)
+        async with peers(1) as (a,):
+            for peer in ("x", "y", "x", "z"):
+                a.host.offended(peer, "it floods")
+            assert list(a.host._offenders) == ["x", "z"]
 
 
 class TestListen:

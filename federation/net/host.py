@@ -16,6 +16,7 @@ import errno
 import socket
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -59,6 +60,9 @@ log = structlog.get_logger(__name__)
 UPGRADE_TIMEOUT_S = 5.0  # from accept to an admitted, multiplexed connection; a stranger holds a slot no longer
 MAX_HANDSHAKES = 128  # at once; strangers beyond that are hung up on
 MAX_HANDSHAKES_PER_ADDRESS = 32
+MAX_HANDSHAKE_BYTES = 4096  # from a stranger, up to its proof; an honest handshake takes below 1 KiB
+MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may follow the muxer's negotiation at once
+PATIENCE_S = 1.0  # while handshakes are all taken, one that lasts longer gives way to a newcomer
 MAX_LINKS = 4096
 BACKLOG = 256
 EMFILE_PAUSE_S = 0.1
@@ -67,6 +71,12 @@ DIAL_STAGGER_S = 0.25  # the next address of a peer starts this long after the o
 MAX_DIALS = 16
 TICK_S = 0.25
 STALE_S = 2.0
+# A peer that breaks the rules is kept away this long, twice as long each time again. It forgets after FORGIVE_S, and so
+# do we: a fault of ours must not part two nodes for good.
+KEEP_AWAY_S = 5.0
+KEEP_AWAY_MAX_S = 600.0
+FORGIVE_S = 3600.0
+MAX_OFFENDERS = 1024
 COMPLAIN_EVERY_S = 10.0  # the same complaint about strangers is logged at most so often,
 MAX_COMPLAINTS = 1000  # and this many different ones in that time
 
@@ -117,6 +127,8 @@ class Host:
         self.peer_id = str(self.swarm.get_peer_id())
         self._listeners: list[trio.SocketListener] = []
         self._handshakes: Counter[str] = Counter()
+        self._strangers: dict[str, dict[trio.CancelScope, None]] = {}  # in handshakes, by address, the oldest first
+        self._offenders: dict[str, _Offender] = {}
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._look = trio.Event()  # the redial loop should look at the book
         self._complained: dict[tuple[str, str], float] = {}
@@ -181,6 +193,8 @@ class Host:
             now = trio.current_time()
             for link in [*self.links.values(), *self._retired]:
                 link.tick(now)
+            if any(now - TICK_S <= offender.until < now for offender in self._offenders.values()):
+                self.look_at_book()
 
     # Inbound
 
@@ -201,24 +215,35 @@ class Host:
             except OSError:  # gone already
                 await trio.aclose_forcefully(stream)
                 continue
-            if (
-                self._handshakes.total() >= MAX_HANDSHAKES
-                or self._handshakes[host] >= MAX_HANDSHAKES_PER_ADDRESS
-                or len(self.links) >= MAX_LINKS
-            ):
+            if len(self.links) >= MAX_LINKS or not self._has_room_for(host):
                 self.rejected["too many"] += 1
                 await trio.aclose_forcefully(stream)
                 continue
             self._handshakes[host] += 1
             self._nursery.start_soon(self._admit, stream, host)
 
+    def _has_room_for(self, host: str) -> bool:
+        """Whether one more handshake may begin; if need be the slowest, of this address or of the busiest one, is ended."""
+        if self._handshakes[host] < MAX_HANDSHAKES_PER_ADDRESS:
+            if self._handshakes.total() < MAX_HANDSHAKES:
+                return True
+            host = max(self._strangers, key=lambda address: len(self._strangers[address]), default=host)
+        slowest = next(iter(self._strangers.get(host, ())), None)
+        if slowest is None or slowest.deadline - trio.current_time() > UPGRADE_TIMEOUT_S - PATIENCE_S:
+            return False
+        del self._strangers[host][slowest]  # here already, so that the next newcomer does not count on it as well
+        slowest.cancel()
+        return True
+
     async def _admit(self, stream: trio.SocketStream, host: str) -> None:
         """An inbound connection, from anybody. Whatever it does costs it this connection and us UPGRADE_TIMEOUT_S."""
+        strangers = self._strangers.setdefault(host, {})
         try:
-            with trio.fail_after(UPGRADE_TIMEOUT_S):
+            with trio.fail_after(UPGRADE_TIMEOUT_S) as scope:
+                strangers[scope] = None
                 await self._upgrade(stream, None, initiator=False)
-        except _Ourselves:
-            pass  # the dialling side notes it
+        except (_Ourselves, _KeptAway):
+            pass  # the dialling side notes it; we have complained before
         except TokenRefused:
             self.rejected["other token"] += 1
             self._complain("a node with another token, or none, was refused", host)
@@ -232,6 +257,9 @@ class Host:
             self.rejected["handshake"] += 1
             self._complain("a connection that is not a member's was refused", host, why=type(error).__name__)
         finally:
+            strangers.pop(scope, None)
+            if not strangers and self._strangers.get(host) is strangers:
+                del self._strangers[host]
             self._handshakes[host] -= 1
             if not self._handshakes[host]:
                 del self._handshakes[host]
@@ -239,7 +267,8 @@ class Host:
     async def _upgrade(self, stream: trio.SocketStream, peer_id: ID | None, *, initiator: bool) -> Link:
         """Handshake, proof of the token, muxer. The stream is closed if any of it fails. Raises HandshakeFailed and more."""
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw = RawConnection(TrioTCPStream(stream), initiator)
+        rationed = _Rationed(stream)
+        raw = RawConnection(rationed, initiator)
         upgrader = self.swarm.upgrader  # type: ignore[attr-defined]
         try:
             security = upgrader.security_multistream
@@ -250,6 +279,9 @@ class Host:
             remote = secured.get_remote_peer()
             if str(remote) == self.peer_id:
                 raise _Ourselves
+            if self._keeps_away(str(remote), trio.current_time()):
+                raise _KeptAway
+            rationed.left = MAX_UPGRADE_BYTES
             link: Link = await upgrader.upgrade_connection(secured, remote)
         except BaseException:
             await trio.aclose_forcefully(stream)
@@ -292,6 +324,28 @@ class Host:
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
         self._events.tunnel_opened(link, channel, service)
 
+    def link_misused(self, link: Link, what: str) -> None:
+        self.offended(link.peer, what)
+
+    def offended(self, peer: str, what: str) -> None:
+        """This member did what no honest one does: it is cut off and kept away for a while. Said once an hour a peer."""
+        now = trio.current_time()
+        offender = self._offenders.pop(peer, None)
+        if offender is None or now - offender.until > FORGIVE_S:
+            log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer, what=what)
+            offender = _Offender()
+        if len(self._offenders) >= MAX_OFFENDERS:
+            del self._offenders[next(iter(self._offenders))]
+        offender.times += 1
+        offender.until = now + min(KEEP_AWAY_S * 2.0 ** min(offender.times - 1, 16), KEEP_AWAY_MAX_S)
+        self._offenders[peer] = offender
+        for link in [link for link in (*self.links.values(), *self._retired) if link.peer == peer]:
+            link.fail(f"the peer broke the rules: {what}")
+
+    def _keeps_away(self, peer: str, now: float) -> bool:
+        offender = self._offenders.get(peer)
+        return offender is not None and now < offender.until
+
     def link_suspect(self, link: Link) -> None:
         if self.links.get(link.peer) is link:
             self._events.peer_suspect(link)
@@ -323,7 +377,8 @@ class Host:
         while True:
             self._look = trio.Event()
             now = trio.current_time()
-            for target in self.book.due(now, connected=self.links, self_id=self.peer_id):
+            unwanted = {peer for peer in self._offenders if self._keeps_away(peer, now)}
+            for target in self.book.due(now, connected=self.links.keys() | unwanted, self_id=self.peer_id):
                 self.book.started(target)
                 self._nursery.start_soon(self._dial, target)
             next_due = self.book.next_due(now)
@@ -433,6 +488,31 @@ async def _bind(host: str, port: int) -> trio.SocketListener:
 
 class _Ourselves(Exception):
     """The address leads back to this node."""
+
+
+class _KeptAway(FederationError):
+    """A peer that broke the rules is kept away"""
+
+
+@dataclass(slots=True)
+class _Offender:
+    times: int = 0
+    until: float = 0.0  # trio time
+
+
+class _Rationed(TrioTCPStream):
+    """A stranger's connection: py-libp2p reads as many bytes as a length prefix says, and believes it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        super().__init__(stream)
+        self.left = MAX_HANDSHAKE_BYTES
+
+    async def read(self, n: int | None = None) -> bytes:
+        if not self.left:
+            raise HandshakeFailed("it sends more than a handshake takes")
+        data = await super().read(self.left if n is None else min(n, self.left))
+        self.left -= len(data)
+        return data
 
 
 def _plain_stream(stream: INetStream) -> TrioStream:

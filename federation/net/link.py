@@ -18,7 +18,6 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Protocol
 
-import structlog
 import trio
 from libp2p.abc import IMuxedConn
 from libp2p.io.exceptions import IOException
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from federation.net.mux import Channel, Opener
     from federation.net.noise import SecureConn
 
-log = structlog.get_logger(__name__)
-
 PROTOCOL_ID = "/federation/mux/1"
 
 RECV_BYTES = 256 * 1024
@@ -62,6 +59,9 @@ class LinkEvents(Protocol):
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None: ...
     def link_closed(self, link: Link, reason: str) -> None: ...
+    def link_misused(self, link: Link, what: str) -> None:
+        """The remote broke the protocol; `link_closed` follows."""
+
     def link_suspect(self, link: Link) -> None:
         """`link.suspect` changed."""
 
@@ -293,8 +293,10 @@ class Link(IMuxedConn):
             self._reactor.change(self._sock.fileno(), mask)
 
     def _violated(self, error: ProtocolViolation) -> None:
-        log.warning("a peer broke the protocol; its connection is closed", peer=self.peer, what=error.detail)
-        self.fail(str(error))
+        """The host keeps such a peer away."""
+        if not self._closed.is_set():
+            self._events.link_misused(self, error.detail)
+            self.fail(str(error))
 
     # Without a socket of our own
 
