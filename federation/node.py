@@ -26,6 +26,7 @@ from federation.errors import FederationError
 from federation.forwarder import Forwarder
 from federation.gossip import Gossip
 from federation.gpu import GpuProbe, GpuReading
+from federation.journal import Journal
 from federation.ledger import Change, Ledger
 from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
@@ -69,7 +70,11 @@ class Clock:
         self._start_s = trio.current_time()
 
     def utc_now(self) -> datetime:
-        return self._start + timedelta(seconds=trio.current_time() - self._start_s)
+        return self.utc_of(trio.current_time())
+
+    def utc_of(self, seconds: float) -> datetime:
+        """What time it was, or will be, when trio's clock says `seconds`."""
+        return self._start + timedelta(seconds=seconds - self._start_s)
 
 
 class Node:
@@ -116,6 +121,8 @@ class Node:
             metrics=self.metrics,
         )
         self.roster.on_change = self.forwarder.roster_changed
+        self.journal = Journal(name_of=self.name_of, utc_of=self.clock.utc_of)
+        self.forwarder.on_ending = self.journal.ended
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -146,6 +153,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self.reactor.run)
+                nursery.start_soon(self.journal.run)
                 self.control = await nursery.start(self._serve_control, self, self.settings.control)
                 async with self.host.running():
                     self.gpu = await probe.read()
@@ -168,6 +176,7 @@ class Node:
             self.forwarder.held.clear()  # nobody is told any more: this is the end, in order or not
             self.forwarder.stop_listening()
             self.forwarder.abort_all("this node stops")
+            self.journal.write()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
                 await self.host.stop_listening()
                 await probe.aclose()

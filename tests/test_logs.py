@@ -257,3 +257,40 @@ def test_a_stream_that_broke_is_no_reason_to_fail(capsys: pytest.CaptureFixture[
     logs.configure("info", "json", stream=Broken())
     structlog.get_logger("federation.x").info("nobody hears it")
     assert capsys.readouterr() == ("", "")
+
+
+# What `federation logs` reads
+
+
+@pytest.fixture
+def recent(monkeypatch: pytest.MonkeyPatch) -> logs.Recent:
+    recent = logs.Recent()
+    monkeypatch.setattr(logs, "recent", recent)
+    return recent
+
+
+def test_lines_are_kept_as_they_were_logged_without_secrets(out: io.StringIO, recent: logs.Recent) -> None:
+    logs.configure("info", "console", stream=out)
+    structlog.get_logger("federation.x").info("joined", token="s3cret", peer="a\n")
+    structlog.get_logger("federation.x").debug("not at this level")
+    logging.getLogger("federation.state").warning("%s is ignored", "file")
+    first, second = recent.after(0, 10)
+    assert (first["number"], first["event"], first["peer"], first["level"]) == (1, "joined", "a\\n", "info")
+    assert "s3cret" not in str(first)
+    assert (second["number"], second["event"], second["level"]) == (2, "file is ignored", "warning")
+    assert json.dumps([first, second])
+
+
+def test_many_connections_push_out_connections_only(recent: logs.Recent) -> None:
+    recent.add({"event": "the one that matters"})
+    for number in range(logs.CONNECTIONS_KEPT + 500):
+        recent.add({"id": number}, is_connection=True)
+    recent.add({"event": "last"})
+    lines = recent.after(0, 10**6)
+    assert len(lines) == logs.CONNECTIONS_KEPT + 2
+    assert (lines[0]["event"], lines[-1]["event"]) == ("the one that matters", "last")
+    numbers = [line["number"] for line in lines]
+    assert numbers == sorted(numbers)
+    assert [line["number"] for line in recent.after(numbers[-3], 10)] == numbers[-2:]
+    assert [line["number"] for line in recent.after(0, 2)] == numbers[-2:]
+    assert recent.after(recent.last, 10) == []
