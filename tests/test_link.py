@@ -287,6 +287,7 @@ async def arrived(raw: Any, size: int) -> None:
 async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     """The exit slept: what the entry sent meanwhile waits in the kernel and takes many reads."""
     monkeypatch.setattr(link_module, "RECV_BYTES", 4096)
+    monkeypatch.setattr(link_module, "MIN_RECV_BYTES", 4096)
     gone: list[bool] = []
     raw, stream = await raw_pair(on_socket=True)
     remote = Remote(stream)
@@ -305,6 +306,24 @@ async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPa
         await link.close()
         await stream.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def test_tiny_frames_are_read_in_small_pieces_and_what_they_hold_up_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_module, "READ_TURN_S", 0.0)  # every read takes too long
+    gone: list[bool] = []
+    async with one_link(host=Host(on_tunnel=dials_later(gone))) as (link, remote, _):
+        for _ in range(6):
+            await remote.say(*[frame(PING, 0, bytes(8))] * 4000)
+        await until(lambda: link._recv_bytes == link_module.MIN_RECV_BYTES)
+        await remote.say(frame(OPEN, 2))
+        await until(lambda: gone)  # though its turn was over, and nothing comes behind it
+        monkeypatch.setattr(link_module, "READ_TURN_S", 60.0)
+        for _ in range(6):
+            await remote.say(frame(PING, 0, bytes(8)))
+            await remote.hear()
+        await until(lambda: link._recv_bytes == link_module.RECV_BYTES)
 
 
 @BOTH

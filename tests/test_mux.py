@@ -27,6 +27,7 @@ from federation.net.mux import (
     MAX_PAYLOAD,
     MAX_REASON,
     MAX_STREAMS,
+    MAX_VAIN,
     MAX_WINDOW,
     OPEN,
     OPENED,
@@ -36,6 +37,8 @@ from federation.net.mux import (
     REFUSED,
     RST,
     STREAM,
+    STREAM_COSTS,
+    VAIN_A_TICK,
     Channel,
     Mux,
 )
@@ -276,6 +279,47 @@ def test_an_open_for_which_there_is_no_channel_left_is_refused_and_costs_the_oth
     b.mux.feed(frame(OPEN, last + 2))
     assert len(b.tunnels) == MAX_CHANNELS + 1
     b.check()
+
+
+FLOODS = {
+    "opens taken back": lambda n: frame(OPEN, 2 * n + 1) + frame(RST, 2 * n + 1),
+    "pings": lambda n: frame(PING, 0, bytes(8)),
+    "streams": lambda n: frame(STREAM, 2 * n + 1) + frame(RST, 2 * n + 1),
+    "opens that are refused": lambda n: frame(OPEN, 2 * n + 1, b"no such service"),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=list(FLOODS))
+def test_a_flood_costs_the_flooder_its_connection(flood: Any) -> None:
+    b = Side(initiator=False, accepts=False)
+    allowed = MAX_VAIN // STREAM_COSTS if flood is FLOODS["streams"] else MAX_VAIN
+
+    def feed(n: int) -> None:
+        b.mux.feed(flood(n))
+        if b.tunnels and not b.tunnels[-1][0].closed:
+            b.tunnels.pop()[0].refuse("not here")
+        b.mux.next_record()
+
+    for n in range(allowed):
+        feed(n)
+    with pytest.raises(ProtocolViolation, match="floods"):
+        for n in range(allowed, allowed + 3):
+            feed(n)
+
+
+def test_patience_comes_back_with_time_and_use_costs_none() -> None:
+    b = Side(initiator=False)
+    for n in range(3 * MAX_VAIN):
+        if n % VAIN_A_TICK == 0:
+            b.mux.tick()
+        b.mux.feed(frame(PING, 0, bytes(8)))
+        b.mux.next_record()
+    for n in range(MAX_VAIN + 10):  # and now without a tick: tunnels that are opened and then reset
+        b.mux.feed(frame(OPEN, 2 * n + 1))
+        b.mux.feed(frame(RST, 2 * n + 1))
+        b.mux.next_record()
+    b.mux.feed(frame(PING, 0, bytes(8)))
+    assert not b.mux.channels
 
 
 def test_a_stream_too_many_is_reset_and_tunnels_go_on() -> None:
@@ -945,6 +989,7 @@ def test_nothing_piles_up_while_the_remote_opens_and_resets_and_does_not_read() 
     for channel, _ in full:
         pour(channel, bytes(CHANNEL_BUFFER - 100))
     for n in range(5000):
+        b.mux.tick()  # slowly
         b.mux.feed(frame(STREAM, 2 * n + 1))
         channel = b.streams.pop()
         pour(channel, b"/multistream/1.0.0\n")

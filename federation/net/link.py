@@ -16,6 +16,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -46,6 +47,9 @@ RECV_BYTES = 256 * 1024
 TURN_BYTES = 512 * 1024  # sent, then the other sockets have their turn
 SEND_BYTES = 128 * 1024  # sealed for one send: a system call costs as much as sealing 16 KiB
 DRAIN_ROUNDS = 16
+# What one read may take of the thread; a remote whose bytes are all tiny frames is read in smaller pieces instead.
+READ_TURN_S = 0.01
+MIN_RECV_BYTES = 16 * 1024
 NOTSENT_LOWAT = 128 * 1024  # what waits in the kernel behind what is in flight: a chunk queued now overtakes no more
 PING_AFTER_S = 0.5
 PING_EVERY_S = 15.0  # without traffic; 33 bytes each way
@@ -89,6 +93,7 @@ class Link(IMuxedConn):
         self._events = events
         self._sealer, self._opener = secured.sealer, secured.opener
         self._sock: socket.socket | None = None
+        self._recv_bytes = RECV_BYTES
         self._rest = b""
         self._unsent: memoryview | None = None
         self._flush_queued = False
@@ -140,6 +145,7 @@ class Link(IMuxedConn):
 
     def tick(self, now: float) -> None:
         """To be called a few times a second."""
+        self.mux.tick()
         late, self._last_tick = now - self._last_tick > LATE_TICK_S, now
         if not self.mux.tunnels and (self.retired or self.mux.used_up):
             self.fail("a second connection to the same peer" if self.retired else "the connection is used up")
@@ -196,12 +202,13 @@ class Link(IMuxedConn):
         sock, scratch, opener, feed = self._sock, self._reactor.scratch, self._opener, self.mux.feed
         if sock is None or self._closed.is_set():
             return
+        turn_ends = time.perf_counter() + READ_TURN_S
         try:
             for _ in range(DRAIN_ROUNDS):
                 rest = len(self._rest)
                 if rest:
                     scratch[:rest] = self._rest
-                n = sock.recv_into(scratch[rest:], RECV_BYTES)
+                n = sock.recv_into(scratch[rest:], self._recv_bytes)
                 if not n:
                     self.fail("the peer closed the connection")
                     return
@@ -210,14 +217,24 @@ class Link(IMuxedConn):
                 self._rest = bytes(scratch[used : rest + n])
                 for plaintext in plaintexts:
                     feed(plaintext)
-                if not self._drained or self._closed.is_set():
-                    return
+                if self._turn_is_over(turn_ends) or not self._drained or self._closed.is_set():
+                    break
+            if self._drained:  # the others have their turn first; if the socket is empty, no event will tell
+                self._reactor.call_later(0.0, self._read)
         except (BlockingIOError, InterruptedError):
             self._run_drained()
         except OSError as error:
             self.fail(error.strerror or "the connection broke")
         except ProtocolViolation as error:
             self._violated(error)
+
+    def _turn_is_over(self, ends: float) -> bool:
+        if time.perf_counter() > ends:
+            self._recv_bytes = max(self._recv_bytes // 2, MIN_RECV_BYTES)
+            return True
+        if self._recv_bytes < RECV_BYTES:
+            self._recv_bytes *= 2
+        return False
 
     def _heard(self) -> None:
         self.last_heard = trio.current_time()

@@ -55,6 +55,11 @@ MAX_STREAMS = 64  # of them libp2p streams: a healthy peer has about six
 QUANTUM = 16 * 1024  # one turn: 16 KiB take 0.1 ms at 150 MB/s
 CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source must wait
 CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
+# What a remote may do in vain, each costing us more than it: opens that are refused or taken back unanswered, PINGs, and
+# STREAMs, which libp2p negotiates. An honest crowd of clients that leaves at once stays below; `tick` gives it back.
+MAX_VAIN = 32_768
+VAIN_A_TICK = 512
+STREAM_COSTS = 32
 MAX_CONTROL = 16_384  # control frames unsent: a remote that makes us answer and never reads
 MAX_REASON = 200
 MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
@@ -84,7 +89,7 @@ class Channel:
     """One stream of a connection; a Duplex whose other side is the remote. `peer` is the local end joined to it."""
 
     __slots__ = (
-        "_out", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
+        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
         "out_size", "peer", "queued", "remote", "tunnel", "unreturned", "waiting", "window",
     )  # fmt: skip
 
@@ -104,6 +109,7 @@ class Channel:
         self._out: deque[bytes | memoryview] = deque()
         self.queued = False  # in the mux's ring
         self.waiting = False  # told its source to wait; owes it a resume
+        self.answered = not (tunnel and remote)
         self.fin_queued = self.fin_sent = self.fin_received = self.closed = False
 
     # Duplex
@@ -159,10 +165,12 @@ class Channel:
 
     def accept(self) -> None:
         if not self.closed:
+            self.answered = True
             self.mux.control(OPENED, self.id)
 
     def refuse(self, reason: str) -> None:
         if not self.closed:
+            self.mux.in_vain()
             self.mux.control(REFUSED, self.id, reason.encode()[:MAX_REASON])
             self._close()
 
@@ -232,6 +240,7 @@ class Mux:
         self._last_remote_id = 0
         self._remote_parity = 0 if initiator else 1
         self.closed = False
+        self._vain_left = MAX_VAIN
         self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
 
     # Ours
@@ -266,6 +275,14 @@ class Mux:
 
     def ping(self, payload: bytes) -> None:
         self.control(PING, 0, payload)
+
+    def tick(self) -> None:
+        """To be called a few times a second."""
+        self._vain_left = min(MAX_VAIN, self._vain_left + VAIN_A_TICK)
+
+    def in_vain(self, cost: int = 1) -> None:
+        """The remote has used up some of our patience; the end of the next record finds out if that was the last of it."""
+        self._vain_left -= cost
 
     def control(self, kind: int, channel_id: int, payload: bytes = b"") -> None:
         if self.closed:
@@ -385,6 +402,8 @@ class Mux:
             at = stop
         if self.overrun:
             raise ProtocolViolation("the peer makes us answer and does not read")
+        if self._vain_left < 0:
+            raise ProtocolViolation("it floods: opens, PINGs or streams without end")
 
     def _feed_control(self, kind: int, channel_id: int, payload: bytes) -> None:
         if kind in (OPEN, STREAM):
@@ -408,6 +427,7 @@ class Mux:
             channel.peer.send_eof()
             channel._finish()
         elif kind == RST:
+            self.in_vain(not channel.answered)
             channel._close()
             channel.peer.abort(_text(payload))
         else:
@@ -417,6 +437,7 @@ class Mux:
         if len(payload) != 8 or channel_id:
             raise ProtocolViolation("a malformed PING")
         if kind == PING:
+            self.in_vain()
             self.control(PONG, 0, payload)
         else:
             self._handler.pong(payload)
@@ -446,7 +467,10 @@ class Mux:
         if self.closed:  # by a frame before this one
             return
         tunnel = kind == OPEN
+        if not tunnel:
+            self.in_vain(STREAM_COSTS)
         if self._remote_channels >= MAX_CHANNELS or (not tunnel and self._streams >= MAX_STREAMS):
+            self.in_vain()
             self.control(REFUSED if tunnel else RST, channel_id, b"too many at once")
             return
         channel = Channel(self, channel_id, tunnel=tunnel, remote=True)
