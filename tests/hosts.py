@@ -52,6 +52,7 @@ class Peer:
     host: Host
     events: HostEvents
     address: PeerAddress
+    banned: set[str] = field(default_factory=set)  # ids that it keeps away
 
     @property
     def id(self) -> str:
@@ -80,12 +81,16 @@ async def reactor_running() -> AsyncIterator[Reactor]:
         nursery.cancel_scope.cancel()
 
 
-async def new_peer(n: int, reactor: Reactor, *, keys: Sequence[bytes] = (KEY,)) -> Peer:
-    """Listens, does not run."""
+async def new_peer(n: int, reactor: Reactor, *, keys: Sequence[bytes] = (KEY,), retired: Sequence[bytes] = ()) -> Peer:
+    """Listens, does not run. `keys` and `retired` are asked for at each handshake."""
     events = HostEvents()
-    host = Host(seed=seed(n), reactor=reactor, events=events, book=AddressBook(), admission_keys=lambda: keys)
+    banned: set[str] = set()
+    host = Host(
+        seed=seed(n), reactor=reactor, events=events, book=AddressBook(), admission_keys=lambda: keys,
+        retired_keys=lambda: retired, is_banned=banned.__contains__,
+    )  # fmt: skip
     bound = await host.listen(ANY_PORT)
-    return Peer(host, events, PeerAddress(bound.host, bound.port, host.peer_id))
+    return Peer(host, events, PeerAddress(bound.host, bound.port, host.peer_id), banned)
 
 
 @asynccontextmanager

@@ -799,3 +799,138 @@ class TestStop:
 def no_shout(caplog: pytest.LogCaptureFixture) -> None:
     """py-libp2p logs much of this as errors of its own."""
     caplog.set_level("CRITICAL", "libp2p")
+
+
+def warnings(logs: list[Any], word: str) -> list[Any]:
+    return [entry for entry in logs if entry["log_level"] == "warning" and word in entry["event"].lower()]
+
+
+class TestBanned:
+    async def test_its_links_are_cut_and_it_is_neither_let_in_nor_dialled_and_said_once(self) -> None:
+        async with peers(2) as (a, b):
+            with capture_logs() as logs:
+                a.knows(b)
+                b.knows(a)
+                await until(lambda: a.has(b) and b.has(a))
+                a.banned.add(b.id)
+                a.host.cut(b.id, "banned")
+                await until(lambda: a.has() and b.has())
+                assert a.events.down == [(b.id, "banned")]
+                b.host.book.refresh(a.id)
+                b.host.look_at_book()
+                await until(lambda: a.host.rejected["banned"] >= 1 and warnings(logs, "has banned this node"))
+                for _ in range(3):
+                    await b.host._dial(b.host.book.due(1e9, connected=(), self_id=b.id)[0])
+            assert a.host.rejected["banned"] == 4
+            assert len(warnings(logs, "a banned peer was refused")) == 1
+            assert len(warnings(logs, "has banned this node")) == 1
+            assert len(b.events.up) == 1
+            assert not a.host.book.due(1e9, connected=host_module._Those(a.host._is_not_to_dial), self_id=a.id)
+
+    async def test_who_answers_at_an_address_without_an_id_is_let_go(self) -> None:
+        async with peers(2) as (a, b):
+            a.banned.add(b.id)
+            with capture_logs() as logs:
+                a.knows(b, with_id=False)
+                await until(lambda: warnings(logs, "this node has banned the peer"))
+            assert a.has()
+            assert b.has()
+
+    async def test_after_the_ban_it_is_dialled_again(self) -> None:
+        async with peers(2) as (a, b):
+            a.banned.add(b.id)
+            a.knows(b)
+            await trio.testing.wait_all_tasks_blocked()
+            assert a.has()
+            a.banned.clear()
+            a.host.look_at_book()
+            await until(lambda: a.has(b) and b.has(a))
+
+    async def test_cut_takes_the_duplicates_along(self) -> None:
+        async with linked() as (a, b):
+            second = await a.host._connect(b.address)
+            tunnel = second.open_tunnel("x", End(), End())  # type: ignore[arg-type]  # keeps it alive
+            await until(lambda: live_links(b) == 2)
+            a.host.cut(b.id, "banned")
+            assert live_links(a) == 0
+            assert tunnel.closed
+            assert a.events.down == [(b.id, "banned")]
+
+
+class TestRotatedToken:
+    async def test_who_missed_it_is_told_and_so_are_people(self) -> None:
+        async with reactor_running() as reactor:
+            old = await new_peer(1, reactor, keys=[OTHER_KEY])
+            new = await new_peer(2, reactor, keys=[KEY], retired=[OTHER_KEY])
+            async with old.host.running(), new.host.running():
+                with capture_logs() as logs:
+                    old.knows(new)
+                    await until(lambda: new.host.rejected["old token"] == 1 and old.host.token_retired_at is not None)
+                assert len(warnings(logs, "federation invite")) == 1
+                assert len(warnings(logs, "from before the rotation")) == 1
+                assert new.host.rejected["other token"] == 0
+                assert old.has()
+                assert new.has()
+
+    async def test_nor_does_it_matter_who_dials(self) -> None:
+        async with reactor_running() as reactor:
+            old = await new_peer(1, reactor, keys=[OTHER_KEY])
+            new = await new_peer(2, reactor, keys=[KEY], retired=[OTHER_KEY])
+            async with old.host.running(), new.host.running():
+                new.knows(old)
+                await until(lambda: old.host.token_retired_at is not None)
+                assert old.has()
+
+    async def test_a_key_that_was_retired_during_the_handshake_makes_no_link(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with reactor_running() as reactor:
+            keys = [KEY, OTHER_KEY]
+            old = await new_peer(1, reactor, keys=[OTHER_KEY])
+            new = await new_peer(2, reactor, keys=keys)
+            add_conn = new.host.swarm.add_conn  # type: ignore[attr-defined]
+
+            async def add_late(*args: Any, **kwargs: Any) -> None:
+                await add_conn(*args, **kwargs)
+                keys[:] = [KEY]
+
+            monkeypatch.setattr(new.host.swarm, "add_conn", add_late)
+            async with old.host.running(), new.host.running():
+                old.knows(new)
+                await until(lambda: new.host.rejected["handshake"] == 1)
+                assert new.events.up == []
+                await until(old.has)
+
+
+class TestAcceptRate:
+    async def test_one_address_is_let_in_so_often_and_another_is_none_the_worse(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(host_module, "ACCEPT_BURST", 3.0)
+        monkeypatch.setattr(host_module, "ACCEPT_RATE", 0.001)
+        async with peers(2) as (a, b):
+            with ExitStack() as stack, capture_logs() as logs:
+                for _ in range(5):
+                    stack.enter_context(connect(a))
+                await until(lambda: a.host.rejected["too often"] == 2)
+                await until(lambda: len(a.host._strangers["127.0.0.1"]) == 3)
+                assert len(warnings(logs, "too many connections from one address")) == 1
+                other = socket.create_connection(
+                    (a.address.host, a.address.port), timeout=5, source_address=("127.0.0.2", 0)
+                )
+                stack.enter_context(other)
+                await until(lambda: len(a.host._strangers.get("127.0.0.2", ())) == 1)
+            b.knows(a)
+            await until(lambda: a.host.rejected["too often"] == 3)
+            assert a.has()
+
+    @pytest.mark.parametrize(
+        ("one", "other", "same"),
+        [
+            ("192.0.2.1", "192.0.2.1", True),
+            ("192.0.2.1", "192.0.2.2", False),
+            ("2001:db8::1", "2001:db8::ffff:1", True),
+            ("2001:db8::1", "2001:db8:0:1::1", False),
+            ("fe80::1%eth0", "fe80::2%eth0", True),
+        ],
+    )
+    def test_what_counts_as_one_address(self, one: str, other: str, same: bool) -> None:
+        assert (host_module._machine_of(one) == host_module._machine_of(other)) is same

@@ -13,6 +13,7 @@ Longer than our other modules: all that stands between us and the swarm is here,
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
@@ -32,17 +33,22 @@ from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
 from federation.errors import (
+    BannedByPeer,
     FederationError,
     HandshakeFailed,
     ListenFailed,
+    PeerBanned,
     PeerUnavailable,
+    TokenOutdated,
     TokenRefused,
+    TokenRetired,
     listen_problem,
 )
 from federation.net import link as mux_link
 from federation.net import noise
 from federation.net.link import Link
 from federation.net.streams import MuxStream, TrioStream
+from federation.pace import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -63,6 +69,11 @@ MAX_HANDSHAKES_PER_ADDRESS = 32
 MAX_HANDSHAKE_BYTES = 4096  # from a stranger, up to its proof; an honest handshake takes below 1 KiB
 MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may follow the muxer's negotiation at once
 PATIENCE_S = 1.0  # while handshakes are all taken, one that lasts longer gives way to a newcomer
+# Connects from one address: a site whose hundred machines restart behind one NAT is let in at once; who goes on like that
+# costs us a tenth of a core at most. IPv6 addresses count by the /64 that one machine has to itself.
+ACCEPT_RATE = 20.0  # a second
+ACCEPT_BURST = 256.0
+MAX_PACED_ADDRESSES = 4096
 MAX_LINKS = 4096
 BACKLOG = 256
 EMFILE_PAUSE_S = 0.1
@@ -78,6 +89,7 @@ KEEP_AWAY_MAX_S = 600.0
 FORGIVE_S = 3600.0
 MAX_OFFENDERS = 1024
 COMPLAIN_EVERY_S = 10.0  # the same complaint about strangers is logged at most so often,
+REMIND_EVERY_S = 3600.0  # and that of what a person knows and has to see to: a peer that is banned, a token that is old
 MAX_COMPLAINTS = 1000  # and this many different ones in that time
 
 
@@ -101,7 +113,10 @@ class Host:
         events: HostEvents,
         book: AddressBook,
         admission_keys: Callable[[], Sequence[bytes]],
+        retired_keys: Callable[[], Sequence[bytes]] = tuple,
+        is_banned: Callable[[str], bool] = lambda _peer: False,
     ) -> None:
+        """Of the last three, see `noise.TokenNoise`. When what they say changes, links that are there stay: see `cut`."""
         self._reactor = reactor
         self._events = events
         self.book = book
@@ -109,7 +124,9 @@ class Host:
         self._retired: set[Link] = set()  # duplicates that still carry tunnels
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         key_pair = create_new_key_pair(seed)
-        self._security = noise.TokenNoise(key_pair, admission_keys)
+        self._admission_keys, self._is_banned = admission_keys, is_banned
+        self._security = noise.TokenNoise(key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned)
+        self.token_retired_at: float | None = None  # when a member last said that our token is no longer valid
         self.swarm = new_swarm(
             key_pair=key_pair,
             sec_opt={noise.PROTOCOL_ID: self._security},  # type: ignore[dict-item]
@@ -129,6 +146,7 @@ class Host:
         self._handshakes: Counter[str] = Counter()
         self._strangers: dict[str, dict[trio.CancelScope, None]] = {}  # in handshakes, by address, the oldest first
         self._offenders: dict[str, _Offender] = {}
+        self._paces: Buckets[str] = Buckets(ACCEPT_RATE, ACCEPT_BURST, max_keys=MAX_PACED_ADDRESSES)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._look = trio.Event()  # the redial loop should look at the book
         self._complained: dict[tuple[str, str], float] = {}
@@ -215,6 +233,11 @@ class Host:
             except OSError:  # gone already
                 await trio.aclose_forcefully(stream)
                 continue
+            if not self._paces.of(_machine_of(host)).take(trio.current_time()):
+                self.rejected["too often"] += 1
+                self._complain("too many connections from one address; some are refused", host)
+                await trio.aclose_forcefully(stream)
+                continue
             if len(self.links) >= MAX_LINKS or not self._has_room_for(host):
                 self.rejected["too many"] += 1
                 await trio.aclose_forcefully(stream)
@@ -244,15 +267,11 @@ class Host:
                 await self._upgrade(stream, None, initiator=False)
         except (_Ourselves, _KeptAway):
             pass  # the dialling side notes it; we have complained before
-        except TokenRefused:
-            self.rejected["other token"] += 1
-            self._complain("a node with another token, or none, was refused", host)
         except trio.TooSlowError:
             self.rejected["too slow"] += 1
             self._complain("a connection did not finish its handshake in time", host)
         except FederationError as error:
-            self.rejected["handshake"] += 1
-            self._complain("a connection that is not a member's was refused", host, why=error.detail)
+            self._note_refusal(error, host)
         except Exception as error:  # noqa: BLE001  # a stranger's bytes meet all of py-libp2p here: none of it may end us
             self.rejected["handshake"] += 1
             self._complain("a connection that is not a member's was refused", host, why=type(error).__name__)
@@ -263,6 +282,22 @@ class Host:
             self._handshakes[host] -= 1
             if not self._handshakes[host]:
                 del self._handshakes[host]
+
+    def _note_refusal(self, error: FederationError, host: str) -> None:
+        if isinstance(error, TokenRetired):
+            self._token_is_retired(error)
+        elif isinstance(error, TokenOutdated):
+            self.rejected["old token"] += 1
+            self._complain("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
+        elif isinstance(error, TokenRefused):
+            self.rejected["other token"] += 1
+            self._complain("a node with another token, or none, was refused", host)
+        elif isinstance(error, PeerBanned):
+            self.rejected["banned"] += 1
+            self._complain("a banned peer was refused", error.detail, REMIND_EVERY_S)
+        else:
+            self.rejected["handshake"] += 1
+            self._complain("a connection that is not a member's was refused", host, why=error.detail)
 
     async def _upgrade(self, stream: trio.SocketStream, peer_id: ID | None, *, initiator: bool) -> Link:
         """Handshake, proof of the token, muxer. The stream is closed if any of it fails. Raises HandshakeFailed and more."""
@@ -291,6 +326,9 @@ class Host:
         except BaseException:
             link.fail("given up while starting")
             raise
+        if self._is_banned(link.peer) or link.admission_key not in self._admission_keys():
+            link.fail("no longer admitted")  # banned, or the token retired, while it was starting
+            raise HandshakeFailed("no longer admitted")
         self._settle(link)
         return link
 
@@ -320,6 +358,12 @@ class Host:
     def _retire(self, link: Link) -> None:
         self._retired.add(link)
         link.retire()
+
+    def cut(self, peer: str, reason: str) -> None:
+        """Close every link with the peer now. It may come back unless it is banned or its token is not valid."""
+        spares = [link for link in self._retired if link.peer == peer]
+        for link in [*spares, *filter(None, [self.links.get(peer)])]:
+            link.fail(reason)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
         self._events.tunnel_opened(link, channel, service)
@@ -377,13 +421,15 @@ class Host:
         while True:
             self._look = trio.Event()
             now = trio.current_time()
-            unwanted = {peer for peer in self._offenders if self._keeps_away(peer, now)}
-            for target in self.book.due(now, connected=self.links.keys() | unwanted, self_id=self.peer_id):
+            for target in self.book.due(now, connected=_Those(self._is_not_to_dial), self_id=self.peer_id):
                 self.book.started(target)
                 self._nursery.start_soon(self._dial, target)
             next_due = self.book.next_due(now)
             with trio.CancelScope(deadline=float("inf") if next_due is None else next_due):
                 await self._look.wait()
+
+    def _is_not_to_dial(self, peer: str) -> bool:
+        return peer in self.links or self._is_banned(peer) or self._keeps_away(peer, trio.current_time())
 
     async def _dial(self, target: Target) -> None:
         """Race the target's addresses, each one a little after the one before."""
@@ -417,9 +463,9 @@ class Host:
             address, link = found[0]
             self.book.succeeded(address, link.peer, now)
         else:
-            refused = next((p for p in problems if isinstance(p, TokenRefused)), None)
-            self.book.failed(target, now, permanent=refused is not None)
-            self._complain_about_dial(target, refused, problems)
+            no = next((p for p in problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
+            self.book.failed(target, now, permanent=no is not None)
+            self._complain_about_dial(target, no, problems)
         self.look_at_book()
 
     async def _connect(self, address: PeerAddress) -> Link:
@@ -428,14 +474,22 @@ class Host:
             peer_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
             return await self._upgrade(stream, peer_id, initiator=True)
 
-    def _complain_about_dial(self, target: Target, refused: TokenRefused | None, problems: list[Exception]) -> None:
+    def _complain_about_dial(self, target: Target, no: HandshakeFailed | None, problems: list[Exception]) -> None:
         where = target.peer_id or str(target.addresses[0])
-        if refused is not None:
+        if isinstance(no, TokenRetired):
+            self._token_is_retired(no)
+        elif isinstance(no, TokenRefused):
             self._complain("the peer belongs to another network: it refused our token, or we its", where)
+        elif isinstance(no, PeerBanned | BannedByPeer):
+            self._complain(str(no), where, REMIND_EVERY_S)
         elif any(isinstance(problem, HandshakeFailed) for problem in problems):
             self._complain("what answers there is not a member of a federation", where)
         else:
             log.debug("peer not reached", peer=where, why=[str(problem) or type(problem).__name__ for problem in problems])
+
+    def _token_is_retired(self, error: TokenRetired) -> None:
+        self.token_retired_at = trio.current_time()
+        self._complain(str(TokenRetired()), error.detail, REMIND_EVERY_S)
 
     # For gossip
 
@@ -457,10 +511,10 @@ class Host:
 
         self.libp2p.set_stream_handler(_protocol(protocol), handle)
 
-    def _complain(self, event: str, where: str, **details: object) -> None:
+    def _complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
         """A warning, but no stranger can fill the disk with it."""
         now = trio.current_time()
-        if now - self._complained.get((event, where), -1e9) < COMPLAIN_EVERY_S:
+        if now - self._complained.get((event, where), -1e9) < (every_s or COMPLAIN_EVERY_S):
             return
         if len(self._complained) >= MAX_COMPLAINTS:
             self._complained = {key: at for key, at in self._complained.items() if now - at < COMPLAIN_EVERY_S}
@@ -484,6 +538,25 @@ async def _bind(host: str, port: int) -> trio.SocketListener:
         sock.close()
         raise
     return trio.SocketListener(sock)
+
+
+def _machine_of(host: str) -> str:
+    """The address, or of an IPv6 address the /64: a machine has that many for the asking."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+class _Those:
+    """The peers of which `test` is true."""
+
+    def __init__(self, test: Callable[[str], bool]) -> None:
+        self._test = test
+
+    def __contains__(self, peer: object) -> bool:
+        return self._test(str(peer))
 
 
 class _Ourselves(Exception):

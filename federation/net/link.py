@@ -79,6 +79,7 @@ class Link(IMuxedConn):
         self.event_started = trio.Event()
         self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=self._wake)
         self.remote_address = secured.get_remote_address()
+        self.admission_key = secured.admission_key
         self.suspect = False
         self.retired = False
         self.rtt_s: float | None = None
