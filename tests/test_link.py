@@ -368,6 +368,29 @@ async def test_a_later_step_needs_nothing_to_come(on_socket: bool) -> None:
         assert looked == [False, True]
 
 
+@BOTH
+async def test_after_a_silence_nothing_is_dialled_before_the_pong(on_socket: bool) -> None:
+    """The network was cut. TCP brings the OPEN again first, then the RST that its entry has sent since."""
+    gone: list[bool] = []
+    async with one_link(on_socket=on_socket, host=Host(on_tunnel=dials_later(gone))) as (link, remote, host):
+        link.ping()
+        ((_, _, first),) = await remote.hear()
+        await remote.say(frame(OPEN, 2), frame(OPEN, 4))
+        await until(lambda: len(host.opened) == 2)
+        link.ping()  # silent again
+        ((_, _, second),) = await remote.hear()
+        await remote.say(frame(PONG, 0, first), frame(RST, 2, b"too late"))
+        await until(lambda: host.opened[0][0].closed)
+        link.drain(lambda: gone.append(True))  # nor is a later step of an earlier tunnel taken
+        link._reactor._flush()
+        assert gone == []
+        await remote.say(frame(PONG, 0, second))
+        await until(lambda: gone)
+        assert gone == [True, False, True]
+        await remote.say(frame(OPEN, 6))
+        await until(lambda: len(gone) == 4)
+
+
 async def test_a_later_step_sees_the_rst_that_lies_on_the_socket() -> None:
     async with one_link() as (link, remote, host):
         await remote.say(frame(OPEN, 2))

@@ -198,6 +198,17 @@ class TestLinksComeAndGo:
                 await trio.sleep(0.02)
             await until(lambda: len(set(a.data)) == len(set(b.data)) == sent)
 
+    @pytest.mark.parametrize("_again", range(3))
+    async def test_a_duplicate_link_leaves_no_task_behind(self, _again: int) -> None:
+        """Both dial at once, so that each hears of the other twice."""
+        async with members(2) as (a, b):
+            a.peer.knows(b.peer)
+            b.peer.knows(a.peer)
+            await until(lambda: a.peer.has(b.peer) and b.peer.has(a.peer) and mesh(a) and mesh(b))
+            await until(lambda: all(len(m.peer.host.swarm.get_connections()) == 1 for m in (a, b)))
+            await until(lambda: senders() == 2, seconds=2)
+            assert not a.topic._pubsub._registering
+
     async def test_a_stream_that_breaks_is_replaced_and_loses_nothing(self) -> None:
         async with members(2, (0, 1)) as (a, b):
             for member, other in ((a, b), (b, a)):
@@ -208,6 +219,18 @@ class TestLinksComeAndGo:
                 await b.topic.publish(b"%d" % n)
                 await trio.sleep(0.01)
             await until(lambda: len(set(a.data)) == len(set(b.data)) == 20)
+
+
+def senders() -> int:
+    """Tasks that wait for messages to send to a peer, of all nodes here."""
+
+    def count(task: trio.lowlevel.Task) -> int:
+        children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        return ("handle_sending_messages" in task.name) + sum(map(count, children))
+
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    return count(root)
 
 
 def unsigned(data: bytes = b"x", topics: tuple[str, ...] = (NAME,), signer: Topic | None = None) -> rpc_pb2.Message:

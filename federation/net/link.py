@@ -7,6 +7,10 @@ What the remote breaks costs it this connection: `fail` ends the link, every cha
 Liveness: a peer that owes us an answer for PING_AFTER_S gets a PING; one that does not answer it for SUSPECT_AFTER_S is
 suspect (nobody is sent there), and for DEAD_AFTER_S the link is closed. Anything that arrives proves that it lives.
 
+After such a silence what comes first may be old: the network was cut, and TCP brings what was lost bit by bit. An OPEN may
+be one that its entry has given up since, with the RST still on its way. So nothing is dialled before the PONG, which the
+remote sends behind all of that.
+
 Longer than our other modules: the two ways to drive a mux, and libp2p's names for it, are kept side by side.
 """
 
@@ -86,6 +90,7 @@ class Link(IMuxedConn):
         now = trio.current_time()
         self.opened_at = self.last_heard = self._last_ping = self._last_tick = now
         self._pinged_at: float | None = None
+        self._awaited: float | None = None  # the PONG behind which nothing old can come any more
         self._sent_since_heard = False
         self._secured = secured
         self._addresses = secured.get_transport_addresses()
@@ -122,6 +127,8 @@ class Link(IMuxedConn):
         self._reactor.flush_soon(self._read if self._sock is not None else self._run_drained)
 
     def _run_drained(self) -> None:
+        if self._awaited is not None:
+            return
         drained, self._drained = self._drained, []
         for callback in drained:
             callback()
@@ -181,6 +188,8 @@ class Link(IMuxedConn):
 
     def pong(self, payload: bytes) -> None:
         sent = struct.unpack(">d", payload)[0]
+        if sent == self._awaited:
+            self._awaited = None
         if sent == self._last_ping:
             self.rtt_s = trio.current_time() - sent
 
@@ -240,7 +249,8 @@ class Link(IMuxedConn):
     def _heard(self) -> None:
         self.last_heard = trio.current_time()
         self._sent_since_heard = False
-        self._pinged_at = None
+        if self._pinged_at is not None:
+            self._pinged_at, self._awaited = None, self._last_ping
         if self.suspect:
             self.suspect = False
             self._events.link_suspect(self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -50,6 +50,21 @@ class _GuardedPubsub(Pubsub):
 
     _writing = 0
     _wrote = trio.Event()
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._registering: defaultdict[ID, trio.Lock] = defaultdict(trio.Lock)
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        """Two nodes that dial each other have two links at first. Theirs, called for both at once, opens two streams and
+        leaves a task behind, for good, that waits on the queue of the first."""
+        lock = self._registering[peer_id]
+        try:
+            async with lock:
+                await super()._handle_new_peer(peer_id)
+        finally:
+            if not lock.locked():  # else it was handed to the next in line
+                self._registering.pop(peer_id, None)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         try:
