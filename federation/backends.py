@@ -7,6 +7,7 @@ go elsewhere. What the client sent in the meantime waits here, within the channe
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -53,15 +54,20 @@ class Backend:
 class Serving:
     """One connection that a backend serves or is asked to. `cancel` before it is connected; afterwards its end does it."""
 
-    __slots__ = ("_backends", "_dial", "_done", "_released", "backend")
+    __slots__ = ("_backends", "_dial", "_done", "_entry", "_released", "backend")
 
-    def __init__(self, backends: Backends, backend: Backend, done: Callable[[SocketEnd | None, str], None]) -> None:
+    def __init__(
+        self, backends: Backends, backend: Backend, done: Callable[[SocketEnd | None, str], None], entry: str
+    ) -> None:
         self._backends = backends
+        self._entry = entry
         self.backend = backend
         self._done = done
         self._released = False
         backend.in_flight += 1
         backends.load_changed(1)
+        if entry:
+            backends.by_entry[entry] += 1
         self._dial: Dial | None = None
         target = backend.target
         assert target is not None
@@ -86,6 +92,8 @@ class Serving:
             self._released = True
             self.backend.in_flight -= 1
             self._backends.load_changed(-1)
+            if self._entry:
+                self._backends.entry_released(self._entry)
 
 
 class ExitFlow:
@@ -115,7 +123,7 @@ class ExitFlow:
             return
         self._looked_at = trio.current_time()
         try:
-            self._serving = self._backends.serve(self._service, self._dialled)
+            self._serving = self._backends.serve(self._service, self._dialled, entry=self._link.peer)
         except Dialled as error:
             self._channel.refuse(error.detail)
 
@@ -190,6 +198,7 @@ class Backends:
         self._on_load = on_load
         self.all = [Backend(endpoint) for endpoint in settings.backends]
         self.in_flight = 0
+        self.by_entry: Counter[str] = Counter()  # those of other entries, by peer id
         self.draining = False
         self._least = 0  # of in_flight since the last sample
         self.idle = trio.Event()
@@ -211,8 +220,14 @@ class Backends:
         channel.peer = flow
         link.when_drained(flow.dial)
 
-    def serve(self, service: str, done: Callable[[SocketEnd | None, str], None]) -> Serving:
-        """Connect to the least busy healthy backend of `service`; `done(end, reason)` follows. Raises Dialled."""
+    def serve(self, service: str, done: Callable[[SocketEnd | None, str], None], *, entry: str = "") -> Serving:
+        """Connect to the least busy healthy backend of `service`; `done(end, reason)` follows. Raises Dialled.
+
+        `entry`: the peer that asks; empty for this node's own clients.
+        """
+        limit = self._settings.max_connections_per_peer
+        if entry and self.by_entry[entry] >= limit:
+            raise Dialled(f"this node takes {limit} connections from one peer")
         if self.draining:
             raise Dialled("this node is draining")
         if 0 < self._settings.capacity <= self.in_flight:
@@ -223,9 +238,14 @@ class Backends:
         healthy = [b for b in backends if b.healthy and b.target is not None]
         if not healthy:
             raise Dialled(f"the backend is down: {backends[0].why}")
-        return Serving(self, min(healthy, key=lambda b: b.in_flight), done)
+        return Serving(self, min(healthy, key=lambda b: b.in_flight), done, entry)
 
     # Load
+
+    def entry_released(self, entry: str) -> None:
+        self.by_entry[entry] -= 1
+        if not self.by_entry[entry]:
+            del self.by_entry[entry]
 
     def load_changed(self, by: int) -> None:
         self.in_flight += by

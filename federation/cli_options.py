@@ -65,6 +65,12 @@ JOIN_OPTIONS = (
     ("health_path", "--health-path", "PATH", "check backends by HTTP GET of PATH instead of by a TCP connect"),
     ("announce_interval_s", "--announce-interval", "SECONDS", "how often this node tells the others how it is [5]"),
     ("max_connections", "--max-connections", "N", "clients at this node at once [16384]"),
+    (
+        "max_connections_per_peer",
+        "--max-connections-per-peer",
+        "N",
+        "connections that this node's backends take from one other node at once [4096]",
+    ),
     ("state_dir", "--state-dir", "DIR", "where identity and token are kept [the user's state directory]"),
     ("control", "--control", "HOST:PORT", "the control API, on loopback [127.0.0.1:8485]"),
     ("log_level", "--log-level", "LEVEL", "debug, info, warning or error [info]"),

@@ -182,6 +182,7 @@ class Settings(BaseSettings):
     announce_interval_s: Annotated[Duration, Field(ge=0.1, le=10)] = 5.0
     capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
+    max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(
         default_factory=lambda: default_state_dir(os.environ)
     )

@@ -297,6 +297,30 @@ async def test_a_tunnel_reaches_the_backend() -> None:
         assert end.data == b"answer and more"
 
 
+async def test_one_entry_gets_so_many_at_once_and_others_and_own_clients_are_none_the_worse() -> None:
+    async with tunnels(max_connections_per_peer=2) as t:
+        first, _ = t.open()
+        second, _ = t.open()
+        _, third = t.open()
+        await until(lambda: third.heard)
+        assert third.heard == ["REFUSED this node takes 2 connections from one peer"]
+        (entry,) = t.exit.backends.by_entry
+        assert t.exit.backends.by_entry == {entry: 2}
+        ends: list[SocketEnd | None] = []
+        for who in ("", "another"):
+            t.exit.backends.serve("default", lambda end, _why: ends.append(end), entry=who)
+        await until(lambda: len(ends) == 2)
+        assert t.exit.backends.by_entry == {entry: 2, "another": 1}
+        first.abort("done")
+        await until(lambda: t.exit.backends.by_entry[entry] == 1)
+        fourth, heard = t.open()
+        await until(lambda: heard.heard == ["OPENED"])
+        for end in (second, fourth, *ends):
+            assert end is not None
+            end.abort("done")
+        await until(lambda: not t.exit.backends.by_entry)  # nothing is kept of who has no connection
+
+
 async def test_what_came_early_goes_to_the_backend_in_order_and_the_eof_behind_it() -> None:
     early = bytes(range(256)) * (INITIAL_WINDOW // 256)
     async with tunnels() as t:
@@ -606,6 +630,8 @@ async def test_no_descriptor_is_left_whatever_happens() -> None:
 
 class StoppedLink:
     """What it has in its socket comes when the test says so."""
+
+    peer = "12D3KooWentry"
 
     def __init__(self) -> None:
         self.unread: list[Callable[[], None]] = []

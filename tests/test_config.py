@@ -57,7 +57,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.health_interval_s, settings.announce_interval_s) == (2.0, 5.0)
     assert settings.replay is Replay.OPENED
     assert settings.replay_buffer_bytes == 65536
-    assert (settings.capacity, settings.max_connections) == (0, 16384)
+    assert (settings.capacity, settings.max_connections, settings.max_connections_per_peer) == (0, 16384, 4096)
     assert settings.state_dir == tmp_path / ".local/state/federation"
     assert settings.mdns
     assert (settings.log_level, settings.log_format) == ("info", "console")
@@ -102,6 +102,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "announce_interval": "1s",
         "capacity": "4",
         "max_connections": "5",
+        "max_connections_per_peer": "6",
         "state_dir": "/s",
         "control": "127.0.0.1:0",
         "mdns": "false",
@@ -186,6 +187,7 @@ def test_settings_do_not_change() -> None:
         ({"capacity": "-1"}, "--capacity '-1': it should be greater"),
         ({"capacity": "many"}, "--capacity 'many': it should be a valid integer"),
         ({"max_connections": "0"}, "--max-connections '0'"),
+        ({"max_connections_per_peer": "0"}, "--max-connections-per-peer '0'"),
         ({"name": "x" * 65}, "1 to 64 printable"),
         ({"name": " "}, "--name ' ': a name has"),
         ({"name": "a\x1b[31m"}, "a name has"),
