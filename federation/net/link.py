@@ -216,8 +216,7 @@ class Link(IMuxedConn):
         try:
             for _ in range(DRAIN_ROUNDS):
                 rest = len(self._rest)
-                if rest:
-                    scratch[:rest] = self._rest
+                scratch[:rest] = self._rest
                 n = sock.recv_into(scratch[rest:], self._recv_bytes)
                 if not n:
                     self.fail("the peer closed the connection")
