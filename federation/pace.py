@@ -54,6 +54,9 @@ class Buckets(Generic[K]):
         self._max_keys = max_keys
         self._buckets: dict[K, Bucket] = {}  # in the order of their last use
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._buckets
+
     def __len__(self) -> int:
         return len(self._buckets)
 

@@ -182,13 +182,13 @@ class TestToken:
         async with peers(1) as (a,):
             with capture_logs() as logs:
                 for _ in range(5):
-                    a.host._complain("stranger", "192.0.2.1")
+                    a.host.complain("stranger", "192.0.2.1")
                 assert len(logs) == 1
                 for n in range(10):
-                    a.host._complain("stranger", f"2001:db8::{n}")
+                    a.host.complain("stranger", f"2001:db8::{n}")
                 assert len(logs) == 3
                 monkeypatch.setattr(host_module, "COMPLAIN_EVERY_S", 0.0)
-                a.host._complain("stranger", "192.0.2.1")
+                a.host.complain("stranger", "192.0.2.1")
                 assert len(logs) == 4
 
 

@@ -14,9 +14,11 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils import encode_varint_prefixed
+from structlog.testing import capture_logs
 
 from federation.errors import RecordInvalid
-from federation.net.pubsub import MAX_MESSAGE_BYTES, PROTOCOL_ID, Topic
+from federation.net import pubsub as pubsub_module
+from federation.net.pubsub import MAX_MESSAGE_BYTES, PROTOCOL_ID, Topic, _is_genuine
 from tests.hosts import Peer, new_peer, peers, reactor_running, seed
 from tests.links import until
 
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from federation.net.streams import TrioStream
 
 NAME = "/federation/test"
+
+
+@pytest.fixture(autouse=True)
+def unrationed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SIGNED_AT_ONCE", "NEW_AT_ONCE"):
+        monkeypatch.setattr(pubsub_module, name, 1e9)
 
 
 class Heard:
@@ -337,10 +345,16 @@ async def assert_works(a: Heard, b: Heard, note: bytes = b"still there") -> None
 
 
 class TestAMembersMessages:
-    """Trap A, and that nobody speaks for another."""
+    """Trap A, and that nobody speaks for another. Who offends is noted here; test_host.py has what comes of it."""
+
+    @pytest.fixture(autouse=True)
+    def offences(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        monkeypatch.setattr("federation.net.host.Host.offended", lambda _, peer, what: found.append((peer, what)))
+        return found
 
     @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
-    async def test_a_forged_one_is_refused(self, forgery) -> None:
+    async def test_a_forged_one_is_refused(self, forgery, offences: list[tuple[str, str]]) -> None:
         async with members(2, (0, 1)) as (victim, evil):
             async with await gossip_stream(evil, victim) as stream:
                 await stream.send_all(rpc(forgery(), foreign_topic().sign(b"behind it")))
@@ -350,6 +364,19 @@ class TestAMembersMessages:
             await until(lambda: evil.data in ([], [b"behind it"]))
             evil.messages.clear()
             await assert_works(victim, evil)
+            forged = NAME in forgery().topicIDs and not _is_genuine(forgery())
+            assert offences == [(evil.peer.id, "it passes on a message with a wrong signature")] * forged
+
+    async def test_a_forgery_does_not_keep_the_genuine_one_out(self) -> None:
+        """Numbers can be guessed: nothing is remembered of a message before its signature was checked."""
+        async with members(2, (0, 1)) as (victim, evil):
+            genuine = foreign_topic().sign(b"genuine")
+            forged = rpc_pb2.Message.FromString(genuine.SerializeToString())
+            forged.data = b"forged"
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(rpc(forged, forged, genuine))
+                await until(lambda: victim.data)
+            assert victim.data == [b"genuine"]
 
     async def test_one_in_our_own_name_is_for_accept_to_judge(self) -> None:
         """A copied identity; gossip warns of it. It is not passed on."""
@@ -378,7 +405,9 @@ class TestAMembersMessages:
         ],
         ids=["no protobuf", "cut short", "varint", "record", "nested", "too large", "4 GiB announced", "EOF"],
     )
-    async def test_malformed_ones_end_nothing_but_their_stream(self, data: bytes) -> None:
+    async def test_malformed_ones_end_nothing_but_their_stream(
+        self, data: bytes, offences: list[tuple[str, str]], request: pytest.FixtureRequest
+    ) -> None:
         async with members(2, (0, 1)) as (victim, evil):
             for _ in range(3):
                 async with await gossip_stream(evil, victim) as stream:
@@ -386,6 +415,7 @@ class TestAMembersMessages:
                         await stream.send_all(data)
                         await stream.send_eof()
             await assert_works(victim, evil)
+            assert len(offences) == (0 if request.node.callspec.id in ("record", "EOF") else 3)
 
     async def test_a_malformed_one_resets_its_stream(self) -> None:
         """Or the sender would go on speaking to nobody."""
@@ -429,16 +459,92 @@ class TestAMembersMessages:
 
     async def test_accept_that_fails_ends_nothing(self) -> None:
         async with members(2, (0, 1)) as (a, b):
-            accept = b.topic._accept
+            gate = b.topic._pubsub.gate
+            accept = gate._accept
 
             def fail(*_: object) -> bool:
-                b.topic._accept = accept
+                gate._accept = accept
                 raise ValueError("on purpose")
 
-            b.topic._accept = fail
+            gate._accept = fail
             await a.topic.publish(b"trigger")
-            await until(lambda: b.topic._accept is accept)
+            await until(lambda: gate._accept is accept)
             await assert_works(a, b)
+
+
+class TestRations:
+    """A member may say as much as it likes; the others hear, and pass on, no more than they can bear."""
+
+    @pytest.fixture(autouse=True)
+    def offences(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        monkeypatch.setattr("federation.net.host.Host.offended", lambda _, peer, what: found.append((peer, what)))
+        return found
+
+    async def test_of_a_signer_and_what_is_beyond_goes_no_further(
+        self, monkeypatch: pytest.MonkeyPatch, offences: list[tuple[str, str]]
+    ) -> None:
+        monkeypatch.setattr(pubsub_module, "SIGNED_AT_ONCE", 5.0)
+        monkeypatch.setattr(pubsub_module, "SIGNED_A_SECOND", 0.01)
+        monkeypatch.setattr(pubsub_module, "EXCESS_AT_ONCE", 10.0)
+        monkeypatch.setattr(pubsub_module, "EXCESS_A_SECOND", 0.01)
+        async with members(3, (0, 1), (1, 2)) as (far, near, loud):
+            for n in range(15):
+                await loud.topic.publish(b"%d" % n)
+            await far.topic.publish(b"last")  # other signers are heard all the same
+            await until(lambda: b"last" in near.data and b"last" in loud.data)
+            await until(lambda: near.topic._pubsub.gate._signers.of(ID.from_base58(loud.peer.id).to_bytes()).left(0) < 1)
+            assert [d for d in near.data if d != b"last"] == [b"%d" % n for n in range(5)]
+            assert set(far.data) <= {b"%d" % n for n in range(5)}
+            assert offences == []
+            await loud.topic.publish(b"one too many")
+            await until(lambda: offences)
+            assert offences == [(loud.peer.id, "it gossips without end")]
+
+    async def test_of_a_signer_are_not_used_up_by_who_only_claims_to_be_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pubsub_module, "SIGNED_AT_ONCE", 2.0)
+        monkeypatch.setattr(pubsub_module, "SIGNED_A_SECOND", 0.01)
+        async with members(2, (0, 1)) as (victim, evil):
+            absent = foreign_topic()
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(rpc(absent.sign(b"first")))
+                await stream.send_all(rpc(*[tampered(seqno=bytes([n]) * 8) for n in range(1, 21)], absent.sign(b"second")))
+                await until(lambda: len(victim.data) == 2)
+            assert victim.data == [b"first", b"second"]
+
+    async def test_of_signers_that_a_neighbour_introduces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pubsub_module, "NEW_AT_ONCE", 3.0)
+        monkeypatch.setattr(pubsub_module, "NEW_A_SECOND", 0.01)
+        async with members(2, (0, 1)) as (victim, evil):
+            invented = [foreign_topic(100 + n).sign(b"%d" % n) for n in range(6)]
+            known = foreign_topic(100).sign(b"again")
+            with capture_logs() as logs:
+                async with await gossip_stream(evil, victim) as stream:
+                    await stream.send_all(rpc(*invented, known))
+                    await until(lambda: b"again" in victim.data)
+            assert victim.data == [b"0", b"1", b"2", b"again"]
+            said = [entry for entry in logs if entry["log_level"] == "warning"]
+            assert [(entry["event"], entry["where"]) for entry in said] == [
+                ("a peer introduces nodes without end; some are left out for now", evil.peer.id)
+            ]
+
+    async def test_reads_at_a_pace_and_forgets_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pubsub_module, "RPCS_AT_ONCE", 5.0)
+        monkeypatch.setattr(pubsub_module, "RPCS_A_SECOND", 50.0)
+        async with members(2, (0, 1)) as (a, b):
+            began = trio.current_time()
+            for n in range(30):
+                await a.topic.publish(b"%d" % n)
+            await until(lambda: len(b.data) == 30)
+            assert trio.current_time() - began > 0.4
+
+    async def test_control_messages_cost_by_what_they_name(self) -> None:
+        gate = foreign_topic()._pubsub.gate
+        peer = ID.from_base58(foreign_topic(78)._host.peer_id)
+        wants = rpc_pb2.ControlMessage(iwant=[rpc_pb2.ControlIWant(messageIDs=[b"00"] * 640)])
+        await gate.pace(peer, rpc_pb2.RPC(control=wants))
+        left = gate._paces.of(peer).left(trio.current_time())
+        assert left == pytest.approx(pubsub_module.RPCS_AT_ONCE - 11, abs=1)
 
 
 @pytest.fixture(autouse=True)

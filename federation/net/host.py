@@ -223,7 +223,7 @@ class Host:
                 stream = await listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._complain("no descriptor left for a peer; accepting pauses", "ulimit -n")
+                    self.complain("no descriptor left for a peer; accepting pauses", "ulimit -n")
                     await trio.sleep(EMFILE_PAUSE_S)
                 continue
             except trio.ClosedResourceError:
@@ -235,7 +235,7 @@ class Host:
                 continue
             if not self._paces.of(_machine_of(host)).take(trio.current_time()):
                 self.rejected["too often"] += 1
-                self._complain("too many connections from one address; some are refused", host)
+                self.complain("too many connections from one address; some are refused", host)
                 await trio.aclose_forcefully(stream)
                 continue
             if len(self.links) >= MAX_LINKS or not self._has_room_for(host):
@@ -269,12 +269,12 @@ class Host:
             pass  # the dialling side notes it; we have complained before
         except trio.TooSlowError:
             self.rejected["too slow"] += 1
-            self._complain("a connection did not finish its handshake in time", host)
+            self.complain("a connection did not finish its handshake in time", host)
         except FederationError as error:
             self._note_refusal(error, host)
         except Exception as error:  # noqa: BLE001  # a stranger's bytes meet all of py-libp2p here: none of it may end us
             self.rejected["handshake"] += 1
-            self._complain("a connection that is not a member's was refused", host, why=type(error).__name__)
+            self.complain("a connection that is not a member's was refused", host, why=type(error).__name__)
         finally:
             strangers.pop(scope, None)
             if not strangers and self._strangers.get(host) is strangers:
@@ -288,16 +288,16 @@ class Host:
             self._token_is_retired(error)
         elif isinstance(error, TokenOutdated):
             self.rejected["old token"] += 1
-            self._complain("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
+            self.complain("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
         elif isinstance(error, TokenRefused):
             self.rejected["other token"] += 1
-            self._complain("a node with another token, or none, was refused", host)
+            self.complain("a node with another token, or none, was refused", host)
         elif isinstance(error, PeerBanned):
             self.rejected["banned"] += 1
-            self._complain("a banned peer was refused", error.detail, REMIND_EVERY_S)
+            self.complain("a banned peer was refused", error.detail, REMIND_EVERY_S)
         else:
             self.rejected["handshake"] += 1
-            self._complain("a connection that is not a member's was refused", host, why=error.detail)
+            self.complain("a connection that is not a member's was refused", host, why=error.detail)
 
     async def _upgrade(self, stream: trio.SocketStream, peer_id: ID | None, *, initiator: bool) -> Link:
         """Handshake, proof of the token, muxer. The stream is closed if any of it fails. Raises HandshakeFailed and more."""
@@ -479,17 +479,17 @@ class Host:
         if isinstance(no, TokenRetired):
             self._token_is_retired(no)
         elif isinstance(no, TokenRefused):
-            self._complain("the peer belongs to another network: it refused our token, or we its", where)
+            self.complain("the peer belongs to another network: it refused our token, or we its", where)
         elif isinstance(no, PeerBanned | BannedByPeer):
-            self._complain(str(no), where, REMIND_EVERY_S)
+            self.complain(str(no), where, REMIND_EVERY_S)
         elif any(isinstance(problem, HandshakeFailed) for problem in problems):
-            self._complain("what answers there is not a member of a federation", where)
+            self.complain("what answers there is not a member of a federation", where)
         else:
             log.debug("peer not reached", peer=where, why=[str(problem) or type(problem).__name__ for problem in problems])
 
     def _token_is_retired(self, error: TokenRetired) -> None:
         self.token_retired_at = trio.current_time()
-        self._complain(str(TokenRetired()), error.detail, REMIND_EVERY_S)
+        self.complain(str(TokenRetired()), error.detail, REMIND_EVERY_S)
 
     # For gossip
 
@@ -511,7 +511,7 @@ class Host:
 
         self.libp2p.set_stream_handler(_protocol(protocol), handle)
 
-    def _complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
+    def complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
         """A warning, but no stranger can fill the disk with it."""
         now = trio.current_time()
         if now - self._complained.get((event, where), -1e9) < (every_s or COMPLAIN_EVERY_S):

@@ -3,26 +3,36 @@
 A message is one node's bytes. Before anything else sees it: its signature is checked, then `accept` decides whether it
 is news. What is not is not passed on. The signed form can be kept and handed to others later (anti-entropy): `open_signed`
 checks it the same way, so nobody can speak for another whichever way a message came.
+
+A member cannot drown the others in messages either. What a neighbour sends is read at a pace: its queue fills up, not ours.
+A signer's messages beyond its ration are dropped before their signature is checked, and so are those of signers never
+heard of beyond what a neighbour may introduce. An honest node passes no forged message on and speaks no faster than its
+ration, so who does is an offender.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 from google.protobuf.message import DecodeError
+from libp2p.exceptions import ParseError
+from libp2p.io.exceptions import IOException, MessageTooLarge
+from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX, signature_validator
 from libp2p.tools.anyio_service import background_trio_service
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from federation.errors import RecordInvalid
+from federation.pace import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -42,6 +52,12 @@ DEGREE, DEGREE_LOW, DEGREE_HIGH = (
 )  # above the number of neighbours: a star of 8 lost 79 % of its messages at 4
 MAX_MESSAGE_BYTES = 32 * 1024  # a record has 16 KiB at most; GossipSub's control messages ride along
 PRUNE_BACKOFF_S = 5
+RPCS_A_SECOND, RPCS_AT_ONCE = 500.0, 2000.0  # read from one neighbour; 100 nodes under load say 400 a second together
+IDS_AN_RPC = 64  # so many message ids in control messages count as one RPC more
+SIGNED_A_SECOND, SIGNED_AT_ONCE = 8.0, 40.0  # by one node; gossip.py says at most four a second
+NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; those left out announce themselves again
+EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration, and the neighbour is an offender
+MAX_SIGNERS = 8192  # that rations are kept for; a few MB
 QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, and one sync brings more
 
 
@@ -50,6 +66,7 @@ class _GuardedPubsub(Pubsub):
 
     _writing = 0
     _wrote = trio.Event()
+    gate: _Gate
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -67,17 +84,46 @@ class _GuardedPubsub(Pubsub):
                 self._registering.pop(peer_id, None)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Theirs caches what a validator said, by an id that anybody can guess before the signer used it."""
         try:
-            await super().push_msg(msg_forwarder, msg)
-        except Exception as error:  # noqa: BLE001  # bad keys, ids and encodings raise whatever their library likes
+            if self._is_msg_seen(msg):
+                return
+            if not _is_genuine(msg):
+                self.gate.forged(msg_forwarder)
+                return
+            self._mark_msg_seen(msg)
+            if self.gate.accepts(msg_forwarder, msg):
+                await self.router.publish(msg_forwarder, msg)
+        except Exception as error:  # noqa: BLE001  # nothing that a message makes us do ends the host
             log.debug("a gossip message failed", peer=str(msg_forwarder), why=type(error).__name__)
 
     async def continuously_read_stream(self, stream: INetStream) -> None:
+        """Theirs begins a task a message, as fast as they come, and checks a signed address record in each."""
+        peer = stream.muxed_conn.peer_id
         try:
-            await super().continuously_read_stream(stream)
-        except Exception as error:  # noqa: BLE001  # malformed protobuf and worse; the peer's stream ends, not the host
+            while self.manager.is_running:
+                data = await read_varint_prefixed_bytes_limited(stream, self.max_inbound_rpc_size)
+                rpc = rpc_pb2.RPC.FromString(data)
+                await self.gate.pace(peer, rpc)
+                await self._take(peer, rpc)
+        except (MessageTooLarge, DecodeError, ParseError) as error:
+            self.gate.nonsense(peer, type(error).__name__)
+        except (StreamError, IOException):
+            pass  # it ended
+        except Exception as error:  # noqa: BLE001  # the peer's stream ends, not the host
             log.debug("a gossip stream failed", why=type(error).__name__)
-            await stream.reset()  # so that the peer opens a new one
+        with suppress(Exception):  # gone already; if not, so that the peer opens a new one
+            await stream.reset()
+
+    async def _take(self, peer: ID, rpc: rpc_pb2.RPC) -> None:
+        for message in rpc.publish:
+            if self._is_subscribed_to_msg(message) and not self._is_msg_seen(message) and self.gate.rations(peer, message):
+                await self.push_msg(peer, message)
+        if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
+            for subscription in rpc.subscriptions:
+                self.handle_subscription(peer, subscription)
+        if rpc.HasField("control"):
+            await self.router.handle_rpc(rpc, peer)
 
     async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
         self._writing += 1
@@ -121,13 +167,71 @@ class _GuardedPubsub(Pubsub):
         """`accept` has it; nobody reads the subscription, whose queue would fill up."""
 
 
+def _is_genuine(message: rpc_pb2.Message) -> bool:
+    try:
+        return signature_validator(message)
+    except Exception:  # noqa: BLE001  # keys and ids from the wire raise whatever their library likes
+        return False
+
+
+class _Gate:
+    """What a message must pass: rations, its signature, and the owner's `accept`."""
+
+    def __init__(self, host: Host, name: str, accept: Callable[[str, bytes, bytes], bool]) -> None:
+        self._host = host
+        self._name = name
+        self._accept = accept
+        self._paces = Buckets[ID](RPCS_A_SECOND, RPCS_AT_ONCE, max_keys=MAX_SIGNERS)
+        self._introductions = Buckets[ID](NEW_A_SECOND, NEW_AT_ONCE, max_keys=MAX_SIGNERS)
+        self._excess = Buckets[ID](EXCESS_A_SECOND, EXCESS_AT_ONCE, max_keys=MAX_SIGNERS)
+        self._signers = Buckets[bytes](SIGNED_A_SECOND, SIGNED_AT_ONCE, max_keys=MAX_SIGNERS)
+
+    async def pace(self, peer: ID, rpc: rpc_pb2.RPC) -> None:
+        control = rpc.control
+        named = (*control.ihave, *control.iwant, *control.idontwant)
+        ids = sum(len(part.messageIDs) for part in named)  # type: ignore[misc,attr-defined]  # of three kinds
+        cost = max(1, len(rpc.publish)) + ids / IDS_AN_RPC + len(control.graft) + len(control.prune)
+        wait_s = self._paces.of(peer).spend(trio.current_time(), cost)
+        if wait_s:
+            await trio.sleep(wait_s)
+
+    def rations(self, peer: ID, message: rpc_pb2.Message) -> bool:
+        """Whether there is anything left for this signer. Its name is only a claim as yet, so nothing is taken from it."""
+        now = trio.current_time()
+        if message.from_id not in self._signers:
+            if self._introductions.of(peer).take(now):
+                return True
+            self._host.complain("a peer introduces nodes without end; some are left out for now", str(peer))
+            return False
+        if self._signers.of(message.from_id).left(now) >= 1:
+            return True
+        if message.from_id == peer.to_bytes() and not self._excess.of(peer).take(now):
+            self._host.offended(str(peer), "it gossips without end")
+        return False
+
+    def accepts(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
+        """Whether this genuine message is news, to be passed on."""
+        if forwarder.to_base58() == self._host.peer_id:
+            return True
+        if list(message.topicIDs) != [self._name]:  # as `open_signed` will ask for
+            return False
+        if not self._signers.of(message.from_id).take(trio.current_time()):
+            return False
+        return self._accept(str(ID(message.from_id)), message.data, message.SerializeToString())
+
+    def forged(self, peer: ID) -> None:
+        self._host.offended(str(peer), "it passes on a message with a wrong signature")
+
+    def nonsense(self, peer: ID, what: str) -> None:
+        self._host.offended(str(peer), f"its gossip cannot be read ({what})")
+
+
 class Topic:
     """One topic of the network. `accept(signer, data, signed) -> bool` says whether a message is news; it never raises."""
 
     def __init__(self, host: Host, name: str, accept: Callable[[str, bytes, bytes], bool]) -> None:
         self.name = name
         self._host = host
-        self._accept = accept
         self._router = GossipSub(
             protocols=[PROTOCOL_ID],  # type: ignore[list-item]
             degree=DEGREE, degree_low=DEGREE_LOW, degree_high=DEGREE_HIGH,
@@ -141,7 +245,7 @@ class Topic:
         )
         # Milliseconds of a restart apart or many messages a second: numbers never repeat, so none is taken for an old one.
         self._pubsub.counter = time.time_ns()
-        self._pubsub.set_topic_validator(name, self._validate, is_async_validator=False)
+        self._pubsub.gate = _Gate(host, name, accept)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -193,10 +297,3 @@ class Topic:
         if not genuine:
             raise RecordInvalid("its signature is wrong, or it is another network's")
         return signer, message.data
-
-    def _validate(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
-        if forwarder == self._pubsub.my_id:
-            return True
-        if list(message.topicIDs) != [self.name]:  # as `open_signed` will ask for
-            return False
-        return self._accept(str(ID(message.from_id)), message.data, message.SerializeToString())
