@@ -138,8 +138,21 @@ class Decision(TypedDict):
     candidates: list[Candidate]
 
 
+class TurnedAway(TypedDict):
+    """A connection that no peer had at its end."""
+
+    id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]
+    at: Annotated[UtcTime, Field(description="when it ended; ISO 8601, UTC")]
+    service: str
+    client: str
+    attempts: Count
+    seconds: Seconds
+    why: str
+
+
 class Explained(TypedDict):
     decisions: Annotated[list[Decision], Field(description="the newest last")]
+    turned_away: Annotated[list[TurnedAway], Field(description="the newest last")]
 
 
 class Draining(TypedDict):

@@ -1,4 +1,4 @@
-"""The command line; the only module that prints, reads the environment or exits.
+"""The command line: with its other modules (cli_*) the only one that prints, reads the environment or exits.
 
 Rule: nothing slow at the top. `--help`, `token`, `status`, `peers`, `invite` and `version` answer at once, so pydantic,
 structlog, trio and libp2p are imported by `join` alone, inside it.
@@ -10,14 +10,15 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from federation import __version__
 from federation.cli_options import parse
+from federation.cli_terminal import colorful
 from federation.errors import FederationError, TokenMalformed, UsageError
 from federation.values import without_tokens
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 MAX_TOKEN_TEXT = 65536  # several times the longest token
 MAX_INVITED = 8  # addresses in the printed command: one for each interface, and still a line that people paste
-PIPE_WIDTH = 1000  # a pipe has no width: nothing is cut there
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
 
@@ -64,7 +64,7 @@ def join(args: Namespace) -> int:
 
     flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
     settings = load(flags, config_file=args.config)
-    logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=_colorful(sys.stderr))
+    logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
     given = _given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
@@ -109,23 +109,18 @@ def invite(args: Namespace) -> None:
     print(token.with_addresses(tuple(status["network"]["invite_addresses"])).encode())
 
 
-def status(args: Namespace) -> None:
-    from federation import cli_output
-
-    text = _ask(args, "/api/v1/status")
-    print(text if args.json else cli_output.status(json.loads(text), color=_colorful(sys.stdout)))
-
-
-def peers(args: Namespace) -> None:
-    from federation import cli_output
-
-    text = _ask(args, "/api/v1/peers")
-    width = shutil.get_terminal_size().columns if sys.stdout and sys.stdout.isatty() else PIPE_WIDTH
-    print(text if args.json else cli_output.peers(json.loads(text), color=_colorful(sys.stdout), width=width))
-
-
 def version(_args: Namespace) -> None:
     print(f"federation {__version__}")
+
+
+def _from(module: str, name: str) -> Callable[[Namespace], int | None]:
+    """The command in another module of ours, which is imported when somebody wants it."""
+
+    def run(args: Namespace) -> int | None:
+        function: Callable[[Namespace], int | None] = getattr(import_module(f"federation.{module}"), name)
+        return function(args)
+
+    return run
 
 
 _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
@@ -133,9 +128,8 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "token new": token_new,
     "token inspect": token_inspect,
     "invite": invite,
-    "status": status,
-    "peers": peers,
     "version": version,
+    **{name: _from("cli_node", name) for name in ("status", "peers", "explain", "drain", "undrain", "leave")},
 }
 
 
@@ -213,10 +207,6 @@ def _ask(args: Namespace, path: str) -> str:
     from federation import client
 
     return client.ask(client.find_control(args.control, args.state_dir, os.environ), path)
-
-
-def _colorful(stream: Any) -> bool:
-    return bool(stream and stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb")
 
 
 def _explain(error: BaseException, args: Sequence[str]) -> int:

@@ -113,12 +113,42 @@ def _create_parser(version: str) -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND")
     _add_join(commands)
     _add_token(commands)
-    _asking(commands, "invite", "print the running node's token with its addresses in it, alone")
-    for name, summary in (("status", "show the running node"), ("peers", "show all nodes of the network")):
-        asking = _asking(commands, name, summary)
-        asking.add_argument("--json", action="store_true", help="print exactly what the control API returns")
+    _asking(
+        commands,
+        "invite",
+        "print the running node's token with its addresses in it, alone",
+        "federation invite | ssh gpu2 federation join --token-file -",
+    )
+    _add_asking(commands)
     _command(commands, "version", "print the version")
     return root
+
+
+def _add_asking(commands: Any) -> None:
+    """Commands for a node that runs; all know --json."""
+    status = _asking(commands, "status", "show the running node", "federation status --watch", json=True)
+    status.add_argument("--watch", action="store_true", help="go on, and refresh once a second; Ctrl-C ends it")
+    _asking(commands, "peers", "show all nodes of the network", "federation peers", json=True)
+    explain = _asking(
+        commands, "explain", "show why recent connections went where they went", "federation explain --last 1", json=True
+    )
+    which = explain.add_mutually_exclusive_group()
+    which.add_argument("--last", default="5", metavar="N", help="the newest N connections [5]")
+    which.add_argument("--id", metavar="N", help="the connection of this number; `federation logs` has it")
+    drain = _asking(
+        commands,
+        "drain",
+        "send no new connections to this node; open ones finish",
+        "federation drain --wait && sudo reboot",
+        json=True,
+    )
+    drain.add_argument("--wait", action="store_true", help="until nothing is open here and a reboot disturbs nobody")
+    drain.add_argument("--timeout", metavar="SECONDS", help="wait so long at most, then fail [for ever]")
+    _asking(commands, "undrain", "take connections again", "federation undrain", json=True)
+    leave = _asking(
+        commands, "leave", "drain, say good-bye, forget the network's token, and end", "federation leave", json=True
+    )
+    leave.add_argument("--yes", action="store_true", help="do not ask back")
 
 
 def _add_join(commands: Any) -> None:
@@ -156,8 +186,12 @@ def _add_token(commands: Any) -> None:
     inspect.add_argument("--state-dir", type=Path, metavar="DIR", help="the token saved in this state directory")
 
 
-def _asking(commands: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    parser = _command(commands, name, summary)
+def _asking(
+    commands: Any, name: str, summary: str, example: str, description: str = "", *, json: bool = False
+) -> argparse.ArgumentParser:
+    parser = _command(commands, name, summary, description, epilog=f"example: {example}")
+    if json:
+        parser.add_argument("--json", action="store_true", help="print exactly what the control API returns")
     parser.add_argument("--control", metavar="HOST:PORT", help="the node's control API [the running daemon's]")
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help="ask the daemon that uses this state directory")
     return parser

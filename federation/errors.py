@@ -58,6 +58,10 @@ class TokenTooNew(TokenError):
     """The token was made by a newer version of federation; upgrade this machine"""
 
 
+class NotDone(FederationError):
+    """Not done"""
+
+
 class RecordInvalid(FederationError):
     """A node record is malformed"""
 

@@ -376,6 +376,9 @@ class Node:
     def explain(self, last: int, connection: int | None = None) -> list[answers.Decision]:
         return report.explain(self, last, connection)
 
+    def turned_away(self, last: int, connection: int | None = None) -> list[answers.TurnedAway]:
+        return report.turned_away(self, last, connection)
+
     def invite(self) -> answers.Invite:
         return report.invite(self)
 

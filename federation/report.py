@@ -107,6 +107,23 @@ def explain(node: Node, last: int, connection: int | None = None) -> list[answer
     ]
 
 
+def turned_away(node: Node, last: int, connection: int | None = None) -> list[answers.TurnedAway]:
+    """The newest `last` connections that nobody had at their end, or that of this number."""
+    endings = [e for e in node.forwarder.endings if not e.peer_id and connection in (None, e.connection)]
+    return [
+        {
+            "id": ending.connection,
+            "at": node.clock.utc_of(ending.ended_at).isoformat(),
+            "service": ending.service,
+            "client": ending.client,
+            "attempts": ending.attempts,
+            "seconds": round(ending.seconds, 3),
+            "why": ending.error or "the client went away while it waited for a peer",
+        }
+        for ending in endings[-last:]
+    ]
+
+
 def _ended(ending: Ending | None) -> answers.Ended | None:
     """None while the connection is open."""
     if ending is None:

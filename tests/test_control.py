@@ -43,6 +43,9 @@ class FakeNode:
         self.asked.append(connection or last)
         return [{"candidates": [{"last_used": float("-inf")}, (float("nan"), 1.5)]}]
 
+    def turned_away(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+        return [{"why": f"{last} {connection}"}]
+
     def invite(self) -> dict[str, Any]:
         return {"token": "fed1_secret", "command": "join"}
 
@@ -168,7 +171,9 @@ async def test_explain_and_its_bounds() -> None:
     node = FakeNode()
     async with serving(node) as address:
         status, body, _ = await ask(address, "/api/v1/explain?last=7")
-        assert (status, body) == (200, {"decisions": [{"candidates": [{"last_used": None}, [None, 1.5]]}]})
+        assert status == 200
+        assert body["decisions"] == [{"candidates": [{"last_used": None}, [None, 1.5]]}]
+        assert body["turned_away"] == [{"why": "7 None"}]
         await ask(address, "/api/v1/explain")
         await ask(address, "/api/v1/explain?id=3&last=9")
         assert node.asked == [7, api.EXPLAIN_DEFAULT, 3]

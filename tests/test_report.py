@@ -254,6 +254,19 @@ class TestExplain:
         assert (open_one["failed"], open_one["ended"]) == (None, None)
         assert node.explain(1, 9) == []
 
+    async def test_whom_nobody_had(self, make: MakeNode) -> None:
+        node = make()
+        at = trio.current_time()
+        for number, peer_id, error in ((1, "", "no peer is available"), (2, "bob", "reset"), (3, "", None)):
+            node.forwarder.endings.append(Ending(number, "s", "c", peer_id, 0, at, 10.0, 0, 0, error))
+        first, second = node.turned_away(10)
+        assert (first["id"], first["why"], first["seconds"]) == (1, "no peer is available", 10.0)
+        assert (second["id"], "client went away" in second["why"]) == (3, True)
+        assert abs(datetime.fromisoformat(first["at"]) - node.clock.utc_now()) < timedelta(seconds=1)
+        assert [row["id"] for row in node.turned_away(1)] == [3]
+        assert [row["id"] for row in node.turned_away(1, 1)] == [1]
+        assert node.turned_away(10, 2) == []
+
     async def test_of_a_peer_that_is_forgotten(self, make: MakeNode) -> None:
         node = make()
         gone = Candidate("gone", 1, -float("inf"), 2)

@@ -1,0 +1,95 @@
+"""What the command line writes to: standard output for answers, standard error for progress and complaints.
+
+A reader that goes away (`federation logs | head`) ends a command quietly. Progress is for people who watch: it overwrites
+itself on a terminal and is silent elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+PIPE_WIDTH = 1000  # a pipe has no width: nothing is cut there
+_ERASE_LINE = "\r\x1b[K"
+
+
+def is_terminal(stream: Any) -> bool:
+    return bool(stream and stream.isatty())
+
+
+def colorful(stream: Any) -> bool:
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width() -> int:
+    return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else PIPE_WIDTH
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def confirm(question: str) -> bool:
+    """Ask whoever sits there; nobody there has meant what was typed."""
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        return True
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+class Progress:
+    """One line on standard error that is written anew each time, and gone at the end."""
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._on = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
+
+    def show(self, text: str) -> None:
+        if self._on:
+            limit = shutil.get_terminal_size().columns - 1
+            self._write(_ERASE_LINE + text[:limit])
+            self._shown = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if self._shown:
+            self._write(_ERASE_LINE)
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):
+            print(text, end="", file=sys.stderr, flush=True)
+
+
+class Screen:
+    """Standard output written over in place, for `--watch`. On a pipe each picture follows the one before."""
+
+    def __init__(self) -> None:
+        self._in_place = is_terminal(sys.stdout) and os.environ.get("TERM") != "dumb"
+
+    def __enter__(self) -> Self:
+        if self._in_place:
+            print("\x1b[?1049h\x1b[?25l", end="", flush=True)  # a screen of its own, without a cursor
+        return self
+
+    def show(self, text: str) -> None:
+        if not self._in_place:
+            say(text)
+            return
+        rows = shutil.get_terminal_size().lines - 1
+        lines = "".join(f"{line}\x1b[K\n" for line in text.split("\n")[:rows])
+        print(f"\x1b[H{lines}\x1b[J", end="", flush=True)  # each line's rest erased, not the screen: nothing flickers
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if self._in_place:
+            with suppress(OSError):
+                print("\x1b[?25h\x1b[?1049l", end="", flush=True)

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from federation import cli, cli_node
+from federation.state import StateDir
+from federation.tokens import Token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class Api:
+    """A node's API: answers with what is next in line for a request, the last one for ever; keeps the requests."""
+
+    def __init__(self, state: StateDir) -> None:
+        self.answers: dict[str, list[Any]] = {}
+        self.seen: list[tuple[str, Any]] = []
+        self.key = state.control_key()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                asked = f"{self.command} {self.path.removeprefix('/api/v1/')}"
+                length = int(self.headers.get("Content-Length", 0))
+                api.seen.append((asked, json.loads(self.rfile.read(length) or b"null")))
+                if self.command == "POST" and self.headers["Authorization"] != f"Bearer {api.key}":
+                    self.respond(401, {"error": "no key"})
+                    return
+                line = api.answers.get(asked)
+                if not line:
+                    self.respond(404, {"error": "There is no such thing here"})
+                    return
+                self.respond(200, line.pop(0) if len(line) > 1 else line[0])
+
+            do_POST = do_GET
+
+            def respond(self, status: int, content: object) -> None:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(content).encode())
+
+            def log_message(self, *_args: object) -> None: ...
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+
+    @property
+    def asked(self) -> list[str]:
+        return [asked for asked, _ in self.seen]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
+    for name in os.environ:
+        if name.startswith(("FEDERATION_", "XDG_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state = StateDir(tmp_path / "state")
+    state.lock()
+    state.unlock()
+    return state
+
+
+@pytest.fixture
+def api(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    api = Api(state)
+    for name in ("POLL_S", "WATCH_S"):
+        monkeypatch.setattr(cli_node, name, 0.0)
+    state.save_daemon({"control": api.address})
+    threading.Thread(target=api.server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    yield api
+    api.server.shutdown()
+    api.server.server_close()
+
+
+@pytest.fixture
+def run(state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*argv, "--state-dir", str(state.path)])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def open_(in_flight: int, clients: int = 0) -> dict[str, Any]:
+    return {"draining": True, "in_flight": in_flight, "clients": clients}
+
+
+def test_drain_tells_what_is_open(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(2)]
+    assert run("drain") == (0, "draining, nothing new is sent here; 2 connections are served here\n", "")
+    assert run("drain", "--json") == (0, json.dumps(open_(2)) + "\n", "")
+
+
+def test_drain_waits_until_twice_nothing_was_open(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(1), open_(0), open_(0, 1), open_(0), open_(0), open_(0)]
+    code, out, _ = run("drain", "--wait")
+    assert (code, out) == (0, "drained: nothing is open here; it is safe to reboot\n")
+    assert api.asked.count("POST drain") >= 5
+
+
+def test_drain_gives_up_when_told_to(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(1)]
+    code, out, err = run("drain", "--wait", "--timeout", "10ms")
+    assert (code, out) == (1, "")
+    assert err == "federation: Not done: after 10ms, 1 connection is served here\n"
+    assert run("drain", "--wait", "--timeout", "soon")[0] == 2
+
+
+def test_undrain(api: Api, run: Any) -> None:
+    api.answers["POST undrain"] = [{"draining": False, "in_flight": 0, "clients": 0}]
+    assert run("undrain") == (0, "this node takes connections again\n", "")
+
+
+def test_who_may_not_is_told(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(0)]
+    api.key = "another"
+    code, _, err = run("drain")
+    assert (code, err.endswith("refused: no key\n")) == (1, True)
+
+
+def test_explain_asks_for_enough(api: Api, run: Any) -> None:
+    nothing: dict[str, Any] = {"decisions": [], "turned_away": []}
+    api.answers["GET explain?last=256"] = [nothing]
+    api.answers["GET explain?id=7"] = [nothing]
+    assert run("explain", "--json") == (0, json.dumps(nothing) + "\n", "")
+    assert run("explain", "--last", "3")[1] == "no connection yet: nothing to explain\n"
+    assert run("explain", "--id", "7")[0] == 0
+    for wrong in (("--last", "0"), ("--id", "x"), ("--last", "1", "--id", "1")):
+        assert run("explain", *wrong)[0] == 2
+
+
+STATUS = {
+    "node": {"name": "alpha", "in_flight": 1, "pid": 2**22 + 1},  # no such process
+    "network": {"id": "5f3a", "name": "lab"},
+    "connections": {"now": 0},
+}
+
+
+def test_leave_waits_for_the_end(api: Api, run: Any) -> None:
+    api.answers["POST leave"] = [open_(1)]
+    api.answers["GET status"] = [STATUS, STATUS, {}]
+    api.answers["GET status"][-1:] = []
+    gone = api.answers["GET status"]
+
+    def ends() -> None:
+        while ("POST leave", None) not in api.seen:
+            pass
+        gone.clear()
+
+    thread = threading.Thread(target=ends)
+    thread.start()
+    code, out, _ = run("leave")
+    thread.join()
+    assert (code, out) == (0, "left the network lab, token forgotten\n")
+    assert api.asked.count("POST leave") == 1
+
+
+def test_leave_without_a_daemon_forgets_the_token(state: StateDir, run: Any) -> None:
+    token = Token.new("lab")
+    state.save_token(token.encode())
+    code, out, _ = run("leave", "--json")
+    assert (code, json.loads(out)) == (0, {"left": token.network_id})
+    assert state.load_token() is None
+    code, _, err = run("leave")
+    assert code == 2
+    assert "no token is saved" in err
+
+
+def test_leave_asks_back(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(cli_node, "confirm", lambda question: asked.append(question))
+    api.answers["GET status"] = [STATUS]
+    code, _, err = run("leave")
+    assert (code, err) == (1, "federation: Not done: you said no\n")
+    assert "lab" in asked[0]
+    assert "POST leave" not in api.asked
+
+
+def test_watch_goes_on_until_interrupted_and_waits_for_a_restart(
+    api: Api, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers["GET status"] = [STATUS]
+    api.answers["GET peers"] = [{"peers": []}]
+    naps = iter(range(3))
+
+    def nap(_seconds: float) -> None:
+        if next(naps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_node.time, "sleep", nap)
+    code, out, _ = run("status", "--watch")
+    assert (code, out.count("alpha")) == (130, 3)
+    naps = iter(range(2, 3))
+    assert json.loads(run("status", "--watch", "--json")[1]) == STATUS

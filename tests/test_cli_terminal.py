@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import pytest
+
+from federation import cli_terminal
+from federation.cli_terminal import PIPE_WIDTH, Progress, Screen, colorful, confirm, width
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def sit_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From within the test: pytest puts its own streams in place when the test begins."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(cli_terminal.shutil, "get_terminal_size", lambda: os.terminal_size((20, 4)))
+
+
+def test_colours_and_width_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    sit_down(monkeypatch)
+    assert (colorful(sys.stdout), width()) == (True, 20)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colorful(sys.stdout)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert (colorful(sys.stdout), colorful(None), width()) == (False, False, PIPE_WIDTH)
+
+
+def test_progress_is_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    sit_down(monkeypatch)
+    with Progress() as progress:
+        progress.show("waiting for a very long time")
+        progress.show("still")
+    assert sys.stderr.getvalue() == "\r\x1b[Kwaiting for a very \r\x1b[Kstill\r\x1b[K"
+    assert sys.stdout.getvalue() == ""
+
+
+def test_progress_is_silent_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    sit_down(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Progress() as progress:
+        progress.show("waiting")
+    assert sys.stderr.getvalue() == ""
+
+
+def test_a_screen_is_written_over_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sit_down(monkeypatch)
+    with pytest.raises(KeyboardInterrupt), Screen() as screen:
+        screen.show("one\ntwo\nthree\nfour\nfive")  # on a terminal of four lines
+        raise KeyboardInterrupt
+    shown = sys.stdout.getvalue()
+    assert shown.startswith("\x1b[?1049h")
+    assert "three" in shown
+    assert "four" not in shown
+    assert shown.endswith("\x1b[?1049l")
+
+
+def test_a_screen_on_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    sit_down(monkeypatch)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with Screen() as screen:
+        screen.show("one")
+        screen.show("two")
+    assert sys.stdout.getvalue() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("y\n", True), ("Yes\n", True), ("\n", False), ("n\n", False), ("", False)])
+def test_a_question_is_answered(monkeypatch: pytest.MonkeyPatch, typed: str, meant: bool) -> None:
+    sit_down(monkeypatch)
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    assert confirm("Leave?") is meant
+    assert "Leave? [y/N]" in sys.stderr.getvalue()
+
+
+def test_nobody_there_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    sit_down(monkeypatch)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert confirm("Leave?")
