@@ -16,21 +16,20 @@ Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
 
 from __future__ import annotations
 
-import struct
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgpack
 import structlog
 import trio
 
 from federation.errors import PeerUnavailable, ProtocolViolation, RecordInvalid
 from federation.ledger import MAX_ENTRIES, NO_AGE, Change, Ledger
+from federation.net import messages
 from federation.net.pubsub import Topic
 from federation.records import MAX_RECORD_BYTES, NodeData, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from datetime import datetime
 
     from trio_typing import TaskStatus
@@ -53,7 +52,6 @@ SYNC_TIMEOUT_S = 10.0
 PAGE = 64  # records: at most 1 MiB
 MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)
 MAX_PAGES = MAX_ENTRIES // PAGE + 1
-_LENGTH = struct.Struct(">I")
 
 
 def announce_interval(base_s: float, nodes: int) -> float:
@@ -202,8 +200,8 @@ class Gossip:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 stream = await self._host.open_stream(link.peer, self._protocol)
                 async with stream:
-                    await _send(stream, self._digest())
-                    theirs = _read_digest(await _receive(stream))
+                    await messages.send(stream, self._digest())
+                    theirs = _read_digest(await messages.receive(stream, at_most=MAX_SYNC_BYTES))
                     await self._take_pages(stream, link.peer)
                     await self._send_pages(stream, theirs)
                     await stream.send_eof()
@@ -215,8 +213,8 @@ class Gossip:
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 async with stream:
-                    theirs = _read_digest(await _receive(stream))
-                    await _send(stream, self._digest())
+                    theirs = _read_digest(await messages.receive(stream, at_most=MAX_SYNC_BYTES))
+                    await messages.send(stream, self._digest())
                     await self._send_pages(stream, theirs)
                     await self._take_pages(stream, peer)
                     await stream.send_eof()
@@ -234,12 +232,12 @@ class Gossip:
             if entry.signed
         ]
         for at in range(0, len(rows), PAGE):
-            await _send(stream, rows[at : at + PAGE])
-        await _send(stream, [])
+            await messages.send(stream, rows[at : at + PAGE])
+        await messages.send(stream, [])
 
     async def _take_pages(self, stream: TrioStream, peer: str) -> None:
         for _ in range(MAX_PAGES):
-            page = await _receive(stream)
+            page = await messages.receive(stream, at_most=MAX_SYNC_BYTES)
             if not isinstance(page, list):
                 raise ProtocolViolation("a page of records is a list")
             if not page:
@@ -264,38 +262,6 @@ class Gossip:
         entry = self._ledger.get(signer)
         if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):
             await self._topic.forward(peer, signed)  # the topic carries no age: who is offline would come back by it
-
-
-async def _send(stream: TrioStream, message: object) -> None:
-    data = msgpack.packb(message)
-    await stream.send_all(_LENGTH.pack(len(data)) + data)
-
-
-async def _receive(stream: TrioStream) -> Any:
-    """The next message. Raises ProtocolViolation."""
-    (length,) = _LENGTH.unpack(await _exactly(stream, _LENGTH.size))
-    if length > MAX_SYNC_BYTES:
-        raise ProtocolViolation(f"a ledger message of {length} bytes")
-    try:
-        return msgpack.unpackb(await _exactly(stream, length))
-    except ValueError:
-        raise ProtocolViolation("a ledger message that is not msgpack") from None
-
-
-async def _exactly(stream: TrioStream, n: int) -> bytes:
-    data = bytearray()
-    async for chunk in _chunks(stream, n):
-        data += chunk
-    return bytes(data)
-
-
-async def _chunks(stream: TrioStream, n: int) -> AsyncIterator[bytes]:
-    while n:
-        chunk = await stream.receive_some(n)
-        if not chunk:
-            raise ProtocolViolation("the ledger sync ended early")
-        n -= len(chunk)
-        yield chunk
 
 
 def _read_digest(message: object) -> dict[str, tuple[int, int]]:

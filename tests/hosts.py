@@ -10,8 +10,10 @@ import trio
 
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
+from federation.net.relay import RESERVE, End, RelayLimits
 from federation.reactor import Reactor
 from federation.values import HostPort
+from tests.links import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -81,23 +83,61 @@ async def reactor_running() -> AsyncIterator[Reactor]:
         nursery.cancel_scope.cancel()
 
 
-async def new_peer(n: int, reactor: Reactor, *, keys: Sequence[bytes] = (KEY,), retired: Sequence[bytes] = ()) -> Peer:
+async def new_peer(
+    n: int,
+    reactor: Reactor,
+    *,
+    keys: Sequence[bytes] = (KEY,),
+    retired: Sequence[bytes] = (),
+    relay: RelayLimits | None = None,
+) -> Peer:
     """Listens, does not run. `keys` and `retired` are asked for at each handshake."""
     events = HostEvents()
     banned: set[str] = set()
     host = Host(
         seed=seed(n), reactor=reactor, events=events, book=AddressBook(), admission_keys=lambda: keys,
-        retired_keys=lambda: retired, is_banned=banned.__contains__,
+        retired_keys=lambda: retired, is_banned=banned.__contains__, relay=relay,
     )  # fmt: skip
     bound = await host.listen(ANY_PORT)
     return Peer(host, events, PeerAddress(bound.host, bound.port, host.peer_id), banned)
 
 
 @asynccontextmanager
-async def peers(count: int, *, keys: Sequence[bytes] = (KEY,)) -> AsyncIterator[list[Peer]]:
+async def peers(
+    count: int, *, keys: Sequence[bytes] = (KEY,), relay: RelayLimits | None = None
+) -> AsyncIterator[list[Peer]]:
     """So many hosts, running, in ascending order of peer id."""
     async with reactor_running() as reactor, AsyncExitStack() as stack:
-        found = sorted([await new_peer(n, reactor, keys=keys) for n in range(1, count + 1)], key=lambda peer: peer.id)
+        found = sorted(
+            [await new_peer(n, reactor, keys=keys, relay=relay) for n in range(1, count + 1)], key=lambda peer: peer.id
+        )
         for peer in found:
             await stack.enter_async_context(peer.host.running())
         yield found
+
+
+class Reservation(End):
+    """A place at a relay, as its holder sees it."""
+
+    def __init__(self, holder: Peer, relay: Peer) -> None:
+        self.answers: list[str] = []
+        self.channel = holder.host.links[relay.id].open_tunnel(RESERVE, self, self)
+
+    def opened(self) -> None:
+        self.answers.append("yes")
+
+    def refused(self, reason: str) -> None:
+        self.answers.append(reason)
+
+    def abort(self, reason: str) -> None:
+        self.answers.append(f"RST {reason}")
+
+
+@asynccontextmanager
+async def star(leaves: int, *, limits: RelayLimits | None = None) -> AsyncIterator[tuple[Peer, list[Peer]]]:
+    """A relay, and hosts that are connected to it alone."""
+    async with peers(leaves + 1, relay=limits or RelayLimits()) as (relay, *others):
+        for other in others:
+            other.knows(relay)
+        await until(lambda: relay.has(*others) and all(other.has(relay) for other in others))
+        yield relay, others

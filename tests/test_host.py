@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from federation.errors import ListenFailed, PeerUnavailable
 from federation.net import host as host_module
 from federation.net import link as link_module
+from federation.net import noise
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
 from federation.values import HostPort
@@ -584,7 +585,7 @@ class TestStrangers:
         async with peers(1) as (a,):
             files = open_files()
             with capture_logs() as logs, connect(a) as sock:
-                sock.sendall(length + bytes(host_module.MAX_HANDSHAKE_BYTES))
+                sock.sendall(length + bytes(noise.MAX_HANDSHAKE_BYTES))
                 await until(lambda: a.host.rejected["handshake"] > 0)
             assert [entry["why"] for entry in logs if "why" in entry] == ["it sends more than a handshake takes"]
             await self.assert_unharmed(a, files)

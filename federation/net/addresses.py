@@ -339,6 +339,12 @@ class AddressBook:
             if found in owner.known:
                 owner.known[found].last_success = now
 
+    def reached(self, target: Target, now: float) -> None:
+        """The target's peer is connected, but by none of its addresses: through a relay."""
+        if state := self._states.get(_target_key(target)):
+            state.dialling = False
+            state.connected(now, self._rng.random())
+
     def failed(self, target: Target, now: float, *, permanent: bool = False) -> None:
         """No address of the target answered. `permanent`: it did, and trying soon is of no use (another network)."""
         key = _target_key(target)

@@ -85,6 +85,18 @@ def local_addresses(
     return list(distinct)[:MAX_ADDRESSES]
 
 
+def local_networks(
+    *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters
+) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """The subnets that this machine is in."""
+    return [
+        ipaddress.ip_network((ip, entry.network_prefix), strict=False)
+        for adapter in adapters()
+        for entry in adapter.ips
+        for ip in (_ip(entry),)
+    ]
+
+
 def multicast_interfaces(
     addresses: Iterable[PeerAddress], *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters
 ) -> list[str | int]:

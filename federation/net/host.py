@@ -46,14 +46,17 @@ from federation.errors import (
 )
 from federation.net import link as mux_link
 from federation.net import noise
+from federation.net.circuit import CircuitConn, CircuitLink, open_circuit
+from federation.net.dialler import Ourselves, Race, share_port
 from federation.net.link import Link
+from federation.net.relay import CIRCUIT, RELAY, RESERVE, End, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
 from federation.pace import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from libp2p.abc import INetConn, INetStream
+    from libp2p.abc import INetConn, INetStream, IRawConnection, ISecureConn
     from libp2p.custom_types import TProtocol
 
     from federation.net.addresses import AddressBook, PeerAddress, Target
@@ -66,7 +69,6 @@ log = structlog.get_logger(__name__)
 UPGRADE_TIMEOUT_S = 5.0  # from accept to an admitted, multiplexed connection; a stranger holds a slot no longer
 MAX_HANDSHAKES = 128  # at once; strangers beyond that are hung up on
 MAX_HANDSHAKES_PER_ADDRESS = 32
-MAX_HANDSHAKE_BYTES = 4096  # from a stranger, up to its proof; an honest handshake takes below 1 KiB
 MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may follow the muxer's negotiation at once
 PATIENCE_S = 1.0  # while handshakes are all taken, one that lasts longer gives way to a newcomer
 # Connects from one address: a site whose hundred machines restart behind one NAT is let in at once; who goes on like that
@@ -78,7 +80,6 @@ MAX_LINKS = 4096
 BACKLOG = 256
 EMFILE_PAUSE_S = 0.1
 DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
-DIAL_STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed
 MAX_DIALS = 16
 TICK_S = 0.25
 STALE_S = 2.0
@@ -115,6 +116,7 @@ class Host:
         admission_keys: Callable[[], Sequence[bytes]],
         retired_keys: Callable[[], Sequence[bytes]] = tuple,
         is_banned: Callable[[str], bool] = lambda _peer: False,
+        relay: RelayLimits | None = None,
     ) -> None:
         """Of the last three, see `noise.TokenNoise`. When what they say changes, links that are there stay: see `cut`."""
         self._reactor = reactor
@@ -123,6 +125,14 @@ class Host:
         self.links: dict[str, Link] = {}
         self._retired: set[Link] = set()  # duplicates that still carry tunnels
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
+        self.relay = Relay(reactor, self.links, relay, self._complain)
+        self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # the relays through which a peer is reached
+        self.seen_from: dict[str, tuple[str, int]] = {}  # where a connected peer's last inbound connection came from
+        self._services: dict[str, Callable[[Link, Channel, str], None]] = {
+            RESERVE: self.relay.reserve,
+            RELAY: self.relay.connect,
+            CIRCUIT: self._circuit_opened,
+        }
         key_pair = create_new_key_pair(seed)
         self._admission_keys, self._is_banned = admission_keys, is_banned
         self._security = noise.TokenNoise(key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned)
@@ -243,7 +253,7 @@ class Host:
                 await trio.aclose_forcefully(stream)
                 continue
             self._handshakes[host] += 1
-            self._nursery.start_soon(self._admit, stream, host)
+            self._nursery.start_soon(self._admit, tcp_connection(stream, initiator=False), host)
 
     def _has_room_for(self, host: str) -> bool:
         """Whether one more handshake may begin; if need be the slowest, of this address or of the busiest one, is ended."""
@@ -258,15 +268,27 @@ class Host:
         slowest.cancel()
         return True
 
-    async def _admit(self, stream: trio.SocketStream, host: str) -> None:
+    def _circuit_opened(self, via: Link, channel: Channel, source: str) -> None:
+        """Somebody reaches us through a relay; who it is the handshake tells."""
+        conn = CircuitConn(via, channel, initiator=False)
+        where = f"relay {via.peer}"
+        if self._nursery is None or not self._has_room_for(where):
+            self.rejected["too many"] += 1
+            channel.refuse("too many at once")
+            return
+        channel.accept()
+        self._handshakes[where] += 1
+        self._nursery.start_soon(self._admit, conn, where)
+
+    async def _admit(self, raw: IRawConnection, host: str) -> None:
         """An inbound connection, from anybody. Whatever it does costs it this connection and us UPGRADE_TIMEOUT_S."""
         strangers = self._strangers.setdefault(host, {})
         try:
             with trio.fail_after(UPGRADE_TIMEOUT_S) as scope:
                 strangers[scope] = None
-                await self._upgrade(stream, None, initiator=False)
-        except (_Ourselves, _KeptAway):
-            pass  # the dialling side notes it; we have complained before
+                await self.upgrade(raw, None)
+        except (Ourselves, _KeptAway, _HungUp):
+            pass  # the dialling side notes it; we have complained before; a member only wanted to know whether we are here
         except trio.TooSlowError:
             self.rejected["too slow"] += 1
             self.complain("a connection did not finish its handshake in time", host)
@@ -299,30 +321,26 @@ class Host:
             self.rejected["handshake"] += 1
             self.complain("a connection that is not a member's was refused", host, why=error.detail)
 
-    async def _upgrade(self, stream: trio.SocketStream, peer_id: ID | None, *, initiator: bool) -> Link:
-        """Handshake, proof of the token, muxer. The stream is closed if any of it fails. Raises HandshakeFailed and more."""
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        rationed = _Rationed(stream)
-        raw = RawConnection(rationed, initiator)
+    async def upgrade(self, raw: IRawConnection, peer_id: ID | None) -> Link:
+        """Handshake, proof of the token, muxer. `raw` is closed if any of it fails. Raises HandshakeFailed and more."""
         upgrader = self.swarm.upgrader  # type: ignore[attr-defined]
         try:
-            security = upgrader.security_multistream
-            if initiator:
-                secured = await security.secure_outbound(raw, peer_id)
-            else:
-                secured = await security.secure_inbound(raw)
+            secured = await self._secure(raw, peer_id)
             remote = secured.get_remote_peer()
-            if str(remote) == self.peer_id:
-                raise _Ourselves
             if self._keeps_away(str(remote), trio.current_time()):
                 raise _KeptAway
-            rationed.left = MAX_UPGRADE_BYTES
-            link: Link = await upgrader.upgrade_connection(secured, remote)
+            _ration(raw, MAX_UPGRADE_BYTES)
+            try:
+                link: Link = await upgrader.upgrade_connection(secured, remote)
+            except Exception as error:
+                if not raw.is_initiator and noise.is_end(error):
+                    raise _HungUp from None
+                raise
         except BaseException:
-            await trio.aclose_forcefully(stream)
+            await _close_now(raw)
             raise
         try:
-            await self.swarm.add_conn(link, direction="outbound" if initiator else "inbound")  # type: ignore[attr-defined]
+            await self.swarm.add_conn(link, direction="outbound" if raw.is_initiator else "inbound")  # type: ignore[attr-defined]
         except BaseException:
             link.fail("given up while starting")
             raise
@@ -332,7 +350,31 @@ class Host:
         self._settle(link)
         return link
 
+    async def _secure(self, raw: IRawConnection, peer_id: ID | None) -> ISecureConn:
+        security = self.swarm.upgrader.security_multistream  # type: ignore[attr-defined]
+        if raw.is_initiator:
+            secured: ISecureConn = await security.secure_outbound(raw, peer_id)
+        else:
+            secured = await security.secure_inbound(raw)
+        remote = str(secured.get_remote_peer())
+        if remote == self.peer_id:
+            raise Ourselves
+        address = raw.get_remote_address()
+        if address is not None and not raw.is_initiator:
+            self.seen_from[remote] = address
+        return secured
+
+    async def probe(self, stream: trio.SocketStream, peer_id: str) -> None:
+        """Is it this member who answers there? Then hang up. Raises as `upgrade` does."""
+        raw = tcp_connection(stream, initiator=True)
+        try:
+            await self._secure(raw, ID.from_base58(peer_id))
+        finally:
+            await _close_now(raw)
+
     def _new_link(self, secured: noise.SecureConn, peer_id: ID) -> Link:
+        if isinstance(secured.raw, CircuitConn):
+            return CircuitLink(secured.raw, secured, peer_id, reactor=self._reactor, events=self)
         return Link(secured, peer_id, reactor=self._reactor, events=self)
 
     # Links
@@ -347,8 +389,11 @@ class Host:
             self._events.peer_up(link)
             return
         now = trio.current_time()
-        lower_dialled = link.is_initiator == (self.peer_id < link.peer)
-        if link.is_initiator == known.is_initiator or lower_dialled or now - known.last_heard > STALE_S:
+        if (link.path == "relayed") != (known.path == "relayed"):
+            is_better = known.path == "relayed"
+        else:
+            is_better = link.is_initiator == known.is_initiator or link.is_initiator == (self.peer_id < link.peer)
+        if is_better or now - known.last_heard > STALE_S:
             self.links[link.peer] = link
             self._retire(known)
             self._events.peer_up(link)
@@ -366,7 +411,13 @@ class Host:
             link.fail(reason)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
-        self._events.tunnel_opened(link, channel, service)
+        if not service.startswith("/"):
+            self._events.tunnel_opened(link, channel, service)
+            return
+        name, _, rest = service[1:].partition("/")
+        version, _, rest = rest.partition("/")
+        serve = self._services.get(f"/{name}/{version}", _refuse)
+        serve(link, channel, rest)
 
     def link_misused(self, link: Link, what: str) -> None:
         self.offended(link.peer, what)
@@ -406,6 +457,7 @@ class Host:
             self.links[link.peer] = spare
             self._events.peer_up(spare)
             return
+        self.seen_from.pop(link.peer, None)
         self._events.peer_down(link.peer, reason)
         self.look_at_book()
 
@@ -432,47 +484,37 @@ class Host:
         return peer in self.links or self._is_banned(peer) or self._keeps_away(peer, trio.current_time())
 
     async def _dial(self, target: Target) -> None:
-        """Race the target's addresses, each one a little after the one before."""
-        found: list[tuple[PeerAddress, Link]] = []
-        problems: list[Exception] = []
-        async with self._dials, trio.open_nursery() as nursery:
-            failed = trio.Event()
-
-            async def attempt(address: PeerAddress, over: trio.Event) -> None:
-                try:
-                    link = await self._connect(address)
-                except _Ourselves:
-                    self.book.ourselves(address)
-                except (FederationError, OSError, BaseLibp2pError, trio.TooSlowError) as error:
-                    problems.append(error)
-                except Exception as error:  # noqa: BLE001  # as in _admit: what a remote's bytes can raise is anybody's guess
-                    problems.append(error)
-                else:
-                    found.append((address, link))
-                    nursery.cancel_scope.cancel()
-                finally:
-                    over.set()
-
-            for address in target.addresses:
-                failed = trio.Event()
-                nursery.start_soon(attempt, address, failed)
-                with trio.move_on_after(DIAL_STAGGER_S):
-                    await failed.wait()
+        relays = () if target.peer_id is None else self.routes(target.peer_id)
+        race = Race(target, relays, connect=self._connect, go_round=self.dial_through)
+        async with self._dials:
+            await race.run()
         now = trio.current_time()
-        if found:
-            address, link = found[0]
-            self.book.succeeded(address, link.peer, now)
-        else:
-            no = next((p for p in problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
+        for address in race.ourselves:
+            self.book.ourselves(address)
+        if race.winner is None:
+            no = next((p for p in race.problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
             self.book.failed(target, now, permanent=no is not None)
-            self._complain_about_dial(target, no, problems)
+            self._complain_about_dial(target, no, race.problems)
+        elif race.winner[0] is None:
+            self.book.reached(target, now)
+        else:
+            self.book.succeeded(race.winner[0], race.winner[1].peer, now)
         self.look_at_book()
 
     async def _connect(self, address: PeerAddress) -> Link:
         with trio.fail_after(DIAL_TIMEOUT_S):
             stream = await trio.open_tcp_stream(address.host, address.port)
             peer_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
-            return await self._upgrade(stream, peer_id, initiator=True)
+            return await self.upgrade(tcp_connection(stream, initiator=True), peer_id)
+
+    async def dial_through(self, relay: str, peer: str) -> Link:
+        """A link to `peer` through a connected relay. Raises PeerUnavailable, HandshakeFailed and more."""
+        via = self.links.get(relay)
+        if via is None or via.path == "relayed":
+            raise PeerUnavailable("no connection to the relay")
+        with trio.fail_after(DIAL_TIMEOUT_S):
+            conn = await open_circuit(via, peer)
+            return await self.upgrade(conn, ID.from_base58(peer))
 
     def _complain_about_dial(self, target: Target, no: HandshakeFailed | None, problems: list[Exception]) -> None:
         where = target.peer_id or str(target.addresses[0])
@@ -534,6 +576,7 @@ async def _bind(host: str, port: int) -> trio.SocketListener:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         await sock.bind((host, port))
         sock.listen(BACKLOG)
+        share_port(sock)
     except OSError:
         sock.close()
         raise
@@ -559,8 +602,33 @@ class _Those:
         return self._test(str(peer))
 
 
-class _Ourselves(Exception):
-    """The address leads back to this node."""
+class _HungUp(Exception):
+    """A member that proved itself and went away: it only looked whether we can be reached."""
+
+
+def tcp_connection(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return RawConnection(_Rationed(stream), initiator)
+
+
+def _ration(raw: IRawConnection, n: int) -> None:
+    """So many bytes more until the connection is a link."""
+    stream = raw.stream if isinstance(raw, RawConnection) else raw
+    stream.left = n  # type: ignore[attr-defined]
+
+
+async def _close_now(raw: IRawConnection) -> None:
+    """Whatever the state it is in, and though we be cancelled."""
+    with trio.CancelScope(shield=True), suppress(Exception):
+        if isinstance(raw, RawConnection):
+            await trio.aclose_forcefully(raw.stream.stream)  # type: ignore[attr-defined]
+        else:
+            await raw.close()
+
+
+def _refuse(_link: Link, channel: Channel, _rest: str) -> None:
+    channel.peer = End()
+    channel.refuse("this node does not know that service")
 
 
 class _KeptAway(FederationError):
@@ -578,7 +646,7 @@ class _Rationed(TrioTCPStream):
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
-        self.left = MAX_HANDSHAKE_BYTES
+        self.left = noise.MAX_HANDSHAKE_BYTES
 
     async def read(self, n: int | None = None) -> bytes:
         if not self.left:

@@ -75,7 +75,9 @@ class LinkEvents(Protocol):
 
 
 class Link(IMuxedConn):
-    """`peer` is the libp2p id as text. `rtt_s` is None until the first PONG."""
+    """`peer` is the libp2p id as text. `rtt_s` is None until the first PONG. `path`: direct, punched or relayed."""
+
+    path = "direct"
 
     def __init__(self, secured: SecureConn, peer_id: ID, *, reactor: Reactor, events: LinkEvents) -> None:
         self.peer_id = peer_id

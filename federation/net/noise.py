@@ -56,6 +56,7 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL_ID = "/federation/noise/1"
 HANDSHAKE_TIMEOUT_S = 5.0
+MAX_HANDSHAKE_BYTES = 4096  # from a stranger, up to its proof; an honest handshake takes below 1 KiB
 TAG = 16
 MAX_CIPHERTEXT = 65_535  # what the 2-byte length can say
 MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG
@@ -124,6 +125,17 @@ class Opener:
         return plaintexts
 
 
+class _Ended(IOException):
+    """The peer closed the connection."""
+
+
+def is_end(error: BaseException | None) -> bool:
+    """Whether that the peer hung up is at the bottom of it."""
+    while error is not None and not isinstance(error, _Ended):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 class SecureConn(ISecureConn):
     """A connection behind the handshake. libp2p negotiates the muxer over it; then the link takes sealer and opener over."""
 
@@ -141,7 +153,7 @@ class SecureConn(ISecureConn):
         while True:
             data = await self.raw.read(MAX_CIPHERTEXT)
             if not data:
-                raise IOException("the peer closed the connection")
+                raise _Ended("the peer closed the connection")
             plaintexts = self.opener.feed(data)
             if plaintexts:
                 self.pending.extend(plaintexts)

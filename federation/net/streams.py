@@ -121,6 +121,12 @@ class MuxStream(IMuxedStream):
             self.channel.abort("reset")
             self.wake()
 
+    def take_unread(self) -> tuple[list[bytes], str | None]:
+        """What was not read, and why nothing follows (None: more may). For who becomes the channel's peer instead."""
+        unread = list(self._in)
+        self._in.clear()
+        return unread, self._reset or ("the other side has finished" if self._eof else None)
+
     def wake(self) -> None:
         """Have whoever waits look again."""
         self._arrived.set()

@@ -1,0 +1,114 @@
+"""One dial: all addresses of a peer raced with a stagger, and the relays that lead to it a little behind them.
+
+And connections from the port where this node listens: a NAT that gives a port one outside face shows it to all alike.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from federation.net.addresses import PeerAddress, Target
+    from federation.net.link import Link
+    from federation.values import HostPort
+
+STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed
+CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay
+
+
+class Ourselves(Exception):
+    """The address leads back to this node."""
+
+
+async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: float) -> trio.SocketStream:
+    """A connection from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    wildcard = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        share_port(sock)
+        await sock.bind((wildcard if listen.is_wildcard else listen.host, listen.port))
+        with trio.move_on_after(within_s) as patience:
+            await sock.connect((host, port))
+        if patience.cancelled_caught:
+            raise TimeoutError(f"no answer within {within_s:g} s")
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+def share_port(sock: trio.socket.SocketType) -> None:
+    """Let outgoing connections have the listener's port. Said of the listener when it listens, so that nobody else can."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+class Race:
+    """`run` it, then read `winner`: the link, and the address that led to it (None: a relay); None if nobody answered.
+
+    `connect` and `go_round(relay, peer)` raise what they like; `problems` collects it. The losers are cancelled.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        relays: Sequence[str],
+        *,
+        connect: Callable[[PeerAddress], Awaitable[Link]],
+        go_round: Callable[[str, str], Awaitable[Link]],
+    ) -> None:
+        self._target = target
+        self._relays = relays
+        self._connect = connect
+        self._go_round = go_round
+        self._all_failed = trio.Event()
+        self._won = trio.CancelScope()
+        self.winner: tuple[PeerAddress | None, Link] | None = None
+        self.problems: list[Exception] = []
+        self.ourselves: list[PeerAddress] = []
+
+    async def run(self) -> None:
+        with self._won:
+            async with trio.open_nursery() as nursery:
+                if self._relays and self._target.peer_id is not None:
+                    nursery.start_soon(self._try_relays, self._target.peer_id)
+                await self._try_addresses()
+                self._all_failed.set()
+
+    async def _try_addresses(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for address in self._target.addresses:
+                failed = trio.Event()
+                nursery.start_soon(self._try_address, address, failed)
+                with trio.move_on_after(STAGGER_S):
+                    await failed.wait()
+
+    async def _try_address(self, address: PeerAddress, over: trio.Event) -> None:
+        try:
+            self._win(address, await self._connect(address))
+        except Ourselves:
+            self.ourselves.append(address)
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: what a remote's bytes can raise is anybody's guess
+            self.problems.append(error)
+        finally:
+            over.set()
+
+    async def _try_relays(self, peer: str) -> None:
+        with trio.move_on_after(CIRCUIT_AFTER_S):
+            await self._all_failed.wait()
+        for relay in self._relays:
+            try:
+                self._win(None, await self._go_round(relay, peer))
+            except Exception as error:  # noqa: BLE001, PERF203  # as above
+                self.problems.append(error)
+
+    def _win(self, address: PeerAddress | None, link: Link) -> None:
+        if self.winner is None:
+            self.winner = address, link
+        self._won.cancel()

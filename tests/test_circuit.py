@@ -1,0 +1,215 @@
+"""Links through a relay: hosts on loopback, each circuit two tunnels and a link inside."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from federation.errors import PeerUnavailable
+from federation.net.relay import RelayLimits
+from tests.hosts import Reservation, star
+from tests.links import End, until
+from tests.test_host import assert_serves, echo
+
+if TYPE_CHECKING:
+    from federation.net.link import Link
+    from tests.hosts import Peer
+
+PROTOCOL = "/test/1"
+
+
+async def reserve(holder: Peer, relay: Peer) -> Reservation:
+    place = Reservation(holder, relay)
+    await until(lambda: place.answers)
+    return place
+
+
+async def go_round(a: Peer, relay: Peer, b: Peer) -> Link:
+    link = await a.host.dial_through(relay.id, b.id)
+    await until(lambda: b.has(a, relay))
+    return link
+
+
+async def send(link: Link, to: Peer, data: bytes) -> bytes:
+    """Through a tunnel of `link`; what arrived."""
+    far = End()
+    heard = len(to.events.opened)
+    channel = link.open_tunnel("default", End(), End())
+    await until(lambda: len(to.events.opened) > heard)
+    arrived = to.events.opened[-1][0]
+    far.peer = arrived
+    arrived.peer = far
+    arrived.accept()
+    view = memoryview(data)
+    while view:
+        await until(lambda: channel.room() > 0)
+        n = min(len(view), channel.room())
+        channel.send(view[:n])
+        view = view[n:]
+    channel.send_eof()
+    await until(lambda: far.heard and far.heard[-1] == "EOF", seconds=20)
+    return far.data
+
+
+@pytest.fixture(autouse=True)
+def tunnels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until somebody takes them, tunnels that the remote opened keep what comes."""
+    from tests.hosts import HostEvents
+
+    recorded = HostEvents.tunnel_opened
+
+    def keep(self: HostEvents, link: Link, channel: object, service: str) -> None:
+        channel.peer = End()  # type: ignore[attr-defined]
+        recorded(self, link, channel, service)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HostEvents, "tunnel_opened", keep)
+
+
+class TestCircuit:
+    async def test_two_who_cannot_dial_each_other_are_linked(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            assert link.path == b.host.links[a.id].path == "relayed"
+            assert a.host.links[relay.id].path == "direct"
+            assert link.peer == b.id
+            assert link.remote_address is None
+            b.host.handle_stream(PROTOCOL, echo)
+            await assert_serves(b, a)
+            await assert_serves(a, b)
+            assert relay.host.relay.circuits == 1
+
+    async def test_bytes_arrive_exactly_in_both_directions(self) -> None:
+        data = random.Random(1).randbytes(5_000_000)
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            for source, to in ((link, b), (b.host.links[a.id], a)):
+                arrived = await send(source, to, data)
+                assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
+            assert relay.host.relay.bytes_relayed > 2 * len(data)
+
+    async def test_without_a_place_there_is_no_circuit(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            with pytest.raises(PeerUnavailable, match="no place"):
+                await a.host.dial_through(relay.id, b.id)
+            assert a.has(relay)
+            assert relay.host.relay.circuits == 0
+
+    async def test_the_relays_end_ends_the_link_at_once(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            await go_round(a, relay, b)
+            relay.host.links[a.id].fail("cut")
+            await until(lambda: b.id not in a.host.links and a.id not in b.host.links)
+            await until(lambda: relay.host.relay.circuits == 0)
+
+    async def test_closing_it_ends_it_at_the_other_end_and_at_the_relay(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            await link.close()
+            await until(lambda: a.id not in b.host.links)
+            await until(lambda: relay.host.relay.circuits == 0)
+            assert not relay.host.links[a.id].mux.tunnels
+
+    async def test_a_direct_link_takes_over_and_open_tunnels_stay(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            relayed = await go_round(a, relay, b)
+            channel = relayed.open_tunnel("default", End(), End())
+            await until(lambda: b.events.opened)
+            a.knows(b)
+            a.host.links.pop(b.id)  # so that it is dialled
+            a.host.look_at_book()
+            await until(lambda: a.host.links.get(b.id) is not None and b.host.links[a.id].path == "direct")
+            assert a.host.links[b.id].path == "direct"
+            assert not channel.closed
+            assert b.host._retired
+
+    async def test_a_relayed_link_does_not_take_the_place_of_a_direct_one(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            a.knows(b)
+            await until(lambda: a.has(relay, b) and b.has(relay, a))
+            direct = a.host.links[b.id]
+            await a.host.dial_through(relay.id, b.id)
+            assert a.host.links[b.id] is direct
+            await until(lambda: relay.host.relay.circuits == 0, seconds=8)  # it is given up
+
+    async def test_one_who_hangs_up_does_not_disturb_the_others(self) -> None:
+        data = random.Random(2).randbytes(3_000_000)
+        async with star(4) as (relay, (hidden, *others)):
+            await reserve(hidden, relay)
+            links = [await other.host.dial_through(relay.id, hidden.id) for other in others]
+            await until(lambda: hidden.has(relay, *others))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(links[0].close)
+                arrived = await send(links[1], hidden, data)
+            assert arrived == data
+            await until(lambda: hidden.has(relay, *others[1:]))
+
+    async def test_through_a_relay_there_are_no_places_at_others(self) -> None:
+        """A circuit on a circuit would cost its relays twice, for a node that has a relay."""
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            await go_round(a, relay, b)
+            place = await reserve(a, b)
+            assert place.answers == ["the relay itself is reached through a relay"]
+
+
+class TestLimits:
+    async def test_places(self) -> None:
+        async with star(2, limits=RelayLimits(reservations=1)) as (relay, (a, b)):
+            assert (await reserve(a, relay)).answers == ["yes"]
+            assert (await reserve(b, relay)).answers == ["all places are taken"]
+            again = await reserve(a, relay)
+            assert again.answers == ["yes"]
+            again.channel.abort("no longer")
+            await until(lambda: not relay.host.relay.reserved)
+            assert (await reserve(b, relay)).answers == ["yes"]
+
+    async def test_one_member_has_a_quarter_of_the_circuits(self) -> None:
+        async with star(2, limits=RelayLimits(circuits=8)) as (relay, (a, b)):
+            await reserve(b, relay)
+            async with trio.open_nursery() as nursery:  # raw ones, so that no duplicate is retired
+                from federation.net.circuit import open_circuit
+
+                conns = [await open_circuit(a.host.links[relay.id], b.id) for _ in range(2)]
+                with pytest.raises(PeerUnavailable, match="too many circuits"):
+                    await open_circuit(a.host.links[relay.id], b.id)
+                for conn in conns:
+                    await conn.close()
+                nursery.cancel_scope.cancel()
+            await until(lambda: relay.host.relay.circuits == 0)
+
+    async def test_bytes_per_second(self) -> None:
+        rate = 2_000_000
+        data = random.Random(3).randbytes(2 * rate)
+        async with star(2, limits=RelayLimits(rate=rate)) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            started = trio.current_time()
+            assert await send(link, b, data) == data
+            took = trio.current_time() - started
+            assert 1.5 < took < 5, took  # 2 s, less what may go at once
+
+    async def test_a_node_that_does_not_relay(self) -> None:
+        async with star(1) as (relay, (a,)):
+            relay.host.relay.close()
+            assert (await reserve(a, relay)).answers == ["this node does not relay"]
+
+    async def test_unknown_services_are_refused(self) -> None:
+        class Opener(End):
+            def refused(self, reason: str) -> None:
+                self.heard.append(reason)
+
+        async with star(1) as (relay, (a,)):
+            opener = Opener()
+            a.host.links[relay.id].open_tunnel("/what/7/x", opener, End())
+            await until(lambda: opener.heard == ["this node does not know that service"])
+            assert relay.events.opened == []
