@@ -125,7 +125,7 @@ class Host:
         self.links: dict[str, Link] = {}
         self._retired: set[Link] = set()  # duplicates that still carry tunnels
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
-        self.relay = Relay(reactor, self.links, relay, self._complain)
+        self.relay = Relay(reactor, self.links, relay, self.complain)
         self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # the relays through which a peer is reached
         self.seen_from: dict[str, tuple[str, int]] = {}  # where a connected peer's last inbound connection came from
         self._services: dict[str, Callable[[Link, Channel, str], None]] = {
