@@ -44,6 +44,7 @@ STAY_S = 0.008
 # Where the last events came this soon, the set asks that long before it sleeps; traffic with longer gaps costs nothing.
 SPIN_S = 0.00025
 SCRATCH_BYTES = 384 * 1024  # one recv of up to 256 KiB behind a half record
+SEALED_BYTES = 256 * 1024  # the records of one send
 MAX_EVENTS = 256  # a batch: bounds how long the flush, and so everybody's answer, can be put off
 
 
@@ -145,6 +146,7 @@ class Reactor:
         self._in_batch = False
         self._spins = False
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))  # to receive into; valid until the callback returns
+        self.sealed = memoryview(bytearray(SEALED_BYTES))  # to seal into and send from; likewise
 
     # Descriptors
 
@@ -227,10 +229,10 @@ class Reactor:
 
     def _run_events(self) -> None:
         """Batch after batch, until LINGER_S brings nothing or trio's other tasks have waited for STAY_S."""
-        poll, handlers, added = self._poller.poll, self._handlers, self._added
+        handlers, added = self._handlers, self._added
         self._in_batch = True
         leave_at = clock() + STAY_S
-        events = poll(0, MAX_EVENTS)
+        events = self._poller.poll(0, MAX_EVENTS)
         while events:
             added.clear()
             for fd, mask in events:
@@ -246,18 +248,21 @@ class Reactor:
             now = clock()
             if now > leave_at:
                 break
-            events = poll(0, MAX_EVENTS) or self._next_events(now)
+            events = self._next_events(now)
         self._in_batch = False
 
     def _next_events(self, now: float) -> list[tuple[int, int]]:
         """Those that come within LINGER_S, asked for without sleep at first if that paid off the last time."""
-        events: list[tuple[int, int]] = []
+        poll = self._poller.poll
         if self._spins:
-            poll, until = self._poller.poll, now + SPIN_S
+            until = now + SPIN_S
+            events = poll(0, MAX_EVENTS)
             while not events and clock() < until:
                 sched_yield()  # whoever else wants this core has it first
                 events = poll(0, MAX_EVENTS)
-        events = events or self._poller.poll(LINGER_S, MAX_EVENTS)
+            if events:
+                return events
+        events = poll(LINGER_S, MAX_EVENTS)
         self._spins = clock() - now < 2 * SPIN_S
         return events
 

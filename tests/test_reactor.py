@@ -6,6 +6,7 @@ import os
 import select
 import socket
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ import trio.testing
 from federation import reactor as reactor_module
 from federation.net.link import RECV_BYTES
 from federation.net.noise import MAX_CIPHERTEXT
-from federation.reactor import BROKEN, LINGER_ROUNDS, MAX_EVENTS, READ, SCRATCH_BYTES, WRITE, Reactor
+from federation.reactor import BROKEN, MAX_EVENTS, READ, SCRATCH_BYTES, SPIN_S, STAY_S, WRITE, Reactor
 from tests.links import socket_pair, until
 
 if TYPE_CHECKING:
@@ -374,8 +375,10 @@ async def test_one_event_costs_two_looks_and_an_idle_set_none(
     assert looks[0] == 0  # who is ready is served at once
 
 
-async def test_a_busy_set_leaves_trio_its_turn(reactor: Reactor, pairs: Pairs) -> None:
-    """A socket that is always ready, as its handler does not read."""
+async def test_a_busy_set_leaves_trio_its_turn(reactor: Reactor, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is always ready, as its handler does not read; a batch takes a millisecond."""
+    ticks = count()
+    monkeypatch.setattr("federation.reactor.clock", lambda: next(ticks) / 1000)
     ours, theirs = pairs()
     calls = 0
 
@@ -389,7 +392,40 @@ async def test_a_busy_set_leaves_trio_its_turn(reactor: Reactor, pairs: Pairs) -
     for _ in range(10):
         before = calls
         await trio.lowlevel.checkpoint()
-        assert calls - before <= 2 * LINGER_ROUNDS
+        assert calls - before <= 2 * (STAY_S * 1000 + 1)
+
+
+def test_where_events_come_fast_it_asks_before_it_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only while that pays off."""
+    now = due = 0.0
+    asked = 0
+
+    class Poller:
+        """An event at `due`. To ask takes 10 us, to sleep as long as it takes."""
+
+        def poll(self, timeout: float, _max: int) -> list[tuple[int, int]]:
+            nonlocal now, asked
+            asked += not timeout
+            now = max(now, due) if timeout else now + 1e-5
+            return [(0, READ)] if now >= due else []
+
+    def next_event(gap: float) -> int:
+        """How often it asked for it before it slept."""
+        nonlocal due, asked
+        due, asked = now + gap, 0
+        assert reactor._next_events(now) == [(0, READ)]
+        return asked
+
+    reactor = Reactor()
+    reactor._poller.close()
+    monkeypatch.setattr("federation.reactor.clock", lambda: now)
+    monkeypatch.setattr(reactor, "_poller", Poller())
+    assert next_event(4 * SPIN_S) == 0
+    assert next_event(SPIN_S / 2) == 0  # now it knows that they come fast
+    for _ in range(3):
+        assert 0 < next_event(SPIN_S / 2) <= SPIN_S / 2 * 1e5 + 2
+    assert 0 < next_event(4 * SPIN_S) <= SPIN_S * 1e5 + 2
+    assert next_event(4 * SPIN_S) == 0
 
 
 # Mistakes

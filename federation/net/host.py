@@ -135,11 +135,14 @@ class Host:
         }
         key_pair = create_new_key_pair(seed)
         self._admission_keys, self._is_banned = admission_keys, is_banned
-        self._security = noise.TokenNoise(key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned)
+        security = {
+            protocol: noise.TokenNoise(key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned, aead=aead)
+            for protocol, aead in noise.protocols().items()
+        }
         self.token_retired_at: float | None = None  # when a member last said that our token is no longer valid
         self.swarm = new_swarm(
             key_pair=key_pair,
-            sec_opt={noise.PROTOCOL_ID: self._security},  # type: ignore[dict-item]
+            sec_opt=security,  # type: ignore[arg-type]
             muxer_opt={mux_link.PROTOCOL_ID: self._new_link},  # type: ignore[dict-item]
             connection_config=ConnectionConfig(
                 max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=1,

@@ -272,32 +272,29 @@ class Link(IMuxedConn):
                     self._want(READ)
                     return
                 self._sent_since_heard = True
-                turn -= len(sealed)
+                size = len(sealed)
+                turn -= size
                 try:
                     sent = sock.send(sealed)
                 except BlockingIOError:
                     sent = 0
-                if sent < len(sealed):
-                    self._unsent = memoryview(sealed)[sent:]
+                if sent < size:
+                    self._unsent = memoryview(bytes(sealed[sent:]))
                     break
             self._want(READ | WRITE)
         except OSError as error:
             self.fail(error.strerror or "the connection broke")
 
-    def _seal_records(self) -> bytes:
-        """What is queued, sealed, about SEND_BYTES of it at most; b"" for nothing."""
-        seal, next_record = self._sealer.seal, self.mux.next_record
-        sealed = b""
-        records: list[bytes] = []
+    def _seal_records(self) -> memoryview:
+        """What is queued, sealed, about SEND_BYTES of it at most; valid until this callback returns."""
+        seal_into, next_record, out = self._sealer.seal_into, self.mux.next_record, self._reactor.sealed
         size = 0
         while size < SEND_BYTES:
             record = next_record()
             if record is None:
                 break
-            sealed = seal(record)
-            size += len(sealed)
-            records.append(sealed)
-        return sealed if len(records) < 2 else b"".join(records)
+            size += seal_into(record, out[size:] if size else out)
+        return out[:size]
 
     def _continue(self) -> None:
         """The socket takes more."""

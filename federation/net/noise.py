@@ -9,21 +9,23 @@ under an id of its own and alone: no plaintext, no TLS, no secio.
 While a token is being rotated two keys are valid, so the initiator's message holds a proof for each key that it has. Who
 holds a key that was valid once is told so, and who is banned: answers of their own, which take that key to make.
 
-Records: 2 bytes of length, then ChaCha20-Poly1305 with the Noise session keys and counters, sealed with `cryptography`
-directly, as many as arrived at a time.
+Records: 2 bytes of length, then AES-256-GCM or ChaCha20-Poly1305 with the Noise session keys and counters, sealed with
+`cryptography` directly, as many as arrived at a time. Which of the two is settled by the protocol id: whose processor has
+instructions for AES offers that first (five times as fast with them, and five times as slow without).
 """
 
 from __future__ import annotations
 
 import hmac
 import struct
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from libp2p.abc import ISecureConn, ISecureTransport
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
 from libp2p.io.exceptions import IOException
@@ -54,7 +56,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PROTOCOL_ID = "/federation/noise/1"
+PROTOCOL_ID = "/federation/noise/1"  # ChaCha20-Poly1305, which everybody speaks
+AES_PROTOCOL_ID = "/federation/noise-aes/1"
 HANDSHAKE_TIMEOUT_S = 5.0
 MAX_HANDSHAKE_BYTES = 4096  # from a stranger, up to its proof; an honest handshake takes below 1 KiB
 TAG = 16
@@ -65,32 +68,44 @@ REFUSED = b"\x00" * PROOF_BYTES  # no HMAC is all zeros but with probability 2^-
 MAX_PROOFS = 16  # in one message; more keys than these are not offered
 
 _LENGTH = struct.Struct(">H")
-_NONCE = struct.Struct("<xxxxQ")
+
+Aead = type[ChaCha20Poly1305] | type[AESGCM]
+_NONCES = {ChaCha20Poly1305: struct.Struct("<xxxxQ"), AESGCM: struct.Struct(">xxxxQ")}  # as Noise has them
 
 
 class Sealer:
     """Plaintext -> record, with our half of the session keys."""
 
-    __slots__ = ("_cipher", "_n")
+    __slots__ = ("_encrypt_into", "_n", "_pack_nonce")
 
-    def __init__(self, key: bytes, n: int = 0) -> None:
-        self._cipher = ChaCha20Poly1305(key)
+    def __init__(self, key: bytes, n: int = 0, aead: Aead = ChaCha20Poly1305) -> None:
+        self._encrypt_into = aead(key).encrypt_into
+        self._pack_nonce = _NONCES[aead].pack
         self._n = n
 
-    def seal(self, plaintext: bytes | bytearray) -> bytes:
-        """`plaintext`: 1 to MAX_PLAINTEXT bytes."""
+    def seal_into(self, plaintext: bytes, out: memoryview) -> int:
+        """Write the record of `plaintext`, 1 to MAX_PLAINTEXT bytes, to the begin of `out`; return the record's size."""
         n = self._n
         self._n = n + 1
-        return _LENGTH.pack(len(plaintext) + TAG) + self._cipher.encrypt(_NONCE.pack(n), plaintext, None)
+        end = len(plaintext) + (2 + TAG)
+        _LENGTH.pack_into(out, 0, end - 2)
+        self._encrypt_into(self._pack_nonce(n), plaintext, None, out[2:end])
+        return end
+
+    def seal(self, plaintext: bytes) -> bytes:
+        record = bytearray(len(plaintext) + 2 + TAG)
+        self.seal_into(plaintext, memoryview(record))
+        return bytes(record)
 
 
 class Opener:
     """Records -> plaintexts, with the remote's half of the session keys."""
 
-    __slots__ = ("_cipher", "_n", "rest")
+    __slots__ = ("_decrypt", "_n", "_pack_nonce", "rest")
 
-    def __init__(self, key: bytes, n: int = 0) -> None:
-        self._cipher = ChaCha20Poly1305(key)
+    def __init__(self, key: bytes, n: int = 0, aead: Aead = ChaCha20Poly1305) -> None:
+        self._decrypt = aead(key).decrypt
+        self._pack_nonce = _NONCES[aead].pack
         self._n = n
         self.rest = b""  # the half record at the end of what `feed` got
 
@@ -101,7 +116,7 @@ class Opener:
         """
         at, end, n = 0, len(view), self._n
         plaintexts: list[bytes] = []
-        decrypt, pack_nonce = self._cipher.decrypt, _NONCE.pack
+        decrypt, pack_nonce = self._decrypt, self._pack_nonce
         while end - at >= 2:
             stop = at + 2 + ((view[at] << 8) | view[at + 1])
             if stop - at < 2 + TAG:
@@ -197,6 +212,22 @@ class SecureConn(ISecureConn):
         return self.raw.get_connection_type()
 
 
+def protocols() -> dict[str, Aead]:
+    """What this machine speaks, in the order in which it offers them."""
+    everybody: dict[str, Aead] = {PROTOCOL_ID: ChaCha20Poly1305}
+    return {AES_PROTOCOL_ID: AESGCM, **everybody} if _seconds(AESGCM) < _seconds(ChaCha20Poly1305) else everybody
+
+
+def _seconds(aead: Aead) -> float:
+    """The best of three for 16 KiB: some 2 us with instructions for it, 10 to 200 us without."""
+    encrypt, data, times = aead(bytes(32)).encrypt, bytes(16 * 1024), []
+    for n in range(3):
+        start = time.perf_counter()
+        encrypt(n.to_bytes(12, "big"), data, None)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 class TokenNoise(ISecureTransport):
     """The security transport. `admission_keys` gives the keys that are valid now, the newest first; `retired_keys` those
     that this network no longer takes, the last retired first; `is_banned` says of a peer id whether it is kept away."""
@@ -208,7 +239,9 @@ class TokenNoise(ISecureTransport):
         *,
         retired_keys: Callable[[], Sequence[bytes]] = tuple,
         is_banned: Callable[[str], bool] = lambda _peer: False,
+        aead: Aead = ChaCha20Poly1305,
     ) -> None:
+        self._aead = aead
         self._private_key = key_pair.private_key
         self._local_peer = ID.from_pubkey(key_pair.public_key)
         self._noise_key = create_new_x25519_key_pair().private_key
@@ -256,8 +289,8 @@ class TokenNoise(ISecureTransport):
         secured = SecureConn(
             conn,
             session,
-            Sealer(protocol.cipher_state_encrypt.k, protocol.cipher_state_encrypt.n),
-            Opener(protocol.cipher_state_decrypt.k, protocol.cipher_state_decrypt.n),
+            Sealer(protocol.cipher_state_encrypt.k, protocol.cipher_state_encrypt.n, self._aead),
+            Opener(protocol.cipher_state_decrypt.k, protocol.cipher_state_decrypt.n, self._aead),
         )
         prove = self._offer if session.is_initiator else self._judge
         secured.admission_key = await prove(secured, digest, str(session.get_remote_peer()))
