@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from libp2p import new_host
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
@@ -191,6 +192,23 @@ class TestToken:
                 monkeypatch.setattr(host_module, "COMPLAIN_EVERY_S", 0.0)
                 a.host.complain("stranger", "192.0.2.1")
                 assert len(logs) == 4
+
+
+@pytest.mark.parametrize("fast", [(True, True), (True, False), (False, True), (False, False)])
+async def test_the_cipher_is_one_that_is_fast_on_both(monkeypatch: pytest.MonkeyPatch, fast: tuple[bool, bool]) -> None:
+    async with reactor_running() as reactor, AsyncExitStack() as stack:
+        found = []
+        for n, aes_is_fast in enumerate(fast, 1):
+            everybody = {noise.PROTOCOL_ID: ChaCha20Poly1305}
+            spoken = {noise.AES_PROTOCOL_ID: AESGCM, **everybody} if aes_is_fast else everybody
+            monkeypatch.setattr(noise, "protocols", lambda spoken=spoken: spoken)
+            found.append(await new_peer(n, reactor))
+            await stack.enter_async_context(found[-1].host.running())
+        a, b = found
+        a.knows(b)
+        await until(lambda: a.has(b) and b.has(a))
+        nonce = noise._NONCES[AESGCM if all(fast) else ChaCha20Poly1305].pack
+        assert {peer.host.links[other.id]._opener._pack_nonce(1) for peer, other in ((a, b), (b, a))} == {nonce(1)}
 
 
 class TestDuplicates:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -30,16 +30,19 @@ from federation.errors import (
     TokenRetired,
 )
 from federation.net.noise import (
+    AES_PROTOCOL_ID,
     HANDSHAKE_TIMEOUT_S,
     MAX_CIPHERTEXT,
     MAX_PLAINTEXT,
     MAX_PROOFS,
+    PROTOCOL_ID,
     REFUSED,
     TAG,
     Opener,
     Sealer,
     SecureConn,
     TokenNoise,
+    protocols,
 )
 from tests.links import secure
 
@@ -614,6 +617,35 @@ def test_each_direction_has_its_own_key_and_counter() -> None:
     assert Opener(KEY, 7).feed(Sealer(KEY, 7).seal(b"x")) == [b"x"]
     with pytest.raises(ProtocolViolation):
         Opener(KEY, 8).feed(Sealer(KEY, 7).seal(b"x"))
+
+
+@pytest.mark.parametrize("size", [1, 100, MAX_PLAINTEXT])
+def test_aes_gcm_as_noise_has_it(size: int) -> None:
+    """Its counter is big-endian in the nonce; ChaCha20-Poly1305's is little-endian."""
+    plaintext = bytes(size)
+    record = Sealer(KEY, 0x0102030405060708, AESGCM).seal(plaintext)
+    assert AESGCM(KEY).decrypt(b"\0\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08", record[2:], None) == plaintext
+    assert Opener(KEY, 0x0102030405060708, AESGCM).feed(record) == [plaintext]
+    with pytest.raises(ProtocolViolation):
+        Opener(KEY, 0x0102030405060708).feed(record)
+
+
+def test_records_are_sealed_one_behind_the_other() -> None:
+    sealer, out = Sealer(KEY), memoryview(bytearray(200))
+    size = sealer.seal_into(b"one", out)
+    size += sealer.seal_into(b"two", out[size:])
+    assert Opener(KEY).open_records(out[:size]) == ([b"one", b"two"], size)
+    assert not any(out[size:])
+
+
+@pytest.mark.parametrize("aes_is_fast", [True, False])
+def test_aes_is_offered_first_where_it_is_fast_and_else_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, aes_is_fast: bool
+) -> None:
+    monkeypatch.setattr("federation.net.noise._seconds", lambda aead: 1.0 if (aead is AESGCM) == aes_is_fast else 5.0)
+    spoken = list(protocols().items())
+    assert spoken[-1] == (PROTOCOL_ID, ChaCha20Poly1305)
+    assert spoken[:-1] == ([(AES_PROTOCOL_ID, AESGCM)] if aes_is_fast else [])
 
 
 def test_the_counter_is_the_noise_nonce() -> None:
