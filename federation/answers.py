@@ -57,6 +57,19 @@ class Connections(TypedDict):
     total: Count
     failed: Annotated[Count, Field(description="clients that were turned away")]
     retried: Count
+    received: Annotated[Bytes, Field(description="from clients to backends, open connections included")]
+    delivered: Annotated[Bytes, Field(description="from backends to clients, likewise")]
+
+
+class Rates(TypedDict):
+    """Of this entry's clients, per second, over the last ten seconds."""
+
+    connections_per_s: Annotated[float, Field(ge=0)]
+    failed_per_s: Annotated[float, Field(ge=0)]
+    retried_per_s: Annotated[float, Field(ge=0)]
+    received_per_s: Annotated[float, Field(ge=0, description="bytes")]
+    delivered_per_s: Annotated[float, Field(ge=0, description="bytes")]
+    bytes_per_s: Annotated[float, Field(ge=0, description="both directions together")]
 
 
 class Status(TypedDict):
@@ -65,6 +78,7 @@ class Status(TypedDict):
     node: ThisNode
     network: Network
     connections: Connections
+    rates: Rates
     warnings: list[str]
 
 
@@ -153,6 +167,37 @@ class TurnedAway(TypedDict):
 class Explained(TypedDict):
     decisions: Annotated[list[Decision], Field(description="the newest last")]
     turned_away: Annotated[list[TurnedAway], Field(description="the newest last")]
+
+
+class NetworkState(TypedDict):
+    """An event of the kind `state`."""
+
+    at: Annotated[float, Field(description="seconds since 1970, UTC")]
+    status: Status
+    peers: list[Peer]
+    rates: Rates
+
+
+class Connection(TypedDict):
+    """A client of this node's own ports, now."""
+
+    id: Annotated[int, Field(ge=1, description="its number at this entry; `explain?id=` tells more")]
+    service: str
+    client: Annotated[str, Field(description="HOST:PORT")]
+    peer: Annotated[str, Field(description="peer id; empty while none has it")]
+    name: str
+    since_s: Seconds
+    received: Annotated[Bytes, Field(description="bytes from the client")]
+    delivered: Annotated[Bytes, Field(description="bytes to the client")]
+    attempts: Count
+    state: Literal["waiting", "opening", "open", "turned away"]
+
+
+class OpenConnections(TypedDict):
+    """The oldest first."""
+
+    total: Count
+    connections: list[Connection]
 
 
 class Draining(TypedDict):

@@ -14,6 +14,7 @@ from federation.web import Routes
 
 EXPLAIN_DEFAULT = 20
 EXPLAIN_MAX = 1000
+CONNECTIONS_MAX = 1000
 
 routes = Routes()
 
@@ -25,6 +26,7 @@ class ControlledNode(Protocol):
     def peers(self) -> list[answers.Peer]: ...
     def explain(self, last: int, connection: int | None = None) -> list[answers.Decision]: ...
     def turned_away(self, last: int, connection: int | None = None) -> list[answers.TurnedAway]: ...
+    def connections(self, most: int) -> answers.OpenConnections: ...
     def invite(self) -> answers.Invite: ...
     def drain(self) -> None: ...
     def undrain(self) -> None: ...
@@ -35,6 +37,10 @@ class ControlledNode(Protocol):
 class ExplainQuery(BaseModel):
     last: Annotated[int, Field(ge=1, le=EXPLAIN_MAX, description="how many, the newest")] = EXPLAIN_DEFAULT
     id: Annotated[int, Field(ge=1, description="all picks for the connection of this number, instead")] | None = None
+
+
+class ConnectionsQuery(BaseModel):
+    limit: Annotated[int, Field(ge=1, le=CONNECTIONS_MAX, description="how many, the oldest")] = CONNECTIONS_MAX
 
 
 @routes.get("/api/v1/status", answers.Status)
@@ -53,6 +59,12 @@ async def peers(node: ControlledNode) -> answers.Peers:
 async def explain(node: ControlledNode, query: ExplainQuery) -> answers.Explained:
     """The last picks of a peer, their reasons, and what came of them; the newest last."""
     return {"decisions": node.explain(query.last, query.id), "turned_away": node.turned_away(query.last, query.id)}
+
+
+@routes.get("/api/v1/connections", answers.OpenConnections, query=ConnectionsQuery)
+async def connections(node: ControlledNode, query: ConnectionsQuery) -> answers.OpenConnections:
+    """The clients of this node's own ports, as they are now; the oldest first."""
+    return node.connections(query.limit)
 
 
 @routes.get("/api/v1/invite", answers.Invite, owner=True)

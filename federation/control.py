@@ -9,32 +9,29 @@ another origin.
 from __future__ import annotations
 
 import hmac
-import logging
 import socket
-from typing import TYPE_CHECKING, Protocol, cast
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Protocol
 
-import hypercorn.trio
 import structlog
 import trio
-from hypercorn.config import Config
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from federation import api
+from federation import api, events, httpd, pages
 from federation.errors import ConfigError, ListenFailed, listen_problem
 from federation.values import HostPort
 from federation.web import http_error, json_response, mark_owner, route
 
 if TYPE_CHECKING:
-    from hypercorn.typing import Framework
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from trio_typing import TaskStatus
 
 log = structlog.get_logger(__name__)
 
-MAX_HEADER_BYTES = 16 * 1024
 MAX_BODY_BYTES = 64 * 1024
+BODY_S = 10.0
 WRONG_KEY = "the control key is wrong; control.key in the node's state directory has the right one"
 
 
@@ -44,11 +41,14 @@ class KeyedNode(api.ControlledNode, Protocol):
 
 def create_app(node: api.ControlledNode, key: str) -> Starlette:
     """`key`: the owner's."""
-    return Starlette(
-        routes=[route(operation, node) for operation in api.routes],
+    hub = events.Hub(node, lambda: datetime.now(timezone.utc))
+    app = Starlette(
+        routes=[*(route(operation, node) for operation in (*api.routes, *events.routes(hub))), *pages.routes()],
         middleware=[Middleware(_Guard, key=key)],
         exception_handlers={HTTPException: http_error},
     )
+    app.state.hub = hub
+    return app
 
 
 async def serve(
@@ -64,16 +64,10 @@ async def serve(
     if not address.is_loopback:
         raise ConfigError(f"control {address}: the control API listens on loopback only in this version")
     listener = _bind(address)
-    actual = HostPort(address.host, listener.getsockname()[1])
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]  # hypercorn owns the socket from here
-    config.errorlog = logging.getLogger("hypercorn.error")  # by default it sets up a handler of its own
-    config.accesslog = None
-    config.h11_max_incomplete_size = MAX_HEADER_BYTES
-    config.include_server_header = False
     async with trio.open_nursery() as nursery:
-        await nursery.start(hypercorn.trio.serve, cast("Framework", app), config)
-        task_status.started(actual)
+        nursery.start_soon(app.state.hub.run)
+        nursery.start_soon(httpd.serve, app, listener)
+        task_status.started(HostPort(address.host, listener.getsockname()[1]))
 
 
 async def serve_node(
@@ -97,16 +91,24 @@ class _Guard:
         if scope["type"] != "http":  # no websockets here
             await send({"type": "websocket.close", "code": 1008})
             return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
             self._admit(scope)
-            await self._app(scope, _limited(receive), send)
+            await self._app(scope, _limited(receive), watched)
         except HTTPException as error:
             headers = dict(error.headers or {})
             await json_response({"error": error.detail}, error.status_code, headers)(scope, receive, send)
-        except Exception:  # one request must not end the daemon; responses are built before the first byte leaves
+        except Exception:  # one request must not end the daemon
             log.exception("a control request failed", path=scope["path"])
-            problem = {"error": "internal error; the daemon's log has the details"}
-            await json_response(problem, 500)(scope, receive, send)
+            if not begun:  # else it ends where it is
+                problem = {"error": "internal error; the daemon's log has the details"}
+                await json_response(problem, 500)(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
         """Raises HTTPException for a request that is none of ours; marks the owner's."""
@@ -127,10 +129,17 @@ class _Guard:
 def _limited(receive: Receive) -> Receive:
     """The same, up to MAX_BODY_BYTES of a body."""
     size = 0
+    done = False
 
     async def limited() -> Message:
-        nonlocal size
-        message = await receive()
+        nonlocal size, done
+        if done:  # what comes now is the end of the connection, which may be hours away
+            return await receive()
+        with trio.move_on_after(BODY_S) as patience:
+            message = await receive()
+        if patience.cancelled_caught:
+            raise HTTPException(408, f"the request's body did not come within {BODY_S:g} s")
+        done = not message.get("more_body", False)
         size += len(message.get("body", b""))
         if size > MAX_BODY_BYTES:
             raise HTTPException(413, f"a request's body has at most {MAX_BODY_BYTES} bytes")

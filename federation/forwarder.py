@@ -86,6 +86,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.total = self.failed = self.retried = 0
+        self.received = self.delivered = 0  # bytes, of connections that ended
 
 
 class Forwarder:
@@ -220,6 +221,14 @@ class Forwarder:
             node.peer_id not in entry.tried for node in self.roster.eligible(entry.service)
         )
 
+    def bytes_moved(self) -> tuple[int, int]:
+        """From clients to backends, and back: by connections that ended, and so far by those that are open."""
+        active = self.active
+        return (
+            self.counts.received + sum(entry.client.received for entry in active),
+            self.counts.delivered + sum(entry.client.delivered for entry in active),
+        )
+
     def opened_after(self, seconds: float) -> None:
         self._metrics.open_seconds.observe(seconds)
 
@@ -238,6 +247,8 @@ class Forwarder:
         if not self.active:
             self.idle.set()
         client = entry.client
+        self.counts.received += client.received
+        self.counts.delivered += client.delivered
         if client.received:
             self._bytes_in.inc(client.received)
         if client.delivered:

@@ -32,6 +32,7 @@ from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.discovery import Mdns, local_addresses
 from federation.net.host import Host
+from federation.rates import SAMPLE_EVERY_S, Rates
 from federation.reactor import Reactor
 from federation.records import NodeData
 from federation.roster import Roster
@@ -98,6 +99,7 @@ class Node:
         self.control = settings.control
         self.addresses: list[PeerAddress] = []
 
+        self.rates = Rates()
         self.metrics = Metrics(CollectorRegistry())
         self.reactor = Reactor()
         self.ledger = Ledger()
@@ -162,6 +164,7 @@ class Node:
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self._watch_addresses)
                     nursery.start_soon(self._save_peers_forever)
+                    nursery.start_soon(self._watch_traffic)
                     if self.settings.mdns:
                         await nursery.start(self._mdns().run)
                     self.state.save_daemon(self._daemon_facts())
@@ -211,6 +214,11 @@ class Node:
             await trio.sleep(GPU_EVERY_S)
             self.gpu = await probe.read()
             self.gossip.stir()
+
+    async def _watch_traffic(self) -> None:
+        while True:
+            self.rates.sample(trio.current_time(), report.traffic(self))
+            await trio.sleep(SAMPLE_EVERY_S)
 
     async def _watch_addresses(self) -> None:
         while True:
@@ -363,6 +371,9 @@ class Node:
         addresses = self.addresses[:INVITE_ADDRESSES]
         addresses += [address for peer in others for address in self.book.addresses(peer)[:1]]
         return [str(address) for address in addresses]
+
+    def connections(self, most: int) -> answers.OpenConnections:
+        return report.connections(self, most)
 
     def control_key(self) -> str:
         return self.state.control_key()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def status(node: Node) -> answers.Status:
     now = node.clock.utc_now()
     counts = node.forwarder.counts
+    received, delivered = node.forwarder.bytes_moved()
     online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
     return {
         "node": {
@@ -58,7 +60,10 @@ def status(node: Node) -> answers.Status:
             "total": counts.total,
             "failed": counts.failed,
             "retried": counts.retried,
+            "received": received,
+            "delivered": delivered,
         },
+        "rates": rates(node),
         "warnings": _warnings(node),
     }
 
@@ -135,6 +140,51 @@ def _ended(ending: Ending | None) -> answers.Ended | None:
         "delivered": ending.delivered,
         "error": ending.error,
     }
+
+
+def traffic(node: Node) -> tuple[float, ...]:
+    """The counters whose rates are told."""
+    counts = node.forwarder.counts
+    return (counts.total, counts.failed, counts.retried, *node.forwarder.bytes_moved())
+
+
+def rates(node: Node) -> answers.Rates:
+    total, failed, retried, received, delivered = node.rates.per_second(trio.current_time(), traffic(node))
+    return {
+        "connections_per_s": round(total, 3),
+        "failed_per_s": round(failed, 3),
+        "retried_per_s": round(retried, 3),
+        "received_per_s": round(received),
+        "delivered_per_s": round(delivered),
+        "bytes_per_s": round(received + delivered),
+    }
+
+
+def connections(node: Node, most: int) -> answers.OpenConnections:
+    forwarder = node.forwarder
+    now = trio.current_time()
+    oldest = nsmallest(most, forwarder.active, key=lambda entry: entry.number)
+    return {
+        "total": len(forwarder.active),
+        "connections": [
+            {
+                "id": entry.number,
+                "service": entry.service,
+                "client": entry.client_name,
+                "peer": entry.peer_id,
+                "name": node.name_of(entry.peer_id),
+                "since_s": round(now - entry.started_at, 3),
+                "received": entry.client.received,
+                "delivered": entry.client.delivered,
+                "attempts": entry.attempts,
+                "state": "turned away" if entry in forwarder.turned_away
+                else "open" if entry.joined
+                else "opening" if entry.peer_id
+                else "waiting",
+            }
+            for entry in oldest
+        ],
+    }  # fmt: skip
 
 
 def invite(node: Node) -> answers.Invite:

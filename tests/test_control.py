@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from federation import api, control
 from federation.errors import ConfigError, ListenFailed
 from federation.values import HostPort
+from federation.web import Operation, Routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,14 +36,17 @@ class FakeNode:
     def status(self) -> dict[str, Any]:
         if self.fails:
             raise RuntimeError("a bug of ours")
-        return {"node": {"name": "b\x9bx", "vram": 1}}
+        return {"node": {"name": "b\x9bx", "vram": 1}, "rates": {}}
 
     def peers(self) -> list[dict[str, Any]]:
         return [{"peer_id": "a", "self": True}]
 
     def explain(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
         self.asked.append(connection or last)
-        return [{"candidates": [{"last_used": float("-inf")}, (float("nan"), 1.5)]}]
+        return [{"id": 1, "attempt": 1, "candidates": [{"last_used": float("-inf")}, (float("nan"), 1.5)]}]
+
+    def connections(self, most: int) -> dict[str, Any]:
+        return {"total": 3, "connections": [{"id": 1}, {"id": 2}, {"id": 3}][:most]}
 
     def turned_away(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
         return [{"why": f"{last} {connection}"}]
@@ -101,7 +106,7 @@ async def raw(address: HostPort, request: bytes) -> bytes:
 
 async def test_status_and_peers() -> None:
     async with serving(FakeNode()) as address:
-        assert (await ask(address, "/api/v1/status"))[:2] == (200, {"node": {"name": "b\x9bx", "vram": 1}})
+        assert (await ask(address, "/api/v1/status"))[:2] == (200, {"node": {"name": "b\x9bx", "vram": 1}, "rates": {}})
         status, body, headers = await ask(address, "/api/v1/peers")
         assert (status, body) == (200, {"peers": [{"peer_id": "a", "self": True}]})
         assert headers["Content-Type"] == "application/json"
@@ -113,7 +118,46 @@ async def test_the_answer_is_one_line_of_ascii() -> None:
     async with serving(FakeNode()) as address:
         head, _, body = (await raw(address, _get(address, "/api/v1/status"))).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
-        assert body == b'{"node": {"name": "b\\u009bx", "vram": 1}}'
+        assert body == b'{"node": {"name": "b\\u009bx", "vram": 1}, "rates": {}}'
+
+
+async def test_connections() -> None:
+    async with serving(FakeNode()) as address:
+        assert len((await ask(address, "/api/v1/connections"))[1]["connections"]) == 3
+        answer = (await ask(address, "/api/v1/connections?limit=2"))[1]
+        assert (answer["total"], len(answer["connections"])) == (3, 2)
+        assert (await ask(address, "/api/v1/connections?limit=0"))[0] == 400
+
+
+async def test_events_over_http() -> None:
+    async with serving(FakeNode()) as address:
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        async with stream:
+            await stream.send_all(_get(address, "/api/v1/events"))
+            seen = b""
+            while b"event: state" not in seen:
+                seen += await stream.receive_some(65536)
+            assert b"text/event-stream" in seen
+
+
+async def test_a_body_has_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "BODY_S", 0.1)
+
+    class Body(BaseModel):
+        pass
+
+    async def take(_node: object, _body: Body) -> dict[str, Any]:
+        return {}
+
+    monkeypatch.setattr(api, "routes", Routes([Operation("POST", "/api/v1/take", dict, take, body=Body)]))
+    async with serving(FakeNode()) as address:
+        head = f"POST /api/v1/take HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n".encode()
+        fits = head + b"Content-Length: 65536\r\n\r\n" + b" " * 65_534 + b"{}"
+        assert (await raw(address, fits)).split()[1] == b"200"
+        assert (await raw(address, head + b"Content-Length: 65537\r\n\r\n" + b" " * 65_537)).split()[1] == b"413"
+        chunks = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
+        assert (await raw(address, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks * 3)).split()[1] == b"413"
+        assert (await raw(address, head + b"Content-Length: 9\r\n\r\n{")).split()[1] == b"408"
 
 
 async def test_drain_and_back() -> None:
@@ -172,7 +216,7 @@ async def test_explain_and_its_bounds() -> None:
     async with serving(node) as address:
         status, body, _ = await ask(address, "/api/v1/explain?last=7")
         assert status == 200
-        assert body["decisions"] == [{"candidates": [{"last_used": None}, [None, 1.5]]}]
+        assert body["decisions"] == [{"id": 1, "attempt": 1, "candidates": [{"last_used": None}, [None, 1.5]]}]
         assert body["turned_away"] == [{"why": "7 None"}]
         await ask(address, "/api/v1/explain")
         await ask(address, "/api/v1/explain?id=3&last=9")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from federation import report
 from federation.config import Settings
 from federation.forwarder import Decision, Ending, Failure
 from federation.gpu import GpuReading
@@ -182,7 +183,14 @@ class TestStatus:
         node = make()
         counts = node.forwarder.counts
         counts.total, counts.failed, counts.retried = 5, 2, 1
-        assert node.status()["connections"] == {"now": 0, "total": 5, "failed": 2, "retried": 1}
+        assert node.status()["connections"] == {
+            "now": 0,
+            "total": 5,
+            "failed": 2,
+            "retried": 1,
+            "received": 0,
+            "delivered": 0,
+        }
 
     async def test_uptime(self, make: MakeNode, autojump_clock: trio.testing.MockClock) -> None:
         node = make()
@@ -280,3 +288,54 @@ class TestExplain:
         assert decision["candidates"] == [
             {"peer_id": "gone", "name": "", "in_flight": 1, "last_used_age_s": None, "available_vram": 2, "served": 0}
         ]
+
+
+class FakeEntry(SimpleNamespace):
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+class TestConnections:
+    async def test_the_oldest_first_and_what_each_does(self, make: MakeNode) -> None:
+        node = make()
+        peer = add(node, "athens")
+
+        def entry(number: int, **facts: Any) -> Any:
+            end = SimpleNamespace(received=10 * number, delivered=number)
+            plain = {"peer_id": "", "joined": False, "attempts": 0, "started_at": trio.current_time() - number}
+            name = f"10.0.0.1:{number}"
+            return FakeEntry(number=number, service="chat", client_name=name, client=end, **plain | facts)
+
+        waiting, opening = entry(3), entry(2, peer_id=peer, attempts=2)
+        is_open, away = entry(1, peer_id=peer, joined=True, attempts=1), entry(4)
+        node.forwarder.active = {away, waiting, opening, is_open}
+        node.forwarder.turned_away = {away}
+        node.forwarder.counts.received, node.forwarder.counts.delivered = 1000, 2000
+        answer = node.connections(10)
+        assert answer["total"] == 4
+        assert [row["state"] for row in answer["connections"]] == ["open", "opening", "waiting", "turned away"]
+        first = answer["connections"][0]
+        assert first.pop("since_s") == pytest.approx(1, abs=0.2)
+        assert first == {
+            "id": 1,
+            "service": "chat",
+            "client": "10.0.0.1:1",
+            "peer": peer,
+            "name": "athens",
+            "received": 10,
+            "delivered": 1,
+            "attempts": 1,
+            "state": "open",
+        }
+        assert [row["id"] for row in node.connections(2)["connections"]] == [1, 2]
+        # What is open counts too: a stream of an hour is traffic now.
+        counts = node.status()["connections"]
+        assert (counts["received"], counts["delivered"]) == (1100, 2010)
+
+    async def test_rates(self, make: MakeNode, autojump_clock: trio.testing.MockClock) -> None:
+        node = make()
+        node.rates.sample(trio.current_time(), report.traffic(node))
+        await trio.sleep(4)
+        node.forwarder.counts.total, node.forwarder.counts.received, node.forwarder.counts.delivered = 8, 4000, 400
+        rates = node.status()["rates"]
+        assert (rates["connections_per_s"], rates["failed_per_s"]) == (2, 0)
+        assert (rates["received_per_s"], rates["delivered_per_s"], rates["bytes_per_s"]) == (1000, 100, 1100)
