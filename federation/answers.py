@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(description="seconds")]
 UtcTime = Annotated[str, Field(description="ISO 8601, UTC")]
 Services = Annotated[dict[str, bool], Field(description="service -> whether a backend of it answers")]
-State = Literal["online", "draining", "no backend", "backend down", "suspect", "unreachable", "offline", "left"]
+State = Literal["online", "draining", "no backend", "backend down", "suspect", "unreachable", "offline", "left", "banned"]
 Path = Literal["self", "direct", "none"]
 
 
@@ -206,6 +206,18 @@ class Draining(TypedDict):
     draining: bool
     in_flight: Annotated[Count, Field(description="connections that this node's backends still serve")]
     clients: Annotated[Count, Field(description="connections of clients of this node's own ports")]
+
+
+class BannedPeer(TypedDict):
+    peer_id: str
+    name: Annotated[str, Field(description="what it was called when it was banned; may be empty")]
+    since: UtcTime
+
+
+class Banned(TypedDict):
+    """Peers that this node keeps away."""
+
+    banned: list[BannedPeer]
 
 
 class Invite(TypedDict):

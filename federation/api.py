@@ -32,6 +32,9 @@ class ControlledNode(Protocol):
     def undrain(self) -> None: ...
     def leave(self) -> None: ...
     def drained(self) -> answers.Draining: ...
+    def banned(self) -> answers.Banned: ...
+    def ban(self, peer: str) -> None: ...
+    def unban(self, peer: str) -> None: ...
 
 
 class ExplainQuery(BaseModel):
@@ -92,3 +95,27 @@ async def leave(node: ControlledNode) -> answers.Draining:
     """Drain, say good-bye, forget the token, and end."""
     node.leave()
     return node.drained()
+
+
+class OnePeer(BaseModel):
+    peer: Annotated[str, Field(min_length=1, max_length=128, description="id, name, or the last 6 characters of an id")]
+
+
+@routes.get("/api/v1/banned", answers.Banned)
+async def banned(node: ControlledNode) -> answers.Banned:
+    """The peers that this node keeps away."""
+    return node.banned()
+
+
+@routes.post("/api/v1/ban", answers.Banned, owner=True, body=OnePeer)
+async def ban(node: ControlledNode, body: OnePeer) -> answers.Banned:
+    """Keep a peer away from this node: its connection is cut, and no other one is made."""
+    node.ban(body.peer)
+    return node.banned()
+
+
+@routes.post("/api/v1/unban", answers.Banned, owner=True, body=OnePeer)
+async def unban(node: ControlledNode, body: OnePeer) -> answers.Banned:
+    """Let a peer in again."""
+    node.unban(body.peer)
+    return node.banned()

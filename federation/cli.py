@@ -129,6 +129,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "token inspect": token_inspect,
     "invite": invite,
     "version": version,
+    **{name: _from("cli_guard", name) for name in ("ban", "unban")},
     **{name: _from("cli_node", name) for name in ("status", "peers", "explain", "drain", "undrain", "leave")},
 }
 

@@ -34,6 +34,11 @@ and a key of the settings file (open-timeout = "3s"). Option beats variable, var
 m or h; sizes KiB, MiB, GiB (1024) or kB, MB, GB (1000).
 """
 
+BAN = """\
+Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
+keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
+"""
+
 # Field of Settings, flag, what follows it, help. The defaults in brackets are those of Settings.
 JOIN_OPTIONS = (
     (
@@ -120,6 +125,7 @@ def _create_parser(version: str) -> argparse.ArgumentParser:
         "federation invite | ssh gpu2 federation join --token-file -",
     )
     _add_asking(commands)
+    _add_guard(commands)
     _command(commands, "version", "print the version")
     return root
 
@@ -149,6 +155,20 @@ def _add_asking(commands: Any) -> None:
         commands, "leave", "drain, say good-bye, forget the network's token, and end", "federation leave", json=True
     )
     leave.add_argument("--yes", action="store_true", help="do not ask back")
+
+
+def _add_guard(commands: Any) -> None:
+    ban = _asking(
+        commands,
+        "ban",
+        "keep a peer away from this node; without PEER: show who is",
+        "federation ban bergen",
+        BAN,
+        json=True,
+    )
+    ban.add_argument("peer", nargs="?", metavar="PEER", help="its id, name, or the end of its id that `peers` shows")
+    unban = _asking(commands, "unban", "let a banned peer in again", "federation unban bergen")
+    unban.add_argument("peer", metavar="PEER", help="its id, name, or the end of its id")
 
 
 def _add_join(commands: Any) -> None:

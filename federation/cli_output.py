@@ -28,6 +28,7 @@ _STATES = {
     "unreachable": "red",
     "offline": "red",
     "left": "red",
+    "banned": "red",
 }
 
 

@@ -22,7 +22,8 @@ from prometheus_client import CollectorRegistry
 
 from federation import __version__, report
 from federation.backends import Backends
-from federation.errors import FederationError
+from federation.bans import Bans, find_peer
+from federation.errors import FederationError, NotFound, UsageError
 from federation.forwarder import Forwarder
 from federation.gossip import Gossip
 from federation.gpu import GpuProbe, GpuReading
@@ -104,10 +105,11 @@ class Node:
         self.reactor = Reactor()
         self.ledger = Ledger()
         self.book = AddressBook()
-        seed = state.identity()
+        self.bans = Bans(state)
         self.host = Host(
-            seed=seed, reactor=self.reactor, events=self, book=self.book, admission_keys=lambda: [token.admission_key()]
-        )
+            seed=state.identity(), reactor=self.reactor, events=self, book=self.book,
+            admission_keys=lambda: [token.admission_key()], is_banned=self.bans.__contains__,
+        )  # fmt: skip
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
         self.backends = Backends(self.reactor, settings, on_change=self._own_change, on_load=self._own_load)
         self.roster = Roster(
@@ -413,6 +415,30 @@ class Node:
         log.info("draining: the backends take no new connections" if draining else "no longer draining")
         self.roster.changed()
         self.gossip.stir()
+
+    def banned(self) -> answers.Banned:
+        return {"banned": self.bans.rows()}
+
+    def ban(self, peer: str) -> None:
+        """Keep away whom `peer` names (see bans.find_peer). Raises NotFound or UsageError."""
+        names = {record.peer_id: record.name for record in self.ledger.records()}
+        peer_id = find_peer(peer, names, among="the nodes of this network")
+        if peer_id == self.peer_id:
+            raise UsageError("this is the node itself")
+        self.bans.ban(peer_id, names.get(peer_id, ""))
+        log.info("peer banned", peer=peer_id, name=names.get(peer_id, ""))
+        self.host.cut(peer_id, "banned here")
+        self.roster.changed()
+
+    def unban(self, peer: str) -> None:
+        """Raises NotFound."""
+        peer_id = find_peer(peer, self.bans.names, among="those that are banned here")
+        if peer_id not in self.bans:
+            raise NotFound("it is not banned here")
+        self.bans.unban(peer_id)
+        log.info("peer no longer banned", peer=peer_id)
+        self.book.refresh(peer_id)
+        self.host.look_at_book()
 
     def leave(self) -> None:
         """Stop, and forget the network: the next start without a token begins a new one."""

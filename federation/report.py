@@ -231,6 +231,8 @@ def _gpu(gpu: Gpu) -> answers.PeerGpu:
 
 def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) -> answers.State:
     """In order: the worst thing that keeps connections away from it."""
+    if record.peer_id in node.bans:
+        return "banned"
     if record.left:
         return "left"
     if not record.is_online_at(now):
@@ -253,8 +255,10 @@ def _warnings(node: Node) -> list[str]:
         for b in node.backends.all
         if b.healthy is False
     ]
-    unreachable = [r.name or r.peer_id for r in node.ledger.online(node.clock.utc_now())
-                   if r.peer_id != node.peer_id and r.peer_id not in node.host.links]  # fmt: skip
+    expected = [
+        r for r in node.ledger.online(node.clock.utc_now()) if r.peer_id != node.peer_id and r.peer_id not in node.bans
+    ]
+    unreachable = [r.name or r.peer_id for r in expected if r.peer_id not in node.host.links]
     if unreachable:
         warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
     if refused := node.host.rejected["other token"]:

@@ -3,13 +3,14 @@
     identity         Ed25519 seed, 32 bytes: the node's peer id. Created once; never replaced, even when damaged.
     token            the network's token; token.previous has those that it replaced, newest first
     control.key      what the control API asks of the owner; made at the first start
+    banned.json      peers that this node keeps away
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
     daemon.json      where the running daemon listens, for the command line
     lock             held by the running daemon
 
 Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. A damaged file costs
-a warning and counts as absent, but for what a person or the network would miss: identity and token stop the start.
+a warning and counts as absent, but for what a person or the network would miss: identity, token and bans stop the start.
 
 No structlog here: the command line reads daemon.json where it must answer at once.
 """
@@ -162,6 +163,19 @@ class StateDir:
             self._write_json("peers.json", peers)
         except StateDirUnusable as error:
             log.warning("the peers' addresses were not saved: %s", error.detail)
+
+    def load_bans(self) -> dict[str, dict[str, str]]:
+        """Peer id -> its name and since when. Raises StateDirUnusable rather than to let in who was banned."""
+        data = self._read_own("banned.json")
+        if data is None:
+            return {}
+        try:
+            return {str(peer): {key: str(row[key]) for key in ("name", "since")} for peer, row in json.loads(data).items()}
+        except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+            raise StateDirUnusable(f"{self.path / 'banned.json'} is damaged; delete it to start without bans") from None
+
+    def save_bans(self, bans: dict[str, dict[str, str]]) -> None:
+        self._write_json("banned.json", bans)
 
     def load_daemon(self) -> dict[str, Any] | None:
         """Where the daemon listens that uses this directory; None when none does, as far as its file tells."""

@@ -63,6 +63,13 @@ class FakeNode:
     def leave(self) -> None:
         self.left = True
 
+    def banned(self) -> dict[str, Any]:
+        return {"banned": []}
+
+    def ban(self, peer: str) -> None: ...
+
+    def unban(self, peer: str) -> None: ...
+
     def drained(self) -> dict[str, Any]:
         return {"draining": self.draining, "in_flight": 0, "clients": 0}
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from federation import control
 from federation import node as node_module
 from federation.config import Settings
-from federation.errors import FederationError, ListenFailed
+from federation.errors import FederationError, ListenFailed, NotFound, UsageError
 from federation.net.addresses import PeerAddress
 from federation.node import Clock, Node
 from federation.state import StateDir
@@ -257,6 +257,44 @@ class TestStart:
                 reserved.listen()
                 await until(lambda: rows(run.node)["one"]["state"] == "online")
                 assert run.node.status()["warnings"] == []
+
+
+class TestBan:
+    async def test_a_banned_peer_is_gone_at_once_stays_out_over_restarts_and_may_come_back(self, make: MakeNode) -> None:
+        async with echo_server() as backend, AsyncExitStack() as stack:
+            one, two = make("one"), make("two", backends=(backend,))
+            first = await stack.enter_async_context(running(one))
+            await stack.enter_async_context(running(two))
+            link(two, one)
+            await until(lambda: states(one).get("two") == "online")
+            one.ban("two")
+            assert states(one)["two"] == "banned"
+            assert one.host.links == {}
+            assert one.roster.eligible("default") == []
+            assert [row["name"] for row in one.banned()["banned"]] == ["two"]
+            assert one.status()["warnings"] == []
+            await until(lambda: two.host.links == {})
+            await first.stopped()
+            again = make("one")
+            await stack.enter_async_context(running(again))
+            link(two, again)
+            link(again, two)
+            await until(lambda: again.host.rejected["banned"])
+            assert again.host.links == {}
+            assert states(again).get("two") in (None, "banned")
+            again.unban("two")
+            await until(lambda: states(again).get("two") == "online")
+
+    async def test_whom_it_cannot_be(self, make: MakeNode) -> None:
+        async with running(make()) as run:
+            with pytest.raises(UsageError, match="node itself"):
+                run.node.ban(run.node.peer_id)
+            with pytest.raises(NotFound):
+                run.node.ban("nobody")
+            with pytest.raises(NotFound):
+                run.node.unban("nobody")
+            with pytest.raises(NotFound, match="not banned here"):
+                run.node.unban(run.node.peer_id)
 
 
 def only(error: BaseException) -> BaseException:
