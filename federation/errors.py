@@ -66,6 +66,10 @@ class RecordInvalid(FederationError):
     """A node record is malformed"""
 
 
+class RecordForged(RecordInvalid):
+    """A node record is not by the node that it is about"""
+
+
 # This machine
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+COMPLAIN_EVERY_S = 10.0
 EMFILE_PAUSE_S = 0.1  # the kernel has no descriptor for us: closing ones will free some
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
@@ -127,6 +128,7 @@ class Forwarder:
         self._bytes_in, self._bytes_out = metrics.bytes_moved("in"), metrics.bytes_moved("out")
         self._listeners: list[socket.socket] = []
         self._retry_queued = False
+        self._complained_at = -1e9
 
     # Listening
 
@@ -168,12 +170,18 @@ class Forwarder:
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
                     raise
-                log.warning("no descriptor left for a client; accepting pauses", limit="ulimit -n")
+                self._complain_of_descriptors()
                 self.reactor.change(listener.fileno(), 0)
                 self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
                 return
             sock.setblocking(False)
             self._start(sock, service, str(HostPort(address[0], address[1])))
+
+    def _complain_of_descriptors(self) -> None:
+        now = trio.current_time()
+        if now - self._complained_at > COMPLAIN_EVERY_S:
+            self._complained_at = now
+            log.warning("no descriptor left for a client; accepting pauses", limit="ulimit -n")
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener in self._listeners:

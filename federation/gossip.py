@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from federation.errors import PeerUnavailable, ProtocolViolation, RecordInvalid
+from federation.errors import PeerUnavailable, ProtocolViolation, RecordForged, RecordInvalid
 from federation.ledger import MAX_ENTRIES, NO_AGE, Change, Ledger
 from federation.net import messages
 from federation.net.pubsub import Topic
+from federation.pace import Buckets
 from federation.records import MAX_RECORD_BYTES, NodeData, decode, encode
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ SYNC_TIMEOUT_S = 10.0
 PAGE = 64  # records: at most 1 MiB
 MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)
 MAX_PAGES = MAX_ENTRIES // PAGE + 1
+SYNCS_A_SECOND, SYNCS_AT_ONCE = 0.2, 8.0  # asked for by one peer; an honest one asks once a link
+ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ENTRIES  # handed over by one peer
+REMIND_EVERY_S = 3600.0
 
 
 def announce_interval(base_s: float, nodes: int) -> float:
@@ -94,6 +98,8 @@ class Gossip:
         self._metrics = metrics
         self._protocol = token.ledger_protocol()
         self._topic = Topic(host, token.topic(), self._accept)
+        self._syncs = Buckets[str](SYNCS_A_SECOND, SYNCS_AT_ONCE, max_keys=MAX_ENTRIES)
+        self._rows = Buckets[str](ROWS_A_SECOND, ROWS_AT_ONCE, max_keys=MAX_ENTRIES)
         self._seq = 0
         self._announced: NodeData | None = None
         self._announced_at = 0.0
@@ -159,9 +165,11 @@ class Gossip:
         self._metrics.gossip_messages("in").inc()
         try:
             return self._merge(signer, data, signed, None)
-        except RecordInvalid as error:
-            log.debug("a record was refused", signer=signer, why=error.detail)
-            return False
+        except RecordForged as error:
+            self._host.offended(signer, f"it signs a record that is not its own ({error.detail})")
+        except RecordInvalid as error:  # by a newer version, perhaps
+            self._host.complain("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
+        return False
 
     def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
         """Take in a record whose signature was checked; whether it is the newest. Raises RecordInvalid.
@@ -172,7 +180,7 @@ class Gossip:
         now = self._utc_now()
         record = decode(data, received_at=now)
         if record.peer_id != signer:
-            raise RecordInvalid("it speaks for somebody else")
+            raise RecordForged("it speaks for somebody else")
         if record.peer_id == self._host.peer_id:
             self._notice_impostor(record)
             return False
@@ -210,6 +218,10 @@ class Gossip:
             log.debug("ledger sync failed", peer=link.peer, why=str(error) or type(error).__name__)
 
     async def _answer_sync(self, peer: str, stream: TrioStream) -> None:
+        if not self._syncs.of(peer).take(trio.current_time()):
+            self._host.complain("a peer asks for the whole ledger again and again; it has to wait", peer)
+            await stream.aclose()
+            return
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 async with stream:
@@ -242,6 +254,9 @@ class Gossip:
                 raise ProtocolViolation("a page of records is a list")
             if not page:
                 return
+            if not self._rows.of(peer).take(trio.current_time(), len(page)):
+                self._host.complain("a peer hands over records without end; it has to wait", peer)
+                raise ProtocolViolation("records without end")
             for row in page:
                 await self._take_row(row, peer)
         raise ProtocolViolation("too many records")
@@ -256,8 +271,11 @@ class Gossip:
             signer, data = self._topic.open_signed(signed)
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
-        except RecordInvalid as error:
-            log.warning("a peer handed over a record that is not genuine", peer=peer, why=error.detail)
+        except RecordForged as error:
+            self._host.offended(peer, f"it hands over a record that is not genuine ({error.detail})")
+            raise ProtocolViolation("a record that is not genuine") from None
+        except RecordInvalid as error:  # by a newer version, perhaps
+            self._host.complain("a node's record is refused", peer, REMIND_EVERY_S, why=error.detail)
             return
         entry = self._ledger.get(signer)
         if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):

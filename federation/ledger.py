@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING
 from federation.records import NodeData, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 # A rebooting or sleeping machine keeps its row; one that went away does not. Tombstones stay as long as any copy of an
 # older record may live, or a leaver would come back.
 FORGET_AFTER = timedelta(hours=1)
+MAX_BYTES = 16 * 1024 * 1024  # of signed records: 4 kB each where all rows are taken; a record with all in use has 1 kB
 MAX_ENTRIES = 4096  # an order of magnitude above the largest network we are made for; a few MB
+
+FULL_FOR = timedelta(seconds=1)
 
 NO_AGE = timedelta(0)
 
@@ -51,11 +54,21 @@ class Change:
 
 
 class Ledger:
-    """A last-writer-wins map of records, bounded in size."""
+    """A last-writer-wins map of records, bounded in size. `is_linked(peer_id)` says who is known to be real."""
 
-    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(
+        self,
+        max_entries: int = MAX_ENTRIES,
+        *,
+        max_bytes: int = MAX_BYTES,
+        is_linked: Callable[[str], bool] = lambda _peer: False,
+    ) -> None:
         self._entries: dict[str, Entry] = {}
         self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._is_linked = is_linked
+        self._full_until: datetime | None = None  # nobody gives way before that
 
     def merge(self, record: NodeData, *, signed: bytes = b"", now: datetime, age: timedelta = NO_AGE) -> Change | None:
         """Take in a record that was `age` old when it arrived; None if that changed nothing worth acting on.
@@ -69,7 +82,12 @@ class Ledger:
         known = self._entries.get(record.peer_id)
         if known is None:
             return self._admit(incoming, now)
-        winner = self._entries[record.peer_id] = _join(known, incoming)
+        winner = _join(known, incoming)
+        growth = len(winner.signed) - len(known.signed)
+        if growth > 0 and self._bytes + growth > self._max_bytes and not self._is_linked(record.peer_id):
+            return None
+        self._entries[record.peer_id] = winner
+        self._bytes += growth
         before, after = known.record, winner.record
         same = after == before.model_copy(update={"last_seen": after.last_seen})
         if same and after.is_online_at(now) == before.is_online_at(now):
@@ -80,7 +98,7 @@ class Ledger:
         """Forget peers that were silent, or have been gone, for FORGET_AFTER."""
         records = [record for record in self.records() if now - record.last_seen >= FORGET_AFTER]
         for record in records:
-            del self._entries[record.peer_id]
+            self._bytes -= len(self._entries.pop(record.peer_id).signed)
         return [Change(record.peer_id, record, None) for record in records]
 
     def digest(self) -> dict[str, tuple[int, int]]:
@@ -111,20 +129,37 @@ class Ledger:
     def _admit(self, newcomer: Entry, now: datetime) -> Change | None:
         """Add a peer; in a full ledger only in place of one that is offline and was seen before it.
 
-        Nobody online gives way, or a flood of made-up peers could push out the real ones.
+        Nobody online gives way, or a flood of made-up peers could push out the real ones; but whoever is linked here is
+        real, so any other gives way to it, and it to nobody.
         """
         peer_id, evicted = newcomer.record.peer_id, None
-        if len(self._entries) >= self._max_entries:
-
-            def rank(record: NodeData) -> tuple[bool, datetime]:
-                return record.is_online_at(now), record.last_seen
-
-            evicted = min(self.records(), key=rank)
-            if evicted.is_online_at(now) or rank(evicted) >= rank(newcomer.record):
+        if self._is_full_with(newcomer):
+            evicted = self._find_place(newcomer.record, now)
+            if evicted is None:
                 return None
-            del self._entries[evicted.peer_id]
+            self._bytes -= len(self._entries.pop(evicted.peer_id).signed)
         self._entries[peer_id] = newcomer
+        self._bytes += len(newcomer.signed)
         return Change(peer_id, None, newcomer.record, evicted)
+
+    def _is_full_with(self, newcomer: Entry) -> bool:
+        return len(self._entries) >= self._max_entries or self._bytes + len(newcomer.signed) > self._max_bytes
+
+    def _find_place(self, newcomer: NodeData, now: datetime) -> NodeData | None:
+        """Who gives way. A flood asks this for each of its peers, so that nobody did is remembered for a while."""
+        is_linked = self._is_linked(newcomer.peer_id)
+        if not self._entries or (not is_linked and self._full_until is not None and now < self._full_until):
+            return None
+
+        def rank(record: NodeData) -> tuple[bool, bool, datetime]:
+            return self._is_linked(record.peer_id), record.is_online_at(now), record.last_seen
+
+        worst = min(self.records(), key=rank)
+        linked, online, _ = rank(worst)
+        if linked or (online and not is_linked):
+            self._full_until = now + FULL_FOR
+            return None
+        return worst if rank(worst) < rank(newcomer) else None
 
 
 def _join(a: Entry, b: Entry) -> Entry:

@@ -33,6 +33,7 @@ from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.discovery import Mdns, local_addresses
 from federation.net.host import Host
+from federation.pace import Bucket
 from federation.rates import SAMPLE_EVERY_S, Rates
 from federation.reactor import Reactor
 from federation.records import NodeData
@@ -52,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
 ADDRESSES_EVERY_S = 5.0  # how old a change of this machine's addresses may get
+JOINS_SAID_A_SECOND, JOINS_SAID_AT_ONCE = 1.0, 200.0  # a member may invent nodes; it shall not fill the disk with them
 MAX_REMEMBERED = 512
 SAVE_PEERS_AFTER_S = 1.0  # several join at a time; one write for all of them
 GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
@@ -93,6 +95,7 @@ class Node:
         self._stop = trio.Event()
         self._forget_network = False
         self._peers_learnt = trio.Event()
+        self._joins_said = Bucket(JOINS_SAID_A_SECOND, JOINS_SAID_AT_ONCE)
         self.draining = False
         self.gpu = GpuReading((), "none", "not read yet")
         self.listens: dict[str, HostPort] = {}
@@ -103,7 +106,7 @@ class Node:
         self.rates = Rates()
         self.metrics = Metrics(CollectorRegistry())
         self.reactor = Reactor()
-        self.ledger = Ledger()
+        self.ledger = Ledger(is_linked=lambda peer: peer in self.host.links or peer == self.host.peer_id)
         self.book = AddressBook()
         self.bans = Bans(state)
         self.host = Host(
@@ -250,6 +253,7 @@ class Node:
     def _save_peers(self) -> None:
         """Members' addresses, so that a restart finds the network without the token's. Who is off now is not forgotten."""
         records = [record for record in self.ledger.records() if record.peer_id != self.peer_id]
+        records.sort(key=lambda record: record.peer_id in self.host.links)  # who is real goes last, and is forgotten last
         for record in records:
             self._remembered.pop(record.peer_id, None)  # and in again, behind those that were not heard of
             addresses = [str(address) for address in self.book.addresses(record.peer_id)]
@@ -339,7 +343,8 @@ class Node:
             self.metrics.forget_peer(peer_id)
         if record is not None:
             if change.before is None:
-                log.info("peer joined the network", peer=record.peer_id, name=record.name)
+                say = log.info if self._joins_said.take(trio.current_time()) else log.debug
+                say("peer joined the network", peer=record.peer_id, name=record.name)
             elif record.left and not change.before.left:
                 log.info("peer left the network", peer=record.peer_id, name=record.name)
             self._take_record(record, change.before)

@@ -336,6 +336,25 @@ class TestSightings:
         assert due(book, 0.0) == []  # still dialling
 
 
+class TestHearsay:
+    """Anybody may announce peers that do not exist, by the thousand."""
+
+    def test_what_answered_before_or_a_person_said_goes_first(self) -> None:
+        book = AddressBook()
+        book.add(PeerAddress("192.0.2.1", 1, "12D3KooW" + "A" * 44), source="record")
+        book.add(PeerAddress("192.0.2.2", 1, "12D3KooW" + "B" * 44), source="record")
+        book.add(PeerAddress("192.0.2.3", 1, "12D3KooW" + "C" * 44), source="token")
+        book.add(PeerAddress("192.0.2.4", 1), source="mdns")
+        book.succeeded(PeerAddress("192.0.2.2", 1, "12D3KooW" + "B" * 44), "12D3KooW" + "B" * 44, 0.0)
+        for target in book.due(100.0, connected=(), self_id="me"):
+            if target.peer_id in ("12D3KooW" + "B" * 44, "12D3KooW" + "C" * 44):
+                book.failed(target, 100.0)
+        due = book.due(1000.0, connected=(), self_id="me")
+        assert [(target.addresses[0].host, target.proven) for target in due] == [
+            ("192.0.2.4", True), ("192.0.2.2", True), ("192.0.2.3", True), ("192.0.2.1", False),
+        ]  # fmt: skip
+
+
 class TestWhatIsForgotten:
     def test_what_the_network_told_after_an_hour_of_failures(self, book: AddressBook) -> None:
         for index, source in enumerate(("record", "mdns", "saved", "inbound")):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.ledger import FORGET_AFTER, Change, Entry, Ledger
+from federation.ledger import FORGET_AFTER, FULL_FOR, Change, Entry, Ledger
 from federation.records import NODE_ONLINE_WINDOW, NodeData
 
 if TYPE_CHECKING:
@@ -405,6 +405,56 @@ def test_the_default_bound() -> None:
         ledger.merge(node(str(number)), now=NOW)
     assert len(ledger) == 4096
     assert "4096" not in ledger
+
+
+# A flood of invented peers
+
+
+def test_who_is_linked_takes_the_place_of_any_other_and_gives_way_to_nobody() -> None:
+    real = {"0", "new", "newer", "newest"}
+    ledger = Ledger(3, is_linked=real.__contains__)
+    for name in ("0", "1", "2"):
+        ledger.merge(node(name), now=NOW)
+    change = ledger.merge(node("new"), now=NOW)
+    assert change is not None
+    assert change.evicted is not None
+    assert change.evicted.peer_id == "1"
+    assert ledger.merge(node("newer"), now=NOW, age=2 * SECOND) is not None
+    assert set(ledger.digest()) == {"0", "new", "newer"}
+    assert ledger.merge(node("newest"), now=NOW) is None
+    assert ledger.merge(node("invented"), now=NOW) is None
+
+
+def test_that_nobody_gives_way_is_remembered_for_a_while_and_not_for_who_is_linked() -> None:
+    ledger = Ledger(2, is_linked={"real"}.__contains__)
+    ledger.merge(node("0"), now=NOW, age=NODE_ONLINE_WINDOW - MOMENT)
+    ledger.merge(node("1"), now=NOW)
+    assert ledger.merge(node("new"), now=NOW) is None
+    assert ledger.merge(node("new"), now=NOW + FULL_FOR / 2) is None  # "0" is offline by now, but nobody looks
+    assert ledger.merge(node("real"), now=NOW + FULL_FOR / 2) is not None
+    assert ledger.merge(node("real", seq=1), now=NOW + FULL_FOR / 2) is not None
+    later = Ledger(2)
+    later.merge(node("0"), now=NOW, age=NODE_ONLINE_WINDOW - MOMENT)
+    later.merge(node("1"), now=NOW)
+    assert later.merge(node("new"), now=NOW) is None
+    assert later.merge(node("new"), now=NOW + FULL_FOR) is not None
+
+
+def test_bytes_are_bounded_too() -> None:
+    ledger = Ledger(max_bytes=100, is_linked={"real"}.__contains__)
+    assert ledger.merge(node("0"), signed=bytes(60), now=NOW, age=2 * NODE_ONLINE_WINDOW)
+    assert ledger.merge(node("1"), signed=bytes(30), now=NOW)
+    change = ledger.merge(node("2"), signed=bytes(60), now=NOW)
+    assert change is not None
+    assert change.evicted is not None
+    assert change.evicted.peer_id == "0"
+    assert ledger.merge(node("3"), signed=bytes(20), now=NOW) is None
+    assert ledger.merge(node("1", seq=1), signed=bytes(50), now=NOW) is None  # nor does a row outgrow it
+    assert ledger.digest() == {"1": (0, 0), "2": (0, 0)}
+    assert ledger.merge(node("1", seq=1), signed=bytes(5), now=NOW)
+    assert ledger.merge(node("3"), signed=bytes(20), now=NOW)
+    assert len(ledger.expire(NOW + FORGET_AFTER)) == 3
+    assert ledger.merge(node("4"), signed=bytes(100), now=NOW)
 
 
 # Anti-entropy

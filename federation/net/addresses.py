@@ -156,6 +156,9 @@ class Target:
 
     peer_id: str | None
     addresses: tuple[PeerAddress, ...]
+    proven: bool = field(
+        default=True, compare=False
+    )  # a person's word, heard on this LAN, or it answered before; else it is hearsay
 
 
 @dataclass(slots=True)
@@ -186,6 +189,10 @@ class _State:
     @property
     def is_bootstrap(self) -> bool:
         return any(known.is_bootstrap for known in self.known.values())
+
+    @property
+    def is_proven(self) -> bool:
+        return any(known.rank <= _RANK["mdns"] or known.last_success > -inf for known in self.known.values())
 
     def disposable(self) -> list[PeerAddress]:
         return [address for address, known in self.known.items() if not known.is_bootstrap]
@@ -307,11 +314,11 @@ class AddressBook:
         """What to dial now, the most promising first: not connected, not in backoff, not being dialled."""
         self._states.pop(self_id, None)
         found = [
-            (state.failures, Target(key if isinstance(key, str) else None, tuple(state.best_first())))
+            Target(key if isinstance(key, str) else None, tuple(state.best_first()), state.is_proven)
             for key, state in self._states.items()
             if state.retry_at <= now and not state.dialling and not self._is_served(key, state, connected)
         ]
-        return [target for _, target in sorted(found, key=lambda item: item[0])]
+        return sorted(found, key=lambda target: (not target.proven, self._states[_target_key(target)].failures))
 
     def next_due(self, now: float) -> float | None:
         """When the next backoff ends; None if none is running. What is due already is for `due` to say."""

@@ -51,7 +51,7 @@ from federation.net.dialler import Ourselves, Race, share_port
 from federation.net.link import Link
 from federation.net.relay import CIRCUIT, RELAY, RESERVE, End, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
-from federation.pace import Buckets
+from federation.pace import Bucket, Buckets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -81,6 +81,9 @@ BACKLOG = 256
 EMFILE_PAUSE_S = 0.1
 DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
 MAX_DIALS = 16
+# Peers of whom we only heard may be inventions, by the thousand: they keep no known one waiting, and no line busy.
+HEARSAY_A_SECOND, HEARSAY_AT_ONCE = 20.0, 500.0
+HEARSAY_PAUSE_S = 0.25
 TICK_S = 0.25
 STALE_S = 2.0
 # A peer that breaks the rules is kept away this long, twice as long each time again. It forgets after FORGIVE_S, and so
@@ -161,6 +164,8 @@ class Host:
         self._offenders: dict[str, _Offender] = {}
         self._paces: Buckets[str] = Buckets(ACCEPT_RATE, ACCEPT_BURST, max_keys=MAX_PACED_ADDRESSES)
         self._dials = trio.CapacityLimiter(MAX_DIALS)
+        self._hearsay_dials = trio.CapacityLimiter(MAX_DIALS)
+        self._hearsay = Bucket(HEARSAY_A_SECOND, HEARSAY_AT_ONCE)
         self._look = trio.Event()  # the redial loop should look at the book
         self._complained: dict[tuple[str, str], float] = {}
         self._nursery: trio.Nursery | None = None
@@ -476,11 +481,15 @@ class Host:
         while True:
             self._look = trio.Event()
             now = trio.current_time()
+            look_again = float("inf")
             for target in self.book.due(now, connected=_Those(self._is_not_to_dial), self_id=self.peer_id):
+                if not target.proven and not self._hearsay.take(now):
+                    look_again = now + HEARSAY_PAUSE_S
+                    break
                 self.book.started(target)
                 self._nursery.start_soon(self._dial, target)
             next_due = self.book.next_due(now)
-            with trio.CancelScope(deadline=float("inf") if next_due is None else next_due):
+            with trio.CancelScope(deadline=look_again if next_due is None else min(next_due, look_again)):
                 await self._look.wait()
 
     def _is_not_to_dial(self, peer: str) -> bool:
@@ -489,7 +498,7 @@ class Host:
     async def _dial(self, target: Target) -> None:
         relays = () if target.peer_id is None else self.routes(target.peer_id)
         race = Race(target, relays, connect=self._connect, go_round=self.dial_through)
-        async with self._dials:
+        async with self._dials if target.proven else self._hearsay_dials:
             await race.run()
         now = trio.current_time()
         for address in race.ourselves:

@@ -31,7 +31,7 @@ from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX, signature_validator
 from libp2p.tools.anyio_service import background_trio_service
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
-from federation.errors import RecordInvalid
+from federation.errors import RecordForged
 from federation.pace import Buckets
 
 if TYPE_CHECKING:
@@ -285,15 +285,15 @@ class Topic:
         return message
 
     def open_signed(self, signed: bytes) -> tuple[str, bytes]:
-        """(signer, data) of a signed message of this topic. Raises RecordInvalid, whatever the bytes."""
+        """(signer, data) of a signed message of this topic. Raises RecordForged, whatever the bytes."""
         try:
             message = rpc_pb2.Message.FromString(signed)
             genuine = list(message.topicIDs) == [self.name] and signature_validator(message)
             signer = str(ID(message.from_id))
         except DecodeError:
-            raise RecordInvalid("not a signed message") from None
+            raise RecordForged("not a signed message") from None
         except Exception as error:  # noqa: BLE001  # keys and ids from the wire raise whatever their library likes
-            raise RecordInvalid(f"its signature cannot be checked ({type(error).__name__})") from None
+            raise RecordForged(f"its signature cannot be checked ({type(error).__name__})") from None
         if not genuine:
-            raise RecordInvalid("its signature is wrong, or it is another network's")
+            raise RecordForged("its signature is wrong, or it is another network's")
         return signer, message.data
