@@ -145,6 +145,8 @@ def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
     if given is not None:
         member = membership.take_up(given, state)
         token = member.token
+        if member.outdated:
+            _complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
         if member.left_behind:
             previous = state.path / "token.previous"
             _complain(f"this node moves to network {token.network_id}; the token saved here before is in {previous}")

@@ -1,11 +1,12 @@
-"""Which network this node is in: that of the token given at this start, else of the saved one.
+"""Which network this node is in: that of the token given at this start, else of the saved one. Of two tokens of one network
+the one that was rotated last: what a service file says does not undo a rotation.
 
 Rule: what a person typed is not lost; a token that another one replaces is kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from federation.errors import TokenError
@@ -21,6 +22,7 @@ class Membership:
 
     token: Token
     left_behind: bool = False
+    outdated: bool = False  # the given one is from before a rotation, and the saved one is used
 
 
 def saved_token(state: StateDir) -> Token | None:
@@ -44,9 +46,13 @@ def take_up(given: Token, state: StateDir) -> Membership:
     if saved is not None and saved.secret == given.secret:
         # The same network. A person may have typed the addresses of either: keep both, the new ones first.
         addresses = tuple(dict.fromkeys(given.addresses + saved.addresses))[:MAX_ADDRESSES]
-        token = Token(given.secret, given.name or saved.name, addresses)
+        token = replace(given, name=given.name or saved.name, addresses=addresses)
         state.save_token(token.encode(), keep_old=False)
         return Membership(token)
+    if saved is not None and saved.supersedes(given):
+        return Membership(saved, outdated=True)
     state.save_token(given.encode())
+    if saved is not None and given.supersedes(saved):
+        return Membership(given)
     state.save_peers({})  # they are members of the network that is left
     return Membership(given, left_behind=text is not None)

@@ -6,6 +6,11 @@ protects nothing, the secret does.
 
 Only the secret makes the network: name and addresses may differ from copy to copy. Whatever leaves the machine is
 derived from the secret by HKDF, with a label of its own, so that no use of it reveals another.
+
+A token that was rotated has a new secret, and names the same network: what the first secret's holders call the network (its
+id, topic and protocol) goes along, so that members who have it already and those who have not yet still hear each other. It
+is written as ``fed2_``: between secret and text are the number of rotations (4 bytes, big endian) and those names.
+What admits, and what is seen on a local network, comes from the new secret alone.
 """
 
 from __future__ import annotations
@@ -25,8 +30,13 @@ from federation.errors import TokenChecksumWrong, TokenError, TokenMalformed, To
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 1
+VERSION = 1  # of what is derived
+ROTATED = 2  # the format of a token that was rotated; the others have 1
 SECRET_BYTES = 32
+NETWORK_ID_BYTES = 8
+PATH_BYTES = 16  # of topic and protocol each
+NAMES_BYTES = NETWORK_ID_BYTES + 2 * PATH_BYTES
+MAX_ROTATIONS = 2**32 - 1
 CHECKSUM_BYTES = 4
 MAX_NAME_CHARS = 64
 MAX_ADDRESSES = 32
@@ -46,10 +56,14 @@ class Token:
     secret: bytes = field(repr=False)
     name: str = ""
     addresses: tuple[str, ...] = ()
+    rotations: int = 0
+    names: bytes = field(default=b"", repr=False)  # once rotated: the network id, and the ends of topic and protocol
 
     def __post_init__(self) -> None:
         if len(self.secret) != SECRET_BYTES:
             raise TokenError(f"a secret has {SECRET_BYTES} bytes")
+        if not 0 <= self.rotations <= MAX_ROTATIONS or len(self.names) != (NAMES_BYTES if self.rotations else 0):
+            raise TokenError("a token has its network's names when it was rotated, and only then")
         if not _NAME.fullmatch(self.name):
             raise TokenError(f"a network's name has at most {MAX_NAME_CHARS} characters and no control characters")
         if len(self.addresses) > MAX_ADDRESSES:
@@ -72,8 +86,8 @@ class Token:
         match = _TEXT.fullmatch(text)
         if match is None:
             raise TokenMalformed
-        version, body = match.groups()
-        if int(version) > VERSION:
+        version, body = int(match[1]), match[2]
+        if version > ROTATED:
             raise TokenTooNew
         if not _BODY.fullmatch(body):
             raise TokenMalformed
@@ -81,33 +95,54 @@ class Token:
             payload = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))[:-CHECKSUM_BYTES]
         except ValueError:  # a length that base64 cannot have: cut short
             raise TokenChecksumWrong from None
-        if _seal(payload) != text:  # whole text, so that a token has one spelling
+        if _seal(version, payload) != text:  # whole text, so that a token has one spelling
             raise TokenChecksumWrong
+        start = SECRET_BYTES + (4 + NAMES_BYTES if version == ROTATED else 0)
+        rotations = int.from_bytes(payload[SECRET_BYTES:start][:4], "big")
+        if (version == ROTATED) != (rotations > 0):
+            raise TokenMalformed
         try:
-            name, *addresses = payload[SECRET_BYTES:].decode().split("\n")
-            return cls(payload[:SECRET_BYTES], name, tuple(addresses))
+            name, *addresses = payload[start:].decode().split("\n")
+            return cls(payload[:SECRET_BYTES], name, tuple(addresses), rotations, payload[SECRET_BYTES + 4 : start])
         except (UnicodeDecodeError, TokenError):
             raise TokenMalformed from None
 
     def encode(self) -> str:
         """The token as one line of URL-safe text."""
-        return _seal(self.secret + "\n".join((self.name, *self.addresses)).encode())
+        text = "\n".join((self.name, *self.addresses)).encode()
+        if not self.rotations:
+            return _seal(VERSION, self.secret + text)
+        return _seal(ROTATED, self.secret + self.rotations.to_bytes(4, "big") + self.names + text)
+
+    def rotated(self) -> Token:
+        """The same network with a fresh secret."""
+        return replace(
+            self, secret=secrets.token_bytes(SECRET_BYTES), rotations=self.rotations + 1, names=self._network_names()
+        )
 
     def with_addresses(self, addresses: Iterable[str]) -> Token:
         """The same network with these bootstrap addresses instead."""
         return replace(self, addresses=tuple(addresses))
 
     def is_same_network(self, text: str) -> bool:
-        """Whether `text` is a token with this secret, whatever its name and addresses."""
+        """Whether `text` is a token of this network, be it rotated or not, whatever its name and addresses."""
         try:
-            return Token.decode(text).secret == self.secret
+            return Token.decode(text).names_the_network_of(self)
         except TokenError:
             return False
+
+    def names_the_network_of(self, other: Token) -> bool:
+        return self._network_names() == other._network_names()
+
+    def supersedes(self, other: Token) -> bool:
+        """Whether it is the newer token of one network. Of two rotations at once, all members take the same for it."""
+        newer = (self.rotations, self.secret) > (other.rotations, other.secret)
+        return newer and self.names_the_network_of(other)
 
     @property
     def network_id(self) -> str:
         """Names the network to people; tells nothing about the secret."""
-        return self._derive("network id", 8).hex()
+        return self._network_names()[:NETWORK_ID_BYTES].hex()
 
     def admission_key(self) -> bytes:
         """The key with which both sides of a handshake prove that they hold the token (32 bytes)."""
@@ -115,22 +150,38 @@ class Token:
 
     def topic(self) -> str:
         """The pubsub topic that carries the network's records."""
-        return f"/federation/{VERSION}/records/{self._derive('topic', 16).hex()}"
+        return f"/federation/{VERSION}/records/{self._path('topic').hex()}"
 
     def ledger_protocol(self) -> str:
         """The libp2p protocol id of ledger anti-entropy."""
-        return f"/federation/{VERSION}/ledger/{self._derive('ledger', 16).hex()}"
+        return f"/federation/{VERSION}/ledger/{self._path('ledger').hex()}"
+
+    def rotation_protocol(self) -> str:
+        """The libp2p protocol id by which a rotated token is handed on."""
+        return f"/federation/{VERSION}/token/{self._path('ledger').hex()}"
 
     def rendezvous(self) -> str:
         """The name under which members look for each other on a local network (32 hex digits)."""
         return self._derive("rendezvous", 16).hex()
+
+    def _path(self, which: str) -> bytes:
+        start = NETWORK_ID_BYTES + ("topic", "ledger").index(which) * PATH_BYTES
+        return self._network_names()[start : start + PATH_BYTES]
+
+    def _network_names(self) -> bytes:
+        if self.rotations:
+            return self.names
+        return b"".join(
+            self._derive(label, size)
+            for label, size in (("network id", NETWORK_ID_BYTES), ("topic", PATH_BYTES), ("ledger", PATH_BYTES))
+        )
 
     def _derive(self, label: str, length: int) -> bytes:
         info = f"federation/{VERSION} {label}".encode()
         return HKDF(SHA256(), length, salt=None, info=info).derive(self.secret)
 
 
-def _seal(payload: bytes) -> str:
-    prefix = f"fed{VERSION}_"
+def _seal(version: int, payload: bytes) -> str:
+    prefix = f"fed{version}_"
     checksum = hashlib.sha256(prefix.encode() + payload).digest()[:CHECKSUM_BYTES]
     return prefix + base64.urlsafe_b64encode(payload + checksum).decode().rstrip("=")

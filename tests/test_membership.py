@@ -77,3 +77,31 @@ def test_a_given_token_replaces_a_damaged_one_which_is_kept(state: StateDir) -> 
     assert take_up(token, state).left_behind
     assert saved_token(state) == token
     assert (state.path / "token.previous").read_text() == f"{damaged}\n"
+
+
+def test_a_rotated_token_given_takes_the_place_of_the_saved_one(state: StateDir) -> None:
+    old = Token.new("lab", [A])
+    take_up(old, state)
+    state.save_peers({"p": [B]})
+    new = old.rotated().with_addresses([B])
+    membership = take_up(new, state)
+    assert (membership.token, membership.left_behind, membership.outdated) == (new, False, False)
+    assert saved_token(state) == new
+    assert state.load_peers() == {"p": [B]}  # the same members
+    assert (state.path / "token.previous").read_text() == f"{old.encode()}\n"
+
+
+def test_a_token_from_before_a_rotation_does_not_undo_it(state: StateDir) -> None:
+    """A service file gives the first token at every start."""
+    old = Token.new("lab")
+    new = old.rotated()
+    take_up(new, state)
+    membership = take_up(old, state)
+    assert (membership.token, membership.left_behind, membership.outdated) == (new, False, True)
+    assert saved_token(state) == new
+
+
+def test_a_rotated_token_keeps_what_it_is_with_the_addresses_of_both(state: StateDir) -> None:
+    token = Token.new("lab", [A]).rotated()
+    take_up(token, state)
+    assert take_up(token.with_addresses([B]), state).token == token.with_addresses([B, A])

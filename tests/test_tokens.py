@@ -105,7 +105,7 @@ def test_malformed(text: str) -> None:
         Token.decode(text)
 
 
-@pytest.mark.parametrize("text", ["fed2_" + TEXT[5:], "fed10_x", "fed9999_with.an+other=alphabet"])
+@pytest.mark.parametrize("text", ["fed3_" + TEXT[5:], "fed10_x", "fed9999_with.an+other=alphabet"])
 def test_newer_version(text: str) -> None:
     with pytest.raises(TokenTooNew):
         Token.decode(text)
@@ -269,6 +269,59 @@ def test_only_the_secret_makes_the_network() -> None:
     assert not set(others.values()) & set(derived(TOKEN).values())
 
 
+# Rotation
+
+
+def test_a_rotated_token_names_the_same_network_and_admits_by_another_key() -> None:
+    once = TOKEN.rotated()
+    twice = once.rotated()
+    for token, rotations in ((once, 1), (twice, 2)):
+        assert Token.decode(token.encode()) == token
+        assert token.encode().startswith("fed2_")
+        assert token.rotations == rotations
+        assert (token.name, token.addresses) == (TOKEN.name, TOKEN.addresses)
+        for label in ("network id", "topic", "ledger"):
+            assert derived(token)[label] == derived(TOKEN)[label]
+        assert token.rotation_protocol() == TOKEN.rotation_protocol()
+    for label in ("admission", "rendezvous"):
+        assert len({derived(token)[label] for token in (TOKEN, once, twice)}) == 3
+    assert len({token.secret for token in (TOKEN, once, twice)}) == 3
+
+
+def test_the_format_of_a_rotated_token_is_pinned() -> None:
+    names = bytes.fromhex("".join(derived(TOKEN)[label] for label in ("network id", "topic", "ledger")))
+    token = Token(b"n" * 32, "lab", (ADDRESS,), 258, names)
+    assert token.encode() == sealed(b"n" * 32 + b"\x00\x00\x01\x02" + names + b"lab\n" + ADDRESS.encode(), 2)
+
+
+def test_which_of_two_tokens_is_the_newer() -> None:
+    once = TOKEN.rotated()
+    other = TOKEN.rotated()
+    assert once.supersedes(TOKEN)
+    assert not TOKEN.supersedes(once)
+    assert not once.supersedes(replace(once, name="other", addresses=()))
+    assert once.rotated().supersedes(once)
+    assert once.rotated().supersedes(other)
+    assert once.supersedes(other) != other.supersedes(once)  # two at once: everybody takes the same one
+    assert not Token.new().rotated().supersedes(TOKEN)  # another network's
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [SECRET, SECRET + bytes(4) + bytes(40), SECRET + bytes(3) + b"\x01" + bytes(39), SECRET + b"lab"],
+    ids=["nothing", "never rotated", "names cut short", "as if not rotated"],
+)
+def test_a_rotated_token_without_its_parts_is_none(payload: bytes) -> None:
+    with pytest.raises(TokenMalformed):
+        Token.decode(sealed(payload, 2))
+
+
+@pytest.mark.parametrize(("rotations", "names"), [(0, bytes(40)), (1, b""), (1, bytes(39)), (-1, b""), (2**32, bytes(40))])
+def test_names_go_with_rotations(rotations: int, names: bytes) -> None:
+    with pytest.raises(TokenError, match="names"):
+        Token(SECRET, rotations=rotations, names=names)
+
+
 # The secret stays inside
 
 
@@ -292,6 +345,8 @@ def test_errors_do_not_repeat_the_token(text: str) -> None:
 
 def test_same_network_whatever_name_and_addresses() -> None:
     token = Token.decode(TEXT)
+    assert token.is_same_network(token.rotated().encode())
+    assert token.rotated().is_same_network(TEXT)
     assert token.is_same_network(Token(token.secret, "another name", ("/ip4/192.0.2.7/tcp/1",)).encode())
     assert not token.is_same_network(Token.new(token.name, token.addresses).encode())
     assert not token.is_same_network("")
