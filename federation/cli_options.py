@@ -78,6 +78,14 @@ JOIN_OPTIONS = (
     ),
     ("state_dir", "--state-dir", "DIR", "where identity and token are kept [the user's state directory]"),
     ("control", "--control", "HOST:PORT", "the control API, on loopback [127.0.0.1:8485]"),
+    ("relay_reservations", "--relay-reservations", "N", "members that this node relays for at once [128]"),
+    (
+        "relay_circuits",
+        "--relay-circuits",
+        "N",
+        "connections that it relays at once, a quarter of them for one member [512]",
+    ),
+    ("relay_rate_bytes", "--relay-rate", "SIZE", "bytes per second of one relayed connection; 0: no limit [100MiB]"),
     ("log_level", "--log-level", "LEVEL", "debug, info, warning or error [info]"),
     ("log_format", "--log-format", "FORMAT", "console or json [console]"),
 )
@@ -178,6 +186,11 @@ def _add_join(commands: Any) -> None:
     for field, flag, metavar, text in JOIN_OPTIONS:
         join.add_argument(flag, dest=field, metavar=metavar, help=text)
     join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
+    join.add_argument(
+        "--relay",
+        action=argparse.BooleanOptionalAction,
+        help="relay for members whom others cannot dial, if they can dial us [yes]",
+    )
     join.add_argument(
         "--config", type=Path, metavar="FILE", help="settings file, TOML [config.toml in the user's config directory]"
     )

@@ -35,6 +35,7 @@ PREFIX = "FEDERATION_"
 MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
 MAX_PEERS = 256
+SWITCHES = ("mdns", "relay")  # on unless --no-NAME
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
 _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
@@ -146,12 +147,12 @@ class _Environment(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
         found = {field: self.env_vars.get((PREFIX + name).lower()) for field, name in NAMES.items()}
         values: dict[str, Any] = {field: text for field, text in found.items() if text is not None}
-        no_mdns = self.env_vars.get(f"{PREFIX}no_mdns".lower())
-        if no_mdns is not None and "mdns" not in values:
-            # The flag's own spelling. Anything but a plain no or yes goes on as it is and is refused by its value.
-            values["mdns"] = {"1": "0", "true": "0", "yes": "0", "0": "1", "false": "1", "no": "1"}.get(
-                no_mdns.lower(), no_mdns
-            )
+        for field in SWITCHES:
+            no = self.env_vars.get(f"{PREFIX}no_{field}".lower())
+            if no is not None and field not in values:
+                # The flag's own spelling. Anything but a plain no or yes goes on as it is and is refused by its value.
+                negated = {"1": "0", "true": "0", "yes": "0", "0": "1", "false": "1", "no": "1"}
+                values[field] = negated.get(no.lower(), no)
         return values
 
 
@@ -188,6 +189,10 @@ class Settings(BaseSettings):
     )
     control: Annotated[HostPort, BeforeValidator(_text(parse_control))] = HostPort("127.0.0.1", 8485)
     mdns: bool = True
+    relay: bool = True
+    relay_reservations: Annotated[int, Field(ge=1, le=4096)] = 128
+    relay_circuits: Annotated[int, Field(ge=1, le=65536)] = 512
+    relay_rate_bytes: Annotated[Size, Field(ge=0, lt=2**40)] = 100 * 1024**2
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_text(str.lower))] = "info"
     log_format: Literal["console", "json"] = "console"
     token: SecretStr | None = None
@@ -266,8 +271,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     spelling: dict[str, str] = {}
     for key, value in read_config_file(path).items():
         name = key.replace("-", "_")
-        if name == "no_mdns" and isinstance(value, bool):  # the flag's own spelling
-            name, value = "mdns", not value
+        if name.removeprefix("no_") in SWITCHES and name.startswith("no_") and isinstance(value, bool):
+            name, value = name.removeprefix("no_"), not value  # the flag's own spelling
         if name not in fields:
             close = get_close_matches(name, fields, n=1)
             hint = f"; did you mean {close[0].replace('_', '-')}?" if close else ""
@@ -294,7 +299,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping
 
 
 def _flag(field: str) -> str:
-    return "--no-mdns" if field == "mdns" else f"--{NAMES[field].replace('_', '-')}"
+    return f"--no-{field}" if field in SWITCHES else f"--{NAMES[field].replace('_', '-')}"
 
 
 def _reaches(address: HostPort, listener: HostPort) -> bool:

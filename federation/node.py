@@ -31,9 +31,10 @@ from federation.journal import Journal
 from federation.ledger import Change, Ledger
 from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
-from federation.net.discovery import Mdns, local_addresses
+from federation.net.discovery import Mdns
 from federation.net.host import Host
 from federation.pace import Bucket
+from federation.paths import Paths, relay_limits
 from federation.rates import SAMPLE_EVERY_S, Rates
 from federation.reactor import Reactor
 from federation.records import NodeData
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
-ADDRESSES_EVERY_S = 5.0  # how old a change of this machine's addresses may get
 JOINS_SAID_A_SECOND, JOINS_SAID_AT_ONCE = 1.0, 200.0  # a member may invent nodes; it shall not fill the disk with them
 MAX_REMEMBERED = 512
 SAVE_PEERS_AFTER_S = 1.0  # several join at a time; one write for all of them
@@ -101,7 +101,6 @@ class Node:
         self.listens: dict[str, HostPort] = {}
         self.p2p = settings.p2p_listen
         self.control = settings.control
-        self.addresses: list[PeerAddress] = []
 
         self.rates = Rates()
         self.metrics = Metrics(CollectorRegistry())
@@ -112,7 +111,9 @@ class Node:
         self.host = Host(
             seed=state.identity(), reactor=self.reactor, events=self, book=self.book,
             admission_keys=lambda: [token.admission_key()], is_banned=self.bans.__contains__,
+            relay=relay_limits(settings),
         )  # fmt: skip
+        self.paths = Paths(self.host, self.ledger, settings, on_change=self._own_change)
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
         self.backends = Backends(self.reactor, settings, on_change=self._own_change, on_load=self._own_load)
         self.roster = Roster(
@@ -142,6 +143,10 @@ class Node:
     def peer_id(self) -> str:
         return self.host.peer_id
 
+    @property
+    def addresses(self) -> list[PeerAddress]:
+        return self.paths.addresses
+
     # Life
 
     def stop(self) -> None:
@@ -153,7 +158,7 @@ class Node:
         probe = GpuProbe(fixed_bytes=self.settings.vram_bytes)
         try:
             self.p2p = await self.host.listen(self.settings.p2p_listen)
-            self._read_addresses()
+            self.paths.listens(self.p2p)
             for endpoint in self.settings.listens:
                 host, port = self.forwarder.listen(endpoint)
                 self.listens.setdefault(endpoint.service, HostPort(host, port))
@@ -167,7 +172,7 @@ class Node:
                     await nursery.start(self.backends.run)
                     await nursery.start(self.gossip.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
-                    nursery.start_soon(self._watch_addresses)
+                    nursery.start_soon(self.paths.run)
                     nursery.start_soon(self._save_peers_forever)
                     nursery.start_soon(self._watch_traffic)
                     if self.settings.mdns:
@@ -195,6 +200,7 @@ class Node:
     async def _leave(self) -> None:
         """Good-bye first, so that nobody new is sent here; then those who are here may finish."""
         self.draining = self.backends.draining = True
+        self.host.relay.close()
         self.roster.changed()
         self.forwarder.stop_listening()
         await self.host.stop_listening()
@@ -224,23 +230,6 @@ class Node:
         while True:
             self.rates.sample(trio.current_time(), report.traffic(self))
             await trio.sleep(SAMPLE_EVERY_S)
-
-    async def _watch_addresses(self) -> None:
-        while True:
-            await trio.sleep(ADDRESSES_EVERY_S)
-            if self._read_addresses():
-                log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
-                self.gossip.stir()
-
-    def _read_addresses(self) -> bool:
-        """Whether they changed."""
-        if self.settings.announce:
-            texts = [address.multiaddr for address in self.settings.announce]
-        else:
-            texts = local_addresses(self.p2p.host, self.p2p.port)
-        addresses = [PeerAddress(a.host, a.port, self.peer_id) for a in map(PeerAddress.parse, texts)]
-        before, self.addresses = self.addresses, addresses
-        return before != addresses
 
     async def _save_peers_forever(self) -> None:
         """Soon after something worth keeping was learnt: a node that is killed must find the network again too."""
@@ -291,6 +280,7 @@ class Node:
             last_seen=self.clock.utc_now(), available_vram=gpu.available_vram, total_vram=gpu.total_vram, gpus=gpu.gpus,
             in_flight=in_flight, capacity=self.settings.capacity, services=self.backends.services(),
             draining=self.draining, addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.addresses),
+            relays=self.paths.relays, via=self.paths.reach.via,
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
@@ -314,15 +304,17 @@ class Node:
         self.backends.tunnel_opened(link, channel, service)
 
     def peer_up(self, link: Link) -> None:
-        log.info("peer connected", peer=link.peer, name=self.name_of(link.peer), address=link.remote_address)
+        log.info("peer connected", peer=link.peer, name=self.name_of(link.peer), address=link.remote_address, path=link.path)
         self.roster.forgive(link.peer)
         self.roster.changed()
+        self.paths.peer_up(link)
         if link.is_initiator and self._nursery is not None:
             self._nursery.start_soon(self.gossip.sync, link)
 
     def peer_down(self, peer: str, reason: str) -> None:
         log.info("peer disconnected", peer=peer, name=self.name_of(peer), why=reason)
         self.roster.changed()
+        self.paths.reach.look()
 
     def peer_suspect(self, link: Link) -> None:
         if link.suspect:
@@ -360,6 +352,8 @@ class Node:
         news = self.book.update(record.peer_id, addresses, source="record")
         if before is not None and before.incarnation < record.incarnation:
             self.book.refresh(record.peer_id)
+            news = True
+        if self.paths.record_changed(record, before):
             news = True
         if news:
             self._peers_learnt.set()

@@ -58,6 +58,8 @@ class NodeData(BaseModel):
     services: Annotated[dict[Text, Flag], Field(max_length=64)] = {}  # name -> healthy
     draining: Flag = False
     addresses: Annotated[tuple[Address, ...], Field(max_length=32)] = ()  # multiaddrs
+    relays: Flag = False  # others can dial it, and it relays for those whom they cannot
+    via: Annotated[tuple[PeerId, ...], Field(max_length=8)] = ()  # relays through which it is reached, best first
     left: Flag = False  # a tombstone: said good-bye
 
     def is_online_at(self, now: datetime) -> bool:

@@ -5,13 +5,15 @@ import re
 import pytest
 
 from federation.cli_options import JOIN_OPTIONS, JOIN_REPEATABLE, parse
-from federation.config import NAMES, Settings
+from federation.config import NAMES, SWITCHES, Settings
 from federation.errors import UsageError
 from federation.values import parse_duration, parse_size
 
 
 def test_every_setting_is_an_option_of_the_same_name() -> None:
-    options = {field: flag for field, flag, *_ in (*JOIN_OPTIONS, *JOIN_REPEATABLE)} | {"mdns": "--mdns"}
+    options = {field: flag for field, flag, *_ in (*JOIN_OPTIONS, *JOIN_REPEATABLE)} | {
+        name: f"--{name}" for name in SWITCHES
+    }
     assert options == {field: f"--{name.replace('_', '-')}" for field, name in NAMES.items()}
 
 

@@ -106,6 +106,10 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "state_dir": "/s",
         "control": "127.0.0.1:0",
         "mdns": "false",
+        "relay": "false",
+        "relay_reservations": "7",
+        "relay_circuits": "8",
+        "relay_rate": "9MB",
         "log_level": "DEBUG",
         "log_format": "json",
         "token_file": "/t",
@@ -126,6 +130,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
     assert from_environment.vram_bytes == 1024**3
     assert from_environment.log_level == "debug"
     assert not from_environment.mdns
+    assert not from_environment.relay
 
 
 def test_toml_may_use_its_own_types(tmp_path: Path) -> None:

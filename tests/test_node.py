@@ -18,7 +18,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation import control
+from federation import control, paths
 from federation import node as node_module
 from federation.config import Settings
 from federation.errors import FederationError, ListenFailed, NotFound, UsageError
@@ -622,7 +622,7 @@ class TestRecord:
             backends=tuple(f"{'s' * 60}{n:02}=127.0.0.1:{n + 1}" for n in range(32)),
             announce=tuple(f"{'h' * 60}.{'h' * 60}.example:{n + 1}" for n in range(16)),
         )
-        node._read_addresses()
+        node.paths.read()
         assert len(node.own_record().addresses) == 16
         encode(node.own_record(in_flight=2**40))
 
@@ -638,11 +638,10 @@ class TestRecord:
 
     async def test_addresses_that_change_are_told(self, make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
         node = make()
-        node.p2p = HostPort("127.0.0.1", 1)
-        node._read_addresses()
-        assert not node._read_addresses()
-        monkeypatch.setattr(node_module, "local_addresses", lambda *_: ["/ip4/192.0.2.7/tcp/1"])
-        assert node._read_addresses()
+        node.paths.listens(HostPort("127.0.0.1", 1))
+        assert not node.paths.read()
+        monkeypatch.setattr(paths, "local_addresses", lambda *_: ["/ip4/192.0.2.7/tcp/1"])
+        assert node.paths.read()
         assert node.own_record().addresses == ("/ip4/192.0.2.7/tcp/1",)
 
     async def test_nonsense_among_others_addresses_is_passed_over(self, make: MakeNode) -> None:

@@ -165,6 +165,8 @@ def test_defaults() -> None:
         "services": {},
         "draining": False,
         "addresses": (),
+        "relays": False,
+        "via": (),
         "left": False,
     }
 

@@ -297,6 +297,11 @@ class AddressBook:
         if state := self._states.get(peer_id):
             state.refresh()
 
+    def wake_all(self) -> None:
+        """This machine is elsewhere: what failed from where it was says nothing."""
+        for state in self._states.values():
+            state.refresh()
+
     def forget(self, peer_id: str) -> None:
         """The peer left. The addresses a person gave stay."""
         if state := self._states.get(peer_id):

@@ -149,6 +149,8 @@ class CircuitLink(Link):
             self.send(data)
         if ended is not None:
             self.abort(ended)
+        if self._drained:
+            self.via.drain(self._run_drained)
         self._wake()
         await self._closed.wait()
 
@@ -161,12 +163,10 @@ class CircuitLink(Link):
             return
         super().tick(now)
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        super().when_drained(callback)
-        self.via.drain(self._run_drained)
-
     def drain(self, callback: Callable[[], None]) -> None:
+        """When the link to the relay was read empty; what is still on its way at the relay is not known."""
         self.when_drained(callback)
+        self.via.drain(self._run_drained)
 
     # Out
 
@@ -200,14 +200,21 @@ class CircuitLink(Link):
         """Sealed bytes from the other end."""
         if self._closed.is_set():
             return
+        try:
+            plaintexts = self._opener.feed(bytes(data))
+        except ProtocolViolation as error:
+            self.fail(f"{error}, or the relay did")  # who changed the bytes cannot be told: nobody is kept away for it
+            return
         self._heard()
         try:
-            for plaintext in self._opener.feed(bytes(data)):
+            for plaintext in plaintexts:
                 self.mux.feed(plaintext)
         except ProtocolViolation as error:
             self._violated(error)
-        else:
-            self._channel.taken(len(data))
+            return
+        self._channel.taken(len(data))
+        if self._drained and not self._closed.is_set():
+            self.via.drain(self._run_drained)
 
     def send_eof(self) -> None:
         self.fail("the peer closed the connection")

@@ -85,6 +85,11 @@ def local_addresses(
     return list(distinct)[:MAX_ADDRESSES]
 
 
+def interface_ips(*, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters) -> set[str]:
+    """This machine's addresses, all of them."""
+    return {str(_ip(entry)) for adapter in adapters() for entry in adapter.ips}
+
+
 def local_networks(
     *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters
 ) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

@@ -89,6 +89,7 @@ class Link(IMuxedConn):
         self.suspect = False
         self.retired = False
         self.rtt_s: float | None = None
+        self.local_host = ""  # our own address on its socket; empty without one
         now = trio.current_time()
         self.opened_at = self.last_heard = self._last_ping = self._last_tick = now
         self._pinged_at: float | None = None
@@ -384,6 +385,7 @@ class Link(IMuxedConn):
 
     def _start_on(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.local_host = sock.getsockname()[0]
         self._rest = self._opener.rest
         self._reactor.add(sock.fileno(), READ, self._on_events)
         try:

@@ -1,0 +1,140 @@
+"""The ways to this node and from it: its addresses, whether others can dial them, and relays where they cannot.
+
+Watches this machine's interfaces. When they change, links that hang on an address that is gone are closed at once (the
+other side would notice by itself much later), all is announced anew, and what others see is asked for again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from federation.net.addresses import MAX_ADDRESSES, PeerAddress
+from federation.net.discovery import interface_ips, local_addresses, local_networks
+from federation.net.reach import Reach
+from federation.net.relay import RelayLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federation.config import Settings
+    from federation.ledger import Ledger
+    from federation.net.host import Host
+    from federation.net.link import Link
+    from federation.records import NodeData
+    from federation.values import HostPort
+
+log = structlog.get_logger(__name__)
+
+LOOK_EVERY_S = 2.0  # how old a change of this machine's addresses may get: it is announced within 5 s
+
+
+def relay_limits(settings: Settings) -> RelayLimits | None:
+    if not settings.relay:
+        return None
+    return RelayLimits(settings.relay_reservations, settings.relay_circuits, settings.relay_rate_bytes)
+
+
+class Paths:
+    """`on_change()`: this node's record changed. Call `listens` before anything else is asked."""
+
+    def __init__(self, host: Host, ledger: Ledger, settings: Settings, *, on_change: Callable[[], None]) -> None:
+        self.addresses: list[PeerAddress] = []
+        self._host = host
+        self._ledger = ledger
+        self._announce = settings.announce
+        self._on_change = on_change
+        self._networks = local_networks()
+        self._listen = settings.p2p_listen
+        self.reach = Reach(host, relays=self._relays, networks=lambda: self._networks, on_change=self._reach_changed)
+        host.routes = self.routes
+
+    # Our record
+
+    @property
+    def relays(self) -> bool:
+        """Whether others may ask this node to relay."""
+        return self._host.relay.limits is not None and self.reach.dialable is True
+
+    def listens(self, at: HostPort) -> None:
+        self._listen = at
+        self.read()
+
+    def read(self) -> bool:
+        """Whether the addresses that we announce changed."""
+        if self._announce:
+            texts = [address.multiaddr for address in self._announce]
+        else:
+            texts = local_addresses(self._listen.host, self._listen.port)
+        own = [PeerAddress(a.host, a.port, self._host.peer_id) for a in map(PeerAddress.parse, texts)]
+        learnt = [PeerAddress(host, port, self._host.peer_id) for host, port in self.reach.public]
+        addresses = list(dict.fromkeys((*own, *learnt)))[:MAX_ADDRESSES]
+        before, self.addresses = self.addresses, addresses
+        return before != addresses
+
+    def _reach_changed(self) -> None:
+        self.read()
+        self._on_change()
+
+    # Others
+
+    def _relays(self, peer: str) -> bool:
+        entry = self._ledger.get(peer)
+        return entry is not None and entry.record.relays and not entry.record.left
+
+    def routes(self, peer: str) -> list[str]:
+        """The connected relays that lead to `peer`, the nearest first."""
+        entry = self._ledger.get(peer)
+        links = self._host.links
+        if entry is None or entry.record.left:
+            return []
+        near = [relay for relay in entry.record.via if relay in links and links[relay].path != "relayed"]
+        return sorted(near, key=lambda relay: links[relay].rtt_s or 0.0)
+
+    def peer_up(self, link: Link) -> None:
+        self.reach.peer_up(link)
+        if link.path == "relayed":
+            return
+        waiting = [record.peer_id for record in self._ledger.records() if link.peer in record.via]
+        for peer in waiting:
+            self._host.book.refresh(peer)
+        if waiting:
+            self._host.look_at_book()
+
+    def record_changed(self, record: NodeData, before: NodeData | None) -> bool:
+        """Whether there is a new way to the peer."""
+        self.reach.look()
+        if before is not None and (before.via == record.via or before.incarnation > record.incarnation):
+            return False
+        if not record.via:
+            return False
+        self._host.book.refresh(record.peer_id)
+        return True
+
+    # What runs beside
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.reach.run, self._listen)
+            nursery.start_soon(self._watch)
+
+    async def _watch(self) -> None:
+        ips = interface_ips()
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            before, ips = ips, interface_ips()
+            if ips == before:
+                continue
+            self._networks = local_networks()
+            gone = before - ips
+            for link in list(self._host.links.values()):
+                if link.local_host in gone:
+                    link.fail("this machine no longer has the address that it used")
+            self.reach.moved()
+            self.read()
+            log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
+            self._host.book.wake_all()
+            self._host.look_at_book()
+            self._on_change()
