@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
@@ -14,7 +15,6 @@ from federation.config import Replay
 from federation.entry import Entry
 from federation.errors import ListenFailed, listen_problem
 from federation.reactor import READ, Reactor
-from federation.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,6 +125,7 @@ class Forwarder:
         self.idle.set()
         self._max_connections = settings.max_connections
         self._metrics = metrics
+        self._count_started, self._count_finished = cache(metrics.started), cache(metrics.finished)  # by service
         self._bytes_in, self._bytes_out = metrics.bytes_moved("in"), metrics.bytes_moved("out")
         self._listeners: list[socket.socket] = []
         self._retry_queued = False
@@ -175,7 +176,8 @@ class Forwarder:
                 self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
                 return
             sock.setblocking(False)
-            self._start(sock, service, str(HostPort(address[0], address[1])))
+            host, port = address[:2]
+            self._start(sock, service, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
     def _complain_of_descriptors(self) -> None:
         now = trio.current_time()
@@ -193,7 +195,7 @@ class Forwarder:
         if not self.active:
             self.idle = trio.Event()
         self.active.add(entry)
-        self._metrics.started(service).inc()
+        self._count_started(service).inc()
         if len(self.active) - len(self.turned_away) > self._max_connections:
             entry.turn_away(f"this entry is at its limit of {self._max_connections} connections")
         else:
@@ -261,7 +263,7 @@ class Forwarder:
             self._bytes_in.inc(client.received)
         if client.delivered:
             self._bytes_out.inc(client.delivered)
-        self._metrics.finished(entry.service, "error" if client.error else "ok").inc()
+        self._count_finished(entry.service, "error" if client.error else "ok").inc()
         now = trio.current_time()
         ending = Ending(
             entry.number, entry.service, entry.client_name, peer_id, entry.attempts, now, now - entry.started_at,

@@ -52,7 +52,7 @@ class Journal:
 
     def _event(self, ending: Ending) -> dict[str, Any]:
         return {
-            "timestamp": self._utc_of(ending.ended_at).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "timestamp": f"{self._utc_of(ending.ended_at).isoformat(timespec='milliseconds')[:-6]}Z",
             "level": "info",
             "event": "connection",
             "id": ending.connection,

@@ -90,8 +90,10 @@ class Recent:
         self._connections: deque[dict[str, Any]] = deque(maxlen=CONNECTIONS_KEPT)
 
     def add(self, event: dict[str, Any], *, is_connection: bool = False) -> None:
+        """The event is ours from now on."""
         self.last += 1
-        (self._connections if is_connection else self._events).append({"number": self.last, **event})
+        event["number"] = self.last
+        (self._connections if is_connection else self._events).append(event)
 
     def after(self, number: int, newest: int) -> list[dict[str, Any]]:
         """Lines behind that number, `newest` of them at most, in order."""
@@ -107,13 +109,15 @@ def write_connections(events: list[dict[str, Any]]) -> None:
     """Log the ends of many connections with one write. Each has the keys of a line, timestamp to why."""
     for event in events:
         for key in ("name", "why"):  # what others had a hand in
-            event[key] = _printable(without_tokens(event[key]))
-        recent.add(event, is_connection=True)
+            if event[key] and event[key] != "done":
+                event[key] = _printable(without_tokens(event[key]))
     root = logging.getLogger()
     if root.isEnabledFor(logging.INFO):
         for handler in root.handlers:
             if isinstance(handler, _Handler):
                 handler.write_connections(events)
+    for event in events:
+        recent.add(event, is_connection=True)
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # no generic at run time before 3.11
@@ -133,12 +137,16 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # no generic a
 
 
 def _connection_line(event: dict[str, Any]) -> str:
-    """As ConsoleRenderer would, at a tenth of its price."""
-    return f"{event['timestamp']} [info     ] connection                     " + " ".join(
-        f"{key}={value!r}" if isinstance(value, str) and " " in value else f"{key}={value}"
-        for key, value in event.items()
-        if key not in ("timestamp", "level", "event", "peer")
+    """As ConsoleRenderer would, at a hundredth of its price."""
+    return (
+        f"{event['timestamp']} [info     ] connection                     id={event['id']} client={event['client']}"
+        f" service={event['service']} name={_word(event['name'])} attempts={event['attempts']}"
+        f" received={event['received']} delivered={event['delivered']} seconds={event['seconds']} why={_word(event['why'])}"
     )
+
+
+def _word(text: str) -> str:
+    return repr(text) if " " in text else text
 
 
 def _keep(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -196,17 +196,14 @@ class Selector:
             self._level(service, {node.peer_id: load for node, load in offered})
         followers = self._surprise / max(self._pace, _LEAST_PACE)
         candidates = tuple(
-            Candidate(
-                peer_id=node.peer_id,
-                in_flight=load.in_flight(followers),
-                last_used=load.last_used,
-                available_vram=node.available_vram,
-                served=load.turns,
-                tiebreak=load.tiebreak,
-                capacity=node.capacity,
-            )
-            for node, load in offered
-        )
+            [
+                Candidate(
+                    node.peer_id, load.in_flight(followers), load.last_used,
+                    node.available_vram, load.turns, load.tiebreak, node.capacity,
+                )
+                for node, load in offered
+            ]
+        )  # fmt: skip
         pick = self._choose(candidates)
         if pick is None:
             return None
