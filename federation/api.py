@@ -5,12 +5,16 @@ Reading needs no key on loopback. What changes something, or shows a secret, is 
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from federation import answers
 from federation.web import Routes
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
 
 EXPLAIN_DEFAULT = 20
 EXPLAIN_MAX = 1000
@@ -27,6 +31,7 @@ class ControlledNode(Protocol):
     def explain(self, last: int, connection: int | None = None) -> list[answers.Decision]: ...
     def turned_away(self, last: int, connection: int | None = None) -> list[answers.TurnedAway]: ...
     def connections(self, most: int) -> answers.OpenConnections: ...
+    def metrics_text(self, accept: str) -> tuple[bytes, str]: ...
     def invite(self) -> answers.Invite: ...
     def drain(self) -> None: ...
     def undrain(self) -> None: ...
@@ -119,3 +124,10 @@ async def unban(node: ControlledNode, body: OnePeer) -> answers.Banned:
     """Let a peer in again."""
     node.unban(body.peer)
     return node.banned()
+
+
+@routes.get("/metrics", Response, request=True, media_type="text/plain")
+async def metrics(node: ControlledNode, request: Request) -> Response:
+    """Prometheus' text format, or OpenMetrics for who accepts that."""
+    text, content_type = node.metrics_text(request.headers.get("accept", ""))
+    return Response(text, headers={"Cache-Control": "no-store", "Content-Type": content_type})

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from datetime import datetime
 
+    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from federation import answers
@@ -163,10 +164,6 @@ class EventStream(Response):
         self._after = after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        after = self._after
-        for name, value in scope["headers"]:
-            if name == b"last-event-id" and value.isdigit() and len(value) < 20:
-                after = int(value)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
@@ -183,7 +180,7 @@ class EventStream(Response):
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
-            await self._hub.follow(after, tell)
+            await self._hub.follow(self._after, tell)
             nursery.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b""})
 
@@ -195,11 +192,13 @@ class EventsQuery(BaseModel):
 def routes(hub: Hub) -> Routes:
     routes = Routes()
 
-    @routes.get("/api/v1/events", EventStream, query=EventsQuery)
-    async def events(_node: object, query: EventsQuery) -> EventStream:
+    @routes.get("/api/v1/events", EventStream, query=EventsQuery, request=True, media_type="text/event-stream")
+    async def events(_node: object, query: EventsQuery, request: Request) -> EventStream:
         """Server-sent events: `state` about once a second, `decision` for each pick of a peer."""
         if hub.clients >= MAX_CLIENTS:
             raise HTTPException(503, f"{MAX_CLIENTS} clients listen already", {"Retry-After": "10"})
-        return EventStream(hub, query.after)
+        last = request.headers.get("last-event-id", "")
+        is_id = last.isascii() and last.isdigit() and len(last) < 20
+        return EventStream(hub, int(last) if is_id else query.after)
 
     return routes

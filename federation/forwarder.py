@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 from collections import deque
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from federation.backends import Backends
     from federation.config import Endpoint, Settings
-    from federation.metrics import Metrics, RetryReason
+    from federation.metrics import Metrics, Result, RetryReason
     from federation.net.link import Link
     from federation.records import NodeData
     from federation.selection import Pick, Selector
@@ -125,11 +124,10 @@ class Forwarder:
         self.idle.set()
         self._max_connections = settings.max_connections
         self._metrics = metrics
-        self._count_started, self._count_finished = cache(metrics.started), cache(metrics.finished)  # by service
-        self._bytes_in, self._bytes_out = metrics.bytes_moved("in"), metrics.bytes_moved("out")
         self._listeners: list[socket.socket] = []
         self._retry_queued = False
         self._complained_at = -1e9
+        self._counted: Decision | None = None  # the newest of them
 
     # Listening
 
@@ -195,7 +193,7 @@ class Forwarder:
         if not self.active:
             self.idle = trio.Event()
         self.active.add(entry)
-        self._count_started(service).inc()
+        self._metrics.started[service] += 1
         if len(self.active) - len(self.turned_away) > self._max_connections:
             entry.turn_away(f"this entry is at its limit of {self._max_connections} connections")
         else:
@@ -226,6 +224,15 @@ class Forwarder:
         self.decisions.append(Decision(now, entry.service, entry.client_name, pick, entry.attempts + 1, entry.number))
         return pick.chosen.peer_id
 
+    def count_picks(self) -> None:
+        """Once a second: by which tier they were decided. Too much to find out at every pick."""
+        newest = self.decisions[-1] if self.decisions else None
+        for decision in reversed(self.decisions):
+            if decision is self._counted:
+                break
+            self._metrics.picks[decision.pick.tier] += 1
+        self._counted = newest
+
     def has_other(self, entry: Entry) -> bool:
         return self.replay is Replay.FIRST_BYTE and any(
             node.peer_id not in entry.tried for node in self.roster.eligible(entry.service)
@@ -240,7 +247,7 @@ class Forwarder:
         )
 
     def opened_after(self, seconds: float) -> None:
-        self._metrics.open_seconds.observe(seconds)
+        self._metrics.opens.observe(seconds)
 
     def attempt_failed(self, entry: Entry, why: str) -> None:
         """Call it while the entry still knows whose attempt it was."""
@@ -248,23 +255,23 @@ class Forwarder:
 
     def retried(self, reason: RetryReason) -> None:
         self.counts.retried += 1
-        self._metrics.retried(reason).inc()
+        self._metrics.retries[reason] += 1
 
     def finished(self, entry: Entry, peer_id: str) -> None:
         self.active.discard(entry)
         self.held.discard(entry)
-        self.turned_away.discard(entry)
         if not self.active:
             self.idle.set()
         client = entry.client
         self.counts.received += client.received
         self.counts.delivered += client.delivered
-        if client.received:
-            self._bytes_in.inc(client.received)
-        if client.delivered:
-            self._bytes_out.inc(client.delivered)
-        self._count_finished(entry.service, "error" if client.error else "ok").inc()
+        result: Result = "error" if client.error else "ok"
+        if entry in self.turned_away:
+            self.turned_away.discard(entry)
+            result = "turned_away"
         now = trio.current_time()
+        self._metrics.finished[entry.service, result] += 1
+        self._metrics.durations.observe(now - entry.started_at)
         ending = Ending(
             entry.number, entry.service, entry.client_name, peer_id, entry.attempts, now, now - entry.started_at,
             client.received, client.delivered, client.error,

@@ -143,7 +143,8 @@ class Gossip:
         self._announced = record
         self._announced_at = trio.current_time()
         signed = await self._topic.publish(encode(record))
-        self._metrics.gossip_messages("out").inc()
+        self._metrics.gossip_messages["out"] += 1
+        self._metrics.gossip_bytes["out"] += len(signed)
         self._ledger.merge(record, signed=signed, now=self._utc_now())
 
     async def leave(self) -> None:
@@ -162,7 +163,8 @@ class Gossip:
 
     def _accept(self, signer: str, data: bytes, signed: bytes) -> bool:
         """From the topic: whether it is to go on to others. Never raises."""
-        self._metrics.gossip_messages("in").inc()
+        self._metrics.gossip_messages["in"] += 1
+        self._metrics.gossip_bytes["in"] += len(signed)
         try:
             return self._merge(signer, data, signed, None)
         except RecordForged as error:

@@ -1,116 +1,240 @@
-"""Counters and gauges of the data path, on a registry that is passed in.
+"""Counters of the data path as plain numbers, and what Prometheus makes of them when it asks.
 
 Names follow Prometheus: base units, `_total` for what only rises. The help text of each says what is counted, and what
 is not. Nothing a remote chooses becomes a label: services are this node's own, results and reasons are closed sets, and
-a peer's series goes when the peer is forgotten.
+of peers those appear that are known or hold connections now.
 
-For hot paths: a method returns the child of its labels, to be kept by whoever counts often. `inc()` on a child is an
-addition under a lock, and no look-up.
+prometheus-client's own counters take a lock and a look-up each, which for a short connection is some percent of all that
+it costs. Here counting is adding to an int (one thread does it); what the parts know anyway is read at the scrape (`now`).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, get_args
 
-from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from federation import __version__
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from prometheus_client.core import Metric
 
 Direction = Literal["in", "out"]
-Result = Literal["ok", "error"]
+Result = Literal["ok", "error", "turned_away"]
 RetryReason = Literal["unreachable", "refused", "timeout", "lost", "other"]
 
-# From one round trip on a LAN to the default --hold.
+# From one round trip on a LAN to the default --hold; and from a cached answer to a day of streaming.
 _OPEN_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
 
 
-class Metrics:
-    """All metrics of one node. A second node in the same process needs a registry of its own."""
+class Distribution:
+    """A histogram: how many were at most each bound, and their sum."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._started = Counter(
-            "federation_connections_started_total",
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus has them: cumulative, the last one has no bound."""
+        names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return [(name, float(count)) for name, count in zip(names, accumulate(self.counts), strict=True)]
+
+
+@dataclass(frozen=True)
+class Now:
+    """What is read at the scrape. Bytes for VRAM."""
+
+    received: int = 0  # bytes from clients, by connections that are over and those that are open
+    delivered: int = 0
+    open: int = 0
+    waiting: int = 0
+    in_flight: Mapping[str, int] = field(default_factory=dict)  # peer id -> what this entry holds there
+    serving: int = 0
+    backends: Mapping[str, bool] = field(default_factory=dict)  # service -> whether one answers
+    peers: Mapping[str, int] = field(default_factory=dict)  # state -> how many
+    ledger_records: int = 0
+    total_vram: int = 0
+    available_vram: int = 0
+    draining: bool = False
+
+
+class Metrics(Collector):
+    """All metrics of one node. `now` is set by whoever knows."""
+
+    def __init__(self) -> None:
+        self.started: Counter[str] = Counter()  # by service
+        self.finished: Counter[tuple[str, Result]] = Counter()
+        self.retries: Counter[RetryReason] = Counter()
+        self.picks: Counter[str] = Counter()  # by tier
+        self.gossip_messages: Counter[Direction] = Counter()
+        self.gossip_bytes: Counter[Direction] = Counter()
+        self.opens = Distribution(_OPEN_BUCKETS_S)
+        self.durations = Distribution(_DURATION_BUCKETS_S)
+        self.now: Callable[[], Now] = Now
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)  # its CPU time, memory and descriptors, where /proc has them
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """What a scraper gets that sent this Accept header, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def collect(self) -> Iterator[Metric]:
+        now = self.now()
+        info = InfoMetricFamily("federation_build", "The version that runs.")
+        info.add_metric([], {"version": __version__})
+        yield info
+        yield from self._connections(now)
+        yield from self._gossip()
+        yield from _node(now)
+
+    def _connections(self, now: Now) -> Iterator[Metric]:
+        yield _counter(
+            "federation_connections_started",
             "Clients accepted at this entry, those turned away later among them. "
             "Not: connections that other entries send to this node's backend.",
             ["service"],
-            registry=registry,
+            (([service], count) for service, count in self.started.items()),
         )
-        self._finished = Counter(
-            "federation_connections_finished_total",
-            "Clients of this entry whose connection is over. ok: both directions ended in order. error: reset by "
-            "either side, turned away, or cut when the node stopped. Not: attempts, however many it took.",
+        yield _counter(
+            "federation_connections_finished",
+            "Clients of this entry whose connection is over. ok: both directions ended in order. error: reset by either "
+            "side, or cut when the node stopped. turned_away: no peer took it. Not: attempts, however many it took.",
             ["service", "result"],
-            registry=registry,
+            (([service, result], self.finished[service, result]) for service in self.started for result in get_args(Result)),
         )
-        self._in_flight = Gauge(
+        yield _gauge(
+            "federation_connections_open",
+            "Clients of this entry now, those that wait for a peer included. "
+            "Not: connections that other entries send to this node's backend.",
+            now.open,
+        )
+        yield _gauge(
+            "federation_connections_waiting",
+            "Clients of this entry that no peer can take now. Not: those whose peer has not answered yet.",
+            now.waiting,
+        )
+        in_flight = GaugeMetricFamily(
             "federation_connections_in_flight",
             "Connections that this entry holds open to the peer, from the pick on, this node's own backend included. "
             "Not: connections of other entries to the same peer.",
-            ["peer"],
-            registry=registry,
+            labels=["peer"],
         )
-        self._retries = Counter(
-            "federation_retries_total",
+        for peer_id, count in now.in_flight.items():
+            in_flight.add_metric([peer_id], count)
+        yield in_flight
+        yield _counter(
+            "federation_retries",
             "Attempts that failed and whose connection went on to another peer or waited for one. unreachable: no "
             "connection to the peer. refused: its backend did not take it. timeout: no answer within --open-timeout. "
             "lost: the peer or its backend went away before the first byte. Not: failures that the client saw.",
             ["reason"],
-            registry=registry,
+            (([reason], self.retries[reason]) for reason in get_args(RetryReason)),
         )
-        self._bytes = Counter(
-            "federation_bytes_total",
-            "Payload moved for clients of this entry, once even where a retry sent it twice. in: from clients to "
-            "backends. out: from backends to clients. Not: framing, gossip, what this node carries for other entries.",
+        yield _counter(
+            "federation_bytes",
+            "Payload moved for clients of this entry, once even where a retry sent it twice; connections that are still "
+            "open included. in: from clients to backends. out: from backends to clients. "
+            "Not: framing, gossip, what this node carries for other entries.",
             ["direction"],
-            registry=registry,
+            [(["in"], now.received), (["out"], now.delivered)],
         )
-        self._gossip_messages = Counter(
-            "federation_gossip_messages_total",
-            "Announcements of records. out: this node's own. in: those of others, each once, refused ones included. "
-            "Not: forwarding, and the exchange of whole ledgers when two nodes connect.",
-            ["direction"],
-            registry=registry,
+        yield _counter(
+            "federation_picks_sampled",
+            "Picks of a peer by the tier in which the chosen was ahead of the runner-up, looked at once a second. "
+            "Not: of more than 256 picks in a second those before the last 256.",
+            ["tier"],
+            (([tier], count) for tier, count in self.picks.items()),
         )
-        self.ledger_records = Gauge(
-            "federation_ledger_records",
-            "Nodes in this node's ledger: itself, those offline and those that left, until they are forgotten.",
-            registry=registry,
-        )
-        self.open_seconds = Histogram(
+        yield _histogram(
             "federation_open_seconds",
             "From a client's connect until a peer's backend had accepted it, waiting and failed attempts included. "
             "Not: clients turned away, and connections that this node's own backend took.",
-            buckets=_OPEN_BUCKETS_S,
-            registry=registry,
+            self.opens,
         )
-        Info("federation_build", "The version that runs.", registry=registry).info({"version": __version__})
-        for direction in get_args(Direction):  # a series that is 0 from the start is one whose first rise is seen
-            self.bytes_moved(direction)
-            self.gossip_messages(direction)
-        for reason in get_args(RetryReason):
-            self.retried(reason)
+        yield _histogram(
+            "federation_connection_seconds",
+            "From a client's connect until its connection was over. Not: connections that are still open.",
+            self.durations,
+        )
 
-    def started(self, service: str) -> Counter:
-        return self._started.labels(service)
+    def _gossip(self) -> Iterator[Metric]:
+        yield _counter(
+            "federation_gossip_messages",
+            "Announcements of records. out: this node's own. in: those of others, each once, refused ones included. "
+            "Not: forwarding, and the exchange of whole ledgers when two nodes connect.",
+            ["direction"],
+            (([direction], self.gossip_messages[direction]) for direction in get_args(Direction)),
+        )
+        yield _counter(
+            "federation_gossip_bytes",
+            "Signed bytes of the announcements that federation_gossip_messages_total counts. Not: the copies that a mesh "
+            "sends, encryption and framing.",
+            ["direction"],
+            (([direction], self.gossip_bytes[direction]) for direction in get_args(Direction)),
+        )
 
-    def finished(self, service: str, result: Result) -> Counter:
-        return self._finished.labels(service, result)
 
-    def in_flight(self, peer_id: str) -> Gauge:
-        return self._in_flight.labels(peer_id)
+def _node(now: Now) -> Iterator[Metric]:
+    yield _gauge(
+        "federation_serving",
+        "Connections that this node's backends serve now, for all entries. Not: those that are still being dialled.",
+        now.serving,
+    )
+    up = GaugeMetricFamily(
+        "federation_backend_up",
+        "1: a backend of this node answers for the service. Not: other nodes' backends.",
+        labels=["service"],
+    )
+    for service, is_up in now.backends.items():
+        up.add_metric([service], is_up)
+    yield up
+    peers = GaugeMetricFamily(
+        "federation_peers", "Nodes of the network by state, this one included. Not: those forgotten.", labels=["state"]
+    )
+    for state, count in now.peers.items():
+        peers.add_metric([state], count)
+    yield peers
+    yield _gauge(
+        "federation_ledger_records",
+        "Nodes in this node's ledger: itself, those offline and those that left, until they are forgotten.",
+        now.ledger_records,
+    )
+    yield _gauge("federation_vram_size_bytes", "VRAM of this node's GPUs. Not: other nodes'.", now.total_vram)
+    yield _gauge(
+        "federation_vram_available_bytes", "VRAM of this node's GPUs that is free. Not: other nodes'.", now.available_vram
+    )
+    yield _gauge("federation_draining", "1: this node's backends take no new connections. Not: its own ports.", now.draining)
 
-    def retried(self, reason: RetryReason = "other") -> Counter:
-        return self._retries.labels(reason)
 
-    def bytes_moved(self, direction: Direction) -> Counter:
-        return self._bytes.labels(direction)
+def _counter(name: str, text: str, labels: list[str], series: Iterable[tuple[list[str], float]]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in series:
+        family.add_metric(values, count)
+    return family
 
-    def gossip_messages(self, direction: Direction) -> Counter:
-        return self._gossip_messages.labels(direction)
 
-    def forget_peer(self, peer_id: str) -> None:
-        """Drop the peer's series, or networks that come and go would leave theirs for good."""
-        self._in_flight.remove(peer_id)
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _histogram(name: str, text: str, distribution: Distribution) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, buckets=distribution.buckets(), sum_value=distribution.sum)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
-from prometheus_client import CollectorRegistry
 
 from federation import __version__, report
 from federation.backends import Backends
@@ -103,7 +102,8 @@ class Node:
         self.control = settings.control
 
         self.rates = Rates()
-        self.metrics = Metrics(CollectorRegistry())
+        self.metrics = Metrics()
+        self.metrics.now = lambda: report.metrics(self)
         self.reactor = Reactor()
         self.ledger = Ledger(is_linked=lambda peer: peer in self.host.links or peer == self.host.peer_id)
         self.book = AddressBook()
@@ -229,6 +229,7 @@ class Node:
     async def _watch_traffic(self) -> None:
         while True:
             self.rates.sample(trio.current_time(), report.traffic(self))
+            self.forwarder.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
     async def _save_peers_forever(self) -> None:
@@ -332,7 +333,6 @@ class Node:
         for peer_id in gone:
             self.selector.forget(peer_id)
             self.book.forget(peer_id)
-            self.metrics.forget_peer(peer_id)
         if record is not None:
             if change.before is None:
                 say = log.info if self._joins_said.take(trio.current_time()) else log.debug
@@ -344,7 +344,6 @@ class Node:
 
     def _take_record(self, record: NodeData, before: NodeData | None) -> None:
         self.selector.report(record.peer_id, record.in_flight)
-        self.metrics.ledger_records.set(len(self.ledger))
         if record.left:
             self.book.forget(record.peer_id)
             return
@@ -372,6 +371,9 @@ class Node:
         addresses = self.addresses[:INVITE_ADDRESSES]
         addresses += [address for peer in others for address in self.book.addresses(peer)[:1]]
         return [str(address) for address in addresses]
+
+    def metrics_text(self, accept: str) -> tuple[bytes, str]:
+        return self.metrics.exposition(accept)
 
     def connections(self, most: int) -> answers.OpenConnections:
         return report.connections(self, most)

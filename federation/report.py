@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from datetime import timedelta
 from heapq import nsmallest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import trio
 
-from federation import __version__
+from federation import __version__, answers
+from federation.metrics import Now
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from federation import answers
     from federation.forwarder import Ending
     from federation.net.link import Link
     from federation.node import Node
@@ -158,6 +159,30 @@ def rates(node: Node) -> answers.Rates:
         "delivered_per_s": round(delivered),
         "bytes_per_s": round(received + delivered),
     }
+
+
+def metrics(node: Node) -> Now:
+    """What a scrape reads."""
+    forwarder, links = node.forwarder, node.host.links
+    received, delivered = forwarder.bytes_moved()
+    utc_now = node.clock.utc_now()
+    records = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
+    states = Counter(_state_of(node, record, utc_now, links.get(record.peer_id)) for record in (node.own_record(), *records))
+    known = (node.peer_id, *links)
+    return Now(
+        received=received,
+        delivered=delivered,
+        open=len(forwarder.active),
+        waiting=len(forwarder.held),
+        in_flight={peer_id: node.selector.own_in_flight(peer_id) for peer_id in known},
+        serving=node.backends.in_flight,
+        backends=node.backends.services(),
+        peers={state: states[state] for state in get_args(answers.State)},
+        ledger_records=len(node.ledger),
+        total_vram=node.gpu.total_vram,
+        available_vram=node.gpu.available_vram,
+        draining=node.draining,
+    )
 
 
 def connections(node: Node, most: int) -> answers.OpenConnections:

@@ -5,9 +5,10 @@
     @routes.get("/api/v1/explain", Explained, query=ExplainQuery)
     async def explain(node, query): ...
 
-The function gets the node, then what it declared: `query` and `body` are pydantic models, checked before it is called. It
-returns what `answer` says. Its docstring's first line is the operation's summary. `owner=True`: only for who has the control
-key. A FederationError is an answer too: 400 where the request is at fault (UsageError), else 409; NotFound is 404.
+The function gets the node, then what it declared: `query` and `body` are pydantic models, checked before it is called;
+`request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's summary.
+`owner=True`: only for who has the control key. A FederationError is an answer too: 400 where the request is at fault
+(UsageError), else 409; NotFound is 404.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ OWNER_ONLY = "this needs the control key (Authorization: Bearer KEY); it is in c
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `answer`: a TypedDict, or a Response class where the function makes its own response."""
+    """One method of one path. `answer`: a TypedDict; or a Response class where the function makes its own response, which
+    then is of `media_type`."""
 
     method: str
     path: str
@@ -47,6 +49,8 @@ class Operation:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     owner: bool = False
+    request: bool = False
+    media_type: str = "application/json"
 
     @property
     def summary(self) -> str:
@@ -85,6 +89,8 @@ def route(operation: Operation, node: object) -> Route:
             given.append(_checked(operation.query, dict(request.query_params)))
         if operation.body is not None:
             given.append(_checked(operation.body, _parsed(await request.body())))
+        if operation.request:
+            given.append(request)
         try:
             answer = await operation.handler(node, *given)
         except NotFound as error:

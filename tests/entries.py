@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 import trio.testing
-from prometheus_client import CollectorRegistry
 
 from federation.backends import Backends
 from federation.config import Settings
@@ -199,7 +198,7 @@ class Net:
     backends: Backends
     port: int
     backend: Listener | None
-    registry: CollectorRegistry
+    metrics: Metrics
     tunnels: list[Tunnel] = field(default_factory=list)
     clients: list[trio.SocketStream] = field(default_factory=list)
 
@@ -267,7 +266,7 @@ class Net:
         """The sum of all series with these labels."""
         return sum(
             sample.value
-            for metric in self.registry.collect()
+            for metric in self.metrics.collect()
             for sample in metric.samples
             if sample.name == name and sample.labels.items() >= labels.items()
         )
@@ -284,17 +283,17 @@ async def network(
     selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
     backends = Backends(reactor, made, on_change=lambda: forwarder.roster_changed(), on_load=lambda: None)
     roster = FakeRoster(backends.services)
-    registry = CollectorRegistry()
+    metrics = Metrics()
     forwarder = Forwarder(
         reactor,
         made,
         roster=roster,
         selector=selector,
         backends=backends,
-        metrics=Metrics(registry),
+        metrics=metrics,
     )
     _, port = forwarder.listen(Endpoint.parse("127.0.0.1:0"))
-    net = Net(clock, reactor, forwarder, roster, selector, backends, port, backend, registry)
+    net = Net(clock, reactor, forwarder, roster, selector, backends, port, backend, metrics)
     try:
         async with running(reactor), in_real_time(20.0):
             yield net
@@ -339,7 +338,7 @@ async def everybody_leaves(net: Net) -> None:
     timers = [timer.callback for _, _, timer in net.reactor._timers if timer.callback is not None]
     assert timers == [], "a timer was left"
     assert [t.peer_id for t in net.tunnels if not t.closed and not t.eof] == [], "a tunnel was left open"
-    assert net.finished("ok") + net.finished("error") == forwarder.counts.total
+    assert net.metric("federation_connections_finished_total") == forwarder.counts.total
 
 
 __all__ = ["OWN", "FakeLink", "FakeRoster", "Net", "Tunnel", "everybody_leaves", "network", "record", "settled"]

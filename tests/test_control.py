@@ -51,6 +51,9 @@ class FakeNode:
     def turned_away(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
         return [{"why": f"{last} {connection}"}]
 
+    def metrics_text(self, accept: str) -> tuple[bytes, str]:
+        return b"up 1\n", f"text/plain; {accept}"
+
     def invite(self) -> dict[str, Any]:
         return {"token": "fed1_secret", "command": "join"}
 
@@ -134,6 +137,14 @@ async def test_connections() -> None:
         answer = (await ask(address, "/api/v1/connections?limit=2"))[1]
         assert (answer["total"], len(answer["connections"])) == (3, 2)
         assert (await ask(address, "/api/v1/connections?limit=0"))[0] == 400
+
+
+async def test_metrics() -> None:
+    async with serving(FakeNode()) as address:
+        answer = await raw(address, _get(address, "/metrics").replace(b"\r\n\r\n", b"\r\nAccept: x=1\r\n\r\n"))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert b"content-type: text/plain; x=1" in head
+        assert body == b"up 1\n"
 
 
 async def test_events_over_http() -> None:

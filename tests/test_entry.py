@@ -743,7 +743,7 @@ async def test_who_was_turned_away_is_not_served_after_all(mock_clock: MockClock
         parse_503(await rest_of(client))
 
 
-async def test_to_be_turned_away_is_an_error(mock_clock: MockClock) -> None:
+async def test_to_be_turned_away_is_no_success(mock_clock: MockClock) -> None:
     """As the metric's own words have it, however politely the client leaves."""
     async with network(mock_clock, hold_s=10) as net:
         client = await net.connect(sends=REQUEST)
@@ -751,7 +751,7 @@ async def test_to_be_turned_away_is_an_error(mock_clock: MockClock) -> None:
         parse_503(await rest_of(client))
         await client.aclose()
         await settled(lambda: not net.forwarder.active)
-        assert net.finished("error") == 1
+        assert net.finished("turned_away") == 1
         assert net.finished("ok") == 0
 
 

@@ -460,3 +460,24 @@ async def test_unanswered_requests_leave_no_trace_of_peers_that_are_gone(mock_cl
             reset(client)
             await settled(lambda: not net.forwarder.active)
         assert net.forwarder.unanswered == {}
+
+
+async def test_picks_are_counted_once_by_the_tier_that_decided(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        forwarder = net.forwarder
+        forwarder.count_picks()
+        net.add("a")
+        await net.connect(sends=b"x")
+        await settled()
+        net.add("b")
+        await net.connect(sends=b"x")
+        await settled()
+        for _ in range(3):
+            forwarder.count_picks()
+        assert net.metric("federation_picks_sampled_total", tier="only") == 1
+        assert net.metric("federation_picks_sampled_total", tier="in_flight") == 1
+        assert net.metric("federation_picks_sampled_total") == 2
+        await net.connect(sends=b"x")
+        await settled()
+        forwarder.count_picks()
+        assert net.metric("federation_picks_sampled_total") == 3

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from federation import gossip as gossip_module
@@ -182,7 +181,7 @@ class Member:
         self.ledger = Ledger()
         self.gossip = Gossip(
             host=self.host, token=TOKEN, ledger=self.ledger, describe=self.describe, utc_now=self.now,
-            on_change=self.changes.append, interval_s=5.0, metrics=Metrics(CollectorRegistry()),
+            on_change=self.changes.append, interval_s=5.0, metrics=Metrics(),
         )  # fmt: skip
         self.topic: FakeTopic = self.gossip._topic  # type: ignore[assignment]
 
@@ -745,7 +744,7 @@ class Network:
             node.now = now
             node.gossip = events.gossip = Gossip(
                 host=peer.host, token=TOKEN, ledger=node.ledger, describe=lambda: node.record, utc_now=now,
-                on_change=lambda _: None, interval_s=60.0, metrics=Metrics(CollectorRegistry()),
+                on_change=lambda _: None, interval_s=60.0, metrics=Metrics(),
             )  # fmt: skip
             node.scope = trio.CancelScope()
             with node.scope:

@@ -339,3 +339,28 @@ class TestConnections:
         rates = node.status()["rates"]
         assert (rates["connections_per_s"], rates["failed_per_s"]) == (2, 0)
         assert (rates["received_per_s"], rates["delivered_per_s"], rates["bytes_per_s"]) == (1000, 100, 1100)
+
+
+class TestMetrics:
+    async def test_what_a_scrape_reads(self, make: MakeNode) -> None:
+        node = make(backends=("chat=127.0.0.1:7",))
+        busy = add(node, "busy")
+        add(node, "silent", suspect=True)
+        add(node, "gone", linked=False, age_s=60)
+        node.selector.pick([node.ledger.records()[0]], now=0.0)
+        node.forwarder.counts.received = 5
+        node.draining = True
+        now = report.metrics(node)
+        assert {state: count for state, count in now.peers.items() if count} == {
+            "draining": 1,
+            "online": 1,
+            "suspect": 1,
+            "offline": 1,
+        }
+        assert (now.received, now.delivered, now.draining) == (5, 0, True)
+        assert now.backends == {"chat": False}
+        assert now.ledger_records == 3
+        assert now.in_flight[node.peer_id] == 0
+        assert sum(now.in_flight.values()) == now.in_flight[busy] == 1
+        text, _ = node.metrics_text("")
+        assert f'federation_connections_in_flight{{peer="{busy}"}} 1.0'.encode() in text
