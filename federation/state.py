@@ -10,13 +10,15 @@
     lock             held by the running daemon
 
 Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. A damaged file costs
-a warning and counts as absent, but for what a person or the network would miss: identity, token and bans stop the start.
+a warning and counts as absent, but for what a person or the network would miss: identity, token and bans stop the start. A
+disk that is full or read-only costs a warning where what would be written can be done without.
 
 No structlog here: the command line reads daemon.json where it must answer at once.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -56,13 +58,11 @@ class StateDir:
         self._create()
         path = self.path / "lock"
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = _open_lock(path)
         except OSError as error:
             raise StateDirUnusable(_problem(path, error)) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
         except BlockingIOError:
             holder = os.pread(fd, 32, 0).decode(errors="replace")
             os.close(fd)
@@ -71,6 +71,9 @@ class StateDir:
             os.close(fd)
             raise StateDirUnusable(_problem(path, error)) from None
         self._lock_fd = fd
+        with suppress(OSError):  # a disk that is full or read-only: then a second daemon cannot say whose it is
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
 
     def unlock(self) -> None:
         if self._lock_fd is not None:
@@ -146,7 +149,10 @@ class StateDir:
             else:
                 self._ignore("incarnation", "it holds no usable number")
         incarnation = max(last + 1, int(self._clock()))
-        self._write("incarnation", _lines([str(incarnation)]))
+        try:
+            self._write("incarnation", _lines([str(incarnation)]))
+        except StateDirUnusable as error:
+            log.warning("this start was not noted, which matters only if the clock goes back: %s", error.detail)
         return incarnation
 
     def load_peers(self) -> dict[str, list[str]]:
@@ -182,7 +188,10 @@ class StateDir:
         return self._read_json("daemon.json") or None
 
     def save_daemon(self, info: dict[str, Any]) -> None:
-        self._write_json("daemon.json", info)
+        try:
+            self._write_json("daemon.json", info)
+        except StateDirUnusable as error:
+            log.warning("the command line may need --control %s: %s", info["control"], error.detail)
 
     def remove_daemon(self) -> None:
         with suppress(StateDirUnusable):
@@ -263,6 +272,16 @@ class StateDir:
 
     def _ignore(self, name: str, why: str) -> None:
         log.warning("%s is ignored: %s", self.path / name, why)
+
+
+def _open_lock(path: Path) -> int:
+    """Raises OSError."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # from before the disk became read-only
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -243,6 +244,62 @@ def test_a_write_that_fails_leaves_the_old_file(state: StateDir, monkeypatch: py
         state.save_token("new", keep_old=False)
     assert state.load_token() == "old"
     assert not [path for path in state.path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("call", ["fsync", "ftruncate", "pwrite"])
+def test_a_full_disk_does_not_stop_a_node_that_was_here_before(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    seed = state.identity()
+    state.next_incarnation()
+    state.unlock()
+
+    def disk_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, disk_full)
+    again = StateDir(state.path, clock=lambda: 2000.0)
+    again.lock()
+    try:
+        assert (again.identity(), again.next_incarnation()) == (seed, 2000)
+        again.save_daemon({"pid": 1, "control": "127.0.0.1:8485"})
+        again.remove_daemon()
+        with pytest.raises(StateDirBusy):
+            StateDir(state.path).lock()
+    finally:
+        again.unlock()
+    warnings = ["this start was not noted", "--control 127.0.0.1:8485"]
+    assert all((text in caplog.text) == (call == "fsync") for text in warnings)
+
+
+def test_nor_does_a_read_only_one(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    seed = state.identity()
+    state.unlock()
+    really_open = os.open
+
+    def read_only(path: Path, flags: int, *rest: int) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return really_open(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", read_only)
+    again = StateDir(state.path, clock=lambda: 2000.0)
+    again.lock()
+    try:
+        assert (again.identity(), again.next_incarnation()) == (seed, 2000)
+        with pytest.raises(StateDirBusy):
+            StateDir(state.path).lock()
+    finally:
+        again.unlock()
+
+
+def test_a_new_node_needs_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(StateDirUnusable, match="Read-only file system"):
+        StateDir(tmp_path / "state").lock()
 
 
 def test_a_planted_link_is_not_written_through(state: StateDir, tmp_path: Path) -> None:
