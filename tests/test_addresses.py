@@ -18,6 +18,7 @@ from federation.net.addresses import (
     MAX_OURS,
     MAX_PEERS,
     STABLE_S,
+    TOGETHER_S,
     AddressBook,
     PeerAddress,
     Source,
@@ -218,6 +219,41 @@ class TestSuccess:
         assert due(book, 100.0) != []  # it went away
         dial_in_vain(book, 100.0)
         assert book.next_due(100.0) == 100.0 + BACKOFF_FIRST_S
+
+    @pytest.mark.parametrize("by_us", [True, False])
+    def test_what_was_lost_together_is_tried_at_once_when_one_is_back(self, book: AddressBook, by_us: bool) -> None:
+        bobs = replace(WAN, peer_id=BOB)
+        for address in (LAN, bobs):
+            book.add(address, source="record")
+        now = 0.0
+        while now < 100.0:
+            for target in due(book, now):
+                book.started(target)
+                book.failed(target, now)
+            now = book.next_due(now) or now
+        if by_us:
+            book.succeeded(LAN, ALICE, now - 1.0)
+        else:
+            book.dialled_us(ALICE, now - 1.0)
+        assert [target.peer_id for target in due(book, now - 1.0, ALICE)] == [BOB]
+
+    def test_what_was_lost_for_another_reason_is_not(self, book: AddressBook) -> None:
+        book.add(LAN, source="record")
+        dial_in_vain(book, 0.0)
+        book.add(replace(WAN, peer_id=BOB), source="record")
+        for target in due(book, TOGETHER_S + 0.1):
+            book.started(target)
+            book.failed(target, TOGETHER_S + 0.1, permanent=True)
+        book.dialled_us(ALICE, TOGETHER_S + 0.1)
+        assert due(book, TOGETHER_S + BACKOFF_MAX_S, ALICE) == []
+
+    def test_a_peer_that_dialled_us_is_dialled_soon_when_it_is_gone(self, book: AddressBook) -> None:
+        book.add(LAN, source="record")
+        for now in (0.0, 10.0, 20.0):
+            dial_in_vain(book, now)
+        book.dialled_us(ALICE, 20.1)
+        book.dialled_us(BOB, 20.1)  # of whom nothing is known
+        assert due(book, 20.1 + BACKOFF_FIRST_S) != []
 
     def test_the_address_that_worked_is_tried_first(self, book: AddressBook) -> None:
         book.add(LAN, source="record")

@@ -30,6 +30,7 @@ BACKOFF_FIRST_S = 0.25  # a peer that restarts is back within a second or two
 BACKOFF_MAX_S = 30.0  # under NODE_ONLINE_WINDOW: a network that was cut finds itself before all of its records age out
 BACKOFF_JITTER = 0.25  # share of the wait that is random, so that two peers do not keep dialling each other in step
 STABLE_S = 10.0  # a connection that ended before this counts as a failure, so that accept-and-close is no busy loop
+TOGETHER_S = 10.0  # peers that were lost within this time of each other were probably lost for one reason: a cut
 DROP_AFTER_S = 3600.0  # the ledger forgets a silent peer after the same hour
 MAX_PEERS = 4096  # as many as the ledger holds
 MAX_ADDRESSES = 16  # a machine with several interfaces, both families, has under ten
@@ -338,6 +339,7 @@ class AddressBook:
         state = self._states.get(_key(address))
         if state is not None:
             state.dialling = False
+            self._back_together(state)
             if address.peer_id is None:
                 state.answered_by = peer_id
                 state.connected(now, self._rng.random())
@@ -356,6 +358,20 @@ class AddressBook:
         if state := self._states.get(_target_key(target)):
             state.dialling = False
             state.connected(now, self._rng.random())
+
+    def dialled_us(self, peer_id: str, now: float) -> None:
+        """The peer is connected, and not by us."""
+        if state := self._states.get(peer_id):
+            self._back_together(state)
+            state.connected(now, self._rng.random())
+
+    def _back_together(self, state: _State) -> None:
+        """What was lost together comes back together: try the others now."""
+        since = state.failing_since
+        if since < inf:
+            for other in self._states.values():
+                if other is not state and abs(other.failing_since - since) <= TOGETHER_S:
+                    other.refresh()
 
     def failed(self, target: Target, now: float, *, permanent: bool = False) -> None:
         """No address of the target answered. `permanent`: it did, and trying soon is of no use (another network)."""

@@ -394,6 +394,9 @@ class Host:
         known = self.links.get(link.peer)
         if known is None or known.is_closed:
             self.links[link.peer] = link
+            if not link.is_initiator:
+                self.book.dialled_us(link.peer, trio.current_time())
+                self.look_at_book()
             self._events.peer_up(link)
             return
         now = trio.current_time()
