@@ -6,7 +6,7 @@ building a dict. Whoever adds a key to an answer adds it here; the descriptions 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -225,6 +225,42 @@ class Invite(TypedDict):
 
     token: str
     command: Annotated[str, Field(description="what to run on the next machine")]
+
+
+class LogLines(TypedDict):
+    lines: Annotated[list[dict[str, Any]], Field(description="number, timestamp, level, event, and what belongs to it")]
+    next: Annotated[int, Field(ge=0, description="ask with after=NEXT for those that follow")]
+
+
+class Bulk(TypedDict):
+    bytes: Bytes
+    seconds: Seconds
+
+
+class Ping(TypedDict):
+    """Round trips to a peer. `up` and `down`: null where no bulk was asked for."""
+
+    peer_id: str
+    name: str
+    path: Path
+    address: Annotated[str | None, Field(description="where the connection goes to, or comes from")]
+    rtt_ms: list[float]
+    up: Bulk | None
+    down: Bulk | None
+
+
+Severity = Literal["ok", "info", "warn", "fail"]
+
+
+class Finding(TypedDict):
+    check: str
+    severity: Severity
+    finding: str
+    fix: Annotated[str, Field(description="what to do; empty where nothing is to be done")]
+
+
+class Examination(TypedDict):
+    findings: list[Finding]
 
 
 class Problem(TypedDict):

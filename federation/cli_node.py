@@ -36,11 +36,11 @@ class Asker:
     def get(self, path: str) -> str:
         return client.ask(self.address, f"/api/v1/{path}")
 
-    def post(self, path: str, body: object = None) -> str:
+    def post(self, path: str, body: object = None, *, method: str = "POST", timeout_s: float = client.TIMEOUT_S) -> str:
         """For the owner."""
         if self._key is None:
             self._key = client.find_key(self.address, self._state_dir, os.environ)
-        return client.ask(self.address, f"/api/v1/{path}", method="POST", key=self._key, body=body)
+        return client.ask(self.address, f"/api/v1/{path}", method=method, key=self._key, body=body, timeout_s=timeout_s)
 
 
 def status(args: Namespace) -> None:
@@ -105,10 +105,10 @@ def undrain(args: Namespace) -> None:
 
 def explain(args: Namespace) -> None:
     if args.id is not None:
-        path = f"explain?id={_positive(args.id, '--id')}"
+        path = f"explain?id={positive(args.id, '--id')}"
         last = MAX_DECISIONS
     else:
-        last = _positive(args.last, "--last")
+        last = positive(args.last, "--last")
         path = f"explain?last={MAX_DECISIONS}"
     text = Asker(args).get(path)
     answer = json.loads(text)
@@ -180,7 +180,8 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _positive(text: str, flag: str) -> int:
+def positive(text: str, flag: str) -> int:
+    """Raises UsageError."""
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise UsageError(f"{flag} {text!r}: a number from 1 on")
     return int(text)

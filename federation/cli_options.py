@@ -158,6 +158,29 @@ def _add_asking(commands: Any) -> None:
     )
     drain.add_argument("--wait", action="store_true", help="until nothing is open here and a reboot disturbs nobody")
     drain.add_argument("--timeout", metavar="SECONDS", help="wait so long at most, then fail [for ever]")
+    ping = _asking(commands, "ping", "round trips to a peer, past all backends", "federation ping bergen --bulk", json=True)
+    ping.add_argument("peer", metavar="PEER", help="its name, its id, or the end of its id that `federation peers` shows")
+    ping.add_argument("--count", default="4", metavar="N", help="round trips [4]")
+    ping.add_argument(
+        "--bulk",
+        nargs="?",
+        const="64MiB",
+        metavar="SIZE",
+        help="move so much up and down too, 10 s each at most [64MiB]",
+    )
+    _asking(
+        commands,
+        "doctor",
+        "look for what is wrong, and say what to do about it",
+        "federation doctor || federation logs --last 200",
+        "Look for what is wrong with this node, and say what to do about it. Exits with 1 if something is wrong.",
+        json=True,
+    )
+    logs = _asking(
+        commands, "logs", "show the running node's newest log lines, a line a connection", "federation logs -f", json=True
+    )
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes; Ctrl-C ends it")
+    logs.add_argument("--last", default="50", metavar="N", help="begin with the newest N lines [50]")
     _asking(commands, "undrain", "take connections again", "federation undrain", json=True)
     leave = _asking(
         commands, "leave", "drain, say good-bye, forget the network's token, and end", "federation leave", json=True

@@ -121,6 +121,55 @@ def _end(ended: Mapping[str, Any] | None, *, color: bool) -> str:
     return f"done: {moved}"
 
 
+def ping_title(answer: Mapping[str, Any]) -> str:
+    name = plain(answer["name"]) or plain(answer["peer_id"])
+    return f"{name} ({plain(answer['peer_id'])[-6:]}), {plain(answer['path'])}, {plain(answer['address'] or '')}"
+
+
+def rate(moved: Mapping[str, Any]) -> str:
+    """Megabytes are 10^6 bytes here, as for every network."""
+    per_second = moved["bytes"] / max(moved["seconds"], 1e-9) / 1e6
+    return f"{per_second:.1f} MB/s ({size(moved['bytes'])} in {seconds(moved['seconds'])})"
+
+
+def log_line(line: Mapping[str, Any], *, color: bool) -> str:
+    when = _clock(str(line.get("timestamp", "")))
+    if line.get("event") == "connection":
+        where = plain(line["name"]) or plain(line["peer"])[-6:] or "nobody"
+        tries = f", {line['attempts']} attempts" if line["attempts"] > 1 else ""
+        text = (
+            f"#{line['id']} {plain(line['client'])} -> {where} ({plain(line['service'])}): {size(line['received'])} up, "
+            f"{size(line['delivered'])} down in {seconds(line['seconds'])}{tries}, {plain(line['why'], 150)}"
+        )
+        return f"{when}  {text}" if line["why"] == "done" else f"{when}  {paint(text, 'yellow', color)}"
+    level = str(line.get("level", ""))
+    shown = {key: value for key, value in line.items() if key not in ("number", "timestamp", "level", "logger", "event")}
+    details = "  ".join(f"{plain(key)}={plain(value, 300)}" for key, value in shown.items())
+    text = f"{plain(line.get('event'), 300)}  {details}".rstrip()
+    if level in ("warning", "error", "critical"):
+        text = paint(f"{level}: {text}", "yellow" if level == "warning" else "red", color)
+    return f"{when}  {text}"
+
+
+_SEVERITIES = {"ok": ("ok", "green"), "info": ("note", ""), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+
+
+def findings(answer: Mapping[str, Any], *, color: bool) -> str:
+    rows = answer["findings"]
+    longest = max((len(plain(row["check"])) for row in rows), default=0)
+    lines = []
+    for row in rows:
+        word, style = _SEVERITIES.get(row["severity"], (plain(row["severity"]), ""))
+        lines.append(f"{paint(f'{word:<5}', style, color)} {plain(row['check']):<{longest}}  {plain(row['finding'], 600)}")
+        if row["fix"]:
+            lines.append(" " * (longest + 8) + f"-> {plain(row['fix'], 300)}")
+    wrong = sum(row["severity"] == "fail" for row in rows)
+    unsure = sum(row["severity"] == "warn" for row in rows)
+    lines.append("")
+    lines.append(f"{wrong} wrong, {unsure} to look at" if wrong or unsure else "nothing is wrong")
+    return "\n".join(lines)
+
+
 def seconds(value: float) -> str:
     """3 ms, 0.12 s, 4.5 s, then as `duration`."""
     if value < 0.01:

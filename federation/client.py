@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation.errors import ConfigError, ControlUnreachable, FederationError
+from federation.errors import ConfigError, ControlUnreachable, FederationError, NodeRefused
 from federation.places import default_state_dir, find_config_file, read_config_file
 from federation.state import StateDir
 from federation.values import HostPort, parse_control
@@ -71,12 +71,20 @@ def find_key(address: HostPort, state_dir: Path | None, environ: Mapping[str, st
     return key
 
 
-def ask(address: HostPort, path: str, *, method: str = "GET", key: str | None = None, body: object = None) -> str:
+def ask(
+    address: HostPort,
+    path: str,
+    *,
+    method: str = "GET",
+    key: str | None = None,
+    body: object = None,
+    timeout_s: float = TIMEOUT_S,
+) -> str:
     """The API's answer as it came, one line of JSON. Raises ControlUnreachable, or FederationError with its refusal.
 
     `key`: the control key, for what only the owner may do (see `find_key`); `body` goes as JSON.
     """
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT_S)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
@@ -92,7 +100,7 @@ def ask(address: HostPort, path: str, *, method: str = "GET", key: str | None = 
     if not isinstance(answer, dict):
         raise ControlUnreachable(f"what answers on {address} is not a federation daemon")
     if response.status != http.client.OK:
-        raise FederationError(f"the daemon on {address} refused: {answer.get('error', response.reason)}")
+        raise NodeRefused(answer.get("error", response.reason))
     return text
 
 

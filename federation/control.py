@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
-from federation import api, events, httpd, pages
+from federation import api, api_care, events, httpd, pages
 from federation.errors import ConfigError, ListenFailed, listen_problem
 from federation.values import HostPort
 from federation.web import http_error, json_response, mark_owner, route
@@ -35,15 +35,20 @@ BODY_S = 10.0
 WRONG_KEY = "the control key is wrong; control.key in the node's state directory has the right one"
 
 
-class KeyedNode(api.ControlledNode, Protocol):
+class KeyedNode(api.ControlledNode, api_care.CaredForNode, Protocol):
     def control_key(self) -> str: ...
 
 
-def create_app(node: api.ControlledNode, key: str) -> Starlette:
+class ServedNode(api.ControlledNode, api_care.CaredForNode, Protocol):
+    """What all routes need of a node."""
+
+
+def create_app(node: ServedNode, key: str) -> Starlette:
     """`key`: the owner's."""
     hub = events.Hub(node, lambda: datetime.now(timezone.utc))
+    operations = (*api.routes, *api_care.routes, *events.routes(hub))
     app = Starlette(
-        routes=[*(route(operation, node) for operation in (*api.routes, *events.routes(hub))), *pages.routes()],
+        routes=[*(route(operation, node) for operation in operations), *pages.routes()],
         middleware=[Middleware(_Guard, key=key)],
         exception_handlers={HTTPException: http_error},
     )

@@ -58,6 +58,10 @@ class TokenTooNew(TokenError):
     """The token was made by a newer version of federation; upgrade this machine"""
 
 
+class NodeRefused(FederationError):
+    """The running node says no"""
+
+
 class NotDone(FederationError):
     """Not done"""
 
@@ -98,6 +102,10 @@ class NetworkError(FederationError):
 
 class PeerUnavailable(NetworkError):
     """The peer cannot take this connection; try the next one"""
+
+
+class ProbeFailed(PeerUnavailable):
+    """The peer was not reached"""
 
 
 class HandshakeFailed(NetworkError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from federation import __version__, report
+from federation import __version__, care, doctor, report
 from federation.backends import Backends
 from federation.bans import Bans, find_peer
 from federation.errors import FederationError, NotFound, UsageError
@@ -34,6 +34,7 @@ from federation.net.discovery import Mdns
 from federation.net.host import Host
 from federation.pace import Bucket
 from federation.paths import Paths, relay_limits
+from federation.probe import Probe
 from federation.rates import SAMPLE_EVERY_S, Rates
 from federation.reactor import Reactor
 from federation.records import NodeData
@@ -135,6 +136,8 @@ class Node:
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
         )  # fmt: skip
+        self.probe = Probe(self.host)
+        self.mdns_seen: set[str] = set()
         self._remembered = state.load_peers()
         self._remember_bootstrap()
         self._nursery: trio.Nursery | None = None
@@ -269,7 +272,11 @@ class Node:
         )  # fmt: skip
 
     def _found(self, address: PeerAddress) -> None:
-        if address.peer_id != self.peer_id and self.book.add(address, source="mdns"):
+        if address.peer_id is None or address.peer_id == self.peer_id:
+            return
+        if len(self.mdns_seen) < MAX_REMEMBERED:
+            self.mdns_seen.add(address.peer_id)
+        if self.book.add(address, source="mdns"):
             self.host.look_at_book()
 
     # Our record
@@ -392,6 +399,15 @@ class Node:
 
     def turned_away(self, last: int, connection: int | None = None) -> list[answers.TurnedAway]:
         return report.turned_away(self, last, connection)
+
+    def log_lines(self, after: int, last: int) -> answers.LogLines:
+        return care.log_lines(after, last)
+
+    async def ping(self, peer: str, count: int, bulk_bytes: int) -> answers.Ping:
+        return await care.ping(self, peer, count, bulk_bytes)
+
+    async def examine(self) -> answers.Examination:
+        return {"findings": await doctor.examine(self)}
 
     def invite(self) -> answers.Invite:
         return report.invite(self)

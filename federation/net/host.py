@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections import Counter
+from collections import Counter, deque
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 import trio
@@ -94,6 +94,7 @@ FORGIVE_S = 3600.0
 MAX_OFFENDERS = 1024
 COMPLAIN_EVERY_S = 10.0  # the same complaint about strangers is logged at most so often,
 REMIND_EVERY_S = 3600.0  # and that of what a person knows and has to see to: a peer that is banned, a token that is old
+REFUSALS_KEPT = 64  # for `federation doctor`
 MAX_COMPLAINTS = 1000  # and this many different ones in that time
 
 
@@ -128,6 +129,8 @@ class Host:
         self.links: dict[str, Link] = {}
         self._retired: set[Link] = set()  # duplicates that still carry tunnels
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
+        self.refusals: deque[Refusal] = deque(maxlen=REFUSALS_KEPT)
+        self.not_reached: dict[str, str] = {}  # peer, or address, that was dialled in vain last time: why
         self.relay = Relay(reactor, self.links, relay, self.complain)
         self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # the relays through which a peer is reached
         self.seen_from: dict[str, tuple[str, int]] = {}  # where a connected peer's last inbound connection came from
@@ -506,6 +509,7 @@ class Host:
         now = trio.current_time()
         for address in race.ourselves:
             self.book.ourselves(address)
+        self.not_reached.pop(target.peer_id or str(target.addresses[0]), None)
         if race.winner is None:
             no = next((p for p in race.problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
             self.book.failed(target, now, permanent=no is not None)
@@ -542,7 +546,9 @@ class Host:
         elif any(isinstance(problem, HandshakeFailed) for problem in problems):
             self.complain("what answers there is not a member of a federation", where)
         else:
-            log.debug("peer not reached", peer=where, why=[str(problem) or type(problem).__name__ for problem in problems])
+            whys = list(dict.fromkeys(map(_in_words, problems)))
+            self.not_reached[where] = "; ".join(whys)
+            log.debug("peer not reached", peer=where, why=whys)
 
     def _token_is_retired(self, error: TokenRetired) -> None:
         self.token_retired_at = trio.current_time()
@@ -578,6 +584,7 @@ class Host:
             if len(self._complained) >= MAX_COMPLAINTS:  # one stranger has many addresses
                 return
         self._complained[event, where] = now
+        self.refusals.append(Refusal(now, where, f"{event} ({details['why']})" if "why" in details else event))
         log.warning(event, where=where, **details)
 
 
@@ -605,6 +612,23 @@ def _machine_of(host: str) -> str:
     except ValueError:
         return host
     return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def _in_words(problem: Exception) -> str:
+    if isinstance(problem, trio.TooSlowError):
+        return f"no answer within {DIAL_TIMEOUT_S:g} s"
+    cause = problem.__cause__ if isinstance(problem, OSError) and not problem.errno else problem  # trio's, of all addresses
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(problem) or type(problem).__name__
+
+
+class Refusal(NamedTuple):
+    """A handshake that failed, at this node or elsewhere: at trio's time `at`, with whom, and why."""
+
+    at: float
+    where: str
+    what: str
 
 
 class _Those:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+
+import pytest
+import trio
+
+from federation import api_care, control
+from federation.errors import NotFound
+from federation.values import HostPort
+
+
+class FakeNode:
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def log_lines(self, after: int, last: int) -> dict[str, Any]:
+        self.asked.append((after, last))
+        return {"lines": [{"number": 1}], "next": 1}
+
+    async def ping(self, peer: str, count: int, bulk_bytes: int) -> dict[str, Any]:
+        self.asked.append((peer, count, bulk_bytes))
+        if peer == "nobody":
+            raise NotFound("no peer 'nobody'")
+        return {"peer_id": peer}
+
+    async def examine(self) -> dict[str, Any]:
+        return {"findings": []}
+
+
+async def ask(node: FakeNode, method: str, path: str, body: object = None, key: str = "key") -> tuple[int, Any]:
+    async with trio.open_nursery() as nursery:
+        app = control.create_app(node, "key")  # type: ignore[arg-type]
+        address: HostPort = await nursery.start(control.serve, app, HostPort("127.0.0.1", 0))
+
+        def blocking() -> tuple[int, Any]:
+            connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
+            try:
+                text = None if body is None else json.dumps(body)
+                connection.request(method, path, text, {"Authorization": f"Bearer {key}"} if key else {})
+                response = connection.getresponse()
+                return response.status, json.loads(response.read())
+            finally:
+                connection.close()
+
+        answer = await trio.to_thread.run_sync(blocking)
+        nursery.cancel_scope.cancel()
+    return answer
+
+
+async def test_logs() -> None:
+    node = FakeNode()
+    assert await ask(node, "GET", "/api/v1/logs") == (200, {"lines": [{"number": 1}], "next": 1})
+    await ask(node, "GET", "/api/v1/logs?after=7&last=3")
+    assert node.asked == [(0, api_care.LOG_LINES), (7, 3)]
+    for wrong in ("after=-1", "last=0", "last=x"):
+        assert (await ask(node, "GET", f"/api/v1/logs?{wrong}"))[0] == 400
+
+
+async def test_ping() -> None:
+    node = FakeNode()
+    assert await ask(node, "POST", "/api/v1/ping", {"peer": "bob"}) == (200, {"peer_id": "bob"})
+    await ask(node, "POST", "/api/v1/ping", {"peer": "bob", "count": 5, "bulk_bytes": 10})
+    assert node.asked == [("bob", 1, 0), ("bob", 5, 10)]
+    assert (await ask(node, "POST", "/api/v1/ping", {"peer": "nobody"}))[0] == 404
+    for wrong in ({}, {"peer": ""}, {"peer": "a", "count": 0}, {"peer": "a", "bulk_bytes": 10**12}, []):
+        assert (await ask(node, "POST", "/api/v1/ping", wrong))[0] == 400
+
+
+async def test_doctor() -> None:
+    assert await ask(FakeNode(), "POST", "/api/v1/doctor") == (200, {"findings": []})
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "logs"), ("POST", "ping"), ("POST", "doctor")])
+async def test_all_of_it_is_for_the_owner(method: str, path: str) -> None:
+    node = FakeNode()
+    body = {"peer": "bob"} if path == "ping" else None
+    assert (await ask(node, method, f"/api/v1/{path}", body, key=""))[0] == 401
+    assert node.asked == []
