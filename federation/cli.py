@@ -65,6 +65,8 @@ def join(args: Namespace) -> int:
     flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
     settings = load(flags, config_file=args.config)
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
+    if settings.detect and not settings.backends:
+        settings = _with_detected(settings)
     given = _given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
@@ -133,6 +135,21 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     **{name: _from("cli_care", name) for name in ("ping", "logs", "doctor")},
     **{name: _from("cli_node", name) for name in ("status", "peers", "explain", "drain", "undrain", "leave")},
 }
+
+
+def _with_detected(settings: Settings) -> Settings:
+    """The same, with what runs on this machine as backends."""
+    from federation import detect
+    from federation.values import Endpoint
+
+    own = (*(listen.address for listen in settings.listens), settings.p2p_listen, settings.control)
+    found = detect.find(without=[address.port for address in own])
+    if not found:
+        return settings
+    for line in detect.in_words(found):
+        _complain(line)
+    backends = tuple(Endpoint.parse(text) for text in detect.offers(found))
+    return settings.model_copy(update={"backends": backends})
 
 
 def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:

@@ -208,6 +208,12 @@ def _add_join(commands: Any) -> None:
         join.add_argument(flag, dest=field, action="append", metavar=metavar, help=f"{text}; repeatable")
     for field, flag, metavar, text in JOIN_OPTIONS:
         join.add_argument(flag, dest=field, metavar=metavar, help=text)
+    join.add_argument(
+        "--detect",
+        action=argparse.BooleanOptionalAction,
+        help="without --backend, look for Ollama, LocalAI, llama.cpp, vLLM and LM Studio on this machine, and offer what "
+        "is there [yes]",
+    )
     join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
     join.add_argument(
         "--relay",

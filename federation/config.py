@@ -35,7 +35,7 @@ PREFIX = "FEDERATION_"
 MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
 MAX_PEERS = 256
-SWITCHES = ("mdns", "relay")  # on unless --no-NAME
+SWITCHES = ("mdns", "relay", "detect")  # on unless --no-NAME
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
 _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
@@ -189,6 +189,7 @@ class Settings(BaseSettings):
     )
     control: Annotated[HostPort, BeforeValidator(_text(parse_control))] = HostPort("127.0.0.1", 8485)
     mdns: bool = True
+    detect: bool = True
     relay: bool = True
     relay_reservations: Annotated[int, Field(ge=1, le=4096)] = 128
     relay_circuits: Annotated[int, Field(ge=1, le=65536)] = 512

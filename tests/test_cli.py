@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from federation import __version__, cli, control
+from federation import __version__, cli, control, detect
 from federation.errors import ListenFailed
 from federation.state import StateDir
 from federation.tokens import Token
+from federation.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +50,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         if name.startswith(("FEDERATION_", "XDG_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEDERATION_DETECT", "no")
     root = logging.getLogger()
     handlers, level, last = root.handlers[:], root.level, logging.lastResort
     hooks = threading.excepthook, sys.unraisablehook
@@ -539,3 +541,30 @@ def _environment(home: Path) -> dict[str, str]:
     """Nothing of this shell's but what Python needs."""
     keep = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
     return {**keep, "HOME": str(home), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
+# What is found on this machine
+
+
+def test_join_without_a_backend_offers_what_runs_here(run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def find(*, without: list[int]) -> list[detect.Found]:
+        asked.append(without)
+        return [
+            detect.Found("ollama", "Ollama", HostPort("127.0.0.1", 11434)),
+            detect.Found("vllm", "vLLM", HostPort("127.0.0.1", 8000)),
+        ]
+
+    monkeypatch.setattr(detect, "find", find)
+    monkeypatch.delenv("FEDERATION_DETECT")
+    ran = run("join", "--listen", "127.0.0.1:1234")
+    assert ran.code == 0
+    assert [str(backend) for backend in daemon.starts[-1][0].backends] == ["default=127.0.0.1:11434", "vllm=127.0.0.1:8000"]
+    assert "found Ollama on 127.0.0.1:11434" in ran.err
+    assert "found vLLM on 127.0.0.1:8000 too" in ran.err
+    assert set(asked[0]) >= {1234, 4484, 8485}
+    for unasked in (["--no-detect"], ["--backend", "127.0.0.1:1"]):
+        run("join", *unasked)
+    assert len(asked) == 1
+    assert daemon.starts[-2][0].backends == ()

@@ -107,6 +107,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "control": "127.0.0.1:0",
         "mdns": "false",
         "relay": "false",
+        "detect": "false",
         "relay_reservations": "7",
         "relay_circuits": "8",
         "relay_rate": "9MB",

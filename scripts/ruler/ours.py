@@ -70,6 +70,7 @@ class Ours(Target):
             "--name",
             name,
             "--no-mdns",
+            "--no-detect",
             "--log-level",
             "warning",
         ]

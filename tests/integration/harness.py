@@ -90,6 +90,8 @@ def http_get(address: Address, path: str = "/", *, timeout: float = 30.0) -> Res
 def clean_environment(home: Path) -> dict[str, str]:
     """Ours without anything that would configure a daemon behind the test's back."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FEDERATION_", "XDG_", "PYTEST_"))}
+    # Not to find servers of other tests, or of this machine, on the usual ports.
+    kept["FEDERATION_DETECT"] = "no"
     return {**kept, "HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), "PYTHONUNBUFFERED": "1"}
 
 
