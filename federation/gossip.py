@@ -3,9 +3,10 @@
 Three ways, one rule: whatever brought it, a record counts only with its own node's signature.
 
 * The topic carries each announcement to everybody: every `announce_interval_s`, stretched with the number of nodes, and at
-  once when something that matters to selection changed, at most four times a second.
-* On every new link both sides exchange digests and hand over what the other lacks (anti-entropy), so a newcomer knows
-  everybody in one round trip. Who was news to us and is online goes on by the topic.
+  once when something that matters to selection changed, at most four times a second. Links tell who is alive, so records
+  need renewing only now and then: in a large network they say how rarely (`announce_every_s`), and are good for as long.
+* On a new link both sides exchange digests and hand over what the other lacks (anti-entropy), so a newcomer knows
+  everybody in one round trip. Who was news to us and is online goes on by the topic. Of very many links a sample will do.
 * Leaving publishes a tombstone.
 
 Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
@@ -16,6 +17,8 @@ Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
 
 from __future__ import annotations
 
+import math
+import random
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -27,7 +30,15 @@ from federation.ledger import MAX_ENTRIES, NO_AGE, Change, Ledger
 from federation.net import messages
 from federation.net.pubsub import Topic
 from federation.pace import Buckets
-from federation.records import MAX_RECORD_BYTES, NodeData, decode, encode
+from federation.records import (
+    ANNOUNCEMENTS_A_WINDOW,
+    MAX_RECORD_BYTES,
+    NODE_ONLINE_WINDOW,
+    RAREST_ANNOUNCE_S,
+    NodeData,
+    decode,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +55,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 FASTEST_S = 0.25  # four announcements a second
-NODES_AT_BASE = 16  # so many nodes announce at the base interval; more stretch it in proportion
-SLOWEST_S = 12.0  # three of them fit into NODE_ONLINE_WINDOW: two in a row may be lost
+# An announcement costs each node about 3.6 kB, in and out together (540 bytes a copy, three copies each way, and who has
+# it): one a second from all nodes together leaves room for the PINGs of 1,000 links in a budget of 5 kB/s.
+NODES_AT_BASE = 5  # so many nodes announce at the base interval; more stretch it in proportion
+SLOWEST_S = float(RAREST_ANNOUNCE_S)
+JITTER = 0.2  # share of a stretched interval that is random: nodes that started together do not announce together
+NODES_AT_FASTEST = 16  # so many nodes may tell of their load four times a second; more do so more rarely, in proportion
+SYNCED_LINKS = 24  # of the links of a node: a digest has 65 bytes a node, so all with all would cost the square
 VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
 EXPIRE_S = 5.0
 GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read
@@ -56,6 +72,8 @@ MAX_PAGES = MAX_ENTRIES // PAGE + 1
 SYNCS_A_SECOND, SYNCS_AT_ONCE = 0.2, 8.0  # asked for by one peer; an honest one asks once a link
 ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ENTRIES  # handed over by one peer
 REMIND_EVERY_S = 3600.0
+_QUIET = {"seq", "last_seen", "gpus", "announce_every_s"}
+_LOAD = {"in_flight", "available_vram"}
 
 
 def announce_interval(base_s: float, nodes: int) -> float:
@@ -63,15 +81,23 @@ def announce_interval(base_s: float, nodes: int) -> float:
     return max(base_s, min(base_s * nodes / NODES_AT_BASE, SLOWEST_S))
 
 
+def load_interval(nodes: int) -> float:
+    """Seconds at least between two announcements because of load alone. 0: as often as anything is announced."""
+    return FASTEST_S * nodes / NODES_AT_FASTEST if nodes > NODES_AT_FASTEST else 0.0
+
+
+def is_urgent(before: NodeData | None, after: NodeData) -> bool:
+    """Whether more has changed than load: who is sent there now may be refused."""
+    ignored = _QUIET | _LOAD
+    return before is None or before.model_dump(exclude=ignored) != after.model_dump(exclude=ignored)
+
+
 def matters(before: NodeData | None, after: NodeData) -> bool:
-    """Whether selection elsewhere should hear of it at once."""
-    if before is None:
+    """Whether selection elsewhere should hear of it before the next announcement is due."""
+    if before is None or before.in_flight != after.in_flight:
         return True
     step = max(before.available_vram, after.available_vram) * VRAM_STEP
-    if abs(after.available_vram - before.available_vram) > step:
-        return True
-    quiet = {"seq", "last_seen", "available_vram", "gpus"}
-    return before.model_dump(exclude=quiet) != after.model_dump(exclude=quiet)
+    return abs(after.available_vram - before.available_vram) > step or is_urgent(before, after)
 
 
 class Gossip:
@@ -88,6 +114,7 @@ class Gossip:
         on_change: Callable[[Change], None],
         interval_s: float,
         metrics: Metrics,
+        rng: random.Random | None = None,
     ) -> None:
         self._host = host
         self._ledger = ledger
@@ -96,6 +123,7 @@ class Gossip:
         self._on_change = on_change
         self._interval_s = interval_s
         self._metrics = metrics
+        self._rng = rng or random.Random()
         self._protocol = token.ledger_protocol()
         self._topic = Topic(host, token.topic(), self._accept)
         self._syncs = Buckets[str](SYNCS_A_SECOND, SYNCS_AT_ONCE, max_keys=MAX_ENTRIES)
@@ -103,6 +131,7 @@ class Gossip:
         self._seq = 0
         self._announced: NodeData | None = None
         self._announced_at = 0.0
+        self._renew_after = 0.0
         self._stir = trio.Event()
         self._impostor_seen = False
         self._left = False
@@ -124,9 +153,11 @@ class Gossip:
 
     async def _announce_forever(self) -> None:
         looked_at = trio.current_time()
+        load_due = math.inf  # when a load that has changed may be told
         while True:
-            due = self._announced_at + announce_interval(self._interval_s, len(self._ledger))
-            with trio.CancelScope(deadline=due):
+            # What the last announcement promised holds, however much the network has grown since.
+            due = self._announced_at + min(self._renew_after, announce_interval(self._interval_s, len(self._ledger)))
+            with trio.CancelScope(deadline=min(due, load_due)):
                 await self._stir.wait()
             await trio.sleep_until(looked_at + FASTEST_S)
             if self._left:
@@ -134,12 +165,22 @@ class Gossip:
             looked_at = trio.current_time()
             self._stir = trio.Event()
             record = self._describe()
-            if looked_at >= due or matters(self._announced, record):
-                await self.announce(record)
+            load_due = math.inf
+            if looked_at < due and not is_urgent(self._announced, record):
+                if not matters(self._announced, record):
+                    continue
+                may = self._announced_at + load_interval(len(self._ledger))
+                if looked_at < may:
+                    load_due = may
+                    continue
+            await self.announce(record)
 
     async def announce(self, record: NodeData) -> None:
         self._seq += 1
-        record = record.model_copy(update={"seq": self._seq})
+        interval = announce_interval(self._interval_s, len(self._ledger))
+        is_rare = ANNOUNCEMENTS_A_WINDOW * interval > NODE_ONLINE_WINDOW.total_seconds()
+        record = record.model_copy(update={"seq": self._seq, "announce_every_s": math.ceil(interval) if is_rare else 0})
+        self._renew_after = interval * (1.0 - JITTER * self._rng.random()) if interval > self._interval_s else interval
         self._announced = record
         self._announced_at = trio.current_time()
         signed = await self._topic.publish(encode(record))
@@ -158,6 +199,7 @@ class Gossip:
             await trio.sleep(EXPIRE_S)
             for change in self._ledger.expire(self._utc_now()):
                 self._on_change(change)
+                self.stir()  # a smaller network announces sooner
 
     # Theirs
 
@@ -193,6 +235,8 @@ class Gossip:
         if change is not None:
             self._on_change(change)
         entry = self._ledger.get(record.peer_id)
+        if entry is None and len(self._ledger) >= MAX_ENTRIES:
+            self._host.complain("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
         return entry is not None and entry.signed == signed
 
     def _notice_impostor(self, record: NodeData) -> None:
@@ -205,7 +249,13 @@ class Gossip:
     # Anti-entropy
 
     async def sync(self, link: Link) -> None:
-        """Exchange with a peer that this node dialled. A failure is the next announcement's business."""
+        """Exchange with a peer that this node dialled. A failure is the next announcement's business.
+
+        With more than SYNCED_LINKS links, only with so many of them on average: after a join or a healed partition that is
+        enough for both sides to know all, as what was news goes on by the topic.
+        """
+        if self._rng.random() * len(self._host.links) >= SYNCED_LINKS:
+            return
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 stream = await self._host.open_stream(link.peer, self._protocol)

@@ -5,6 +5,7 @@ are not sent), so that versions mix: a node that does not announce VRAM has none
 bound, and whatever the bytes, decoding raises RecordInvalid and nothing else.
 
 `last_seen` does not travel: it is the receiver's clock that says when a node was seen, so nobody's wrong clock matters.
+How long a record is good for depends on how often its node renews it, which grows with the network: the record says so.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from federation.errors import RecordInvalid
 
 NODE_ONLINE_WINDOW = timedelta(seconds=40)  # eight announcements of 5 s: a few may be lost
+ANNOUNCEMENTS_A_WINDOW = 2.5  # of nodes that announce so rarely that this is longer: two in a row are not lost on TCP
+RAREST_ANNOUNCE_S = 1200  # whatever a record claims: with the window behind it, less than the ledger's FORGET_AFTER
 MAX_RECORD_BYTES = 16384  # a record with every field in use has about 1 kB
 
 # Strict, because the wire has real types: "1", 1.0 and true are not the number 1, and bytes are not text.
@@ -61,10 +64,18 @@ class NodeData(BaseModel):
     relays: Flag = False  # others can dial it, and it relays for those whom they cannot
     via: Annotated[tuple[PeerId, ...], Field(max_length=8)] = ()  # relays through which it is reached, best first
     left: Flag = False  # a tombstone: said good-bye
+    announce_every_s: Count = 0  # the next announcement comes by then; 0: often enough for NODE_ONLINE_WINDOW
 
     def is_online_at(self, now: datetime) -> bool:
-        """Seen less than NODE_ONLINE_WINDOW before `now`; at exactly the window it is offline."""
-        return not self.left and now - self.last_seen < NODE_ONLINE_WINDOW
+        """Seen less than its window before `now`; at exactly the window it is offline."""
+        age = now - self.last_seen
+        return not self.left and (age < NODE_ONLINE_WINDOW or age < self.online_window)
+
+    @property
+    def online_window(self) -> timedelta:
+        """NODE_ONLINE_WINDOW, unless the node announces more rarely than that allows."""
+        every_s = min(self.announce_every_s, RAREST_ANNOUNCE_S)
+        return max(NODE_ONLINE_WINDOW, timedelta(seconds=ANNOUNCEMENTS_A_WINDOW * every_s))
 
     def is_online(self) -> bool:
         return self.is_online_at(datetime.now(timezone.utc))

@@ -625,3 +625,13 @@ class BookMachine(RuleBasedStateMachine):
 
 
 TestBookMachine = BookMachine.TestCase
+
+
+def test_newcomers_do_not_all_dial_the_same_nodes_first() -> None:
+    first = set()
+    for n in range(20):
+        book = AddressBook(rng=random.Random(n))
+        for m in range(10):
+            book.add(PeerAddress("192.0.2.1", 1000 + m), source="record")
+        first.add(book.due(0.0, connected=(), self_id="me")[0])
+    assert len(first) > 5

@@ -17,10 +17,22 @@ from structlog.testing import capture_logs
 
 from federation import gossip as gossip_module
 from federation.errors import PeerUnavailable, RecordForged
-from federation.gossip import FASTEST_S, PAGE, SLOWEST_S, SYNC_TIMEOUT_S, Gossip, announce_interval, matters
-from federation.ledger import MAX_ENTRIES, Change, Ledger
+from federation.gossip import (
+    FASTEST_S,
+    JITTER,
+    PAGE,
+    SLOWEST_S,
+    SYNC_TIMEOUT_S,
+    SYNCED_LINKS,
+    Gossip,
+    announce_interval,
+    is_urgent,
+    load_interval,
+    matters,
+)
+from federation.ledger import FORGET_AFTER, MAX_ENTRIES, Change, Ledger
 from federation.metrics import Metrics
-from federation.records import NODE_ONLINE_WINDOW, Gpu, NodeData, encode
+from federation.records import Gpu, NodeData, encode
 from federation.tokens import Token
 from tests.hosts import HostEvents, Peer, new_peer, reactor_running
 from tests.links import until
@@ -40,24 +52,30 @@ BASE = NodeData(peer_id="me", last_seen=START, available_vram=10_000, in_flight=
     [
         (5.0, 0, 5.0),
         (5.0, 1, 5.0),
-        (5.0, 16, 5.0),
-        (5.0, 24, 7.5),
-        (5.0, 32, 10.0),
-        (5.0, 39, SLOWEST_S),
+        (5.0, 5, 5.0),
+        (5.0, 6, 6.0),
+        (5.0, 16, 16.0),
+        (5.0, 1000, 1000.0),
+        (5.0, 1200, SLOWEST_S),
         (5.0, 4096, SLOWEST_S),
-        (1.0, 100, 6.25),
-        (1.0, 1000, SLOWEST_S),
+        (1.0, 100, 20.0),
+        (0.1, 5, 0.1),
         (SLOWEST_S, 1, SLOWEST_S),
-        (30.0, 1, 30.0),  # a person's word
-        (30.0, 1000, 30.0),
+        (2 * SLOWEST_S, 1000, 2 * SLOWEST_S),  # a person's word
     ],
 )
 def test_announce_interval(base: float, nodes: int, seconds: float) -> None:
     assert announce_interval(base, nodes) == pytest.approx(seconds)
 
 
-def test_three_of_the_slowest_announcements_fit_into_the_online_window() -> None:
-    assert NODE_ONLINE_WINDOW.total_seconds() > 3 * SLOWEST_S
+def test_a_record_is_good_for_more_than_two_of_the_slowest_announcements_and_then_forgotten() -> None:
+    slowest = BASE.model_copy(update={"announce_every_s": 2**40})
+    assert 2 * SLOWEST_S < slowest.online_window.total_seconds() < FORGET_AFTER.total_seconds()
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(0, 0.0), (1, 0.0), (16, 0.0), (32, 0.5), (1000, 15.625)])
+def test_load_interval(nodes: int, seconds: float) -> None:
+    assert load_interval(nodes) == seconds
 
 
 @pytest.mark.parametrize(
@@ -83,10 +101,19 @@ def test_three_of_the_slowest_announcements_fit_into_the_online_window() -> None
         ({"addresses": ("/ip4/192.0.2.1/tcp/4484",)}, True),
         ({"name": "other"}, True),
         ({"incarnation": 1}, True),
+        ({"announce_every_s": 60}, False),
     ],
 )
 def test_matters(change: dict[str, Any], expected: bool) -> None:
     assert matters(BASE, BASE.model_copy(update=change)) is expected
+
+
+def test_all_that_matters_is_urgent_but_for_load() -> None:
+    for change in ({"in_flight": 4}, {"available_vram": 0}, {"seq": 9}):
+        assert not is_urgent(BASE, BASE.model_copy(update=change))
+    for change in ({"draining": True}, {"left": True}, {"services": {"default": False}}, {"capacity": 1}):
+        assert is_urgent(BASE, BASE.model_copy(update=change))
+    assert is_urgent(None, BASE)
 
 
 def test_the_first_record_and_vram_out_of_nothing_matter() -> None:
@@ -151,6 +178,10 @@ class FakeHost:
 
     def complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
         self.complaints.append((event, where))
+
+    @property
+    def links(self) -> dict[str, FakeHost]:
+        return self.others
 
     def handle_stream(self, protocol: str, handler: Callable[..., Any]) -> None:
         self.handlers[protocol] = handler
@@ -257,8 +288,49 @@ class TestAnnouncing:
         async with running(Member("me")) as me:
             for n in range(31):
                 me.knows(record(f"p{n}"))
-            await trio.sleep(30.1)
-            assert me.topic.times == [0, 5, 15, 25]
+            await trio.sleep(100)
+            first, second, *others = me.topic.times
+            assert (first, second) == (0, 5)  # as the first had promised when nobody was known
+            assert others
+            assert all(32 * (1 - JITTER) <= b - a <= 32 for a, b in pairwise([second, *others]))
+            assert [r.announce_every_s for _, r in me.topic.published] == [0, *[32] * (len(others) + 1)]
+
+    async def test_what_it_promised_holds_though_the_network_grows(self, offline: Any) -> None:
+        async with running(Member("me")) as me:
+            await trio.sleep(6)
+            for n in range(999):
+                me.knows(record(f"p{n}"))
+            await trio.sleep(5)
+            assert me.topic.times == [0, 5, 10]
+            assert [r.announce_every_s for _, r in me.topic.published] == [0, 0, 1000]
+
+    async def test_a_shrunken_network_announces_as_a_small_one(self, offline: Any) -> None:
+        async with running(Member("me")) as me:
+            for n in range(999):
+                me.knows(record(f"p{n}"), age=timedelta(minutes=59))
+            await trio.sleep(300)  # they are forgotten after a minute
+            assert len(me.ledger) == 1
+            assert me.topic.times[:2] == [0, 5]
+            assert me.topic.times[2] < 100
+
+    async def test_load_of_a_large_network_is_told_more_rarely_but_not_lost(self, offline: Any) -> None:
+        async with running(Member("me")) as me:
+            for n in range(127):
+                me.knows(record(f"p{n}"))
+            await trio.sleep(10)
+            assert me.topic.times == [0, 5]
+            for n in range(40):
+                me.becomes(in_flight=100 + n)
+                await trio.sleep(0.1)
+            await trio.sleep(0.1)
+            assert me.topic.times == pytest.approx([0, 5, 10, 12, 14])
+            assert me.topic.published[-1][1].in_flight == 139
+            me.becomes(in_flight=1)
+            await trio.sleep(0.3)
+            me.becomes(draining=True)  # is news at once
+            await trio.sleep(0.3)
+            assert len(me.topic.times) == 6
+            assert me.topic.published[-1][1].draining
 
     async def test_what_matters_goes_out_at_once(self, offline: Any) -> None:
         async with running(Member("me")) as me:
@@ -615,6 +687,36 @@ PAGES = {
     "cut off": packed([GOOD_ROW])[:-2],
     "for ever": packed([GOOD_ROW]) * (MAX_ENTRIES // PAGE + 2),
 }
+
+
+class TestSyncOfManyLinks:
+    """A digest has 65 bytes a node: each with each would be 130 MB for one newcomer among a thousand."""
+
+    @pytest.mark.parametrize(("links", "least", "most"), [(1, 300, 300), (SYNCED_LINKS, 300, 300), (240, 10, 60)])
+    async def test_is_a_sample(self, offline: Any, links: int, least: int, most: int) -> None:
+        me = Member("me")
+        me.gossip._rng.seed(1)
+        me.host.others = {f"p{n}": FakeHost(f"p{n}") for n in range(links)}
+        opened = []
+
+        async def open_stream(peer: str, protocol: str) -> Any:
+            await trio.lowlevel.checkpoint()
+            opened.append(peer)
+            raise PeerUnavailable("that was all we wanted to know")
+
+        me.host.open_stream = open_stream  # type: ignore[method-assign]
+        for _ in range(300):
+            await me.gossip.sync(SimpleNamespace(peer="p0"))  # type: ignore[arg-type]
+        assert least <= len(opened) <= most
+
+
+async def test_who_is_left_out_of_a_full_ledger_is_told_of(offline: Any) -> None:
+    me = Member("me")
+    for n in range(MAX_ENTRIES):
+        me.knows(record(f"p{n}"))
+    assert not me.hears(record("late"))
+    assert [where for _, where in me.host.complaints] == ["ledger"]
+    assert "late" not in me.ledger
 
 
 class TestSyncOfNonsense:

@@ -408,7 +408,7 @@ class TestSilence:
             await connect_again(lower, higher)
             theirs = lower.events.opened[0][0].mux._handler
             lower.host._reactor.change(theirs._sock.fileno(), 0)
-            theirs.tick = lambda now: None
+            theirs.tick = lambda *_: None
             await until(lambda: old.is_closed)
             assert end.heard[-1].startswith("RST")
             assert higher.events.down == []
@@ -420,7 +420,7 @@ def stop_reading(peer: Peer, other: Peer) -> Any:
     sock, reactor, tick = link._sock, peer.host._reactor, link.tick
     assert sock is not None
     reactor.change(sock.fileno(), 0)
-    link.tick = lambda now: None  # type: ignore[method-assign]
+    link.tick = lambda *_: None  # type: ignore[method-assign]
 
     def wake() -> None:
         link.tick = tick  # type: ignore[method-assign]

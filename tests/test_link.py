@@ -26,9 +26,11 @@ from federation.net.link import (
     DRAIN_ROUNDS,
     PING_AFTER_S,
     PING_EVERY_S,
+    RTT_INTERVALS,
     SEND_BYTES,
     SUSPECT_AFTER_S,
     Link,
+    ping_interval,
 )
 from federation.net.mux import (
     CHANNEL_BUFFER,
@@ -484,6 +486,24 @@ async def test_an_idle_link_says_no_more_than_a_ping_now_and_then(mock_clock: ob
     assert quiet.host.closed == []
 
 
+async def test_the_end_that_is_pinged_has_heard_enough(mock_clock: object, quiet: Quiet) -> None:
+    """Its PONG asks for no answer: it once pinged for want of one, and so did the other end for that PING's, for ever."""
+    await quiet.spend(PING_EVERY_S + TICK_S)
+    ((_, _, payload),) = quiet.heard()
+    await quiet.says(frame(PONG, 0, payload))
+    for _ in range(RTT_INTERVALS + 1):
+        await quiet.spend(PING_EVERY_S - TICK_S)
+        await quiet.says(frame(PING, 0, b"thepeers"))
+        assert quiet.kinds() == ["PONG"]
+    await quiet.spend(2 * TICK_S)
+    assert quiet.kinds() == ["PING"]  # for a round trip of its own
+
+
+def test_pings_take_no_more_however_many_links_there_are() -> None:
+    assert [ping_interval(n) for n in (0, 1, 33)] == [PING_EVERY_S] * 3
+    assert max(n * 66 / ping_interval(n) for n in range(1, 5000)) < 1101
+
+
 async def test_a_peer_that_owes_an_answer_is_asked_then_suspect_then_dead(mock_clock: object, quiet: Quiet) -> None:
     _, end = opened(quiet.link)
     await quiet.spend(PING_AFTER_S)
@@ -526,7 +546,7 @@ async def test_anything_heard_proves_that_a_suspect_lives(mock_clock: object, qu
         assert not quiet.link.suspect
     assert quiet.host.suspect == [True, False, True, False]
     quiet.heard()
-    await quiet.spend(PING_EVERY_S - 5)
+    await quiet.spend(PING_EVERY_S - TICK_S)
     assert quiet.heard() == []  # nothing is owed
     assert quiet.host.closed == []
 

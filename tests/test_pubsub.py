@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +19,17 @@ from structlog.testing import capture_logs
 
 from federation.errors import RecordInvalid
 from federation.net import pubsub as pubsub_module
-from federation.net.pubsub import MAX_MESSAGE_BYTES, PROTOCOL_ID, Topic, _is_genuine
+from federation.net.pubsub import (
+    DEGREE,
+    DEGREE_HIGH,
+    LAZY_PEERS,
+    MAX_MESSAGE_BYTES,
+    PROTOCOL_ID,
+    SPARE_PEERS,
+    Topic,
+    _is_genuine,
+    _Router,
+)
 from tests.hosts import Peer, new_peer, peers, reactor_running, seed
 from tests.links import until
 
@@ -167,6 +178,80 @@ class TestSpread:
             await until(lambda: len(b.data) == 50)
             for member in (a, b):
                 assert sum(map(len, member.topic._router.recent_message_deliveries.values())) == 0
+
+
+class TestGrowth:
+    """What a node sends does not grow with the number of its links."""
+
+    def router(self, neighbours: int, *mesh: int) -> tuple[_Router, list[ID]]:
+        peers = [ID(bytes([n]) * 34) for n in range(neighbours)]
+        router = _Router()
+        router.pubsub = SimpleNamespace(peer_topics={NAME: set(peers)})  # type: ignore[assignment]
+        router.peer_protocol = dict.fromkeys(peers, PROTOCOL_ID)  # type: ignore[arg-type]
+        router.mesh[NAME] = {peers[n] for n in mesh}
+        return router, peers
+
+    def test_few_neighbours_are_asked_for(self) -> None:
+        router, _ = self.router(40)
+        for _ in range(10):
+            router.mesh_heartbeat()
+            assert len(router.mesh[NAME]) == DEGREE
+
+    def test_who_asks_is_kept(self) -> None:
+        """The leaves of a star have nobody else."""
+        router, peers = self.router(DEGREE_HIGH, *range(DEGREE_HIGH))
+        for _ in range(10):
+            grafted, pruned = router.mesh_heartbeat()
+            assert not grafted
+            assert not pruned
+        assert router.mesh[NAME] == set(peers)
+
+    def test_past_the_most_only_what_is_too_many_is_sent_away(self) -> None:
+        router, _ = self.router(DEGREE_HIGH + 3, *range(DEGREE_HIGH + 3))
+        assert len(router.mesh_heartbeat()[1]) == 3
+        assert len(router.mesh[NAME]) == DEGREE_HIGH
+
+    def test_who_came_first_gives_way_when_there_is_a_choice(self) -> None:
+        router, peers = self.router(2 + SPARE_PEERS, 0, 1)
+        router._hasty = {peers[0]}
+        grafted, pruned = router.mesh_heartbeat()
+        assert list(pruned) == [peers[0]]
+        (chosen,) = grafted
+        assert router.mesh[NAME] == {peers[1], chosen}
+        assert not any(router.mesh_heartbeat())
+
+    def test_who_came_first_stays_where_there_is_no_choice(self) -> None:
+        router, peers = self.router(1 + SPARE_PEERS, 0, 1)
+        router._hasty = {peers[0]}
+        assert not any(router.mesh_heartbeat())
+        assert router.mesh[NAME] == set(peers[:2])
+
+    def test_few_are_told_of_what_is_new_and_once(self) -> None:
+        router, peers = self.router(40, 0, 1)
+        message = foreign_topic().sign(b"news")
+        router.mcache.put(message)
+        told = router.gossip_heartbeat()
+        assert len(told) == LAZY_PEERS
+        assert not {peers[0], peers[1]} & set(told)
+        router.mcache.shift()
+        assert router.gossip_heartbeat() == {}
+        assert router.mcache.window(NAME)  # who joins now is handed it
+
+    async def test_no_message_carries_its_senders_addresses(self) -> None:
+        sent = []
+        async with members(2, (0, 1)) as (a, b):
+            write = b.topic._pubsub.write_msg
+
+            async def spy(stream, rpc):
+                written = await write(stream, rpc)
+                sent.append(rpc.HasField("senderRecord"))
+                return written
+
+            b.topic._pubsub.write_msg = spy  # type: ignore[method-assign]
+            await b.topic.publish(b"hello")
+            await until(lambda: b"hello" in a.data)
+        assert sent
+        assert not any(sent)
 
 
 class TestLinksComeAndGo:

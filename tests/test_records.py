@@ -103,6 +103,17 @@ def test_the_window_is_40_seconds() -> None:
     assert timedelta(seconds=40) == NODE_ONLINE_WINDOW
 
 
+@pytest.mark.parametrize(
+    ("every_s", "window_s"),
+    [(0, 40), (1, 40), (16, 40), (17, 42.5), (1000, 2500), (1200, 3000), (1201, 3000), (LARGEST, 3000)],
+)
+def test_who_announces_rarely_is_online_for_longer(every_s: int, window_s: float) -> None:
+    record = node(announce_every_s=every_s)
+    assert record.is_online_at(NOW + timedelta(seconds=window_s) - MOMENT)
+    assert not record.is_online_at(NOW + timedelta(seconds=window_s))
+    assert not record.model_copy(update={"left": True}).is_online_at(NOW)
+
+
 def test_a_tombstone_is_never_online() -> None:
     assert not node(left=True).is_online_at(NOW)
 
@@ -168,6 +179,7 @@ def test_defaults() -> None:
         "relays": False,
         "via": (),
         "left": False,
+        "announce_every_s": 0,
     }
 
 

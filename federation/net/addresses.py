@@ -317,14 +317,22 @@ class AddressBook:
             self._drop(key, state, [a for a in state.known if (a.host, a.port) == (address.host, address.port)])
 
     def due(self, now: float, *, connected: Container[str], self_id: str) -> list[Target]:
-        """What to dial now, the most promising first: not connected, not in backoff, not being dialled."""
+        """What to dial now, the most promising first: not connected, not in backoff, not being dialled.
+
+        Equally promising ones in any order: if all newcomers dialled the same nodes first, these would carry the gossip.
+        """
         self._states.pop(self_id, None)
         found = [
             Target(key if isinstance(key, str) else None, tuple(state.best_first()), state.is_proven)
             for key, state in self._states.items()
             if state.retry_at <= now and not state.dialling and not self._is_served(key, state, connected)
         ]
-        return sorted(found, key=lambda target: (not target.proven, self._states[_target_key(target)].failures))
+        rng = self._rng
+
+        def order(target: Target) -> tuple[bool, int, float]:
+            return not target.proven, self._states[_target_key(target)].failures, rng.random()
+
+        return sorted(found, key=order)
 
     def next_due(self, now: float) -> float | None:
         """When the next backoff ends; None if none is running. What is due already is for `due` to say."""

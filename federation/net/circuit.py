@@ -16,7 +16,7 @@ from libp2p.io.exceptions import IOException
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from federation.errors import HandshakeFailed, PeerUnavailable, ProtocolViolation
-from federation.net.link import Link
+from federation.net.link import PING_EVERY_S, Link
 from federation.net.noise import MAX_HANDSHAKE_BYTES
 from federation.net.relay import RELAY, End
 from federation.net.streams import MuxStream
@@ -158,10 +158,10 @@ class CircuitLink(Link):
         super().retire()
         self._kept_until = self._last_tick + SETTLE_S
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, ping_every_s: float = PING_EVERY_S) -> None:
         if self.retired and now < self._kept_until:
             return
-        super().tick(now)
+        super().tick(now, ping_every_s)
 
     def drain(self, callback: Callable[[], None]) -> None:
         """When the link to the relay was read empty; what is still on its way at the relay is not known."""

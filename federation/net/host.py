@@ -230,8 +230,9 @@ class Host:
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
+            ping_every_s = mux_link.ping_interval(len(self.links))
             for link in [*self.links.values(), *self._retired]:
-                link.tick(now)
+                link.tick(now, ping_every_s)
             if any(now - TICK_S <= offender.until < now for offender in self._offenders.values()):
                 self.look_at_book()
 

@@ -4,8 +4,9 @@ connection), on async reads and writes. libp2p's swarm sees it as its muxed conn
 The reactor's callback is the only one that writes to the socket, so nobody's cancellation can cut a record in half.
 What the remote breaks costs it this connection: `fail` ends the link, every channel hears it, the log says why.
 
-Liveness: a peer that owes us an answer for PING_AFTER_S gets a PING; one that does not answer it for SUSPECT_AFTER_S is
-suspect (nobody is sent there), and for DEAD_AFTER_S the link is closed. Anything that arrives proves that it lives.
+Liveness: a peer that owes a tunnel an answer for PING_AFTER_S, or was silent for `ping_interval`, gets a PING; one that does
+not answer it for SUSPECT_AFTER_S is suspect (nobody is sent there), and for DEAD_AFTER_S the link is closed. Anything that
+arrives proves that it lives.
 
 After such a silence what comes first may be old: the network was cut, and TCP brings what was lost bit by bit. An OPEN may
 be one that its entry has given up since, with the RST still on its way. So nothing is dialled before the PONG, which the
@@ -56,10 +57,17 @@ READ_TURN_S = 0.01
 MIN_RECV_BYTES = 16 * 1024
 NOTSENT_LOWAT = 128 * 1024  # what waits in the kernel behind what is in flight: a chunk queued now overtakes no more
 PING_AFTER_S = 0.5
-PING_EVERY_S = 15.0  # without traffic; 33 bytes each way
+PING_EVERY_S = 2.0  # of silence: a peer that hangs is mostly found before a client is sent there
+PING_S_A_LINK = 0.06  # 33 bytes each way: PINGs take 1.1 kB/s at most, in and out together, however many links there are
+RTT_INTERVALS = 8  # the end that is pinged measures its own round trip now and then
 SUSPECT_AFTER_S = 1.5
 DEAD_AFTER_S = 15.0
 LATE_TICK_S = 2.0  # our own process slept: silence until now proves nothing about others
+
+
+def ping_interval(links: int) -> float:
+    """Seconds of silence after which a node with so many links pings one."""
+    return max(PING_EVERY_S, PING_S_A_LINK * links)
 
 
 class LinkEvents(Protocol):
@@ -154,8 +162,8 @@ class Link(IMuxedConn):
         self._woken.set()
         self._events.link_closed(self, reason)
 
-    def tick(self, now: float) -> None:
-        """To be called a few times a second."""
+    def tick(self, now: float, ping_every_s: float = PING_EVERY_S) -> None:
+        """To be called a few times a second. After `ping_every_s` of silence one end pings, and that is news to both."""
         self.mux.tick()
         late, self._last_tick = now - self._last_tick > LATE_TICK_S, now
         if not self.mux.tunnels and (self.retired or self.mux.used_up):
@@ -168,7 +176,11 @@ class Link(IMuxedConn):
             elif now - self._pinged_at > SUSPECT_AFTER_S and not self.suspect:
                 self.suspect = True
                 self._events.link_suspect(self)
-        elif (self._sent_since_heard and now - self.last_heard > PING_AFTER_S) or now - self._last_ping > PING_EVERY_S:
+        elif (
+            (self.mux.tunnels and self._sent_since_heard and now - self.last_heard > PING_AFTER_S)
+            or now - max(self.last_heard, self._last_ping) > ping_every_s
+            or now - self._last_ping > RTT_INTERVALS * ping_every_s
+        ):
             self.ping()
 
     def ping(self) -> None:

@@ -8,6 +8,9 @@ A member cannot drown the others in messages either. What a neighbour sends is r
 A signer's messages beyond its ration are dropped before their signature is checked, and so are those of signers never
 heard of beyond what a neighbour may introduce. An honest node passes no forged message on and speaks no faster than its
 ration, so who does is an offender.
+
+Every node has a link to every other, so the mesh is kept as thin as still reaches everybody: what a message costs a node
+is the number of its mesh neighbours, not of its links (docs/reliability.md, "Growth", has the arithmetic and the runs).
 """
 
 from __future__ import annotations
@@ -45,11 +48,13 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL_ID = "/meshsub/1.1.0"
 HEARTBEAT_S = 1
-DEGREE, DEGREE_LOW, DEGREE_HIGH = (
-    8,
-    6,
-    100,
-)  # above the number of neighbours: a star of 8 lost 79 % of its messages at 4
+# A node asks two others to be its mesh neighbours and is asked by two on average: four copies of each message. A graph in
+# which everybody chose two at random is connected; who is missed all the same is told by the lazy peers.
+DEGREE = DEGREE_LOW = 2
+DEGREE_HIGH = 100  # above the number of neighbours: the hub of a star is the only neighbour that its leaves have
+SPARE_PEERS = 4  # with so many more to choose from, a neighbour that was taken because it came first gives way
+LAZY_PEERS = 2  # are told each second what is new, and ask for what they lack; theirs tells a quarter of all peers
+LAZY_HEARTBEATS = 1  # each message is told of once
 MAX_MESSAGE_BYTES = 32 * 1024  # a record has 16 KiB at most; GossipSub's control messages ride along
 PRUNE_BACKOFF_S = 5
 RPCS_A_SECOND, RPCS_AT_ONCE = 500.0, 2000.0  # read from one neighbour; 100 nodes under load say 400 a second together
@@ -59,6 +64,55 @@ NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; 
 EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration, and the neighbour is an offender
 MAX_SIGNERS = 8192  # that rations are kept for; a few MB
 QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, and one sync brings more
+
+
+class _Router(GossipSub):
+    """py-libp2p's, but what it sends does not grow with the number of links."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            protocols=[PROTOCOL_ID],  # type: ignore[list-item]
+            degree=DEGREE, degree_low=DEGREE_LOW, degree_high=DEGREE_HIGH,
+            heartbeat_interval=HEARTBEAT_S, prune_back_off=PRUNE_BACKOFF_S,
+            adaptive_gossip_enabled=False, spam_protection_enabled=False, eclipse_protection_enabled=False,
+        )  # fmt: skip
+        self.scorer = None  # theirs, unasked for, grafts and exchanges neighbours every second until everybody is one
+        # Theirs notes the time of each message for ever, and reads the list only for adaptive gossip.
+        self.recent_message_deliveries = defaultdict(lambda: deque(maxlen=0))  # type: ignore[arg-type,return-value]
+        self._hasty: set[ID] = set()  # mesh neighbours that were taken because they came first
+
+    def _get_adaptive_gossip_peers_count(self, topic: str, total_peers: int) -> int:
+        return LAZY_PEERS
+
+    def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
+        whole, self.mcache.window_size = self.mcache.window_size, LAZY_HEARTBEATS  # newcomers are handed all of it
+        try:
+            return super().gossip_heartbeat()
+        finally:
+            self.mcache.window_size = whole
+
+    def _select_peers_for_pruning(self, topic: str, num_to_prune: int) -> list[ID]:
+        """Theirs prunes down to `degree`: too many leaves of a large star at once."""
+        return super()._select_peers_for_pruning(topic, len(self.mesh[topic]) - DEGREE_HIGH)
+
+    async def on_peer_subscribed(self, peer_id: ID, topic: str) -> None:
+        before = set(self.mesh.get(topic, ()))
+        await super().on_peer_subscribed(peer_id, topic)
+        self._hasty |= self.mesh.get(topic, set()) - before
+
+    def mesh_heartbeat(self) -> tuple[defaultdict[ID, list[str]], defaultdict[ID, list[str]]]:
+        """Everybody meets the same few nodes first. Exchange these for neighbours chosen from all, or they carry it all."""
+        to_graft, to_prune = super().mesh_heartbeat()
+        for topic, mesh in self.mesh.items():
+            self._hasty &= mesh
+            others = self._get_in_topic_gossipsub_peers_from_minus(topic, SPARE_PEERS, mesh, True) if self._hasty else []
+            if len(others) == SPARE_PEERS:
+                was, becomes = self._hasty.pop(), others[0]
+                mesh.remove(was)
+                mesh.add(becomes)
+                to_prune[was].append(topic)
+                to_graft[becomes].append(topic)
+        return to_graft, to_prune
 
 
 class _GuardedPubsub(Pubsub):
@@ -126,6 +180,8 @@ class _GuardedPubsub(Pubsub):
             await self.router.handle_rpc(rpc, peer)
 
     async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
+        # Its own addresses, signed: 200 bytes of each message, checked by each receiver, and records have them already.
+        rpc_msg.ClearField("senderRecord")
         self._writing += 1
         try:
             return await super().write_msg(stream, rpc_msg)
@@ -232,14 +288,7 @@ class Topic:
     def __init__(self, host: Host, name: str, accept: Callable[[str, bytes, bytes], bool]) -> None:
         self.name = name
         self._host = host
-        self._router = GossipSub(
-            protocols=[PROTOCOL_ID],  # type: ignore[list-item]
-            degree=DEGREE, degree_low=DEGREE_LOW, degree_high=DEGREE_HIGH,
-            heartbeat_interval=HEARTBEAT_S, prune_back_off=PRUNE_BACKOFF_S,
-            adaptive_gossip_enabled=False, spam_protection_enabled=False, eclipse_protection_enabled=False,
-        )  # fmt: skip
-        # Theirs notes the time of each message for ever, and reads the list only for adaptive gossip.
-        self._router.recent_message_deliveries = defaultdict(lambda: deque(maxlen=0))  # type: ignore[arg-type,return-value]
+        self._router = _Router()
         self._pubsub = _GuardedPubsub(
             host.libp2p, self._router, max_inbound_rpc_size=MAX_MESSAGE_BYTES, allowed_topics={name}
         )
