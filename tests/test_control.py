@@ -248,7 +248,7 @@ async def test_explain_and_its_bounds() -> None:
 
 async def test_what_is_not_there_is_json_too() -> None:
     async with serving(FakeNode()) as address:
-        for path in ("/", "/api/v1/nothing", "/api/v2/status"):
+        for path in ("/nothing", "/api/v1/nothing", "/api/v2/status"):
             assert (await ask(address, path))[:2] == (404, {"error": "Not Found"})
         assert (await ask(address, "/api/v1/status", "DELETE"))[0] == 405
 

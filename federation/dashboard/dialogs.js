@@ -1,0 +1,240 @@
+// The three dialogs: a machine's details, "Add a machine", and the confirmation of drain and its way back.
+
+import { generate } from "./vendor/lean-qr.js";
+import { $, announce, copyable, copyButton, el, icon } from "./dom.js";
+import { clock, count, duration, gib, nameOf, number, pathOf, servicesOf, stateOf, vram } from "./format.js";
+import { get, hasKey, post } from "./stream.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const QUIET_ZONE = 4; // modules of white around a QR code, as ISO 18004 has it
+const SERVERS = [
+  ["nothing, it only uses the others", ""],
+  ["Ollama", "127.0.0.1:11434"],
+  ["llama.cpp or LocalAI", "127.0.0.1:8080"],
+  ["vLLM", "127.0.0.1:8000"],
+  ["LM Studio", "127.0.0.1:1234"],
+];
+
+for (const dialog of document.querySelectorAll("dialog")) {
+  // A click beside it closes it; its padding is its own.
+  dialog.addEventListener("click", (event) => {
+    const box = dialog.getBoundingClientRect();
+    const inside =
+      event.clientX >= box.left && event.clientX <= box.right && event.clientY >= box.top && event.clientY <= box.bottom;
+    if (event.target === dialog && !inside && event.detail > 0) dialog.close();
+  });
+}
+
+function closeButton(dialog, text = "Close") {
+  return el("button", { type: "button", onclick: () => dialog.close() }, text);
+}
+
+/** Instead of what needs the key, when this page has none. */
+function needsKey(what) {
+  return [
+    el(
+      "p",
+      {},
+      `${what} takes the key of this machine's owner, and this page was opened without it. ` +
+        "Run this here, and open the address that it prints:",
+    ),
+    el("p", { class: "do" }, copyable("federation dashboard")),
+  ];
+}
+
+export function showDetail(peer) {
+  const dialog = $("detail");
+  const state = stateOf(peer);
+  const facts = [
+    ["State", el("span", { class: "state", "data-tone": state.tone }, icon(state.icon), state.label), state.says],
+    ["Services", servicesOf(peer) || "none"],
+    ["VRAM", vram(peer.available_vram, peer.total_vram)],
+    [
+      "GPUs",
+      (peer.gpus ?? [])
+        .map((gpu) => `${gpu.name} (${gib(gpu.available_vram)} of ${gib(gpu.total_vram)} GiB free)`)
+        .join(", ") || "none",
+    ],
+    [
+      "Load",
+      `${count(peer.in_flight, "connection")} there, ${number(peer.in_flight_here)} of them from here` +
+        (peer.capacity ? `, at most ${number(peer.capacity)}` : ""),
+    ],
+    ["Served", `${count(peer.served, "connection")} from this machine`],
+    ["Path", pathOf(peer)],
+    ["Last seen", peer.self ? "now" : `${duration(peer.last_seen_age_s)} ago, ${clock(new Date(peer.last_seen))}`],
+    ["Version", peer.version || "unknown"],
+    ["Peer id", copyable(peer.peer_id, "the peer id")],
+    [
+      "Addresses",
+      el(
+        "ul",
+        {},
+        ...(peer.addresses.length ? peer.addresses : ["none"]).map((address) => el("li", { class: "mono" }, address)),
+      ),
+    ],
+  ];
+  const hint =
+    peer.self || ["left", "offline", "banned"].includes(peer.state)
+      ? null
+      : el("p", { class: "muted" }, "To drain it, run ", el("code", {}, "federation drain"), " on that machine.");
+  dialog.replaceChildren(
+    el("h2", { id: "detail-title" }, nameOf(peer)),
+    el(
+      "dl",
+      { class: "facts" },
+      ...facts.flatMap(([term, fact, more]) => [el("dt", {}, term), el("dd", {}, fact, more ? ` ${more}` : null)]),
+    ),
+    el("div", { class: "buttons" }, hint, closeButton(dialog)),
+  );
+  dialog.showModal();
+}
+
+/** `own`: this machine's row; `others`: how many more offer each of its services. */
+export function confirmDrain(own, others) {
+  const back = own.draining;
+  const title = back ? `Take connections again on ${nameOf(own)}?` : `Drain ${nameOf(own)}?`;
+  const one = own.in_flight === 1;
+  const open = own.in_flight
+    ? `The ${count(own.in_flight, "connection")} open here ${one ? "goes" : "go"} on to ${one ? "its" : "their"} end`
+    : "Nothing is open here now";
+  const alone = Object.keys(own.services).filter((service) => !others.get(service));
+  const text = back
+    ? "Everybody is told at once, and new connections come here again."
+    : `New connections go to other machines from now on. ${open}; nothing is cut. ` +
+      "The card says when it is safe to reboot. You can take it back at any time.";
+  ask({
+    title,
+    text,
+    warning:
+      !back && alone.length
+        ? `No other machine offers ${alone.join(", ")} now: clients that ask for it will wait, and then get an error.`
+        : null,
+    verb: back ? "Take connections again" : "Drain",
+    what: back ? "This" : "Draining",
+    run: async () => {
+      await post(back ? "/api/v1/undrain" : "/api/v1/drain");
+      announce(back ? `${nameOf(own)} takes connections again.` : `${nameOf(own)} is draining.`);
+    },
+  });
+}
+
+function ask({ title, text, warning, verb, what, run }) {
+  const dialog = $("confirm");
+  const heading = el("h2", { id: "confirm-title" }, title);
+  if (!hasKey()) {
+    dialog.replaceChildren(
+      heading,
+      el("div", { id: "confirm-text" }, ...needsKey(what)),
+      el("div", { class: "buttons" }, closeButton(dialog)),
+    );
+    dialog.showModal();
+    return;
+  }
+  const problem = el("p", { class: "problem", role: "alert" });
+  const go = el("button", { type: "button", class: "primary" }, verb);
+  go.addEventListener("click", async () => {
+    go.disabled = true;
+    try {
+      await run();
+      dialog.close();
+    } catch (error) {
+      problem.textContent = `That did not work: ${error.message}.`;
+      go.disabled = false;
+    }
+  });
+  dialog.replaceChildren(
+    heading,
+    el("p", { id: "confirm-text" }, text),
+    ...(warning ? [el("p", { class: "problem" }, warning)] : []),
+    problem,
+    el("div", { class: "buttons" }, closeButton(dialog, "Cancel"), go),
+  );
+  dialog.showModal();
+}
+
+/** "Add a machine". */
+export async function showInvite() {
+  const dialog = $("invite");
+  const heading = el("h2", { id: "invite-title" }, "Add a machine");
+  const buttons = el("div", { class: "buttons" }, closeButton(dialog));
+  dialog.replaceChildren(heading, el("p", { class: "muted" }, "One moment …"), buttons);
+  dialog.showModal();
+  if (!hasKey()) {
+    dialog.replaceChildren(heading, ...needsKey("The invitation holds the network's secret. To show it"), buttons);
+    return;
+  }
+  try {
+    const { command } = await get("/api/v1/invite");
+    dialog.replaceChildren(heading, ...invitation(command), buttons);
+  } catch (error) {
+    dialog.replaceChildren(
+      heading,
+      el("p", { class: "problem", role: "alert" }, `That did not work: ${error.message}.`),
+      buttons,
+    );
+  }
+}
+
+function invitation(command) {
+  const code = el("code", { class: "command", id: "invite-command", tabindex: "0", "aria-label": "The command" });
+  const qr = document.createElementNS(SVG, "svg");
+  const select = el(
+    "select",
+    { id: "invite-server" },
+    ...SERVERS.map(([name, address]) => el("option", { value: address }, address ? `${name} (${address})` : name)),
+  );
+  const show = () => {
+    code.textContent = select.value ? `${command} --backend ${select.value}` : command;
+    drawQr(qr, code.textContent);
+  };
+  select.addEventListener("change", show);
+  show();
+  return [
+    el("p", {}, "Install federation on the new machine, then run this there:"),
+    el("div", { class: "field" }, el("label", { for: "invite-server" }, "It offers"), select),
+    el(
+      "div",
+      { class: "invite-grid" },
+      el(
+        "div",
+        {},
+        code,
+        copyButton("the command", () => code.textContent),
+      ),
+      el("figure", {}, qr, el("figcaption", {}, "The same command, to scan.")),
+    ),
+    el(
+      "p",
+      { class: "muted" },
+      "The command holds this network's secret: whoever has it is a member. Send it only to machines that you trust.",
+    ),
+    el("p", { class: "joined", id: "joined", role: "status" }, "Waiting for it to appear …"),
+  ];
+}
+
+/** A machine came that was not there before. */
+export function tellJoined(peer) {
+  const line = $("joined");
+  if (!$("invite").open || !line) return;
+  line.textContent = `${nameOf(peer)} is here.`;
+  line.dataset.tone = "good";
+}
+
+function drawQr(svg, text) {
+  const code = generate(text);
+  const size = code.size + 2 * QUIET_ZONE;
+  let path = "";
+  for (let y = 0; y < code.size; y++) {
+    for (let x = 0; x < code.size; x++) if (code.get(x, y)) path += `M${x + QUIET_ZONE} ${y + QUIET_ZONE}h1v1h-1z`;
+  }
+  svg.setAttribute("class", "qr");
+  svg.setAttribute("viewBox", `0 0 ${size} ${size}`);
+  svg.setAttribute("shape-rendering", "crispEdges");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", "QR code of the command");
+  const dots = document.createElementNS(SVG, "path");
+  dots.setAttribute("d", path);
+  dots.setAttribute("fill", "#000");
+  svg.replaceChildren(dots);
+}
