@@ -1,0 +1,209 @@
+"""A node that answers the control API from a made-up network: any number of machines, in every state, with any names."""
+
+from __future__ import annotations
+
+import math
+import random
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+GIB = 2**30
+NAMES = [
+    "athens",
+    "bergen",
+    "cusco",
+    "dakar",
+    "essen",
+    "fargo",
+    "genoa",
+    "hanoi",
+    "izmir",
+    "jaipur",
+    "kyoto",
+    "lima",
+    "malmo",
+    "narvik",
+    "osaka",
+    "porto",
+]
+ATTACK = '<img src=x onerror="window.attacked=1">'
+KEY = "k" * 43
+COMMAND = f"echo fed1_{'v1va28QYWDQ' * 9} | federation join --token-file -"
+
+
+class FakeNetwork:
+    def __init__(self, machines: int, *, seed: int = 1, names: list[str] | None = None) -> None:
+        self.random = random.Random(seed)
+        self.started = datetime.now(timezone.utc)
+        self.total = 0
+        self.per_second = 0.0
+        self.draining = False
+        self.decisions: list[dict[str, Any]] = []
+        wanted = names or [NAMES[i] if i < len(NAMES) else f"rack{i // 16}-{i % 16:02}" for i in range(machines)]
+        self.rows = [self._row(i, name) for i, name in enumerate(wanted)]
+
+    def _row(self, i: int, name: str) -> dict[str, Any]:
+        total = (24, 16, 48, 8, 80, 0)[i % 6] * GIB
+        return {
+            "peer_id": f"12D3KooW{self.random.getrandbits(160):040x}{i:04}",
+            "name": name,
+            "self": i == 0,
+            "online": True,
+            "state": "online" if total else "no backend",
+            "last_seen": self.started.isoformat(),
+            "last_seen_age_s": 0.4,
+            "available_vram": round(total * self.random.uniform(0.15, 0.95)),
+            "total_vram": total,
+            "gpus": [{"name": "RTX 4090", "total_vram": total, "available_vram": total // 2}] if total else [],
+            "in_flight": 0,
+            "in_flight_here": 0,
+            "served": 0,
+            "capacity": 0,
+            "services": {"default": True} if total else {},
+            "draining": False,
+            "path": "self" if i == 0 else "direct",
+            "rtt_ms": None if i == 0 else round(self.random.uniform(0.3, 40), 3),
+            "version": "0.1.0",
+            "addresses": [f"/ip4/10.0.{i // 200}.{i % 200 + 1}/tcp/4484"],
+        }
+
+    def set_state(self, name: str, state: str) -> None:
+        row = next(row for row in self.rows if row["name"] == name)
+        gone = state in ("offline", "left")
+        row.update(state=state, online=not gone, path="none" if gone or state == "unreachable" else "direct")
+        row["draining"] = state == "draining"
+        if gone:
+            row.update(in_flight=0, in_flight_here=0)
+        if state == "backend down":
+            row["services"] = {"default": False}
+
+    def connect(self) -> dict[str, Any]:
+        """One more connection, to whom the policy would choose."""
+        able = [row for row in self.rows if row["state"] == "online" and any(row["services"].values())]
+        chosen = min(able, key=lambda row: (row["in_flight"], row["served"], -row["available_vram"]))
+        self.total += 1
+        candidates = [
+            {
+                "peer_id": row["peer_id"],
+                "name": row["name"],
+                "in_flight": row["in_flight"],
+                "last_used_age_s": round(self.random.uniform(1, 20), 3) if row["served"] else None,
+                "available_vram": row["available_vram"],
+                "served": row["served"],
+            }
+            for row in able
+        ]
+        lightest = [row for row in able if row["in_flight"] == chosen["in_flight"]]
+        tier = "only" if len(able) == 1 else "in_flight" if len(lightest) == 1 else "last_used"
+        decision = {
+            "id": self.total,
+            "at": datetime.now(timezone.utc).isoformat(),
+            "service": "default",
+            "client": f"127.0.0.1:{self.random.randrange(40000, 60000)}",
+            "attempt": 2 if self.total % 11 == 0 else 1,
+            "chosen": chosen["peer_id"],
+            "name": chosen["name"],
+            "tier": tier,
+            "failed": None,
+            "ended": None,
+            "candidates": candidates,
+        }
+        chosen["served"] += 1
+        chosen["in_flight"] += 1
+        chosen["in_flight_here"] += 1
+        self.decisions.append(decision)
+        return decision
+
+    def step(self, t: float, calm: float = 1.0) -> list[dict[str, Any]]:
+        """One second of traffic, at `t` s: waves, so that the time line has something to show; `calm` times as much."""
+        for row in self.rows:
+            ended = sum(self.random.random() < 0.35 for _ in range(row["in_flight"]))
+            row["in_flight"] -= ended
+            row["in_flight_here"] -= ended
+        able = [row for row in self.rows if row["state"] == "online" and row["services"]]
+        wanted = round(calm * (3 + 2.4 * math.sin(t / 21) + math.sin(t / 5)) * max(1, len(able)) ** 0.7) if able else 0
+        self.per_second = 0.9 * self.per_second + 0.1 * max(0, wanted)
+        return [self.connect() for _ in range(max(0, wanted))]
+
+    # What the control API asks of a node
+
+    def status(self) -> dict[str, Any]:
+        own = self.rows[0]
+        now = datetime.now(timezone.utc)
+        return {
+            "node": {
+                "peer_id": own["peer_id"],
+                "name": own["name"],
+                "version": own["version"],
+                "addresses": own["addresses"],
+                "listens": {"default": "127.0.0.1:8484"},
+                "p2p": "0.0.0.0:4484",
+                "control": "127.0.0.1:8485",
+                "services": own["services"],
+                "gpu": {
+                    "source": "fixed",
+                    "note": "",
+                    "total_vram": own["total_vram"],
+                    "available_vram": own["available_vram"],
+                },
+                "in_flight": own["in_flight"],
+                "draining": self.draining,
+                "uptime_s": round((now - self.started) / timedelta(seconds=1), 3),
+                "state_dir": "/home/me/.local/state/federation",
+                "pid": 4242,
+            },
+            "network": {
+                "id": "f25c72b7c5653ef5",
+                "name": "homelab",
+                "peers_online": sum(row["online"] for row in self.rows),
+                "peers_known": len(self.rows),
+                "invite_addresses": own["addresses"],
+            },
+            "connections": {
+                "now": sum(row["in_flight_here"] for row in self.rows),
+                "total": self.total,
+                "failed": 0,
+                "retried": 0,
+                "received": 400 * self.total,
+                "delivered": 90_000 * self.total,
+            },
+            "rates": {
+                "connections_per_s": self.per_second,
+                "failed_per_s": 0.0,
+                "retried_per_s": 0.0,
+                "received_per_s": 400 * self.per_second,
+                "delivered_per_s": 90_000 * self.per_second,
+                "bytes_per_s": 90_400 * self.per_second,
+            },
+            "warnings": [
+                f"known but not reachable from here: {row['name']}" for row in self.rows if row["state"] == "unreachable"
+            ],
+        }
+
+    def peers(self) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.rows]
+
+    def explain(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+        if connection is None:
+            return self.decisions[-last:]
+        ended = {"peer_id": "", "seconds": 1.8, "received": 412, "delivered": 90_210, "error": None}
+        return [decision | {"ended": ended} for decision in self.decisions if decision["id"] == connection]
+
+    def turned_away(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+        return []
+
+    def invite(self) -> dict[str, Any]:
+        return {"token": "fed1_secret", "command": COMMAND}
+
+    def _drain(self, on: bool) -> None:
+        self.draining = self.rows[0]["draining"] = on
+        self.rows[0]["state"] = "draining" if on else "online"
+
+    def drain(self) -> None:
+        self._drain(True)
+
+    def undrain(self) -> None:
+        self._drain(False)
+
+    def drained(self) -> dict[str, Any]:
+        return {"draining": self.draining, "in_flight": self.rows[0]["in_flight"], "clients": 0}

@@ -1,0 +1,89 @@
+"""The page before real daemons: machines come, are drained and killed; the daemon that serves the page goes and is back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import Daemon, http_get, wait_until
+
+if TYPE_CHECKING:
+    from fleet import Fleet
+
+SLOW_MS = 20_000  # several processes on two cores
+
+
+@pytest.fixture(scope="module")
+def athens(fleet: Fleet) -> Daemon:
+    return fleet.daemon("athens", "--vram", "24GiB", backend=fleet.backend("http", "a"))
+
+
+def address(daemon: Daemon) -> str:
+    key = (daemon.state_dir / "control.key").read_text().strip()
+    return "http://{}:{}/#key={}".format(*daemon.control, key)
+
+
+def card(name: str, state: str) -> str:
+    return f".card[data-state='{state}']:has-text('{name}')"
+
+
+def test_the_network_as_it_lives(fleet: Fleet, athens: Daemon, page_at) -> None:
+    page = page_at(address(athens), permissions=["clipboard-read", "clipboard-write"])
+    assert page.is_visible("#first")  # alone so far
+
+    # "Add a machine": the very command from the page, as far as a shell is not needed for it, brings one in.
+    page.click("#add")
+    page.click("#invite >> text=Copy")
+    page.wait_for_selector("#invite >> text=Copied")
+    command = page.evaluate("navigator.clipboard.readText()")
+    token, _, rest = command.removeprefix("echo ").partition(" | ")
+    assert rest == "federation join --token-file -"
+    file = fleet.directory / "invited"
+    file.write_text(token)
+    bergen = fleet.daemon("bergen", "--vram", "16GiB", backend=fleet.backend("http", "b"), token_file=file)
+    page.wait_for_selector("#joined >> text=bergen is here.", timeout=SLOW_MS)
+    page.keyboard.press("Escape")
+    page.wait_for_selector(card("bergen", "online"))
+    assert page.is_hidden("#first")
+
+    # Connections show with their reasons.
+    wait_until(lambda: athens.offers() == {"athens", "bergen"}, within=10, what="both serve")
+    for _ in range(4):
+        assert http_get(athens.entry()).status == 200
+    page.wait_for_function("() => document.querySelectorAll('.decisions li').length === 4")
+    page.click(".decisions li:first-child summary")
+    page.wait_for_selector("text=/Connection 4, default, from 127.0.0.1:.*: done after/")
+    page.wait_for_selector(".own .share[value='0.500']")
+
+    # Drained by the button, and back; the other machine hears of it.
+    def drained() -> bool:
+        return next(row["draining"] for row in bergen.peers() if row["name"] == "athens")
+
+    page.click(".own .card-foot button")
+    page.click("#confirm >> text=Cancel")
+    assert not drained()
+    page.click(".own .card-foot button")
+    page.click("#confirm button.primary")
+    page.wait_for_selector(card("athens", "draining"))
+    page.wait_for_selector("text=Nothing open: safe to reboot")
+    wait_until(drained, within=10, what="bergen hears that athens drains")
+    page.click(".own .card-foot button")
+    page.click("#confirm button.primary")
+    page.wait_for_selector(card("athens", "online"))
+
+    # Killed: its card turns, without a word from it.
+    bergen.kill()
+    page.wait_for_selector(card("bergen", "unreachable"))
+    assert "bergen: unreachable" in page.text_content("#announce")
+
+    # Its own daemon goes: the page says so, and is live again by itself when it is back.
+    athens.kill()
+    page.wait_for_selector("#banner:has-text('Lost the connection')")
+    page_at.allow(page, "ERR_")
+    athens.start()
+    page.wait_for_selector("#banner", state="hidden", timeout=SLOW_MS)
+    page.wait_for_selector("#live >> text=live")
+    page.wait_for_selector(card("athens", "online"))
+    page_at.allow(page, "ERR_CONNECTION_REFUSED")
+    bergen.start()
+    page.wait_for_selector(card("bergen", "online"), timeout=SLOW_MS)

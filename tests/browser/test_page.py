@@ -1,0 +1,251 @@
+"""The page before a made-up network: what it looks like, says, and does with the keyboard, in each size and theme."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fake_network import ATTACK, COMMAND, FakeNetwork
+from pydantic import TypeAdapter
+
+from federation import answers
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+STATES = {
+    3: {},
+    5: {"dakar": "backend down", "essen": "offline"},
+    100: {
+        "essen": "backend down", "hanoi": "suspect", "izmir": "draining", "lima": "unreachable", "osaka": "left",
+        "rack2-01": "offline", "rack3-07": "backend down",
+    },
+}  # fmt: skip
+
+
+def network(machines: int, **how: Any) -> FakeNetwork:
+    """Some seconds after its start, with traffic and, from five machines on, with trouble."""
+    made = FakeNetwork(machines, **how)
+    if machines > 1:
+        for t in range(5):
+            made.step(t)
+    for name, state in STATES.get(machines, {}).items():
+        made.set_state(name, state)
+    return made
+
+
+def axe_violations(page: Page) -> list[str]:
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"], "preload": False}).response["violations"]
+    return [
+        f"{v['id']} ({v['impact']}): {v['help']}: {v['nodes'][0]['html'][:200]}"
+        for v in found
+        if v["impact"] in ("serious", "critical")
+    ]
+
+
+def too_wide(page: Page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+@pytest.mark.parametrize("machines", [1, 5, 100])
+def test_it_fits_and_can_be_used_by_everybody(site, page_at, machines: int) -> None:
+    page = page_at(site(network(machines)))
+    assert page.locator(".card").count() == machines
+    for width in (768, 360, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert (width, too_wide(page)) == (width, 0)
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        if machines < 100 or theme == "light":  # a hundred take axe seconds, and have no colours of their own
+            assert (theme, axe_violations(page)) == (theme, [])
+
+
+def test_the_dialogs_can_be_used_by_everybody(site, page_at) -> None:
+    page = page_at(site(network(5)), 360, "dark")
+    for opener, dialog in (("#add", "#invite"), (".own h3 button", "#detail"), (".own .card-foot button", "#confirm")):
+        page.click(opener)
+        page.wait_for_selector(f"{dialog}[open] button >> nth=-1")
+        assert axe_violations(page) == []
+        overflow = page.eval_on_selector(dialog, "d => d.scrollWidth - d.clientWidth")
+        assert (dialog, overflow) == (dialog, 0)
+        page.keyboard.press("Escape")
+        assert not page.is_visible(dialog)
+        assert page.evaluate("document.activeElement.matches(arguments[0])".replace("arguments[0]", repr(opener)))
+
+
+def test_states_in_words_and_signs(site, page_at) -> None:
+    page = page_at(site(network(5)))
+    states = {name: page.text_content(f".card:has-text('{name}') .state") for name in ("athens", "dakar", "essen")}
+    assert states == {"athens": "Online", "dakar": "Backend down", "essen": "Offline"}
+    assert page.text_content("#figures") == "".join(
+        # 24 + 16 + 48 + 8 GiB: what is offline has none to give
+        page.locator("#figures dt, #figures dd").all_text_contents()
+    )
+    assert "4 of 5" in page.text_content("#figures")
+    assert re.search(r"of 96 GiB", page.text_content("#figures"))
+
+
+def test_peers_names_are_text(site, page_at) -> None:
+    hostile = network(3, names=["athens", ATTACK, "\u202egnihtyna"])
+    page = page_at(site(hostile))
+    page.wait_for_selector(".decisions li")
+    page.click(f".card:has-text({ATTACK!r}) h3 button")
+    assert page.text_content("#detail-title") == ATTACK
+    assert page.evaluate("[window.attacked, document.querySelectorAll('img[src=x]').length]") == [None, 0]
+
+
+def test_filter_and_kinds(site, page_at) -> None:
+    page = page_at(site(network(100)))
+    assert page.locator(".cards.dense").count() == 1
+    page.fill("#filter", "rack2")
+    assert {name[:5] for name in page.locator(".card h3 button").all_text_contents()} == {"rack2"}
+    page.fill("#filter", "backend down")
+    assert sorted(page.locator(".card h3 button").all_text_contents()) == ["essen", "rack3-07"]
+    page.fill("#filter", "nobody has this name")
+    assert page.is_visible("#no-match")
+    page.fill("#filter", "")
+    page.click("text=Needs attention 6")
+    assert page.locator(".card").count() == 6
+    page.click("text=All 100")
+    assert page.locator(".card").count() == 100
+
+
+def test_keyboard_alone(site, page_at) -> None:
+    page = page_at(site(network(5)))
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the machines"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.text_content("#detail-title") == "athens"
+    page.keyboard.press("Escape")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.text_content("#confirm-title") == "Drain athens?"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.textContent") == "Drain …"
+
+
+def test_add_a_machine(site, page_at) -> None:
+    made = network(3)
+    page = page_at(site(made), permissions=["clipboard-read", "clipboard-write"])
+    page.click("#add")
+    page.click("#invite >> text=Copy")
+    page.wait_for_selector("#invite >> text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == COMMAND
+    assert scanned(page) == COMMAND
+    page.select_option("#invite-server", "127.0.0.1:11434")
+    assert scanned(page) == f"{COMMAND} --backend 127.0.0.1:11434" == page.text_content("#invite-command")
+    made.rows.append(FakeNetwork(1, seed=9, names=["dakar"]).rows[0] | {"self": False, "path": "direct"})
+    page.wait_for_selector("#joined >> text=dakar is here.")
+    assert page.locator(".card").count() == 4
+
+
+def scanned(page: Page) -> str:
+    """The text of the QR code, as a phone would read it from the screen."""
+    import zxingcpp
+    from PIL import Image
+
+    (code,) = zxingcpp.read_barcodes(Image.open(io.BytesIO(page.locator(".qr").screenshot())))
+    return code.text
+
+
+def test_without_the_key_it_only_shows(site, page_at) -> None:
+    made = network(3)
+    page = page_at(site(made).partition("#")[0])
+    page.click("#add")
+    assert "federation dashboard" in page.text_content("#invite")
+    page.keyboard.press("Escape")
+    page.click(".own .card-foot button")
+    assert "federation dashboard" in page.text_content("#confirm")
+    assert page.locator("#confirm button.primary").count() == 0
+
+
+def test_a_wrong_key_is_said_and_dropped(site, page_at) -> None:
+    page = page_at(site(network(3)).partition("#")[0] + "#key=wrong")
+    assert page.url.endswith("/")  # it does not stay in the address, or in the browser's memory of it
+    assert page.evaluate("sessionStorage.length") == 0
+    page_at.allow(page, "401")
+
+
+def test_decisions_and_what_became_of_them(site, page_at) -> None:
+    made = FakeNetwork(3)
+    page = page_at(site(made))
+    assert page.is_visible("#no-decisions") or page.is_hidden("#activity")
+    newest = made.connect()
+    page.wait_for_selector(f".decisions li >> text={newest['name']}")
+    page.click(".decisions li:first-child summary")
+    page.wait_for_selector("text=done after 2 s; 412 B in, 90.2 kB out.")
+    assert page.text_content(".decisions tr.chosen td") == newest["name"]
+    page.click("#pause")
+    made.connect()
+    page.wait_for_selector("#pause >> text=Pause, 1 newer")
+
+
+def test_reasons_in_words(site, page_at) -> None:
+    page = page_at(site(network(3)))
+
+    def reason(tier: str, chosen: dict[str, Any], *others: dict[str, Any], attempt: int = 1) -> str:
+        rows = [
+            {"peer_id": str(i), "name": f"n{i}", "in_flight": 0, "last_used_age_s": None, "available_vram": 0, "served": 0}
+            | row
+            for i, row in enumerate((chosen, *others))
+        ]
+        decision = {"tier": tier, "chosen": "0", "attempt": attempt, "candidates": rows}
+        return page.evaluate("d => import('/static/format.js').then(m => m.reason(d))", decision)
+
+    gib = 2**30
+    assert reason("only", {}) == "the only machine that could take it"
+    assert reason("only", {}, attempt=2) == "the only one left to try"
+    assert reason("capacity", {"in_flight": 2}, {}) == "the others are at their capacity"
+    assert reason("in_flight", {}, {"in_flight": 3}, {"in_flight": 2}) == "least busy: nothing open, next is n2 with 2"
+    assert reason("last_used", {}, {"last_used_age_s": 1}) == "nothing open, like n1, and not used yet"
+    used = {"in_flight": 1, "last_used_age_s": 12.3}
+    assert reason("last_used", used, used, used) == "1 open, like 2 others, and longest unused: 12 s"
+    assert (
+        reason("available_vram", {"available_vram": 24 * gib}, {"available_vram": 8 * gib})
+        == "nothing open, like n1, and most free VRAM: 24 GiB, next is n1 with 8"
+    )
+    assert reason("served", {"served": 4}, {"served": 5}) == "has served fewest: 4"
+    assert reason("random", {}, {}) == "by chance, as the policy says"
+    assert reason("tiebreak", {}, {}) == "all equal, so by this machine's own fixed order"
+    assert reason("a tier of tomorrow", {}, {}) == "ahead in a tier of tomorrow"
+
+
+def test_first_steps_of_a_lonely_node(site, page_at) -> None:
+    made = FakeNetwork(1)
+    made.rows[0].update(services={}, state="no backend")
+    page = page_at(site(made))
+    assert page.text_content("#first-title") == "This is the only machine so far"
+    assert page.locator(".steps .done").count() == 0
+    made.rows[0].update(services={"default": True}, state="online")
+    page.wait_for_selector(".steps .done >> text=Offer a server")
+    made.rows.append(FakeNetwork(1, seed=9, names=["dakar"]).rows[0] | {"self": False, "path": "direct"})
+    page.wait_for_selector("#first", state="hidden")
+
+
+def test_the_fake_answers_as_the_api_does() -> None:
+    made = network(5)
+    TypeAdapter(answers.Status).validate_python(made.status(), strict=True)
+    TypeAdapter(list[answers.Peer]).validate_python(made.peers(), strict=True)
+    TypeAdapter(list[answers.Decision]).validate_python([*made.explain(20), *made.explain(1, 1)], strict=True)
+    TypeAdapter(answers.Draining).validate_python(made.drained(), strict=True)
+    assert set(made.status()) == set(answers.Status.__annotations__)
+    assert set(made.peers()[0]) == set(answers.Peer.__annotations__)
+    assert set(made.explain(1)[0]) == set(answers.Decision.__annotations__)
+
+
+def test_after_a_reload_nothing_is_lost(site, page_at) -> None:
+    made = FakeNetwork(3)
+    page = page_at(site(made))
+    for number in (1, 2):  # one at a time: of a burst the stream has the newest only
+        made.connect()
+        page.wait_for_function("n => document.querySelectorAll('.decisions li').length === n", arg=number)
+    page.reload()
+    page.wait_for_function("() => document.querySelectorAll('.decisions li').length === 2")
+    page.click("#add")
+    assert page.text_content("#invite-command")  # the key is still there
