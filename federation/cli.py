@@ -132,6 +132,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "invite": invite,
     "version": version,
     **{name: _from("cli_guard", name) for name in ("ban", "unban")},
+    "completion": _from("cli_completion", "completion"),
     **{name: _from("cli_care", name) for name in ("ping", "logs", "doctor")},
     **{name: _from("cli_node", name) for name in ("status", "peers", "explain", "drain", "undrain", "leave")},
 }

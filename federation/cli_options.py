@@ -112,13 +112,14 @@ def parse(argv: Sequence[str], version: str) -> argparse.Namespace:
 
     Raises UsageError; --help and --version print and raise SystemExit, as argparse does.
     """
-    args, unknown = _create_parser(version).parse_known_args(argv)
+    args, unknown = create_parser(version).parse_known_args(argv)
     if unknown:
         args.parser.error(f"unknown: {' '.join(unknown)}")
     return args
 
 
-def _create_parser(version: str) -> argparse.ArgumentParser:
+def create_parser(version: str) -> argparse.ArgumentParser:
+    """The whole grammar; completion and docs/cli.md are made from it."""
     root = _Parser(prog="federation", usage="federation COMMAND [OPTIONS]", description=DESCRIPTION)
     root.formatter_class = argparse.RawDescriptionHelpFormatter
     root.add_argument("--version", action="version", version=f"federation {version}", help="print the version")
@@ -134,6 +135,13 @@ def _create_parser(version: str) -> argparse.ArgumentParser:
     )
     _add_asking(commands)
     _add_guard(commands)
+    completion = _command(
+        commands,
+        "completion",
+        "print a script that completes commands and options in your shell",
+        epilog='example: eval "$(federation completion bash)"',
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
     _command(commands, "version", "print the version")
     return root
 

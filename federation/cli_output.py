@@ -9,16 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from federation.tokens import Token
 
 MAX_SHOWN = 4  # warnings, so that `status` fits on one screen
 MAX_TEXT = 64
+WIDE = 110  # columns from which `peers` shows all that it has
+BAR = 8
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _COLORS = {"green": 32, "yellow": 33, "red": 31, "bold": 1, "dim": 2}
-_NUMBERS = ("VRAM FREE", "BUSY", "SERVED", "RTT", "SEEN")
+_NUMBERS = ("VRAM FREE", "HERE", "BUSY", "SERVED", "RTT", "SEEN")
 _STATES = {
     "online": "green",
     "no backend": "",
@@ -52,6 +54,9 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
             f"{node.get('in_flight', 0)} at this node's backends",
         ),
     ]
+    if rates := answer.get("rates"):
+        up, down = size(rates.get("received_per_s", 0)), size(rates.get("delivered_per_s", 0))
+        rows.append(("rates", f"{rates.get('connections_per_s', 0):.1f} connections/s, {up}/s up, {down}/s down"))
     lines = [paint(title, "bold", color), *(f"{label:<8} {text}" for label, text in rows)]
     if node.get("draining"):
         lines.append(paint("draining: this node takes no new connections", "yellow", color))
@@ -68,8 +73,10 @@ def peers(answer: Mapping[str, Any], *, color: bool, width: int) -> str:
     from rich.table import Table
     from rich.text import Text
 
+    rows = sorted(answer["peers"], key=lambda p: (not p.get("self"), not p.get("online"), str(p.get("name"))))
+    columns = _peer_columns(rows, wide=width >= WIDE)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in ("  NAME", "PEER", "STATE", "SERVICES", "VRAM FREE", "BUSY", "SERVED", "RTT", "SEEN"):
+    for heading in columns:
         table.add_column(
             heading,
             justify="right" if heading in _NUMBERS else "left",
@@ -77,26 +84,40 @@ def peers(answer: Mapping[str, Any], *, color: bool, width: int) -> str:
             no_wrap=True,
             overflow="ellipsis",
         )
-    for peer in sorted(answer["peers"], key=lambda p: (not p.get("self"), not p.get("online"), str(p.get("name")))):
+    for peer in rows:
         state = plain(peer.get("state"))
-        rtt = peer.get("rtt_ms")
-        cells = (
-            ("* " if peer.get("self") else "  ") + plain(peer.get("name")),
-            plain(peer.get("peer_id"))[-6:],
-            state,
-            _services(peer),
-            _vram(peer),
-            str(peer.get("in_flight", 0)),
-            str(peer.get("served", 0)),
-            "" if rtt is None else f"{rtt:.1f} ms",
-            duration(peer.get("last_seen_age_s", 0)),
-        )
         # As Text, because rich reads [brackets] in a plain string as markup.
-        table.add_row(*(Text(cell, style=_STATES.get(state, "") if cell is state else "") for cell in cells))
+        cells = {heading: Text(cell(peer)) for heading, cell in columns.items()}
+        cells["STATE"].stylize(_STATES.get(state, ""))
+        table.add_row(*cells.values())
     console = Console(width=width, force_terminal=color, no_color=not color, color_system="standard" if color else None)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _peer_columns(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """Heading -> cell. What is alike for all is shown where there is room."""
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "  NAME": lambda peer: ("* " if peer.get("self") else "  ") + plain(peer.get("name")),
+        "PEER": lambda peer: plain(peer.get("peer_id"))[-6:],
+        "STATE": lambda peer: plain(peer.get("state")),
+        "SERVICES": _services,
+    }
+    if wide and any(peer.get("total_vram") for peer in rows):
+        columns["VRAM USED"] = _vram_bar
+    columns["VRAM FREE"] = _vram
+    if wide:
+        columns["HERE"] = lambda peer: str(peer.get("in_flight_here", 0))
+    columns["BUSY"] = lambda peer: str(peer.get("in_flight", 0))
+    columns["SERVED"] = lambda peer: str(peer.get("served", 0))
+    if wide or any(peer.get("path") not in ("self", "direct", "none", None) for peer in rows):
+        columns["PATH"] = lambda peer: "" if peer.get("self") else plain(peer.get("path"))
+    columns["RTT"] = lambda peer: "" if peer.get("rtt_ms") is None else f"{peer['rtt_ms']:.1f} ms"
+    if wide or len({peer.get("version") for peer in rows}) > 1:
+        columns["VERSION"] = lambda peer: plain(peer.get("version"))
+    columns["SEEN"] = lambda peer: duration(peer.get("last_seen_age_s", 0))
+    return columns
 
 
 def token(token: Token) -> str:
@@ -199,6 +220,17 @@ def _vram(peer: Mapping[str, Any]) -> str:
         return free if peer.get("available_vram") else ""
     unit = total.split()[1]
     return f"{free.removesuffix(f' {unit}')}/{total}"
+
+
+def _vram_bar(peer: Mapping[str, Any]) -> str:
+    """What is in use: ####...."""
+    total = peer.get("total_vram") or 0
+    if not total:
+        return ""
+    used: float = min(max(1 - peer.get("available_vram", 0) / total, 0.0), 1.0)
+    filled: int = round(used * BAR)
+    return "#" * filled + "." * (BAR - filled)
+    return "#" * filled + "." * (BAR - filled)
 
 
 def _addresses(node: Mapping[str, Any]) -> str:

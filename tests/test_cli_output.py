@@ -95,12 +95,26 @@ def test_peers_are_a_table_this_node_first() -> None:
         peer(name="gamma", services={"default": True, "embed": False}),
         peer(name="me", self=True, total_vram=0, available_vram=0),
     )
-    assert lines[0].split() == ["NAME", "PEER", "STATE", "SERVICES", "VRAM", "FREE", "BUSY", "SERVED", "RTT", "SEEN"]
+    headings = "NAME PEER STATE SERVICES VRAM_USED VRAM_FREE HERE BUSY SERVED PATH RTT VERSION SEEN"
+    assert lines[0].replace("VRAM ", "VRAM_").split() == headings.split()
     assert [line[:7].rstrip() for line in lines[1:]] == ["* me", "  gamma", "  zeta"]
     gamma = lines[2]
     for part in (PEER[-6:], "online", "default,embed!", "8.0/16.0 GiB", "1.2 ms", "2 s"):
         assert part in gamma
+    assert "####...." in gamma  # half of it is in use
     assert "1 min" in lines[3]
+
+
+def test_a_narrow_table_has_what_differs() -> None:
+    assert "VERSION" not in shown(peer(), peer(self=True), width=80)[0]
+    assert "VERSION" in shown(peer(), peer(self=True, version="0.0.1"), width=100)[0]
+    assert "PATH" not in shown(peer(path="direct"), width=80)[0]
+    assert "relayed" in shown(peer(path="relayed"), width=100)[1]
+
+
+def test_status_shows_rates() -> None:
+    rates = {"connections_per_s": 3.25, "received_per_s": 2048, "delivered_per_s": 3 * 1024**2}
+    assert "3.2 connections/s, 2.0 KiB/s up, 3.0 MiB/s down" in cli_output.status({**STATUS, "rates": rates}, color=False)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +159,7 @@ def test_the_table_fits_the_terminal_and_keeps_a_line_a_peer() -> None:
 
 def test_names_from_the_network_cannot_drive_the_terminal() -> None:
     evil = "x\x1b[2J\r\n\u202e[red]y[/red]"
-    text = "\n".join(shown(peer(name=evil, state=evil, services={evil: True})))
+    text = "\n".join(shown(peer(name=evil, state=evil, services={evil: True}), width=200))
     assert len(text.splitlines()) == 2
     assert not {"\x1b", "\r", "\u202e"} & set(text)
     assert "[red]y[/red]" in text  # nor is it markup
