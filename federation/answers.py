@@ -50,6 +50,8 @@ class Network(TypedDict):
     peers_online: Count
     peers_known: Count
     invite_addresses: list[str]
+    rotations: Annotated[Count, Field(description="how often its token was rotated")]
+    former_until: Annotated[UtcTime | None, Field(description="until when the former token admits")]
 
 
 class Connections(TypedDict):
@@ -206,6 +208,17 @@ class Draining(TypedDict):
     draining: bool
     in_flight: Annotated[Count, Field(description="connections that this node's backends still serve")]
     clients: Annotated[Count, Field(description="connections of clients of this node's own ports")]
+
+
+class Rotated(TypedDict):
+    """What became of a rotation. The new token itself is `invite`'s to show."""
+
+    network: str
+    rotations: Annotated[Count, Field(description="how often the network's token was rotated")]
+    former_until: UtcTime | None
+    told: Annotated[list[str], Field(description="linked members that have the new token: names, or ids")]
+    not_told: Annotated[list[str], Field(description="linked members that did not answer; they are tried again")]
+    left_out: Annotated[list[str], Field(description="linked peers that are not told")]
 
 
 class BannedPeer(TypedDict):

@@ -134,6 +134,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     **{name: _from("cli_guard", name) for name in ("ban", "unban")},
     "completion": _from("cli_completion", "completion"),
     **{name: _from("cli_care", name) for name in ("ping", "logs", "doctor")},
+    "token rotate": _from("cli_guard", "rotate"),
     **{name: _from("cli_node", name) for name in ("status", "peers", "explain", "drain", "undrain", "leave")},
 }
 

@@ -1,4 +1,4 @@
-"""The commands that keep somebody out: ban, unban.
+"""The commands that keep somebody out: ban, unban, token rotate.
 
 A running daemon does it itself, by its control API. Where none runs, the state directory is changed for its next start.
 """
@@ -15,6 +15,7 @@ from federation.cli_output import plain
 from federation.cli_terminal import say
 from federation.errors import ControlUnreachable, NotFound
 from federation.state import StateDir
+from federation.values import parse_duration
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -27,6 +28,33 @@ def ban(args: Namespace) -> None:
 
 def unban(args: Namespace) -> None:
     say(let_in(args, os.environ))
+
+
+def rotate(args: Namespace) -> None:
+    body = {"grace_s": parse_duration(args.grace), "except": args.excepted}
+    answer = _tell(args, os.environ, "/api/v1/token/rotate", body)
+    say(json.dumps(answer) if args.json else rotated(answer))
+
+
+def rotated(answer: Mapping[str, Any]) -> str:
+    """What `token rotate` says."""
+
+    def names(key: str) -> str:
+        return ", ".join(map(plain, answer[key]))
+
+    lines = [f"the token of network {plain(answer['network'])} is a new one; `federation invite` prints it"]
+    lines.append(f"told: {names('told') or 'nobody, no other member is connected'}")
+    if answer["not_told"]:
+        lines.append(f"no answer yet from: {names('not_told')}")
+    if answer["left_out"]:
+        lines.append(f"not told: {names('left_out')}")
+    until = answer["former_until"]
+    lines.append(
+        f"until {plain(until)} the former token admits too; who has not got the new one by then is out"
+        if until
+        else "the former token admits nobody any longer"
+    )
+    return "\n".join(lines)
 
 
 def ban_or_list(args: Namespace, environ: Mapping[str, str]) -> str:

@@ -34,6 +34,11 @@ and a key of the settings file (open-timeout = "3s"). Option beats variable, var
 m or h; sizes KiB, MiB, GiB (1024) or kB, MB, GB (1000).
 """
 
+ROTATE = """\
+Make a new token for the network and hand it to all members that are online, over their connections. Until --grace is over
+the former one admits too; then only the new one, and who was off all that time needs it by hand (federation invite).
+"""
+
 BAN = """\
 Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
 keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
@@ -196,6 +201,26 @@ def _add_asking(commands: Any) -> None:
     leave.add_argument("--yes", action="store_true", help="do not ask back")
 
 
+def _add_rotate(actions: Any) -> None:
+    rotate = _asking(
+        actions,
+        "token rotate",
+        "make a new token and hand it to the members",
+        "federation token rotate --except bergen --grace 0",
+        ROTATE,
+        json=True,
+    )
+    rotate.add_argument("--grace", default="1h", metavar="TIME", help="how long the former token admits too [1h]")
+    rotate.add_argument(
+        "--except",
+        dest="excepted",
+        action="append",
+        default=[],
+        metavar="PEER",
+        help="not told, and out when the grace ends; id or name; repeatable",
+    )
+
+
 def _add_guard(commands: Any) -> None:
     ban = _asking(
         commands,
@@ -254,6 +279,7 @@ def _add_token(commands: Any) -> None:
         "token", nargs="?", metavar="TOKEN", help="- is standard input [FEDERATION_TOKEN, else the saved one]"
     )
     inspect.add_argument("--state-dir", type=Path, metavar="DIR", help="the token saved in this state directory")
+    _add_rotate(actions)
 
 
 def _asking(

@@ -12,7 +12,7 @@ import gc
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from federation.forwarder import Forwarder
 from federation.gossip import Gossip
 from federation.gpu import GpuProbe, GpuReading
 from federation.journal import Journal
+from federation.keyring import Keyring
 from federation.ledger import Change, Ledger
 from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
@@ -39,10 +40,13 @@ from federation.rates import SAMPLE_EVERY_S, Rates
 from federation.reactor import Reactor
 from federation.records import NodeData
 from federation.roster import Roster
+from federation.rotation import Rotation
 from federation.selection import Policy, Selector
 from federation.values import HostPort
 
 if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
     from federation import answers
     from federation.config import Settings
     from federation.net.link import Link
@@ -88,7 +92,6 @@ class Node:
         self.settings = settings
         self._serve_control = serve_control
         self.state = state
-        self.token = token
         self.clock = Clock()
         self.started_at = trio.current_time()
         self._incarnation = state.next_incarnation()
@@ -111,8 +114,12 @@ class Node:
         self.bans = Bans(state)
         self.host = Host(
             seed=state.identity(), reactor=self.reactor, events=self, book=self.book,
-            admission_keys=lambda: [token.admission_key()], is_banned=self.bans.__contains__,
-            relay=relay_limits(settings),
+            admission_keys=lambda: self.rotation.valid_keys(), retired_keys=lambda: self.rotation.retired_keys(),
+            is_banned=self.bans.__contains__, relay=relay_limits(settings),
+        )  # fmt: skip
+        self.rotation = Rotation(
+            host=self.host, keyring=Keyring.from_saved(token, state.load_rotation()), state=state,
+            utc_now=self.clock.utc_now, on_change=self._token_changed,
         )  # fmt: skip
         self.paths = Paths(self.host, self.ledger, settings, on_change=self._own_change)
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
@@ -141,6 +148,11 @@ class Node:
         self._remembered = state.load_peers()
         self._remember_bootstrap()
         self._nursery: trio.Nursery | None = None
+        self._mdns_scope = trio.CancelScope()
+
+    @property
+    def token(self) -> Token:
+        return self.rotation.keyring.token
 
     @property
     def peer_id(self) -> str:
@@ -174,12 +186,13 @@ class Node:
                     self.gpu = await probe.read()
                     await nursery.start(self.backends.run)
                     await nursery.start(self.gossip.run)
+                    nursery.start_soon(self.rotation.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.paths.run)
                     nursery.start_soon(self._save_peers_forever)
                     nursery.start_soon(self._watch_traffic)
                     if self.settings.mdns:
-                        await nursery.start(self._mdns().run)
+                        await nursery.start(self._run_mdns)
                     self.state.save_daemon(self._daemon_facts())
                     gc.collect()
                     gc.freeze()  # what lives now lives for good: later collections need not walk it
@@ -265,6 +278,18 @@ class Node:
             for address in _addresses(texts, whose="remembered"):
                 self.book.add(address, source="saved")
 
+    async def _run_mdns(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.CancelScope() as self._mdns_scope:
+            await self._mdns().run(task_status=task_status)
+
+    def _token_changed(self) -> None:
+        """On the local network members are known by the new token from now on, and as long as it admits by the former."""
+        self.host.token_retired_at = None
+        if self.settings.mdns and self._nursery is not None:
+            now, end = self.clock.utc_now(), self.rotation.keyring.grace_end(self.clock.utc_now())
+            self._mdns_scope.deadline = trio.current_time() + ((end - now).total_seconds() if end else 0)
+            self._nursery.start_soon(self._run_mdns)
+
     def _mdns(self) -> Mdns:
         return Mdns(
             rendezvous=self.token.rendezvous(), peer_id=self.peer_id, addresses=lambda: self.addresses,
@@ -313,6 +338,7 @@ class Node:
 
     def peer_up(self, link: Link) -> None:
         log.info("peer connected", peer=link.peer, name=self.name_of(link.peer), address=link.remote_address, path=link.path)
+        self.rotation.peer_up(link)
         self.roster.forgive(link.peer)
         self.roster.changed()
         self.paths.peer_up(link)
@@ -449,13 +475,24 @@ class Node:
 
     def unban(self, peer: str) -> None:
         """Raises NotFound."""
-        peer_id = find_peer(peer, self.bans.names, among="those that are banned here")
+        names = {peer_id: self.name_of(peer_id) or name for peer_id, name in self.bans.names.items()}
+        peer_id = find_peer(peer, names, among="those that are banned here")
         if peer_id not in self.bans:
             raise NotFound("it is not banned here")
         self.bans.unban(peer_id)
         log.info("peer no longer banned", peer=peer_id)
         self.book.refresh(peer_id)
         self.host.look_at_book()
+
+    async def rotate(self, grace_s: float, excepted: Sequence[str]) -> answers.Rotated:
+        """A new token for the network, for all members but `excepted` (ids or names). Raises NotFound or UsageError."""
+        names = {record.peer_id: record.name for record in self.ledger.records()}
+        out = {find_peer(peer, names, among="the nodes of this network") for peer in excepted}
+        if self.peer_id in out:
+            raise UsageError("this node itself cannot be left out; rotate the token on another member")
+        members = {*names, *self.host.links, *self._remembered} - out
+        not_told = await self.rotation.rotate(grace=timedelta(seconds=grace_s), members=members)
+        return report.rotated(self, not_told)
 
     def leave(self) -> None:
         """Stop, and forget the network: the next start without a token begins a new one."""

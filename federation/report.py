@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, get_args
 import trio
 
 from federation import __version__, answers
+from federation.errors import TokenRetired
 from federation.metrics import Now
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from federation.forwarder import Ending
@@ -55,6 +57,8 @@ def status(node: Node) -> answers.Status:
             "peers_online": len(online),
             "peers_known": len(node.ledger),
             "invite_addresses": node.invite_addresses(),
+            "rotations": node.token.rotations,
+            "former_until": _former_until(node),
         },
         "connections": {
             "now": len(node.forwarder.active),
@@ -217,6 +221,26 @@ def invite(node: Node) -> answers.Invite:
     return {"token": token, "command": f"echo {token} | federation join --token-file -"}
 
 
+def rotated(node: Node, not_told: list[str]) -> answers.Rotated:
+    def named(peers: Iterable[str]) -> list[str]:
+        return sorted(node.name_of(peer) or peer for peer in peers)
+
+    left_out = node.rotation.left_out()
+    return {
+        "network": node.token.network_id,
+        "rotations": node.token.rotations,
+        "former_until": _former_until(node),
+        "told": named(node.host.links.keys() - {*not_told, *left_out}),
+        "not_told": named(not_told),
+        "left_out": named(left_out),
+    }
+
+
+def _former_until(node: Node) -> str | None:
+    end = node.rotation.keyring.grace_end(node.clock.utc_now())
+    return None if end is None else end.isoformat(timespec="seconds")
+
+
 def draining(node: Node) -> answers.Draining:
     return {"draining": node.draining, "in_flight": node.backends.in_flight, "clients": len(node.forwarder.active)}
 
@@ -286,6 +310,12 @@ def _warnings(node: Node) -> list[str]:
     unreachable = [r.name or r.peer_id for r in expected if r.peer_id not in node.host.links]
     if unreachable:
         warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
+    if node.host.token_retired_at is not None:
+        warnings.append(str(TokenRetired()))
+    if without := [node.name_of(peer) or peer for peer in node.rotation.left_out()]:
+        warnings.append(f"still here with the former token, until {_former_until(node)}: {', '.join(without[:5])}")
+    if refused := node.host.rejected["old token"]:
+        warnings.append(f"{refused} connections from nodes with the token from before the rotation were refused")
     if refused := node.host.rejected["other token"]:
         warnings.append(f"{refused} connections from nodes with another token were refused")
     return warnings

@@ -3,6 +3,7 @@
     identity         Ed25519 seed, 32 bytes: the node's peer id. Created once; never replaced, even when damaged.
     token            the network's token; token.previous has those that it replaced, newest first
     control.key      what the control API asks of the owner; made at the first start
+    rotation.json    former tokens' keys while they admit, and who may be told the present token
     banned.json      peers that this node keeps away
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
@@ -111,7 +112,7 @@ class StateDir:
         others = [text for text in kept if not is_its(text)]
         if others != kept:
             self._write("token.previous", _lines(others))
-        for name in ("token", "peers.json"):
+        for name in ("token", "rotation.json", "peers.json"):
             self._remove(name)
 
     def _previous_tokens(self) -> list[str]:
@@ -169,6 +170,13 @@ class StateDir:
             self._write_json("peers.json", peers)
         except StateDirUnusable as error:
             log.warning("the peers' addresses were not saved: %s", error.detail)
+
+    def load_rotation(self) -> dict[str, Any]:
+        """As `save_rotation` was given it; empty where the token was never rotated."""
+        return self._read_json("rotation.json")
+
+    def save_rotation(self, rotation: dict[str, Any]) -> None:
+        self._write_json("rotation.json", rotation)
 
     def load_bans(self) -> dict[str, dict[str, str]]:
         """Peer id -> its name and since when. Raises StateDirUnusable rather than to let in who was banned."""

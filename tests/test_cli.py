@@ -256,7 +256,7 @@ def test_token_inspect_shows_no_secret(run: Run, monkeypatch: pytest.MonkeyPatch
     [
         ("nonsense", "not a federation token"),
         (Token.new().encode()[:-2], "checksum does not match"),
-        ("fed2_abc", "newer version"),
+        ("fed3_abc", "newer version"),
     ],
     ids=["nonsense", "damaged", "newer"],  # a random id would differ between the workers of pytest-xdist
 )

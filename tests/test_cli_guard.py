@@ -115,3 +115,19 @@ def test_nothing_is_made_where_nothing_was(tmp_path: Path) -> None:
     with pytest.raises(ControlUnreachable):
         cli_guard.ban_or_list(args(StateDir(tmp_path), A, control="127.0.0.1:1"), {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_rotation_says() -> None:
+    answer = {"network": "n", "former_until": "2026-01-01T00:00:00+00:00", "told": ["a", "b"], "not_told": ["c"]}
+    assert cli_guard.rotated({**answer, "left_out": ["x\x1b"]}).splitlines() == [
+        "the token of network n is a new one; `federation invite` prints it",
+        "told: a, b",
+        "no answer yet from: c",
+        "not told: x?",
+        "until 2026-01-01T00:00:00+00:00 the former token admits too; who has not got the new one by then is out",
+    ]
+    alone = {"network": "n", "former_until": None, "told": [], "not_told": [], "left_out": []}
+    assert cli_guard.rotated(alone).splitlines()[1:] == [
+        "told: nobody, no other member is connected",
+        "the former token admits nobody any longer",
+    ]

@@ -62,7 +62,9 @@ def add(
     record = NodeData(peer_id=peer_id, last_seen=node.clock.utc_now(), **fields)
     node.ledger.merge(record, now=node.clock.utc_now(), age=timedelta(seconds=age_s))
     if linked:
-        node.host.links[peer_id] = SimpleNamespace(suspect=suspect, rtt_s=rtt_s, peer=peer_id)  # type: ignore[assignment]
+        node.host.links[peer_id] = SimpleNamespace(  # type: ignore[assignment]
+            suspect=suspect, rtt_s=rtt_s, peer=peer_id, admission_key=TOKEN.admission_key()
+        )
     return peer_id
 
 
@@ -364,3 +366,35 @@ class TestMetrics:
         assert sum(now.in_flight.values()) == now.in_flight[busy] == 1
         text, _ = node.metrics_text("")
         assert f'federation_connections_in_flight{{peer="{busy}"}} 1.0'.encode() in text
+
+
+class TestTokens:
+    async def test_a_rotation_is_shown_while_both_tokens_admit(self, make: MakeNode) -> None:
+        node = make()
+        network = node.status()["network"]
+        assert (network["rotations"], network["former_until"]) == (0, None)
+        former = add(node, "former")
+        await node.rotation.rotate(grace=timedelta(hours=1), members=["me"], wait_s=0.0)
+        network = node.status()["network"]
+        assert network["rotations"] == 1
+        assert network["id"] == TOKEN.network_id
+        until = network["former_until"]
+        assert until is not None
+        assert timedelta(minutes=59) < datetime.fromisoformat(until) - node.clock.utc_now() < timedelta(minutes=61)
+        (warning,) = node.status()["warnings"]
+        assert warning == f"still here with the former token, until {until}: former"
+        assert node.rotation.left_out() == [former]
+
+    async def test_a_token_that_is_no_longer_valid_is_said_and_what_to_do(self, make: MakeNode) -> None:
+        node = make()
+        node.host.token_retired_at = 1.0
+        (warning,) = node.status()["warnings"]
+        assert "no longer valid" in warning
+        assert "federation invite" in warning
+        await node.rotation.rotate(grace=timedelta(0), members=[], wait_s=0.0)
+        assert node.status()["warnings"] == []
+
+    async def test_who_missed_a_rotation_is_counted(self, make: MakeNode) -> None:
+        node = make()
+        node.host.rejected["old token"] = 3
+        assert node.status()["warnings"] == ["3 connections from nodes with the token from before the rotation were refused"]
