@@ -1,0 +1,250 @@
+"""A member gone bad: `python evil.py TOKEN_FILE MULTIADDR MODE...`; for each a line of JSON: who it was and what came of it.
+
+It holds the token and uses our own code, bent. Each mode is another identity. `cut`: the victim ended the connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.utils import encode_varint_prefixed
+
+from federation import logs
+from federation.net import messages, mux, pubsub
+from federation.net.addresses import AddressBook, PeerAddress
+from federation.net.host import Host
+from federation.net.pubsub import Topic
+from federation.reactor import Reactor
+from federation.tokens import Token
+
+MODE_S = 1.5  # a mode that is not cut off goes on so long
+
+
+class Nobody:
+    """The host's events, a tunnel's opener, and its local end: none of it matters here."""
+
+    def __getattr__(self, name: str):
+        return lambda *_: 1 << 30
+
+
+class Member:
+    """A host of its own identity, with a link to the victim and what it needs to misbehave on it."""
+
+    def __init__(self, token: Token, reactor: Reactor, address: PeerAddress) -> None:
+        self.token = token
+        self.reactor = reactor
+        self.address = address
+        self.keys = create_new_key_pair()
+        seed = self.keys.private_key.to_bytes()[:32]
+        self.host = Host(
+            seed=seed, reactor=reactor, events=Nobody(), book=AddressBook(), admission_keys=lambda: [token.admission_key()]
+        )
+        self.topic = Topic(self.host, token.topic(), lambda *_: False)
+        self.sent = 0
+
+    def record(self, **fields) -> bytes:
+        import msgpack
+
+        now = int(time.time())
+        return msgpack.packb({"peer_id": self.host.peer_id, "name": "evil", "incarnation": now, "seq": 1} | fields)
+
+    async def say(self, *datas: bytes) -> None:
+        """Signed announcements, on the gossip stream."""
+        await self.send(*[self.topic.sign(data) for data in datas])
+
+    async def send(self, *signed: rpc_pb2.Message) -> None:
+        await self.stream.send_all(encode_varint_prefixed(rpc_pb2.RPC(publish=signed).SerializeToString()))
+        self.sent += len(signed)
+
+    def frames(self, *frames: tuple[int, int, bytes]) -> None:
+        """Raises trio.ClosedResourceError once the victim has had enough."""
+        if self.link.is_closed:
+            raise trio.ClosedResourceError
+        for kind, channel, payload in frames:
+            self.link.mux.control(kind, channel, payload)
+        self.sent += len(frames)
+
+    async def flushed(self) -> None:
+        while not self.link.is_flushed and not self.link.is_closed:  # noqa: ASYNC110
+            await trio.sleep(0.001)  # the reactor sends
+
+    async def run(self, mode: str) -> dict:
+        async with self.host.running(), self.topic.running():
+            self.link = await self.host._connect(self.address)
+            self.link.mux._check_known = lambda _channel: None  # answers to frames that our own side knows nothing of
+            self.stream = await self.host.open_stream(self.link.peer, pubsub.PROTOCOL_ID)
+            began = time.monotonic()
+            with trio.move_on_after(MODE_S), suppress(Exception):  # whatever our own code says of what it is made to do
+                await MODES[mode](self)
+                await self.link._closed.wait()
+            with trio.move_on_after(0.2):  # its streams are gone before we hear of the link
+                await self.link._closed.wait()
+            lasted = time.monotonic() - began
+            cut = self.link.is_closed
+            comes_back = None
+            if cut:
+                try:
+                    comes_back = not (await self.host._connect(self.address)).is_closed
+                except Exception:  # noqa: BLE001
+                    comes_back = False
+        return {
+            "mode": mode, "peer_id": self.host.peer_id, "cut": cut, "lasted_s": round(lasted, 2), "sent": self.sent,
+            "comes_back": comes_back,
+        }  # fmt: skip
+
+
+def invented(member: Member) -> rpc_pb2.Message:
+    keys = create_new_key_pair()
+    peer = ID.from_pubkey(keys.public_key)
+    data = member.record(peer_id=str(peer), name="invented", addresses=["/ip4/127.0.0.1/tcp/9"], services={"default": True})
+    message = rpc_pb2.Message(data=data, topicIDs=[member.topic.name], from_id=peer.to_bytes(), seqno=bytes(8))
+    message.signature = keys.private_key.sign(b"libp2p-pubsub:" + message.SerializeToString())
+    return message
+
+
+async def speaks_for_another(member: Member) -> None:
+    await member.say(member.record(peer_id=member.link.peer, in_flight=10_000))
+
+
+async def forges(member: Member) -> None:
+    message = member.topic.sign(member.record())
+    message.signature = b"s" * 64
+    await member.send(message)
+
+
+async def hands_over_a_forgery(member: Member) -> None:
+    message = member.topic.sign(member.record(peer_id=member.link.peer, left=True))
+    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    await messages.send(stream, [])
+    await messages.send(stream, [[message.SerializeToString(), 0]])
+
+
+async def highest_numbers(member: Member) -> None:
+    """Beyond what a record can carry, then as far as it goes: its own row is all it can spoil."""
+    await member.say(member.record(seq=2**63), member.record(seq=2**63 - 1, incarnation=2**63 - 1))
+    await member.say(member.record(seq=1, last_seen="9999-12-31T00:00:00Z", incarnation=2**62))
+
+
+async def megabyte_record(member: Member) -> None:
+    await member.say(member.record(name="x" * 1024 * 1024))
+
+
+async def megabyte_row(member: Member) -> None:
+    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    await messages.send(stream, [[str(n), 1, 1] for n in range(100_000)])
+    await messages.send(stream, [[bytes(8 * 1024 * 1024), 0]])
+    member.sent += 1
+
+
+async def thousand_a_second(member: Member) -> None:
+    began = trio.current_time()
+    for n in range(100_000):
+        await member.say(member.record(seq=n + 1, in_flight=n))
+        if (ahead := n / 1000 - (trio.current_time() - began)) > 0.01:
+            await trio.sleep(ahead)
+
+
+async def invents_peers(member: Member) -> None:
+    """As fast as it can sign for them; and all of a ledger at once."""
+    page = [[invented(member).SerializeToString(), 0] for _ in range(64)]
+    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    await messages.send(stream, [])
+    async with trio.open_nursery() as nursery:
+
+        async def sync() -> None:
+            with suppress(trio.BrokenResourceError):  # the victim has had enough of it
+                while True:
+                    await messages.send(stream, page)
+                    member.sent += len(page)
+
+        nursery.start_soon(sync)
+        for _ in range(100_000):
+            await member.send(invented(member))
+            await trio.lowlevel.checkpoint()
+
+
+async def opens_and_takes_back(member: Member) -> None:
+    for channel in range(10_001, 2**31, 2):
+        member.frames((mux.OPEN, channel, b"default"), (mux.RST, channel, b""))
+        if channel % 500 == 1:
+            await member.flushed()
+
+
+async def opens_what_is_not_there(member: Member) -> None:
+    for channel in range(10_001, 2**31, 2):
+        member.frames((mux.OPEN, channel, b"no such service"))
+        if channel % 500 == 1:
+            await member.flushed()
+
+
+async def grants_too_much(member: Member) -> None:
+    channel = member.link.open_tunnel("default", Nobody(), Nobody())
+    member.frames((mux.CREDIT, channel.id, b"\xff" * 4))
+
+
+async def sends_ungranted(member: Member) -> None:
+    channel = member.link.open_tunnel("default", Nobody(), Nobody())
+    member.frames(*[(mux.DATA, channel.id, bytes(60_000))] * 3)
+
+
+async def speaks_of_unknown_streams(member: Member) -> None:
+    member.frames((mux.DATA, 99_999, b"hello"))
+
+
+async def never_reads(member: Member) -> None:
+    """It makes the victim answer, and lets the answers lie."""
+    member.reactor.change(member.link._sock.fileno(), 4)
+    for _ in range(200):
+        member.frames(*[(mux.PING, 0, bytes(8))] * 500)
+        await member.flushed()
+
+
+async def never_reads_tunnels(member: Member) -> None:
+    """It asks for much and takes nothing of it."""
+    for _ in range(300):
+        channel = member.link.open_tunnel("default", Nobody(), Nobody())
+        channel.send(b"GET /evil HTTP/1.1\r\n\r\n")
+        member.sent += 1
+    await member.flushed()
+    member.reactor.change(member.link._sock.fileno(), 0)
+
+
+MODES = {
+    mode.__name__: mode
+    for mode in (
+        speaks_for_another, forges, hands_over_a_forgery, highest_numbers, megabyte_record, megabyte_row, thousand_a_second,
+        invents_peers, opens_and_takes_back, opens_what_is_not_there, grants_too_much, sends_ungranted,
+        speaks_of_unknown_streams, never_reads, never_reads_tunnels,
+    )
+}  # fmt: skip
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("token_file", type=Path)
+    parser.add_argument("address")
+    parser.add_argument("modes", nargs="*", default=list(MODES))
+    options = parser.parse_args()
+    logs.configure("error", "console", stream=sys.stderr)
+    token = Token.decode(options.token_file.read_text())
+    for mode in options.modes:
+        reactor = Reactor()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(reactor.run)
+            result = await Member(token, reactor, PeerAddress.parse(options.address)).run(mode)
+            nursery.cancel_scope.cancel()
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    trio.run(main)
