@@ -17,7 +17,7 @@ Seconds = Annotated[float, Field(description="seconds")]
 UtcTime = Annotated[str, Field(description="ISO 8601, UTC")]
 Services = Annotated[dict[str, bool], Field(description="service -> whether a backend of it answers")]
 State = Literal["online", "draining", "no backend", "backend down", "suspect", "unreachable", "offline", "left", "banned"]
-Path = Literal["self", "direct", "none"]
+Path = Literal["self", "direct", "punched", "relayed", "none"]
 
 
 class Gpu(TypedDict):

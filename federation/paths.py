@@ -13,7 +13,8 @@ import trio
 
 from federation.net.addresses import MAX_ADDRESSES, PeerAddress
 from federation.net.discovery import interface_ips, local_addresses, local_networks
-from federation.net.reach import Reach
+from federation.net.punch import MAX_ENDPOINTS, Puncher
+from federation.net.reach import Reach, is_outside
 from federation.net.relay import RelayLimits
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Paths:
         self._networks = local_networks()
         self._listen = settings.p2p_listen
         self.reach = Reach(host, relays=self._relays, networks=lambda: self._networks, on_change=self._reach_changed)
+        self.puncher = Puncher(host, endpoints=self._endpoints, is_outside=lambda ip: is_outside(ip, self._networks))
         host.routes = self.routes
 
     # Our record
@@ -74,6 +76,11 @@ class Paths:
         before, self.addresses = self.addresses, addresses
         return before != addresses
 
+    def _endpoints(self) -> list[tuple[str, int]]:
+        """Where this node may be met by somebody with whom that is agreed: what members see of it first."""
+        own = [(address.host, address.port) for address in self.addresses if address.ip and not address.is_loopback]
+        return list(dict.fromkeys((*self.reach.mapped.values(), *own)))[:MAX_ENDPOINTS]
+
     def _reach_changed(self) -> None:
         self.read()
         self._on_change()
@@ -95,22 +102,27 @@ class Paths:
 
     def peer_up(self, link: Link) -> None:
         self.reach.peer_up(link)
+        self.puncher.peer_up(link)
         if link.path == "relayed":
             return
         waiting = [record.peer_id for record in self._ledger.records() if link.peer in record.via]
         for peer in waiting:
             self._host.book.refresh(peer)
         if waiting:
+            self._host.routes_changed()
             self._host.look_at_book()
 
     def record_changed(self, record: NodeData, before: NodeData | None) -> bool:
         """Whether there is a new way to the peer."""
         self.reach.look()
+        if before is not None and before.addresses != record.addresses:
+            self.puncher.again()
         if before is not None and (before.via == record.via or before.incarnation > record.incarnation):
             return False
         if not record.via:
             return False
         self._host.book.refresh(record.peer_id)
+        self._host.routes_changed()
         return True
 
     # What runs beside
@@ -118,6 +130,7 @@ class Paths:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.reach.run, self._listen)
+            nursery.start_soon(self.puncher.run, self._listen)
             nursery.start_soon(self._watch)
 
     async def _watch(self) -> None:
@@ -133,6 +146,7 @@ class Paths:
                 if link.local_host in gone:
                     link.fail("this machine no longer has the address that it used")
             self.reach.moved()
+            self.puncher.again()
             self.read()
             log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
             self._host.book.wake_all()

@@ -267,7 +267,7 @@ def _peer_row(node: Node, record: NodeData) -> answers.Peer:
         "capacity": record.capacity,
         "services": record.services,
         "draining": record.draining,
-        "path": "self" if is_self else "direct" if link is not None else "none",
+        "path": "self" if is_self else link.path if link is not None else "none",
         "rtt_ms": round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None,
         "version": record.version,
         "addresses": list(record.addresses),

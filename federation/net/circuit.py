@@ -16,7 +16,7 @@ from libp2p.io.exceptions import IOException
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
 from federation.errors import HandshakeFailed, PeerUnavailable, ProtocolViolation
-from federation.net.link import PING_EVERY_S, Link
+from federation.net.link import PING_EVERY_S, Link, Path
 from federation.net.noise import MAX_HANDSHAKE_BYTES
 from federation.net.relay import RELAY, End
 from federation.net.streams import MuxStream
@@ -126,7 +126,7 @@ class _Answer:
 class CircuitLink(Link):
     """A link on a tunnel. It is the tunnel's local end (a Duplex) as soon as it has started."""
 
-    path = "relayed"
+    path: Path = "relayed"
 
     def __init__(self, conn: CircuitConn, secured: SecureConn, peer_id: ID, *, reactor: Reactor, events: LinkEvents) -> None:
         super().__init__(secured, peer_id, reactor=reactor, events=events)

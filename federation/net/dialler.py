@@ -25,6 +25,16 @@ class Ourselves(Exception):
     """The address leads back to this node."""
 
 
+async def _first_of(*events: trio.Event) -> None:
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)
+
+
 async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: float) -> trio.SocketStream:
     """A connection from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -53,18 +63,21 @@ class Race:
     """`run` it, then read `winner`: the link, and the address that led to it (None: a relay); None if nobody answered.
 
     `connect` and `go_round(relay, peer)` raise what they like; `problems` collects it. The losers are cancelled.
+    `relays(peer)` is asked again when `news()` is set: addresses that do not answer take their time.
     """
 
     def __init__(
         self,
         target: Target,
-        relays: Sequence[str],
+        relays: Callable[[str], Sequence[str]],
         *,
+        news: Callable[[], trio.Event],
         connect: Callable[[PeerAddress], Awaitable[Link]],
         go_round: Callable[[str, str], Awaitable[Link]],
     ) -> None:
         self._target = target
         self._relays = relays
+        self._news = news
         self._connect = connect
         self._go_round = go_round
         self._all_failed = trio.Event()
@@ -76,7 +89,7 @@ class Race:
     async def run(self) -> None:
         with self._won:
             async with trio.open_nursery() as nursery:
-                if self._relays and self._target.peer_id is not None:
+                if self._target.peer_id is not None:
                     nursery.start_soon(self._try_relays, self._target.peer_id)
                 await self._try_addresses()
                 self._all_failed.set()
@@ -102,11 +115,18 @@ class Race:
     async def _try_relays(self, peer: str) -> None:
         with trio.move_on_after(CIRCUIT_AFTER_S):
             await self._all_failed.wait()
-        for relay in self._relays:
-            try:
-                self._win(None, await self._go_round(relay, peer))
-            except Exception as error:  # noqa: BLE001, PERF203  # as above
-                self.problems.append(error)
+        tried: set[str] = set()
+        while True:
+            news = self._news()
+            for relay in [relay for relay in self._relays(peer) if relay not in tried]:
+                tried.add(relay)
+                try:
+                    self._win(None, await self._go_round(relay, peer))
+                except Exception as error:  # noqa: BLE001  # as above
+                    self.problems.append(error)
+            if self._all_failed.is_set():
+                return
+            await _first_of(news, self._all_failed)
 
     def _win(self, address: PeerAddress | None, link: Link) -> None:
         if self.winner is None:

@@ -48,7 +48,7 @@ from federation.net import link as mux_link
 from federation.net import noise
 from federation.net.circuit import CircuitConn, CircuitLink, open_circuit
 from federation.net.dialler import Ourselves, Race, share_port
-from federation.net.link import Link
+from federation.net.link import Link, Path
 from federation.net.relay import CIRCUIT, RELAY, RESERVE, End, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
 from federation.pace import Bucket, Buckets
@@ -56,7 +56,7 @@ from federation.pace import Bucket, Buckets
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from libp2p.abc import INetConn, INetStream, IRawConnection, ISecureConn
+    from libp2p.abc import INetConn, INetStream, IRawConnection
     from libp2p.custom_types import TProtocol
 
     from federation.net.addresses import AddressBook, PeerAddress, Target
@@ -77,6 +77,7 @@ ACCEPT_RATE = 20.0  # a second
 ACCEPT_BURST = 256.0
 MAX_PACED_ADDRESSES = 4096
 MAX_LINKS = 4096
+MAX_SEEN = 256
 BACKLOG = 256
 EMFILE_PAUSE_S = 0.1
 DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
@@ -133,7 +134,10 @@ class Host:
         self.not_reached: dict[str, str] = {}  # peer, or address, that was dialled in vain last time: why
         self.relay = Relay(reactor, self.links, relay, self.complain)
         self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # the relays through which a peer is reached
-        self.seen_from: dict[str, tuple[str, int]] = {}  # where a connected peer's last inbound connection came from
+        self._routes_changed = trio.Event()
+        # Endpoint of a peer with whom we agreed to dial each other now: peer, do we speak first, path, set when linked.
+        self.expected: dict[tuple[str, int], tuple[str, bool, Path, trio.Event]] = {}
+        self.seen_from: dict[bytes, tuple[str, int]] = {}  # where members' latest connections came from, by handshake
         self._services: dict[str, Callable[[Link, Channel, str], None]] = {
             RESERVE: self.relay.reserve,
             RELAY: self.relay.connect,
@@ -222,6 +226,11 @@ class Host:
             while any(not link.is_flushed for link in self.links.values()):  # noqa: ASYNC110  # the reactor sends
                 await trio.sleep(0.01)
 
+    def routes_changed(self) -> None:
+        """There may be a relay to somebody who is being dialled."""
+        self._routes_changed.set()
+        self._routes_changed = trio.Event()
+
     def look_at_book(self) -> None:
         """There may be something new to dial."""
         self._look.set()
@@ -251,9 +260,12 @@ class Host:
             except trio.ClosedResourceError:
                 return
             try:
-                host = stream.socket.getpeername()[0]
+                host, port = stream.socket.getpeername()[:2]
             except OSError:  # gone already
                 await trio.aclose_forcefully(stream)
+                continue
+            if (host, port) in self.expected:
+                self._nursery.start_soon(self._meet_at_the_door, stream, *self.expected[host, port])
                 continue
             if not self._paces.of(_machine_of(host)).take(trio.current_time()):
                 self.rejected["too often"] += 1
@@ -333,7 +345,7 @@ class Host:
             self.rejected["handshake"] += 1
             self.complain("a connection that is not a member's was refused", host, why=error.detail)
 
-    async def upgrade(self, raw: IRawConnection, peer_id: ID | None) -> Link:
+    async def upgrade(self, raw: IRawConnection, peer_id: ID | None, *, path: Path | None = None) -> Link:
         """Handshake, proof of the token, muxer. `raw` is closed if any of it fails. Raises HandshakeFailed and more."""
         upgrader = self.swarm.upgrader  # type: ignore[attr-defined]
         try:
@@ -341,6 +353,8 @@ class Host:
             remote = secured.get_remote_peer()
             if self._keeps_away(str(remote), trio.current_time()):
                 raise _KeptAway
+            if peer_id is not None and remote != peer_id:
+                raise PeerUnavailable("another peer answers there")
             _ration(raw, MAX_UPGRADE_BYTES)
             try:
                 link: Link = await upgrader.upgrade_connection(secured, remote)
@@ -351,6 +365,8 @@ class Host:
         except BaseException:
             await _close_now(raw)
             raise
+        if path is not None:
+            link.path = path
         try:
             await self.swarm.add_conn(link, direction="outbound" if raw.is_initiator else "inbound")  # type: ignore[attr-defined]
         except BaseException:
@@ -362,10 +378,10 @@ class Host:
         self._settle(link)
         return link
 
-    async def _secure(self, raw: IRawConnection, peer_id: ID | None) -> ISecureConn:
+    async def _secure(self, raw: IRawConnection, peer_id: ID | None) -> noise.SecureConn:
         security = self.swarm.upgrader.security_multistream  # type: ignore[attr-defined]
         if raw.is_initiator:
-            secured: ISecureConn = await security.secure_outbound(raw, peer_id)
+            secured: noise.SecureConn = await security.secure_outbound(raw, peer_id)
         else:
             secured = await security.secure_inbound(raw)
         remote = str(secured.get_remote_peer())
@@ -373,14 +389,16 @@ class Host:
             raise Ourselves
         address = raw.get_remote_address()
         if address is not None and not raw.is_initiator:
-            self.seen_from[remote] = address
+            self.seen_from[secured.digest] = address
+            if len(self.seen_from) > MAX_SEEN:
+                del self.seen_from[next(iter(self.seen_from))]
         return secured
 
-    async def probe(self, stream: trio.SocketStream, peer_id: str) -> None:
-        """Is it this member who answers there? Then hang up. Raises as `upgrade` does."""
+    async def probe(self, stream: trio.SocketStream, peer_id: str) -> bytes:
+        """Is it this member who answers there? Then hang up; the handshake's hash. Raises as `upgrade` does."""
         raw = tcp_connection(stream, initiator=True)
         try:
-            await self._secure(raw, ID.from_base58(peer_id))
+            return (await self._secure(raw, ID.from_base58(peer_id))).digest
         finally:
             await _close_now(raw)
 
@@ -472,7 +490,6 @@ class Host:
             self.links[link.peer] = spare
             self._events.peer_up(spare)
             return
-        self.seen_from.pop(link.peer, None)
         self._events.peer_down(link.peer, reason)
         self.look_at_book()
 
@@ -503,8 +520,9 @@ class Host:
         return peer in self.links or self._is_banned(peer) or self._keeps_away(peer, trio.current_time())
 
     async def _dial(self, target: Target) -> None:
-        relays = () if target.peer_id is None else self.routes(target.peer_id)
-        race = Race(target, relays, connect=self._connect, go_round=self.dial_through)
+        race = Race(
+            target, self.routes, news=lambda: self._routes_changed, connect=self._connect, go_round=self.dial_through
+        )
         async with self._dials if target.proven else self._hearsay_dials:
             await race.run()
         now = trio.current_time()
@@ -526,6 +544,23 @@ class Host:
             stream = await trio.open_tcp_stream(address.host, address.port)
             peer_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
             return await self.upgrade(tcp_connection(stream, initiator=True), peer_id)
+
+    async def _meet_at_the_door(
+        self, stream: trio.SocketStream, peer: str, leads: bool, path: Path, found: trio.Event
+    ) -> None:
+        """Whom we are dialling this moment has dialled us, and its SYN found the listener."""
+        try:
+            await self.met(stream, peer, leads=leads, path=path)
+        except Exception as error:  # noqa: BLE001  # as in _admit
+            log.debug("no direct connection", peer=peer, why=str(error) or type(error).__name__)
+        else:
+            found.set()
+
+    async def met(self, stream: trio.SocketStream, peer: str, *, leads: bool, path: Path) -> Link:
+        """A link from a connection that both sides dialled. Raises as `upgrade` does, for another peer too."""
+        with trio.fail_after(DIAL_TIMEOUT_S):
+            raw = tcp_connection(stream, initiator=leads)
+            return await self.upgrade(raw, ID.from_base58(peer), path=path)
 
     async def dial_through(self, relay: str, peer: str) -> Link:
         """A link to `peer` through a connected relay. Raises PeerUnavailable, HandshakeFailed and more."""

@@ -22,7 +22,7 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
 from libp2p.abc import IMuxedConn
@@ -65,6 +65,9 @@ DEAD_AFTER_S = 15.0
 LATE_TICK_S = 2.0  # our own process slept: silence until now proves nothing about others
 
 
+Path = Literal["direct", "punched", "relayed"]
+
+
 def ping_interval(links: int) -> float:
     """Seconds of silence after which a node with so many links pings one."""
     return max(PING_EVERY_S, PING_S_A_LINK * links)
@@ -85,7 +88,7 @@ class LinkEvents(Protocol):
 class Link(IMuxedConn):
     """`peer` is the libp2p id as text. `rtt_s` is None until the first PONG. `path`: direct, punched or relayed."""
 
-    path = "direct"
+    path: Path = "direct"
 
     def __init__(self, secured: SecureConn, peer_id: ID, *, reactor: Reactor, events: LinkEvents) -> None:
         self.peer_id = peer_id

@@ -146,7 +146,7 @@ class _Ended(IOException):
 
 def is_end(error: BaseException | None) -> bool:
     """Whether that the peer hung up is at the bottom of it."""
-    while error is not None and not isinstance(error, _Ended):
+    while error is not None and not isinstance(error, _Ended | RawConnError | OSError | trio.BrokenResourceError):
         error = error.__cause__ or error.__context__
     return error is not None
 
@@ -156,6 +156,7 @@ class SecureConn(ISecureConn):
 
     def __init__(self, raw: IRawConnection, session: SecureSession, sealer: Sealer, opener: Opener) -> None:
         self.raw = raw
+        self.digest = b""  # the handshake's hash: both sides can name this connection by it
         self.session = session
         self.sealer = sealer
         self.opener = opener
@@ -293,6 +294,7 @@ class TokenNoise(ISecureTransport):
             Opener(protocol.cipher_state_decrypt.k, protocol.cipher_state_decrypt.n, self._aead),
         )
         prove = self._offer if session.is_initiator else self._judge
+        secured.digest = digest
         secured.admission_key = await prove(secured, digest, str(session.get_remote_peer()))
         return secured
 

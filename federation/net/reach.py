@@ -6,8 +6,9 @@ told not to); one that they cannot dial takes places at up to two relays, the ne
 
 A place is an open tunnel to the relay (net/relay.py): it lasts as long as the link, and is taken anew with the next link.
 
-    question:  [port, ...]              to try, at the address from which the asker is connected
-    answer:    [seen, mapped, ports]    that address; the one of its last connection from its own port, or nil; what worked
+    question:  [[port, ...], hash]      ports to try, at the address from which the asker is connected; the handshake of a
+                                        connection that it has just made from the port where it listens, or nil
+    answer:    [seen, mapped, ports]    that address; the one from which that connection came, or nil; what worked
 """
 
 from __future__ import annotations
@@ -164,17 +165,18 @@ class Reach:
     async def _ask(self, link: Link) -> None:
         try:
             with trio.fail_after(ASK_TIMEOUT_S):
-                await self._show_own_port(link)
+                shown = await self._show_own_port(link)
                 stream = await self._host.open_stream(link.peer, PROTOCOL)
                 async with stream:
                     assert self._listen is not None
-                    await messages.send(stream, [self._listen.port])
+                    await messages.send(stream, [[self._listen.port], shown])
                     seen, mapped, ports = _read_answer(await messages.receive(stream, at_most=MAX_MESSAGE))
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
             return
         finally:
             self._asking -= 1
+        log.debug("a member says how it sees us", peer=link.peer, seen=seen, mapped=mapped, ports=ports)
         if mapped is not None:
             self.mapped[link.peer] = mapped
         for port in ports:
@@ -182,16 +184,17 @@ class Reach:
         self._judge(link.peer, reached=bool(ports))
         self._look.set()
 
-    async def _show_own_port(self, link: Link) -> None:
+    async def _show_own_port(self, link: Link) -> bytes | None:
         """A short connection from the port where we listen: the member sees what a NAT between us makes of it."""
         if not link.is_initiator or link.remote_address is None:
-            return
+            return None
         assert self._listen is not None
         try:
             stream = await open_from_port(self._listen, *link.remote_address, within_s=DIAL_BACK_S)
-            await self._host.probe(stream, link.peer)
+            return await self._host.probe(stream, link.peer)
         except Exception as error:  # noqa: BLE001  # as in Host._admit; what is not learnt here only costs a hole punched
             log.debug("our own port was not shown", peer=link.peer, why=str(error) or type(error).__name__)
+            return None
 
     def _judge(self, peer: str, *, reached: bool) -> None:
         before = self.dialable
@@ -209,13 +212,13 @@ class Reach:
         link = self._host.links.get(peer)
         now = trio.current_time()
         async with stream:
-            ports = _read_ports(await messages.receive(stream, at_most=MAX_MESSAGE))
+            ports, shown = _read_question(await messages.receive(stream, at_most=MAX_MESSAGE))
             if link is None or link.remote_address is None or now - self._answered.get(peer, -1e9) < ANSWER_EVERY_S:
                 return
             self._answered[peer] = now
             host = link.remote_address[0]
-            mapped = self._host.seen_from.get(peer)
-            if mapped is not None and (mapped == link.remote_address or mapped[0] != host):
+            mapped = None if shown is None else self._host.seen_from.get(shown)
+            if mapped is not None and mapped[0] != host:
                 mapped = None
             found: list[int] = []
             async with trio.open_nursery() as nursery:
@@ -303,6 +306,13 @@ class _Place(End):
     def send_eof(self) -> None:
         self.channel.abort("given back")
         self.abort("the relay gave it up")
+
+
+def _read_question(message: Any) -> tuple[list[int], bytes | None]:
+    match message:
+        case [ports, (bytes() | None) as shown]:
+            return _read_ports(ports), shown
+    raise ProtocolViolation("not a question about an address")
 
 
 def _read_ports(message: Any) -> list[int]:

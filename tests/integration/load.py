@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -47,14 +48,22 @@ class Load:
     The pace does not depend on the answers: a client whose last request still waits makes its next one all the same.
     """
 
-    def __init__(self, address: Address, *, clients: int = 4, every_s: float = 0.02) -> None:
+    def __init__(
+        self,
+        address: Address,
+        *,
+        clients: int = 4,
+        every_s: float = 0.02,
+        where: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.address = address
         self.clients = clients
         self.every_s = every_s
         self.requests: list[Request] = []
         self._prefix = f"/load{next(_run_numbers)}"
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: trio.run(self._run), name="load")
+        self._where = where
+        self._thread = threading.Thread(target=self._run_in_thread, name="load")
 
     def __enter__(self) -> Load:
         self._thread.start()
@@ -78,6 +87,10 @@ class Load:
 
     def shares(self) -> Counter[str]:
         return Counter(request.answered_by for request in list(self.requests))
+
+    def _run_in_thread(self) -> None:
+        with self._where():
+            trio.run(self._run)
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:

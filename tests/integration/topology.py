@@ -19,15 +19,22 @@ from typing import Any
 
 SYSCTLS = ("net.ipv4.ip_forward=1", "net.ipv6.conf.all.disable_ipv6=1")
 NAT_RULES = """\
-table ip nat {{ chain out {{ type nat hook postrouting priority 100; oifname "wan" masquerade {how}; }} }}
+table ip nat {{
+    chain out {{
+        type nat hook postrouting priority 100
+        oifname "wan" masquerade {how}
+    }}
+}}
 table ip filter {{
     chain in {{
-        type filter hook input priority 0; policy drop;
-        ct state established,related accept; iifname != "wan" accept;
+        type filter hook input priority 0; policy drop
+        ct state established,related accept
+        iifname != "wan" accept
     }}
     chain through {{
-        type filter hook forward priority 0; policy drop;
-        ct state established,related accept; iifname != "wan" accept; ct status dnat accept;
+        type filter hook forward priority 0; policy drop
+        ct state established,related accept
+        iifname != "wan" accept
     }}
 }}
 """
