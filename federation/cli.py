@@ -135,6 +135,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "completion": _from("cli_completion", "completion"),
     **{name: _from("cli_care", name) for name in ("ping", "logs", "doctor")},
     "token rotate": _from("cli_guard", "rotate"),
+    "dashboard": _from("cli_dashboard", "dashboard"),
     **{name: _from("cli_node", name) for name in ("status", "peers", "explain", "drain", "undrain", "leave")},
 }
 
@@ -229,7 +230,7 @@ def _read_token_file(path: Path) -> str:
 def _ask(args: Namespace, path: str) -> str:
     from federation import client
 
-    return client.ask(client.find_control(args.control, args.state_dir, os.environ), path)
+    return client.read(client.find_control(args.control, args.state_dir, os.environ), path, args.state_dir, os.environ)
 
 
 def _explain(error: BaseException, args: Sequence[str]) -> int:

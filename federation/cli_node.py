@@ -34,7 +34,7 @@ class Asker:
         self._key: str | None = None
 
     def get(self, path: str) -> str:
-        return client.ask(self.address, f"/api/v1/{path}")
+        return client.read(self.address, f"/api/v1/{path}", self._state_dir, os.environ)
 
     def post(self, path: str, body: object = None, *, method: str = "POST", timeout_s: float = client.TIMEOUT_S) -> str:
         """For the owner."""

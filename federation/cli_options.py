@@ -82,7 +82,7 @@ JOIN_OPTIONS = (
         "connections that this node's backends take from one other node at once [4096]",
     ),
     ("state_dir", "--state-dir", "DIR", "where identity and token are kept [the user's state directory]"),
-    ("control", "--control", "HOST:PORT", "the control API, on loopback [127.0.0.1:8485]"),
+    ("control", "--control", "HOST:PORT", "the control API and dashboard [127.0.0.1:8485]"),
     ("relay_reservations", "--relay-reservations", "N", "members that this node relays for at once [128]"),
     (
         "relay_circuits",
@@ -99,6 +99,7 @@ JOIN_REPEATABLE = (
     ("listens", "--listen", "[NAME=]HOST:PORT", "local port for clients of a service [127.0.0.1:8484]"),
     ("announce", "--announce", "HOST:PORT", "address to announce instead of this machine's own"),
     ("peers", "--peer", "MULTIADDR", "a peer to dial, besides those in the token; HOST:PORT will do"),
+    ("control_hosts", "--control-host", "NAME", "a name under which browsers may ask for the control API"),
 )
 
 
@@ -138,6 +139,13 @@ def create_parser(version: str) -> argparse.ArgumentParser:
         "print the running node's token with its addresses in it, alone",
         "federation invite | ssh gpu2 federation join --token-file -",
     )
+    dashboard = _asking(
+        commands,
+        "dashboard",
+        "print the address of the running node's dashboard, with its key",
+        "federation dashboard --open",
+    )
+    dashboard.add_argument("--open", action="store_true", help="open it in the browser too")
     _add_asking(commands)
     _add_guard(commands)
     completion = _command(

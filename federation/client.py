@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation.errors import ConfigError, ControlUnreachable, FederationError, NodeRefused
+from federation.errors import ConfigError, ControlUnreachable, KeyNeeded, NodeRefused
 from federation.places import default_state_dir, find_config_file, read_config_file
 from federation.state import StateDir
-from federation.values import HostPort, parse_control
+from federation.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,20 +55,35 @@ def user_state_dir(environ: Mapping[str, str], settings: Mapping[str, Any] | Non
 def find_key(address: HostPort, state_dir: Path | None, environ: Mapping[str, str]) -> str:
     """The control key of the node at `address`: from FEDERATION_CONTROL_KEY, or the daemon's state directory.
 
-    Raises FederationError where neither has it, ControlUnreachable where nobody answers.
+    Raises KeyNeeded where neither has it, ControlUnreachable where nobody answers.
     """
     if environ.get("FEDERATION_CONTROL_KEY"):
         return environ["FEDERATION_CONTROL_KEY"]
-    if state_dir is not None:
-        state = StateDir(state_dir.expanduser())
-    elif address.is_loopback:
-        state = StateDir(Path(json.loads(ask(address, "/api/v1/status"))["node"]["state_dir"]))
-    else:
-        state = user_state_dir(environ)
+    state = key_state(address, state_dir, environ)
     key = state.load_control_key()
     if key is None:
-        raise FederationError(f"no control key in {state.path}; give --state-dir, or FEDERATION_CONTROL_KEY")
+        raise KeyNeeded(f"there is none in {state.path}")
     return key
+
+
+def key_state(address: HostPort, state_dir: Path | None, environ: Mapping[str, str]) -> StateDir:
+    """The state directory of the daemon at `address`: the one that was said, or that it says itself, or the user's."""
+    if state_dir is not None:
+        return StateDir(state_dir.expanduser())
+    if address.is_loopback:
+        try:
+            return StateDir(Path(json.loads(ask(address, "/api/v1/status"))["node"]["state_dir"]))
+        except KeyNeeded:
+            pass  # it tells strangers nothing
+    return user_state_dir(environ)
+
+
+def read(address: HostPort, path: str, state_dir: Path | None, environ: Mapping[str, str]) -> str:
+    """As `ask`, with the control key where the node wants one even for reading: others can reach it."""
+    try:
+        return ask(address, path)
+    except KeyNeeded:
+        return ask(address, path, key=find_key(address, state_dir, environ))
 
 
 def ask(
@@ -88,8 +103,8 @@ def ask(
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     try:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()
-        text = response.read(MAX_ANSWER_BYTES).decode()
+        with connection.getresponse() as response:
+            text = response.read(MAX_ANSWER_BYTES).decode()
         answer = json.loads(text)
     except OSError as error:
         raise ControlUnreachable(f"{address}: {error.strerror or error}") from None
@@ -99,6 +114,8 @@ def ask(
         connection.close()
     if not isinstance(answer, dict):
         raise ControlUnreachable(f"what answers on {address} is not a federation daemon")
+    if response.status == http.client.UNAUTHORIZED:
+        raise KeyNeeded(f"{address}: {answer.get('error', response.reason)}")
     if response.status != http.client.OK:
         raise NodeRefused(answer.get("error", response.reason))
     return text
@@ -112,13 +129,20 @@ def _file_settings(environ: Mapping[str, str]) -> dict[str, Any]:
 def _of_daemon(state: StateDir) -> HostPort | None:
     info = state.load_daemon()
     try:
-        return None if info is None else HostPort.parse(str(info["control"]))
+        return None if info is None else _dialable(HostPort.parse(str(info["control"])))
     except (KeyError, ValueError):
         return None
 
 
 def _control(name: str, text: str) -> HostPort:
     try:
-        return parse_control(text)
+        return _dialable(HostPort.parse(text))
     except ValueError as error:
         raise ConfigError(f"{name} {text!r}: {error}") from None
+
+
+def _dialable(address: HostPort) -> HostPort:
+    """A daemon that listens everywhere listens here too."""
+    if not address.is_wildcard:
+        return address
+    return HostPort("::1" if ":" in address.host else "127.0.0.1", address.port)

@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from federation.errors import ConfigError
 from federation.places import default_state_dir, find_config_file, read_config_file
-from federation.values import Endpoint, HostPort, parse_control, parse_duration, parse_size
+from federation.values import Endpoint, HostPort, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -116,6 +116,12 @@ def _backend(text: str) -> Endpoint:
     return endpoint
 
 
+def _host(text: str) -> str:
+    if ":" in text:
+        raise ValueError("write the name alone, without a port")
+    return HostPort.parse(text, default_port=80).host
+
+
 def _health_path(text: str) -> str:
     if not _HEALTH_PATH.fullmatch(text):
         raise ValueError("a path begins with / and has no space")
@@ -187,7 +193,8 @@ class Settings(BaseSettings):
     state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(
         default_factory=lambda: default_state_dir(os.environ)
     )
-    control: Annotated[HostPort, BeforeValidator(_text(parse_control))] = HostPort("127.0.0.1", 8485)
+    control: Address = HostPort("127.0.0.1", 8485)
+    control_hosts: Annotated[tuple[str, ...], BeforeValidator(_each(_host)), Field(max_length=16)] = ()
     mdns: bool = True
     detect: bool = True
     relay: bool = True
@@ -227,7 +234,9 @@ class Settings(BaseSettings):
 
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.
 NAMES = {
-    field: {"backends": "backend", "listens": "listen", "peers": "peer"}.get(field, re.sub("_(s|bytes)$", "", field))
+    field: {"backends": "backend", "listens": "listen", "peers": "peer", "control_hosts": "control_host"}.get(
+        field, re.sub("_(s|bytes)$", "", field)
+    )
     for field in Settings.model_fields
 }
 

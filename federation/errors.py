@@ -66,6 +66,12 @@ class NotDone(FederationError):
     """Not done"""
 
 
+class KeyNeeded(FederationError):
+    """The daemon asks for its control key; run this as the user who runs the daemon, with --state-dir, or set
+    FEDERATION_CONTROL_KEY
+    """
+
+
 class RecordInvalid(FederationError):
     """A node record is malformed"""
 

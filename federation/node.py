@@ -411,6 +411,9 @@ class Node:
     def connections(self, most: int) -> answers.OpenConnections:
         return report.connections(self, most)
 
+    def control_hosts(self) -> tuple[str, ...]:
+        return self.settings.control_hosts
+
     def control_key(self) -> str:
         return self.state.control_key()
 

@@ -5,6 +5,7 @@
     control.key      what the control API asks of the owner; made at the first start
     rotation.json    former tokens' keys while they admit, and who may be told the present token
     banned.json      peers that this node keeps away
+    dashboard.html   leads a browser to the dashboard; written by `federation dashboard --open`
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
     daemon.json      where the running daemon listens, for the command line
@@ -136,6 +137,11 @@ class StateDir:
             self._ignore("control.key", "it is damaged")
             return None
         return key
+
+    def save_page(self, text: str) -> Path:
+        """A page that leads to the dashboard, with the key: as private as the key itself."""
+        self._write("dashboard.html", text.encode())
+        return self.path / "dashboard.html"
 
     def next_incarnation(self) -> int:
         """Higher than at each start before: the clock, and one more than the last where the clock went back.

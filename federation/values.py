@@ -75,6 +75,15 @@ class HostPort:
             return False
 
     @property
+    def is_ip(self) -> bool:
+        """Whether it is an address and not a name."""
+        try:
+            ip_address(self.host)
+        except ValueError:
+            return False
+        return True
+
+    @property
     def is_wildcard(self) -> bool:
         """Whether it stands for every interface of the machine."""
         try:
@@ -111,14 +120,6 @@ class Endpoint:
         if not _SERVICE.fullmatch(service):
             raise ValueError("a service's name has 1 to 64 letters, digits, dots, dashes and underscores")
         return cls(service, HostPort.parse(address))
-
-
-def parse_control(text: str) -> HostPort:
-    """The control API's address. It asks for no key, so nobody else may reach it."""
-    address = HostPort.parse(text)
-    if not address.is_loopback:
-        raise ValueError("the control API listens on loopback only (127.0.0.1 or [::1]) in this version")
-    return address
 
 
 def parse_size(value: object) -> int:

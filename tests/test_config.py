@@ -88,6 +88,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "p2p_listen": "127.0.0.1:0",
         "announce": "192.0.2.1:4484",
         "peer": "/ip4/192.0.2.1/tcp/1,box.lan:2",
+        "control_host": "box.lan,box",
         "name": "box",
         "vram": "1GiB",
         "policy": "random",
@@ -189,7 +190,9 @@ def test_settings_do_not_change() -> None:
         ({"peers": ["/ip4/192.0.2.1"]}, "--peer '/ip4/192.0.2.1': write a TCP multiaddr"),
         ({"peers": ["nonsense"]}, "--peer 'nonsense': the port is missing"),
         ({"p2p_listen": "::1"}, "--p2p-listen '::1': an IPv6 address needs brackets"),
-        ({"control": "0.0.0.0:8485"}, "--control '0.0.0.0:8485': the control API listens on loopback only"),
+        ({"control": "8485"}, "--control '8485': the port is missing"),
+        ({"control_hosts": ["gpu-box:8485"]}, "--control-host ['gpu-box:8485']: 'gpu-box:8485': write the name alone"),
+        ({"control_hosts": ["a b"]}, "--control-host ['a b']: 'a b': the host is neither"),
         ({"capacity": "-1"}, "--capacity '-1': it should be greater"),
         ({"capacity": "many"}, "--capacity 'many': it should be a valid integer"),
         ({"max_connections": "0"}, "--max-connections '0'"),
@@ -314,3 +317,8 @@ def test_of_two_layers_the_higher_one_decides(tmp_path: Path, monkeypatch: pytes
 def test_an_empty_token_is_given_all_the_same() -> None:
     settings = load({"token": ""})
     assert settings.token is not None  # an unset shell variable must not start a new network
+
+
+def test_the_control_api_may_be_reached_from_elsewhere() -> None:
+    settings = load({"control": "0.0.0.0:8485", "control_hosts": ["gpu-box", "192.0.2.1"]})
+    assert (settings.control, settings.control_hosts) == (HostPort("0.0.0.0", 8485), ("gpu-box", "192.0.2.1"))

@@ -15,13 +15,14 @@ import trio
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
-from federation import api, control
-from federation.errors import ConfigError, ListenFailed
+from federation import api, control, pages
+from federation.errors import ListenFailed
 from federation.values import HostPort
 from federation.web import Operation, Routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 KEY = "k" * 43
 OWNER = {"Authorization": f"Bearer {KEY}"}
@@ -54,6 +55,12 @@ class FakeNode:
     def metrics_text(self, accept: str) -> tuple[bytes, str]:
         return b"up 1\n", f"text/plain; {accept}"
 
+    def control_key(self) -> str:
+        return KEY
+
+    def control_hosts(self) -> tuple[str, ...]:
+        return ("other.lan",)
+
     def invite(self) -> dict[str, Any]:
         return {"token": "fed1_secret", "command": "join"}
 
@@ -81,9 +88,9 @@ class FakeNode:
 
 
 @asynccontextmanager
-async def serving(node: FakeNode, address: HostPort = ANYWHERE) -> AsyncIterator[HostPort]:
+async def serving(node: FakeNode, address: HostPort = ANYWHERE, **access: Any) -> AsyncIterator[HostPort]:
     async with trio.open_nursery() as nursery:
-        actual: HostPort = await nursery.start(control.serve, control.create_app(node, KEY), address)
+        actual: HostPort = await nursery.start(control.serve, control.create_app(node, KEY, **access), address)
         with trio.fail_after(10):
             yield actual
         nursery.cancel_scope.cancel()
@@ -386,10 +393,75 @@ async def test_a_port_in_use_is_plain_words() -> None:
             await control.serve(control.create_app(FakeNode(), KEY), address)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
-async def test_others_cannot_be_let_in(host: str) -> None:
-    with pytest.raises(ConfigError, match="loopback only"):
-        await control.serve(control.create_app(FakeNode(), KEY), HostPort(host, 0))
+# From other machines: `remote` is what makes the difference, the tests stay on loopback
+
+
+REMOTE = {"remote": True, "hosts": ("gpu-box.lan",)}
+
+
+async def test_from_elsewhere_every_request_takes_the_key() -> None:
+    async with serving(FakeNode(), **REMOTE) as address:
+        for path in ("/api/v1/status", "/api/v1/openapi.json", "/metrics", "/api/p2p", "/nothing"):
+            status, body, headers = await ask(address, path)
+            assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
+            assert "control key" in body["error"]
+            assert (await ask(address, path, headers={"Authorization": "Bearer wrong"}))[0] == 401
+        assert (await ask(address, "/api/v1/status", headers=OWNER))[0] == 200
+
+
+async def test_but_the_page_which_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "index.html").write_text("<!doctype html>")
+    monkeypatch.setattr(pages.routes, "__defaults__", (tmp_path,))
+    async with serving(FakeNode(), **REMOTE) as address:
+        answer = await raw(address, _get(address, "/"))
+        assert answer.split()[1] == b"200"
+        assert answer.endswith(b"<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1:{port}",
+        "192.0.2.7:{port}",
+        "192.0.2.7:80",
+        "192.0.2.7",
+        "[2001:db8::1]:1",
+        "gpu-box.lan:{port}",
+        "GPU-BOX.lan.",
+    ],
+)
+async def test_from_elsewhere_by_address_or_an_allowed_name(host: str) -> None:
+    async with serving(FakeNode(), **REMOTE) as address:
+        headers = {"Host": host.format(port=address.port)}
+        for origin in ("http", "https"):
+            own = headers | {"Origin": f"{origin}://{headers['Host']}"}
+            assert (await ask(address, "/api/v1/status", headers=OWNER | own))[0] == 200
+        other = headers | {"Origin": "http://evil.example"}
+        assert (await ask(address, "/api/v1/status", headers=OWNER | other))[0] == 403
+
+
+@pytest.mark.parametrize("host", ["evil.example:{port}", "gpu-box.lan.evil.example", "0.0.0.0:{port}", "", "x y"])
+async def test_from_elsewhere_no_other_name(host: str) -> None:
+    async with serving(FakeNode(), **REMOTE) as address:
+        headers = {"Host": host.format(port=address.port)}
+        status, body, _ = await ask(address, "/api/v1/status", headers=OWNER | headers)
+        assert status == 403
+        assert "--control-host" in body["error"]
+
+
+@pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", True), ("0.0.0.0", False), ("gpu-box.lan", False)])
+async def test_where_it_listens_decides(host: str, is_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_bind", lambda _: socket.create_server(("127.0.0.1", 0)))
+    with capture_logs() as logged:
+        async with trio.open_nursery() as nursery:
+            bound: HostPort = await nursery.start(control.serve_node, FakeNode(), HostPort(host, 0))
+            assert bound.host == host
+            address = HostPort("127.0.0.1", bound.port)
+            assert (await ask(address, "/api/v1/status"))[0] == (200 if is_open else 401)
+            named = {"Host": "other.lan"}  # which the node allows
+            assert (await ask(address, "/api/v1/status", headers=OWNER | named))[0] == (403 if is_open else 200)
+            nursery.cancel_scope.cancel()
+    assert [entry["log_level"] for entry in logged] == ([] if is_open else ["warning"])
 
 
 async def test_it_ends_when_cancelled_and_leaves_nothing() -> None:

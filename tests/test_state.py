@@ -314,3 +314,26 @@ def test_a_planted_link_is_not_written_through(state: StateDir, tmp_path: Path) 
 def test_no_identity_without_a_directory(tmp_path: Path) -> None:
     with pytest.raises(StateDirUnusable, match="No such file"):
         StateDir(tmp_path / "nowhere").identity()
+
+
+def test_the_control_key_is_made_once_and_is_for_its_owner(state: StateDir) -> None:
+    assert state.load_control_key() is None
+    key = state.control_key()
+    assert state.control_key() == state.load_control_key() == key
+    assert len(key) == 43
+    assert (state.path / "control.key").stat().st_mode & 0o777 == 0o600
+    assert StateDir(state.path).control_key() == key
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\xff" * 43, b"k" * 44, b"k k" + b"k" * 40])
+def test_a_damaged_control_key_is_replaced(state: StateDir, damage: bytes) -> None:
+    (state.path / "control.key").write_bytes(damage)
+    assert state.load_control_key() is None
+    key = state.control_key()
+    assert key == state.load_control_key()
+
+
+def test_the_page_with_the_key_is_as_private(state: StateDir) -> None:
+    page = state.save_page("<a>")
+    assert page.read_text() == "<a>"
+    assert page.stat().st_mode & 0o777 == 0o600

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.tokens import Token
-from federation.values import Endpoint, HostPort, parse_control, parse_duration, parse_size, without_tokens
+from federation.values import Endpoint, HostPort, parse_duration, parse_size, without_tokens
 
 hosts = st.one_of(
     st.ip_addresses().map(str),
@@ -101,10 +101,11 @@ def test_wildcard(host: str, expected: bool) -> None:
     assert HostPort(host, 1).is_wildcard is expected
 
 
-def test_the_control_address_is_loopback() -> None:
-    assert parse_control("127.0.0.1:0") == HostPort("127.0.0.1", 0)
-    with pytest.raises(ValueError, match="loopback only"):
-        parse_control("0.0.0.0:8485")
+@pytest.mark.parametrize(
+    ("host", "expected"), [("192.0.2.1", True), ("::1", True), ("localhost", False), ("1.2.3.4.nip.io", False)]
+)
+def test_addresses_and_names(host: str, expected: bool) -> None:
+    assert HostPort(host, 1).is_ip is expected
 
 
 def test_multiaddrs() -> None:
