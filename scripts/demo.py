@@ -77,9 +77,11 @@ class Node:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, name: str, directory: Path, token: str, backend: int) -> Node:
+    def start(cls, name: str, directory: Path, token: str, backend: int | None) -> Node:
+        """`backend`: its port; None for an entry only."""
         state_dir = directory / name
-        options = ["--name", name, "--backend", f"127.0.0.1:{backend}", "--replay", "first-byte", "--no-mdns"]
+        options = ["--name", name, "--replay", "first-byte", "--no-mdns", "--no-detect"]
+        options += [] if backend is None else ["--backend", f"127.0.0.1:{backend}"]
         for listener in ("--listen", "--p2p-listen", "--control"):
             options += [listener, "127.0.0.1:0"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FEDERATION_")}
