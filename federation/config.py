@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from federation.errors import ConfigError
 from federation.places import default_state_dir, find_config_file, read_config_file
-from federation.values import Endpoint, HostPort, parse_duration, parse_size
+from federation.values import Endpoint, HostPort, parse_duration, parse_size, without_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -259,7 +259,7 @@ def load(flags: Mapping[str, Any], *, config_file: Path | None = None) -> Settin
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, environment | values, origins)) from None
+        raise ConfigError(without_tokens(_explain(error, environment | values, origins))) from None
 
 
 def _one_token(
