@@ -302,6 +302,27 @@ class TestLinksComeAndGo:
             await until(lambda: senders() == 2, seconds=2)
             assert not a.topic._pubsub._registering
 
+    async def test_a_stream_that_breaks_again_and_again_leaves_no_task_behind(self) -> None:
+        async with members(2, (0, 1)) as (a, b):
+            pubsub, peer = a.topic._pubsub, ID.from_base58(b.peer.id)
+            sent = 0
+
+            async def breaks() -> None:
+                """Its sender finds out with the next message."""
+                nonlocal sent
+                before = pubsub.peers[peer]
+                await before.muxed_stream.reset()  # type: ignore[attr-defined]
+                await a.topic.publish(b"%d" % (sent := sent + 1))
+                await until(lambda: pubsub.peers.get(peer) not in (None, before))
+
+            await breaks()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            tasks = trio.lowlevel.current_statistics().tasks_living
+            for _ in range(5):
+                await breaks()
+            await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks, seconds=2)
+            assert senders() == 2
+
     async def test_a_stream_that_breaks_is_replaced_and_loses_nothing(self) -> None:
         async with members(2, (0, 1)) as (a, b):
             for member, other in ((a, b), (b, a)):

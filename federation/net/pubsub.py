@@ -31,7 +31,7 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX, signature_validator
-from libp2p.tools.anyio_service import background_trio_service
+from libp2p.tools.anyio_service import LifecycleError, background_trio_service
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from federation.errors import RecordForged
@@ -136,6 +136,14 @@ class _GuardedPubsub(Pubsub):
         finally:
             if not lock.locked():  # else it was handed to the next in line
                 self._registering.pop(peer_id, None)
+
+    def _schedule_peer_stream_retry(self, peer_id: ID) -> None:
+        """Theirs makes the new sender a child of the one that failed, which then stays: two tasks more for each failure."""
+        trio.lowlevel.current_trio_token().run_sync_soon(self._retry_at_the_root, peer_id)
+
+    def _retry_at_the_root(self, peer_id: ID) -> None:
+        with suppress(LifecycleError):  # it is ending
+            super()._schedule_peer_stream_retry(peer_id)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Theirs caches what a validator said, by an id that anybody can guess before the signer used it."""
