@@ -40,6 +40,7 @@ class ThisNode(TypedDict):
     in_flight: Annotated[Count, Field(description="connections that this node's backends serve, for all entries")]
     draining: bool
     uptime_s: Seconds
+    tasks: Annotated[Count, Field(description="what the daemon does at a time, without its clients' connections")]
     state_dir: str
     pid: int
 

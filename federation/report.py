@@ -48,6 +48,7 @@ def status(node: Node) -> answers.Status:
             "in_flight": node.backends.in_flight,
             "draining": node.draining,
             "uptime_s": round(trio.current_time() - node.started_at, 3),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             "state_dir": str(node.state.path),
             "pid": os.getpid(),
         },

@@ -199,6 +199,13 @@ class TestStatus:
         await trio.sleep(90)
         assert node.status()["node"]["uptime_s"] == 90
 
+    async def test_tasks_are_counted(self, make: MakeNode, nursery: trio.Nursery) -> None:
+        node = make()
+        before = node.status()["node"]["tasks"]
+        nursery.start_soon(trio.sleep_forever)
+        nursery.start_soon(trio.sleep_forever)
+        assert node.status()["node"]["tasks"] == before + 2
+
     async def test_warnings(self, make: MakeNode) -> None:
         node = make(backends=("chat=127.0.0.1:7",))
         assert node.status()["warnings"] == []  # not checked yet is no warning

@@ -263,9 +263,9 @@ class Daemon(Process):
             return None
         return facts if facts["pid"] == self.pid else None  # a killed one leaves its file
 
-    def wait_ready(self) -> float:
+    def wait_ready(self, within: float = START_S) -> float:
         """Until it serves; when that was."""
-        facts = wait_until(lambda: self._read_facts() or not self.alive, within=START_S, what=f"{self.name} is ready")
+        facts = wait_until(lambda: self._read_facts() or not self.alive, within=within, what=f"{self.name} is ready")
         assert isinstance(facts, dict), f"{self.name} ended with {self.wait()}:\n{self.log_tail()}"
         self.facts = facts
         return time.monotonic()
