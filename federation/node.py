@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
-JOINS_SAID_A_SECOND, JOINS_SAID_AT_ONCE = 1.0, 200.0  # a member may invent nodes; it shall not fill the disk with them
+JOINS_SAID_A_SECOND, JOINS_SAID_AT_ONCE = 1.0, 64.0  # a member may invent nodes; it shall not fill the disk with them
 MAX_REMEMBERED = 512
 SAVE_PEERS_AFTER_S = 1.0  # several join at a time; one write for all of them
 GC_THRESHOLD = (50_000, 20, 50)  # a connection allocates some hundred objects, and leaves no cycles behind

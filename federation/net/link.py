@@ -113,7 +113,7 @@ class Link(IMuxedConn):
         self._events = events
         self._sealer, self._opener = secured.sealer, secured.opener
         self._sock: socket.socket | None = None
-        self._recv_bytes = RECV_BYTES
+        self._recv_bytes = MIN_RECV_BYTES
         self._rest = b""
         self._unsent: memoryview | None = None
         self._flush_queued = False
@@ -257,7 +257,7 @@ class Link(IMuxedConn):
 
     def _turn_is_over(self, ends: float) -> bool:
         if time.perf_counter() > ends:
-            self._recv_bytes = max(self._recv_bytes // 2, MIN_RECV_BYTES)
+            self._recv_bytes = MIN_RECV_BYTES
             return True
         if self._recv_bytes < RECV_BYTES:
             self._recv_bytes *= 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EVIL = Path(__file__).with_name("evil.py")
 MiB = 1024 * 1024
 MEMORY = 96 * MiB  # a daemon may grow by, with all of it together
-LINES_A_MODE = 12  # of log; a join and a leave are among them
+LOG_LINES = 250  # 64 invented peers that join at once are named, and a handful of lines for each mode
 
 CUT = {
     "speaks_for_another": "a record that is not its own",
@@ -39,7 +39,7 @@ def test_it_loses_its_own_connection_and_nothing_else(fleet: Fleet, figure) -> N
     victim = fleet.daemon("victim", backend=fleet.backend("http", "victim"), wait=True)
     entry = fleet.daemon("entry", peer=victim)
     wait_until(lambda: entry.offers() == {"victim"}, within=10, what="the entry sees the exit")
-    # Each mode is another identity; one that is not cut off goes on for 1.5 s.
+    # Each mode is another identity.
     command = [sys.executable, str(EVIL), str(fleet.token_file), victim.multiaddr, *CUT, *BORNE]
     with Load(entry.entry(), clients=2, every_s=0.04) as load:
         wait_until(lambda: len(load.requests) >= 100, within=30, what="a steady load")
@@ -66,7 +66,7 @@ def test_it_loses_its_own_connection_and_nothing_else(fleet: Fleet, figure) -> N
         said = [line for line in log if "it is kept away" in line and results[mode]["peer_id"] in line]
         assert len(said) == 1, (mode, said)
         assert any(word in said[0] for word in what.split("|")), (mode, said)
-    assert len(log) < LINES_A_MODE * len(results)
+    assert len(log) < LOG_LINES
     # Whoever is real is known and linked as before, and a newcomer is let in.
     assert {"victim", "entry"} <= entry.sees() & victim.sees()
     assert {row["name"] for row in entry.peers() if row["state"] == "online"} == {"victim"}
