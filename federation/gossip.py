@@ -56,8 +56,8 @@ log = structlog.get_logger(__name__)
 
 FASTEST_S = 0.25  # four announcements a second
 # An announcement costs each node about 3.6 kB, in and out together (540 bytes a copy, three copies each way, and who has
-# it): one a second from all nodes together leaves room for the PINGs of 1,000 links in a budget of 5 kB/s.
-NODES_AT_BASE = 5  # so many nodes announce at the base interval; more stretch it in proportion
+# it): 0.8 a second from all nodes together leave room for the PINGs of 1,000 links in a budget of 5 kB/s.
+NODES_AT_BASE = 4  # so many nodes announce at the base interval; more stretch it in proportion
 SLOWEST_S = float(RAREST_ANNOUNCE_S)
 JITTER = 0.2  # share of a stretched interval that is random: nodes that started together do not announce together
 NODES_AT_FASTEST = 16  # so many nodes may tell of their load four times a second; more do so more rarely, in proportion

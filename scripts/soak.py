@@ -40,7 +40,7 @@ MOST_AWAY = 5  # of the nodes that come and go
 CHURN_S = 10.0
 SAMPLE_S = 5.0
 WARM_UP = 0.4  # of the samples: caches fill and the first churn is new to everybody
-MAX_SLOPE_KB_MIN = 300.0  # a leak of one 4 KiB object a connection would be ten times that
+MAX_SLOPE_KB_MIN = 600.0  # 1,200 connections a minute and entry: half a KiB each
 _BYTES = re.compile(r"bytes_(?:sent|received):(\d+)")
 
 
@@ -126,7 +126,7 @@ class Churn:
         self.killed = self.left = self.came_back = 0
 
     def step(self) -> None:
-        back = self._away and (len(self._away) >= MOST_AWAY or self._rng.random() < 0.5)
+        back = bool(self._away) and (len(self._away) >= MOST_AWAY or self._rng.random() < 0.5)
         pool, other = (self._away, self._here) if back else (self._here, self._away)
         daemon = pool.pop(self._rng.randrange(len(pool)))
         other.append(daemon)

@@ -52,14 +52,14 @@ BASE = NodeData(peer_id="me", last_seen=START, available_vram=10_000, in_flight=
     [
         (5.0, 0, 5.0),
         (5.0, 1, 5.0),
-        (5.0, 5, 5.0),
-        (5.0, 6, 6.0),
-        (5.0, 16, 16.0),
-        (5.0, 1000, 1000.0),
-        (5.0, 1200, SLOWEST_S),
+        (5.0, 4, 5.0),
+        (5.0, 5, 6.25),
+        (5.0, 16, 20.0),
+        (5.0, 900, 1125.0),
+        (5.0, 960, SLOWEST_S),
         (5.0, 4096, SLOWEST_S),
-        (1.0, 100, 20.0),
-        (0.1, 5, 0.1),
+        (1.0, 100, 25.0),
+        (0.1, 4, 0.1),
         (SLOWEST_S, 1, SLOWEST_S),
         (2 * SLOWEST_S, 1000, 2 * SLOWEST_S),  # a person's word
     ],
@@ -292,8 +292,8 @@ class TestAnnouncing:
             first, second, *others = me.topic.times
             assert (first, second) == (0, 5)  # as the first had promised when nobody was known
             assert others
-            assert all(32 * (1 - JITTER) <= b - a <= 32 for a, b in pairwise([second, *others]))
-            assert [r.announce_every_s for _, r in me.topic.published] == [0, *[32] * (len(others) + 1)]
+            assert all(40 * (1 - JITTER) <= b - a <= 40 for a, b in pairwise([second, *others]))
+            assert [r.announce_every_s for _, r in me.topic.published] == [0, *[40] * (len(others) + 1)]
 
     async def test_what_it_promised_holds_though_the_network_grows(self, offline: Any) -> None:
         async with running(Member("me")) as me:
@@ -302,7 +302,7 @@ class TestAnnouncing:
                 me.knows(record(f"p{n}"))
             await trio.sleep(5)
             assert me.topic.times == [0, 5, 10]
-            assert [r.announce_every_s for _, r in me.topic.published] == [0, 0, 1000]
+            assert [r.announce_every_s for _, r in me.topic.published] == [0, 0, 1200]
 
     async def test_a_shrunken_network_announces_as_a_small_one(self, offline: Any) -> None:
         async with running(Member("me")) as me:

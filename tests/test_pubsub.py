@@ -22,6 +22,7 @@ from federation.net import pubsub as pubsub_module
 from federation.net.pubsub import (
     DEGREE,
     DEGREE_HIGH,
+    EXCHANGE_S,
     LAZY_PEERS,
     MAX_MESSAGE_BYTES,
     PROTOCOL_ID,
@@ -225,6 +226,16 @@ class TestGrowth:
         router._hasty = {peers[0]}
         assert not any(router.mesh_heartbeat())
         assert router.mesh[NAME] == set(peers[:2])
+
+    def test_who_was_asked_is_exchanged_now_and_then_and_who_asked_is_not(self) -> None:
+        router, peers = self.router(40)
+        router.mesh_heartbeat()
+        asked = set(router.mesh[NAME])
+        router.mesh[NAME].update(peers[:20])  # they asked
+        exchanged = [was for _ in range(3 * EXCHANGE_S) for was in router.mesh_heartbeat()[1]]
+        assert 2 <= len(exchanged) <= 4
+        assert exchanged[0] in asked
+        assert set(peers[:20]) - asked <= router.mesh[NAME]
 
     def test_few_are_told_of_what_is_new_and_once(self) -> None:
         router, peers = self.router(40, 0, 1)

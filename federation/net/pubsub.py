@@ -15,6 +15,7 @@ is the number of its mesh neighbours, not of its links (docs/reliability.md, "Gr
 
 from __future__ import annotations
 
+import random
 import time
 from collections import defaultdict, deque
 from contextlib import asynccontextmanager, suppress
@@ -52,6 +53,7 @@ HEARTBEAT_S = 1
 # which everybody chose two at random is connected; who is missed all the same is told by the lazy peers.
 DEGREE = DEGREE_LOW = 2
 DEGREE_HIGH = 100  # above the number of neighbours: the hub of a star is the only neighbour that its leaves have
+EXCHANGE_S = 300  # after which a neighbour that this node asked is exchanged, or the oldest nodes would be asked most
 SPARE_PEERS = 4  # with so many more to choose from, a neighbour that was taken because it came first gives way
 LAZY_PEERS = 2  # are told each second what is new, and ask for what they lack; theirs tells a quarter of all peers
 LAZY_HEARTBEATS = 1  # each message is told of once
@@ -79,7 +81,9 @@ class _Router(GossipSub):
         self.scorer = None  # theirs, unasked for, grafts and exchanges neighbours every second until everybody is one
         # Theirs notes the time of each message for ever, and reads the list only for adaptive gossip.
         self.recent_message_deliveries = defaultdict(lambda: deque(maxlen=0))  # type: ignore[arg-type,return-value]
-        self._hasty: set[ID] = set()  # mesh neighbours that were taken because they came first
+        self._asked: set[ID] = set()  # mesh neighbours that this node asked
+        self._hasty: set[ID] = set()  # of them: to be exchanged, at first because they were taken for coming first
+        self._exchange_in = random.randrange(EXCHANGE_S)  # heartbeats; not all nodes at once
 
     def _get_adaptive_gossip_peers_count(self, topic: str, total_peers: int) -> int:
         return LAZY_PEERS
@@ -98,12 +102,19 @@ class _Router(GossipSub):
     async def on_peer_subscribed(self, peer_id: ID, topic: str) -> None:
         before = set(self.mesh.get(topic, ()))
         await super().on_peer_subscribed(peer_id, topic)
-        self._hasty |= self.mesh.get(topic, set()) - before
+        asked = self.mesh.get(topic, set()) - before
+        self._asked |= asked
+        self._hasty |= asked
 
     def mesh_heartbeat(self) -> tuple[defaultdict[ID, list[str]], defaultdict[ID, list[str]]]:
         """Everybody meets the same few nodes first. Exchange these for neighbours chosen from all, or they carry it all."""
         to_graft, to_prune = super().mesh_heartbeat()
+        self._exchange_in -= 1
         for topic, mesh in self.mesh.items():
+            self._asked = (self._asked | set(to_graft)) & mesh
+            if self._exchange_in <= 0:
+                self._exchange_in = EXCHANGE_S // HEARTBEAT_S
+                self._hasty |= set(list(self._asked)[:1])
             self._hasty &= mesh
             others = self._get_in_topic_gossipsub_peers_from_minus(topic, SPARE_PEERS, mesh, True) if self._hasty else []
             if len(others) == SPARE_PEERS:
@@ -112,6 +123,7 @@ class _Router(GossipSub):
                 mesh.add(becomes)
                 to_prune[was].append(topic)
                 to_graft[becomes].append(topic)
+                self._asked.add(becomes)
         return to_graft, to_prune
 
 

@@ -1,0 +1,431 @@
+"""Fuzzing of everything that reads what strangers, members and clients say: run by scripts/fuzz.
+
+A target takes any bytes, checks what it gets for them, and returns in a word or two how it went. Whatever else it raises
+is a crash, and so is an input that takes longer than SLOW_S. Inputs are mutations of the corpus and of well-formed
+messages; one that went as none before is mutated further. tests/test_corpus.py replays the corpus in every test run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import struct
+import sys
+import time
+import traceback
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgpack
+import structlog
+import trio
+import trio.testing
+from libp2p.crypto.ed25519 import create_new_key_pair
+
+from federation import gossip as gossip_module
+from federation.entry import _HTTP, _Farewell
+from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
+from federation.net import mux
+from federation.net.addresses import PeerAddress
+from federation.net.noise import MAX_PLAINTEXT, Opener, Sealer, TokenNoise
+from federation.records import Gpu, NodeData, decode, encode
+from federation.tokens import Token
+from tests.links import End, _MemoryRaw
+from tests.test_gossip import TOKEN, FakeTopic, Member, sign
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CORPUS = Path(__file__).parent / "corpus"
+SLOW_S = 2.0
+MAX_INPUT = 200_000
+POOL = 400  # inputs of one target that are mutated further
+TURN_S = 0.5  # one target, then the next
+KEPT, MAX_KEPT_BYTES = 20, 2048  # --keep: what is worth files in the repository, for one target
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+KEY = b"k" * 32
+
+
+# Targets
+
+
+def token(data: bytes) -> str:
+    try:
+        found = Token.decode(data.decode("latin-1"))
+    except TokenError as error:
+        return type(error).__name__
+    assert Token.decode(found.encode()) == found
+    return f"a token with {len(found.addresses)} addresses"
+
+
+def record(data: bytes) -> str:
+    try:
+        found = decode(data, received_at=NOW)
+    except RecordInvalid as error:
+        return error.detail[:40]
+    assert decode(encode(found), received_at=NOW) == found
+    found.is_online_at(NOW)
+    return "a record with " + ",".join(sorted(found.model_fields_set))
+
+
+def address(data: bytes) -> str:
+    try:
+        found = PeerAddress.parse(data.decode("latin-1"))
+    except UsageError as error:
+        return " ".join(word for word in error.detail.split()[-14:-7] if word.isalpha())
+    assert PeerAddress.parse(str(found)) == found
+    return "an address"
+
+
+def noise(data: bytes) -> str:
+    """As ciphertext from the wire; then as plaintext on its way through both ends, in pieces, and with one byte changed."""
+    try:
+        Opener(KEY).feed(data)
+        outcome = "half a record"
+    except ProtocolViolation as error:
+        outcome = error.detail
+    rng = random.Random(data)
+    sealer, opener = Sealer(KEY), Opener(KEY)
+    wire = b"".join(sealer.seal(piece) for piece in _pieces(data, rng, MAX_PLAINTEXT))
+    assert b"".join(plain for piece in _pieces(wire, rng, 70_000) for plain in opener.feed(piece)) == data
+    if wire:
+        at = rng.randrange(len(wire))
+        bent = wire[:at] + bytes([wire[at] ^ rng.randrange(1, 256)]) + wire[at + 1 :]
+        heard: list[bytes] = []
+        opener = Opener(KEY)
+        try:
+            for piece in _pieces(bent, rng, 70_000):
+                heard += opener.feed(piece)
+        except ProtocolViolation as error:
+            outcome += " / " + error.detail
+        assert data.startswith(b"".join(heard))
+    return outcome
+
+
+def handshake(data: bytes) -> str:
+    """A stranger's bytes at the p2p port, once it got past multistream."""
+
+    async def stranger() -> str:
+        ours, theirs = trio.testing.memory_stream_pair()
+        await theirs.send_all(data)
+        await theirs.send_eof()
+        security = TokenNoise(create_new_key_pair(b"s" * 32), lambda: [KEY])
+        try:
+            await security.secure_inbound(_MemoryRaw(ours))  # type: ignore[arg-type]
+        except (HandshakeFailed, TokenRefused) as error:
+            return error.detail
+        raise AssertionError("a stranger was let in")
+
+    return trio.run(stranger)
+
+
+def frames(data: bytes) -> str:
+    """Records of mux frames, cut at random, at both ends of a connection; a third of the tunnels is served."""
+    rng = random.Random(data)
+    outcome = ""
+    for initiator in (True, False):
+        handler = _Handler(rng)
+        m = mux.Mux(initiator=initiator, handler=handler, wake=lambda: None)
+        for _ in range(rng.randrange(3)):
+            m.open_tunnel("default", End(), End()).send(b"hello")
+        try:
+            for piece in _records(data):
+                m.feed(piece)
+                while (out := m.next_record()) is not None:
+                    assert 0 < len(out) <= MAX_PLAINTEXT
+            outcome += f"took it all, {min(handler.opened, 3)} opened;"
+        except ProtocolViolation as error:
+            outcome += error.detail.translate({ord(digit): None for digit in "0123456789"}) + ";"
+            m.abort("a violation")
+        assert m.out_size >= 0
+        m.tick()
+    return outcome
+
+
+class _Handler:
+    def __init__(self, rng: random.Random) -> None:
+        self.opened = 0
+        self._rng = rng
+
+    def tunnel_opened(self, channel: mux.Channel, service: str) -> None:
+        self.opened += 1
+        channel.peer = End(peer=channel)
+        if self._rng.random() < 0.6:
+            channel.accept()
+            channel.send(b"220 ready")
+        elif self._rng.random() < 0.5:
+            channel.refuse("no")
+
+    def stream_opened(self, channel: mux.Channel) -> None:
+        self.opened += 1
+        channel.peer = End(peer=channel)
+
+    def pong(self, payload: bytes) -> None:
+        assert len(payload) == 8
+
+
+class _Client:
+    """What a farewell knows of a client's socket."""
+
+    def __init__(self) -> None:
+        self.said = b""
+        self.ended = 0
+
+    def send(self, data: bytes) -> None:
+        assert not self.ended
+        self.said += data
+
+    def send_eof(self) -> None:
+        self.ended += 1
+
+
+def http(data: bytes) -> str:
+    """What a client sent before it was turned away: an answer in HTTP for whoever speaks it, the bare end for others."""
+    client = _Client()
+    farewell = _Farewell(client, "no peer is available")  # type: ignore[arg-type]
+    for piece in _pieces(data, random.Random(data), 65536):
+        assert farewell.room() > 0
+        farewell.send(piece)
+    farewell.send_eof()
+    assert client.ended == 1
+    assert not client.said or client.said.startswith(b"HTTP/1.1 503 ")
+    assert not _HTTP.match(data) or b" HTTP/1." in data.partition(b"\n")[0]
+    return "503" if client.said else "closed"
+
+
+def gossip(data: bytes) -> str:
+    """A member's side of a ledger sync, towards a listener; its first byte decides whether it hangs up or waits."""
+
+    async def member() -> str:
+        me = Member("me")
+        me.knows(NodeData(peer_id="bob", last_seen=NOW, incarnation=1, seq=1))
+        ours, theirs = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], "eve", theirs)
+            await ours.send_all(data)
+            await ours.send_eof()
+            heard = 0
+            try:
+                while chunk := await ours.receive_some():
+                    heard += len(chunk)
+            except trio.BrokenResourceError:
+                pass
+        assert all(peer_id == entry.record.peer_id for peer_id, entry in me.ledger._entries.items())
+        return f"{min(heard, 50)} bytes back, {min(len(me.ledger), 4)} rows, {me.host.offences[:1]}"
+
+    gossip_module.Topic = FakeTopic  # type: ignore[assignment,misc]
+    return trio.run(member, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+TARGETS: dict[str, Callable[[bytes], str]] = {
+    "token": token, "record": record, "address": address, "noise": noise, "handshake": handshake, "frames": frames,
+    "http": http, "gossip": gossip,
+}  # fmt: skip
+
+
+def _pieces(data: bytes, rng: random.Random, most: int) -> Iterator[bytes]:
+    at = 0
+    while at < len(data):
+        n = rng.choice((1, 2, 3, 100, most)) if rng.random() < 0.5 else rng.randrange(1, most)
+        yield data[at : at + n]
+        at += n
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """A record is whole frames: cut where the frames' own lengths say, as far as they can be believed."""
+    at = 0
+    while at < len(data):
+        end = at
+        while end + 7 <= len(data) and end - at < 200:
+            end += 7 + struct.unpack_from(">H", data, end + 5)[0]
+        end = max(end, at + 1)
+        yield data[at : min(end, at + MAX_PLAINTEXT)]
+        at = end
+
+
+# Well-formed messages to begin with
+
+
+def _full_record(rng: random.Random) -> NodeData:
+    return NodeData(
+        peer_id=rng.choice(("bob", "carol", "me")), name="box", version="1", incarnation=rng.randrange(4),
+        seq=rng.choice((0, 1, 2**63 - 1)), last_seen=NOW, available_vram=1 << 34, total_vram=1 << 35,
+        gpus=(Gpu(name="RTX", total_vram=1 << 35, available_vram=1 << 34),), in_flight=3, capacity=8,
+        services={"default": True, "chat": False}, addresses=("/ip4/192.0.2.1/tcp/4484",), announce_every_s=60,
+    )  # fmt: skip
+
+
+def _frame(rng: random.Random) -> bytes:
+    kind = rng.randrange(1, 11)
+    channel = 0 if kind >= mux.PING else rng.choice((1, 1, 2, 2, 3, 4, 5, 6, 2**32 - 1))
+    payload = {
+        mux.OPEN: b"default", mux.CREDIT: struct.pack(">I", rng.choice((0, 1, 65536, 2**32 - 1))), mux.PING: bytes(8),
+        mux.PONG: bytes(8), mux.DATA: bytes(rng.choice((1, 10, 5000))), mux.RST: b"gone", mux.REFUSED: b"no",
+    }.get(kind, b"")  # fmt: skip
+    return mux.HEADER.pack(kind, channel, len(payload)) + payload
+
+
+def _message(value: object) -> bytes:
+    data: bytes = msgpack.packb(value)
+    return struct.pack(">I", len(data)) + data
+
+
+def well_formed(target: str, rng: random.Random) -> bytes:
+    """A message as an honest sender would write it, more or less."""
+    match target:
+        case "token":
+            return Token(rng.randbytes(32), "home", ("/ip4/192.0.2.1/tcp/4484",) * rng.randrange(3)).encode().encode()
+        case "record":
+            return encode(_full_record(rng))
+        case "address":
+            peer = rng.choice((b"", b"/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"))
+            host = rng.choice((b"/ip4/192.0.2.1", b"/ip6/2001:db8::1", b"/dns/box.example", b"[::1]:80"))
+            return host if host.endswith(b"80") else host + b"/tcp/4484" + peer
+        case "frames":
+            return b"".join(_frame(rng) for _ in range(rng.randrange(1, 12)))
+        case "http":
+            path = b"/" + b"a" * rng.choice((0, 5, 60_000))
+            return rng.choice((b"GET ", b"POST ", b"BREW ")) + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+        case "handshake":
+            return struct.pack(">H", 32) + rng.randbytes(32)
+        case "gossip":
+            node = _full_record(rng)
+            row = (sign(node.peer_id, encode(node)), rng.choice((0, 1000, 2**40)))
+            return _message([["bob", 1, rng.randrange(3)]]) + _message([row]) + _message([])
+    return rng.randbytes(rng.randrange(200))
+
+
+def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Some bytes flipped, put in, taken out, doubled, or exchanged for what another input has."""
+    out = bytearray(data)
+    for _ in range(1 << rng.randrange(5)):
+        at = rng.randrange(len(out) + 1)
+        n = rng.choice((1, 1, 2, 4, rng.randrange(64) + 1))
+        match rng.randrange(7):
+            case 0 if out:
+                out[at % len(out)] ^= 1 << rng.randrange(8)
+            case 1:
+                out[at:at] = rng.randbytes(n)
+            case 2:
+                del out[at : at + n]
+            case 3:
+                out[at : at + n] = rng.choice((b"\x00", b"\xff", b"\x7f", b"\x80", b"\n", b"\r\n", b" ")) * n
+            case 4:
+                start = rng.randrange(len(other) + 1)
+                out[at : at + rng.choice((0, n))] = other[start : start + n * 8]
+            case 5:
+                out[at:at] = out[max(0, at - n) : at] * rng.choice((1, 2, 50))
+            case 6:
+                form, most = rng.choice(((">B", 255), (">H", 65535), (">I", 2**32 - 1), (">Q", 2**64 - 1)))
+                out[at : at + struct.calcsize(form)] = struct.pack(form, rng.choice((0, 1, most // 2, most // 2 + 1, most)))
+    return bytes(out[:MAX_INPUT])
+
+
+# The run
+
+
+class Crash(Exception):
+    """An input that a target could not bear; str() says how to repeat it."""
+
+
+def run_one(target: str, data: bytes) -> str:
+    began = time.process_time()
+    outcome = TARGETS[target](data)
+    if (took_s := time.process_time() - began) > SLOW_S:
+        raise AssertionError(f"{len(data)} bytes took {took_s:.1f} s")
+    return outcome
+
+
+class Fuzzer:
+    """One target: its pool of inputs, and the outcomes that were seen."""
+
+    def __init__(self, target: str, corpus: Path, rng: random.Random) -> None:
+        self.target = target
+        self.runs = 0
+        self.outcomes: Counter[str] = Counter()
+        self._corpus = corpus / target
+        self._rng = rng
+        self.pool = [path.read_bytes() for path in sorted(self._corpus.glob("*"))] or [b""]
+        self.new: list[bytes] = []  # that went as none in the corpus
+
+    def turn(self, seconds: float) -> None:
+        """Raises Crash."""
+        for data in self.pool if not self.runs else ():
+            self._try(data)
+        until = time.monotonic() + seconds
+        rng = self._rng
+        while time.monotonic() < until:
+            base = well_formed(self.target, rng) if rng.random() < 0.3 else rng.choice(self.pool)
+            data = base if rng.random() < 0.05 else mutate(base, rng.choice(self.pool), rng)
+            if self._try(data):
+                self.new.append(data)
+                if len(self.pool) < POOL:
+                    self.pool.append(data)
+                else:
+                    self.pool[rng.randrange(POOL)] = data
+
+    def keep(self) -> int:
+        """Write what was new into the corpus; how many that were."""
+        free = KEPT - len(list(self._corpus.glob("seen-*")))
+        small = [data for data in self.new if len(data) <= MAX_KEPT_BYTES]
+        return sum(self._save("seen", data) is not None for data in small[: max(0, free)])
+
+    def _save(self, kind: str, data: bytes) -> Path | None:
+        path = self._corpus / f"{kind}-{hashlib.sha256(data).hexdigest()[:12]}"
+        if path.exists():
+            return None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    def _try(self, data: bytes) -> bool:
+        """Whether it went as none before."""
+        self.runs += 1
+        try:
+            outcome = run_one(self.target, data)
+        except Exception as error:  # anything at all is the point
+            path = self._save("crash", data) or self._corpus
+            raise Crash(f"{self.target} crashed; repeat it with\n    scripts/fuzz --repeat {path}") from error
+        self.outcomes[outcome] += 1
+        return self.outcomes[outcome] == 1
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("--minutes", type=float, default=1.0, help="all targets together (default 1)")
+    parser.add_argument("--seed", type=int, help="repeats a run, as far as time allows (default: another one each time)")
+    parser.add_argument("--keep", action="store_true", help="write inputs that went as none before into the corpus")
+    parser.add_argument("--repeat", type=Path, metavar="FILE", help="run this one input, of tests/corpus/TARGET/")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.targets) - set(TARGETS):
+        parser.error(f"no such target: {', '.join(sorted(unknown))}")
+    if options.repeat is not None:
+        if options.repeat.parent.name not in TARGETS or not options.repeat.is_file():
+            parser.error("--repeat takes a file of tests/corpus/TARGET/")
+        print(run_one(options.repeat.parent.name, options.repeat.read_bytes()))
+        return 0
+    seed = random.randrange(2**32) if options.seed is None else options.seed
+    print(f"seed {seed}")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))  # of a million inputs
+    fuzzers = [Fuzzer(name, CORPUS, random.Random(f"{seed} {name}")) for name in options.targets or TARGETS]
+    until = time.monotonic() + options.minutes * 60
+    try:
+        while time.monotonic() < until:
+            for fuzzer in fuzzers:
+                fuzzer.turn(TURN_S)
+    except Crash as crash:
+        traceback.print_exception(crash.__cause__)
+        print(crash)
+        return 1
+    for fuzzer in fuzzers:
+        kept = f", {fuzzer.keep()} kept" if options.keep else ""
+        print(f"{fuzzer.target:10} {fuzzer.runs:9} inputs, {len(fuzzer.outcomes):4} different outcomes, no crash{kept}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
