@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from federation import answers
-from federation.web import Routes
+from federation.web import Body, Routes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,9 +108,9 @@ async def leave(node: ControlledNode) -> answers.Draining:
 PeerText = Annotated[str, Field(min_length=1, max_length=128, description="id, name, or the last 6 characters of an id")]
 
 
-class Rotate(BaseModel):
+class Rotate(Body):
     grace_s: Annotated[float, Field(ge=0, le=30 * 86400, description="seconds for which the former token admits")] = 3600.0
-    excepted: Annotated[list[PeerText], Field(alias="except", max_length=256, description="who is not told")] = []
+    excepted: list[PeerText] = Field(default_factory=list, alias="except", max_length=256, description="who is not told")
 
 
 @routes.post("/api/v1/token/rotate", answers.Rotated, owner=True, body=Rotate)
@@ -119,7 +119,7 @@ async def rotate(node: ControlledNode, body: Rotate) -> answers.Rotated:
     return await node.rotate(body.grace_s, body.excepted)
 
 
-class OnePeer(BaseModel):
+class OnePeer(Body):
     peer: PeerText
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, Field
 
 from federation import answers
-from federation.web import Routes
+from federation.web import Body, Routes
 
 LOG_LINES = 50
 MAX_LOG_LINES = 3000
@@ -32,7 +32,7 @@ class LogsQuery(BaseModel):
     last: Annotated[int, Field(ge=1, le=MAX_LOG_LINES, description="how many, the newest")] = LOG_LINES
 
 
-class PingBody(BaseModel):
+class PingBody(Body):
     peer: Annotated[str, Field(min_length=1, max_length=128, description="its id, its name, or the end of its id")]
     count: Annotated[int, Field(ge=1, le=MAX_PINGS, description="round trips, one after the other")] = 1
     bulk_bytes: Annotated[int, Field(ge=0, le=MAX_BULK_BYTES, description="to move each way, for 10 s at most")] = 0

@@ -86,7 +86,8 @@ def _operation(op: Operation, schemas: dict[type, Any]) -> dict[str, Any]:
     if op.query is not None:
         described["parameters"] = _parameters(TypeAdapter(op.query).json_schema())
     if op.body is not None:
-        described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas[op.body]}}}
+        is_required = any(field.is_required() for field in op.body.model_fields.values())
+        described["requestBody"] = {"required": is_required, "content": {"application/json": {"schema": schemas[op.body]}}}
     return described
 
 

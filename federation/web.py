@@ -5,10 +5,10 @@
     @routes.get("/api/v1/explain", Explained, query=ExplainQuery)
     async def explain(node, query): ...
 
-The function gets the node, then what it declared: `query` and `body` are pydantic models, checked before it is called;
-`request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's summary.
-`owner=True`: only for who has the control key. A FederationError is an answer too: 400 where the request is at fault
-(UsageError), else 409; NotFound is 404.
+The function gets the node, then what it declared: `query` (a pydantic model) and `body` (a Body), checked before it is
+called; `request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's
+summary. `owner=True`: only for who has the control key. A FederationError is an answer too: 400 where the request is at
+fault (UsageError), else 409; NotFound is 404.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
@@ -37,6 +37,12 @@ H = TypeVar("H", bound="Callable[..., Awaitable[Any]]")
 OWNER_ONLY = "this needs the control key (Authorization: Bearer KEY); it is in control.key in the node's state directory"
 
 
+class Body(BaseModel):
+    """What a request brings. Nothing is guessed: false is no number, and a misspelt key is no key."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One method of one path. `answer`: a TypedDict; or a Response class where the function makes its own response, which
@@ -47,7 +53,7 @@ class Operation:
     answer: type
     handler: Callable[..., Awaitable[Any]]
     query: type[BaseModel] | None = None
-    body: type[BaseModel] | None = None
+    body: type[Body] | None = None
     owner: bool = False
     request: bool = False
     media_type: str = "application/json"

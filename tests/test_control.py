@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from federation import api, control, pages
 from federation.errors import ListenFailed
 from federation.values import HostPort
-from federation.web import Operation, Routes
+from federation.web import Body, Operation, Routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -171,13 +170,13 @@ async def test_events_over_http() -> None:
 async def test_a_body_has_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "BODY_S", 0.1)
 
-    class Body(BaseModel):
+    class Nothing(Body):
         pass
 
-    async def take(_node: object, _body: Body) -> dict[str, Any]:
+    async def take(_node: object, _body: Nothing) -> dict[str, Any]:
         return {}
 
-    monkeypatch.setattr(api, "routes", Routes([Operation("POST", "/api/v1/take", dict, take, body=Body)]))
+    monkeypatch.setattr(api, "routes", Routes([Operation("POST", "/api/v1/take", dict, take, body=Nothing)]))
     async with serving(FakeNode()) as address:
         head = f"POST /api/v1/take HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n".encode()
         fits = head + b"Content-Length: 65536\r\n\r\n" + b" " * 65_534 + b"{}"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from federation import api, api_care, events, localai, openapi
-from federation.web import Operation
+from federation.web import Body, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,8 +61,11 @@ def test_parameters_and_body() -> None:
         id: int | None = None
         name: str
 
-    class Body(BaseModel):
+    class Named(Body):
         peer: str
+
+    class Optional(Body):
+        peer: str = ""
 
     class Answer(TypedDict):
         done: bool
@@ -70,13 +73,16 @@ def test_parameters_and_body() -> None:
     async def act() -> None:
         """Do it."""
 
-    described = openapi.describe([Operation("POST", "/act", Answer, act, query=Query, body=Body)])
+    described = openapi.describe([Operation("POST", "/act", Answer, act, query=Query, body=Named)])
     operation = described["paths"]["/act"]["post"]
     last, number, name = operation["parameters"]
     assert last["schema"] == {"default": 5, "minimum": 1, "type": "integer"}
     assert (last["description"], last["required"], name["required"]) == ("how many", False, True)
     assert number["schema"] == {"type": "integer"}
-    assert operation["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Body"}
+    assert operation["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Named"}
+    assert operation["requestBody"]["required"] is True
+    optional = openapi.describe([Operation("POST", "/act", Answer, act, body=Optional)])
+    assert optional["paths"]["/act"]["post"]["requestBody"]["required"] is False
     assert {"200", "400", "401", "403", "404", "408", "409", "413"} == operation["responses"].keys()
     assert described["components"]["schemas"]["Answer"]["required"] == ["done"]
 

@@ -12,15 +12,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from federation.errors import FederationError, NotFound, UsageError
-from federation.web import Routes, http_error, mark_owner, route
+from federation.web import Body, Routes, http_error, mark_owner, route
 
 
 class Query(BaseModel):
     last: int = 3
 
 
-class Body(BaseModel):
+class Named(Body):
     peer: str
+    seconds: float = 1.0
 
 
 async def call(routes: Routes, *, query: str = "", body: bytes = b"", owner: bool = False) -> tuple[int, Any]:
@@ -46,8 +47,8 @@ async def call(routes: Routes, *, query: str = "", body: bytes = b"", owner: boo
 async def test_a_function_gets_the_node_and_what_it_declared() -> None:
     routes = Routes()
 
-    @routes.post("/x", dict, query=Query, body=Body)
-    async def x(node: str, query: Query, body: Body) -> dict[str, Any]:
+    @routes.post("/x", dict, query=Query, body=Named)
+    async def x(node: str, query: Query, body: Named) -> dict[str, Any]:
         """Does x.
 
         At length.
@@ -63,6 +64,9 @@ async def test_a_function_gets_the_node_and_what_it_declared() -> None:
     [
         ("last=x", b'{"peer": "a"}', "last: Input should be a valid integer"),
         ("", b'{"peer": 1}', "peer: Input should be a valid string"),
+        ("", b'{"peer": "a", "seconds": false}', "seconds: Input should be a valid number"),
+        ("", b'{"peer": "a", "seconds": "1"}', "seconds: Input should be a valid number"),
+        ("", b'{"peer": "a", "second": 1}', "second: Extra inputs are not permitted"),
         ("", b"", "peer: Field required"),
         ("", b"[]", "the body: Input should be"),
         ("", b"{", "the body is not JSON"),
@@ -73,8 +77,8 @@ async def test_a_function_gets_the_node_and_what_it_declared() -> None:
 async def test_what_does_not_fit_is_a_400_that_says_where(query: str, body: bytes, says: str) -> None:
     routes = Routes()
 
-    @routes.post("/x", dict, query=Query, body=Body)
-    async def x(_node: str, _query: Query, _body: Body) -> dict[str, Any]:
+    @routes.post("/x", dict, query=Query, body=Named)
+    async def x(_node: str, _query: Query, _body: Named) -> dict[str, Any]:
         raise AssertionError("it must not come here")
 
     status, answer = await call(routes, query=query, body=body)
