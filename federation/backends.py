@@ -204,6 +204,10 @@ class Backends:
         self.idle = trio.Event()
         self.idle.set()
 
+    def configure(self, settings: Settings) -> None:
+        """Limits and health checks, from the next connection and the next check on; the servers stay those of the start."""
+        self._settings = settings
+
     # What is offered
 
     def services(self) -> dict[str, bool]:

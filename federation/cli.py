@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from federation.config import Settings
     from federation.state import StateDir
     from federation.tokens import Token
+    from federation.values import Endpoint
 
 MAX_TOKEN_TEXT = 65536  # several times the longest token
 MAX_INVITED = 8  # addresses in the printed command: one for each interface, and still a line that people paste
@@ -63,14 +64,18 @@ def join(args: Namespace) -> int:
     from federation.state import StateDir
 
     flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
-    settings = load(flags, config_file=args.config)
+
+    def read_settings() -> Settings:
+        return load(flags, config_file=args.config)
+
+    settings = read_settings()
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
-    if settings.detect and not settings.backends:
-        settings = _with_detected(settings)
+    detected = _detected(settings) if settings.detect and not settings.backends else ()
+    settings = _offering(settings, detected)
     given = _given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
-    return _serve(settings, state, given)
+    return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
 
 
 def token_new(args: Namespace) -> None:
@@ -140,22 +145,24 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
 }
 
 
-def _with_detected(settings: Settings) -> Settings:
-    """The same, with what runs on this machine as backends."""
+def _offering(settings: Settings, detected: Sequence[Endpoint]) -> Settings:
+    """With what was found at the start, unless the person says what to offer."""
+    return settings if settings.backends else settings.model_copy(update={"backends": tuple(detected)})
+
+
+def _detected(settings: Settings) -> Sequence[Endpoint]:
+    """What runs on this machine."""
     from federation import detect
     from federation.values import Endpoint
 
     own = (*(listen.address for listen in settings.listens), settings.p2p_listen, settings.control)
     found = detect.find(without=[address.port for address in own])
-    if not found:
-        return settings
     for line in detect.in_words(found):
         _complain(line)
-    backends = tuple(Endpoint.parse(text) for text in detect.offers(found))
-    return settings.model_copy(update={"backends": backends})
+    return [Endpoint.parse(text) for text in detect.offers(found)]
 
 
-def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
+def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
     from federation import cli_output, membership
     from federation.control import serve_node
     from federation.node import serve  # imports libp2p, so only after logging is set up
@@ -189,7 +196,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None) -> int:
             print(cli_output.ready(answer, next_step, token_file=str(state.path / "token") if is_new else ""))
         _flush()
 
-    return serve(settings, state, token, serve_control=serve_node, on_ready=ready)
+    return serve(settings, state, token, serve_control=serve_node, on_ready=ready, read_settings=read_settings)
 
 
 def _given_token(settings: Settings) -> Token | None:

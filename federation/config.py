@@ -232,6 +232,12 @@ class Settings(BaseSettings):
         return self
 
 
+# What SIGHUP changes in a running node; the rest takes a restart.
+RELOADABLE = (
+    *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "drain_timeout_s", "health_interval_s", "health_path"),
+    *("capacity", "max_connections", "max_connections_per_peer"),
+)
+
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.
 NAMES = {
     field: {"backends": "backend", "listens": "listen", "peers": "peer", "control_hosts": "control_host"}.get(

@@ -105,6 +105,8 @@ def offers(found: Sequence[Found]) -> list[str]:
 
 def in_words(found: Sequence[Found]) -> list[str]:
     """What to tell the person, a line each."""
+    if not found:
+        return []
     first, *others = found
     lines = [f"found {first.title} on {first.address} and offers it (--no-detect: do not look; --backend: offer another)"]
     lines += [

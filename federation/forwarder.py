@@ -106,10 +106,7 @@ class Forwarder:
         self.roster = roster
         self.selector = selector
         self.backends = backends
-        self.hold_s = settings.hold_s
-        self.open_timeout_s = settings.open_timeout_s
-        self.replay = settings.replay
-        self.replay_buffer_bytes = settings.replay_buffer_bytes
+        self.configure(settings)
         self.counts = Counts()
         self.active: set[Entry] = set()
         self.held: set[Entry] = set()
@@ -122,12 +119,19 @@ class Forwarder:
         self.on_ending: Callable[[Ending], None] | None = None
         self.idle = trio.Event()
         self.idle.set()
-        self._max_connections = settings.max_connections
         self._metrics = metrics
         self._listeners: list[socket.socket] = []
         self._retry_queued = False
         self._complained_at = -1e9
         self._counted: Decision | None = None  # the newest of them
+
+    def configure(self, settings: Settings) -> None:
+        """For connections that come from now on, and for the next step of those that are here."""
+        self.hold_s = settings.hold_s
+        self.open_timeout_s = settings.open_timeout_s
+        self.replay = settings.replay
+        self.replay_buffer_bytes = settings.replay_buffer_bytes
+        self._max_connections = settings.max_connections
 
     # Listening
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from federation import __version__, care, doctor, report
+from federation import __version__, care, doctor, report, service
 from federation.backends import Backends
 from federation.bans import Bans, find_peer
+from federation.config import NAMES, RELOADABLE
 from federation.errors import FederationError, NotFound, UsageError
 from federation.forwarder import Forwarder
 from federation.gossip import Gossip
@@ -233,6 +234,18 @@ class Node:
             log.warning("connections were still open and are cut", open=len(self.forwarder.active))
             self.forwarder.abort_all("this node stops")
         await self.host.flushed(GOODBYE_S)
+
+    def reload(self, settings: Settings) -> None:
+        """Take over what can change while the node runs (config.RELOADABLE), and say what cannot."""
+        changed = [field for field in NAMES if getattr(settings, field) != getattr(self.settings, field)]
+        new = {field: getattr(settings, field) for field in changed if field in RELOADABLE}
+        if new:
+            self.settings = self.settings.model_copy(update=new)
+            self.forwarder.configure(self.settings)
+            self.backends.configure(self.settings)
+            self._own_change()
+        late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith("token")]
+        log.info("settings read again", changed=[NAMES[field] for field in new], take_a_restart=late)
 
     # What runs beside
 
@@ -527,12 +540,14 @@ def serve(
     *,
     serve_control: ControlServer,
     on_ready: Callable[[answers.Status], None],
+    read_settings: Callable[[], Settings] | None = None,
 ) -> int:
     """Run a node until SIGTERM or SIGINT; a second signal ends it at once. Returns the exit code.
 
-    Raises FederationError, in an exception group where trio's nurseries wrapped it.
+    SIGHUP has it take over what `read_settings` returns. Raises FederationError, in an exception group where trio's
+    nurseries wrapped it.
     """
-    return trio.run(_serve, settings, state, token, serve_control, on_ready)
+    return trio.run(_serve, settings, state, token, serve_control, on_ready, read_settings)
 
 
 async def _serve(
@@ -541,6 +556,7 @@ async def _serve(
     token: Token,
     serve_control: ControlServer,
     on_ready: Callable[[answers.Status], None],
+    read_settings: Callable[[], Settings] | None,
 ) -> int:
     node = Node(settings, state, token, serve_control)
     code = 0
@@ -548,9 +564,12 @@ async def _serve(
 
         async def watch_signals() -> None:
             nonlocal code
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 first = True
                 async for number in signals:
+                    if number == signal.SIGHUP:
+                        _reload(node, read_settings)
+                        continue
                     if not first:
                         log.warning("second signal: ending now")
                         code = 1
@@ -558,9 +577,26 @@ async def _serve(
                         return
                     first = False
                     log.info("signal received: leaving the network", signal=signal.Signals(number).name)
+                    service.notify(service.STOPPING)
                     node.stop()
 
         nursery.start_soon(watch_signals)
-        await node.run(on_ready)
+
+        def ready(status: answers.Status) -> None:
+            on_ready(status)
+            service.notify(service.READY)
+
+        await node.run(ready)
         nursery.cancel_scope.cancel()
     return code
+
+
+def _reload(node: Node, read_settings: Callable[[], Settings] | None) -> None:
+    """Settings that are wrong leave the old ones in force."""
+    service.notify(service.reloading())
+    try:
+        if read_settings is not None:
+            node.reload(read_settings())
+    except FederationError as error:
+        log.error("the settings are wrong, and the old ones stay in force", why=str(error))
+    service.notify(service.READY)

@@ -458,6 +458,18 @@ class TestStop:
                         assert await waits.receive_some() == b"c"
                     assert states(entry)["exit"] == "online"
 
+    async def test_settings_read_again_change_what_can(self, make: MakeNode) -> None:
+        node = make(hold_s=1.0, capacity=1)
+        settings = node.settings.model_copy(update={"hold_s": 2.5, "capacity": 7, "name": "another", "max_connections": 3})
+        with capture_logs() as lines:
+            node.reload(settings)
+        (line,) = lines
+        assert set(line["changed"]) == {"hold", "capacity", "max_connections"}
+        assert line["take_a_restart"] == ["name"]
+        assert node.forwarder.hold_s == 2.5
+        assert node.own_record().capacity == 7
+        assert node.settings.name != "another"
+
     async def test_leave_forgets_the_network(self, make: MakeNode) -> None:
         member, leaver = make("member"), make("leaver")
         leaver.state.save_token(TOKEN.encode())

@@ -1,0 +1,194 @@
+"""The commands for a running node, as a person uses them: real daemons, real connections."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import Daemon, federation, http_get, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from fleet import Fleet
+
+
+class Network:
+    """An entry without a backend, and two boxes that serve HTTP and an echo."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.web = fleet.backend("http", "web")
+        self.echo = fleet.backend("echo", "echo")
+        backends = {"default": self.web, "echo": self.echo}
+        services = ("default", "echo", "nobody")
+        self.athens = fleet.daemon("athens", backends=backends)
+        self.bergen = fleet.daemon("bergen", backends=backends, peer=self.athens, wait=False)
+        self.entry = fleet.daemon("cusco", "--hold", "300ms", services=services, peer=self.athens, wait=False)
+        for daemon in (self.bergen, self.entry):
+            daemon.wait_ready()
+        wait_until(lambda: self.entry.offers() == {"athens", "bergen"}, within=10, what="the entry sees both")
+        self.home = fleet.directory
+
+    def run(self, daemon: Daemon, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return federation(*command, "--state-dir", str(daemon.state_dir), home=self.home, check=check)
+
+    def conversation(self, service: str = "echo") -> socket.socket:
+        """A connection that is open until somebody closes it."""
+        sock = socket.create_connection(self.entry.entry(service), timeout=5)
+        sock.sendall(b"hello")
+        assert sock.recv(5) == b"hello"
+        return sock
+
+
+@pytest.fixture(scope="module")
+def network(fleet: Fleet) -> Network:
+    return Network(fleet)
+
+
+def served_by(network: Network, sock: socket.socket) -> Daemon:
+    number = network.entry.api("explain?last=1")["decisions"][-1]["id"]
+    (decision,) = network.entry.api(f"explain?id={number}")["decisions"]
+    assert decision["client"] == "{}:{}".format(*sock.getsockname())
+    return {"athens": network.athens, "bergen": network.bergen}[decision["name"]]
+
+
+def test_drain_keeps_new_connections_away_and_waits_for_open_ones(network, figure: Callable[[str, str], None]) -> None:
+    with network.conversation() as sock:
+        box = served_by(network, sock)
+        begun = time.monotonic()
+        assert "1 connection is served here" in network.run(box, "drain").stdout
+        wait_until(lambda: box.name not in network.entry.offers(), within=3, what="the entry heard of it")
+        figure("drain: until the entry knew (the command included)", f"{time.monotonic() - begun:.2f} s")
+        for _ in range(4):
+            assert http_get(network.entry.entry()).status == 200
+        decisions = network.entry.api("explain?last=4")["decisions"]
+        assert box.name not in {decision["name"] for decision in decisions}
+        assert network.run(box, "drain", "--wait", "--timeout", "200ms", check=False).returncode == 1
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "federation", "drain", "--wait", "--state-dir", str(box.state_dir)],
+            env=box.environment, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        sock.sendall(b"still")
+        assert sock.recv(5) == b"still"
+        assert waiting.poll() is None
+    assert waiting.communicate(timeout=10)[0] == "drained: nothing is open here; it is safe to reboot\n"
+    network.run(box, "undrain")
+    wait_until(lambda: box.name in network.entry.offers(), within=3, what="it takes connections again")
+
+
+def test_explain_tells_of_retries_and_of_those_nobody_had(network) -> None:
+    network.web.stop()
+    wait_until(lambda: http_get(network.entry.entry()).status == 503, within=5, what="no backend is left")
+    text = network.run(network.entry, "explain", "--last", "1").stdout
+    assert "turned away: no peer is available" in text
+    network.web.start()
+    both = {"athens", "bergen"}
+    wait_until(lambda: network.entry.offers() == both, within=10, what="the backend is offered again")
+    assert http_get(network.entry.entry()).status == 200
+    wait_until(lambda: "done:" in network.run(network.entry, "explain", "--last", "1").stdout, within=5, what="its end")
+    ended = json.loads(network.run(network.entry, "explain", "--last", "1", "--json").stdout)["decisions"][-1]["ended"]
+    assert ended["delivered"] > 0
+
+
+def test_logs_have_a_line_a_connection(network) -> None:
+    with network.conversation() as sock:
+        client = "{}:{}".format(*sock.getsockname())
+    find = f" {client} -> "
+    wait_until(lambda: find in network.run(network.entry, "logs").stdout, within=5, what="the line of that connection")
+    (line,) = [
+        line
+        for line in map(json.loads, network.run(network.entry, "logs", "--json").stdout.splitlines())
+        if line.get("client") == client
+    ]
+    assert (line["service"], line["received"], line["delivered"], line["why"]) == ("echo", 5, 5, "done")
+    assert f"client={client}" in network.entry.log()  # at info, on its own stderr too
+
+
+def test_ping(network, figure: Callable[[str, str], None]) -> None:
+    answer = json.loads(network.run(network.entry, "ping", "bergen", "--json", "--bulk", "8MiB", "--count", "3").stdout)
+    assert (answer["name"], answer["path"], len(answer["rtt_ms"])) == ("bergen", "direct", 3)
+    assert answer["up"]["bytes"] == answer["down"]["bytes"] == 8 * 1024**2
+    rates = [answer[way]["bytes"] / answer[way]["seconds"] / 1e6 for way in ("up", "down")]
+    figure("federation ping --bulk", f"{min(answer['rtt_ms']):.2f} ms, up {rates[0]:.0f}, down {rates[1]:.0f} MB/s")
+    nobody = network.run(network.entry, "ping", "nobody", check=False)
+    assert (nobody.returncode, "no peer 'nobody'" in nobody.stderr) == (1, True)
+
+
+def test_doctor_says_by_its_exit_code(network) -> None:
+    well = network.run(network.athens, "doctor")
+    assert "connected to all 2 that are online" in well.stdout
+    assert "clocks" in well.stdout
+    network.echo.stop()
+    wait_until(lambda: network.athens.status()["warnings"], within=5, what="it noticed")
+    ill = network.run(network.athens, "doctor", check=False)
+    assert ill.returncode == 1
+    assert "FAIL" in ill.stdout
+    network.echo.start()
+
+
+def test_a_service_manager_hears_of_start_reload_and_stop(fleet, tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    settings = tmp_path / "config.toml"
+    settings.write_text('hold = "1s"\n')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(15)
+        daemon = fleet.daemon("managed", "--config", str(settings), environment={"NOTIFY_SOCKET": str(path)}, wait=False)
+        assert manager.recv(100) == b"READY=1"
+        daemon.wait_ready()
+        settings.write_text('hold = "2s"\n')
+        daemon.signal(signal.SIGHUP)
+        assert manager.recv(100).startswith(b"RELOADING=1")
+        assert manager.recv(100) == b"READY=1"
+        assert "changed=['hold']" in daemon.log()
+        settings.write_text('hold = "never"\n')
+        daemon.signal(signal.SIGHUP)
+        assert [manager.recv(100)[:9], manager.recv(100)] == [b"RELOADING", b"READY=1"]
+        assert "the old ones stay in force" in daemon.log()
+        assert daemon.stop() == 0
+        assert manager.recv(100) == b"STOPPING=1"
+
+
+def test_join_offers_what_it_finds(fleet) -> None:
+    class Ollama(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"Ollama is running")
+
+        def log_message(self, *_args: object) -> None: ...
+
+    try:
+        server = HTTPServer(("127.0.0.1", 11434), Ollama)
+    except OSError:
+        pytest.skip("something listens on Ollama's port already")
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        daemon = fleet.daemon("finder", environment={"FEDERATION_DETECT": "yes"})
+        assert "found Ollama on 127.0.0.1:11434" in daemon.log()
+        assert daemon.status()["node"]["services"]["default"] is True
+        assert http_get(daemon.entry()).body == b"Ollama is running"
+        daemon.stop()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_leave_says_good_bye_and_forgets_the_token(network) -> None:
+    bergen = network.bergen
+    assert "left the network test" in network.run(bergen, "leave").stdout
+    assert bergen.wait(5) == 0
+    rows = {row["name"]: row["state"] for row in network.entry.peers()}
+    assert rows["bergen"] == "left"
+    assert not (bergen.state_dir / "token").exists()
+    assert (bergen.state_dir / "identity").exists()
+    assert http_get(network.entry.entry()).status == 200

@@ -1,0 +1,88 @@
+"""What a service manager or a container engine would read of examples/: that it is well-formed and names what exists."""
+
+from __future__ import annotations
+
+import json
+import plistlib
+import re
+import shlex
+import shutil
+import subprocess
+from configparser import RawConfigParser
+from pathlib import Path
+
+import pytest
+
+from federation.cli_options import parse
+from federation.config import Settings, load
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def joins(words: list[str]) -> Settings:
+    """The settings of a `federation join ...`, if it is one that is understood."""
+    args = parse(words, "0")
+    assert args.command == "join"
+    return load({field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")})
+
+
+def unit() -> RawConfigParser:
+    parser = RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(EXAMPLES / "federation.service")
+    return parser
+
+
+def test_systemd_unit() -> None:
+    service = unit()["Service"]
+    program, *words = shlex.split(service["ExecStart"])
+    assert program == "/usr/local/bin/federation"
+    settings = joins(words)
+    assert int(service["TimeoutStopSec"]) > settings.drain_timeout_s
+    assert service["Type"] == "notify"  # service.py says READY=1
+    assert "HUP" in service["ExecReload"]
+    assert service["Restart"] == "on-failure"  # after `federation leave` it stays off
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_itself_finds_nothing_wrong(tmp_path: Path) -> None:
+    text = (EXAMPLES / "federation.service").read_text()
+    text = text.replace("/usr/local/bin/federation", "/bin/true").replace("User=federation", "User=root")
+    (tmp_path / "federation.service").write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(tmp_path / "federation.service")], capture_output=True, text=True, check=False
+    )
+    assert "federation.service" not in done.stderr
+
+
+def test_launchd_agent() -> None:
+    agent = plistlib.loads((EXAMPLES / "federation.plist").read_bytes())
+    program, *words = agent["ProgramArguments"]
+    assert program.endswith("/federation")
+    assert agent["ExitTimeOut"] > joins(words).drain_timeout_s
+
+
+def test_dockerfile() -> None:
+    text = (EXAMPLES / "Dockerfile").read_text()
+    for name in re.findall(r"[\w./]+\.lock", text):
+        assert (ROOT / name).is_file(), name
+    (command,) = re.findall(r"^CMD (\[.*\])$", text, re.M)
+    settings = joins(json.loads(command))
+    assert str(settings.listens[0].address.port) in re.findall(r"^EXPOSE (.*)$", text, re.M)[0].split()
+    (check,) = re.findall(r"HEALTHCHECK .* CMD (\[.*\])$", text, re.M)
+    assert parse(json.loads(check)[1:], "0").command == "status"
+
+
+def test_compose() -> None:
+    text = (EXAMPLES / "compose.yaml").read_text()
+    (command,) = re.findall(r"^    command: (\[.*\])$", text, re.M)
+    settings = joins(json.loads(command))
+    assert str(settings.backends[0].address) == "ollama:11434"
+    assert "\n  ollama:\n" in text
+    ports = {port.split(":")[-1] for port in re.findall(r'^      - "([\d.:]+)"', text, re.M)}
+    assert ports == {"4484", "8484"}
+    (grace,) = re.findall(r"stop_grace_period: (\d+)s", text)
+    assert int(grace) > settings.drain_timeout_s
+    for variable in re.findall(r"FEDERATION_(\w+):", text):
+        assert variable.lower() in {"name", "announce", "mdns"}
