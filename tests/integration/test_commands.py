@@ -91,9 +91,7 @@ def test_explain_tells_of_retries_and_of_those_nobody_had(network) -> None:
     text = network.run(network.entry, "explain", "--last", "1").stdout
     assert "turned away: no peer is available" in text
     network.web.start()
-    both = {"athens", "bergen"}
-    wait_until(lambda: network.entry.offers() == both, within=10, what="the backend is offered again")
-    assert http_get(network.entry.entry()).status == 200
+    wait_until(lambda: http_get(network.entry.entry()).status == 200, within=10, what="the backend is offered again")
     wait_until(lambda: "done:" in network.run(network.entry, "explain", "--last", "1").stdout, within=5, what="its end")
     ended = json.loads(network.run(network.entry, "explain", "--last", "1", "--json").stdout)["decisions"][-1]["ended"]
     assert ended["delivered"] > 0
@@ -141,7 +139,7 @@ def test_a_service_manager_hears_of_start_reload_and_stop(fleet, tmp_path: Path)
     settings.write_text('hold = "1s"\n')
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(path))
-        manager.settimeout(15)
+        manager.settimeout(60)  # a start imports for seconds
         daemon = fleet.daemon("managed", "--config", str(settings), environment={"NOTIFY_SOCKET": str(path)}, wait=False)
         assert manager.recv(100) == b"READY=1"
         daemon.wait_ready()
