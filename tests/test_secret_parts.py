@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-TOKEN = Token.new("test")
+TOKEN = Token(hashlib.sha256(b"a secret").digest(), "test")  # the same in all workers
 
 
 async def no_control(*_: object, **__: object) -> None: ...
@@ -40,7 +41,7 @@ def ours_within(root: object) -> Iterator[object]:
             todo += gc.get_referents(found)
 
 
-@pytest.mark.parametrize("secret", [TOKEN.secret, bytes(range(32))])
+@pytest.mark.parametrize("secret", [TOKEN.secret, bytes(range(32))], ids=["random", "in order"])
 def test_the_helper_finds_what_it_looks_for(secret: bytes) -> None:
     for text in (repr(secret), secret.hex(), f"[{', '.join(map(str, secret))}]", *spellings(secret)):
         assert found_in(f"... {text} ...", {"it": secret}) == ["it"]
