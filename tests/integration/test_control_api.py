@@ -242,6 +242,23 @@ def test_the_dashboard_command_leads_to_the_page(nodes, fleet) -> None:
         assert ask(node, path.decode()).status == 200
 
 
+def test_the_commands_of_the_documentation_work(nodes, fleet) -> None:
+    node = nodes[0]
+    text = Path(__file__).parents[2].joinpath("docs", "api.md").read_text()
+    commands = "".join(re.findall(r"```sh\n(.*?)```", text, re.S))
+    assert commands.count("curl") > 10
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        env={**fleet.environment, "NODE": "http://{}:{}".format(*node.control), "KEY": key(node)},
+        cwd=fleet.directory,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "event: state" in done.stdout
+
+
 def test_clients_that_never_read_keep_no_node_from_ending(fleet) -> None:
     node = fleet.daemon("leaver")
     deaf = []
