@@ -97,13 +97,20 @@ function show() {
   showFigures(status, peers);
   showWarnings(status.warnings);
   showFirst(status, peers);
-  const drained = status.node.draining && status.node.in_flight === 0;
+  // As `federation drain --wait` has it: its own ports' clients would be cut by a reboot too.
+  const clients = status.connections.now;
+  const drained = status.node.draining && status.node.in_flight === 0 && clients === 0;
   cards.update(
     peers,
     new Map(
       peers.map((peer) => [
         peer.peer_id,
-        { color: history.colors.get(peer.peer_id), share: shares.get(peer.peer_id), drained: peer.self && drained },
+        {
+          color: history.colors.get(peer.peer_id),
+          share: shares.get(peer.peer_id),
+          clients: peer.self ? clients : 0,
+          drained: peer.self && drained,
+        },
       ]),
     ),
   );
@@ -112,10 +119,7 @@ function show() {
   $("client-line").hidden = !$("first").hidden;
   const names = new Map(peers.map((peer) => [peer.peer_id, nameOf(peer)]));
   chart.update(history, (id) => names.get(id));
-  setText(
-    $("timeline-note"),
-    `last ${duration(Math.max(10, Math.min(300, history.samples.at(-1).at - history.samples[0].at)))}`,
-  );
+  setText($("timeline-note"), `last ${duration(history.windowS())}`);
 }
 
 function showHead({ node, network }) {

@@ -85,7 +85,7 @@ class Card {
     );
     this.share.set(view.share, view.share == null ? "no traffic lately" : percent(view.share));
     setText(this.path, gone ? "–" : pathOf(peer));
-    setText(this.note, noteOf(peer, view.drained));
+    setText(this.note, noteOf(peer, view));
     this.note.classList.toggle("safe", view.drained === true);
     if (this.drain) setText(this.drain, peer.draining ? "Take connections again" : "Drain …");
   }
@@ -96,10 +96,15 @@ function openOf(peer) {
   return `${number(Math.max(peer.in_flight, peer.in_flight_here))}${limit} open`;
 }
 
-function noteOf(peer, drained) {
+function noteOf(peer, { drained, clients }) {
   if (isGone(peer)) return peer.state === "left" ? "said good-bye" : "not heard of for a while";
   if (drained === true) return "Nothing open: safe to reboot";
-  if (peer.draining) return `${count(peer.in_flight, "connection")} still open`;
+  if (peer.draining) {
+    const open = [];
+    if (peer.in_flight) open.push(`${count(peer.in_flight, "connection")} served here`);
+    if (clients) open.push(`${count(clients, "client")} of its own port`);
+    return open.length ? `Still open: ${open.join(", ")}` : "";
+  }
   return servicesOf(peer) || "offers nothing itself";
 }
 
@@ -144,7 +149,7 @@ export class Cards {
     this.show();
   }
 
-  /** `views`: peer id -> {color, share, drained} */
+  /** `views`: peer id -> {color, share, clients, drained}; the last two are of this machine */
   update(peers, views) {
     // This machine first, those that are gone last, by name between: nothing jumps while loads change.
     this.peers = [...peers].sort(

@@ -1,10 +1,9 @@
 // The time line: connections per machine, stacked, drawn by uPlot.
 
 import { $, arrange, el, setAttribute, setText } from "./dom.js";
-import { number } from "./format.js";
+import { duration, number } from "./format.js";
 
-const WINDOW_S = 300;
-const MARKS_MIN = [4, 2]; // the axis stands still, the line moves
+const MARKS = [0.8, 0.4]; // of the time shown: the axis stands still, the line moves
 const HEIGHT = 260; // as in style.css
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -64,7 +63,7 @@ export class Chart {
         legend: { show: false },
         cursor: { show: false },
         scales: {
-          x: { time: true, range: (_plot, _min, max) => [max - WINDOW_S, max] },
+          x: { time: true, range: (_plot, _min, max) => [max - this.history.windowS(), max] },
           y: { range: (_plot, _min, max) => [0, Math.max(4, Math.ceil((max ?? 0) * 1.15))] },
         },
         axes: [
@@ -72,8 +71,8 @@ export class Chart {
             ...axis,
             grid: { show: false },
             size: 28,
-            splits: (plot) => MARKS_MIN.map((min) => plot.scales.x.max - 60 * min),
-            values: () => MARKS_MIN.map((min) => `${min} min ago`),
+            splits: (plot) => MARKS.map((mark) => plot.scales.x.max - mark * this.history.windowS()),
+            values: () => MARKS.map((mark) => `${duration(mark * this.history.windowS())} ago`),
           },
           {
             ...axis,

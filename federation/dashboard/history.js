@@ -1,6 +1,7 @@
 // The last minutes: what the time line and the shares are made from. No DOM.
 
 const KEPT_S = 300;
+const WINDOWS_S = [60, 150, KEPT_S];
 const SHARE_OVER_S = 60;
 export const LINES = 7; // machines with a colour of their own; the others are one line together
 
@@ -46,6 +47,12 @@ export class History {
     const given = new Map([...served].map(([id, n]) => [id, Math.max(0, n - (before.get(id) ?? 0))]));
     const all = [...given.values()].reduce((a, b) => a + b, 0);
     return new Map([...given].map(([id, n]) => [id, all > 0 ? n / all : null]));
+  }
+
+  /** How much of the past to show: what there is, in few steps. */
+  windowS() {
+    const span = this.samples.at(-1).at - this.samples[0].at;
+    return WINDOWS_S.find((s) => s >= span) ?? KEPT_S;
   }
 
   /** [{id or null for the others, slot}] in the order of their slots. */

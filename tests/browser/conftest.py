@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIBRARIES = ("playwright", "axe_playwright_python", "zxingcpp", "PIL")
-STEP_MS = 8_000  # for whatever a page is to show; it comes within a second or two
+STEP_MS = 15_000  # for whatever a page is to show; on a quiet machine it comes within a second or two
 
 
 def missing() -> str:
@@ -69,39 +69,37 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page_at(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """page_at(url, width=1280, theme="light", **context): a new page, with a context of its own."""
-    opened: list[tuple[str, Page, list[str]]] = []
+    """page_at(url, width=1280, theme="light", brings_about="", **context): a new page, with a context of its own.
+
+    `brings_about`: what the test itself makes the console say.
+    """
+    wrong: list[str] = []
     contexts: list[BrowserContext] = []
 
-    def open_page(url: str, width: int = 1280, theme: str = "light", **how: Any) -> Page:
+    def open_page(url: str, width: int = 1280, theme: str = "light", brings_about: str = "", **how: Any) -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, locale="en-GB", timezone_id="UTC", **how
         )
         contexts.append(context)
         context.set_default_timeout(STEP_MS)
         page = context.new_page()
-        wrong: list[str] = []
         origin = url.partition("#")[0].rstrip("/")
-        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("request", lambda r: None if r.url.startswith(f"{origin}/") else wrong.append(f"request to {r.url}"))
-        opened.append((url, page, wrong))
+
+        def check(kind: str, text: str) -> None:
+            if not brings_about or brings_about not in text:
+                wrong.append(f"{kind}: {text}")
+
+        page.on("console", lambda message: check("console", message.text))
+        page.on("pageerror", lambda error: check("error", str(error)))
+        page.on("request", lambda r: None if r.url.startswith(f"{origin}/") else check("request", r.url))
         page.goto(url)
         page.wait_for_selector(".card")
         return page
 
-    open_page.allow = lambda page, text: _forget(opened, page, text)  # type: ignore[attr-defined]
     yield open_page
     for context in contexts:
         context.close()
-    assert [(url, wrong) for url, _, wrong in opened if wrong] == []
-
-
-def _forget(opened: list[tuple[str, Page, list[str]]], page: Page, text: str) -> None:
-    """Take the messages with this text for what the test brought about."""
-    for _, other, wrong in opened:
-        if other is page:
-            wrong[:] = [message for message in wrong if text not in message]
+    assert wrong == []
 
 
 @contextmanager
