@@ -33,6 +33,7 @@ export const STATES = {
   left: { tone: "idle", icon: "away", label: "Left", says: "It said good-bye." },
   banned: { tone: "idle", icon: "bad", label: "Banned", says: "It was told to stay away." },
 };
+const PATHS = { direct: "direct", punched: "direct, through a hole in the NAT", relayed: "relayed by another machine" };
 const STRANGE = { tone: "idle", icon: "idle", says: "" };
 const GONE = new Set(["offline", "left", "banned"]);
 const TROUBLE = new Set(["suspect", "backend down", "unreachable", "offline", "draining"]);
@@ -99,7 +100,8 @@ export function roundTrip(ms) {
 export function pathOf(peer) {
   if (peer.self) return "this machine";
   if (peer.path === "none") return "no connection";
-  return peer.rtt_ms == null ? peer.path : `${peer.path}, ${roundTrip(peer.rtt_ms)}`;
+  const path = PATHS[peer.path] ?? String(peer.path);
+  return peer.rtt_ms == null ? path : `${path}, ${roundTrip(peer.rtt_ms)}`;
 }
 
 export function servicesOf(peer) {

@@ -69,14 +69,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page_at(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """page_at(url, width=1280, theme="light", brings_about="", **context): a new page, with a context of its own.
+    """page_at(url, width=1280, theme="light", brings_about="", shows=".card", **context): a page, with a context of its own.
 
-    `brings_about`: what the test itself makes the console say.
+    `brings_about`: what the test itself makes the console say. `shows`: waited for.
     """
     wrong: list[str] = []
     contexts: list[BrowserContext] = []
 
-    def open_page(url: str, width: int = 1280, theme: str = "light", brings_about: str = "", **how: Any) -> Page:
+    def open_page(
+        url: str, width: int = 1280, theme: str = "light", brings_about: str = "", shows: str = ".card", **how: Any
+    ) -> Page:
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, locale="en-GB", timezone_id="UTC", **how
         )
@@ -93,7 +95,7 @@ def page_at(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: check("error", str(error)))
         page.on("request", lambda r: None if r.url.startswith(f"{origin}/") else check("request", r.url))
         page.goto(url)
-        page.wait_for_selector(".card")
+        page.wait_for_selector(shows)
         return page
 
     yield open_page
@@ -103,8 +105,8 @@ def page_at(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 
 @contextmanager
-def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = ()) -> Iterator[str]:
-    """The address of the network's dashboard, its key in it. `past`: states that it remembers."""
+def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = (), *, remote: bool = False) -> Iterator[str]:
+    """The address of the network's dashboard, its key in it. `past`: states that it remembers; `remote`: as off loopback."""
     started = threading.Event()
     scope = trio.CancelScope()
     facts: dict[str, Any] = {}
@@ -113,7 +115,7 @@ def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = ()) -> Iterat
         async with trio.open_nursery() as nursery:
             with scope:
                 facts["token"] = trio.lowlevel.current_trio_token()
-                app = control.create_app(network, KEY)
+                app = control.create_app(network, KEY, remote=remote)
                 for state in past:
                     app.state.hub._publish("state", state)
                 facts["address"] = await nursery.start(control.serve, app, HostPort("127.0.0.1", 0))
@@ -133,9 +135,9 @@ def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = ()) -> Iterat
 
 @pytest.fixture
 def site() -> Iterator[Callable[..., str]]:
-    """site(network, past=()): its dashboard's address."""
+    """site(network, past=(), remote=False): its dashboard's address."""
     with ExitStack() as stack:
-        yield lambda network, past=(): stack.enter_context(serving(network, past))
+        yield lambda network, past=(), **how: stack.enter_context(serving(network, past, **how))
 
 
 @pytest.fixture(scope="module")

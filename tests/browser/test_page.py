@@ -108,6 +108,15 @@ def test_peers_names_are_text(site, page_at) -> None:
     assert page.evaluate("[window.attacked, document.querySelectorAll('img[src=x]').length]") == [None, 0]
 
 
+def test_paths_in_words(site, page_at) -> None:
+    made = network(3)
+    made.rows[1].update(path="relayed", rtt_ms=41.7)
+    made.rows[2].update(path="punched", rtt_ms=9.34)
+    page = page_at(site(made))
+    paths = page.locator(".row:has(dt:text-is('Path')) dd").all_text_contents()
+    assert paths == ["this machine", "relayed by another machine, 42 ms", "direct, through a hole in the NAT, 9.3 ms"]
+
+
 def test_filter_and_kinds(site, page_at) -> None:
     page = page_at(site(network(100)))
     assert page.locator(".cards.dense").count() == 1
@@ -155,6 +164,16 @@ def test_add_a_machine(site, page_at) -> None:
     assert page.locator(".card").count() == 4
 
 
+def test_copy_works_where_the_browser_has_no_clipboard_for_us(site, page_at) -> None:
+    """As over plain HTTP from another machine."""
+    page = page_at(site(network(3)), permissions=["clipboard-read", "clipboard-write"])
+    page.evaluate("() => { window.board = navigator.clipboard; Object.defineProperty(navigator, 'clipboard', {}); }")
+    page.click("#add")
+    page.click("#invite >> text=Copy")
+    page.wait_for_selector("#invite >> text=Copied")
+    assert page.evaluate("window.board.readText()") == COMMAND
+
+
 def scanned(page: Page) -> str:
     """The text of the QR code, as a phone would read it from the screen."""
     import zxingcpp
@@ -173,6 +192,15 @@ def test_without_the_key_it_only_shows(site, page_at) -> None:
     page.click(".own .card-foot button")
     assert "federation dashboard" in page.text_content("#confirm")
     assert page.locator("#confirm button.primary").count() == 0
+
+
+def test_off_loopback_it_asks_for_the_key(site, page_at) -> None:
+    url, _, key = site(network(3), remote=True).partition("#")
+    page = page_at(url, brings_about="401", shows="#banner:has-text('federation dashboard')")
+    assert page.locator(".card").count() == 0
+    page.evaluate("key => { location.hash = key; }", key)
+    page.wait_for_selector(".card")
+    assert page.is_hidden("#banner")
 
 
 def test_a_wrong_key_is_said_and_dropped(site, page_at) -> None:
