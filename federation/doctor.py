@@ -72,10 +72,19 @@ def p2p_port(node: Node) -> Iterator[Finding]:
 
 
 def reachable(node: Node) -> Iterator[Finding]:
-    """From outside: somebody who connected is the best proof."""
+    """From outside: what members of other networks found when they tried, else who connected here."""
     inbound = [link for link in node.host.links.values() if not link.is_initiator]
-    if inbound:
-        yield _finding("reachable", "ok", f"{_count(len(inbound), 'peer')} connected to this node's port {node.p2p.port}")
+    reach = node.paths.reach
+    port = node.p2p.port
+    if reach.dialable:
+        yield _finding("reachable", "ok", f"members outside this node's networks reach port {port}")
+    elif reach.dialable is False:
+        relays = [node.name_of(peer) or peer for peer in reach.via]
+        how = f"they come through {_some(relays)}" if relays else "no relay has a place for it, so only it can dial them"
+        fix = f"for a direct way, forward TCP port {port} on the router, and {_firewall_command(port)}"
+        yield _finding("reachable", "info" if relays else "warn", f"members outside cannot dial port {port}; {how}", fix)
+    elif inbound:
+        yield _finding("reachable", "ok", f"{_count(len(inbound), 'peer')} connected to this node's port {port}")
     elif not node.host.links:
         yield _finding("reachable", "info", "not known: no peer is connected")
     else:
@@ -83,7 +92,7 @@ def reachable(node: Node) -> Iterator[Finding]:
             "reachable",
             "info",
             "no peer has connected to this node; it dialled all of them itself, which is enough where they can be dialled",
-            f"to be sure, open TCP port {node.p2p.port}: {_firewall_command(node.p2p.port)}",
+            f"to be sure, open TCP port {port}: {_firewall_command(port)}",
         )
 
 

@@ -80,7 +80,7 @@ def test_the_daemon_is_told(daemon: StateDir) -> None:
 
 
 def test_without_the_key_it_does_not_listen(daemon: StateDir) -> None:
-    with pytest.raises(FederationError, match=": no$"):
+    with pytest.raises(FederationError, match=r": no$"):
         cli_guard.ban_or_list(args(daemon, "athens"), {"FEDERATION_CONTROL_KEY": "wrong"})
 
 

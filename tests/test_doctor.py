@@ -74,6 +74,17 @@ async def test_who_connected_proves_that_this_node_is_reachable(make: MakeNode) 
     assert only(doctor.reachable(node))[0] == "ok"
 
 
+async def test_what_members_outside_found_counts_first(make: MakeNode) -> None:
+    node = make()
+    linked(node, "b", initiator=False)
+    verdicts = node.paths.reach.verdicts.by_peer
+    verdicts["b"] = True
+    assert only(doctor.reachable(node))[0] == "ok"
+    verdicts["b"] = False
+    severity, finding, fix = only(doctor.reachable(node))
+    assert (severity, "cannot dial" in finding, "forward TCP port" in fix) == ("warn", True, True)
+
+
 async def test_peers(make: MakeNode) -> None:
     node = make()
     assert only(doctor.links(node))[0] == "warn"
@@ -157,7 +168,7 @@ async def test_versions(make: MakeNode) -> None:
 )
 async def test_nat(make: MakeNode, seen: list[tuple[str, int] | None], severity: str, words: str) -> None:
     node = make()
-    node.addresses = [PeerAddress("192.0.2.1", 4484)]
+    node.paths.addresses = [PeerAddress("192.0.2.1", 4484)]
     told = {}
     for number, address in enumerate(seen):
         linked(node, f"p{number}", initiator=True)
