@@ -27,6 +27,14 @@ class Gpu(TypedDict):
     available_vram: Bytes
 
 
+class Relaying(TypedDict):
+    """What this node does for members whom others cannot dial."""
+
+    places: Annotated[Count, Field(description="members that are reached through this node")]
+    circuits: Annotated[Count, Field(description="connections between members that it relays now")]
+    bytes: Annotated[Count, Field(description="relayed since its start, both directions")]
+
+
 class ThisNode(TypedDict):
     peer_id: str
     name: str
@@ -39,6 +47,9 @@ class ThisNode(TypedDict):
     gpu: Gpu
     in_flight: Annotated[Count, Field(description="connections that this node's backends serve, for all entries")]
     draining: bool
+    dialable: Annotated[bool | None, Field(description="by members of other networks than its own; null: none has tried")]
+    via: Annotated[list[str], Field(description="relays through which others reach this node")]
+    relay: Annotated[Relaying | None, Field(description="null: it does not relay")]
     uptime_s: Seconds
     tasks: Annotated[Count, Field(description="what the daemon does at a time, without its clients' connections")]
     state_dir: str
@@ -111,6 +122,7 @@ class Peer(TypedDict):
     services: Services
     draining: bool
     path: Path
+    via: Annotated[str, Field(description="the relay of a relayed path, else empty")]
     rtt_ms: Annotated[float, Field(description="milliseconds")] | None
     version: str
     addresses: list[str]

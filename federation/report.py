@@ -47,6 +47,9 @@ def status(node: Node) -> answers.Status:
             },
             "in_flight": node.backends.in_flight,
             "draining": node.draining,
+            "dialable": node.paths.reach.dialable,
+            "via": list(node.paths.reach.via),
+            "relay": _relaying(node),
             "uptime_s": round(trio.current_time() - node.started_at, 3),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "state_dir": str(node.state.path),
@@ -269,6 +272,7 @@ def _peer_row(node: Node, record: NodeData) -> answers.Peer:
         "services": record.services,
         "draining": record.draining,
         "path": "self" if is_self else link.path if link is not None else "none",
+        "via": "" if link is None else link.via_peer,
         "rtt_ms": round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None,
         "version": record.version,
         "addresses": list(record.addresses),
@@ -277,6 +281,13 @@ def _peer_row(node: Node, record: NodeData) -> answers.Peer:
 
 def _gpu(gpu: Gpu) -> answers.PeerGpu:
     return {"name": gpu.name, "total_vram": gpu.total_vram, "available_vram": gpu.available_vram}
+
+
+def _relaying(node: Node) -> answers.Relaying | None:
+    relay = node.host.relay
+    if not node.paths.relays:
+        return None
+    return {"places": len(relay.reserved), "circuits": relay.circuits, "bytes": relay.bytes_relayed}
 
 
 def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) -> answers.State:

@@ -63,7 +63,7 @@ def add(
     node.ledger.merge(record, now=node.clock.utc_now(), age=timedelta(seconds=age_s))
     if linked:
         node.host.links[peer_id] = SimpleNamespace(  # type: ignore[assignment]
-            suspect=suspect, rtt_s=rtt_s, peer=peer_id, path="direct", admission_key=TOKEN.admission_key()
+            suspect=suspect, rtt_s=rtt_s, peer=peer_id, path="direct", via_peer="", admission_key=TOKEN.admission_key()
         )
     return peer_id
 

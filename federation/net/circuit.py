@@ -130,7 +130,7 @@ class CircuitLink(Link):
 
     def __init__(self, conn: CircuitConn, secured: SecureConn, peer_id: ID, *, reactor: Reactor, events: LinkEvents) -> None:
         super().__init__(secured, peer_id, reactor=reactor, events=events)
-        self.via = conn.via
+        self.via, self.via_peer = conn.via, conn.via.peer
         self._conn = conn
         self._channel = conn.channel
         self._carries = False

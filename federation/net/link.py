@@ -89,6 +89,7 @@ class Link(IMuxedConn):
     """`peer` is the libp2p id as text. `rtt_s` is None until the first PONG. `path`: direct, punched or relayed."""
 
     path: Path = "direct"
+    via_peer = ""  # the relay, if there is one
 
     def __init__(self, secured: SecureConn, peer_id: ID, *, reactor: Reactor, events: LinkEvents) -> None:
         self.peer_id = peer_id

@@ -35,7 +35,7 @@ PROTOCOL = "/federation/punch/1"
 APPOINTMENT_S = 8.0  # from the first word to "go"
 MEETING_S = 3.5  # how long both knock: a SYN that came too early is sent again after 1 s, and after 2 s more
 KNOCK_AGAIN_S = 0.05  # a NAT that refuses instead of dropping has to be hit at the right moment
-RETRY_AFTER_S = (0.2, 5.0, 30.0, 300.0)  # the last one is repeated
+RETRY_AFTER_S = (0.2, 2.0, 5.0, 15.0, 60.0, 300.0)  # the last one is repeated
 MAX_ENDPOINTS = 12
 MAX_MESSAGE = 2048
 Endpoint = tuple[str, int]
@@ -139,21 +139,26 @@ class Puncher:
             log.debug("no direct connection could be made; the relay stays", peer=peer)
 
     async def _knock(self, peer: str, endpoint: Endpoint, leads: bool, found: trio.Event) -> None:
-        while not found.is_set():
-            if await self._is_met(peer, endpoint, leads):
-                found.set()
-            else:
-                await trio.sleep(KNOCK_AGAIN_S)
-
-    async def _is_met(self, peer: str, endpoint: Endpoint, leads: bool) -> bool:
         assert self._listen is not None
+        while not found.is_set():
+            try:
+                stream = await open_from_port(self._listen, *endpoint, within_s=MEETING_S)
+            except ConnectionRefusedError:
+                await trio.sleep(KNOCK_AGAIN_S)
+            except OSError as error:  # no way there from here
+                log.debug("a knock was not possible", peer=peer, at=endpoint, why=str(error))
+                return
+            else:
+                await self._greet(stream, peer, endpoint, leads, found)
+
+    async def _greet(self, stream: trio.SocketStream, peer: str, endpoint: Endpoint, leads: bool, found: trio.Event) -> None:
         try:
-            stream = await open_from_port(self._listen, *endpoint, within_s=MEETING_S)
             await self._host.met(stream, peer, leads=leads, path=self._path(endpoint))
         except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever answers there
-            log.debug("a knock was not answered", peer=peer, at=endpoint, why=str(error) or type(error).__name__)
-            return False
-        return True
+            log.debug("a knock was answered in vain", peer=peer, at=endpoint, why=str(error) or type(error).__name__)
+            await trio.sleep(KNOCK_AGAIN_S)
+        else:
+            found.set()
 
     def _path(self, endpoint: Endpoint) -> Path:
         return "punched" if self._is_outside(endpoint[0]) else "direct"
