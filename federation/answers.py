@@ -141,6 +141,7 @@ class Candidate(TypedDict):
     last_used_age_s: Seconds | None
     available_vram: Bytes
     served: Count
+    far: Annotated[bool, Field(description="its path is slower than the nearest one's by more than --path-penalty")]
 
 
 class Ended(TypedDict):

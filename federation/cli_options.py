@@ -83,6 +83,12 @@ JOIN_OPTIONS = (
     ),
     ("state_dir", "--state-dir", "DIR", "where identity and token are kept [the user's state directory]"),
     ("control", "--control", "HOST:PORT", "the control API and dashboard [127.0.0.1:8485]"),
+    (
+        "path_penalty_s",
+        "--path-penalty",
+        "SECONDS",
+        "among equally busy peers, one whose path is slower than the nearest by more than this comes last; 0: never [0.1]",
+    ),
     ("relay_reservations", "--relay-reservations", "N", "members that this node relays for at once [128]"),
     (
         "relay_circuits",

@@ -16,6 +16,7 @@ _REASONS = {
     "only": "the only one",
     "capacity": "others are full",
     "in_flight": "fewest connections",
+    "path": "others are far",
     "last_used": "longest not used",
     "available_vram": "most free VRAM",
     "served": "fewest served",
@@ -99,6 +100,8 @@ def _candidates(decision: Mapping[str, Any], *, color: bool) -> list[str]:
         age = candidate["last_used_age_s"]
         used = "not used yet" if age is None else f"used {seconds(age)} ago"
         line = f"{name:<{longest}}  {candidate['in_flight']:>3} open  {used:<19}"
+        if candidate.get("far"):
+            line += " far"
         if has_vram:
             line += f" {size(candidate['available_vram']):>9} free"
         if candidate["peer_id"] == chosen:

@@ -180,6 +180,7 @@ class Settings(BaseSettings):
     target: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     hold_s: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
     open_timeout_s: Annotated[Duration, Field(ge=0.05, le=300)] = 3.0
+    path_penalty_s: Annotated[Duration, Field(ge=0, le=60)] = 0.1
     replay: Replay = Replay.OPENED
     replay_buffer_bytes: Annotated[Size, Field(ge=1024, le=64 * 1024**2)] = 65536
     drain_timeout_s: Annotated[Duration, Field(ge=0, le=86400)] = 30.0

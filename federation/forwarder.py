@@ -16,7 +16,7 @@ from federation.errors import ListenFailed, listen_problem
 from federation.reactor import READ, Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Sequence, Set
 
     from federation.backends import Backends
     from federation.config import Endpoint, Settings
@@ -42,6 +42,7 @@ class Roster(Protocol):
     own_id: str
 
     def eligible(self, service: str) -> Sequence[NodeData]: ...
+    def far(self, service: str) -> Set[str]: ...
     def link(self, peer_id: str) -> Link | None: ...
     def penalize(self, peer_id: str, seconds: float) -> None: ...
 
@@ -222,7 +223,7 @@ class Forwarder:
             self.own_load_is_news = False
             self.selector.report(self.roster.own_id, self.backends.in_flight)
         now = trio.current_time()
-        pick = self.selector.pick(nodes, now=now, service=entry.service)
+        pick = self.selector.pick(nodes, now=now, service=entry.service, far=self.roster.far(entry.service))
         if pick is None:
             return None
         self.decisions.append(Decision(now, entry.service, entry.client_name, pick, entry.attempts + 1, entry.number))

@@ -127,7 +127,7 @@ class Node:
         self.backends = Backends(self.reactor, settings, on_change=self._own_change, on_load=self._own_load)
         self.roster = Roster(
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
-            reactor=self.reactor, target=settings.target,
+            reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
         )  # fmt: skip
         self.forwarder = Forwarder(
             self.reactor,

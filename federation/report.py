@@ -113,6 +113,7 @@ def explain(node: Node, last: int, connection: int | None = None) -> list[answer
                     "last_used_age_s": round(decision.at - c.last_used, 3) if c.last_used >= 0 else None,
                     "available_vram": c.available_vram,
                     "served": c.served,
+                    "far": c.is_far,
                 }
                 for c in decision.pick.candidates
             ],

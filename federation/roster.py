@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from federation.selection import far_ones
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
@@ -33,6 +35,7 @@ class Roster:
         utc_now: Callable[[], datetime],
         reactor: Reactor,
         target: str | None = None,
+        path_penalty_s: float = 0.0,
     ) -> None:
         self._ledger = ledger
         self._links = links
@@ -40,6 +43,8 @@ class Roster:
         self._utc_now = utc_now
         self._reactor = reactor
         self._target = target
+        self._path_penalty_s = path_penalty_s
+        self._far: dict[str, frozenset[str]] = {}  # by service, for as long as its list
         self._penalties: dict[str, float] = {}
         self._lists: dict[str, list[NodeData]] = {}
         self._lists_until = 0.0
@@ -55,7 +60,19 @@ class Roster:
         nodes = self._lists.get(service)
         if nodes is None:
             nodes = self._lists[service] = self._find(service, now)
+            self._far[service] = self._find_far(nodes)
         return nodes
+
+    def far(self, service: str) -> frozenset[str]:
+        """Of those eligible: who is much further away than the nearest, by peer id."""
+        return self._far.get(service, frozenset())
+
+    def _find_far(self, nodes: list[NodeData]) -> frozenset[str]:
+        paths = {self.own_id: (0.0, False)} if any(node.peer_id == self.own_id for node in nodes) else {}
+        for node in nodes:
+            if (link := self._links.get(node.peer_id)) is not None:
+                paths[node.peer_id] = (link.least_rtt_s or 0.0, link.path == "relayed")
+        return far_ones(paths, self._path_penalty_s)
 
     def _find(self, service: str, now: float) -> list[NodeData]:
         own = self._own()

@@ -3,8 +3,9 @@
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
 1. least in flight: what this entry holds open there, plus what the others are thought to;
-2. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
-3. most free VRAM.
+2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `far_ones`;
+3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
+4. most free VRAM.
 
 Above them: a peer at its capacity comes after everyone who has room. Below them, for a full tie: a hash that differs
 from entry to entry, so that entries that know nothing of each other do not all agree on one peer.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
 
@@ -56,6 +57,7 @@ class Candidate(NamedTuple):
     served: int = 0
     tiebreak: int = 0
     capacity: int = 0
+    is_far: bool = False  # its path is slower than the nearest one's by more than the penalty
 
     @property
     def is_full(self) -> bool:
@@ -64,16 +66,16 @@ class Candidate(NamedTuple):
 
 # An order is a key, smallest first, and the tiers name the key's places; what follows them is the tie-break.
 
-_LOAD_TIERS = ("capacity", "in_flight", "last_used", "available_vram")
-_REQUEST_TIERS = ("capacity", "served", "available_vram")
+_LOAD_TIERS = ("capacity", "in_flight", "path", "last_used", "available_vram")
+_REQUEST_TIERS = ("capacity", "served", "path", "available_vram")
 
 
 def _by_load(c: Candidate) -> tuple[Any, ...]:
-    return (c.is_full, c.in_flight, c.last_used, -c.available_vram, c.tiebreak, c.peer_id)
+    return (c.is_full, c.in_flight, c.is_far, c.last_used, -c.available_vram, c.tiebreak, c.peer_id)
 
 
 def _by_requests(c: Candidate) -> tuple[Any, ...]:
-    return (c.is_full, c.served, -c.available_vram, c.tiebreak, c.peer_id)
+    return (c.is_full, c.served, c.is_far, -c.available_vram, c.tiebreak, c.peer_id)
 
 
 def pick_best(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -91,6 +93,19 @@ def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidat
     if not candidates:
         return None
     return rng.choice([c for c in candidates if not c.is_full] or candidates)
+
+
+def far_ones(paths: Mapping[str, tuple[float, bool]], penalty_s: float) -> frozenset[str]:
+    """Those whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
+
+    `paths`: peer -> (round trip in seconds, is it relayed). A relay costs half the penalty beside its round trip: it
+    takes the bandwidth of somebody else.
+    """
+    if not penalty_s or len(paths) < 2:
+        return frozenset()
+    costs = {peer: rtt_s + (penalty_s / 2 if relayed else 0.0) for peer, (rtt_s, relayed) in paths.items()}
+    nearest = min(costs.values())
+    return frozenset(peer for peer, cost in costs.items() if cost - nearest > penalty_s)
 
 
 class Pick(NamedTuple):
@@ -186,8 +201,12 @@ class Selector:
         self._surprise = 0.0  # connections by which a report changes `others`: moving average over all peers
         self._pace = 0.0  # picks that a peer gets from us between two reports: likewise
 
-    def pick(self, nodes: Iterable[Node], *, now: float, service: str = "default") -> Pick | None:
+    def pick(
+        self, nodes: Iterable[Node], *, now: float, service: str = "default", far: Set[str] = frozenset()
+    ) -> Pick | None:
         """Choose among `nodes` and count the connection there, in one step: no two picks see the same load.
+
+        `far`: peer ids, of `far_ones`.
 
         Whoever picks must `release`, also when the connection comes to nothing. None if there are no nodes.
         """
@@ -199,7 +218,7 @@ class Selector:
             [
                 Candidate(
                     node.peer_id, load.in_flight(followers), load.last_used,
-                    node.available_vram, load.turns, load.tiebreak, node.capacity,
+                    node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in far,
                 )
                 for node, load in offered
             ]

@@ -172,6 +172,9 @@ class FakeRoster:
         nodes = [own, *self.nodes.values()]
         return [node for node in nodes if node.offers(service) and node.peer_id not in self.barred]
 
+    def far(self, _service: str) -> frozenset[str]:
+        return frozenset()
+
     def link(self, peer_id: str) -> Any:
         return self.links.get(peer_id)
 

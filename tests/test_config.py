@@ -108,6 +108,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "control": "127.0.0.1:0",
         "mdns": "false",
         "relay": "false",
+        "path_penalty": "20ms",
         "detect": "false",
         "relay_reservations": "7",
         "relay_circuits": "8",

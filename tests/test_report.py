@@ -98,7 +98,7 @@ class TestPeers:
             "peer_id": peer_id, "name": "bob", "self": False, "online": True, "state": "draining", "available_vram": 5,
             "total_vram": 6, "gpus": [{"name": "y", "total_vram": 6, "available_vram": 5}], "in_flight": 4,
             "in_flight_here": 0, "served": 0, "capacity": 9, "services": {"default": True}, "draining": True,
-            "path": "direct", "rtt_ms": 1.234, "version": "1.2", "addresses": ["/ip4/192.0.2.9/tcp/1"],
+            "path": "direct", "via": "", "rtt_ms": 1.234, "version": "1.2", "addresses": ["/ip4/192.0.2.9/tcp/1"],
         }  # fmt: skip
         me = row(node, "me")
         assert set(me) == {*bob, "last_seen", "last_seen_age_s"}
@@ -295,7 +295,15 @@ class TestExplain:
         assert decision["name"] == ""
         assert (decision["id"], decision["failed"], decision["ended"]) == (0, None, None)
         assert decision["candidates"] == [
-            {"peer_id": "gone", "name": "", "in_flight": 1, "last_used_age_s": None, "available_vram": 2, "served": 0}
+            {
+                "peer_id": "gone",
+                "name": "",
+                "in_flight": 1,
+                "last_used_age_s": None,
+                "available_vram": 2,
+                "served": 0,
+                "far": False,
+            }  # fmt: skip
         ]
 
 

@@ -25,6 +25,8 @@ UP = {"default": True}
 @dataclass
 class FakeLink:
     suspect: bool = False
+    least_rtt_s: float | None = None
+    path: str = "direct"
 
 
 def utc_now() -> datetime:
@@ -44,8 +46,9 @@ class World:
 
     def roster(self, target: str | None = None) -> Roster:
         roster = Roster(
-            ledger=self.ledger, links=self.links, own=self.own_record, utc_now=utc_now, reactor=self.reactor, target=target
-        )
+            ledger=self.ledger, links=self.links, own=self.own_record, utc_now=utc_now, reactor=self.reactor, target=target,
+            path_penalty_s=0.1,
+        )  # fmt: skip
 
         def count() -> None:
             self.changes += 1
@@ -243,3 +246,29 @@ async def test_it_works_before_anybody_listens(mock_clock: MockClock) -> None:
     roster = Roster(ledger=world.ledger, links=world.links, own=world.own_record, utc_now=utc_now, reactor=world.reactor)
     roster.changed()
     assert ids(roster) == []
+
+
+async def test_far_is_said_of_those_who_are_eligible(autojump_clock: trio.testing.MockClock) -> None:
+    """The nearest of them is what the others are compared with; an own backend is nearer than anybody."""
+    world = World()
+    for peer_id, rtt_s, path in (
+        ("near", 0.02, "direct"),
+        ("new", None, "direct"),
+        ("far", 0.2, "direct"),
+        ("round", 0.1, "relayed"),
+    ):
+        world.hear(peer_id)
+        world.links[peer_id] = FakeLink(least_rtt_s=rtt_s, path=path)
+    world.hear("busy", services={"default": False})
+    roster = world.roster()
+    assert roster.far("default") == set()
+    assert set(ids(roster)) == {"near", "new", "far", "round"}
+    assert roster.far("default") == {"far", "round"}
+    del world.links["near"], world.links["new"]
+    roster.changed()
+    ids(roster)
+    assert roster.far("default") == set()
+    world.own["services"] = UP
+    roster.changed()
+    ids(roster)
+    assert roster.far("default") == {"far", "round"}

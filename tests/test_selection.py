@@ -20,6 +20,7 @@ from federation.selection import (
     Candidate,
     Policy,
     Selector,
+    far_ones,
     pick_best,
     pick_least_requests,
     pick_random,
@@ -69,6 +70,36 @@ def serve(entry: Selector, nodes: list[Box], requests: int, *, start: float = 0.
 
 def test_least_in_flight_wins() -> None:
     assert pick_best([candidate("a", in_flight=2), candidate("b", in_flight=1)]).peer_id == "b"
+
+
+def test_then_the_near_before_the_far() -> None:
+    near, far = candidate("a", last_used=9.0), candidate("b", last_used=1.0, available_vram=24 * GB, is_far=True)
+    assert pick_best([far, near]) is near
+    assert pick_least_requests([far, near]) is near
+
+
+def test_load_goes_before_the_path() -> None:
+    assert pick_best([candidate("a", in_flight=2), far := candidate("b", is_far=True)]) is far
+
+
+@pytest.mark.parametrize(
+    ("paths", "far"),
+    [
+        ({}, set()),
+        ({"a": (5.0, True)}, set()),  # the only one is as near as can be
+        ({"a": (0.0, False), "b": (0.1, False)}, set()),  # no more than the penalty
+        ({"a": (0.0, False), "b": (0.11, False)}, {"b"}),
+        ({"a": (0.2, False), "b": (0.25, False), "c": (0.31, False)}, {"c"}),
+        ({"a": (0.0, False), "b": (0.04, True)}, set()),  # a relay costs half the penalty beside its round trip
+        ({"a": (0.0, False), "b": (0.06, True)}, {"b"}),
+        ({"a": (0.03, True), "b": (0.04, True)}, set()),
+    ],
+)
+def test_far_is_who_is_slower_than_the_nearest_by_more_than_the_penalty(
+    paths: dict[str, tuple[float, bool]], far: set[str]
+) -> None:
+    assert far_ones(paths, 0.1) == far
+    assert far_ones(paths, 0) == set()
 
 
 def test_then_the_least_recently_used() -> None:
@@ -155,7 +186,7 @@ def test_the_order_of_the_candidates_does_not_matter(candidates: list[Candidate]
 @given(candidates_of_any_kind)
 def test_each_tier_narrows_down_what_the_one_before_left(candidates: list[Candidate]) -> None:
     left = [c for c in candidates if not c.is_full] or candidates
-    for tier in (lambda c: c.in_flight, lambda c: c.last_used, lambda c: -c.available_vram):
+    for tier in (lambda c: c.in_flight, lambda c: c.is_far, lambda c: c.last_used, lambda c: -c.available_vram):
         best = min(map(tier, left))
         left = [c for c in left if tier(c) == best]
     assert pick_best(candidates) in left
@@ -264,6 +295,10 @@ def test_the_pick_names_the_tier_that_decided() -> None:
     entry.pick(boxes(24, 8), now=1.0)
     assert tier_of_next_pick(entry, boxes(24, 8)) == "served"
 
+    pick = selector().pick(boxes(24, 8), now=1.0, far={"box0"})
+    assert pick is not None
+    assert (pick.chosen.peer_id, pick.tier) == ("box1", "path")
+
     entry = selector()
     entry.report("small", 1)
     assert tier_of_next_pick(entry, [Box("small", capacity=1), Box("large")]) == "capacity"
@@ -279,7 +314,7 @@ def test_the_tier_is_where_the_chosen_leaves_the_runner_up_behind(candidates: li
             entry.pick([Box(c.peer_id)], now=c.last_used + i % 2)
     pick = entry.pick([Box(c.peer_id, c.available_vram, c.capacity) for c in candidates], now=9.0)
     runner_up = pick_best([c for c in pick.candidates if c is not pick.chosen])
-    tiers = ["is_full", "in_flight", "last_used", "available_vram", "tiebreak"]
+    tiers = ["is_full", "in_flight", "is_far", "last_used", "available_vram", "tiebreak"]
     first = next(tier for tier in tiers if getattr(pick.chosen, tier) != getattr(runner_up, tier))
     assert pick.tier == first.replace("is_full", "capacity")
 

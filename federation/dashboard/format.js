@@ -129,6 +129,8 @@ export function reason(decision) {
       const next = best((c) => c.in_flight);
       return `least busy: ${open(chosen.in_flight)}, next is ${who(next)} with ${number(next.in_flight)}`;
     }
+    case "path":
+      return `${tied}, and the others are much further away`;
     case "last_used": {
       if (chosen.last_used_age_s == null) return `${tied}, and not used yet`;
       return `${tied}, and longest unused: ${duration(chosen.last_used_age_s)}`;

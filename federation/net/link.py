@@ -22,6 +22,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
@@ -101,6 +102,8 @@ class Link(IMuxedConn):
         self.suspect = False
         self.retired = False
         self.rtt_s: float | None = None
+        self.least_rtt_s: float | None = None  # of the latest: a moment of load does not make a path long
+        self._rtts: deque[float] = deque(maxlen=4)
         self.local_host = ""  # our own address on its socket; empty without one
         now = trio.current_time()
         self.opened_at = self.last_heard = self._last_ping = self._last_tick = now
@@ -211,6 +214,8 @@ class Link(IMuxedConn):
             self._awaited = None
         if sent == self._last_ping:
             self.rtt_s = trio.current_time() - sent
+            self._rtts.append(self.rtt_s)
+            self.least_rtt_s = min(self._rtts)
 
     # The socket
 

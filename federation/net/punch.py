@@ -139,26 +139,26 @@ class Puncher:
             log.debug("no direct connection could be made; the relay stays", peer=peer)
 
     async def _knock(self, peer: str, endpoint: Endpoint, leads: bool, found: trio.Event) -> None:
-        assert self._listen is not None
-        while not found.is_set():
-            try:
-                stream = await open_from_port(self._listen, *endpoint, within_s=MEETING_S)
-            except ConnectionRefusedError:
-                await trio.sleep(KNOCK_AGAIN_S)
-            except OSError as error:  # no way there from here
-                log.debug("a knock was not possible", peer=peer, at=endpoint, why=str(error))
-                return
-            else:
-                await self._greet(stream, peer, endpoint, leads, found)
+        while not found.is_set() and await self._knock_once(peer, endpoint, leads, found):  # noqa: ASYNC110  # a pause
+            await trio.sleep(KNOCK_AGAIN_S)
 
-    async def _greet(self, stream: trio.SocketStream, peer: str, endpoint: Endpoint, leads: bool, found: trio.Event) -> None:
+    async def _knock_once(self, peer: str, endpoint: Endpoint, leads: bool, found: trio.Event) -> bool:
+        """Whether it is worth another try."""
+        assert self._listen is not None
+        try:
+            stream = await open_from_port(self._listen, *endpoint, within_s=MEETING_S)
+        except ConnectionRefusedError:
+            return True
+        except OSError as error:
+            log.debug("no way there from here", peer=peer, at=endpoint, why=str(error))
+            return False
         try:
             await self._host.met(stream, peer, leads=leads, path=self._path(endpoint))
         except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever answers there
             log.debug("a knock was answered in vain", peer=peer, at=endpoint, why=str(error) or type(error).__name__)
-            await trio.sleep(KNOCK_AGAIN_S)
         else:
             found.set()
+        return True
 
     def _path(self, endpoint: Endpoint) -> Path:
         return "punched" if self._is_outside(endpoint[0]) else "direct"
