@@ -303,7 +303,7 @@ class TestExplain:
                 "available_vram": 2,
                 "served": 0,
                 "far": False,
-            }  # fmt: skip
+            }
         ]
 
 
