@@ -13,7 +13,7 @@ import trio
 
 from federation.net.addresses import MAX_ADDRESSES, PeerAddress
 from federation.net.discovery import interface_ips, local_addresses, local_networks
-from federation.net.punch import MAX_ENDPOINTS, Puncher
+from federation.net.punch import Puncher
 from federation.net.reach import Reach, is_outside
 from federation.net.relay import RelayLimits
 
@@ -50,7 +50,10 @@ class Paths:
         self._networks = local_networks()
         self._listen = settings.p2p_listen
         self.reach = Reach(host, relays=self._relays, networks=lambda: self._networks, on_change=self._reach_changed)
-        self.puncher = Puncher(host, endpoints=self._endpoints, is_outside=lambda ip: is_outside(ip, self._networks))
+        self.puncher = Puncher(
+            host, face_of=self.reach.face_of, own_hosts=self._own_hosts,
+            is_outside=lambda ip: is_outside(ip, self._networks),
+        )  # fmt: skip
         host.routes = self.routes
 
     # Our record
@@ -76,10 +79,8 @@ class Paths:
         before, self.addresses = self.addresses, addresses
         return before != addresses
 
-    def _endpoints(self) -> list[tuple[str, int]]:
-        """Where this node may be met by somebody with whom that is agreed: what members see of it first."""
-        own = [(address.host, address.port) for address in self.addresses if address.ip and not address.is_loopback]
-        return list(dict.fromkeys((*self.reach.mapped.values(), *own)))[:MAX_ENDPOINTS]
+    def _own_hosts(self) -> list[str]:
+        return [address.host for address in self.addresses if address.ip and not address.is_loopback]
 
     def _reach_changed(self) -> None:
         self.read()

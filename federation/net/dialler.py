@@ -6,6 +6,8 @@ And connections from the port where this node listens: a NAT that gives a port o
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from federation.values import HostPort
 
 STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed
+BACKLOG = 8
 CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay
 
 
@@ -37,12 +40,8 @@ async def _first_of(*events: trio.Event) -> None:
 
 async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: float) -> trio.SocketStream:
     """A connection from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    wildcard = "::" if family == socket.AF_INET6 else "0.0.0.0"
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    sock = await _bound(listen, host)
     try:
-        share_port(sock)
-        await sock.bind((wildcard if listen.is_wildcard else listen.host, listen.port))
         with trio.move_on_after(within_s) as patience:
             await sock.connect((host, port))
         if patience.cancelled_caught:
@@ -51,6 +50,34 @@ async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: fl
         sock.close()
         raise
     return trio.SocketStream(sock)
+
+
+async def listen_beside(listen: HostPort) -> tuple[HostPort, list[trio.SocketListener]]:
+    """Listen on a new port that outgoing connections can have too, in IPv4 and, where there is any, IPv6. Raises OSError."""
+    first = await _bound(replace(listen, port=0), "::" if ":" in listen.host else "0.0.0.0")
+    at = replace(listen, port=first.getsockname()[1])
+    sockets = [first]
+    if listen.is_wildcard:
+        with suppress(OSError):  # a machine without IPv6, or the port is taken there
+            sockets.append(await _bound(at, "::" if first.family == socket.AF_INET else "0.0.0.0"))
+    for sock in sockets:
+        sock.listen(BACKLOG)
+    return at, [trio.SocketListener(sock) for sock in sockets]
+
+
+async def _bound(listen: HostPort, towards: str) -> trio.socket.SocketType:
+    family = socket.AF_INET6 if ":" in towards else socket.AF_INET
+    wildcard = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        share_port(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((wildcard if listen.is_wildcard else listen.host, listen.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def share_port(sock: trio.socket.SocketType) -> None:

@@ -135,8 +135,6 @@ class Host:
         self.relay = Relay(reactor, self.links, relay, self.complain)
         self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # the relays through which a peer is reached
         self._routes_changed = trio.Event()
-        # Endpoint of a peer with whom we agreed to dial each other now: peer, do we speak first, path, set when linked.
-        self.expected: dict[tuple[str, int], tuple[str, bool, Path, trio.Event]] = {}
         self.seen_from: dict[bytes, tuple[str, int]] = {}  # where members' latest connections came from, by handshake
         self._services: dict[str, Callable[[Link, Channel, str], None]] = {
             RESERVE: self.relay.reserve,
@@ -260,12 +258,9 @@ class Host:
             except trio.ClosedResourceError:
                 return
             try:
-                host, port = stream.socket.getpeername()[:2]
+                host = stream.socket.getpeername()[0]
             except OSError:  # gone already
                 await trio.aclose_forcefully(stream)
-                continue
-            if (host, port) in self.expected:
-                self._nursery.start_soon(self._meet_at_the_door, stream, *self.expected[host, port])
                 continue
             if not self._paces.of(_machine_of(host)).take(trio.current_time()):
                 self.rejected["too often"] += 1
@@ -544,17 +539,6 @@ class Host:
             stream = await trio.open_tcp_stream(address.host, address.port)
             peer_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
             return await self.upgrade(tcp_connection(stream, initiator=True), peer_id)
-
-    async def _meet_at_the_door(
-        self, stream: trio.SocketStream, peer: str, leads: bool, path: Path, found: trio.Event
-    ) -> None:
-        """Whom we are dialling this moment has dialled us, and its SYN found the listener."""
-        try:
-            await self.met(stream, peer, leads=leads, path=path)
-        except Exception as error:  # noqa: BLE001  # as in _admit
-            log.debug("no direct connection", peer=peer, why=str(error) or type(error).__name__)
-        else:
-            found.set()
 
     async def met(self, stream: trio.SocketStream, peer: str, *, leads: bool, path: Path) -> Link:
         """A link from a connection that both sides dialled. Raises as `upgrade` does, for another peer too."""

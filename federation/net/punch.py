@@ -1,16 +1,20 @@
-"""From a relayed link to a direct one: both sides dial each other at the same moment, each from the port where it listens.
+"""From a relayed link to a direct one: both sides dial each other at the same moment.
 
 A NAT lets in what looks like an answer to what went out. The relayed link carries the appointment: the side that dialled it
-leads. It says where it can be met, hears the same, and takes the time of that; "go", and half a round trip later both
-connect. SYNs that cross make one connection that both sides dialled, so who speaks first in the handshake is agreed: the
-leader. Works where NATs give a port the same face to everybody; elsewhere the link stays relayed. Tunnels that are open on
-the relayed link stay there until they end.
+leads. Each side takes a new port, listens and dials from it, and has a member outside say what the NAT makes of it: a port
+that was used before has left traces in NATs, and answers that do not fit them are lost. They tell each other where they
+are to be met; "go", and half a round trip later both connect. SYNs that cross make one connection that both sides dialled,
+so who speaks first in the handshake is agreed: the leader. Works where NATs give a port the same face to everybody;
+elsewhere the link stays relayed. Tunnels that are open on the relayed link stay there until they end.
 
-    leader:    [endpoint, ...]     the other:    [endpoint, ...]     leader:    "go"
+    leader:    [endpoint, ...]     "when"                       "go"
+    other:                    [endpoint, ...]     "now"
 """
 
 from __future__ import annotations
 
+import errno
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,10 +23,10 @@ import trio
 from federation.errors import FederationError, ProtocolViolation
 from federation.net import messages
 from federation.net.addresses import PeerAddress
-from federation.net.dialler import open_from_port
+from federation.net.dialler import listen_beside, open_from_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from federation.net.host import Host
     from federation.net.link import Link, Path
@@ -32,29 +36,37 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PROTOCOL = "/federation/punch/1"
-APPOINTMENT_S = 8.0  # from the first word to "go"
+APPOINTMENT_S = 12.0  # from the first word to "go"
 MEETING_S = 3.5  # how long both knock: a SYN that came too early is sent again after 1 s, and after 2 s more
 KNOCK_AGAIN_S = 0.05  # a NAT that refuses instead of dropping has to be hit at the right moment
 RETRY_AFTER_S = (0.2, 2.0, 5.0, 15.0, 60.0, 300.0)  # the last one is repeated
 MAX_ENDPOINTS = 12
 MAX_MESSAGE = 2048
+NO_USE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EAFNOSUPPORT, errno.EINVAL)
 Endpoint = tuple[str, int]
 
 
 class Puncher:
-    """`endpoints()`: where this node may be met, best first. `is_outside(host)`: not on this machine's own subnets."""
+    """`face_of(listener)`: how outsiders see that port of ours; None: nobody can tell. `own_hosts()`: this machine's own
+    addresses, where a peer on the same network meets us. `is_outside(host)`: not on this machine's own subnets."""
 
     def __init__(
-        self, host: Host, *, endpoints: Callable[[], Sequence[Endpoint]], is_outside: Callable[[str], bool]
+        self,
+        host: Host,
+        *,
+        face_of: Callable[[HostPort], Awaitable[Endpoint | None]],
+        own_hosts: Callable[[], Sequence[str]],
+        is_outside: Callable[[str], bool],
     ) -> None:
         self._host = host
-        self._endpoints = endpoints
+        self._face_of = face_of
+        self._own_hosts = own_hosts
         self._is_outside = is_outside
         self._listen: HostPort | None = None
         self._nursery: trio.Nursery | None = None
         self._again = trio.Event()
         self._meeting: set[str] = set()
-        host.handle_stream(PROTOCOL, self._answer)
+        host.handle_stream(PROTOCOL, self._follow)
 
     async def run(self, listen: HostPort) -> None:
         self._listen = listen
@@ -85,83 +97,117 @@ class Puncher:
 
     async def _lead(self, link: Link) -> None:
         try:
-            with trio.fail_after(APPOINTMENT_S):
-                stream = await self._host.open_stream(link.peer, PROTOCOL)
-                async with stream:
-                    started = trio.current_time()
-                    await messages.send(stream, list(self._endpoints()))
-                    theirs = _read_endpoints(await messages.receive(stream, at_most=MAX_MESSAGE))
-                    rtt_s = trio.current_time() - started
-                    await messages.send(stream, "go")
-                    await stream.send_eof()
-            await trio.sleep(rtt_s / 2)
+            async with self._door(link.peer) as (at, listeners):
+                with trio.fail_after(APPOINTMENT_S):
+                    ours = await self._endpoints(at)
+                    stream = await self._host.open_stream(link.peer, PROTOCOL)
+                    async with stream:
+                        await messages.send(stream, ours)
+                        theirs = _read_endpoints(await messages.receive(stream, at_most=MAX_MESSAGE))
+                        started = trio.current_time()
+                        await messages.send(stream, "when")
+                        await _hear(stream, "now")
+                        rtt_s = trio.current_time() - started
+                        await messages.send(stream, "go")
+                        await stream.send_eof()
+                await trio.sleep(rtt_s / 2)
+                log.debug("dialling each other", peer=link.peer, ours=ours, theirs=theirs)
+                await self._meet(link.peer, at, listeners, theirs, leads=True)
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("no appointment for a direct connection", peer=link.peer, why=str(error) or type(error).__name__)
-            return
-        await self._meet(link.peer, theirs, leads=True)
 
-    async def _answer(self, peer: str, stream: TrioStream) -> None:
-        with trio.move_on_after(APPOINTMENT_S) as patience:
-            async with stream:
-                theirs = _read_endpoints(await messages.receive(stream, at_most=MAX_MESSAGE))
-                await messages.send(stream, list(self._endpoints()))
-                if await messages.receive(stream, at_most=MAX_MESSAGE) != "go":
-                    raise ProtocolViolation("not the word that was agreed")
-        if not patience.cancelled_caught and self._nursery is not None:
-            self._nursery.start_soon(self._meet_as_led, peer, theirs)
+    async def _follow(self, peer: str, stream: TrioStream) -> None:
+        async with self._door(peer) as (at, listeners):
+            with trio.fail_after(APPOINTMENT_S):
+                async with stream:
+                    theirs = _read_endpoints(await messages.receive(stream, at_most=MAX_MESSAGE))
+                    ours = await self._endpoints(at)
+                    await messages.send(stream, ours)
+                    await _hear(stream, "when")
+                    await messages.send(stream, "now")
+                    await _hear(stream, "go")
+            log.debug("dialling each other", peer=peer, ours=ours, theirs=theirs)
+            await self._meet(peer, at, listeners, theirs, leads=False)
 
-    async def _meet_as_led(self, peer: str, theirs: list[Endpoint]) -> None:
-        await self._meet(peer, theirs, leads=False)
-
-    async def _meet(self, peer: str, theirs: list[Endpoint], *, leads: bool) -> None:
-        """Knock everywhere until there is a direct link."""
-        if peer in self._meeting:
-            return  # both had a relayed link of their own for a moment, and both led
+    @asynccontextmanager
+    async def _door(self, peer: str) -> AsyncIterator[tuple[HostPort, list[trio.SocketListener]]]:
+        """A port for one meeting. Raises OSError, and ProtocolViolation while another one with the peer goes on."""
+        if peer in self._meeting or self._listen is None:
+            raise ProtocolViolation("we are about to meet already")  # both had a relayed link for a moment, and both lead
         self._meeting.add(peer)
-        log.debug("dialling each other", peer=peer, theirs=theirs, ours=self._endpoints())
-        host = self._host
-        found = trio.Event()
-        for endpoint in theirs:  # the other's SYN may find our listener instead of our own
-            host.expected[endpoint] = (peer, leads, self._path(endpoint), found)
         try:
-            with trio.move_on_after(MEETING_S) as meeting:
-                async with trio.open_nursery() as nursery:
-                    for endpoint in theirs:
-                        nursery.start_soon(self._knock, peer, endpoint, leads, found)
-                    await found.wait()
-                    nursery.cancel_scope.cancel()
+            at, listeners = await listen_beside(self._listen)
+            try:
+                yield at, listeners
+            finally:
+                for listener in listeners:
+                    listener.socket.close()
         finally:
             self._meeting.discard(peer)
-            for endpoint in theirs:
-                if host.expected.get(endpoint, (None, None, None, None))[3] is found:
-                    del host.expected[endpoint]
+
+    async def _endpoints(self, at: HostPort) -> list[Endpoint]:
+        face = await self._face_of(at)
+        own = [(host, at.port) for host in self._own_hosts()]
+        return list(dict.fromkeys((*([face] if face is not None else []), *own)))[:MAX_ENDPOINTS]
+
+    async def _meet(
+        self, peer: str, at: HostPort, listeners: list[trio.SocketListener], theirs: list[Endpoint], *, leads: bool
+    ) -> None:
+        """Knock everywhere and open whoever knocks, until there is a direct link."""
+        found = trio.Event()
+        with trio.move_on_after(MEETING_S) as meeting:
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(self._open, nursery, listener, peer, leads, found)
+                for endpoint in theirs:
+                    nursery.start_soon(self._knock, at, endpoint, peer, leads, found)
+                await found.wait()
+                nursery.cancel_scope.cancel()
         if meeting.cancelled_caught:
             log.debug("no direct connection could be made; the relay stays", peer=peer)
 
-    async def _knock(self, peer: str, endpoint: Endpoint, leads: bool, found: trio.Event) -> None:
-        while not found.is_set() and await self._knock_once(peer, endpoint, leads, found):  # noqa: ASYNC110  # a pause
+    async def _open(
+        self, nursery: trio.Nursery, listener: trio.SocketListener, peer: str, leads: bool, found: trio.Event
+    ) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+                host = stream.socket.getpeername()[0]
+            except OSError:
+                await trio.sleep(KNOCK_AGAIN_S)
+                continue
+            nursery.start_soon(self._greet, stream, host, peer, leads, found)
+
+    async def _knock(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> None:
+        while await self._knock_once(at, endpoint, peer, leads, found):  # noqa: ASYNC110  # a pause
             await trio.sleep(KNOCK_AGAIN_S)
 
-    async def _knock_once(self, peer: str, endpoint: Endpoint, leads: bool, found: trio.Event) -> bool:
+    async def _knock_once(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> bool:
         """Whether it is worth another try."""
-        assert self._listen is not None
         try:
-            stream = await open_from_port(self._listen, *endpoint, within_s=MEETING_S)
-        except ConnectionRefusedError:
-            return True
+            stream = await open_from_port(at, *endpoint, within_s=MEETING_S)
         except OSError as error:
-            log.debug("no way there from here", peer=peer, at=endpoint, why=str(error))
-            return False
-        try:
-            await self._host.met(stream, peer, leads=leads, path=self._path(endpoint))
-        except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever answers there
-            log.debug("a knock was answered in vain", peer=peer, at=endpoint, why=str(error) or type(error).__name__)
-        else:
-            found.set()
+            return _errno(error) not in NO_USE
+        await self._greet(stream, endpoint[0], peer, leads, found)
         return True
 
-    def _path(self, endpoint: Endpoint) -> Path:
-        return "punched" if self._is_outside(endpoint[0]) else "direct"
+    async def _greet(self, stream: trio.SocketStream, host: str, peer: str, leads: bool, found: trio.Event) -> None:
+        path: Path = "punched" if self._is_outside(host) else "direct"
+        try:
+            await self._host.met(stream, peer, leads=leads, path=path)
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever is there
+            log.debug("somebody else, or nobody, is there", peer=peer, at=host, why=str(error) or type(error).__name__)
+        else:
+            found.set()
+
+
+async def _hear(stream: TrioStream, word: str) -> None:
+    if await messages.receive(stream, at_most=MAX_MESSAGE) != word:
+        raise ProtocolViolation("not the word that was agreed")
+
+
+def _errno(error: OSError) -> int | None:
+    return error.errno if error.errno is not None else getattr(error.__cause__, "errno", None)
 
 
 def _read_endpoints(message: Any) -> list[Endpoint]:

@@ -92,7 +92,6 @@ class Reach:
         self._listen: HostPort | None = None
         self.verdicts = Verdicts()
         self.public: dict[tuple[str, int], None] = {}  # where outsiders reached us, in their order
-        self.mapped: dict[str, tuple[str, int]] = {}  # by who saw it: what a NAT makes of our own port
         self._asked: dict[str, float] = {}
         self._asking = 0
         self._answered: dict[str, float] = {}
@@ -124,7 +123,6 @@ class Reach:
         """This machine's addresses changed: all has to be found out anew."""
         self.verdicts = Verdicts()
         self.public.clear()
-        self.mapped.clear()
         self._asked.clear()
         self._look.set()
 
@@ -165,32 +163,50 @@ class Reach:
     async def _ask(self, link: Link) -> None:
         try:
             with trio.fail_after(ASK_TIMEOUT_S):
-                shown = await self._show_own_port(link)
-                stream = await self._host.open_stream(link.peer, PROTOCOL)
-                async with stream:
-                    assert self._listen is not None
-                    await messages.send(stream, [[self._listen.port], shown])
-                    seen, mapped, ports = _read_answer(await messages.receive(stream, at_most=MAX_MESSAGE))
+                assert self._listen is not None
+                shown = await self._show_port(link, self._listen)
+                seen, mapped, ports = await self._question(link, [self._listen.port], shown)
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
             return
         finally:
             self._asking -= 1
         log.debug("a member says how it sees us", peer=link.peer, seen=seen, mapped=mapped, ports=ports)
-        if mapped is not None:
-            self.mapped[link.peer] = mapped
         for port in ports:
             self.public[seen[0], port] = None
         self._judge(link.peer, reached=bool(ports))
         self._look.set()
 
-    async def _show_own_port(self, link: Link) -> bytes | None:
-        """A short connection from the port where we listen: the member sees what a NAT between us makes of it."""
+    async def face_of(self, listen: HostPort) -> tuple[str, int] | None:
+        """What the world sees of a port of ours: as the nearest member outside of our networks says. None: nobody can."""
+        outside = [
+            link for link in self._host.links.values()
+            if link.path == "direct" and link.is_initiator and self._is_outside(link)
+        ]  # fmt: skip
+        for link in sorted(outside, key=lambda link: self._nearness(link.peer))[:2]:
+            try:
+                with trio.fail_after(ASK_TIMEOUT_S / 2):
+                    shown = await self._show_port(link, listen)
+                    if shown is not None:
+                        return (await self._question(link, [], shown))[1]
+            except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:  # noqa: PERF203
+                log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
+        return None
+
+    async def _question(
+        self, link: Link, ports: list[int], shown: bytes | None
+    ) -> tuple[tuple[str, int], tuple[str, int] | None, list[int]]:
+        stream = await self._host.open_stream(link.peer, PROTOCOL)
+        async with stream:
+            await messages.send(stream, [ports, shown])
+            return _read_answer(await messages.receive(stream, at_most=MAX_MESSAGE))
+
+    async def _show_port(self, link: Link, listen: HostPort) -> bytes | None:
+        """A short connection from that port of ours: the member sees what a NAT between us makes of it."""
         if not link.is_initiator or link.remote_address is None:
             return None
-        assert self._listen is not None
         try:
-            stream = await open_from_port(self._listen, *link.remote_address, within_s=DIAL_BACK_S)
+            stream = await open_from_port(listen, *link.remote_address, within_s=DIAL_BACK_S)
             return await self._host.probe(stream, link.peer)
         except Exception as error:  # noqa: BLE001  # as in Host._admit; what is not learnt here only costs a hole punched
             log.debug("our own port was not shown", peer=link.peer, why=str(error) or type(error).__name__)
@@ -213,16 +229,19 @@ class Reach:
         now = trio.current_time()
         async with stream:
             ports, shown = _read_question(await messages.receive(stream, at_most=MAX_MESSAGE))
-            if link is None or link.remote_address is None or now - self._answered.get(peer, -1e9) < ANSWER_EVERY_S:
+            if link is None or link.remote_address is None:
                 return
-            self._answered[peer] = now
+            if ports:
+                if now - self._answered.get(peer, -1e9) < ANSWER_EVERY_S:
+                    return
+                self._answered[peer] = now
             host = link.remote_address[0]
             mapped = None if shown is None else self._host.seen_from.get(shown)
             if mapped is not None and mapped[0] != host:
                 mapped = None
             found: list[int] = []
             async with trio.open_nursery() as nursery:
-                for port in dict.fromkeys((*ports, *((mapped[1],) if mapped else ()))):
+                for port in dict.fromkeys((*ports, *((mapped[1],) if mapped and ports else ()))):
                     nursery.start_soon(self._dial_back, host, port, peer, found)
             await messages.send(stream, [link.remote_address, mapped, found])
             await stream.send_eof()

@@ -60,13 +60,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         fleet.server("echo", places["dan"], port=8081)
         fleet.server("echo", places["cat"], port=8081)
         for name in ("relay2", "ann", "cat", "dan"):
-            echo = ("--backend=echo=127.0.0.1:8081",) if name in ("cat", "dan") else ()
+            echo = ("--backend=echo=127.0.0.1:8081", "--log-level=debug") if name in ("cat", "dan") else ("--mdns", "--log-level=debug")
             world.nodes[name] = fleet.node(
                 name, places[name], *echo, "--listen=echo=127.0.0.1:8481",
-                backend=backends.get(name), peer=world.relay1, wait=False,
+                backend=backends.get(name), peer=world.relay1,
             )  # fmt: skip
-        for node in world.nodes.values():
-            world.ready_at = node.wait_ready()
+        world.ready_at = time.monotonic()
         world.nodes["bob"] = fleet.node(
             "bob", places["bob"], "--mdns", "--listen=echo=127.0.0.1:8481", backend=backends["bob"], wait=False
         )
