@@ -12,7 +12,7 @@ from fleet import BACKENDS, Fleet
 from harness import Daemon, Server, http_get
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from harness import Response
     from topology import Namespace
@@ -89,6 +89,7 @@ class NetFleet(Fleet):
         *options: str,
         backend: Server | None = None,
         peer: NetDaemon | None = None,
+        services: Sequence[str] = ("default",),
         wait: bool = True,
     ) -> NetDaemon:
         arguments = ["--token-file", str(self.token_file), *options]
@@ -96,7 +97,7 @@ class NetFleet(Fleet):
             arguments += ["--backend", f"127.0.0.1:{backend.address[1]}"]
         if peer is not None:
             arguments += ["--peer", peer.multiaddr]
-        daemon = NetDaemon(name, self.directory / name, arguments, ("default",), self.environment)
+        daemon = NetDaemon(name, self.directory / name, arguments, services, self.environment)
         daemon.namespace = namespace
         daemon.facts["p2p"] = f"0.0.0.0:{P2P_PORT}"
         self.processes.append(daemon)
