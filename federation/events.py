@@ -37,7 +37,8 @@ log = structlog.get_logger(__name__)
 STATE_EVERY_S = 1.0
 DECISIONS_EVERY_S = 0.25
 DECISIONS_AT_ONCE = 10
-MAX_SHARE = 0.02  # of a core for producing states: in a large network they come less often
+MAX_SHARE = 0.02  # of a core for producing states: in a large network they come less often,
+RAREST_S = 5.0  # but often enough that the page sees that the connection lives
 LINGER_S = 60.0  # without clients, so that one that reconnects misses nothing
 RING_BYTES = 4 * 1024 * 1024
 RING_EVENTS = 1024
@@ -86,7 +87,8 @@ class Hub:
             begun = trio.current_time()
             self._look(begun, is_news)
             is_news = True
-            await trio.sleep(max(DECISIONS_EVERY_S, (trio.current_time() - begun) / MAX_SHARE))
+            cost_s = trio.current_time() - begun
+            await trio.sleep(min(RAREST_S, max(DECISIONS_EVERY_S, cost_s / MAX_SHARE)))
 
     def _look(self, now: float, is_news: bool) -> None:
         """Publish what is new, or due."""

@@ -161,6 +161,23 @@ async def test_who_comes_back_hears_what_it_missed(hub: Hub, autojump_clock: Moc
     assert first.told + again.told == [told for told in stays.told if told[0] >= first.told[0][0]]
 
 
+async def test_but_not_so_rarely_that_it_looks_dead(
+    hub: Hub, autojump_clock: MockClock, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = node.status
+
+    def very_slow_status() -> dict[str, Any]:
+        autojump_clock.jump(2.0)
+        return status()
+
+    monkeypatch.setattr(node, "status", very_slow_status)
+    client = Client()
+    async with running(hub) as nursery:
+        nursery.start_soon(follow, hub, client)
+        await trio.sleep(70)
+    assert len(client.told) >= 9
+
+
 @pytest.mark.parametrize("after", [0, 2**62])
 async def test_ids_of_another_time_do_no_harm(hub: Hub, autojump_clock: MockClock, after: int) -> None:
     client = Client()
