@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import secrets
 import socket
 import sys
@@ -21,6 +22,7 @@ from federation.net.discovery import (
     decode_txt,
     encode_txt,
     instance_name,
+    interface_ips,
     local_addresses,
     multicast_interfaces,
     service_name,
@@ -85,6 +87,16 @@ class TestLocalAddresses:
         found = local_addresses("0.0.0.0", 4484)
         assert found
         assert [str(PeerAddress.parse(text)) for text in found] == found
+
+
+def test_without_descriptors_the_interfaces_are_those_of_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = interface_ips()
+
+    def no_descriptor() -> list[ifaddr.Adapter]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(ifaddr, "get_adapters", no_descriptor)
+    assert interface_ips() == before != set()
 
 
 class TestMulticastInterfaces:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import itertools
+import os
 import select
 import socket
 import struct
@@ -242,6 +244,22 @@ async def test_a_half_record_behind_the_negotiation_is_finished_by_the_socket() 
         await link.close()
         await stream.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def test_without_a_descriptor_only_the_link_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    host, reactor = Host(), Reactor()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+
+    def no_descriptor(_fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", no_descriptor)
+    await link.start()
+    assert host.closed == ["Too many open files"]
+    assert link.event_started.is_set()
+    await stream.aclose()
+    reactor._poller.close()
 
 
 async def test_the_link_has_the_socket_to_itself_and_small_records_leave_at_once() -> None:

@@ -16,6 +16,7 @@ import ipaddress
 import secrets
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -61,8 +62,23 @@ _BRIDGES = (
 )
 
 
+class _Interfaces:
+    """This machine's interfaces now or, while no descriptor is left to ask the kernel with, when that last worked."""
+
+    def __init__(self) -> None:
+        self._last: list[ifaddr.Adapter] = []
+
+    def __call__(self) -> list[ifaddr.Adapter]:
+        with suppress(OSError):
+            self._last = list(ifaddr.get_adapters())
+        return self._last
+
+
+interfaces = _Interfaces()
+
+
 def local_addresses(
-    listen_host: str, port: int, *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters
+    listen_host: str, port: int, *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
 ) -> list[str]:
     """The multiaddrs under which a listener is reached, best first, at most MAX_ADDRESSES.
 
@@ -85,13 +101,13 @@ def local_addresses(
     return list(distinct)[:MAX_ADDRESSES]
 
 
-def interface_ips(*, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters) -> set[str]:
+def interface_ips(*, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces) -> set[str]:
     """This machine's addresses, all of them."""
     return {str(_ip(entry)) for adapter in adapters() for entry in adapter.ips}
 
 
 def local_networks(
-    *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters
+    *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
 ) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """The subnets that this machine is in."""
     return [
@@ -103,7 +119,7 @@ def local_networks(
 
 
 def multicast_interfaces(
-    addresses: Iterable[PeerAddress], *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = ifaddr.get_adapters
+    addresses: Iterable[PeerAddress], *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
 ) -> list[str | int]:
     """Where to speak mDNS, as zeroconf wants it: IPv4 addresses, and indexes of interfaces for IPv6.
 

@@ -391,7 +391,11 @@ class Link(IMuxedConn):
     async def start(self) -> None:
         """Run by the swarm until the link ends."""
         if not self._closed.is_set():
-            sock = await _take_socket(self._secured)
+            try:
+                sock = await _take_socket(self._secured)
+            except OSError as error:  # no descriptor left; what leaves this task ends the swarm
+                sock = None
+                self.fail(error.strerror or "the connection broke")
             if self._closed.is_set():  # failed meanwhile
                 if sock is not None:
                     sock.close()
