@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
 from contextlib import asynccontextmanager
@@ -390,6 +391,22 @@ async def test_both_ended_in_front_of_what_was_not_read_yet(epoll: bool | None) 
         await until(lambda: closed)
         assert sink.heard == [b"last words", "EOF"]
         assert end.error is None
+
+
+async def test_what_is_closed_waits_for_no_garbage_collector() -> None:
+    """Thousands of connections a second: cycles would cost a tenth of the time, and pauses."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with spliced() as s:
+            await s.client.send_eof()
+            await s.server.send_eof()
+            await until(s.both_closed)
+        del s
+        await trio.testing.wait_all_tasks_blocked()
+        assert [end for end in gc.get_objects() if isinstance(end, SocketEnd)] == []
+    finally:
+        gc.enable()
 
 
 @either_poller
