@@ -572,3 +572,12 @@ def test_join_without_a_backend_offers_what_runs_here(run: Run, daemon: FakeDaem
         run("join", *unasked)
     assert len(asked) == 1
     assert daemon.starts[-2][0].backends == ()
+
+
+def test_a_reader_that_goes_away_is_no_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(_args: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setitem(cli._COMMANDS, "version", version)
+    ran = run("version")
+    assert (ran.code, ran.err) == (0, "")
