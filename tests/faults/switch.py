@@ -5,45 +5,17 @@ Only in the sandbox that scripts/faults makes: mount, network and process namesp
 
 from __future__ import annotations
 
-import ctypes
-import os
-import subprocess
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+import netfleet
+from topology import Namespace, run
 
 BRIDGE, OTHER_BRIDGE = "br0", "br1"
-NETNS = Path("/run/netns")
-CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
-    return done.stdout
-
-
-def _enter(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-@contextmanager
-def inside(machine: str) -> Iterator[None]:
+def inside(machine: str) -> AbstractContextManager[None]:
     """Sockets that this thread opens, and processes that it starts, are on that machine's network."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    there = os.open(NETNS / machine, os.O_RDONLY)
-    try:
-        _enter(there)
-        yield
-    finally:
-        _enter(home)
-        os.close(home)
-        os.close(there)
+    return netfleet.inside(Namespace(machine))
 
 
 class Switch:

@@ -67,8 +67,9 @@ def test_small_mtu(lab, trial) -> None:
     with trial("MTU 576", "exit", lossy=True) as it:
         lab.switch.no_offload()
         it.strike(lab.switch.mtu, "exit", 576)
-        it.cure(int)
         it.last(lab.seconds(40, 25))  # a link dies of it as soon as it carries something large
+        lab.wait_whole()  # by links that know
+        it.cure(lab.switch.mtu, "exit", 1500)
         it.wait_back()
 
 
@@ -80,6 +81,5 @@ def test_blackhole(lab, trial) -> None:
         box.kill()
         it.wait_out()
         it.last(lab.seconds(20, 5))
-        it.cure(box.launch)
-        box.wait_ready()
+        it.restart(box)
         it.wait_back()

@@ -40,7 +40,7 @@ def read_only(box: Box):
     try:
         yield
     finally:
-        run("umount", str(box.state_dir))
+        run("umount", "--lazy", str(box.state_dir))  # the daemon that runs now has files open there
 
 
 @pytest.mark.parametrize("disk", [full_disk, read_only])
@@ -57,8 +57,7 @@ def test_disk(lab, trial, disk) -> None:
         with it.away("exit"):
             box.kill()
             it.wait_out()
-            it.cure(box.launch)
-            box.wait_ready()
+            it.restart(box)
             it.wait_back()
 
 
@@ -72,8 +71,7 @@ def test_corrupt_state(lab, trial, damage) -> None:
         for name in ("incarnation", "peers.json", "daemon.json"):
             path = box.state_dir / name
             path.write_bytes(path.read_bytes()[:1] if damage == "truncated" else os.urandom(300))
-        it.cure(box.launch)
-        box.wait_ready()
+        it.restart(box)
         it.wait_back()
 
 

@@ -16,8 +16,7 @@ def test_sigkill(lab, trial, who) -> None:
         it.strike(box.kill)
         it.wait_out()
         it.last(lab.seconds(10, 3))
-        it.cure(box.launch)
-        box.wait_ready()
+        it.restart(box)
         it.wait_back()
 
 
@@ -50,8 +49,7 @@ def test_restart(lab, trial, who) -> None:
         it.strike(box.signal, signal.SIGTERM)
         it.wait_out()
         box.wait(within=45)  # its clients' streams are given their time
-        it.cure(box.launch)
-        box.wait_ready()
+        it.restart(box)
         it.wait_back()
 
 
@@ -63,8 +61,7 @@ def test_lost_state(lab, trial, who) -> None:
         it.strike(box.kill)
         it.wait_out()
         box.lose_state()
-        it.cure(box.launch)
-        box.wait_ready()
+        it.restart(box)
         it.wait_back()
 
 
@@ -74,6 +71,5 @@ def test_rolling_restart(lab, trial) -> None:
         for name, box in lab.boxes.items():
             with it.away(name):
                 box.stop(within=45)
-                it.cure(box.launch)
-                box.wait_ready()
+                it.restart(box)
             it.wait_back()

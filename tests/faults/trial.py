@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STEADY = 20  # short requests of each entry before the fault
+STEADY_S = 30.0
 AFTERMATH_S = 4.0  # of traffic when all is back
 SETTLE_S = 30.0  # longer than a dead link is kept, so that whatever the fault left has had its chance to go
 GROWTH_BYTES = 24 * 2**20  # of resident memory, in one trial: Python's heap does not shrink to the byte
@@ -115,12 +116,16 @@ class Trial:
         self._before = lab.vitals()
         self._clients.start()
 
-        def is_steady() -> bool:
-            done = [self._clients.records(name) for name in lab.boxes]
-            by = {record.get("by") for records in done for record in records}
-            return all(len(records) >= STEADY for records in done) and by >= set(lab.backends)
+        def missing() -> list[str]:
+            done = {name: self._clients.records(name) for name in lab.boxes}
+            by = {record.get("by") for records in done.values() for record in records}
+            slow = [f"{name} answered {len(records)} clients" for name, records in done.items() if len(records) < STEADY]
+            return [*slow, *(f"nobody was sent to {name}" for name in set(lab.backends) - by)]
 
-        wait_until(is_steady, within=30, what="steady traffic at every entry, with answers from every backend")
+        deadline = time.monotonic() + STEADY_S
+        while problems := missing():
+            assert time.monotonic() < deadline, f"no steady traffic: {', '.join(problems)}"
+            time.sleep(0.1)
 
     # The fault
 
@@ -143,6 +148,11 @@ class Trial:
     def cure(self, action: Callable[..., object], *arguments: object) -> None:
         self.cured = time.monotonic()
         action(*arguments)
+
+    def restart(self, box: Box) -> None:
+        """From when it says that it is ready: how long Python takes to import is another matter."""
+        box.launch()
+        self.cured = box.wait_ready()
 
     def wait_back(self, within: float = 60.0) -> None:
         """Until everybody, the victim included, sees everybody."""
