@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 from tests import fuzz
 from tests.fuzz import CORPUS, TARGETS, Crash, Fuzzer, run_one
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @pytest.fixture(autouse=True)
-def _topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gossip target exchanges it: it is put back."""
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The gossip target exchanges the topic, and `main` the logging: both are put back."""
     monkeypatch.setattr(fuzz.gossip_module, "Topic", fuzz.gossip_module.Topic)
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -35,7 +35,7 @@ def ours_within(root: object) -> Iterator[object]:
         if id(found) in seen or isinstance(found, type(gc)):
             continue
         seen.add(id(found))
-        if type(found).__module__.startswith("federation"):
+        if str(type(found).__module__).startswith("federation"):
             yield found
         if not isinstance(found, type):
             todo += gc.get_referents(found)
