@@ -2,7 +2,7 @@
 
     idle    connects and says nothing
     slow    sends a byte of its request a second
-    deaf    asks, and never reads the answer
+    deaf    sends half a megabyte, and never reads what comes back
     uploads sends without end what nobody has asked for
 
 A line says how many connects were accepted; after it, a line with how many are still open each time a line comes in.
@@ -30,7 +30,7 @@ async def client(address, kind: str, opened: asyncio.Queue) -> None:
                 await asyncio.sleep(1)
         elif kind == "deaf":
             writer.transport.pause_reading()
-            writer.write(b"GET /deaf HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            writer.write(bytes(512 * 1024))
             await asyncio.sleep(3600)
         elif kind == "uploads":
             while True:

@@ -98,7 +98,7 @@ def test_5000_connections(entry, exit_node, figure) -> None:
 
 def test_deaf_and_boundless_ones_cost_a_bounded_amount_of_memory(entry, exit_node, figure) -> None:
     memory = {node.name: node.rss_bytes() for node in (entry, exit_node)}
-    with crowd(entry.entry("http"), "deaf", UPLOADERS), crowd(entry.entry("echo"), "uploads", UPLOADERS) as boundless:
+    with crowd(entry.entry("echo"), "deaf", UPLOADERS), crowd(entry.entry("echo"), "uploads", UPLOADERS) as boundless:
         wait_until(lambda: in_flight(entry) == 2 * UPLOADERS, within=30, what="they are carried")
         for _ in range(20):
             assert http_get(entry.entry("http")).body == b"exit"
