@@ -37,7 +37,7 @@ def test_one_way_loss(lab, trial, direction) -> None:
 
 def test_partition(lab, trial) -> None:
     right = NAMES - LEFT
-    with trial("partition 2|3", *right, lossy=True) as it:
+    with trial("partition 2 : 3", *right, lossy=True) as it:
         it.strike(lab.switch.partition, *LEFT)
         it.wait_out(observers=[lab[name] for name in LEFT])
         it.last(lab.seconds(60, 20))
