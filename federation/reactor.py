@@ -42,7 +42,7 @@ LINGER_S = 0.001
 STAY_S = 0.008
 # To sleep and be woken costs 50 us of latency on a virtual machine, a turn of asking and yielding the core about 1 us.
 # Where the last events came this soon, the set asks that long before it sleeps; traffic with longer gaps costs nothing.
-SPIN_S = 0.00025
+SPIN_S = 0.0001
 SCRATCH_BYTES = 384 * 1024  # one recv of up to 256 KiB behind a half record
 SEALED_BYTES = 256 * 1024  # the records of one send
 MAX_EVENTS = 256  # a batch: bounds how long the flush, and so everybody's answer, can be put off
