@@ -88,5 +88,3 @@ def test_the_network_as_it_lives(fleet: Fleet, athens: Daemon, page_at) -> None:
     page.wait_for_selector("#banner", state="hidden", timeout=SLOW_MS)
     page.wait_for_selector("#live >> text=live")
     page.wait_for_selector(card("athens", "online"))
-    bergen.start()
-    page.wait_for_selector(card("bergen", "online"), timeout=SLOW_MS)
