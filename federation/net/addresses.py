@@ -4,6 +4,8 @@ dead or when there is too much of it.
 
 A target is what one dial is about: a peer with all its addresses, or an address whose peer is not known yet. The caller
 asks for what is `due`, says `started`, and reports `succeeded`, `failed` or `ourselves`.
+
+Longer than our other modules: addresses as values and the book that ranks them share every rule of what may be dialled.
 """
 
 from __future__ import annotations
