@@ -56,10 +56,10 @@ log = structlog.get_logger(__name__)
 
 FASTEST_S = 0.25  # four announcements a second
 # An announcement costs each node about 3.6 kB, in and out together (540 bytes a copy, three copies each way, and who has
-# it): 0.8 a second from all nodes together leave room for the PINGs of 1,000 links in a budget of 5 kB/s.
-NODES_AT_BASE = 4  # so many nodes announce at the base interval; more stretch it in proportion
+# it): 0.75 a second from all nodes together leave room for the PINGs of 1,000 links in a budget of 5 kB/s.
+NODES_AT_BASE = 3  # so many nodes announce at the base interval; more stretch it in proportion
 SLOWEST_S = float(RAREST_ANNOUNCE_S)
-JITTER = 0.2  # share of a stretched interval that is random: nodes that started together do not announce together
+JITTER = 0.1  # share of a stretched interval that is random: nodes that started together do not announce together
 NODES_AT_FASTEST = 16  # so many nodes may tell of their load four times a second; more do so more rarely, in proportion
 SYNCED_LINKS = 24  # of the links of a node: a digest has 65 bytes a node, so all with all would cost the square
 VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement

@@ -52,14 +52,14 @@ BASE = NodeData(peer_id="me", last_seen=START, available_vram=10_000, in_flight=
     [
         (5.0, 0, 5.0),
         (5.0, 1, 5.0),
-        (5.0, 4, 5.0),
-        (5.0, 5, 6.25),
-        (5.0, 16, 20.0),
-        (5.0, 900, 1125.0),
-        (5.0, 960, SLOWEST_S),
+        (5.0, 3, 5.0),
+        (5.0, 6, 10.0),
+        (5.0, 24, 40.0),
+        (5.0, 600, 1000.0),
+        (5.0, 840, SLOWEST_S),
         (5.0, 4096, SLOWEST_S),
-        (1.0, 100, 25.0),
-        (0.1, 4, 0.1),
+        (3.0, 100, 100.0),
+        (0.1, 3, 0.1),
         (SLOWEST_S, 1, SLOWEST_S),
         (2 * SLOWEST_S, 1000, 2 * SLOWEST_S),  # a person's word
     ],
@@ -286,7 +286,7 @@ class TestAnnouncing:
 
     async def test_a_large_network_announces_more_slowly(self, offline: Any) -> None:
         async with running(Member("me")) as me:
-            for n in range(31):
+            for n in range(23):
                 me.knows(record(f"p{n}"))
             await trio.sleep(100)
             first, second, *others = me.topic.times
@@ -302,7 +302,7 @@ class TestAnnouncing:
                 me.knows(record(f"p{n}"))
             await trio.sleep(5)
             assert me.topic.times == [0, 5, 10]
-            assert [r.announce_every_s for _, r in me.topic.published] == [0, 0, 1200]
+            assert [r.announce_every_s for _, r in me.topic.published] == [0, 0, 1400]
 
     async def test_a_shrunken_network_announces_as_a_small_one(self, offline: Any) -> None:
         async with running(Member("me")) as me:
