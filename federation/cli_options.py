@@ -104,6 +104,7 @@ JOIN_REPEATABLE = (
     ("backends", "--backend", "[NAME=]HOST:PORT", 'a local TCP server to offer; without NAME its service is "default"'),
     ("listens", "--listen", "[NAME=]HOST:PORT", "local port for clients of a service [127.0.0.1:8484]"),
     ("announce", "--announce", "HOST:PORT", "address to announce instead of this machine's own"),
+    ("bootstraps", "--bootstrap", "MULTIADDR", "a node of the DHT that --dht asks, with its peer id"),
     ("peers", "--peer", "MULTIADDR", "a peer to dial, besides those in the token; HOST:PORT will do"),
     ("control_hosts", "--control-host", "NAME", "a name under which browsers may ask for the control API"),
 )
@@ -262,6 +263,11 @@ def _add_join(commands: Any) -> None:
         "is there [yes]",
     )
     join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
+    join.add_argument(
+        "--dht",
+        action=argparse.BooleanOptionalAction,
+        help="look for members in a public DHT, under a key that only the token gives; needs --bootstrap [no]",
+    )
     join.add_argument(
         "--relay",
         action=argparse.BooleanOptionalAction,

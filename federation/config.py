@@ -35,6 +35,7 @@ PREFIX = "FEDERATION_"
 MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
 MAX_PEERS = 256
+REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps")  # by people named in the singular
 SWITCHES = ("mdns", "relay", "detect")  # on unless --no-NAME
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
@@ -94,6 +95,13 @@ def _peer(text: str) -> str:
             raise ValueError(f"{host!r} is not an {'IPv4' if kind == 'ip4' else 'IPv6'} address")
         return text
     return _dialable(text).multiaddr
+
+
+def _bootstrap(text: str) -> str:
+    text = _peer(text)
+    if "/p2p/" not in text:
+        raise ValueError("a DHT's bootstrap node is written with its peer id: /ip4/192.0.2.1/tcp/4001/p2p/12D3...")
+    return text
 
 
 def _dialable(text: str) -> HostPort:
@@ -198,6 +206,8 @@ class Settings(BaseSettings):
     control_hosts: Annotated[tuple[str, ...], BeforeValidator(_each(_host)), Field(max_length=16)] = ()
     mdns: bool = True
     detect: bool = True
+    dht: bool = False
+    bootstraps: Annotated[tuple[str, ...], BeforeValidator(_each(_bootstrap)), Field(max_length=64)] = ()
     relay: bool = True
     relay_reservations: Annotated[int, Field(ge=1, le=4096)] = 128
     relay_circuits: Annotated[int, Field(ge=1, le=65536)] = 512
@@ -220,6 +230,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
+        if self.dht and not self.bootstraps:
+            raise ValueError("--dht needs a node of the DHT to begin with: --bootstrap MULTIADDR")
         offered = [backend.service for backend in self.backends]
         for service in offered:
             if offered.count(service) > 1:
@@ -241,9 +253,7 @@ RELOADABLE = (
 
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.
 NAMES = {
-    field: {"backends": "backend", "listens": "listen", "peers": "peer", "control_hosts": "control_host"}.get(
-        field, re.sub("_(s|bytes)$", "", field)
-    )
+    field: field.removesuffix("s") if field in REPEATABLE else re.sub("_(s|bytes)$", "", field)
     for field in Settings.model_fields
 }
 
@@ -309,7 +319,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping
     if not first["loc"]:
         return reason
     field = str(first["loc"][0])
-    if cause is not None and field in _REPEATABLE:
+    if cause is not None and field in (*REPEATABLE, "announce"):
         return f"{origins.get(field, field)} {reason}"  # the reason begins with the item that is wrong
     shown = "" if field == "token" else f" {values.get(field)!r}"
     return f"{origins.get(field, field)}{shown}: {reason}"
@@ -325,6 +335,3 @@ def _reaches(address: HostPort, listener: HostPort) -> bool:
         return False
     local = address.is_loopback or address.is_wildcard
     return address.host == listener.host or (local and (listener.is_loopback or listener.is_wildcard))
-
-
-_REPEATABLE = {"backends", "listens", "announce", "peers"}

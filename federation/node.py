@@ -192,6 +192,8 @@ class Node:
                     nursery.start_soon(self.paths.run)
                     nursery.start_soon(self._save_peers_forever)
                     nursery.start_soon(self._watch_traffic)
+                    if self.settings.dht:
+                        nursery.start_soon(self._rendezvous())
                     if self.settings.mdns:
                         await nursery.start(self._run_mdns)
                     self.state.save_daemon(self._daemon_facts())
@@ -308,6 +310,18 @@ class Node:
             rendezvous=self.token.rendezvous(), peer_id=self.peer_id, addresses=lambda: self.addresses,
             on_found=self._found,
         )  # fmt: skip
+
+    def _rendezvous(self) -> Callable[[], Awaitable[None]]:
+        from federation.net.rendezvous import Rendezvous  # a Kademlia with all that it imports: only for who wants it
+
+        return Rendezvous(
+            self.settings.bootstraps, key=lambda hour: self.token.dht_key(hour), addresses=lambda: self.addresses,
+            is_alone=lambda: not self.host.links, on_found=self._found_in_dht,
+        ).run  # fmt: skip
+
+    def _found_in_dht(self, address: PeerAddress) -> None:
+        if self.book.add(address, source="dht"):
+            self.host.look_at_book()
 
     def _found(self, address: PeerAddress) -> None:
         if address.peer_id is None or address.peer_id == self.peer_id:

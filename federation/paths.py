@@ -55,6 +55,7 @@ class Paths:
             is_outside=lambda ip: is_outside(ip, self._networks),
         )  # fmt: skip
         host.routes = self.routes
+        host.book.is_near = self._is_near
 
     # Our record
 
@@ -78,6 +79,9 @@ class Paths:
         addresses = list(dict.fromkeys((*own, *learnt)))[:MAX_ADDRESSES]
         before, self.addresses = self.addresses, addresses
         return before != addresses
+
+    def _is_near(self, address: PeerAddress) -> bool:
+        return address.ip is not None and not address.is_loopback and not is_outside(address.host, self._networks)
 
     def _own_hosts(self) -> list[str]:
         return [address.host for address in self.addresses if address.ip and not address.is_loopback]

@@ -160,6 +160,10 @@ class Token:
         """The libp2p protocol id by which a rotated token is handed on."""
         return f"/federation/{VERSION}/token/{self._path('ledger').hex()}"
 
+    def dht_key(self, hour: int) -> bytes:
+        """Where members look for each other in a public DHT in that hour since 1970: a multihash that tells nothing."""
+        return b"\x12\x20" + self._derive(f"dht {hour}", 32)
+
     def rendezvous(self) -> str:
         """The name under which members look for each other on a local network (32 hex digits)."""
         return self._derive("rendezvous", 16).hex()

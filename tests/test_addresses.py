@@ -637,3 +637,39 @@ def test_newcomers_do_not_all_dial_the_same_nodes_first() -> None:
             book.add(PeerAddress("192.0.2.1", 1000 + m), source="record")
         first.add(book.due(0.0, connected=(), self_id="me")[0])
     assert len(first) > 5
+
+
+class TestNear:
+    """Addresses on this machine's own networks."""
+
+    @pytest.fixture
+    def near(self, book: AddressBook) -> AddressBook:
+        book.is_near = lambda address: address.host.startswith("192.168.1.")
+        book.add(WAN, source="token")
+        book.add(LAN, source="record")
+        return book
+
+    def test_go_first(self, near: AddressBook) -> None:
+        near.succeeded(WAN, ALICE, 1.0)
+        assert near.addresses(ALICE) == [LAN, WAN]
+
+    def test_but_not_after_a_failure_until_they_work_again(self, near: AddressBook) -> None:
+        near.missed(LAN, 1.0)
+        assert near.addresses(ALICE) == [WAN, LAN]
+        near.succeeded(LAN, ALICE, 2.0)
+        assert near.addresses(ALICE) == [LAN, WAN]
+
+    def test_what_is_not_known_is_not_missed(self, near: AddressBook) -> None:
+        near.missed(replace(LAN, port=1), 1.0)
+        near.missed(replace(LAN, peer_id=BOB), 1.0)
+        assert near.addresses(ALICE) == [LAN, WAN]
+
+
+def test_who_is_reached_through_a_relay_is_left_alone_like_one_who_was_dialled(book: AddressBook) -> None:
+    book.add(WAN, source="token")
+    (target,) = due(book, 0.0)
+    book.started(target)
+    book.reached(target, 1.0)
+    assert due(book, 1.0) == []
+    assert due(book, 60.0, ALICE) == []
+    assert [again.addresses for again in due(book, 60.0)] == [(WAN,)]

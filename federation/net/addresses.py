@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Literal
 from federation.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Callable, Container, Iterable, Iterator
 
 # In order of trust: a person's word, what was heard just now on this LAN, what the peer says of itself, what it said in
 # an earlier life of this daemon, what others saw.
-Source = Literal["token", "peer", "mdns", "record", "saved", "inbound"]
-_RANK: dict[Source, int] = {"token": 0, "peer": 0, "mdns": 1, "record": 2, "saved": 3, "inbound": 4}
+Source = Literal["token", "peer", "mdns", "record", "saved", "inbound", "dht"]
+_RANK: dict[Source, int] = {"token": 0, "peer": 0, "mdns": 1, "record": 2, "saved": 3, "inbound": 4, "dht": 5}
 _BOOTSTRAP_RANK = 0
 
 BACKOFF_FIRST_S = 0.25  # a peer that restarts is back within a second or two
@@ -170,6 +170,7 @@ class _Known:
     first_seen: int  # a count, not a time: peers announce their addresses best first
     last_seen: int
     last_success: float = -inf
+    last_failure: float = -inf
 
     @property
     def is_bootstrap(self) -> bool:
@@ -200,9 +201,13 @@ class _State:
     def disposable(self) -> list[PeerAddress]:
         return [address for address, known in self.known.items() if not known.is_bootstrap]
 
-    def best_first(self) -> list[PeerAddress]:
-        def order(item: tuple[PeerAddress, _Known]) -> tuple[float, int, int]:
-            return -item[1].last_success, item[1].rank, item[1].first_seen
+    def best_first(self, is_near: Callable[[PeerAddress], bool]) -> list[PeerAddress]:
+        """On this machine's own networks first, unless it failed last time there; then what worked last."""
+
+        def order(item: tuple[PeerAddress, _Known]) -> tuple[bool, float, int, int]:
+            address, known = item
+            is_hopeful = known.last_failure <= known.last_success and is_near(address)
+            return not is_hopeful, -known.last_success, known.rank, known.first_seen
 
         return [address for address, _ in sorted(self.known.items(), key=order)]
 
@@ -240,6 +245,7 @@ class AddressBook:
         self._states: dict[_Key, _State] = {}
         self._ours: dict[tuple[str, int], None] = {}  # an ordered set
         self._sightings = 0
+        self.is_near: Callable[[PeerAddress], bool] = lambda _address: False  # on a network of this machine
 
     def __len__(self) -> int:
         return len(self._states)
@@ -254,7 +260,7 @@ class AddressBook:
     def addresses(self, peer_id: str) -> list[PeerAddress]:
         """Of this peer, best first: what worked last, then by source, then as the peer announced them."""
         state = self._states.get(peer_id)
-        return state.best_first() if state else []
+        return state.best_first(self.is_near) if state else []
 
     def add(self, address: PeerAddress, *, source: Source) -> bool:
         """Note a sighting; True if there is now something to dial that was not there before.
@@ -325,7 +331,7 @@ class AddressBook:
         """
         self._states.pop(self_id, None)
         found = [
-            Target(key if isinstance(key, str) else None, tuple(state.best_first()), state.is_proven)
+            Target(key if isinstance(key, str) else None, tuple(state.best_first(self.is_near)), state.is_proven)
             for key, state in self._states.items()
             if state.retry_at <= now and not state.dialling and not self._is_served(key, state, connected)
         ]
@@ -362,6 +368,12 @@ class AddressBook:
             owner.connected(now, self._rng.random())
             if found in owner.known:
                 owner.known[found].last_success = now
+
+    def missed(self, address: PeerAddress, now: float) -> None:
+        """Nobody, or nobody of ours, answered at this one address of several."""
+        state = self._states.get(_key(address))
+        if state is not None and address in state.known:
+            state.known[address].last_failure = now
 
     def reached(self, target: Target, now: float) -> None:
         """The target's peer is connected, but by none of its addresses: through a relay."""

@@ -112,6 +112,7 @@ class Race:
         self.winner: tuple[PeerAddress | None, Link] | None = None
         self.problems: list[Exception] = []
         self.ourselves: list[PeerAddress] = []
+        self.missed: list[PeerAddress] = []  # tried, and not the right one there
 
     async def run(self) -> None:
         with self._won:
@@ -136,6 +137,7 @@ class Race:
             self.ourselves.append(address)
         except Exception as error:  # noqa: BLE001  # as in Host._admit: what a remote's bytes can raise is anybody's guess
             self.problems.append(error)
+            self.missed.append(address)
         finally:
             over.set()
 

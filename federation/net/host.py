@@ -523,6 +523,8 @@ class Host:
         now = trio.current_time()
         for address in race.ourselves:
             self.book.ourselves(address)
+        for address in race.missed:
+            self.book.missed(address, now)
         self.not_reached.pop(target.peer_id or str(target.addresses[0]), None)
         if race.winner is None:
             no = next((p for p in race.problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)

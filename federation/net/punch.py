@@ -210,6 +210,11 @@ def _errno(error: OSError) -> int | None:
     return error.errno if error.errno is not None else getattr(error.__cause__, "errno", None)
 
 
+def _is_meetable(address: PeerAddress) -> bool:
+    """Not on this very machine: nobody has us knock at our own services."""
+    return address.ip is not None and not address.is_loopback and not address.ip.is_link_local
+
+
 def _read_endpoints(message: Any) -> list[Endpoint]:
     if not isinstance(message, list) or len(message) > MAX_ENDPOINTS:
         raise ProtocolViolation("not a list of endpoints")
@@ -218,7 +223,7 @@ def _read_endpoints(message: Any) -> list[Endpoint]:
         match item:
             case [str(host), int(port)]:
                 address = PeerAddress.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-                if address.ip is None or address.is_loopback or address.ip.is_link_local:
+                if not _is_meetable(address):
                     raise ProtocolViolation("not where anybody can be met")
                 endpoints.append((address.host, address.port))
             case _:

@@ -6,10 +6,11 @@ import ctypes
 import os
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fleet import BACKENDS, Fleet
-from harness import Daemon, Server, http_get
+from harness import Daemon, Server, http_get, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -105,6 +106,17 @@ class NetFleet(Fleet):
         if wait:
             daemon.wait_ready()
         return daemon
+
+    def dht(self, namespace: Namespace, port: int = 4001) -> str:
+        """A node of a DHT that knows nothing of federation, in that namespace; its multiaddr."""
+        script = Path(__file__).with_name("dht_server.py")
+        command = [*namespace.prefix, sys.executable, str(script), str(port)]
+        server = NetServer(f"dht-{namespace.name}", self.directory / f"dht-{namespace.name}", command, self.environment)
+        server.namespace, server.address = namespace, ("127.0.0.1", port)
+        self.processes.append(server)
+        server.start()
+        wait_until(lambda: server.log().endswith("\n"), within=5, what="it says its id")
+        return f"/ip4/{namespace.address}/tcp/{port}/p2p/{server.log().split()[-1]}"
 
     def server(self, mode: str, namespace: Namespace, *options: str, port: int = 8080) -> NetServer:
         """One of backends.py, in that namespace; it answers with the namespace's name."""

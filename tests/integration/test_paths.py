@@ -4,6 +4,7 @@ relay1, relay2    on the internet
 home: ann, bob    behind one NAT; bob is told of nobody and finds ann by multicast
 den: cat          behind another NAT
 cell: dan         behind a symmetric NAT: nobody gets through to it but by a relay
+eve               on the internet, knows nobody but a node of a DHT that strangers run
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class World:
     fleet: NetFleet
     nodes: dict[str, NetDaemon] = field(default_factory=dict)
     ready_at: float = 0.0
+    dht: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> NetDaemon:
         return self.nodes[name]
@@ -54,7 +56,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "bob": net.host(home, "bob"), "cat": net.host(den, "cat"), "dan": net.host(cell, "dan"),
         }  # fmt: skip
         world = World(net, fleet)
-        world.nodes["relay1"] = fleet.node("relay1", places["relay1"])
+        world.dht = ("--dht", f"--bootstrap={fleet.dht(net.public('stranger'))}")
+        world.nodes["relay1"] = fleet.node("relay1", places["relay1"], *world.dht)
         backends = {name: fleet.server("http", places[name]) for name in ("ann", "bob", "cat", "dan")}
         fleet.server("echo", places["dan"], port=8081)
         fleet.server("echo", places["cat"], port=8081)
@@ -127,6 +130,16 @@ def test_on_one_lan_multicast_is_enough(world: World, figure: Callable[[str, str
     wait_until(lambda: world.bob.path_to("ann") == "direct", within=3, what="bob finds ann")
     figure("same LAN: found by multicast after ready", f"{time.monotonic() - ready:.1f} s")
     wait_until(lambda: serves(world.bob, {"ann", "cat", "dan"}), within=10, what="bob reaches the others through relays")
+
+
+def test_in_a_dht_that_strangers_run(world: World, figure: Callable[[str, str], None]) -> None:
+    """relay1 has left its address there, under a key that only members know."""
+    eve = world.fleet.node("eve", world.topology.public("eve"), *world.dht)
+    ready = time.monotonic()
+    world.nodes["eve"] = eve
+    wait_until(lambda: serves(eve, {"ann", "cat", "dan"}), within=20, what="eve finds the network")
+    figure("found through a DHT after ready", f"{time.monotonic() - ready:.1f} s")
+    assert "the DHT could not be asked" not in eve.log() + world.relay1.log()
 
 
 def test_who_disappears_takes_nobody_along(world: World) -> None:
