@@ -264,6 +264,11 @@ def _add_join(commands: Any) -> None:
     )
     join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
     join.add_argument(
+        "--port-mapping",
+        action=argparse.BooleanOptionalAction,
+        help="ask the router to forward the p2p port to this machine, by NAT-PMP [no]",
+    )
+    join.add_argument(
         "--dht",
         action=argparse.BooleanOptionalAction,
         help="look for members in a public DHT, under a key that only the token gives; needs --bootstrap [no]",

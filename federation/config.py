@@ -206,6 +206,7 @@ class Settings(BaseSettings):
     control_hosts: Annotated[tuple[str, ...], BeforeValidator(_each(_host)), Field(max_length=16)] = ()
     mdns: bool = True
     detect: bool = True
+    port_mapping: bool = False
     dht: bool = False
     bootstraps: Annotated[tuple[str, ...], BeforeValidator(_each(_bootstrap)), Field(max_length=64)] = ()
     relay: bool = True

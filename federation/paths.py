@@ -13,6 +13,7 @@ import trio
 
 from federation.net.addresses import MAX_ADDRESSES, PeerAddress
 from federation.net.discovery import interface_ips, local_addresses, local_networks
+from federation.net.portmap import PortMapping
 from federation.net.punch import Puncher
 from federation.net.reach import Reach, is_outside
 from federation.net.relay import RelayLimits
@@ -46,6 +47,7 @@ class Paths:
         self._host = host
         self._ledger = ledger
         self._announce = settings.announce
+        self._wants_mapping = settings.port_mapping
         self._on_change = on_change
         self._networks = local_networks()
         self._listen = settings.p2p_listen
@@ -137,6 +139,13 @@ class Paths:
             nursery.start_soon(self.reach.run, self._listen)
             nursery.start_soon(self.puncher.run, self._listen)
             nursery.start_soon(self._watch)
+            if self._wants_mapping:
+                nursery.start_soon(PortMapping(self._listen.port, self._forwarded).run)
+
+    def _forwarded(self, port: int | None) -> None:
+        """The router's word; members are to find out whether it is so."""
+        self.reach.forwarded = port
+        self.reach.moved()
 
     async def _watch(self) -> None:
         ips = interface_ips()

@@ -12,7 +12,7 @@ from federation.values import parse_duration, parse_size
 
 def test_every_setting_is_an_option_of_the_same_name() -> None:
     options = {field: flag for field, flag, *_ in (*JOIN_OPTIONS, *JOIN_REPEATABLE)} | {
-        name: f"--{name}" for name in SWITCHES
+        name: f"--{name.replace('_', '-')}" for name in (*SWITCHES, "dht", "port_mapping")
     }
     assert options == {field: f"--{name.replace('_', '-')}" for field, name in NAMES.items()}
 

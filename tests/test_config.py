@@ -107,6 +107,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "state_dir": "/s",
         "control": "127.0.0.1:0",
         "mdns": "false",
+        "port_mapping": "true",
         "dht": "true",
         "bootstrap": "/ip4/192.0.2.1/tcp/4001/p2p/12D3KooW" + "A" * 44,
         "relay": "false",

@@ -92,6 +92,7 @@ class Reach:
         self._listen: HostPort | None = None
         self.verdicts = Verdicts()
         self.public: dict[tuple[str, int], None] = {}  # where outsiders reached us, in their order
+        self.forwarded: int | None = None  # a port that the router says it forwards to us
         self._asked: dict[str, float] = {}
         self._asking = 0
         self._answered: dict[str, float] = {}
@@ -165,7 +166,8 @@ class Reach:
             with trio.fail_after(ASK_TIMEOUT_S):
                 assert self._listen is not None
                 shown = await self._show_port(link, self._listen)
-                seen, mapped, ports = await self._question(link, [self._listen.port], shown)
+                likely = [self._listen.port, *([self.forwarded] if self.forwarded is not None else [])]
+                seen, mapped, ports = await self._question(link, likely, shown)
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
             return
