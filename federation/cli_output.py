@@ -45,7 +45,7 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
         ("clients", ", ".join(f"{plain(at)} ({plain(service)})" for service, at in _items(node, "listens")) or "none"),
         ("offers", _offers(node, color=color)),
         ("gpu", _gpu(node.get("gpu") or {})),
-        ("p2p", f"{plain(node.get('p2p'))}, announced as {_addresses(node)}"),
+        ("p2p", f"{plain(node.get('p2p'))}, announced as {_addresses(node)}{_reach(node)}"),
         ("control", f"{plain(node.get('control'))}, state in {plain(node.get('state_dir'), 200)}"),
         (
             "traffic",
@@ -231,6 +231,16 @@ def _vram_bar(peer: Mapping[str, Any]) -> str:
     filled: int = round(used * BAR)
     return "#" * filled + "." * (BAR - filled)
     return "#" * filled + "." * (BAR - filled)
+
+
+def _reach(node: Mapping[str, Any]) -> str:
+    """What is not as usual: others need a relay to get here, or this node relays for them."""
+    via, relay = node.get("via") or (), node.get("relay") or {}
+    if via:
+        return f", reached through {len(via)} relay{'s' if len(via) > 1 else ''}"
+    if node.get("dialable") is False:
+        return ", others cannot dial it and no member relays"
+    return f", relays for {relay['places']}" if relay.get("places") else ""
 
 
 def _addresses(node: Mapping[str, Any]) -> str:

@@ -217,3 +217,23 @@ def test_durations(seconds: float, text: str) -> None:
 def test_long_texts_are_cut() -> None:
     assert cli_output.plain("x" * 65) == "x" * 63 + "…"
     assert cli_output.plain(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, ""),
+        ({"dialable": True, "via": [], "relay": {"places": 0}}, ""),
+        ({"dialable": True, "via": [], "relay": {"places": 3}}, ", relays for 3"),
+        ({"dialable": False, "via": ["a"], "relay": None}, ", reached through 1 relay"),
+        ({"dialable": False, "via": ["a", "b"], "relay": None}, ", reached through 2 relays"),
+        ({"dialable": False, "via": [], "relay": None}, ", others cannot dial it and no member relays"),
+        ({"dialable": None, "via": [], "relay": None}, ""),
+    ],
+)
+def test_status_says_how_others_get_here(fields: dict[str, Any], said: str) -> None:
+    text = cli_output.status(
+        {"node": {"p2p": "0.0.0.0:4484", "addresses": ["/ip4/192.0.2.1/tcp/4484"]} | fields}, color=False
+    )
+    (line,) = [line for line in text.splitlines() if line.startswith("p2p")]
+    assert line == f"p2p      0.0.0.0:4484, announced as /ip4/192.0.2.1/tcp/4484{said}"
