@@ -1,0 +1,163 @@
+"""The ways to a node, put together: what its record says of them, which relays lead to a peer, and a machine that moves."""
+
+from __future__ import annotations
+
+import ipaddress
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from federation import paths as paths_module
+from federation.config import Settings
+from federation.ledger import Ledger
+from federation.net.addresses import PeerAddress
+from federation.net.relay import RelayLimits
+from federation.paths import LOOK_EVERY_S, Paths, relay_limits
+from federation.records import NodeData
+from tests.hosts import new_peer, reactor_running
+from tests.links import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
+BOB, RELAY, OTHER = (f"12D3KooW{letter * 44}" for letter in "BRS")
+
+
+class World:
+    def __init__(self, paths: Paths, host: Any, ledger: Ledger) -> None:
+        self.paths, self.host, self.ledger = paths, host, ledger
+        self.changes = 0
+
+    def hear(self, peer_id: str, **fields: Any) -> NodeData:
+        known = self.ledger.get(peer_id)
+        seq = known.record.seq + 1 if known is not None else 1
+        record = NodeData(peer_id=peer_id, last_seen=NOW, seq=seq, **fields)
+        self.ledger.merge(record, now=NOW)
+        return record
+
+    def link(self, peer_id: str, **fields: Any) -> SimpleNamespace:
+        link = SimpleNamespace(
+            **{"peer": peer_id, "path": "direct", "rtt_s": None, "is_initiator": True, "remote_address": ("198.51.100.1", 1),
+               "local_host": "192.0.2.1", "failed": "", **fields}
+        )  # fmt: skip
+        link.fail = lambda reason: setattr(link, "failed", reason)
+        self.host.links[peer_id] = link
+        return link
+
+
+@asynccontextmanager
+async def world(**settings: Any) -> AsyncIterator[World]:
+    async with reactor_running() as reactor:
+        peer = await new_peer(1, reactor, relay=RelayLimits())
+        ledger = Ledger()
+        made: World
+
+        def changed() -> None:
+            made.changes += 1
+
+        made = World(Paths(peer.host, ledger, Settings(**settings), on_change=changed), peer.host, ledger)
+        yield made
+        peer.host.links.clear()
+        await peer.host.stop_listening()
+
+
+def test_limits_are_those_of_the_settings() -> None:
+    assert relay_limits(Settings(relay=False)) is None
+    assert relay_limits(Settings(relay_reservations=1, relay_circuits=2, relay_rate_bytes=3)) == RelayLimits(1, 2, 3)
+
+
+async def test_who_can_be_dialled_relays_unless_told_not_to() -> None:
+    async with world() as it:
+        assert not it.paths.relays
+        it.paths.reach.verdicts.by_peer[BOB] = True
+        assert it.paths.relays
+        it.host.relay.close()
+        assert not it.paths.relays
+
+
+async def test_where_members_reached_us_is_announced_behind_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths_module, "local_addresses", lambda *_: ["/ip4/192.168.1.2/tcp/4484"])
+    async with world() as it:
+        assert it.paths.read()
+        it.paths.reach.public["198.51.100.7", 4484] = None
+        it.paths._reach_changed()
+        assert [(a.host, a.port) for a in it.paths.addresses] == [("192.168.1.2", 4484), ("198.51.100.7", 4484)]
+        assert it.changes == 1
+        it.paths.reach.moved()
+        assert it.paths.read()
+        assert [a.host for a in it.paths.addresses] == ["192.168.1.2"]
+
+
+async def test_what_is_announced_by_hand_is_all_of_our_own() -> None:
+    async with world(announce=("box.example:9000",)) as it:
+        it.paths.read()
+        assert [str(PeerAddress(a.host, a.port)) for a in it.paths.addresses] == ["/dns/box.example/tcp/9000"]
+
+
+async def test_the_nearest_relay_goes_first_and_only_those_that_are_linked_directly() -> None:
+    async with world() as it:
+        assert it.paths.routes(BOB) == []
+        it.hear(BOB, via=(RELAY, OTHER, "gone", "round"))
+        it.link(RELAY, rtt_s=0.2)
+        it.link(OTHER, rtt_s=0.1)
+        it.link("round", path="relayed")
+        assert it.paths.routes(BOB) == [OTHER, RELAY]
+        it.hear(BOB, via=(RELAY,), left=True)
+        assert it.paths.routes(BOB) == []
+
+
+async def test_a_record_that_names_new_relays_is_a_new_way() -> None:
+    async with world() as it:
+        first = it.hear(BOB)
+        assert not it.paths.record_changed(first, None)
+        second = it.hear(BOB, via=(RELAY,))
+        assert it.paths.record_changed(second, first)
+        assert not it.paths.record_changed(it.hear(BOB, via=(RELAY,), in_flight=1), second)
+        assert not it.paths.record_changed(it.hear(BOB), second)
+
+
+async def test_who_waits_for_a_relay_is_dialled_when_it_is_there() -> None:
+    async with world() as it:
+        it.hear(BOB, via=(RELAY,))
+        news = it.host._routes_changed
+        it.paths.peer_up(it.link(OTHER))
+        assert not news.is_set()
+        it.paths.peer_up(it.link(RELAY))
+        assert news.is_set()
+
+
+async def test_addresses_on_our_own_networks_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths_module, "local_networks", lambda: [ipaddress.ip_network("192.168.1.0/24")])
+    async with world() as it:
+        near = [
+            it.host.book.is_near(PeerAddress(host, 1)) for host in ("192.168.1.9", "192.168.2.9", "127.0.0.1", "box.lan")
+        ]
+        assert near == [True, False, False, False]
+
+
+async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths_module, "LOOK_EVERY_S", LOOK_EVERY_S / 100)
+    ips = {"192.0.2.1", "192.0.2.2"}
+    monkeypatch.setattr(paths_module, "interface_ips", lambda: set(ips))
+    async with world() as it, trio.open_nursery() as nursery:
+        old, kept, relayed = (
+            it.link(BOB),
+            it.link(RELAY, local_host="192.0.2.2"),
+            it.link(OTHER, local_host="", path="relayed"),
+        )
+        it.paths.reach.verdicts.by_peer[RELAY] = True
+        nursery.start_soon(it.paths._watch)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert it.changes == 0
+        ips.remove("192.0.2.1")
+        await until(lambda: it.changes == 1)
+        assert old.failed
+        assert not kept.failed
+        assert not relayed.failed
+        assert it.paths.reach.dialable is None  # all has to be found out anew
+        nursery.cancel_scope.cancel()
