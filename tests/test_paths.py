@@ -143,7 +143,14 @@ async def test_addresses_on_our_own_networks_are_near(monkeypatch: pytest.Monkey
 async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths_module, "LOOK_EVERY_S", LOOK_EVERY_S / 100)
     ips = {"192.0.2.1", "192.0.2.2"}
-    monkeypatch.setattr(paths_module, "interface_ips", lambda: set(ips))
+    looks = 0
+
+    def look() -> set[str]:
+        nonlocal looks
+        looks += 1
+        return set(ips)
+
+    monkeypatch.setattr(paths_module, "interface_ips", look)
     async with world() as it, trio.open_nursery() as nursery:
         old, kept, relayed = (
             it.link(BOB),
@@ -152,7 +159,7 @@ async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypa
         )
         it.paths.reach.verdicts.by_peer[RELAY] = True
         nursery.start_soon(it.paths._watch)
-        await trio.testing.wait_all_tasks_blocked(0.1)
+        await until(lambda: looks == 3)
         assert it.changes == 0
         ips.remove("192.0.2.1")
         await until(lambda: it.changes == 1)
