@@ -126,7 +126,8 @@ def _nginx(fleet: NetFleet, place: Namespace, size: int) -> None:
     (directory / "nginx.conf").write_text(
         NGINX_CONF.format(user="user root;", directory=directory, port=PORT, name=place.name)
     )
-    command = [*place.prefix, "nginx", "-p", str(directory), "-e", str(directory / "log"), "-c", str(directory / "nginx.conf")]
+    command = [*place.prefix, "nginx", "-p", str(directory), "-e", str(directory / "log")]
+    command += ["-c", str(directory / "nginx.conf")]
     server = NetServer(f"nginx-{place.name}", directory / "process", command, fleet.environment)
     server.namespace, server.address = place, ("127.0.0.1", PORT)
     fleet.processes.append(server)
@@ -139,13 +140,14 @@ def _long(entry: NetDaemon, exit_: NetDaemon) -> int:
     url = f"http://127.0.0.1:{entry.entry('relayed')[1]}"
     expected = _digest(www / "blob")
     got = entry.directory / "got"
+    curl = [*entry.namespace.prefix, "curl", "-sS", "--fail"]
     started = time.monotonic()
-    subprocess.run([*entry.namespace.prefix, "curl", "-sS", "--fail", "-o", str(got), f"{url}/blob"], check=True, timeout=600)
+    subprocess.run([*curl, "-o", str(got), f"{url}/blob"], check=True, timeout=600)
     took = time.monotonic() - started
     right = [_digest(got) == expected]
     print(f"1 GiB down, relayed: {LONG_BYTES / took / 1e6:.1f} MB/s, {'intact' if right[-1] else 'DAMAGED'}", flush=True)
     started = time.monotonic()
-    subprocess.run([*entry.namespace.prefix, "curl", "-sS", "--fail", "-T", str(got), f"{url}/upload/got"], check=True, timeout=600)
+    subprocess.run([*curl, "-T", str(got), f"{url}/upload/got"], check=True, timeout=600)
     took = time.monotonic() - started
     right.append(_digest(www / "upload" / "got") == expected)
     print(f"1 GiB up, relayed: {LONG_BYTES / took / 1e6:.1f} MB/s, {'intact' if right[-1] else 'DAMAGED'}", flush=True)
