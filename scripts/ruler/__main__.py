@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_names(MEASURES), default=list(MEASURES), metavar="MEASURE,...")
     parser.add_argument("--targets", type=_names(TARGETS), default=list(TARGETS), metavar="TARGET,...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples, medians and verdicts there")
-    parser.add_argument("--paths", action="store_true", help="direct, punched and relayed paths instead; see --paths --help")
+    parser.add_argument("--paths", action="store_true", help="direct, punched and relayed paths instead")
     parser.epilog = f"measures: {', '.join(MEASURES)}. targets: {', '.join(TARGETS)}."
     given = parser.parse_args(arguments)
     given.rounds = given.rounds or (3 if given.quick else 5)

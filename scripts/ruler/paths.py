@@ -72,7 +72,7 @@ def _measure(fleet: NetFleet, net: Topology, given: argparse.Namespace) -> int:
         "punched": net.host(net.nat("home"), "punched"),
         "relayed": net.host(net.nat("cell", symmetric=True), "relayed"),
     }
-    relay = fleet.node("relay", relay_place)
+    relay = fleet.node("relay", relay_place, "--relay-rate=0")  # else that limit is what is measured
     nodes: dict[str, NetDaemon] = {}
     for name, place in exits.items():
         _nginx(fleet, place, max(given.mib * MIB, LONG_BYTES if given.long and name == "relayed" else 0))
