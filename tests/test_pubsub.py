@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.host.exceptions import StreamFailure
+from libp2p.network.stream.exceptions import StreamReset
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils import encode_varint_prefixed
@@ -312,6 +314,36 @@ class TestLinksComeAndGo:
             await until(lambda: all(len(m.peer.host.swarm.get_connections()) == 1 for m in (a, b)))
             await until(lambda: senders() == 2, seconds=2)
             assert not a.topic._pubsub._registering
+
+    @pytest.mark.parametrize("fails_at", ["new_stream", "hello"])
+    async def test_a_first_stream_that_fails_in_whichever_way_is_not_the_last(
+        self, monkeypatch: pytest.MonkeyPatch, fails_at: str
+    ) -> None:
+        """The peer is still starting: it resets what it has no use for yet."""
+        async with members(2) as (a, b):
+            host = a.topic._pubsub.host
+            really_new_stream, opened = host.new_stream, 0
+
+            async def new_stream(*args: Any) -> Any:
+                nonlocal opened
+                opened += 1
+                if opened == 1 and fails_at == "new_stream":
+                    raise StreamFailure("reset")
+                stream = await really_new_stream(*args)
+                if opened == 1:
+                    await stream.reset()
+                    monkeypatch.setattr(stream, "write", write_fails)
+                return stream
+
+            async def write_fails(_data: bytes) -> None:
+                raise StreamReset
+
+            monkeypatch.setattr(host, "new_stream", new_stream)
+            a.peer.knows(b.peer)
+            await until(lambda: mesh(a) and mesh(b))
+            assert opened >= 2
+            await a.topic.publish(b"heard")
+            await until(lambda: b"heard" in b.data)
 
     async def test_a_stream_that_breaks_again_and_again_leaves_no_task_behind(self) -> None:
         async with members(2, (0, 1)) as (a, b):

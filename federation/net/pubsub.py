@@ -26,6 +26,7 @@ import trio
 from google.protobuf.message import DecodeError
 from libp2p.exceptions import ParseError
 from libp2p.io.exceptions import IOException, MessageTooLarge
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
@@ -140,11 +141,17 @@ class _GuardedPubsub(Pubsub):
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
         """Two nodes that dial each other have two links at first. Theirs, called for both at once, opens two streams and
-        leaves a task behind, for good, that waits on the queue of the first."""
+        leaves a task behind, for good, that waits on the queue of the first.
+
+        And it tries again after two kinds of errors only: a stream that the peer resets, since it is still starting, would
+        be the last, and none of our messages would reach it by this link.
+        """
         lock = self._registering[peer_id]
         try:
             async with lock:
                 await super()._handle_new_peer(peer_id)
+        except Exception as error:
+            raise SwarmException("the gossip stream was not opened") from error
         finally:
             if not lock.locked():  # else it was handed to the next in line
                 self._registering.pop(peer_id, None)
