@@ -48,14 +48,13 @@ def test_disk(lab, trial, disk) -> None:
     """A member joins (another one loses its state), so that there is something to save; then the victim itself restarts."""
     box, newcomer = lab["exit"], lab["third"]
     with trial(f"{disk.__name__.replace('_', ' ')}, restart", "exit") as it, disk(box):
-        it.strike(int)
         with it.away("third"):
             newcomer.kill()
             newcomer.lose_state()
             newcomer.start()
         lab.wait_whole()
         with it.away("exit"):
-            box.kill()
+            it.strike(box.kill)
             it.wait_out()
             it.restart(box)
             it.wait_back()

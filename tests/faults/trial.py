@@ -118,9 +118,9 @@ class Trial:
 
         def missing() -> list[str]:
             done = {name: self._clients.records(name) for name in lab.boxes}
-            by = {record.get("by") for records in done.values() for record in records}
             slow = [f"{name} answered {len(records)} clients" for name, records in done.items() if len(records) < STEADY]
-            return [*slow, *(f"nobody was sent to {name}" for name in set(lab.backends) - by)]
+            serving = {name for names in self._seen_by_backends().values() for name in names}
+            return [*slow, *(f"nobody was sent to {name}" for name in set(lab.backends) - serving)]
 
         deadline = time.monotonic() + STEADY_S
         while problems := missing():
