@@ -26,7 +26,7 @@ CUT = {
     "megabyte_record": "MessageTooLarge",
     "thousand_a_second": "gossips without end",
     "opens_and_takes_back": "floods",
-    "opens_what_is_not_there": "floods",
+    "opens_what_is_not_there": "floods|does not read",
     "grants_too_much": "more CREDIT than a window holds",
     "sends_ungranted": "DATA",
     "speaks_of_unknown_streams": "never opened",

@@ -130,7 +130,7 @@ def test_a_cut_network_heals_by_itself(tmp_path_factory: pytest.TempPathFactory,
             wait_whole(left, right)
             lan.run("ip", "link", "set", "p2", "down")
             cut = time.monotonic()
-            wait_until(lambda: left.offers() == {"left"} and right.offers() == {"right"}, within=20, what="each is alone")
+            wait_until(lambda: left.offers() == {"left"} and right.offers() == {"right"}, within=10, what="each is alone")
             out_s = time.monotonic() - cut
             for node in (left, right):
                 assert node.get().status == 200  # its own backend serves
@@ -138,7 +138,6 @@ def test_a_cut_network_heals_by_itself(tmp_path_factory: pytest.TempPathFactory,
             healed = time.monotonic()
             wait_whole(left, right)
             figure("network cut", f"noticed after {out_s:.1f} s, whole {time.monotonic() - healed:.1f} s after it healed")
-            assert out_s < 10
         finally:
             wrong = fleet.close()
     assert not wrong, "\n".join(wrong)

@@ -109,7 +109,7 @@ def test_each_side_serves_the_others_then_directly_where_the_nat_allows(
         everybody = {"ann", "cat", "dan"}
         wait_until(
             lambda: all(serves(node, everybody) for node in (ann, cat, dan, world.relay1)),
-            within=10 - (time.monotonic() - world.ready_at), what="everybody is served by everybody",
+            within=10, since=world.ready_at, what="everybody is served by everybody",
         )  # fmt: skip
         figure("hidden nodes: all serve all after ready", f"{time.monotonic() - world.ready_at:.1f} s")
         assert dan.path_to("cat") == cat.path_to("dan") == "relayed"
@@ -177,11 +177,9 @@ def test_a_laptop_moves(world: World, figure: Callable[[str, str], None]) -> Non
     bob.namespace.run("ip", "route", "add", "default", "via", f"{address.rpartition('.')[0]}.1")
     wait_until(lambda: address in str(world.relay2.peer("bob").get("addresses")), within=5, what="it is announced")
     figure("a laptop that moves: announced after", f"{time.monotonic() - moved:.1f} s")
-    wait_until(
-        lambda: answered(world.relay2, bob.namespace), within=10 - (time.monotonic() - moved), what="bob serves again"
-    )
+    wait_until(lambda: answered(world.relay2, bob.namespace), within=10, since=moved, what="bob serves again")
     wait_until(lambda: serves(world.cat, {"bob"}) and world.cat.path_to("bob") == "direct",
-               within=10 - (time.monotonic() - moved), what="its new neighbour reaches it directly")  # fmt: skip
+               within=10, since=moved, what="its new neighbour reaches it directly")  # fmt: skip
     figure("a laptop that moves: served at its new address after", f"{time.monotonic() - moved:.1f} s")
 
 
