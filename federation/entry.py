@@ -244,6 +244,10 @@ class Entry:
         forwarder = self._forwarder
         link = forwarder.roster.link(self.peer_id)
         if link is not None:
+            attempt = self._timer
+            link.read()  # OPENED may lie there: then the backend has what we would send to another one
+            if self._timer is not attempt:
+                return
             link.ping()
         self.failed(f"no answer within {forwarder.open_timeout_s:g} s", "timeout")
 

@@ -207,6 +207,25 @@ async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock
         assert list(net.forwarder.failures) == [(1, 1, "a", reason)]
 
 
+@pytest.mark.parametrize("how", ["answers", "refuses", "breaks"])
+async def test_what_has_arrived_by_the_time_of_the_timeout_counts(mock_clock: MockClock, how: str) -> None:
+    """On a busy machine the timer may come first: an OPENED in the socket means that the backend is being served."""
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        first = net.tunnel
+        net.roster.links["a"].arrived = getattr(first, how)
+        await net.passes(3.0)
+        assert net.roster.links["a"].pings == 0
+        assert [t.peer_id for t in net.tunnels] == (["a"] if how == "answers" else ["a", "b"])
+        assert first.reset is None
+        net.tunnel.answers()
+        net.tunnel.sends(b"served")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"served"
+        assert net.roster.penalties == ([] if how == "answers" else [("a", REFUSED_PENALTY_S)])
+
+
 @pytest.mark.parametrize("how", FAILURES)
 async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
     async with network(mock_clock, replay="never") as net:

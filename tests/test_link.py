@@ -426,6 +426,25 @@ async def test_a_later_step_sees_the_rst_that_lies_on_the_socket() -> None:
         assert looked == [True]
 
 
+async def test_read_finds_what_lies_on_the_socket() -> None:
+    async with one_link() as (link, remote, host):
+        remote_sock = remote.stream.socket  # type: ignore[attr-defined]
+        remote_sock._sock.send(remote.seal(frame(OPEN, 2)))  # trio and the reactor do not run in between
+        assert select.select([link._sock], [], [], 5)[0]
+        assert host.opened == []
+        link.read()
+        assert len(host.opened) == 1
+
+
+@BOTH
+async def test_read_finds_nothing_and_is_harmless(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, _, host):
+        link.read()
+        link.fail("gone")
+        link.read()
+        assert host.opened == []
+
+
 async def test_a_link_that_ends_takes_no_later_step() -> None:
     async with one_link() as (link, _, _):
         looked: list[bool] = []

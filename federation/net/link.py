@@ -144,6 +144,11 @@ class Link(IMuxedConn):
         self.when_drained(callback)
         self._reactor.flush_soon(self._read if self._sock is not None else self._run_drained)
 
+    def read(self) -> None:
+        """What has arrived, now: for who is about to conclude something from silence. Not from inside a callback."""
+        if self._sock is not None:
+            self._read()
+
     def _run_drained(self) -> None:
         if self._awaited is not None:
             return
