@@ -56,11 +56,21 @@ class ThisNode(TypedDict):
     pid: int
 
 
+class ServiceNodes(TypedDict):
+    """How many nodes within reach offer a service, and how many of them take connections for it now."""
+
+    nodes: Count
+    up: Count
+
+
 class Network(TypedDict):
     id: str
     name: str
     peers_online: Count
     peers_known: Count
+    services: Annotated[
+        dict[str, ServiceNodes], Field(description="by name: what is offered, and what clients here may ask for")
+    ]
     invite_addresses: list[str]
     rotations: Annotated[Count, Field(description="how often its token was rotated")]
     former_until: Annotated[UtcTime | None, Field(description="until when the former token admits")]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from federation import __version__
 from federation.cli_options import parse
 from federation.cli_terminal import colorful
-from federation.errors import FederationError, TokenMalformed, UsageError
+from federation.errors import FederationError, NotDone, TokenMalformed, UsageError
 from federation.values import without_tokens
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def token_inspect(args: Namespace) -> None:
 
 
 def invite(args: Namespace) -> None:
-    """The secret comes from the state directory, which only the daemon's own user can read; the API never has it."""
+    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP."""
     from federation import membership
     from federation.state import StateDir
 
@@ -114,8 +114,10 @@ def invite(args: Namespace) -> None:
     state = StateDir(Path(status["node"]["state_dir"]))
     token = membership.saved_token(state)
     if token is None:
-        raise FederationError(f"the daemon's token is not in {state.path}")
-    print(token.with_addresses(tuple(status["network"]["invite_addresses"])).encode())
+        raise NotDone(f"the daemon's token is not in {state.path}")
+    text = token.with_addresses(tuple(status["network"]["invite_addresses"])).encode()
+    command = f"echo {text} | federation join --token-file -"  # as the API says it
+    print(json.dumps({"token": text, "command": command}) if args.json else text)
 
 
 def version(_args: Namespace) -> None:

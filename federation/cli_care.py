@@ -50,7 +50,8 @@ def ping(args: Namespace) -> None:
     if args.json:
         say(json.dumps({**answer, "rtt_ms": times}))
         return
-    say(f"{count} round trips: least {min(times):.2f}, median {statistics.median(times):.2f}, most {max(times):.2f} ms")
+    trips = "round trip" if count == 1 else "round trips"
+    say(f"{count} {trips}: least {min(times):.2f}, median {statistics.median(times):.2f}, most {max(times):.2f} ms")
     for way in ("up", "down"):
         if answer[way]:
             say(f"  {way:<4}  {cli_views.rate(answer[way])}")

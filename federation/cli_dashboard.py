@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from federation import client
 from federation.cli_terminal import say
-from federation.errors import FederationError
+from federation.errors import NotDone
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -32,4 +32,4 @@ def dashboard(args: Namespace) -> None:
 
         page = client.key_state(address, args.state_dir, os.environ).save_page(PAGE.format(url=url))
         if not webbrowser.open(page.as_uri()):
-            raise FederationError("no browser can be opened here; open the address above yourself")
+            raise NotDone("no browser can be opened here; open the address above yourself")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from federation import client
 from federation.bans import Bans, find_peer
+from federation.cli_node import duration
 from federation.cli_output import plain
 from federation.cli_terminal import say
 from federation.errors import ControlUnreachable, NotFound
 from federation.state import StateDir
-from federation.values import parse_duration
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -31,7 +31,7 @@ def unban(args: Namespace) -> None:
 
 
 def rotate(args: Namespace) -> None:
-    body = {"grace_s": parse_duration(args.grace), "except": args.excepted}
+    body = {"grace_s": duration(args.grace, "--grace"), "except": args.excepted}
     answer = _tell(args, os.environ, "/api/v1/token/rotate", body)
     say(json.dumps(answer) if args.json else rotated(answer))
 
@@ -101,6 +101,8 @@ def let_in(args: Namespace, environ: Mapping[str, str]) -> str:
             rows = [dict(row) for row in bans.rows()]
         finally:
             state.unlock()
+    if args.json:
+        return json.dumps({"banned": rows})
     gone = [row for row in before if row not in rows]
     return f"no longer banned: {', '.join(map(_shown, gone)) or plain(args.peer)}"
 
@@ -108,7 +110,7 @@ def let_in(args: Namespace, environ: Mapping[str, str]) -> str:
 def _listed(args: Namespace, environ: Mapping[str, str]) -> list[dict[str, Any]]:
     try:
         address = client.find_control(args.control, args.state_dir, environ)
-        rows: list[dict[str, Any]] = json.loads(client.ask(address, "/api/v1/banned"))["banned"]
+        rows: list[dict[str, Any]] = json.loads(client.read(address, "/api/v1/banned", args.state_dir, environ))["banned"]
     except ControlUnreachable as error:
         if args.peer is not None:
             raise

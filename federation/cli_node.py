@@ -83,7 +83,7 @@ def drain(args: Namespace) -> None:
     if not args.wait:
         say(text if args.json else cli_views.draining(json.loads(text)))
         return
-    deadline = time.monotonic() + _seconds(args.timeout, "--timeout")
+    deadline = time.monotonic() + duration(args.timeout, "--timeout")
     with Progress() as progress:
         quiet = 0  # looks in a row: who was on the way when the others had not heard yet counts too
         while quiet < 2:
@@ -92,7 +92,7 @@ def drain(args: Namespace) -> None:
             if not quiet:
                 progress.show(cli_views.draining(answer))
                 if time.monotonic() > deadline:
-                    raise NotDone(f"after {args.timeout}, {cli_views.still_open(answer)}")
+                    raise NotDone(f"not drained within {args.timeout}: {cli_views.still_open(answer)}")
             time.sleep(POLL_S)
             text = asker.post("drain")
     say(text if args.json else "drained: nothing is open here; it is safe to reboot")
@@ -113,6 +113,10 @@ def explain(args: Namespace) -> None:
     text = Asker(args).get(path)
     answer = json.loads(text)
     kept = cli_views.newest_connections(answer, last)
+    if args.id is not None and not (kept["decisions"] or kept["turned_away"]):
+        raise NotDone(
+            f"no connection #{args.id} among the last {MAX_DECISIONS} decisions; `federation logs` has the numbers"
+        )
     say(json.dumps(kept) if args.json else cli_views.explained(kept, color=colorful(sys.stdout)))
 
 
@@ -131,7 +135,7 @@ def leave(args: Namespace) -> None:
         return
     network = cli_views.network(status["network"])
     if not args.yes and not confirm(f"Leave the network {network} and forget its token?"):
-        raise NotDone("you said no")
+        raise NotDone("nothing was done: you said no")
     asker.post("leave")
     with Progress() as progress:
         while True:
@@ -157,7 +161,7 @@ def _leave_unheard(args: Namespace) -> None:
     if token is None:
         raise UsageError(f"no daemon runs, and no token is saved in {state.path}")
     if not args.yes and not confirm(f"Forget the token of the network {token.name or token.network_id}?"):
-        raise NotDone("you said no")
+        raise NotDone("nothing was done: you said no")
     state.lock()  # a daemon that is just starting keeps its token
     state.forget_network(token.is_same_network)
     state.unlock()
@@ -187,7 +191,8 @@ def positive(text: str, flag: str) -> int:
     return int(text)
 
 
-def _seconds(text: str | None, flag: str) -> float:
+def duration(text: str | None, flag: str) -> float:
+    """Seconds; None is for ever. Raises UsageError."""
     try:
         return float("inf") if text is None else parse_duration(text)
     except ValueError as error:

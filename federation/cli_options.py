@@ -32,6 +32,8 @@ JOIN_MORE = """\
 Each option is also an environment variable (--open-timeout: FEDERATION_OPEN_TIMEOUT; commas between repeated values)
 and a key of the settings file (open-timeout = "3s"). Option beats variable, variable beats file. Durations take ms, s,
 m or h; sizes KiB, MiB, GiB (1024) or kB, MB, GB (1000).
+
+example: federation join --backend 127.0.0.1:11434
 """
 
 ROTATE = """\
@@ -114,10 +116,20 @@ class _Parser(argparse.ArgumentParser):
     """Raises instead of printing, and takes no abbreviated options: they would change meaning with the next version."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_formatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse's own words list all commands there are."""
+        if action.choices is not None and value not in action.choices:
+            from difflib import get_close_matches  # for who has mistyped; nobody else waits for it
+
+            known = [str(choice) for choice in action.choices]
+            near = get_close_matches(str(value), known, 1, cutoff=0.7)
+            hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(known)}" if len(known) < 4 else ""
+            self.error(f"there is no {str(action.metavar).lower()} {value!r}" + (f"; {hint}" if hint else ""))
 
 
 def parse(argv: Sequence[str], version: str) -> argparse.Namespace:
@@ -145,6 +157,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
         "invite",
         "print the running node's token with its addresses in it, alone",
         "federation invite | ssh gpu2 federation join --token-file -",
+        json=True,
     )
     dashboard = _asking(
         commands,
@@ -159,10 +172,11 @@ def create_parser(version: str) -> argparse.ArgumentParser:
         commands,
         "completion",
         "print a script that completes commands and options in your shell",
+        operands="SHELL ",
         epilog='example: eval "$(federation completion bash)"',
     )
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
-    _command(commands, "version", "print the version")
+    _command(commands, "version", "print the version", epilog="example: federation version")
     return root
 
 
@@ -186,7 +200,14 @@ def _add_asking(commands: Any) -> None:
     )
     drain.add_argument("--wait", action="store_true", help="until nothing is open here and a reboot disturbs nobody")
     drain.add_argument("--timeout", metavar="SECONDS", help="wait so long at most, then fail [for ever]")
-    ping = _asking(commands, "ping", "round trips to a peer, past all backends", "federation ping bergen --bulk", json=True)
+    ping = _asking(
+        commands,
+        "ping",
+        "round trips to a peer, past all backends",
+        "federation ping bergen --bulk",
+        json=True,
+        operands="PEER ",
+    )
     ping.add_argument("peer", metavar="PEER", help="its name, its id, or the end of its id that `federation peers` shows")
     ping.add_argument("--count", default="4", metavar="N", help="round trips [4]")
     ping.add_argument(
@@ -244,9 +265,10 @@ def _add_guard(commands: Any) -> None:
         "federation ban bergen",
         BAN,
         json=True,
+        operands="[PEER] ",
     )
     ban.add_argument("peer", nargs="?", metavar="PEER", help="its id, name, or the end of its id that `peers` shows")
-    unban = _asking(commands, "unban", "let a banned peer in again", "federation unban bergen")
+    unban = _asking(commands, "unban", "let a banned peer in again", "federation unban bergen", json=True, operands="PEER ")
     unban.add_argument("peer", metavar="PEER", help="its id, name, or the end of its id")
 
 
@@ -293,13 +315,20 @@ def _add_token(commands: Any) -> None:
         actions,
         "token new",
         "print a new network's token, alone",
-        "Print a new network's token, alone: federation token new > FILE, then join --token-file FILE on each machine.",
+        "Print a new network's token, alone: for networks whose first node shall not make it up.",
+        epilog="example: federation token new > token.txt && federation join --token-file token.txt",
     )
     new.add_argument("--name", default="", metavar="NETWORK", help="the network's name, for people")
     new.add_argument(
         "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to dial; HOST:PORT will do; repeatable"
     )
-    inspect = _command(actions, "token inspect", "show network id, name and addresses; never the secret")
+    inspect = _command(
+        actions,
+        "token inspect",
+        "show network id, name and addresses; never the secret",
+        operands="[TOKEN] ",
+        epilog="example: federation token inspect - < token.txt",
+    )
     inspect.add_argument(
         "token", nargs="?", metavar="TOKEN", help="- is standard input [FEDERATION_TOKEN, else the saved one]"
     )
@@ -308,9 +337,9 @@ def _add_token(commands: Any) -> None:
 
 
 def _asking(
-    commands: Any, name: str, summary: str, example: str, description: str = "", *, json: bool = False
+    commands: Any, name: str, summary: str, example: str, description: str = "", *, json: bool = False, operands: str = ""
 ) -> argparse.ArgumentParser:
-    parser = _command(commands, name, summary, description, epilog=f"example: {example}")
+    parser = _command(commands, name, summary, description, operands=operands, epilog=f"example: {example}")
     if json:
         parser.add_argument("--json", action="store_true", help="print exactly what the control API returns")
     parser.add_argument("--control", metavar="HOST:PORT", help="the node's control API [the running daemon's]")
@@ -318,18 +347,27 @@ def _asking(
     return parser
 
 
-def _command(commands: Any, name: str, summary: str, description: str = "", **kwargs: Any) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, summary: str, description: str = "", *, operands: str = "", **kwargs: Any
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name.split()[-1],
         help=summary,
         description=description or f"{summary[0].upper()}{summary[1:]}.",
         prog=f"federation {name}",
-        usage=f"federation {name} [OPTIONS]",
+        usage=f"federation {name} {operands}[OPTIONS]",
         **kwargs,
     )
     parser.set_defaults(command=name, parser=parser)
     return parser
 
 
-def _formatter(prog: str) -> argparse.HelpFormatter:
-    return argparse.HelpFormatter(prog, max_help_position=30)
+class _Formatter(argparse.HelpFormatter):
+    """Keeps paragraphs apart."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(paragraph, width, indent) for paragraph in text.split("\n\n"))

@@ -42,6 +42,7 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
     online, known = network.get("peers_online", 0), network.get("peers_known", 0)
     rows = [
         ("network", f"{_network(network)}, {online} of {known} nodes online"),
+        ("services", _network_services(network, color=color)),
         ("clients", ", ".join(f"{plain(at)} ({plain(service)})" for service, at in _items(node, "listens")) or "none"),
         ("offers", _offers(node, color=color)),
         ("gpu", _gpu(node.get("gpu") or {})),
@@ -57,7 +58,7 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
     if rates := answer.get("rates"):
         up, down = size(rates.get("received_per_s", 0)), size(rates.get("delivered_per_s", 0))
         rows.append(("rates", f"{rates.get('connections_per_s', 0):.1f} connections/s, {up}/s up, {down}/s down"))
-    lines = [paint(title, "bold", color), *(f"{label:<8} {text}" for label, text in rows)]
+    lines = [paint(title, "bold", color), *(f"{label:<8} {text}" for label, text in rows if text)]
     if node.get("draining"):
         lines.append(paint("draining: this node takes no new connections", "yellow", color))
     warnings = answer.get("warnings") or []
@@ -201,6 +202,20 @@ def _offers(node: Mapping[str, Any], *, color: bool) -> str:
     )
 
 
+def _network_services(network: Mapping[str, Any], *, color: bool) -> str:
+    """Where this node can send clients: default up on 2 of 3 nodes, embed down, chat offered by nobody."""
+    found = _items(network, "services")
+    texts = []
+    for service, count in found[:MAX_SHOWN]:
+        if count["up"]:
+            state = f"{paint('up', 'green', color)} on {count['up']} of {count['nodes']} node{'s' * (count['nodes'] != 1)}"
+        else:
+            state = paint("down" if count["nodes"] else "offered by nobody", "yellow", color)
+        texts.append(f"{plain(service)} {state}")
+    more = [f"and {len(found) - MAX_SHOWN} more"] if len(found) > MAX_SHOWN else []
+    return ", ".join([*texts, *more])
+
+
 def _services(peer: Mapping[str, Any]) -> str:
     return ",".join(plain(service) + ("" if healthy else "!") for service, healthy in _items(peer, "services"))
 
@@ -229,7 +244,6 @@ def _vram_bar(peer: Mapping[str, Any]) -> str:
         return ""
     used: float = min(max(1 - peer.get("available_vram", 0) / total, 0.0), 1.0)
     filled: int = round(used * BAR)
-    return "#" * filled + "." * (BAR - filled)
     return "#" * filled + "." * (BAR - filled)
 
 

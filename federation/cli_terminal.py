@@ -78,7 +78,9 @@ class Screen:
 
     def __enter__(self) -> Self:
         if self._in_place:
-            print("\x1b[?1049h\x1b[?25l", end="", flush=True)  # a screen of its own, without a cursor
+            print(
+                "\x1b[?1049h\x1b[?25l\x1b[?7l", end="", flush=True
+            )  # a screen of its own; no cursor, no line goes over two
         return self
 
     def show(self, text: str) -> None:
@@ -92,4 +94,4 @@ class Screen:
     def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         if self._in_place:
             with suppress(OSError):
-                print("\x1b[?25h\x1b[?1049l", end="", flush=True)
+                print("\x1b[?7h\x1b[?25h\x1b[?1049l", end="", flush=True)

@@ -92,7 +92,7 @@ def reachable(node: Node) -> Iterator[Finding]:
             "reachable",
             "info",
             "no peer has connected to this node; it dialled all of them itself, which is enough where they can be dialled",
-            f"to be sure, open TCP port {port}: {_firewall_command(port)}",
+            f"to be sure, {_firewall_command(port)}",
         )
 
 
@@ -168,8 +168,8 @@ def gpu(node: Node) -> Iterator[Finding]:
     if reading.total_vram or reading.available_vram:
         free, total = reading.available_vram / 1024**3, reading.total_vram / 1024**3
         yield _finding("gpu", "ok", f"{free:.1f} of {total:.1f} GiB free ({reading.source})")
-    elif node.backends.all:
-        fix = "if there is one, install its driver, or say --vram SIZE"
+    else:
+        fix = "if there is one, install its driver, or say --vram SIZE" if node.backends.all else ""  # an entry needs none
         yield _finding("gpu", "info", f"none found ({reading.note})", fix)
 
 
@@ -179,7 +179,9 @@ def open_files(node: Node) -> Iterator[Finding]:
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         yield _finding("open files", "ok", f"up to {'any number' if soft == resource.RLIM_INFINITY else soft}")
     else:
-        fix = f"ulimit -n {wanted} before the start (LimitNOFILE= in a systemd unit); the hard limit is {hard}"
+        fix = f"ulimit -n {wanted} before the start (LimitNOFILE= in a systemd unit)"
+        if hard != resource.RLIM_INFINITY and hard < wanted:
+            fix += f"; the hard limit is {hard}, which only root can raise"
         yield _finding(
             "open files", "info", f"the limit of {soft} is enough for {soft // FILES_A_CONNECTION} connections", fix
         )
@@ -297,7 +299,7 @@ def _firewall_command(port: int) -> str:
         return f"sudo ufw allow {port}/tcp"
     if shutil.which("firewall-cmd"):
         return f"sudo firewall-cmd --permanent --add-port={port}/tcp && sudo firewall-cmd --reload"
-    return f"let TCP port {port} in"
+    return f"let TCP port {port} in through the firewall"
 
 
 def _ago(seconds: float) -> str:

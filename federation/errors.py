@@ -1,8 +1,8 @@
 """Every error that we raise. The first paragraph of a class's docstring is the message that a person reads.
 
 An error is one line that says what is wrong and what to do. `exit_code` is 2 where the person's input is at fault
-(usage) and 1 where the world is (failure). Detail that differs from case to case is passed in and ends the line; it
-never holds a secret.
+(usage) and 1 where the world is (failure). Detail that differs from case to case is passed in and ends the line, or is
+all of it where the class only says what kind it is (`detail_says_all`); it never holds a secret.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ class FederationError(Exception):
     """Something failed"""
 
     exit_code = 1
+    detail_says_all = False
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
         self.detail = detail
 
     def __str__(self) -> str:
+        if self.detail and self.detail_says_all:
+            return self.detail
         summary = " ".join(inspect.getdoc(type(self)).split("\n\n")[0].split())  # type: ignore[union-attr]
         return f"{summary}: {self.detail}" if self.detail else summary
 
@@ -32,6 +35,7 @@ class UsageError(FederationError):
     """The command cannot be carried out as given"""
 
     exit_code = 2
+    detail_says_all = True
 
 
 class NotFound(UsageError):
@@ -41,9 +45,13 @@ class NotFound(UsageError):
 class ConfigError(UsageError):
     """A setting is wrong"""
 
+    detail_says_all = False
+
 
 class TokenError(UsageError):
     """The token cannot be used"""
+
+    detail_says_all = False
 
 
 class TokenMalformed(TokenError):
@@ -61,9 +69,13 @@ class TokenTooNew(TokenError):
 class NodeRefused(FederationError):
     """The running node says no"""
 
+    detail_says_all = True
+
 
 class NotDone(FederationError):
     """Not done"""
+
+    detail_says_all = True
 
 
 class KeyNeeded(FederationError):

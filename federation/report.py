@@ -60,6 +60,7 @@ def status(node: Node) -> answers.Status:
             "name": node.token.name,
             "peers_online": len(online),
             "peers_known": len(node.ledger),
+            "services": _services(node, online),
             "invite_addresses": node.invite_addresses(),
             "rotations": node.token.rotations,
             "former_until": _former_until(node),
@@ -239,6 +240,19 @@ def rotated(node: Node, not_told: list[str]) -> answers.Rotated:
         "not_told": named(not_told),
         "left_out": named(left_out),
     }
+
+
+def _services(node: Node, online: Iterable[NodeData]) -> dict[str, answers.ServiceNodes]:
+    found: dict[str, answers.ServiceNodes] = {service: {"nodes": 0, "up": 0} for service in node.listens}
+    own = node.own_record(node.backends.in_flight)
+    for record in (own, *(record for record in online if record.peer_id != own.peer_id)):
+        link = node.host.links.get(record.peer_id)
+        takes = not record.draining and not (link and link.suspect)
+        for service, healthy in record.services.items():
+            count = found.setdefault(service, {"nodes": 0, "up": 0})
+            count["nodes"] += 1
+            count["up"] += healthy and takes
+    return found
 
 
 def _former_until(node: Node) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 
 from federation import cli_guard
 from federation.bans import Bans
-from federation.errors import ControlUnreachable, FederationError, NotFound, StateDirBusy
+from federation.errors import ControlUnreachable, FederationError, NotFound, StateDirBusy, UsageError
 from federation.state import StateDir
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def test_the_daemon_is_told(daemon: StateDir) -> None:
     assert json.loads(cli_guard.ban_or_list(args(daemon, json=True), {})) == {"banned": list(ROWS.values())}
     assert cli_guard.let_in(args(daemon, "athens"), {}) == f"no longer banned: athens ({A})"
     assert cli_guard.ban_or_list(args(daemon), {}) == f"{B}, since now"
+    assert json.loads(cli_guard.let_in(args(daemon, B, json=True), {})) == {"banned": []}
     assert not (daemon.path / "banned.json").exists()  # that is the daemon's own to write
 
 
@@ -115,6 +116,11 @@ def test_nothing_is_made_where_nothing_was(tmp_path: Path) -> None:
     with pytest.raises(ControlUnreachable):
         cli_guard.ban_or_list(args(StateDir(tmp_path), A, control="127.0.0.1:1"), {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grace_that_is_none_is_said_to_be_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^--grace 'soon': write seconds"):
+        cli_guard.rotate(args(StateDir(tmp_path), grace="soon", excepted=[]))
 
 
 def test_what_a_rotation_says() -> None:

@@ -118,7 +118,7 @@ def test_drain_gives_up_when_told_to(api: Api, run: Any) -> None:
     api.answers["POST drain"] = [open_(1)]
     code, out, err = run("drain", "--wait", "--timeout", "10ms")
     assert (code, out) == (1, "")
-    assert err == "federation: Not done: after 10ms, 1 connection is served here\n"
+    assert err == "federation: not drained within 10ms: 1 connection is served here\n"
     assert run("drain", "--wait", "--timeout", "soon")[0] == 2
 
 
@@ -142,7 +142,9 @@ def test_explain_asks_for_enough(api: Api, run: Any) -> None:
     api.answers["GET explain?id=7"] = [nothing]
     assert run("explain", "--json") == (0, json.dumps(nothing) + "\n", "")
     assert run("explain", "--last", "3")[1] == "no connection yet: nothing to explain\n"
-    assert run("explain", "--id", "7")[0] == 0
+    code, out, err = run("explain", "--id", "7")
+    assert (code, out) == (1, "")
+    assert err.startswith("federation: no connection #7 among the last 256 decisions")
     for wrong in (("--last", "0"), ("--id", "x"), ("--last", "1", "--id", "1")):
         assert run("explain", *wrong)[0] == 2
 
@@ -189,7 +191,7 @@ def test_leave_asks_back(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(cli_node, "confirm", lambda question: asked.append(question))
     api.answers["GET status"] = [STATUS]
     code, _, err = run("leave")
-    assert (code, err) == (1, "federation: Not done: you said no\n")
+    assert (code, err) == (1, "federation: nothing was done: you said no\n")
     assert "lab" in asked[0]
     assert "POST leave" not in api.asked
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
+from typing import TYPE_CHECKING
 
 import pytest
 
-from federation.cli_options import JOIN_OPTIONS, JOIN_REPEATABLE, parse
+from federation.cli_options import JOIN_OPTIONS, JOIN_REPEATABLE, create_parser, parse
 from federation.config import NAMES, SWITCHES, Settings
 from federation.errors import UsageError
 from federation.values import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def test_every_setting_is_an_option_of_the_same_name() -> None:
@@ -70,8 +76,45 @@ def test_commands(argv: list[str], command: str | None) -> None:
         (["jion"], "federation --help"),
         (["--nope"], "federation --help"),
         (["status", "--json=1"], "federation status --help"),
+        (["completion", "tcsh"], "federation completion --help"),
     ],
 )
 def test_wrong_options_are_usage_errors_that_say_where_help_is(argv: list[str], where: str) -> None:
     with pytest.raises(UsageError, match=re.escape(f"(see {where})")):
         parse(argv, "1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["statsu"], "there is no command 'statsu'; did you mean status? ("),
+        (["nothing-like-it"], "there is no command 'nothing-like-it' ("),
+        (["completion", "tcsh"], "there is no shell 'tcsh'; it is one of bash, zsh, fish ("),
+    ],
+)
+def test_who_mistyped_is_told_what_there_is(argv: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        parse(argv, "1")
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    children = [
+        child
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for child in action.choices.values()
+    ]
+    for child in children:
+        yield from commands(child)
+    if not children:
+        yield parser
+
+
+@pytest.mark.parametrize("parser", [*commands(create_parser("1"))], ids=lambda parser: parser.prog)
+def test_every_command_has_an_example_that_is_one(parser: argparse.ArgumentParser) -> None:
+    example = (parser.epilog or "").rpartition("example: ")[2].strip()
+    assert parser.prog in example
+    for run in re.split(r"&&|\|\||\|", example.strip(')"')):
+        words = shlex.split(run.partition("<")[0].partition(">")[0].replace('eval "$(', ""))
+        if words[0] == "federation":
+            parse(words[1:], "1")

@@ -8,6 +8,7 @@ from federation import cli_output
 from federation.tokens import Token
 
 PEER = "12D3KooWJ9VnGqVYFbQkPNtHRjnbTnBCHHMsQPUVWAxqgUzRYrbt"
+SERVICES = {"default": {"nodes": 3, "up": 2}, "embed": {"nodes": 1, "up": 0}, "chat": {"nodes": 0, "up": 0}}
 STATUS: dict[str, Any] = {
     "node": {
         "peer_id": PEER,
@@ -25,7 +26,7 @@ STATUS: dict[str, Any] = {
         "state_dir": "/home/x/.local/state/federation",
         "pid": 1,
     },
-    "network": {"id": "5f3a", "name": "homelab", "peers_online": 3, "peers_known": 4},
+    "network": {"id": "5f3a", "name": "homelab", "peers_online": 3, "peers_known": 4, "services": SERVICES},
     "connections": {"now": 3, "total": 1204, "failed": 0, "retried": 2},
     "warnings": [],
 }
@@ -52,6 +53,7 @@ def test_status_says_what_a_person_asks() -> None:
         "alpha", PEER, "federation 0.1.0, up 1 h 1 min", "homelab (5f3a), 3 of 4 nodes online",
         "127.0.0.1:8484 (default)", "127.0.0.1:8486 (embed)", "default up, embed down", "127.0.0.1:8485",
         "18.0 GiB of 24.0 GiB free (nvml)", "/ip4/192.168.1.1/tcp/4484, /ip4/192.168.1.2/tcp/4484 and 6 more",
+        "services chat offered by nobody, default up on 2 of 3 nodes, embed down",
         "3 connections now, 1204 in all, 0 failed, 2 retried", "/home/x/.local/state/federation",
     ):  # fmt: skip
         assert part in text

@@ -60,6 +60,7 @@ def test_a_screen_is_written_over_and_put_back(monkeypatch: pytest.MonkeyPatch) 
     assert "three" in shown
     assert "four" not in shown
     assert shown.endswith("\x1b[?1049l")
+    assert shown.index("\x1b[?7l") < shown.index("one") < shown.index("\x1b[?7h")  # a long line takes no second one
 
 
 def test_a_screen_on_a_pipe_is_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:

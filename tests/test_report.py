@@ -174,6 +174,19 @@ class TestStatus:
         network = node.status()["network"]
         assert (network["peers_online"], network["peers_known"]) == (2, 4)
 
+    async def test_services_of_the_whole_network(self, make: MakeNode) -> None:
+        node = make(backends=("chat=127.0.0.1:7",))
+        add(node, "up", services={"default": True})
+        add(node, "down", services={"default": False, "embed": True})
+        add(node, "drains", services={"default": True}, draining=True)
+        add(node, "silent", services={"embed": True}, suspect=True)
+        add(node, "far", linked=False, services={"default": True})
+        assert node.status()["network"]["services"] == {
+            "default": {"nodes": 3, "up": 1},
+            "embed": {"nodes": 2, "up": 1},
+            "chat": {"nodes": 1, "up": 0},
+        }
+
     async def test_it_holds_no_secret(self, make: MakeNode) -> None:
         node = make()
         text = json.dumps([node.status(), node.peers(), node.explain(5)])

@@ -157,6 +157,7 @@ class FakeNetwork:
                 "name": "homelab",
                 "peers_online": sum(row["online"] for row in self.rows),
                 "peers_known": len(self.rows),
+                "services": self.services(),
                 "invite_addresses": own["addresses"],
             },
             "connections": {
@@ -179,6 +180,10 @@ class FakeNetwork:
                 f"known but not reachable from here: {row['name']}" for row in self.rows if row["state"] == "unreachable"
             ],
         }
+
+    def services(self) -> dict[str, dict[str, int]]:
+        offered = [row for row in self.rows if row["online"] and row["services"]]
+        return {"default": {"nodes": len(offered), "up": sum(row["state"] == "online" for row in offered)}}
 
     def peers(self) -> list[dict[str, Any]]:
         return [dict(row) for row in self.rows]
