@@ -130,6 +130,10 @@ class HandshakeFailed(NetworkError):
     """The handshake failed"""
 
 
+class AnotherPeer(HandshakeFailed):
+    """Another peer answers there"""
+
+
 class TokenRefused(HandshakeFailed):
     """The other side holds a different token (another network)"""
 

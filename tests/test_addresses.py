@@ -500,10 +500,20 @@ class TestAddressWithoutPeer:
 
     def test_a_machine_with_a_new_identity_is_found_again(self, book: AddressBook) -> None:
         book.add(LAN, source="token")
-        book.succeeded(LAN, BOB, 0.0)
+        book.failed(Target(ALICE, (LAN,)), 0.0)
+        book.taken_over(LAN)
+        anybody = replace(LAN, peer_id=None)
+        assert due(book, 0.0) == [Target(None, (anybody,))]
+        book.succeeded(anybody, BOB, 0.0)
         assert book.addresses(BOB) == [replace(LAN, peer_id=BOB)]
-        assert due(book, BACKOFF_MAX_S - 1.0, BOB) == []  # the old one is not expected back soon
-        assert due(book, BACKOFF_MAX_S, BOB) == [Target(ALICE, (LAN,))]
+        assert due(book, BACKOFF_MAX_S, BOB) == [Target(ALICE, (LAN,))]  # a person's word is not forgotten
+
+    def test_but_not_where_only_the_network_said_so(self, book: AddressBook) -> None:
+        """Each machine's container bridge has the same address."""
+        book.add(LAN, source="record")
+        book.taken_over(LAN)
+        book.taken_over(WAN)
+        assert due(book, 0.0) == [Target(ALICE, (LAN,))]
 
 
 class TestBounds:

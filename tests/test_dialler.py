@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from federation.errors import AnotherPeer
 from federation.net.addresses import PeerAddress, Target
 from federation.net.dialler import CIRCUIT_AFTER_S, STAGGER_S, Ourselves, Race, listen_beside, open_from_port
 from federation.values import HostPort
@@ -63,6 +64,10 @@ class TestRace:
         assert world.tried == [(FIRST, 0.0), (SECOND, pytest.approx(0.05))]
         assert race.missed == [FIRST]
         assert [str(problem) for problem in race.problems] == ["no"]
+
+    async def test_another_peer_there_is_noted(self, autojump_clock: trio.testing.MockClock) -> None:
+        race = await World({FIRST: (0.0, OSError()), SECOND: (0.0, AnotherPeer())}).race(FIRST, SECOND)
+        assert (race.missed, race.taken_over) == ([FIRST, SECOND], [SECOND])
 
     async def test_our_own_address_is_no_problem_of_the_peers(self, autojump_clock: trio.testing.MockClock) -> None:
         race = await World({FIRST: (0.0, Ourselves())}).race(FIRST)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -311,6 +312,17 @@ async def ticks(peer: Peer) -> None:
 
 
 class TestRedial:
+    async def test_a_machine_that_lost_its_identity(self) -> None:
+        """It knows nobody: the others find it, where a person once told them."""
+        async with peers(3) as (a, b, gone):
+            with capture_logs() as logs:
+                a.host.book.add(replace(b.address, peer_id=gone.id), source="token")
+                a.host.look_at_book()
+                await until(lambda: a.has(b) and b.has(a))
+            assert [entry["event"] for entry in logs if entry.get("where") == gone.id] == [
+                "another peer answers at the address of this one"
+            ]
+
     async def test_after_a_drop(self) -> None:
         async with linked() as (a, b):
             await until(lambda: a.host.book.next_due(trio.current_time()) is None)  # it sleeps until it is told

@@ -351,7 +351,7 @@ class AddressBook:
             state.dialling = True
 
     def succeeded(self, address: PeerAddress, peer_id: str, now: float) -> None:
-        """A dial to this address found that peer, be it the one asked for or not."""
+        """A dial to this address found that peer."""
         state = self._states.get(_key(address))
         if state is not None:
             state.dialling = False
@@ -359,8 +359,6 @@ class AddressBook:
             if address.peer_id is None:
                 state.answered_by = peer_id
                 state.connected(now, self._rng.random())
-            elif address.peer_id != peer_id:  # the machine has a new identity, and the old one will not come back
-                state.failed(now, self._rng.random(), permanent=True)
         # Not as bootstrap: the person named an address, not this peer.
         found = replace(address, peer_id=peer_id)
         self.add(found, source="saved")
@@ -374,6 +372,13 @@ class AddressBook:
         state = self._states.get(_key(address))
         if state is not None and address in state.known:
             state.known[address].last_failure = now
+
+    def taken_over(self, address: PeerAddress) -> None:
+        """Another peer answers there. A person's word may be about the machine, which lost its disk and with it its
+        identity: whoever is there, with the network's token, is dialled too. Else nobody might find it again."""
+        state = self._states.get(_key(address))
+        if state is not None and address in state.known and state.known[address].is_bootstrap:
+            self.add(replace(address, peer_id=None), source="saved")
 
     def reached(self, target: Target, now: float) -> None:
         """The target's peer is connected, but by none of its addresses: through a relay."""

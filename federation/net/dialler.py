@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from federation.errors import AnotherPeer
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
@@ -113,6 +115,7 @@ class Race:
         self.problems: list[Exception] = []
         self.ourselves: list[PeerAddress] = []
         self.missed: list[PeerAddress] = []  # tried, and not the right one there
+        self.taken_over: list[PeerAddress] = []  # of them: another peer answers there
 
     async def run(self) -> None:
         with self._won:
@@ -138,6 +141,8 @@ class Race:
         except Exception as error:  # noqa: BLE001  # as in Host._admit: what a remote's bytes can raise is anybody's guess
             self.problems.append(error)
             self.missed.append(address)
+            if isinstance(error, AnotherPeer):
+                self.taken_over.append(address)
         finally:
             over.set()
 

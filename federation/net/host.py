@@ -33,6 +33,7 @@ from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
 from federation.errors import (
+    AnotherPeer,
     BannedByPeer,
     FederationError,
     HandshakeFailed,
@@ -529,6 +530,8 @@ class Host:
         if race.winner is None:
             no = next((p for p in race.problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
             self.book.failed(target, now, permanent=no is not None)
+            for address in race.taken_over:
+                self.book.taken_over(address)
             self._complain_about_dial(target, no, race.problems)
         elif race.winner[0] is None:
             self.book.reached(target, now)
@@ -565,6 +568,8 @@ class Host:
             self.complain("the peer belongs to another network: it refused our token, or we its", where)
         elif isinstance(no, PeerBanned | BannedByPeer):
             self.complain(str(no), where, REMIND_EVERY_S)
+        elif any(isinstance(problem, AnotherPeer) for problem in problems):
+            self.complain("another peer answers at the address of this one", where, REMIND_EVERY_S)
         elif any(isinstance(problem, HandshakeFailed) for problem in problems):
             self.complain("what answers there is not a member of a federation", where)
         else:

@@ -36,6 +36,7 @@ from libp2p.security.noise.patterns import PatternXX
 from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from federation.errors import (
+    AnotherPeer,
     BannedByPeer,
     HandshakeFailed,
     PeerBanned,
@@ -258,7 +259,7 @@ class TokenNoise(ISecureTransport):
         return await self._handshake(conn, peer_id, initiator=True)
 
     async def _handshake(self, conn: IRawConnection, peer_id: ID | None, *, initiator: bool) -> SecureConn:
-        """Raises HandshakeFailed, or what of it says more: TokenRefused and its kinds, PeerBanned, BannedByPeer."""
+        """Raises HandshakeFailed, or what says more: AnotherPeer, TokenRefused and its kinds, PeerBanned, BannedByPeer."""
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 pattern = PatternXX(self._local_peer, self._private_key, self._noise_key)
@@ -270,7 +271,7 @@ class TokenNoise(ISecureTransport):
         except trio.TooSlowError:
             raise HandshakeFailed(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
         except PeerIDMismatchesPubkey as error:
-            raise HandshakeFailed("another peer answers there") from error
+            raise AnotherPeer from error
         except (
             NoiseFailure,
             NoiseHandshakeError,
