@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
+from federation import descriptors
 from federation.dial import Dial
 from federation.errors import FederationError
 from federation.splice import SocketEnd, join
@@ -82,7 +83,8 @@ class Serving:
         self._dial = None
         if sock is None:
             self._release()
-            self._backends.refused(self.backend, reason)
+            if reason != descriptors.REASON:  # which is not its fault
+                self._backends.refused(self.backend, reason)
             self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
             return
         self._done(SocketEnd(self._backends.reactor, sock, lambda _end: self._release()), "")

@@ -61,10 +61,11 @@ def _run(args: Namespace) -> int:
 
 def join(args: Namespace) -> int:
     """Run a node until it is told to stop."""
-    from federation import logs
+    from federation import descriptors, logs
     from federation.config import load
     from federation.state import StateDir
 
+    descriptors.raise_limit()
     flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
 
     def read_settings() -> Settings:

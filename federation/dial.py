@@ -7,6 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from federation import descriptors
 from federation.reactor import WRITE, Reactor, Timer
 
 if TYPE_CHECKING:
@@ -38,8 +39,11 @@ class Dial:
         self._sock: socket.socket | None = None
         try:
             self._sock = sock = socket.socket(target[0], socket.SOCK_STREAM | _NONBLOCK)
-        except OSError as error:  # out of descriptors
-            self._finish_soon(error.strerror or "no socket")
+        except OSError:
+            self._finish_soon(descriptors.REASON)
+            return
+        if descriptors.is_reserve(sock.fileno()):
+            self._finish_soon(descriptors.REASON)
             return
         if not _NONBLOCK:
             sock.setblocking(False)

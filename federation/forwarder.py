@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import structlog
 import trio
 
+from federation import descriptors
 from federation.config import Replay
 from federation.entry import Entry
 from federation.errors import ListenFailed, listen_problem
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 COMPLAIN_EVERY_S = 10.0
-EMFILE_PAUSE_S = 0.1  # the kernel has no descriptor for us: closing ones will free some
+EMFILE_PAUSE_S = 0.1  # there is no descriptor to spare: closing ones will free some
+SILENT_S = 5.0  # without a byte either way, and a client gives way if need be: as long as a stranger has for a handshake
+GIVE_WAY = 32  # at once
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 DECISIONS = 256  # kept for `explain`, and as many attempts that failed
@@ -174,13 +177,21 @@ class Forwarder:
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
                     raise
-                self._complain_of_descriptors()
-                self.reactor.change(listener.fileno(), 0)
-                self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
+                self._pause(listener)
                 return
+            is_last = descriptors.is_reserve(sock.fileno())
             sock.setblocking(False)
             host, port = address[:2]
             self._start(sock, service, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            if is_last:
+                self._pause(listener)
+                return
+
+    def _pause(self, listener: socket.socket) -> None:
+        """The next clients wait in the kernel's queue."""
+        self._complain_of_descriptors()
+        self.reactor.change(listener.fileno(), 0)
+        self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
 
     def _complain_of_descriptors(self) -> None:
         now = trio.current_time()
@@ -189,8 +200,21 @@ class Forwarder:
             log.warning("no descriptor left for a client; accepting pauses", limit="ulimit -n")
 
     def _accept_again(self, listener: socket.socket) -> None:
-        if listener in self._listeners:
+        if listener not in self._listeners:
+            return
+        if not descriptors.are_left(listener.fileno()):
+            self._make_room()
+        if descriptors.are_left(listener.fileno()):
             self.reactor.change(listener.fileno(), READ)
+        else:
+            self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
+
+    def _make_room(self) -> None:
+        """Who has been here for a while, and neither said nor heard anything, gives way to those who wait; oldest first."""
+        before = trio.current_time() - SILENT_S
+        silent = [e for e in self.active if e.started_at < before and not e.client.received and not e.client.delivered]
+        for entry in sorted(silent, key=lambda entry: entry.number)[:GIVE_WAY]:
+            _end(entry, "it said nothing, and others need its descriptor")
 
     def _start(self, sock: socket.socket, service: str, client_name: str) -> None:
         self.counts.total += 1
@@ -209,9 +233,7 @@ class Forwarder:
     def abort_all(self, reason: str) -> None:
         """The drain is over."""
         for entry in list(self.active):
-            far = entry.client.peer
-            entry.client.abort(reason)
-            far.abort(reason)
+            _end(entry, reason)
 
     # What an entry asks and tells
 
@@ -303,3 +325,10 @@ class Forwarder:
         """It answers no PING: whom it owes a first byte goes elsewhere."""
         for entry in list(self.unanswered.get(peer_id, ())):
             entry.failed("the peer does not answer", "timeout")
+
+
+def _end(entry: Entry, reason: str) -> None:
+    """Both sides hear a reset."""
+    far = entry.client.peer
+    entry.client.abort(reason)
+    far.abort(reason)

@@ -445,6 +445,7 @@ async def test_a_dial_that_fails_at_once(monkeypatch: pytest.MonkeyPatch, code: 
         assert end.heard[0].startswith("REFUSED backend")
         assert t.exit.loads == [1, 0]
         assert open_descriptors() == before
+        assert t.exit.backends.all[0].healthy is (code == errno.EMFILE)  # which is no fault of the backend's
 
 
 async def test_a_backend_that_breaks_in_what_came_early_resets_the_tunnel_and_nothing_else() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from federation import descriptors
 from federation import dial as module
 from federation.dial import Dial
 from federation.reactor import Reactor
@@ -56,6 +58,16 @@ async def test_refused(reactor: Reactor) -> None:
         await until(lambda: heard)
         assert heard == [(None, "Connection refused")]
         assert len(reactor) == 0
+
+
+async def test_the_last_descriptors_are_not_for_it(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "is_reserve", lambda _fd: True)
+    files = len(os.listdir("/dev/fd"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _, heard = dial(reactor, server.getsockname())
+        await until(lambda: heard)
+        assert heard == [(None, descriptors.REASON)]
+    assert len(os.listdir("/dev/fd")) == files
 
 
 async def test_no_answer(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from federation import descriptors
 from federation import forwarder as module
 from federation.entry import LINGER_S
 from federation.errors import ListenFailed
-from federation.forwarder import DECISIONS, EMFILE_PAUSE_S, Ending
+from federation.forwarder import DECISIONS, EMFILE_PAUSE_S, SILENT_S, Ending
 from federation.values import Endpoint
 from tests.entries import Net, network, record, settled
 from tests.sockets import Listener, is_reset, reset
@@ -232,6 +233,60 @@ async def test_a_real_lack_of_descriptors_is_survived(mock_clock: MockClock) -> 
         await net.passes(EMFILE_PAUSE_S)
         await settled(lambda: net.tunnels)
         reset(sock)
+
+
+async def test_the_last_descriptors_are_not_for_clients(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [False]
+    monkeypatch.setattr(descriptors, "is_reserve", lambda _fd: True)
+    monkeypatch.setattr(descriptors, "are_left", lambda _fd: left[0])
+    async with network(mock_clock) as net:
+        net.add("a")
+        with capture_logs() as logs:
+            waiting = [socket.create_connection(("127.0.0.1", net.port)) for _ in range(2)]
+            await settled(lambda: net.tunnels)
+            for _ in range(3):
+                await net.passes(EMFILE_PAUSE_S)
+            assert net.forwarder.counts.total == 1
+            assert [log["event"] for log in logs] == ["no descriptor left for a client; accepting pauses"]
+            left[0] = True
+            await net.passes(EMFILE_PAUSE_S)
+            await settled(lambda: net.forwarder.counts.total == 2)
+        for sock in waiting:
+            reset(sock)
+        await net.passes(EMFILE_PAUSE_S)
+
+
+async def test_who_says_nothing_gives_way_when_descriptors_run_out(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_short = False
+    monkeypatch.setattr(descriptors, "is_reserve", lambda _fd: is_short)
+    monkeypatch.setattr(descriptors, "are_left", lambda _fd: not is_short)
+    monkeypatch.setattr(module, "GIVE_WAY", 2)
+    async with network(mock_clock) as net:
+        net.add("a")
+        oldest, older, old = [await net.connect() for _ in range(3)]
+        asks = await net.connect(sends=REQUEST)
+        told = await net.connect()
+        for tunnel in net.tunnels:
+            tunnel.answers()
+        net.tunnel.sends(b"220 welcome")
+        await net.passes(SILENT_S + 1)
+        is_short = True
+        new = await net.connect()
+        await net.passes(EMFILE_PAUSE_S)
+        for client in (oldest, older):
+            assert await is_reset(client)
+        assert [tunnel.closed for tunnel in net.tunnels] == [True, True, False, False, False, False]
+        await net.passes(EMFILE_PAUSE_S)
+        assert await is_reset(old)
+        for _ in range(3):
+            await net.passes(EMFILE_PAUSE_S)
+        assert {entry.number for entry in net.forwarder.active} == {4, 5, 6}  # asks, told, new
+        assert "said nothing" in str(net.forwarder.endings[0].error)
+        is_short = False
+        await net.passes(EMFILE_PAUSE_S)
+        assert {asks, told, new} <= set(net.clients)
 
 
 async def test_a_pause_does_not_outlive_the_port(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
