@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
-JOINS_SAID_A_SECOND, JOINS_SAID_AT_ONCE = 1.0, 64.0  # a member may invent nodes; it shall not fill the disk with them
+# A member may invent nodes, and come and go itself, without end: it shall not fill the disk with lines about that.
+NEWS_A_SECOND, JOINS_AT_ONCE, LINKS_AT_ONCE = 1.0, 64.0, 256.0
 MAX_REMEMBERED = 512
 SAVE_PEERS_AFTER_S = 1.0  # several join at a time; one write for all of them
 GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
@@ -99,7 +100,8 @@ class Node:
         self._stop = trio.Event()
         self._forget_network = False
         self._peers_learnt = trio.Event()
-        self._joins_said = Bucket(JOINS_SAID_A_SECOND, JOINS_SAID_AT_ONCE)
+        self._joins_said = Bucket(NEWS_A_SECOND, JOINS_AT_ONCE)
+        self._links_said = Bucket(NEWS_A_SECOND, LINKS_AT_ONCE)
         self.draining = False
         self.gpu = GpuReading((), "none", "not read yet")
         self.listens: dict[str, HostPort] = {}
@@ -364,7 +366,8 @@ class Node:
         self.backends.tunnel_opened(link, channel, service)
 
     def peer_up(self, link: Link) -> None:
-        log.info("peer connected", peer=link.peer, name=self.name_of(link.peer), address=link.remote_address, path=link.path)
+        name, address = self.name_of(link.peer), link.remote_address
+        _say(self._links_said, "peer connected", peer=link.peer, name=name, address=address, path=link.path)
         self.rotation.peer_up(link)
         self.roster.forgive(link.peer)
         self.roster.changed()
@@ -373,7 +376,7 @@ class Node:
             self._nursery.start_soon(self.gossip.sync, link)
 
     def peer_down(self, peer: str, reason: str) -> None:
-        log.info("peer disconnected", peer=peer, name=self.name_of(peer), why=reason)
+        _say(self._links_said, "peer disconnected", peer=peer, name=self.name_of(peer), why=reason)
         self.roster.changed()
         self.paths.reach.look()
 
@@ -395,10 +398,9 @@ class Node:
             self.book.forget(peer_id)
         if record is not None:
             if change.before is None:
-                say = log.info if self._joins_said.take(trio.current_time()) else log.debug
-                say("peer joined the network", peer=record.peer_id, name=record.name)
+                _say(self._joins_said, "peer joined the network", peer=record.peer_id, name=record.name)
             elif record.left and not change.before.left:
-                log.info("peer left the network", peer=record.peer_id, name=record.name)
+                _say(self._joins_said, "peer left the network", peer=record.peer_id, name=record.name)
             self._take_record(record, change.before)
         self.roster.changed()
 
@@ -536,6 +538,11 @@ class Node:
             "listens": {service: str(address) for service, address in self.listens.items()},
             "p2p": str(self.p2p),
         }
+
+
+def _say(bucket: Bucket, event: str, **details: object) -> None:
+    """At info while there is something left in the bucket, then for those who debug only."""
+    (log.info if bucket.take(trio.current_time()) else log.debug)(event, **details)
 
 
 def _addresses(texts: Iterable[str], *, whose: str) -> Iterator[PeerAddress]:

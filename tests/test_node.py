@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -23,7 +24,7 @@ from federation import node as node_module
 from federation.config import Settings
 from federation.errors import FederationError, ListenFailed, NotFound, UsageError
 from federation.net.addresses import PeerAddress
-from federation.node import Clock, Node
+from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
 from federation.state import StateDir
 from federation.tokens import Token
 from federation.values import HostPort
@@ -691,6 +692,19 @@ class TestRecord:
         change = node.ledger.merge(record, now=node.clock.utc_now())
         node._ledger_changed(change)
         assert [str(a) for a in node.book.addresses(record.peer_id)] == [f"/ip4/192.0.2.1/tcp/7/p2p/{record.peer_id}"]
+
+    async def test_who_comes_and_goes_without_end_fills_no_log(self, make: MakeNode) -> None:
+        node = make()
+        with capture_logs() as logs:
+            for n in range(300):
+                record = node.own_record().model_copy(update={"peer_id": f"12D3KooW{n:044}", "seq": 1})
+                for version in (record, record.model_copy(update={"seq": 2, "left": True})):
+                    node._ledger_changed(node.ledger.merge(version, now=node.clock.utc_now()))
+                node.peer_down(record.peer_id, "it went")
+        said = Counter(log["event"].split()[1] for log in logs if log["log_level"] == "info")
+        assert said["joined"] + said["left"] <= JOINS_AT_ONCE + 5
+        assert 256 <= said["disconnected"] <= LINKS_AT_ONCE + 5
+        assert len(logs) == 900  # the rest is for those who debug
 
     async def test_saved_nonsense_is_passed_over(self, make: MakeNode) -> None:
         first = make()
