@@ -2,7 +2,8 @@
 
 How a connection that ended badly is judged, by the backends' own journals:
     failed   no backend had a byte of it: another peer should have served it. Must be 0.
-    cut      a backend had it. `--replay opened` never sends it twice, so that the client hears of the end.
+    cut      a backend had it. `--replay opened` never sends it twice, so that the client hears of the end. Also one begun
+             before the strike that its exit had just opened: whether the backend has a byte of it only the dead could say.
     own      its entry itself was away (killed, stopped), or no peer at all could be reached from there.
 """
 
@@ -179,11 +180,10 @@ class Trial:
         counts = {"connections": 0, "failed": 0, "cut": 0, "own": 0, "wrong_bytes": 0, "served_twice": 0}
         slowest_s = 0.0
         for name in self.lab.boxes:
-            careful = "first-byte" not in self.lab[name].options
             for record in self._clients.records(name):
                 counts["connections"] += 1
                 counts["wrong_bytes"] += record["wrong"]
-                counts["served_twice"] += careful and len(seen.get(record["target"], ())) > 1
+                counts["served_twice"] += self._is_careful(name) and len(seen.get(record["target"], ())) > 1
                 verdict = self._judge(name, record, seen)
                 if verdict:
                     counts[verdict] += 1
@@ -205,7 +205,11 @@ class Trial:
             return ""
         if self._was_away(name, record):
             return "own"
-        return "cut" if record["target"] in seen else "failed"
+        was_opened = record["started"] < self.struck and self._is_careful(name)
+        return "cut" if record["target"] in seen or was_opened else "failed"
+
+    def _is_careful(self, entry: str) -> bool:
+        return "first-byte" not in self.lab[entry].options
 
     def _was_away(self, name: str, record: dict[str, Any]) -> bool:
         return any(
