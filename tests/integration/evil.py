@@ -28,6 +28,7 @@ from federation.tokens import Token
 
 MODE_S = 15.0  # most are cut off long before; on a busy machine a flood takes its time
 BRIEF_S = 1.5  # for those that are borne
+INVENTED = 100_000
 
 
 class Nobody:
@@ -78,18 +79,19 @@ class Member:
         while not self.link.is_flushed and not self.link.is_closed:  # noqa: ASYNC110
             await trio.sleep(0.001)  # the reactor sends
 
-    async def run(self, mode: str) -> dict:
+    async def run(self, mode: str, seconds: float) -> dict:
         async with self.host.running(), self.topic.running():
             self.link = await self.host._connect(self.address)
             self.link.mux._check_known = lambda _channel: None  # answers to frames that our own side knows nothing of
             self.stream = await self.host.open_stream(self.link.peer, pubsub.PROTOCOL_ID)
             began = time.monotonic()
             with (
-                trio.move_on_after(BRIEF_S if mode in BRIEF else MODE_S),
+                trio.move_on_after(seconds),
                 suppress(Exception),
             ):  # whatever our own code says of what it is made to do
                 await MODES[mode](self)
-                await self.link._closed.wait()
+                if mode not in DONE:
+                    await self.link._closed.wait()
             with trio.move_on_after(0.2):  # its streams are gone before we hear of the link
                 await self.link._closed.wait()
             lasted = time.monotonic() - began
@@ -158,7 +160,7 @@ async def thousand_a_second(member: Member) -> None:
 
 
 async def invents_peers(member: Member) -> None:
-    """As fast as it can sign for them; and all of a ledger at once."""
+    """All of a ledger at once, and as fast as it can sign for them by gossip."""
     page = [[invented(member).SerializeToString(), 0] for _ in range(64)]
     stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
     await messages.send(stream, [])
@@ -168,12 +170,12 @@ async def invents_peers(member: Member) -> None:
             with suppress(trio.BrokenResourceError):  # the victim has had enough of it
                 while True:
                     await messages.send(stream, page)
-                    member.sent += len(page)
 
         nursery.start_soon(sync)
-        for _ in range(100_000):
+        for _ in range(INVENTED):
             await member.send(invented(member))
             await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
 
 
 async def opens_and_takes_back(member: Member) -> None:
@@ -230,6 +232,7 @@ MODES = {
         speaks_of_unknown_streams, never_reads, never_reads_tunnels,
     )
 }  # fmt: skip
+DONE = {"invents_peers"}  # when it has done it
 BRIEF = {"highest_numbers", "megabyte_row", "invents_peers", "never_reads_tunnels"}
 
 
@@ -238,6 +241,7 @@ async def main() -> None:
     parser.add_argument("token_file", type=Path)
     parser.add_argument("address")
     parser.add_argument("modes", nargs="*", default=list(MODES))
+    parser.add_argument("--seconds", type=float, help="for each mode, instead of the usual ones")
     options = parser.parse_args()
     logs.configure("error", "console", stream=sys.stderr)
     token = Token.decode(options.token_file.read_text())
@@ -245,7 +249,8 @@ async def main() -> None:
         reactor = Reactor()
         async with trio.open_nursery() as nursery:
             await nursery.start(reactor.run)
-            result = await Member(token, reactor, PeerAddress.parse(options.address)).run(mode)
+            seconds = options.seconds or (BRIEF_S if mode in BRIEF else MODE_S)
+            result = await Member(token, reactor, PeerAddress.parse(options.address)).run(mode, seconds)
             nursery.cancel_scope.cancel()
         sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()

@@ -83,6 +83,7 @@ async def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("seconds", type=float)
     parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--only", metavar="KIND", help="one kind of them all the time")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
@@ -95,17 +96,34 @@ async def main() -> None:
         running.add(task)
         task.add_done_callback(running.discard)
 
-    start(until_hung_up("silent", address))
-    start(until_hung_up("a byte a second", address, data=HELLO + NOISE + bytes(100), a_byte_every_s=1.0))
-    for n in range(1_000_000):
+    slow = {
+        "silent": lambda _: until_hung_up("silent", address),
+        "a byte a second": lambda _: until_hung_up(
+            "a byte a second", address, data=HELLO + NOISE + bytes(100), a_byte_every_s=1.0
+        ),
+    }
+    quick = {
+        "random bytes": lambda _: until_hung_up("random bytes", address, data=os.urandom(random.randrange(1, 5000))),
+        "half a handshake": lambda n: until_hung_up(
+            "half a handshake", address, data=handshake[: 1 + n * 7 % len(handshake)]
+        ),
+        "a handshake replayed": lambda _: until_hung_up("a handshake replayed", address, data=handshake),
+        "huge length": lambda n: flood(address, HUGE[n % len(HUGE)]),
+    }
+    if options.only is None:
+        for begin in slow.values():
+            start(begin(0))
+    elif options.only == "idle":
+        quick = {}
+    else:
+        quick = {options.only: {**slow, **quick}[options.only]}
+    for n in range(1_000_000 if quick else 0):
         if time.monotonic() > ends:
             break
-        start(until_hung_up("random bytes", address, data=os.urandom(random.randrange(1, 5000))))
-        start(until_hung_up("half a handshake", address, data=handshake[: 1 + n * 7 % len(handshake)]))
-        start(until_hung_up("a handshake replayed", address, data=handshake))
-        start(flood(address, HUGE[n % len(HUGE)]))
+        for begin in quick.values():
+            start(begin(n))
         await asyncio.sleep(PAUSE_S * 4)
-    for _ in range(IDLE):
+    for _ in range(IDLE if options.only in (None, "idle") else 0):
         start(until_hung_up("idle", address))
         await asyncio.sleep(PAUSE_S / 10)
     while running:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from harness import wait_until
 from load import Load
 
@@ -73,3 +75,37 @@ def test_it_loses_its_own_connection_and_nothing_else(fleet: Fleet, figure) -> N
     newcomer = fleet.daemon("newcomer", peer=victim)
     wait_until(lambda: newcomer.offers() == {"victim"}, within=5, what="a newcomer is let in and served")
     wait_until(lambda: "newcomer" in entry.sees(), within=10, what="and known to the others")
+
+
+@pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="takes minutes: set FEDERATION_LONG_TESTS=1")
+def test_100_000_invented_peers(fleet: Fleet, figure) -> None:
+    """All of them, one by one, at the pace that the victim reads them at."""
+    victim = fleet.daemon("crowded", backend=fleet.backend("http", "crowded"), wait=True)
+    entry = fleet.daemon("next", peer=victim)
+    wait_until(lambda: entry.offers() == {"crowded"}, within=10, what="the entry sees the exit")
+    command = [sys.executable, str(EVIL), str(fleet.token_file), victim.multiaddr, "invents_peers", "--seconds", "500"]
+    with Load(entry.entry(), clients=2, every_s=0.04) as load:
+        wait_until(lambda: len(load.requests) >= 100, within=30, what="a steady load")
+        before = {daemon.name: daemon.rss_bytes() for daemon in (victim, entry)}
+        cpu_s, lines = victim.cpu_s(), len(victim.log().splitlines())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=victim.environment)
+        cpu_s = victim.cpu_s() - cpu_s
+        grown = {daemon.name: daemon.rss_bytes() - before[daemon.name] for daemon in (victim, entry)}
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rows = {daemon.name: len(daemon.peers()) for daemon in (victim, entry)}
+    took = sorted(request.took_s for request in load.requests)
+    share = cpu_s / result["lasted_s"]
+    said = len(victim.log().splitlines()) - lines
+    figure(
+        "invented peers",
+        f"{result['sent']} in {result['lasted_s']:.0f} s; {len(load.requests)} requests of others, {len(load.failed)} "
+        f"failed, p99 {took[len(took) * 99 // 100] * 1e3:.0f} ms; the victim used {share:.0%} of a core "
+        f"and said {said} lines; rows " + ", ".join(f"{name} {count}" for name, count in rows.items())
+        + "; memory " + ", ".join(f"{name} {size / MiB:+.0f} MiB" for name, size in grown.items()),
+    )  # fmt: skip
+    assert result["sent"] == 100_000
+    assert load.failed == []
+    assert max(grown.values()) < MEMORY
+    assert said < LOG_LINES + 2 * result["lasted_s"]
+    assert {row["name"] for row in entry.peers() if row["state"] == "online"} == {"crowded"}

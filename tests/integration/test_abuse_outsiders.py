@@ -30,6 +30,11 @@ MEMORY = 48 * MiB
 OPEN_FILES = 160  # more than before: 128 handshakes, and the members' tunnels
 LOG_LINES = 300  # one for each address and kind of nonsense in 10 s, thrice
 QUIET_REQUESTS = 400
+LONG_S, LONG_QUIET_REQUESTS, WRONG_PROOFS = 10.0, 1000, 400
+KINDS = (
+    "random bytes", "half a handshake", "a handshake replayed", "huge length", "silent", "a byte a second", "idle",
+    "wrong proof",
+)  # fmt: skip
 ATTACK_S = 3.0  # of all kinds; then 2,000 that say nothing
 NOISE_S = 0.05  # two nearly equal p99 differ by that on a machine that does something else as well
 
@@ -144,3 +149,32 @@ def test_members_do_not_notice(victim, entry, handshake, fleet, figure) -> None:
     # A member that comes while strangers are still there is let in: they are of another address.
     newcomer = fleet.daemon("newcomer", peer=victim)
     wait_until(lambda: newcomer.offers() == {"victim"}, within=5, what="a newcomer is let in and served")
+
+
+@pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="needs a quiet machine: set FEDERATION_LONG_TESTS=1")
+@pytest.mark.parametrize("kind", KINDS)
+def test_to_the_letter(kind, victim, entry, handshake, figure) -> None:
+    """One kind at a time, and nothing allowed for noise."""
+    if kind == "wrong proof":
+        command = [sys.executable, str(STRANGER), "other", victim.multiaddr, str(WRONG_PROOFS)]
+    else:
+        command = [sys.executable, str(OUTSIDER), *map(str, victim.p2p), str(LONG_S), "--record", str(handshake)]
+        command += ["--only", kind]
+    with Load(entry.entry(), clients=2, every_s=0.02) as load:
+        began = time.monotonic()
+        wait_until(lambda: len(load.requests) >= LONG_QUIET_REQUESTS, within=60, what="a quiet measurement")
+        quiet, cpu_s = p99(load, began), victim.cpu_s()
+        attacked_at = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=victim.environment)
+        lasted = time.monotonic() - attacked_at
+        cpu_s = victim.cpu_s() - cpu_s
+        attacked = p99(load, attacked_at)
+    assert done.returncode == 0, done.stderr
+    strangers = len(done.stdout.splitlines()) if kind == "wrong proof" else sum(json.loads(done.stdout)["outcomes"].values())
+    figure(
+        kind,
+        f"members' p99 {quiet * 1e3:.1f} ms quiet, {attacked * 1e3:.1f} ms attacked, {len(load.failed)} of "
+        f"{len(load.requests)} failed; {strangers} strangers in {lasted:.0f} s; the victim used {cpu_s / lasted:.0%} CPU",
+    )
+    assert load.failed == []
+    assert attacked < 2 * quiet
