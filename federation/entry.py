@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from federation.backends import Serving
     from federation.forwarder import Forwarder
     from federation.metrics import RetryReason
+    from federation.net.link import Link
     from federation.reactor import Duplex, Timer
 
 log = structlog.get_logger(__name__)
@@ -90,6 +91,7 @@ class Entry:
         "_is_final",
         "_kept",
         "_kept_size",
+        "_link",
         "_opened",
         "_rest",
         "_serving",
@@ -127,6 +129,7 @@ class Entry:
         self.tried: set[str] = set()
         self._far: Duplex | None = None  # of this attempt, until it is joined
         self._serving: Serving | None = None
+        self._link: Link | None = None  # of this attempt; None: our own backend
         self._timer: Timer | None = None
 
     # Picking
@@ -159,9 +162,10 @@ class Entry:
         """Raises PeerUnavailable or Dialled."""
         forwarder = self._forwarder
         if self.peer_id == forwarder.roster.own_id:
+            self._link = None
             self._serving = forwarder.backends.serve(self.service, self._dialled)
             return
-        link = forwarder.roster.link(self.peer_id)
+        link = self._link = forwarder.roster.link(self.peer_id)
         if link is None:
             raise PeerUnavailable("no connection to it")
         self._far = link.open_tunnel(self.service, self, _Reply(self))
@@ -242,7 +246,7 @@ class Entry:
 
     def _on_timeout(self) -> None:
         forwarder = self._forwarder
-        link = forwarder.roster.link(self.peer_id)
+        link = self._link
         if link is not None:
             attempt = self._timer
             link.read()  # OPENED may lie there: then the backend has what we would send to another one
@@ -262,7 +266,8 @@ class Entry:
             self._far.abort(reason)  # RST behind OPEN: an exit that wakes up late never dials
             self._far = None
         self._rest = memoryview(b"")
-        forwarder.roster.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
+        if forwarder.roster.link(self.peer_id) is self._link:  # else it is here anew, and that it was lost is no fault of it
+            forwarder.roster.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
         log.debug("attempt failed", peer=self.peer_id, service=self.service, why=reason, attempt=self.attempts)
         forwarder.attempt_failed(self, reason)
         self._let_go()

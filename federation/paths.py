@@ -123,6 +123,7 @@ class Paths:
         """Whether there is a new way to the peer."""
         self.reach.look()
         if before is not None and before.addresses != record.addresses:
+            self._peer_moved(record, before)
             self.puncher.again()
         if before is not None and (before.via == record.via or before.incarnation > record.incarnation):
             return False
@@ -131,6 +132,20 @@ class Paths:
         self._host.book.refresh(record.peer_id)
         self._host.routes_changed()
         return True
+
+    def _peer_moved(self, record: NodeData, before: NodeData) -> None:
+        """Its machine's addresses changed. What we send to one on our own network that it no longer has nobody hears, and it
+        cannot tell us so there. Whether a link by way of a NAT still leads to it a PING finds out."""
+        link = self._host.links.get(record.peer_id)
+        if link is None or link.remote_address is None or record.left:
+            return
+        at = PeerAddress(link.remote_address[0], 0)
+        host = str(at).removesuffix("0")  # /ip4/HOST/tcp/: an address of a newer version may be one that we cannot parse
+        had, has = (any(text.startswith(host) for text in known.addresses) for known in (before, record))
+        if had and not has and self._is_near(at):
+            link.fail("the peer no longer has the address of this connection")
+        else:
+            link.ping()
 
     # What runs beside
 

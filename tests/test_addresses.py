@@ -675,6 +675,24 @@ class TestNear:
         assert near.addresses(ALICE) == [LAN, WAN]
 
 
+def test_where_no_address_answered_last_time_there_is_no_hope(book: AddressBook) -> None:
+    book.add(WAN, source="token")
+    book.add(LAN, source="record")
+    hopes = []
+    for change in (
+        lambda: None,
+        lambda: book.missed(WAN, 1.0),
+        lambda: book.missed(LAN, 1.0),
+        lambda: book.succeeded(WAN, ALICE, 2.0),
+        lambda: book.missed(WAN, 3.0),
+        lambda: book.add(replace(LAN, port=9), source="record"),
+    ):
+        change()
+        (target,) = due(book, 1000.0)
+        hopes.append(not target.hopeless)
+    assert hopes == [True, True, False, True, False, True]
+
+
 def test_who_is_reached_through_a_relay_is_left_alone_like_one_who_was_dialled(book: AddressBook) -> None:
     book.add(WAN, source="token")
     (target,) = due(book, 0.0)

@@ -10,7 +10,15 @@ import trio
 
 from federation.errors import AnotherPeer
 from federation.net.addresses import PeerAddress, Target
-from federation.net.dialler import CIRCUIT_AFTER_S, STAGGER_S, Ourselves, Race, listen_beside, open_from_port
+from federation.net.dialler import (
+    CIRCUIT_AFTER_S,
+    CIRCUIT_STAGGER_S,
+    STAGGER_S,
+    Ourselves,
+    Race,
+    listen_beside,
+    open_from_port,
+)
 from federation.values import HostPort
 
 if TYPE_CHECKING:
@@ -41,10 +49,10 @@ class World:
         assert peer == PEER
         return await self.answer(relay)
 
-    async def race(self, *addresses: PeerAddress, peer: str | None = PEER) -> Race:
+    async def race(self, *addresses: PeerAddress, peer: str | None = PEER, hopeless: bool = False) -> Race:
         race = Race(
-            Target(peer, addresses), lambda _peer: self.relays, news=lambda: self.news, connect=self.answer,
-            go_round=self.go_round,
+            Target(peer, addresses, hopeless=hopeless), lambda _peer: self.relays, news=lambda: self.news,
+            connect=self.answer, go_round=self.go_round,
         )  # fmt: skip
         with trio.fail_after(60):
             await race.run()
@@ -84,6 +92,17 @@ class TestRace:
         race = await world.race(FIRST)
         assert race.winner == (None, "relayed")
         assert world.tried[1:] == [("full", pytest.approx(0.1)), ("relay", pytest.approx(0.1))]
+
+    async def test_unless_none_answered_last_time(self, autojump_clock: trio.testing.MockClock) -> None:
+        world = World({FIRST: (9.0, "late"), "relay": (0.0, "relayed")})
+        assert (await world.race(FIRST, hopeless=True)).winner == (None, "relayed")
+        assert trio.current_time() == 0.0
+
+    async def test_a_relay_that_says_nothing_does_not_hold_up_the_next(self, autojump_clock: trio.testing.MockClock) -> None:
+        world = World({FIRST: (0.0, OSError()), "mute": (9.0, "late"), "relay": (0.1, "relayed")})
+        race = await world.race(FIRST)
+        assert race.winner == (None, "relayed")
+        assert trio.current_time() == pytest.approx(CIRCUIT_STAGGER_S + 0.1)
 
     async def test_a_relay_that_becomes_known_meanwhile_is_tried(self, autojump_clock: trio.testing.MockClock) -> None:
         world = World({FIRST: (9.0, OSError()), "relay": (0.0, "relayed")})

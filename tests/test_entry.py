@@ -227,6 +227,24 @@ async def test_what_has_arrived_by_the_time_of_the_timeout_counts(mock_clock: Mo
 
 
 @pytest.mark.parametrize("how", FAILURES)
+async def test_what_failed_on_a_link_that_was_replaced_says_nothing_of_the_peer(mock_clock: MockClock, how: str) -> None:
+    """A laptop that moved: it is here by a new link, and who waited for it on the old one must not bar it."""
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        old = net.roster.links["a"]
+        net.add("a")
+        await fail_attempt(net, how)
+        assert (old.pings, net.roster.links["a"].pings) == (how == "timeout", 0)
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        assert net.roster.penalties == []
+        net.tunnel.answers()
+        net.tunnel.sends(b"served")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"served"
+
+
+@pytest.mark.parametrize("how", FAILURES)
 async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
     async with network(mock_clock, replay="never") as net:
         net.add("a", "b")

@@ -7,6 +7,7 @@ import os
 import socket
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,7 @@ from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
 from federation.values import HostPort
 from tests.hosts import KEY, Peer, new_peer, peers, reactor_running
-from tests.links import End, until
+from tests.links import End, tcp_pair, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -294,6 +295,49 @@ class TestDuplicates:
             await connect_again(higher, lower)
             assert higher.host.links[lower.id].is_initiator
             await until(lambda: not lower.host.links[higher.id].is_initiator)
+
+    async def test_who_dials_again_after_long_has_lost_the_old_link(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A laptop that moved: the old link ends at once, though it is not silent and the lower id made it."""
+        monkeypatch.setattr(host_module, "LOST_S", 0.0)
+        async with peers(2) as (lower, higher):
+            lower.knows(higher)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            old = lower.host.links[higher.id]
+            await higher.host._connect(lower.address)
+            await until(lambda: old.is_closed)
+            await until(lambda: not lower.host.links[higher.id].is_initiator)
+            assert lower.events.down == [(higher.id, "the peer has lost this connection: it made a new one")]
+
+    async def test_who_is_met_beside_a_relayed_link_has_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host_module, "LOST_S", 0.0)
+        async with peers(2) as (lower, higher):
+            lower.knows(higher)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            old = [lower.host.links[higher.id], higher.host.links[lower.id]]
+            for link in old:
+                link.path = "relayed"
+            old[0].open_tunnel("default", End(), End())
+            await until(lambda: higher.events.opened)
+            higher.events.opened[0][0].peer = End()
+            here, there = await tcp_pair()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(lower.host.met, here, higher.id, leads=True, path="punched"))
+                nursery.start_soon(partial(higher.host.met, there, lower.id, leads=False, path="punched"))
+            assert lower.host.links[higher.id].path == higher.host.links[lower.id].path == "punched"
+            assert [(link.retired, link.is_closed) for link in old] == [(True, False)] * 2
+
+    async def test_a_dial_that_waited_too_long_for_its_turn_is_not_made(self) -> None:
+        async with peers(2) as (lower, higher):
+            async with lower.host._dials:
+                for n in range(host_module.MAX_DIALS - 1):
+                    lower.host._dials.acquire_on_behalf_of_nowait(n)
+                lower.knows(higher)
+                higher.knows(lower)
+                await until(lambda: lower.has(higher) and higher.has(lower))
+                for n in range(host_module.MAX_DIALS - 1):
+                    lower.host._dials.release_on_behalf_of(n)
+            await until(lambda: lower.host.book.next_due(trio.current_time()) is None)
+            assert len(lower.events.up) == len(higher.events.up) == 1
 
 
 async def connect_again(dialler: Peer, other: Peer) -> Link:

@@ -45,7 +45,9 @@ class World:
             **{"peer": peer_id, "path": "direct", "rtt_s": None, "is_initiator": True, "remote_address": ("198.51.100.1", 1),
                "local_host": "192.0.2.1", "failed": "", **fields}
         )  # fmt: skip
+        link.pings = 0
         link.fail = lambda reason: setattr(link, "failed", reason)
+        link.ping = lambda: setattr(link, "pings", link.pings + 1)
         self.host.links[peer_id] = link
         return link
 
@@ -138,6 +140,31 @@ async def test_addresses_on_our_own_networks_are_near(monkeypatch: pytest.Monkey
             it.host.book.is_near(PeerAddress(host, 1)) for host in ("192.168.1.9", "192.168.2.9", "127.0.0.1", "box.lan")
         ]
         assert near == [True, False, False, False]
+
+
+@pytest.mark.parametrize(("at", "failed"), [("10.7.0.2", True), ("10.7.0.3", False), ("198.51.100.1", False), (None, False)])
+async def test_a_peer_that_moved_hears_nothing_at_its_old_address(
+    monkeypatch: pytest.MonkeyPatch, at: str | None, failed: bool
+) -> None:
+    """Of an address on our own network it says so itself; for any other there is a PING. 10.7.0.3 it still has."""
+    monkeypatch.setattr(paths_module, "local_networks", lambda: [ipaddress.ip_network("10.7.0.0/24")])
+    async with world() as it:
+        link = it.link(BOB, remote_address=None if at is None else (at, 40000))
+        before = it.hear(BOB, addresses=("/ip4/10.7.0.2/tcp/1", "/ip4/10.7.0.3/tcp/1", "/ip4/198.51.100.1/tcp/1", "/x/new"))
+        it.paths.record_changed(before, None)
+        it.paths.record_changed(it.hear(BOB, addresses=before.addresses, in_flight=1), before)
+        assert (link.failed, link.pings) == ("", 0)
+        it.paths.record_changed(it.hear(BOB, addresses=("/ip4/10.7.0.3/tcp/2",)), before)
+        assert bool(link.failed) is failed
+        assert link.pings == (not failed and at is not None)
+
+
+async def test_a_peer_that_leaves_has_no_addresses_and_finishes_what_it_does() -> None:
+    async with world() as it:
+        link = it.link(BOB)
+        before = it.hear(BOB, addresses=("/ip4/198.51.100.1/tcp/1",))
+        it.paths.record_changed(it.hear(BOB, left=True), before)
+        assert not link.failed
 
 
 async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,18 @@ async def test_who_cannot_be_dialled_takes_a_place_and_a_new_one_when_the_relay_
         await until(lambda: a.reach.via == (b.peer.id,))
 
 
+async def test_a_relay_that_met_us_halfway_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It restarted, and came by way of another relay before we dialled it."""
+    async with sides(2, monkeypatch) as ((a, b), relays):
+        await connect(b, a)
+        await until(lambda: b.peer.id in a.reach._asked and not a.reach._asking)
+        relays.add(b.peer.id)
+        a.reach.verdicts.by_peer = {b.peer.id: False}
+        a.peer.host.links[b.peer.id].path = "punched"
+        a.reach.look()
+        await until(lambda: a.reach.via == (b.peer.id,))
+
+
 async def test_two_relays_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sides(4, monkeypatch) as ((a, *others), relays):
         await a.peer.host.stop_listening()

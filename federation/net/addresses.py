@@ -162,6 +162,7 @@ class Target:
     proven: bool = field(
         default=True, compare=False
     )  # a person's word, heard on this LAN, or it answered before; else it is hearsay
+    hopeless: bool = field(default=False, compare=False)  # no address answered last time: a relay need not wait for them
 
 
 @dataclass(slots=True)
@@ -197,6 +198,10 @@ class _State:
     @property
     def is_proven(self) -> bool:
         return any(known.rank <= _RANK["mdns"] or known.last_success > -inf for known in self.known.values())
+
+    @property
+    def is_hopeless(self) -> bool:
+        return all(known.last_failure > known.last_success for known in self.known.values())
 
     def disposable(self) -> list[PeerAddress]:
         return [address for address, known in self.known.items() if not known.is_bootstrap]
@@ -331,7 +336,12 @@ class AddressBook:
         """
         self._states.pop(self_id, None)
         found = [
-            Target(key if isinstance(key, str) else None, tuple(state.best_first(self.is_near)), state.is_proven)
+            Target(
+                key if isinstance(key, str) else None,
+                tuple(state.best_first(self.is_near)),
+                proven=state.is_proven,
+                hopeless=state.is_hopeless,
+            )
             for key, state in self._states.items()
             if state.retry_at <= now and not state.dialling and not self._is_served(key, state, connected)
         ]

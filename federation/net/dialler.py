@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed
 BACKLOG = 8
-CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay
+CIRCUIT_STAGGER_S = 0.5  # the next relay, likewise; two handshakes through one take a tenth of that
+CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay, unless none answered last time
 
 
 class Ourselves(Exception):
@@ -147,20 +148,30 @@ class Race:
             over.set()
 
     async def _try_relays(self, peer: str) -> None:
-        with trio.move_on_after(CIRCUIT_AFTER_S):
-            await self._all_failed.wait()
+        if not self._target.hopeless:
+            with trio.move_on_after(CIRCUIT_AFTER_S):
+                await self._all_failed.wait()
         tried: set[str] = set()
         while True:
             news = self._news()
-            for relay in [relay for relay in self._relays(peer) if relay not in tried]:
-                tried.add(relay)
-                try:
-                    self._win(None, await self._go_round(relay, peer))
-                except Exception as error:  # noqa: BLE001  # as above
-                    self.problems.append(error)
+            async with trio.open_nursery() as nursery:
+                for relay in [relay for relay in self._relays(peer) if relay not in tried]:
+                    tried.add(relay)
+                    failed = trio.Event()
+                    nursery.start_soon(self._try_relay, relay, peer, failed)
+                    with trio.move_on_after(CIRCUIT_STAGGER_S):
+                        await failed.wait()
             if self._all_failed.is_set():
                 return
             await _first_of(news, self._all_failed)
+
+    async def _try_relay(self, relay: str, peer: str, over: trio.Event) -> None:
+        try:
+            self._win(None, await self._go_round(relay, peer))
+        except Exception as error:  # noqa: BLE001  # as above
+            self.problems.append(error)
+        finally:
+            over.set()
 
     def _win(self, address: PeerAddress | None, link: Link) -> None:
         if self.winner is None:

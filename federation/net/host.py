@@ -5,7 +5,8 @@ never prunes and never counts; py-libp2p 0.8.1 has a trap in each of these (the 
 docs/architecture.md).
 
 Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
-the other (N). If the one to keep has been silent for STALE_S, the new one wins: the old one is a machine that is gone.
+the other (N). If the one to keep has been silent for STALE_S, the new one wins: the old one is a machine that is gone. And
+who dials us though we have had a link for long has lost that link: it is closed at once, with all that hangs on it.
 
 Longer than our other modules: all that stands between us and the swarm is here, and nowhere else.
 """
@@ -88,6 +89,9 @@ HEARSAY_A_SECOND, HEARSAY_AT_ONCE = 20.0, 500.0
 HEARSAY_PAUSE_S = 0.25
 TICK_S = 0.25
 STALE_S = 2.0
+# Nobody dials a peer that it has a link to. Who does so when the link is this old, longer than any dial takes, has lost it:
+# its machine moved or was cut off, and what we send on the old link nobody hears.
+LOST_S = 30.0
 # A peer that breaks the rules is kept away this long, twice as long each time again. It forgets after FORGIVE_S, and so
 # do we: a fault of ours must not part two nodes for good.
 KEEP_AWAY_S = 5.0
@@ -371,7 +375,7 @@ class Host:
         if self._is_banned(link.peer) or link.admission_key not in self._admission_keys():
             link.fail("no longer admitted")  # banned, or the token retired, while it was starting
             raise HandshakeFailed("no longer admitted")
-        self._settle(link)
+        self._settle(link, dialled=path is None)
         return link
 
     async def _secure(self, raw: IRawConnection, peer_id: ID | None) -> noise.SecureConn:
@@ -405,11 +409,14 @@ class Host:
 
     # Links
 
-    def _settle(self, link: Link) -> None:
-        """Take the link as the peer's, unless a better one is there (N)."""
+    def _settle(self, link: Link, *, dialled: bool = True) -> None:
+        """Take the link as the peer's, unless a better one is there (N). `dialled`: not punched beside a relayed one."""
         if link.is_closed:
             return
         known = self.links.get(link.peer)
+        if known is not None and dialled and not link.is_initiator and link.opened_at - known.opened_at > LOST_S:
+            known.fail("the peer has lost this connection: it made a new one")
+            known = self.links.get(link.peer)
         if known is None or known.is_closed:
             self.links[link.peer] = link
             if not link.is_initiator:
@@ -520,20 +527,25 @@ class Host:
             target, self.routes, news=lambda: self._routes_changed, connect=self._connect, go_round=self.dial_through
         )
         async with self._dials if target.proven else self._hearsay_dials:
-            await race.run()
+            if target.peer_id not in self.links:  # it may have come while this dial waited for its turn
+                await race.run()
         now = trio.current_time()
         for address in race.ourselves:
             self.book.ourselves(address)
         for address in race.missed:
             self.book.missed(address, now)
         self.not_reached.pop(target.peer_id or str(target.addresses[0]), None)
-        if race.winner is None:
+        if race.winner is None and target.peer_id in self.links:
+            self.book.reached(target, now)
+        elif race.winner is None:
             no = next((p for p in race.problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
             self.book.failed(target, now, permanent=no is not None)
             for address in race.taken_over:
                 self.book.taken_over(address)
             self._complain_about_dial(target, no, race.problems)
         elif race.winner[0] is None:
+            for address in target.addresses:  # those that did not answer until now, too
+                self.book.missed(address, now)
             self.book.reached(target, now)
         else:
             self.book.succeeded(race.winner[0], race.winner[1].peer, now)

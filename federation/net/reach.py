@@ -274,8 +274,7 @@ class Reach:
             peer
             for peer, link in links.items()
             if peer not in self._places
-            and link.path == "direct"
-            and link.is_initiator
+            and (link.path == "punched" or (link.path == "direct" and link.is_initiator))  # a relay may have met us
             and self._relays(peer)
             and self._refused.get(peer, -1e9) < now - REFUSED_S
         ]
