@@ -68,6 +68,7 @@ class Network(TypedDict):
     name: str
     peers_online: Count
     peers_known: Count
+    paths: Annotated[dict[str, Count], Field(description="this node's links: how many are direct, punched, relayed")]
     services: Annotated[
         dict[str, ServiceNodes], Field(description="by name: what is offered, and what clients here may ask for")
     ]
@@ -152,6 +153,8 @@ class Candidate(TypedDict):
     available_vram: Bytes
     served: Count
     far: Annotated[bool, Field(description="its path is slower than the nearest one's by more than --path-penalty")]
+    path: Annotated[Path, Field(description="its link as it is now, not at the pick")]
+    rtt_ms: Annotated[float, Field(description="milliseconds, likewise")] | None
 
 
 class Ended(TypedDict):

@@ -41,7 +41,7 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
     title += f"  federation {plain(node.get('version'))}, up {duration(node.get('uptime_s', 0))}"
     online, known = network.get("peers_online", 0), network.get("peers_known", 0)
     rows = [
-        ("network", f"{_network(network)}, {online} of {known} nodes online"),
+        ("network", f"{_network(network)}, {online} of {known} nodes online{_paths(network)}"),
         ("services", _network_services(network, color=color)),
         ("clients", ", ".join(f"{plain(at)} ({plain(service)})" for service, at in _items(node, "listens")) or "none"),
         ("offers", _offers(node, color=color)),
@@ -190,6 +190,14 @@ def _items(node: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
 def _network(network: Mapping[str, Any]) -> str:
     name, short = plain(network.get("name")), plain(network.get("id"))
     return f"{name} ({short})" if name else short
+
+
+def _paths(network: Mapping[str, Any]) -> str:
+    """How the links go, unless all are direct."""
+    paths = network.get("paths") or {}
+    if not paths.keys() - {"direct"}:
+        return ""
+    return "; links: " + ", ".join(f"{count} {plain(path)}" for path, count in sorted(paths.items()))
 
 
 def _offers(node: Mapping[str, Any], *, color: bool) -> str:

@@ -95,13 +95,14 @@ def _candidates(decision: Mapping[str, Any], *, color: bool) -> list[str]:
     names = [plain(c["name"]) or plain(c["peer_id"])[-6:] for c in shown]
     longest = max(map(len, names))
     has_vram = any(c["available_vram"] for c in ordered)
+    has_paths = any(c.get("path") in ("punched", "relayed") or c.get("far") for c in ordered)
     lines = []
     for candidate, name in zip(shown, names, strict=True):
         age = candidate["last_used_age_s"]
         used = "not used yet" if age is None else f"used {seconds(age)} ago"
         line = f"{name:<{longest}}  {candidate['in_flight']:>3} open  {used:<19}"
-        if candidate.get("far"):
-            line += " far"
+        if has_paths:
+            line += f" {_way(candidate):<17}"
         if has_vram:
             line += f" {size(candidate['available_vram']):>9} free"
         if candidate["peer_id"] == chosen:
@@ -113,6 +114,13 @@ def _candidates(decision: Mapping[str, Any], *, color: bool) -> list[str]:
     if len(ordered) > len(shown):
         lines.append(f"   and {len(ordered) - len(shown)} more")
     return lines
+
+
+def _way(candidate: Mapping[str, Any]) -> str:
+    """relayed 41.0 ms far"""
+    rtt_ms = candidate.get("rtt_ms")
+    words = [plain(candidate.get("path")), "" if rtt_ms is None else f"{rtt_ms:.1f} ms", "far" * bool(candidate.get("far"))]
+    return " ".join(filter(None, words))
 
 
 def _end(ended: Mapping[str, Any] | None, *, color: bool) -> str:

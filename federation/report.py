@@ -60,6 +60,7 @@ def status(node: Node) -> answers.Status:
             "name": node.token.name,
             "peers_online": len(online),
             "peers_known": len(node.ledger),
+            "paths": dict(Counter(link.path for link in node.host.links.values())),
             "services": _services(node, online),
             "invite_addresses": node.invite_addresses(),
             "rotations": node.token.rotations,
@@ -115,6 +116,8 @@ def explain(node: Node, last: int, connection: int | None = None) -> list[answer
                     "available_vram": c.available_vram,
                     "served": c.served,
                     "far": c.is_far,
+                    "path": _path_to(node, c.peer_id),
+                    "rtt_ms": _rtt_ms(node.host.links.get(c.peer_id)),
                 }
                 for c in decision.pick.candidates
             ],
@@ -286,12 +289,21 @@ def _peer_row(node: Node, record: NodeData) -> answers.Peer:
         "capacity": record.capacity,
         "services": record.services,
         "draining": record.draining,
-        "path": "self" if is_self else link.path if link is not None else "none",
+        "path": _path_to(node, record.peer_id),
         "via": "" if link is None else link.via_peer,
-        "rtt_ms": round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None,
+        "rtt_ms": _rtt_ms(link),
         "version": record.version,
         "addresses": list(record.addresses),
     }
+
+
+def _path_to(node: Node, peer_id: str) -> answers.Path:
+    link = node.host.links.get(peer_id)
+    return "self" if peer_id == node.peer_id else link.path if link is not None else "none"
+
+
+def _rtt_ms(link: Link | None) -> float | None:
+    return round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None
 
 
 def _gpu(gpu: Gpu) -> answers.PeerGpu:

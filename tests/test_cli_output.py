@@ -47,6 +47,15 @@ def shown(*peers: dict[str, Any], color: bool = False, width: int = 120) -> list
 # status
 
 
+@pytest.mark.parametrize(
+    ("paths", "shown"),
+    [({}, ""), ({"direct": 3}, ""), ({"relayed": 1, "direct": 2, "punched": 4}, "; links: 2 direct, 4 punched, 1 relayed")],
+)
+def test_status_says_how_the_links_go_unless_all_are_direct(paths: dict[str, int], shown: str) -> None:
+    text = cli_output.status({**STATUS, "network": {**STATUS["network"], "paths": paths}}, color=False)
+    assert f"3 of 4 nodes online{shown}\n" in text
+
+
 def test_status_says_what_a_person_asks() -> None:
     text = cli_output.status(STATUS, color=False)
     for part in (

@@ -45,6 +45,16 @@ def test_who_was_chosen_why_and_how_it_ended() -> None:
     assert lines[3].strip() == "done: 100 B up, 2.0 KiB down in 250 ms"
 
 
+def test_how_the_candidates_are_reached_unless_all_are_directly() -> None:
+    near = candidate("bergen", path="direct", rtt_ms=0.25)
+    around = candidate("athens", path="relayed", rtt_ms=41.0, far=True)
+    _, chosen, other, _ = shown(decision(7, candidates=[near, around])).splitlines()
+    assert " ".join(chosen.split()) == "-> athens 0 open not used yet relayed 41.0 ms far fewest connections"
+    assert " ".join(other.split()) == "bergen 0 open not used yet direct 0.2 ms"
+    _, only, _ = shown(decision(7, "bergen", candidates=[near])).splitlines()
+    assert "direct" not in only
+
+
 def test_retries_are_told_in_order() -> None:
     text = shown(decision(7, failed="it refused"), decision(7, "bergen", attempt=2, ended={**DONE, "error": "reset"}))
     first, second = text.index("attempt 1"), text.index("attempt 2")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -164,6 +166,29 @@ async def test_two_relays_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         a.reach.look()
         await until(lambda: len(a.reach.via) == 2)
         assert sum(len(other.peer.host.relay.reserved) for other in others) == 2
+
+
+async def test_the_nearest_relays_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sides(4, monkeypatch) as ((a, *others), relays):
+        await a.peer.host.stop_listening()
+        for other in others:
+            await connect(a, other)
+        await until(lambda: a.reach.dialable is False)
+        for other, rtt_s in zip(others, (0.05, 0.2, 0.001), strict=True):
+            a.peer.host.links[other.peer.id].rtt_s = rtt_s
+        relays.update(other.peer.id for other in others)
+        a.reach.look()
+        await until(lambda: a.reach.via == (others[2].peer.id, others[0].peer.id))
+
+
+def test_equally_near_relays_share_the_nodes() -> None:
+    def first_choice(node: str) -> str:
+        links = {relay: SimpleNamespace(rtt_s=0.02 + n / 1000) for n, relay in enumerate("ABCD")}
+        reach = SimpleNamespace(_host=SimpleNamespace(links=links, peer_id=node))
+        return min(links, key=lambda relay: Reach._nearness(reach, relay))  # type: ignore[arg-type]
+
+    taken = Counter(first_choice(f"node{n}") for n in range(400))
+    assert min(taken[relay] for relay in "ABCD") > 70, taken
 
 
 async def test_a_relay_that_says_no_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

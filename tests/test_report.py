@@ -173,6 +173,7 @@ class TestStatus:
         add(node, "old", age_s=60)
         network = node.status()["network"]
         assert (network["peers_online"], network["peers_known"]) == (2, 4)
+        assert network["paths"] == {"direct": 2}
 
     async def test_services_of_the_whole_network(self, make: MakeNode) -> None:
         node = make(backends=("chat=127.0.0.1:7",))
@@ -316,6 +317,8 @@ class TestExplain:
                 "available_vram": 2,
                 "served": 0,
                 "far": False,
+                "path": "none",
+                "rtt_ms": None,
             }
         ]
 

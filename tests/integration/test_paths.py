@@ -57,16 +57,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         }  # fmt: skip
         world = World(net, fleet)
         world.dht = ("--dht", f"--bootstrap={fleet.dht(net.public('stranger'))}")
-        world.nodes["relay1"] = fleet.node("relay1", places["relay1"], *world.dht)
+        world.nodes["relay1"] = fleet.node("relay1", places["relay1"], *world.dht, wait=False)
         backends = {name: fleet.server("http", places[name]) for name in ("ann", "bob", "cat", "dan")}
         fleet.server("echo", places["dan"], port=8081)
         fleet.server("echo", places["cat"], port=8081)
+        world.relay1.wait_ready()
         for name in ("relay2", "ann", "cat", "dan"):
             extra = {"ann": ("--mdns",), "cat": ("--backend=near=127.0.0.1:8081",), "dan": ("--backend=far=127.0.0.1:8081",)}
             world.nodes[name] = fleet.node(
                 name, places[name], *extra.get(name, ()), services=SERVICES,
-                backend=backends.get(name), peer=world.relay1,
+                backend=backends.get(name), peer=world.relay1, wait=False,
             )  # fmt: skip
+        for node in world.nodes.values():
+            node.wait_ready()
         world.ready_at = time.monotonic()
         world.nodes["bob"] = fleet.node(
             "bob", places["bob"], "--mdns", services=SERVICES, backend=backends["bob"], wait=False

@@ -138,8 +138,7 @@ class Topology:
         run("ip", "netns", "add", namespace.name)
         self.namespaces.append(namespace)
         namespace.run("ip", "link", "set", "lo", "up")
-        for setting in SYSCTLS:
-            namespace.run("sysctl", "-qw", setting)
+        namespace.run("sysctl", "-qw", *SYSCTLS)
         return namespace
 
     def _plug(self, host: Namespace, interface: str) -> None:
