@@ -12,8 +12,12 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
+import documents
 import pytest
 from harness import Daemon, federation, http_get, wait_until
+
+from federation import cli
+from federation.cli_options import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +135,7 @@ def test_doctor_says_by_its_exit_code(network) -> None:
     assert ill.returncode == 1
     assert "FAIL" in ill.stdout
     network.echo.start()
+    wait_until(lambda: not network.athens.status()["warnings"], within=10, what="it is well again")
 
 
 def test_a_service_manager_hears_of_start_reload_and_stop(fleet, tmp_path: Path) -> None:
@@ -179,6 +184,37 @@ def test_join_offers_what_it_finds(fleet) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_the_commands_of_the_documents_work(network, monkeypatch, capsys) -> None:
+    """Here, or where it says; each is understood by the grammar in any case."""
+    elsewhere = {
+        "join": "test_examples.py, test_command_line.py, tests/test_examples_files.py",
+        "leave": "below",
+        **dict.fromkeys(("ban", "unban", "token rotate"), "test_rotate_and_ban.py"),
+    }
+    monkeypatch.setenv("HOME", str(network.home))
+    monkeypatch.setenv("FEDERATION_STATE_DIR", str(network.athens.state_dir))
+
+    def interrupted(_s: float) -> None:
+        raise KeyboardInterrupt
+
+    ran = 0
+    for words in documents.commands():
+        if words == ("ping",):  # its name, in a sentence
+            continue
+        if "--help" not in words and parse(words, "0").command in elsewhere:
+            continue
+        endless = {"--watch", "-f"} & {*words}
+        with monkeypatch.context() as patches, pytest.raises(SystemExit) as ended:
+            if endless:
+                patches.setattr(time, "sleep", interrupted)
+            cli.main(words)
+        assert ended.value.code == (cli.INTERRUPTED if endless else 0), (words, capsys.readouterr())
+        assert capsys.readouterr().out, words
+        ran += 1
+    assert ran > 12
+    assert not network.athens.status()["node"]["draining"]
 
 
 def test_leave_says_good_bye_and_forgets_the_token(network) -> None:
