@@ -23,7 +23,7 @@ async def ping(node: Node, text: str, count: int, bulk_bytes: int) -> answers.Pi
         raise UsageError("this is the node itself")
     link = node.host.links.get(peer)
     if link is None:
-        why = node.host.not_reached.get(peer)
+        why = node.host.redial.not_reached.get(peer)
         raise ProbeFailed(f"no connection to {node.name_of(peer) or peer}{f': {why}' if why else ''}")
     (row,) = [row for row in node.peers() if row["peer_id"] == peer]
     address = link.remote_address

@@ -124,7 +124,7 @@ def links(node: Node) -> Iterator[Finding]:
 
 def _why_missing(node: Node, record: NodeData) -> str:
     name = record.name or record.peer_id
-    why = node.host.not_reached.get(record.peer_id)
+    why = node.host.redial.not_reached.get(record.peer_id)
     return f"{name} ({why})" if why else name
 
 

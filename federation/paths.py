@@ -56,7 +56,7 @@ class Paths:
             host, face_of=self.reach.face_of, own_hosts=self._own_hosts,
             is_outside=lambda ip: is_outside(ip, self._networks),
         )  # fmt: skip
-        host.routes = self.routes
+        host.redial.routes = self.routes
         host.book.is_near = self._is_near
 
     # Our record
@@ -118,7 +118,7 @@ class Paths:
         for peer in waiting:
             self._host.book.refresh(peer)
         if waiting:
-            self._host.routes_changed()
+            self._host.redial.routes_changed()
             self._host.look_at_book()
 
     def record_changed(self, record: NodeData, before: NodeData | None) -> bool:
@@ -132,7 +132,7 @@ class Paths:
         if not record.via:
             return False
         self._host.book.refresh(record.peer_id)
-        self._host.routes_changed()
+        self._host.redial.routes_changed()
         return True
 
     def _peer_moved(self, record: NodeData, before: NodeData) -> None:

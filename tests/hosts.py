@@ -141,3 +141,12 @@ async def star(leaves: int, *, limits: RelayLimits | None = None) -> AsyncIterat
             other.knows(relay)
         await until(lambda: relay.has(*others) and all(other.has(relay) for other in others))
         yield relay, others
+
+
+@asynccontextmanager
+async def linked() -> AsyncIterator[tuple[Peer, Peer]]:
+    """Two hosts; the first dialled the second."""
+    async with peers(2) as (a, b):
+        a.knows(b)
+        await until(lambda: a.has(b) and b.has(a))
+        yield a, b

@@ -12,7 +12,7 @@ import trio
 from federation import doctor
 from federation.gpu import GpuReading
 from federation.net.addresses import PeerAddress
-from federation.net.host import Refusal
+from federation.net.complaints import Refusal
 from federation.probe import Told
 from federation.records import Gpu
 from federation.values import HostPort
@@ -94,7 +94,7 @@ async def test_peers(make: MakeNode) -> None:
     severity, finding, _ = only(doctor.links(node))
     assert (severity, "sly" in finding, "ann" in finding) == ("warn", True, False)
     bob = add(node, "bob", linked=False)
-    node.host.not_reached[bob] = "Connection refused"
+    node.host.redial.not_reached[bob] = "Connection refused"
     severity, finding, fix = only(doctor.links(node))
     assert (severity, "bob (Connection refused)" in finding, "4484" in fix) == ("fail", True, True)
 

@@ -134,7 +134,7 @@ async def test_how_far_a_roundabout_way_is_is_asked_at_once(path: str, pings: in
 async def test_who_waits_for_a_relay_is_dialled_when_it_is_there() -> None:
     async with world() as it:
         it.hear(BOB, via=(RELAY,))
-        news = it.host._routes_changed
+        news = it.host.redial._routes_changed
         it.paths.peer_up(it.link(OTHER))
         assert not news.is_set()
         it.paths.peer_up(it.link(RELAY))

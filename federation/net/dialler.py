@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from federation.net.link import Link
     from federation.values import HostPort
 
+DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
 STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed
 BACKLOG = 8
 CIRCUIT_STAGGER_S = 0.5  # the next relay, likewise; two handshakes through one take a tenth of that

@@ -81,7 +81,7 @@ class Member:
 
     async def run(self, mode: str, seconds: float) -> dict:
         async with self.host.running(), self.topic.running():
-            self.link = await self.host._connect(self.address)
+            self.link = await self.host.connect(self.address)
             self.link.mux._check_known = lambda _channel: None  # answers to frames that our own side knows nothing of
             self.stream = await self.host.open_stream(self.link.peer, pubsub.PROTOCOL_ID)
             began = time.monotonic()
@@ -99,7 +99,7 @@ class Member:
             comes_back = None
             if cut:
                 try:
-                    comes_back = not (await self.host._connect(self.address)).is_closed
+                    comes_back = not (await self.host.connect(self.address)).is_closed
                 except Exception:  # noqa: BLE001
                     comes_back = False
         return {
