@@ -73,17 +73,20 @@ class Card {
     this.state.classList.toggle("plain", peer.state === "online");
     setAttribute(this.swatch, "data-c", view.color);
     const used = peer.total_vram - peer.available_vram;
-    this.vram.set(
-      peer.total_vram > 0 ? used / peer.total_vram : null,
-      vram(peer.available_vram, peer.total_vram),
-      peer.total_vram > 0 ? `${gib(peer.available_vram)} GiB` : "no VRAM",
-    );
+    if (gone) this.vram.set(null, "–");
+    else
+      this.vram.set(
+        peer.total_vram > 0 ? used / peer.total_vram : null,
+        vram(peer.available_vram, peer.total_vram),
+        peer.total_vram > 0 ? `${gib(peer.available_vram)} GiB` : "no VRAM",
+      );
     setText(this.load, gone ? "–" : openOf(peer));
     setText(
       this.fromHere,
       gone || peer.self || peer.in_flight_here === 0 ? "" : `, ${number(peer.in_flight_here)} from here`,
     );
-    this.share.set(view.share, view.share == null ? "no traffic lately" : percent(view.share));
+    if (gone && !view.share) this.share.set(null, "–");
+    else this.share.set(view.share, view.share == null ? "no traffic lately" : percent(view.share));
     setText(this.path, gone ? "–" : pathOf(peer));
     setText(this.note, noteOf(peer, view));
     this.note.classList.toggle("safe", view.drained === true);

@@ -8,11 +8,12 @@ import { get, hasKey, post } from "./stream.js";
 const SVG = "http://www.w3.org/2000/svg";
 const QUIET_ZONE = 4; // modules of white around a QR code, as ISO 18004 has it
 const SERVERS = [
-  ["nothing, it only uses the others", ""],
-  ["Ollama", "127.0.0.1:11434"],
-  ["llama.cpp or LocalAI", "127.0.0.1:8080"],
-  ["vLLM", "127.0.0.1:8000"],
-  ["LM Studio", "127.0.0.1:1234"],
+  ["the server that it finds there", ""],
+  ["Ollama (127.0.0.1:11434)", "--backend 127.0.0.1:11434"],
+  ["llama.cpp or LocalAI (127.0.0.1:8080)", "--backend 127.0.0.1:8080"],
+  ["vLLM (127.0.0.1:8000)", "--backend 127.0.0.1:8000"],
+  ["LM Studio (127.0.0.1:1234)", "--backend 127.0.0.1:1234"],
+  ["nothing, it only uses the others", "--no-detect"],
 ];
 
 for (const dialog of document.querySelectorAll("dialog")) {
@@ -182,10 +183,10 @@ function invitation(command) {
   const select = el(
     "select",
     { id: "invite-server" },
-    ...SERVERS.map(([name, address]) => el("option", { value: address }, address ? `${name} (${address})` : name)),
+    ...SERVERS.map(([name, options]) => el("option", { value: options }, name)),
   );
   const show = () => {
-    code.textContent = select.value ? `${command} --backend ${select.value}` : command;
+    code.textContent = select.value ? `${command} ${select.value}` : command;
     drawQr(qr, code.textContent);
   };
   select.addEventListener("change", show);

@@ -157,8 +157,10 @@ def test_add_a_machine(site, page_at) -> None:
     page.wait_for_selector("#invite >> text=Copied")
     assert page.evaluate("navigator.clipboard.readText()") == COMMAND
     assert scanned(page) == COMMAND
-    page.select_option("#invite-server", "127.0.0.1:11434")
+    page.select_option("#invite-server", label="Ollama (127.0.0.1:11434)")
     assert scanned(page) == f"{COMMAND} --backend 127.0.0.1:11434" == page.text_content("#invite-command")
+    page.select_option("#invite-server", label="nothing, it only uses the others")  # it would offer what it finds
+    assert scanned(page) == f"{COMMAND} --no-detect"
     made.rows.append(FakeNetwork(1, seed=9, names=["dakar"]).rows[0] | {"self": False, "path": "direct"})
     page.wait_for_selector("#joined >> text=dakar is here.")
     assert page.locator(".card").count() == 4
