@@ -110,8 +110,6 @@ class Paths:
     def peer_up(self, link: Link) -> None:
         self.reach.peer_up(link)
         self.puncher.peer_up(link)
-        if link.path != "direct":
-            link.ping()  # how far it is selection asks now, not at the first silence
         if link.path == "relayed":
             return
         waiting = [record.peer_id for record in self._ledger.records() if link.peer in record.via]

@@ -123,14 +123,6 @@ async def test_a_record_that_names_new_relays_is_a_new_way() -> None:
         assert not it.paths.record_changed(it.hear(BOB), second)
 
 
-@pytest.mark.parametrize(("path", "pings"), [("direct", 0), ("punched", 1), ("relayed", 1)])
-async def test_how_far_a_roundabout_way_is_is_asked_at_once(path: str, pings: int) -> None:
-    async with world() as it:
-        link = it.link(BOB, path=path)
-        it.paths.peer_up(link)
-        assert link.pings == pings
-
-
 async def test_who_waits_for_a_relay_is_dialled_when_it_is_there() -> None:
     async with world() as it:
         it.hear(BOB, via=(RELAY,))

@@ -184,6 +184,9 @@ def test_a_laptop_moves(world: World, figure: Callable[[str, str], None]) -> Non
     wait_until(lambda: serves(world.cat, {"bob"}) and world.cat.path_to("bob") == "direct",
                within=10, since=moved, what="its new neighbour reaches it directly")  # fmt: skip
     figure("a laptop that moves: served at its new address after", f"{time.monotonic() - moved:.1f} s")
+    wait_until(
+        lambda: world.ann.path_to("bob") in ("punched", "relayed"), within=10, since=moved, what="its old one goes round"
+    )
 
 
 def test_the_relay_is_killed(world: World, figure: Callable[[str, str], None]) -> None:
