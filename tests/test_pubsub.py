@@ -181,6 +181,7 @@ class TestSpread:
             await until(lambda: len(b.data) == 50)
             for member in (a, b):
                 assert sum(map(len, member.topic._router.recent_message_deliveries.values())) == 0
+                assert not member.topic._router.equivocation_detection
 
 
 class TestGrowth:
