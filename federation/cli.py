@@ -170,8 +170,8 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
 def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
     from federation import cli_output, membership
     from federation.control import serve_node
-    from federation.node import serve  # imports libp2p, so only after logging is set up
     from federation.places import default_state_dir
+    from federation.process import serve  # imports libp2p, so only after logging is set up
     from federation.tokens import Token
 
     is_new = False

@@ -131,8 +131,8 @@ def _why_missing(node: Node, record: NodeData) -> str:
 def mdns(node: Node) -> Iterator[Finding]:
     if not node.settings.mdns:
         yield _finding("mdns", "info", "off (--no-mdns)")
-    elif node.mdns_seen:
-        yield _finding("mdns", "ok", f"{_count(len(node.mdns_seen), 'peer')} seen on the local network")
+    elif node.finding.mdns_seen:
+        yield _finding("mdns", "ok", f"{_count(len(node.finding.mdns_seen), 'peer')} seen on the local network")
     else:
         yield _finding(
             "mdns",

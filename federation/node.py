@@ -11,19 +11,19 @@ from __future__ import annotations
 import gc
 import os
 import random
-import signal
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 
-from federation import __version__, care, doctor, report, service
+from federation import __version__, care, doctor, report
 from federation.backends import Backends
 from federation.bans import Bans, find_peer
 from federation.config import NAMES, RELOADABLE
-from federation.errors import FederationError, NotFound, UsageError
+from federation.errors import NotFound, UsageError
+from federation.finding import Finding, parsed
 from federation.forwarder import Forwarder
 from federation.gossip import Gossip
 from federation.gpu import GpuProbe, GpuReading
@@ -32,7 +32,6 @@ from federation.keyring import Keyring
 from federation.ledger import Change, Ledger
 from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
-from federation.net.discovery import Mdns
 from federation.net.host import Host
 from federation.pace import Bucket
 from federation.paths import Paths, relay_limits
@@ -46,8 +45,6 @@ from federation.selection import Policy, Selector
 from federation.values import HostPort
 
 if TYPE_CHECKING:
-    from trio_typing import TaskStatus
-
     from federation import answers
     from federation.config import Settings
     from federation.net.link import Link
@@ -60,8 +57,6 @@ log = structlog.get_logger(__name__)
 GPU_EVERY_S = 5.0
 # A member may invent nodes, and come and go itself, without end: it shall not fill the disk with lines about that.
 NEWS_A_SECOND, JOINS_AT_ONCE, LINKS_AT_ONCE = 1.0, 64.0, 256.0
-MAX_REMEMBERED = 512
-SAVE_PEERS_AFTER_S = 1.0  # several join at a time; one write for all of them
 GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
 GOODBYE_S = 0.5  # for the tombstone to leave this machine
 INVITE_ADDRESSES = 6  # of this node; a token stays short enough to paste
@@ -99,7 +94,6 @@ class Node:
         self._incarnation = state.next_incarnation()
         self._stop = trio.Event()
         self._forget_network = False
-        self._peers_learnt = trio.Event()
         self._joins_said = Bucket(NEWS_A_SECOND, JOINS_AT_ONCE)
         self._links_said = Bucket(NEWS_A_SECOND, LINKS_AT_ONCE)
         self.draining = False
@@ -147,11 +141,10 @@ class Node:
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
         )  # fmt: skip
         self.probe = Probe(self.host)
-        self.mdns_seen: set[str] = set()
-        self._remembered = state.load_peers()
-        self._remember_bootstrap()
         self._nursery: trio.Nursery | None = None
-        self._mdns_scope = trio.CancelScope()
+        self.finding = Finding(
+            self.host, self.ledger, settings, state, token=lambda: self.token, addresses=lambda: self.addresses
+        )
 
     @property
     def token(self) -> Token:
@@ -192,12 +185,8 @@ class Node:
                     nursery.start_soon(self.rotation.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.paths.run)
-                    nursery.start_soon(self._save_peers_forever)
                     nursery.start_soon(self._watch_traffic)
-                    if self.settings.dht:
-                        nursery.start_soon(self._rendezvous())
-                    if self.settings.mdns:
-                        await nursery.start(self._run_mdns)
+                    await nursery.start(self.finding.run)
                     self.state.save_daemon(self._daemon_facts())
                     gc.collect()
                     gc.freeze()  # what lives now lives for good: later collections need not walk it
@@ -226,7 +215,7 @@ class Node:
         self.forwarder.stop_listening()
         await self.host.stop_listening()
         await self.gossip.leave()
-        self._save_peers()
+        self.finding.save()
         clients, served = len(self.forwarder.active), self.backends.in_flight
         if clients or served:
             patience_s = self.settings.drain_timeout_s
@@ -265,73 +254,10 @@ class Node:
             self.forwarder.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
-    async def _save_peers_forever(self) -> None:
-        """Soon after something worth keeping was learnt: a node that is killed must find the network again too."""
-        while True:
-            await self._peers_learnt.wait()
-            await trio.sleep(SAVE_PEERS_AFTER_S)
-            self._peers_learnt = trio.Event()
-            self._save_peers()
-
-    def _save_peers(self) -> None:
-        """Members' addresses, so that a restart finds the network without the token's. Who is off now is not forgotten."""
-        records = [record for record in self.ledger.records() if record.peer_id != self.peer_id]
-        records.sort(key=lambda record: record.peer_id in self.host.links)  # who is real goes last, and is forgotten last
-        for record in records:
-            self._remembered.pop(record.peer_id, None)  # and in again, behind those that were not heard of
-            addresses = [str(address) for address in self.book.addresses(record.peer_id)]
-            if addresses and not record.left:
-                self._remembered[record.peer_id] = addresses
-        for peer_id in list(self._remembered)[:-MAX_REMEMBERED]:
-            del self._remembered[peer_id]
-        self.state.save_peers(self._remembered)
-
-    def _remember_bootstrap(self) -> None:
-        for address in _addresses(self.token.addresses, whose="the token's"):
-            self.book.add(address, source="token")
-        for text in self.settings.peers:
-            self.book.add(PeerAddress.parse(text), source="peer")
-        for texts in self._remembered.values():
-            for address in _addresses(texts, whose="remembered"):
-                self.book.add(address, source="saved")
-
-    async def _run_mdns(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.CancelScope() as self._mdns_scope:
-            await self._mdns().run(task_status=task_status)
-
     def _token_changed(self) -> None:
-        """On the local network members are known by the new token from now on, and as long as it admits by the former."""
         self.host.token_retired_at = None
-        if self.settings.mdns and self._nursery is not None:
-            now, end = self.clock.utc_now(), self.rotation.keyring.grace_end(self.clock.utc_now())
-            self._mdns_scope.deadline = trio.current_time() + ((end - now).total_seconds() if end else 0)
-            self._nursery.start_soon(self._run_mdns)
-
-    def _mdns(self) -> Mdns:
-        return Mdns(
-            rendezvous=self.token.rendezvous(), peer_id=self.peer_id, addresses=lambda: self.addresses,
-            on_found=self._found,
-        )  # fmt: skip
-
-    def _rendezvous(self) -> Callable[[], Awaitable[None]]:
-        from federation.net.rendezvous import Rendezvous  # a Kademlia with all that it imports: only for who wants it
-
-        return Rendezvous(
-            self.settings.bootstraps, key=lambda hour: self.token.dht_key(hour), addresses=lambda: self.addresses,
-            is_alone=lambda: not self.host.links, on_found=self._found_in_dht,
-        ).run  # fmt: skip
-
-    def _found_in_dht(self, address: PeerAddress) -> None:
-        if self.book.add(address, source="dht"):
-            self.host.look_at_book()
-
-    def _found(self, address: PeerAddress) -> None:
-        if address.peer_id is None or address.peer_id == self.peer_id:
-            return
-        if len(self.mdns_seen) < MAX_REMEMBERED:
-            self.mdns_seen.add(address.peer_id)
-        if self.book.add(address, source="mdns"):
-            self.host.look_at_book()
+        now, end = self.clock.utc_now(), self.rotation.keyring.grace_end(self.clock.utc_now())
+        self.finding.token_changed((end - now).total_seconds() if end else 0.0)
 
     # Our record
 
@@ -409,7 +335,7 @@ class Node:
         if record.left:
             self.book.forget(record.peer_id)
             return
-        addresses = _addresses(record.addresses, whose=record.peer_id)
+        addresses = parsed(record.addresses, whose=record.peer_id)
         news = self.book.update(record.peer_id, addresses, source="record")
         if before is not None and before.incarnation < record.incarnation:
             self.book.refresh(record.peer_id)
@@ -417,7 +343,7 @@ class Node:
         if self.paths.record_changed(record, before):
             news = True
         if news:
-            self._peers_learnt.set()
+            self.finding.learnt()
             self.host.look_at_book()
 
     def name_of(self, peer: str) -> str:
@@ -522,7 +448,7 @@ class Node:
         out = {find_peer(peer, names, among="the nodes of this network") for peer in excepted}
         if self.peer_id in out:
             raise UsageError("this node itself cannot be left out; rotate the token on another member")
-        members = {*names, *self.host.links, *self._remembered} - out
+        members = {*names, *self.host.links, *self.finding.remembered} - out
         not_told = await self.rotation.rotate(grace=timedelta(seconds=grace_s), members=members)
         return report.rotated(self, not_told)
 
@@ -543,81 +469,3 @@ class Node:
 def _say(bucket: Bucket, event: str, **details: object) -> None:
     """At info while there is something left in the bucket, then for those who debug only."""
     (log.info if bucket.take(trio.current_time()) else log.debug)(event, **details)
-
-
-def _addresses(texts: Iterable[str], *, whose: str) -> Iterator[PeerAddress]:
-    """Those that are addresses: others' words and old files may hold anything."""
-    for text in texts:
-        try:
-            yield PeerAddress.parse(text)
-        except FederationError as error:  # noqa: PERF203  # one bad one must not cost the others
-            log.info("an address that this version cannot dial is left out", whose=whose, why=error.detail)
-
-
-def serve(
-    settings: Settings,
-    state: StateDir,
-    token: Token,
-    *,
-    serve_control: ControlServer,
-    on_ready: Callable[[answers.Status], None],
-    read_settings: Callable[[], Settings] | None = None,
-) -> int:
-    """Run a node until SIGTERM or SIGINT; a second signal ends it at once. Returns the exit code.
-
-    SIGHUP has it take over what `read_settings` returns. Raises FederationError, in an exception group where trio's
-    nurseries wrapped it.
-    """
-    return trio.run(_serve, settings, state, token, serve_control, on_ready, read_settings)
-
-
-async def _serve(
-    settings: Settings,
-    state: StateDir,
-    token: Token,
-    serve_control: ControlServer,
-    on_ready: Callable[[answers.Status], None],
-    read_settings: Callable[[], Settings] | None,
-) -> int:
-    node = Node(settings, state, token, serve_control)
-    code = 0
-    async with trio.open_nursery() as nursery:
-
-        async def watch_signals() -> None:
-            nonlocal code
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
-                first = True
-                async for number in signals:
-                    if number == signal.SIGHUP:
-                        _reload(node, read_settings)
-                        continue
-                    if not first:
-                        log.warning("second signal: ending now")
-                        code = 1
-                        nursery.cancel_scope.cancel()
-                        return
-                    first = False
-                    log.info("signal received: leaving the network", signal=signal.Signals(number).name)
-                    service.notify(service.STOPPING)
-                    node.stop()
-
-        nursery.start_soon(watch_signals)
-
-        def ready(status: answers.Status) -> None:
-            on_ready(status)
-            service.notify(service.READY)
-
-        await node.run(ready)
-        nursery.cancel_scope.cancel()
-    return code
-
-
-def _reload(node: Node, read_settings: Callable[[], Settings] | None) -> None:
-    """Settings that are wrong leave the old ones in force."""
-    service.notify(service.reloading())
-    try:
-        if read_settings is not None:
-            node.reload(read_settings())
-    except FederationError as error:
-        log.error("the settings are wrong, and the old ones stay in force", why=str(error))
-    service.notify(service.READY)

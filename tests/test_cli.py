@@ -77,7 +77,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class FakeDaemon:
-    """Stands for federation.node: becomes ready at once and ends."""
+    """Stands for federation.process: becomes ready at once and ends."""
 
     def __init__(self) -> None:
         self.starts: list[tuple[Any, StateDir, Token]] = []
@@ -110,9 +110,9 @@ class FakeDaemon:
 @pytest.fixture
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
     daemon = FakeDaemon()
-    module = types.ModuleType("federation.node")
+    module = types.ModuleType("federation.process")
     module.serve = daemon.serve  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "federation.node", module)
+    monkeypatch.setitem(sys.modules, "federation.process", module)
     yield daemon
     for _, state, _ in daemon.starts:
         state.unlock()
@@ -475,7 +475,7 @@ def test_two_daemons_on_one_state_directory(run: Run, daemon: FakeDaemon, state:
 
 
 def test_the_daemons_exit_code_is_ours(run: Run, monkeypatch: pytest.MonkeyPatch, daemon: FakeDaemon) -> None:
-    module = sys.modules["federation.node"]
+    module = sys.modules["federation.process"]
     monkeypatch.setattr(module, "serve", lambda *_args, **_options: 1, raising=False)
     assert run("join").code == 1
 

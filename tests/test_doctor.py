@@ -104,7 +104,7 @@ async def test_mdns(make: MakeNode) -> None:
     assert "off" in only(doctor.mdns(node))[1]
     node = make()
     assert only(doctor.mdns(node))[0] == "info"
-    node.mdns_seen.add("a")
+    node.finding.mdns_seen.add("a")
     assert only(doctor.mdns(node))[:2] == ("ok", "1 peer seen on the local network")
 
 

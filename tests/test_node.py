@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from federation import control, paths
 from federation import node as node_module
 from federation.config import Settings
-from federation.errors import FederationError, ListenFailed, NotFound, UsageError
+from federation.errors import ListenFailed, NotFound, UsageError
 from federation.net.addresses import PeerAddress
 from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
 from federation.state import StateDir
@@ -31,7 +31,7 @@ from federation.values import HostPort
 from tests.links import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from trio_typing import TaskStatus
@@ -705,30 +705,3 @@ class TestRecord:
         assert said["joined"] + said["left"] <= JOINS_AT_ONCE + 5
         assert 256 <= said["disconnected"] <= LINKS_AT_ONCE + 5
         assert len(logs) == 900  # the rest is for those who debug
-
-    async def test_saved_nonsense_is_passed_over(self, make: MakeNode) -> None:
-        first = make()
-        first.state.save_peers({"x": ["nonsense", "/ip4/192.0.2.1/tcp/7/p2p/12D3KooW" + "A" * 44]})
-        with capture_logs() as logs:
-            again = make()
-        assert list(again.book) == ["12D3KooW" + "A" * 44]
-        assert [entry["whose"] for entry in logs] == ["remembered"]
-
-
-def test_serve_ends_with_the_error_of_the_start(make: Callable[..., Node], tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        settings = Settings(
-            name="x",
-            listens=("127.0.0.1:0",),
-            p2p_listen=address,
-            control="127.0.0.1:0",
-            mdns=False,
-            state_dir=tmp_path / "x",
-        )
-        state = StateDir(settings.state_dir)
-        state.lock()
-        with pytest.raises((FederationError, ExceptionGroup)) as caught:
-            node_module.serve(settings, state, TOKEN, serve_control=no_control, on_ready=lambda _: None)
-        assert isinstance(only(caught.value), ListenFailed)
-        state.unlock()
