@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -80,6 +81,7 @@ def test_it_loses_its_own_connection_and_nothing_else(fleet: Fleet, figure) -> N
 @pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="takes minutes: set FEDERATION_LONG_TESTS=1")
 def test_100_000_invented_peers(fleet: Fleet, figure) -> None:
     """All of them, one by one, at the pace that the victim reads them at."""
+    faulthandler.cancel_dump_traceback_later()  # pytest's, for tests that hang
     victim = fleet.daemon("crowded", backend=fleet.backend("http", "crowded"), wait=True)
     entry = fleet.daemon("next", peer=victim)
     wait_until(lambda: entry.offers() == {"crowded"}, within=10, what="the entry sees the exit")
