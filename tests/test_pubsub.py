@@ -224,6 +224,13 @@ class TestGrowth:
         assert router.mesh[NAME] == {peers[1], chosen}
         assert not any(router.mesh_heartbeat())
 
+    def test_the_last_neighbour_may_be_gone_while_it_is_in_the_mesh(self) -> None:
+        """What leaves the heartbeat ends the node."""
+        router, peers = self.router(1, 0)
+        router._hasty = {peers[0]}
+        del router.pubsub.peer_topics[NAME]  # type: ignore[union-attr]
+        assert not any(router.mesh_heartbeat())
+
     def test_who_came_first_stays_where_there_is_no_choice(self) -> None:
         router, peers = self.router(1 + SPARE_PEERS, 0, 1)
         router._hasty = {peers[0]}

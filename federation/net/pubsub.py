@@ -121,7 +121,9 @@ class _Router(GossipSub):
                 self._exchange_in = EXCHANGE_S // HEARTBEAT_S
                 self._hasty |= set(list(self._asked)[:1])
             self._hasty &= mesh
-            others = self._get_in_topic_gossipsub_peers_from_minus(topic, SPARE_PEERS, mesh, True) if self._hasty else []
+            others: list[ID] = []
+            if self._hasty and self.pubsub is not None and topic in self.pubsub.peer_topics:  # the last of them may be gone
+                others = self._get_in_topic_gossipsub_peers_from_minus(topic, SPARE_PEERS, mesh, True)
             if len(others) == SPARE_PEERS:
                 was, becomes = self._hasty.pop(), others[0]
                 mesh.remove(was)
