@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_REMEMBERED = 512
-SAVE_AFTER_S = 1.0  # several join at a time; one write for all of them
+SAVE_AFTER_S = 0.25  # several join at a time; one write for all of them
 
 
 class Finding:

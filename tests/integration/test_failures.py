@@ -41,6 +41,8 @@ class Network:
         for daemon in (*others.values(), *self.entries):
             daemon.wait_ready()
         self.wait_whole()
+        # Who is killed sooner than that knows nobody when it is back, and waits until somebody tries it again.
+        wait_until(lambda: (first.state_dir / "peers.json").exists(), within=5, what="v has saved whom it knows")
 
     @property
     def entries(self) -> list[Daemon]:
