@@ -99,6 +99,7 @@ class Entry:
         "attempts",
         "client",
         "client_name",
+        "dismissed",
         "joined",
         "number",
         "peer_id",
@@ -118,6 +119,7 @@ class Entry:
         self.attempts = 0
         self.peer_id = ""  # whose counter we hold
         self.joined = False
+        self.dismissed = False  # this node ends it
         self._kept: list[bytes] = []
         self._kept_size = 0
         self._rest = memoryview(b"")  # of what was kept: what this attempt has not had yet

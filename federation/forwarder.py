@@ -32,6 +32,7 @@ COMPLAIN_EVERY_S = 10.0
 EMFILE_PAUSE_S = 0.1  # there is no descriptor to spare: closing ones will free some
 SILENT_S = 5.0  # without a byte either way, and a client gives way if need be: as long as a stranger has for a handshake
 GIVE_WAY = 32  # at once
+BROKE_OFF_PENALTY_S = 1.0
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 DECISIONS = 256  # kept for `explain`, and as many attempts that failed
@@ -296,6 +297,8 @@ class Forwarder:
         if entry in self.turned_away:
             self.turned_away.discard(entry)
             result = "turned_away"
+        elif client.was_aborted and entry.joined and not entry.dismissed:
+            self._broke_off(entry.service, peer_id)
         now = trio.current_time()
         self._metrics.finished[entry.service, result] += 1
         self._metrics.durations.observe(now - entry.started_at)
@@ -306,6 +309,12 @@ class Forwarder:
         self.endings.append(ending)
         if self.on_ending is not None:
             self.on_ending(ending)
+
+    def _broke_off(self, service: str, peer_id: str) -> None:
+        """In the middle. Whose backend does so at once is always the least loaded, and would draw everybody."""
+        others = [node for node in self.roster.eligible(service) if node.peer_id != peer_id]
+        if others and len(others) < len(self.roster.eligible(service)):
+            self.roster.penalize(peer_id, BROKE_OFF_PENALTY_S)
 
     # What the roster tells
 
@@ -328,7 +337,8 @@ class Forwarder:
 
 
 def _end(entry: Entry, reason: str) -> None:
-    """Both sides hear a reset."""
+    """Both sides hear a reset; neither is to blame."""
+    entry.dismissed = True
     far = entry.client.peer
     entry.client.abort(reason)
     far.abort(reason)

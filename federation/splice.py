@@ -57,7 +57,7 @@ class SocketEnd:
 
     __slots__ = (
         "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_mask", "_on_close", "_out", "_out_size", "_paused", "_reactor",
-        "closed", "delivered", "error", "peer", "received", "sock",
+        "closed", "delivered", "error", "peer", "received", "sock", "was_aborted",
     )  # fmt: skip
 
     peer: Duplex
@@ -74,6 +74,7 @@ class SocketEnd:
         self._eof_seen = self._eof_queued = self._eof_sent = False
         self.received = self.delivered = 0
         self.error: str | None = None
+        self.was_aborted = False  # by the other side; with an error and without this, it was this socket that broke
         self.closed = False
 
     def start(self, *, read: bool = True) -> None:
@@ -117,6 +118,7 @@ class SocketEnd:
     def abort(self, reason: str) -> None:
         if not self.closed:
             self.error = reason
+            self.was_aborted = True
             self._reset()
 
     def taken(self, n: int) -> None:

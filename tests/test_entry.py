@@ -18,6 +18,7 @@ from federation import splice
 from federation.backends import Backends
 from federation.config import Settings
 from federation.entry import LINGER_S, REFUSED_PENALTY_S, SILENT_PENALTY_S
+from federation.forwarder import BROKE_OFF_PENALTY_S
 from federation.net.mux import INITIAL_WINDOW
 from tests.entries import OWN, Net, network, record, settled
 from tests.links import Events, link_pair
@@ -354,9 +355,43 @@ async def test_opened_is_final_by_default(mock_clock: MockClock) -> None:
         net.tunnel.breaks("the peer died")
         assert await is_reset(client)
         assert len(net.tunnels) == 1
-        assert net.roster.penalties == []
         await settled(lambda: not net.forwarder.active)
         assert net.finished("error") == 1
+
+
+async def test_who_breaks_off_is_left_alone_for_a_moment(mock_clock: MockClock) -> None:
+    """A backend that resets at once is always the least loaded: without that it would draw everybody."""
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        clients = [await net.connect(sends=REQUEST) for _ in range(4)]
+        for tunnel in net.tunnels:
+            tunnel.answers()
+            tunnel.sends(b"HTTP/1.1 200 OK")
+        assert [tunnel.peer_id for tunnel in net.tunnels] == ["a", "b", "a", "b"]
+        net.tunnels[0].breaks("crashed")
+        assert net.roster.penalties == [("a", BROKE_OFF_PENALTY_S)]
+        net.tunnels[2].breaks("crashed")  # it is alone already,
+        net.tunnels[1].breaks("crashed")  # and nobody else is left: better this one than none
+        assert net.roster.penalties == [("a", BROKE_OFF_PENALTY_S)]
+        assert [await is_reset(client) for client in clients[:3]] == [True] * 3
+
+
+@pytest.mark.parametrize("who", ["the client", "this node", "the only peer"])
+async def test_whose_fault_it_is_not(mock_clock: MockClock, who: str) -> None:
+    async with network(mock_clock) as net:
+        net.add(*(["a"] if who == "the only peer" else ["a", "b"]))
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        net.tunnel.sends(b"HTTP/1.1 200 OK")
+        if who == "the client":
+            reset(client)
+        elif who == "this node":
+            net.forwarder.abort_all("this node stops")
+        else:
+            net.tunnel.breaks("crashed")
+        await settled(lambda: not net.forwarder.active)
+        assert net.finished("error") == 1
+        assert net.roster.penalties == []
 
 
 async def test_opened_and_ended_without_a_byte_is_an_answer_by_default(mock_clock: MockClock) -> None:
