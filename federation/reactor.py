@@ -70,6 +70,19 @@ class Duplex(Protocol):
         """The other end has room again."""
 
 
+class Nobody:
+    """A Duplex where there is none, or none any more: it takes nothing and says nothing."""
+
+    def room(self) -> int:
+        return 0
+
+    def send(self, data: bytes | memoryview) -> None: ...
+    def send_eof(self) -> None: ...
+    def abort(self, reason: str) -> None: ...
+    def taken(self, n: int) -> None: ...
+    def resume(self) -> None: ...
+
+
 class Timer:
     """A callback at a time; `cancel` is O(1), the heap forgets it when its time comes."""
 

@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from federation.reactor import BROKEN, READ, WRITE, Duplex, Reactor
+from federation.reactor import BROKEN, READ, WRITE, Duplex, Nobody, Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,20 +31,7 @@ def join(a: Duplex, b: Duplex) -> None:
     b.peer = a  # type: ignore[attr-defined]
 
 
-class _Gone:
-    """The peer of an end that is closed."""
-
-    def room(self) -> int:
-        return 0
-
-    def send(self, data: bytes | memoryview) -> None: ...
-    def send_eof(self) -> None: ...
-    def abort(self, reason: str) -> None: ...
-    def taken(self, n: int) -> None: ...
-    def resume(self) -> None: ...
-
-
-_GONE = _Gone()
+_GONE = Nobody()  # the peer of an end that is closed
 
 
 def _nobody(_end: SocketEnd) -> None:

@@ -10,8 +10,8 @@ import trio
 
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
-from federation.net.relay import RESERVE, End, RelayLimits
-from federation.reactor import Reactor
+from federation.net.relay import RESERVE, RelayLimits
+from federation.reactor import Nobody, Reactor
 from federation.values import HostPort
 from tests.links import until
 
@@ -116,7 +116,7 @@ async def peers(
         yield found
 
 
-class Reservation(End):
+class Reservation(Nobody):
     """A place at a relay, as its holder sees it."""
 
     def __init__(self, holder: Peer, relay: Peer) -> None:

@@ -10,7 +10,6 @@ import pytest
 import trio
 
 from federation.errors import PeerUnavailable
-from federation.net.relay import RelayLimits
 from tests.hosts import Reservation, star
 from tests.links import End, until
 from tests.test_host import assert_serves, echo
@@ -160,56 +159,3 @@ class TestCircuit:
             await go_round(a, relay, b)
             place = await reserve(a, b)
             assert place.answers == ["the relay itself is reached through a relay"]
-
-
-class TestLimits:
-    async def test_places(self) -> None:
-        async with star(2, limits=RelayLimits(reservations=1)) as (relay, (a, b)):
-            assert (await reserve(a, relay)).answers == ["yes"]
-            assert (await reserve(b, relay)).answers == ["all places are taken"]
-            again = await reserve(a, relay)
-            assert again.answers == ["yes"]
-            again.channel.abort("no longer")
-            await until(lambda: not relay.host.relay.reserved)
-            assert (await reserve(b, relay)).answers == ["yes"]
-
-    async def test_one_member_has_a_quarter_of_the_circuits(self) -> None:
-        async with star(2, limits=RelayLimits(circuits=8)) as (relay, (a, b)):
-            await reserve(b, relay)
-            async with trio.open_nursery() as nursery:  # raw ones, so that no duplicate is retired
-                from federation.net.circuit import open_circuit
-
-                conns = [await open_circuit(a.host.links[relay.id], b.id) for _ in range(2)]
-                with pytest.raises(PeerUnavailable, match="too many circuits"):
-                    await open_circuit(a.host.links[relay.id], b.id)
-                for conn in conns:
-                    await conn.close()
-                nursery.cancel_scope.cancel()
-            await until(lambda: relay.host.relay.circuits == 0)
-
-    async def test_bytes_per_second(self) -> None:
-        rate = 2_000_000
-        data = random.Random(3).randbytes(2 * rate)
-        async with star(2, limits=RelayLimits(rate=rate)) as (relay, (a, b)):
-            await reserve(b, relay)
-            link = await go_round(a, relay, b)
-            started = trio.current_time()
-            assert await send(link, b, data) == data
-            took = trio.current_time() - started
-            assert 1.5 < took < 5, took  # 2 s, less what may go at once
-
-    async def test_a_node_that_does_not_relay(self) -> None:
-        async with star(1) as (relay, (a,)):
-            relay.host.relay.close()
-            assert (await reserve(a, relay)).answers == ["this node does not relay"]
-
-    async def test_unknown_services_are_refused(self) -> None:
-        class Opener(End):
-            def refused(self, reason: str) -> None:
-                self.heard.append(reason)
-
-        async with star(1) as (relay, (a,)):
-            opener = Opener()
-            a.host.links[relay.id].open_tunnel("/what/7/x", opener, End())
-            await until(lambda: opener.heard == ["this node does not know that service"])
-            assert relay.events.opened == []

@@ -18,8 +18,9 @@ from libp2p.stream_muxer.exceptions import MuxedStreamError
 from federation.errors import HandshakeFailed, PeerUnavailable, ProtocolViolation
 from federation.net.link import PING_EVERY_S, Link, Path
 from federation.net.noise import MAX_HANDSHAKE_BYTES
-from federation.net.relay import RELAY, End
+from federation.net.relay import RELAY
 from federation.net.streams import MuxStream
+from federation.reactor import Nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +97,7 @@ class CircuitConn(IRawConnection):
 async def open_circuit(via: Link, peer: str) -> CircuitConn:
     """A circuit to `peer` through the relay behind `via`. Raises PeerUnavailable."""
     answer = _Answer()
-    conn = CircuitConn(via, via.open_tunnel(f"{RELAY}/{peer}", answer, End()), initiator=True, on_end=answer.refused)
+    conn = CircuitConn(via, via.open_tunnel(f"{RELAY}/{peer}", answer, Nobody()), initiator=True, on_end=answer.refused)
     try:
         await answer.came.wait()
     except BaseException:

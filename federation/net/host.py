@@ -48,9 +48,10 @@ from federation.net.link import Link, Path
 from federation.net.offenders import Offenders
 from federation.net.raw import bind, close_now, ration, tcp_connection
 from federation.net.redial import Redial
-from federation.net.relay import CIRCUIT, RELAY, RESERVE, End, Relay, RelayLimits
+from federation.net.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.strangers import Strangers
 from federation.net.streams import MuxStream, TrioStream
+from federation.reactor import Nobody
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -484,7 +485,7 @@ class _HungUp(Exception):
 
 
 def _refuse(_link: Link, channel: Channel, _rest: str) -> None:
-    channel.peer = End()
+    channel.peer = Nobody()
     channel.refuse("this node does not know that service")
 
 

@@ -26,7 +26,8 @@ from federation.errors import FederationError, PeerUnavailable, ProtocolViolatio
 from federation.net import messages
 from federation.net.addresses import PeerAddress
 from federation.net.dialler import open_from_port
-from federation.net.relay import RESERVE, End
+from federation.net.relay import RESERVE
+from federation.reactor import Nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -304,7 +305,7 @@ class Reach:
             self._look.set()
 
 
-class _Place(End):
+class _Place(Nobody):
     """Our end of a reservation."""
 
     def __init__(self, reach: Reach, link: Link) -> None:

@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from federation.errors import PeerUnavailable
+from federation.reactor import Nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -142,20 +143,7 @@ class Relay:
             del self._circuits[source]
 
 
-class End:
-    """The local end of a tunnel on which nothing flows; what ends it is the remote's or the connection's end."""
-
-    def room(self) -> int:
-        return 0
-
-    def send(self, data: bytes | memoryview) -> None: ...
-    def send_eof(self) -> None: ...
-    def abort(self, reason: str) -> None: ...
-    def taken(self, n: int) -> None: ...
-    def resume(self) -> None: ...
-
-
-class _Place(End):
+class _Place(Nobody):
     """The relay's end of a reservation."""
 
     def __init__(self, relay: Relay, link: Link, channel: Channel) -> None:
@@ -313,4 +301,4 @@ class _Way:
             self._back.move()
 
 
-_: tuple[type[Duplex], ...] = (End, _Way)
+_: type[Duplex] = _Way
