@@ -10,8 +10,9 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from federation.errors import FederationError
 from federation.net.addresses import PeerAddress
-from federation.net.rendezvous import ALONE_EVERY_S, EVERY_S, LOOK_TIMEOUT_S, Rendezvous, hours
+from federation.net.rendezvous import ALONE_EVERY_S, EVERY_S, LOOK_TIMEOUT_S, PROVIDED_LOOKS, Rendezvous, _provide, hours
 from federation.tokens import Token
 
 if TYPE_CHECKING:
@@ -90,3 +91,46 @@ def test_what_cannot_be_dialled_is_passed_over() -> None:
     assert found == []
     made._take(SimpleNamespace(peer_id=other, addrs=words), "own")  # type: ignore[arg-type]
     assert found == [PeerAddress("192.0.2.1", 4484), PeerAddress("2001:db8::1", 2)]
+
+
+async def test_after_a_look_that_failed_the_next_one_is_soon(autojump_clock: trio.testing.MockClock) -> None:
+    """Also where members are connected: the others find nobody until our address is there."""
+    looks: list[float] = []
+
+    async def look() -> None:
+        looks.append(trio.current_time())
+        if len(looks) == 1:
+            raise OSError("no")
+
+    with capture_logs(), trio.move_on_after(ALONE_EVERY_S + 1.5 * EVERY_S):
+        await rendezvous(look, alone=False).run()
+    assert looks == [0.0, ALONE_EVERY_S, ALONE_EVERY_S + EVERY_S]
+
+
+@pytest.mark.parametrize("kept_after", [0, 2, PROVIDED_LOOKS])
+async def test_what_was_left_is_looked_for(kept_after: int, autojump_clock: trio.testing.MockClock) -> None:
+    """A DHT acknowledges nothing; what we noted down ourselves is no proof."""
+    looks: list[int] = []
+
+    class Store:
+        local_peer_id = "us"
+
+        def __init__(self) -> None:
+            self.providers: dict[bytes, Any] = {}
+
+        async def provide(self, key: bytes) -> None:
+            self.providers[key] = "noted"
+
+        async def find_providers(self, key: bytes, _count: int) -> list[Any]:
+            looks.append(len(looks))
+            found = ["other", "us"] if key in self.providers or len(looks) > kept_after else ["other"]
+            return [SimpleNamespace(peer_id=peer) for peer in found]
+
+    dht: Any = SimpleNamespace(provider_store=Store())
+    if kept_after < PROVIDED_LOOKS:
+        await _provide(dht, b"key")
+        assert len(looks) == kept_after + 1
+    else:
+        with pytest.raises(FederationError, match="did not keep"):
+            await _provide(dht, b"key")
+        assert len(looks) == PROVIDED_LOOKS

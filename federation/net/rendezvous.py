@@ -42,6 +42,7 @@ LOOK_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 5.0
 NEAR_S = 600.0  # clocks differ, and records last: so long before and after the hour both keys count
 MAX_PROVIDERS = 32
+PROVIDED_LOOKS, PROVIDED_PAUSE_S = 5, 0.5
 MAX_ADDRESSES = 4  # of one of them
 
 
@@ -85,7 +86,7 @@ class Rendezvous:
                 self.problem = str(_innermost(error)) or type(_innermost(error)).__name__
             if self.problem and self.problem != before:
                 log.warning("the DHT could not be asked", why=self.problem[:200])
-            await trio.sleep(ALONE_EVERY_S if self._is_alone() else EVERY_S)
+            await trio.sleep(ALONE_EVERY_S if self.problem or self._is_alone() else EVERY_S)
 
     async def _look(self, counting: Sequence[int]) -> None:
         key_pair = create_new_key_pair(secrets.token_bytes(32))
@@ -102,7 +103,7 @@ class Rendezvous:
                 for provider in await dht.provider_store.find_providers(self._key(hour), MAX_PROVIDERS):
                     self._take(provider, host.get_id().to_base58())
                 if ours and (number == 0 or hour > counting[0]):
-                    await dht.provider_store.provide(self._key(hour))
+                    await _provide(dht, self._key(hour))
 
     async def _connect(self, connect: Callable[[PeerInfo], object], dht: KadDHT) -> None:
         """To one bootstrap node at least. Raises FederationError."""
@@ -128,6 +129,19 @@ class Rendezvous:
                 log.debug("an address from the DHT cannot be dialled", why=error.detail)
             else:
                 self._on_found(address)
+
+
+async def _provide(dht: KadDHT, key: bytes) -> None:
+    """Leave our address there. Nobody acknowledges that, and a message may be lost as the connection closes: so it is looked
+    for, and this raises FederationError if it is not found."""
+    store = dht.provider_store
+    await store.provide(key)
+    for _ in range(PROVIDED_LOOKS):
+        store.providers.pop(key, None)  # else it finds what it noted down itself
+        if any(found.peer_id == store.local_peer_id for found in await store.find_providers(key, MAX_PROVIDERS)):
+            return
+        await trio.sleep(PROVIDED_PAUSE_S)
+    raise FederationError("it did not keep this node's address")
 
 
 def _innermost(error: BaseException) -> BaseException:
