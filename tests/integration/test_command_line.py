@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import Daemon, clean_environment, federation, http_get, wait_until
+from harness import SLACK, Daemon, clean_environment, federation, http_get, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ def test_answers_in_under_400_ms(node, fleet, figure: Callable[[str, str], None]
         federation(*commands(node)[command], home=fleet.directory)
         times.append(time.monotonic() - begun)
     figure(f"federation {command}", f"best {min(times):.2f} s, median {statistics.median(times):.2f} s")
-    assert min(times) < QUICK_S  # the best is the program, the rest is what else the machine did
+    assert min(times) < QUICK_S * SLACK  # the best is the program, the rest is what else the machine did
 
 
 @pytest.mark.parametrize("command", ["--help", "token new", "status"])
