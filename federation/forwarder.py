@@ -312,8 +312,8 @@ class Forwarder:
 
     def _broke_off(self, service: str, peer_id: str) -> None:
         """In the middle. Whose backend does so at once is always the least loaded, and would draw everybody."""
-        others = [node for node in self.roster.eligible(service) if node.peer_id != peer_id]
-        if others and len(others) < len(self.roster.eligible(service)):
+        eligible = [node.peer_id for node in self.roster.eligible(service)]
+        if peer_id in eligible and len(eligible) > 1:
             self.roster.penalize(peer_id, BROKE_OFF_PENALTY_S)
 
     # What the roster tells

@@ -122,13 +122,19 @@ class FakeMdns:
             del self.running[self.rendezvous]
 
 
-async def test_a_new_token_is_multicast_at_once_and_the_old_one_while_it_is_good(
-    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def mdns_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(finding, "Mdns", FakeMdns)
     FakeMdns.running = {}
     world = World(tmp_path)
     world.settings = Settings(mdns=True)
+    return world
+
+
+async def test_a_new_token_is_multicast_at_once_and_the_old_one_while_it_is_good(
+    mdns_world: World, mock_clock: MockClock
+) -> None:
+    world = mdns_world
     it = world.find()
     async with trio.open_nursery() as nursery:
         await nursery.start(it.run)
@@ -145,11 +151,8 @@ async def test_a_new_token_is_multicast_at_once_and_the_old_one_while_it_is_good
         nursery.cancel_scope.cancel()
 
 
-async def test_who_multicasts_is_dialled(tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "Mdns", FakeMdns)
-    FakeMdns.running = {}
-    world = World(tmp_path)
-    world.settings = Settings(mdns=True)
+async def test_who_multicasts_is_dialled(mdns_world: World, mock_clock: MockClock) -> None:
+    world = mdns_world
     it = world.find()
     async with trio.open_nursery() as nursery:
         await nursery.start(it.run)
