@@ -15,20 +15,18 @@ import re
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import structlog
 
 from federation.values import REDACTED, without_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from structlog.typing import EventDict, Processor
 
 OURS = "federation"
 EVENTS_KEPT = 1000  # for `federation logs`
-CONNECTIONS_KEPT = 2000  # apart from the others, which a busy minute would push out
+CONNECTIONS_KEPT = 2000  # and a batch, apart from the others, which a busy minute would push out
 QUIET = ("libp2p", "hypercorn", "zeroconf")  # kept from building records that the handler would drop
 
 _SECRET_KEY = re.compile(r"(.*[_-])?(token|secret|key|password|authorization)s?", re.IGNORECASE)
@@ -47,7 +45,7 @@ def configure(level: str, style: str, *, stream: TextIO, colors: bool = False) -
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    handler = _Handler(stream, json.dumps if style == "json" else _connection_line)
+    handler = _Handler(stream, as_json=style == "json")
     handler.addFilter(_Foreign(tracebacks=threshold <= logging.DEBUG))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -81,23 +79,49 @@ def configure(level: str, style: str, *, stream: TextIO, colors: bool = False) -
     )
 
 
+class Ended(Protocol):
+    """Connections that ended, in their order. Each becomes a line or an event only where somebody wants it."""
+
+    def __len__(self) -> int: ...
+    def line(self, at: int) -> str:
+        """As ConsoleRenderer would write it, at a hundredth of its price."""
+
+    def event(self, at: int) -> dict[str, Any]:
+        """A new one at each call."""
+
+
 class Recent:
     """The newest lines of this process, for `federation logs`: each with a number that rises by one."""
 
     def __init__(self) -> None:
         self.last = 0
         self._events: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
-        self._connections: deque[dict[str, Any]] = deque(maxlen=CONNECTIONS_KEPT)
+        self._ended: deque[tuple[int, Ended]] = deque()  # behind the number of its first
+        self._connections = 0  # in all of them
 
-    def add(self, event: dict[str, Any], *, is_connection: bool = False) -> None:
+    def add(self, event: dict[str, Any]) -> None:
         """The event is ours from now on."""
         self.last += 1
         event["number"] = self.last
-        (self._connections if is_connection else self._events).append(event)
+        self._events.append(event)
+
+    def add_connections(self, ended: Ended) -> None:
+        self._ended.append((self.last + 1, ended))
+        self.last += len(ended)
+        self._connections += len(ended)
+        while self._connections - len(self._ended[0][1]) >= CONNECTIONS_KEPT:
+            self._connections -= len(self._ended.popleft()[1])
 
     def after(self, number: int, newest: int) -> list[dict[str, Any]]:
         """Lines behind that number, `newest` of them at most, in order."""
-        lines = [line for kept in (self._events, self._connections) for line in kept if line["number"] > number]
+        lines = [event for event in self._events if event["number"] > number]
+        wanted = newest
+        for first, ended in reversed(self._ended):
+            start = max(0, number + 1 - first, len(ended) - wanted)
+            lines += [{**ended.event(at), "number": first + at} for at in range(start, len(ended))]
+            wanted -= len(ended) - start
+            if wanted <= 0 or first <= number:
+                break
         lines.sort(key=lambda line: line["number"])
         return lines[-newest:]
 
@@ -105,30 +129,27 @@ class Recent:
 recent = Recent()  # one for the process, like logging itself
 
 
-def write_connections(events: list[dict[str, Any]]) -> None:
-    """Log the ends of many connections with one write. Each has the keys of a line, timestamp to why."""
-    for event in events:
-        for key in ("name", "why"):  # what others had a hand in
-            if event[key] and event[key] != "done":
-                event[key] = _printable(without_tokens(event[key]))
+def write_connections(ended: Ended) -> None:
+    """Log the ends of many connections with one write."""
     root = logging.getLogger()
     if root.isEnabledFor(logging.INFO):
         for handler in root.handlers:
             if isinstance(handler, _Handler):
-                handler.write_connections(events)
-    for event in events:
-        recent.add(event, is_connection=True)
+                handler.write_connections(ended)
+    recent.add_connections(ended)
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # no generic at run time before 3.11
-    def __init__(self, stream: TextIO, connection_line: Callable[[dict[str, Any]], str]) -> None:
+    def __init__(self, stream: TextIO, *, as_json: bool) -> None:
         super().__init__(stream)
-        self._connection_line = connection_line
+        self._as_json = as_json
 
-    def write_connections(self, events: list[dict[str, Any]]) -> None:
+    def write_connections(self, ended: Ended) -> None:
         self.acquire()
         try:
-            self.stream.write("".join(f"{self._connection_line(event)}\n" for event in events))
+            each = range(len(ended))
+            lines = [json.dumps(ended.event(at)) for at in each] if self._as_json else [ended.line(at) for at in each]
+            self.stream.write("\n".join([*lines, ""]))
             self.stream.flush()
         except (OSError, ValueError):  # closed: no reason to end, as for every other line
             pass
@@ -136,17 +157,9 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # no generic a
             self.release()
 
 
-def _connection_line(event: dict[str, Any]) -> str:
-    """As ConsoleRenderer would, at a hundredth of its price."""
-    return (
-        f"{event['timestamp']} [info     ] connection                     id={event['id']} client={event['client']}"
-        f" service={event['service']} name={_word(event['name'])} attempts={event['attempts']}"
-        f" received={event['received']} delivered={event['delivered']} seconds={event['seconds']} why={_word(event['why'])}"
-    )
-
-
-def _word(text: str) -> str:
-    return repr(text) if " " in text else text
+def harmless(text: str) -> str:
+    """What others had a hand in, without secrets and control characters."""
+    return _printable(without_tokens(text))
 
 
 def _keep(_logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -170,7 +183,7 @@ def _clean(value: Any, key: str = "") -> Any:
         return [_clean(item) for item in value]
     if value is None or isinstance(value, bool | int | float):
         return value
-    return _printable(without_tokens(str(value)))  # errors, paths, addresses
+    return harmless(str(value))  # errors, paths, addresses
 
 
 def _printable(text: str, *, lines: bool = False) -> str:

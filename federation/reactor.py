@@ -2,6 +2,7 @@
 
 Rule 1: a callback never blocks and never awaits; it runs to its end before the next one.
 Rule 2: writes are collected. Who has something to send says `flush_soon(f)`; `f` runs once, after all events of the batch.
+What nobody waits for says `flush_late(f)`, and mostly finds a flush of somebody else's to go with.
 Rule 3: everything runs on the trio thread, so callers need no locks. Callbacks handle the errors they expect; one that
 raises all the same is a bug of ours: it is logged and its descriptor is dropped, the daemon goes on.
 
@@ -33,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 READ = 1
 WRITE = 4
+ENDING = 0x2000  # asked for with READ: the remote has finished, and all that it sent is here (epoll only)
 BROKEN = 8 | 16  # the kernel says ERR or HUP; reported whether asked for or not (epoll only)
 
 # How long the set waits for the next event itself before it hands the thread back to trio. One wake-up through trio
@@ -139,7 +141,7 @@ class _SelectorPoller:
 
 
 class Reactor:
-    """The set. `add` and `change` take a file descriptor and a mask of READ and WRITE; 0 keeps only BROKEN.
+    """The set. `add` and `change` take a file descriptor and a mask of READ, WRITE, ENDING; 0 keeps only BROKEN.
 
     Times are seconds of `trio.current_time()`.
     """
@@ -151,6 +153,7 @@ class Reactor:
         self._handlers: dict[int, Handler] = {}
         self._added: set[int] = set()  # since the last batch began
         self._flushes: list[Callable[[], None]] = []
+        self._late: list[Callable[[], None]] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._next_wake = float("inf")
@@ -193,6 +196,13 @@ class Reactor:
         if not self._in_batch and not self._flushes:
             self._kick.set()
         self._flushes.append(flush)
+
+    def flush_late(self, flush: Callable[[], None]) -> None:
+        """The same before the set sleeps or hands the thread back to trio: STAY_S from now at most."""
+        if self._in_batch:
+            self._late.append(flush)
+        else:
+            self.flush_soon(flush)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(trio.current_time() + delay_s, callback)
@@ -262,6 +272,7 @@ class Reactor:
             if now > leave_at:
                 break
             events = self._next_events(now)
+        self._flush_late()
         self._in_batch = False
 
     def _next_events(self, now: float) -> list[tuple[int, int]]:
@@ -275,6 +286,7 @@ class Reactor:
                 events = poll(0, MAX_EVENTS)
             if events:
                 return events
+        self._flush_late()
         events = poll(LINGER_S, MAX_EVENTS)
         self._spins = clock() - now < 2 * SPIN_S
         return events
@@ -284,6 +296,11 @@ class Reactor:
             flushes, self._flushes = self._flushes, []
             for flush in flushes:
                 self._guard(flush)
+
+    def _flush_late(self) -> None:
+        if self._late:
+            self._flushes, self._late = self._late, []
+            self._flush()
 
     def _guard(self, callback: Callable[[], None]) -> None:
         try:

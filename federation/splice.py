@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from federation.reactor import BROKEN, READ, WRITE, Duplex, Nobody, Reactor
+from federation.reactor import BROKEN, ENDING, READ, WRITE, Duplex, Nobody, Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,11 +125,12 @@ class SocketEnd:
         if self.closed:
             return
         if mask & READ and not self._paused:
-            self._read()
+            self._read(is_ending=bool(mask & ENDING))
         elif mask & BROKEN:
             self._check_broken()
 
-    def _read(self) -> None:
+    def _read(self, *, is_ending: bool = False) -> None:
+        """`is_ending`: there is an EOF behind what lies here, so that both make one trip."""
         for _ in range(READS_A_TURN):
             if self._eof_seen or self.closed:
                 return
@@ -152,7 +153,7 @@ class SocketEnd:
                 return
             self.received += len(data)
             self.peer.send(data)
-            if len(data) < wanted:  # the socket is empty; the next event tells of more
+            if len(data) < wanted and not is_ending:  # the socket is empty; the next event tells of more
                 return
 
     def _drain(self) -> None:
@@ -237,7 +238,7 @@ class SocketEnd:
 
     def _update(self) -> None:
         if not self.closed:
-            self._want((0 if self._paused or self._eof_seen else READ) | (WRITE if self._out else 0))
+            self._want((0 if self._paused or self._eof_seen else READ | ENDING) | (WRITE if self._out else 0))
 
     def _want(self, mask: int) -> None:
         if mask == self._mask:

@@ -281,10 +281,27 @@ def test_lines_are_kept_as_they_were_logged_without_secrets(out: io.StringIO, re
     assert json.dumps([first, second])
 
 
-def test_many_connections_push_out_connections_only(recent: logs.Recent) -> None:
+class Ended:
+    """Connections with these ids."""
+
+    def __init__(self, ids: range) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def line(self, at: int) -> str:
+        return f"id={self._ids[at]}"
+
+    def event(self, at: int) -> dict[str, int]:
+        return {"id": self._ids[at]}
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_many_connections_push_out_connections_only(recent: logs.Recent, batch: int) -> None:
     recent.add({"event": "the one that matters"})
-    for number in range(logs.CONNECTIONS_KEPT + 500):
-        recent.add({"id": number}, is_connection=True)
+    for number in range(0, logs.CONNECTIONS_KEPT + 500, batch):
+        recent.add_connections(Ended(range(number, number + batch)))
     recent.add({"event": "last"})
     lines = recent.after(0, 10**6)
     assert len(lines) == logs.CONNECTIONS_KEPT + 2

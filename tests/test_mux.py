@@ -402,6 +402,22 @@ def test_wake_is_called_when_there_is_something_to_take_out() -> None:
     assert a.wakes == told
 
 
+def test_the_fin_that_ends_a_channel_in_order_is_nothing_to_wake_anybody_for() -> None:
+    a = Side()
+    late: list[Channel] = []
+    a.mux.wake_late = lambda: late.append(ours)
+    ours, _ = a.opened()
+    other, _ = a.opened()
+    a.mux.feed(frame(FIN, ours.id))
+    told = a.wakes
+    ours.send_eof()
+    assert (a.wakes, len(late)) == (told, 1)
+    other.send_eof()  # the remote may wait for this one
+    assert (a.wakes, len(late)) == (told + 1, 1)
+    assert sorted(a.said()) == [("FIN", ours.id, b""), ("FIN", other.id, b"")]
+    assert ours.closed
+
+
 # Credit
 
 

@@ -297,6 +297,43 @@ async def test_a_flush_runs_once_after_all_events_of_the_batch(idle: Reactor, pa
     assert said == ["event", "event", "event", "flush"]
 
 
+async def test_a_late_flush_waits_for_the_set_to_have_nothing_else_to_do(idle: Reactor, pairs: Pairs) -> None:
+    said: list[str] = []
+    ours, theirs = pairs()
+
+    def on_events(_mask: int) -> None:
+        said.append(ours.recv(5).decode())
+        if said == ["event"]:
+            idle.flush_late(lambda: said.append("late"))
+            idle.flush_soon(lambda: (theirs.send(b"again"), said.append("flush")))  # type: ignore[func-returns-value, arg-type, return-value]
+
+    idle.add(ours.fileno(), READ, on_events)
+    theirs.send(b"event")
+    settled(ours)
+    idle._spins = True  # it asks once more before it sleeps
+    idle._run_events()
+    assert said == ["event", "flush", "again", "late"]
+
+
+async def test_a_late_flush_does_not_wait_longer_than_trio(
+    idle: Reactor, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("federation.reactor.STAY_S", 0.0)
+    said: list[str] = []
+    ours, theirs = pairs()
+    idle.add(ours.fileno(), READ, lambda _mask: idle.flush_late(lambda: said.append("late")))
+    theirs.send(b"never read: the set is never empty")
+    settled(ours)
+    idle._run_events()
+    assert said == ["late"]
+
+
+async def test_outside_a_batch_a_late_flush_is_one_like_any_other(reactor: Reactor) -> None:
+    said: list[str] = []
+    reactor.flush_late(lambda: said.append("late"))
+    await until(lambda: said)
+
+
 async def test_what_a_flush_queues_runs_in_the_same_go(reactor: Reactor, pairs: Pairs) -> None:
     said: list[int] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import select
 import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -198,6 +199,21 @@ async def test_a_connection_that_broke_before_start_is_not_started() -> None:
 
 
 # The end of one direction
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="kqueue tells of an end by the read behind it")
+async def test_an_eof_that_lies_behind_the_bytes_makes_one_trip_with_them() -> None:
+    client, near = socket_pair()
+    peer = End()
+    reactor, end, _ = lone_end(near, peer)
+    end.start()
+    client.send(b"all")
+    client.shutdown(socket.SHUT_WR)
+    reactor._run_events()
+    assert peer.heard == [b"all", "EOF"]
+    assert reactor.events == 1
+    end.abort("the test is over")
+    client.close()
 
 
 @either_poller

@@ -96,7 +96,7 @@ class Link(IMuxedConn):
         self.peer_id = peer_id
         self.peer = str(peer_id)
         self.event_started = trio.Event()
-        self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=self._wake)
+        self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=self._wake, wake_late=self._wake_late)
         self.remote_address = secured.get_remote_address()
         self.admission_key = secured.admission_key
         self.suspect = False
@@ -230,6 +230,12 @@ class Link(IMuxedConn):
         elif not self._flush_queued and self._unsent is None:
             self._flush_queued = True
             self._reactor.flush_soon(self._flush)
+
+    def _wake_late(self) -> None:
+        if self._sock is None:
+            self._woken.set()
+        elif not self._flush_queued and self._unsent is None:
+            self._reactor.flush_late(self._flush)
 
     def _on_events(self, mask: int) -> None:
         if mask & WRITE:

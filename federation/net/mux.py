@@ -136,7 +136,7 @@ class Channel:
     def send_eof(self) -> None:
         if not self.fin_queued and not self.closed:
             self.fin_queued = True
-            self._queue()
+            self._queue(late=self.fin_received)  # who has finished himself waits for nothing
 
     def abort(self, reason: str) -> None:
         if not self.closed:
@@ -176,11 +176,14 @@ class Channel:
 
     # Inside
 
-    def _queue(self) -> None:
+    def _queue(self, *, late: bool = False) -> None:
         if not self.queued:
             self.queued = True
             self.mux.ring.append(self)
-            self.mux.wake()
+            if late:
+                self.mux.wake_late()
+            else:
+                self.mux.wake()
 
     def take(self, limit: int, parts: list[bytes | memoryview]) -> int:
         """Append one DATA frame with at most `limit` bytes of payload to `parts`; return the size of the payload."""
@@ -222,11 +225,20 @@ class Channel:
 
 
 class Mux:
-    """The frames of one connection. `wake` is called when `next_record` may have something that it had not before."""
+    """The frames of one connection. `wake` is called when `next_record` may have something that it had not before, and
+    `wake_late` where nobody waits for it."""
 
-    def __init__(self, *, initiator: bool, handler: Handler, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        initiator: bool,
+        handler: Handler,
+        wake: Callable[[], None],
+        wake_late: Callable[[], None] | None = None,
+    ) -> None:
         self._handler = handler
         self.wake = wake
+        self.wake_late = wake_late or wake
         self.ring: deque[Channel] = deque()
         self.channels: dict[int, Channel] = {}
         self.crowded: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
