@@ -11,11 +11,11 @@ Why not two trio tasks a connection: a wake-up through trio's scheduler costs ab
 
 from __future__ import annotations
 
-import heapq
 import select
 import selectors
 from contextlib import suppress
-from itertools import count
+from itertools import takewhile
+from operator import attrgetter
 from os import sched_yield
 from time import perf_counter as clock
 from typing import TYPE_CHECKING, Protocol
@@ -86,16 +86,19 @@ class Nobody:
 
 
 class Timer:
-    """A callback at a time; `cancel` is O(1), the heap forgets it when its time comes."""
+    """A callback at a time, in a queue of them. Most are cancelled, which leaves nothing behind."""
 
-    __slots__ = ("callback", "when")
+    __slots__ = ("_queue", "callback", "when")
 
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+    def __init__(self, when: float, callback: Callable[[], None], queue: dict[Timer, None]) -> None:
         self.when = when
-        self.callback: Callable[[], None] | None = callback
+        self.callback = callback
+        self._queue = queue
+        queue[self] = None
 
-    def cancel(self) -> None:
-        self.callback = None
+    def cancel(self) -> bool:
+        """Whether its time had not come yet, and nobody had cancelled it."""
+        return self._queue.pop(self, self) is None
 
 
 class _SelectorPoller:
@@ -154,8 +157,7 @@ class Reactor:
         self._added: set[int] = set()  # since the last batch began
         self._flushes: list[Callable[[], None]] = []
         self._late: list[Callable[[], None]] = []
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._order = count()
+        self._timers: dict[float, dict[Timer, None]] = {}  # by delay, so that each queue is in the order of its times
         self._next_wake = float("inf")
         self._timer_added = trio.Event()
         self._kick = trio.Event()
@@ -205,8 +207,10 @@ class Reactor:
             self.flush_soon(flush)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(trio.current_time() + delay_s, callback)
-        heapq.heappush(self._timers, (timer.when, next(self._order), timer))
+        queue = self._timers.get(delay_s)
+        if queue is None:
+            queue = self._timers[delay_s] = {}
+        timer = Timer(trio.current_time() + delay_s, callback, queue)
         if timer.when < self._next_wake:
             self._timer_added.set()
         return timer
@@ -237,18 +241,19 @@ class Reactor:
     async def _run_timers(self) -> None:
         while True:
             self._timer_added = trio.Event()
-            while self._timers and self._timers[0][2].callback is None:  # cancelled, as most are: no wake-up for them
-                heapq.heappop(self._timers)
-            self._next_wake = self._timers[0][0] if self._timers else float("inf")
+            self._timers = {delay: queue for delay, queue in self._timers.items() if queue}
+            self._next_wake = min((next(iter(queue)).when for queue in self._timers.values()), default=float("inf"))
             with trio.CancelScope(deadline=self._next_wake):
                 await self._timer_added.wait()
                 continue
-            now = trio.current_time()
-            while self._timers and self._timers[0][0] <= now:
-                callback = heapq.heappop(self._timers)[2].callback
-                if callback is not None:
-                    self._guard(callback)
+            for timer in self._due(trio.current_time()):
+                if timer.cancel():  # else one before it has
+                    self._guard(timer.callback)
             self._flush()
+
+    def _due(self, now: float) -> list[Timer]:
+        queues = self._timers.values()
+        return sorted((timer for q in queues for timer in takewhile(lambda t: t.when <= now, q)), key=attrgetter("when"))
 
     def _run_events(self) -> None:
         """Batch after batch, until LINGER_S brings nothing or trio's other tasks have waited for STAY_S."""

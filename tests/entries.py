@@ -342,7 +342,7 @@ async def everybody_leaves(net: Net) -> None:
     assert not forwarder.held
     assert [peer for peer, waiting in forwarder.unanswered.items() if waiting] == []
     await settled(lambda: net.backends.in_flight == 0)
-    timers = [timer.callback for _, _, timer in net.reactor._timers if timer.callback is not None]
+    timers = [timer.callback for queue in net.reactor._timers.values() for timer in queue]
     assert timers == [], "a timer was left"
     assert [t.peer_id for t in net.tunnels if not t.closed and not t.eof] == [], "a tunnel was left open"
     assert net.metric("federation_connections_finished_total") == forwarder.counts.total
