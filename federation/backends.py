@@ -79,7 +79,7 @@ class Serving:
             self._dial.cancel()
         self._release()
 
-    def _dialled(self, sock: socket.socket | None, reason: str) -> None:
+    def _dialled(self, sock: socket.SocketType | None, reason: str) -> None:
         self._dial = None
         if sock is None:
             self._release()

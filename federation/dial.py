@@ -30,15 +30,15 @@ class Dial:
         self,
         reactor: Reactor,
         target: tuple[int, Any],
-        done: Callable[[socket.socket | None, str], None],
+        done: Callable[[socket.SocketType | None, str], None],
     ) -> None:
         self._reactor = reactor
         self._done = done
         self._is_over = False
         self._timer: Timer | None = None
-        self._sock: socket.socket | None = None
+        self._sock: socket.SocketType | None = None
         try:
-            self._sock = sock = socket.socket(target[0], socket.SOCK_STREAM | _NONBLOCK)
+            self._sock = sock = socket.SocketType(target[0], socket.SOCK_STREAM | _NONBLOCK)
         except OSError:
             self._finish_soon(descriptors.REASON)
             return
@@ -92,7 +92,7 @@ class Dial:
             self._done(None, reason)
 
 
-def _is_connected(sock: socket.socket) -> bool:
+def _is_connected(sock: socket.SocketType) -> bool:
     try:
         sock.getpeername()
     except OSError:  # ENOTCONN: on its way, or refused; the next event tells

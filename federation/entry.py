@@ -108,7 +108,7 @@ class Entry:
         "tried",
     )  # fmt: skip
 
-    def __init__(self, forwarder: Forwarder, sock: socket.socket, service: str, client_name: str, number: int) -> None:
+    def __init__(self, forwarder: Forwarder, sock: socket.SocketType, service: str, client_name: str, number: int) -> None:
         self._forwarder = forwarder
         self.number = number  # of this client at this entry, for people
         self.service = service

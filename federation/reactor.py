@@ -182,7 +182,7 @@ class Reactor:
             with suppress(OSError):  # closed already, by a callback that then raised
                 self._poller.unregister(fd)
 
-    def close(self, sock: socket.socket) -> None:
+    def close(self, sock: socket.SocketType) -> None:
         """Forget and close `sock`, which no other descriptor refers to: the kernel takes it out of its set by itself."""
         if self._handlers.pop(sock.fileno(), None) is not None and isinstance(self._poller, _SelectorPoller):
             self._poller.unregister(sock.fileno())

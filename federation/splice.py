@@ -49,7 +49,7 @@ class SocketEnd:
 
     peer: Duplex
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, on_close: Callable[[SocketEnd], None]) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.SocketType, on_close: Callable[[SocketEnd], None]) -> None:
         self._reactor = reactor
         self.sock = sock
         self._fd = sock.fileno()

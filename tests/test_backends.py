@@ -437,7 +437,7 @@ async def test_a_dial_that_fails_at_once(monkeypatch: pytest.MonkeyPatch, code: 
             return code
 
     async with tunnels() as t:
-        monkeypatch.setattr(dial_module.socket, "socket", Broken)
+        monkeypatch.setattr(dial_module.socket, "SocketType", Broken)
         before = open_descriptors()
         _, end = t.open()
         await until(lambda: end.heard)
@@ -560,9 +560,9 @@ async def test_a_dial_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
         clogged.clog()
         reactor = CountingReactor()
         answers: list[str] = []
-        socks: list[socket.socket] = []
+        socks: list[socket.SocketType] = []
 
-        def done(sock: socket.socket | None, reason: str) -> None:
+        def done(sock: socket.SocketType | None, reason: str) -> None:
             answers.append(reason)
             if sock is not None:
                 socks.append(sock)

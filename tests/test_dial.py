@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.links import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-Heard = list[tuple[socket.socket | None, str]]
+Heard = list[tuple[socket.SocketType | None, str]]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ async def test_connects(reactor: Reactor) -> None:
         ((sock, reason),) = heard
         assert sock is not None
         assert reason == ""
-        with sock:
+        with closing(sock):
             assert sock.getpeername() == server.getsockname()
             assert sock.getblocking() is False
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -176,10 +176,10 @@ async def pause_for(net: Net, monkeypatch: pytest.MonkeyPatch, code: int) -> lis
         def close(self) -> None:
             self._sock.close()
 
-        def accept(self) -> Any:
+        def _accept(self) -> Any:
             attempts.append(code)
             if len(attempts) > 3:
-                return self._sock.accept()
+                return self._sock._accept()  # type: ignore[attr-defined]
             raise OSError(code, "no")
 
     (listener,) = net.forwarder._listeners
