@@ -21,7 +21,7 @@ def sit_down(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, name, Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(cli_terminal.shutil, "get_terminal_size", lambda: os.terminal_size((20, 4)))
+    monkeypatch.setattr(cli_terminal.shutil, "get_terminal_size", lambda **_kw: os.terminal_size((20, 4)))
 
 
 def test_colours_and_width_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:

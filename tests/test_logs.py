@@ -27,12 +27,17 @@ def as_before() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level, last, raises = root.handlers[:], root.level, logging.lastResort, logging.raiseExceptions
     hooks = threading.excepthook, sys.unraisablehook
+    let_go()  # of what another test's import of libp2p has done
     yield
     root.handlers[:], logging.lastResort, logging.raiseExceptions = handlers, last, raises
     root.setLevel(level)
     threading.excepthook, sys.unraisablehook = hooks
     logging.captureWarnings(False)
     structlog.reset_defaults()
+    let_go()
+
+
+def let_go() -> None:
     for name in logs.QUIET:
         logging.getLogger(name).setLevel(logging.NOTSET)
         logging.getLogger(name).propagate = True
