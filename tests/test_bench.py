@@ -204,6 +204,14 @@ def test_content_length_of_a_head(head: bytes, length: int) -> None:
 # Set-up of the targets
 
 
+def test_the_file_is_read_to_its_end_before_it_is_served(tmp_path: Path) -> None:
+    path = backends.file_in(tmp_path)
+    backends.write_file(path, 3 << 20)
+    with path.open("ab") as file:
+        file.write(b"and a little")
+    assert backends.bring_into_memory(path) == (3 << 20) + 12
+
+
 def test_nginx_serves_twelve_bytes_and_keeps_connections() -> None:
     config = backends.nginx_config(Path("/somewhere"), 1234)
     assert len(backends.BODY) == 12

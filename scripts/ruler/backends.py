@@ -68,9 +68,21 @@ def write_file(path: Path, size: int = FILE_BYTES) -> None:
             file.write(block)
 
 
+def bring_into_memory(path: Path) -> int:
+    """Read the file, whose size is returned. The kernel may have dropped it since it was last asked for (reclaim by DAMON
+    does so within a minute), and it is not the disk that is measured."""
+    scratch = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        return sum(iter(lambda: file.readinto(scratch), 0))
+
+
+def file_in(directory: Path) -> Path:
+    return directory / "www" / "file"
+
+
 def start(supervisor: Supervisor) -> Backends:
     directory = supervisor.directory
-    write_file(directory / "www" / "file")
+    write_file(file_in(directory))
     web = free_port()
     config = directory / "nginx.conf"
     config.write_text(nginx_config(directory, web))

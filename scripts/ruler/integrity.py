@@ -6,7 +6,7 @@ import hashlib
 import subprocess
 from typing import TYPE_CHECKING
 
-from .backends import BODY
+from .backends import BODY, file_in
 from .procs import StartFailed
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ _CURL = ("curl", "-sS", "--fail", "--max-time", "20", "--noproxy", "*", "-H", "E
 
 
 def check_integrity(target: Target, directory: Path) -> None:
-    """Raises StartFailed. `directory` holds www/file, which nginx serves."""
-    with (directory / "www" / "file").open("rb") as source:
+    """Raises StartFailed. `directory` holds the file that nginx serves."""
+    with file_in(directory).open("rb") as source:
         data = source.read(_SIZE)
     part = directory / "part"
     part.write_bytes(data)
