@@ -120,6 +120,9 @@ class SocketEnd:
     # The socket
 
     def _on_events(self, mask: int) -> None:
+        if mask == READ and not self._paused:  # mostly
+            self._read()
+            return
         if mask & WRITE and self._out:
             self._drain()
         if self.closed:
@@ -134,8 +137,10 @@ class SocketEnd:
         for _ in range(READS_A_TURN):
             if self._eof_seen or self.closed:
                 return
-            wanted = min(self.peer.room(), CHUNK)
-            if wanted <= 0:
+            wanted = self.peer.room()
+            if wanted > CHUNK:
+                wanted = CHUNK
+            elif wanted <= 0:
                 self._paused = True
                 self._update()
                 return

@@ -115,7 +115,9 @@ class Channel:
     # Duplex
 
     def room(self) -> int:
-        room = min(self.credit, CHANNEL_BUFFER - self.out_size)
+        room = CHANNEL_BUFFER - self.out_size
+        if self.credit < room:
+            room = self.credit
         if room > 0 and self.mux.out_size < CONNECTION_BUFFER and not self.closed:
             return room
         self.waiting = True
