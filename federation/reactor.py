@@ -156,7 +156,7 @@ class Reactor:
         self._handlers: dict[int, Handler] = {}
         self._added: set[int] = set()  # since the last batch began
         self._flushes: list[Callable[[], None]] = []
-        self._late: list[Callable[[], None]] = []
+        self._late: dict[Callable[[], None], None] = {}
         self._timers: dict[float, dict[Timer, None]] = {}  # by delay, so that each queue is in the order of its times
         self._next_wake = float("inf")
         self._timer_added = trio.Event()
@@ -200,9 +200,9 @@ class Reactor:
         self._flushes.append(flush)
 
     def flush_late(self, flush: Callable[[], None]) -> None:
-        """The same before the set sleeps or hands the thread back to trio: STAY_S from now at most."""
+        """The same before the set sleeps or hands the thread back to trio: STAY_S from now at most. Doubles are one."""
         if self._in_batch:
-            self._late.append(flush)
+            self._late[flush] = None
         else:
             self.flush_soon(flush)
 
@@ -304,7 +304,8 @@ class Reactor:
 
     def _flush_late(self) -> None:
         if self._late:
-            self._flushes, self._late = self._late, []
+            self._flushes += self._late
+            self._late = {}
             self._flush()
 
     def _guard(self, callback: Callable[[], None]) -> None:

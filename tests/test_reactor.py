@@ -328,6 +328,25 @@ async def test_a_late_flush_does_not_wait_longer_than_trio(
     assert said == ["late"]
 
 
+async def test_late_flushes_of_one_are_one(idle: Reactor, pairs: Pairs) -> None:
+    said: list[str] = []
+    ours, theirs = pairs()
+
+    def late() -> None:
+        said.append("late")
+
+    def on_events(_mask: int) -> None:
+        ours.recv(9)
+        idle.flush_late(late)
+        idle.flush_late(late)
+
+    idle.add(ours.fileno(), READ, on_events)
+    theirs.send(b"event")
+    settled(ours)
+    idle._run_events()
+    assert said == ["late"]
+
+
 async def test_outside_a_batch_a_late_flush_is_one_like_any_other(reactor: Reactor) -> None:
     said: list[str] = []
     reactor.flush_late(lambda: said.append("late"))

@@ -111,7 +111,8 @@ class Bench:
         for streams, mib in ((1, self.sizes.bulk_one_mib), (4, self.sizes.bulk_four_mib)):
             size = max(1, int(mib * target.bulk_share)) * MIB
             for way, service in (("down", "web"), ("up", "sink")):
-                bring_into_memory(file_in(self.supervisor.directory))
+                if service == "web":
+                    bring_into_memory(file_in(self.supervisor.directory))
                 meter = self._meter(target)
                 said = _load("bulk", way, target.entry[service], streams=streams, size=size)
                 cost = meter.stop()
@@ -145,7 +146,8 @@ class Bench:
         """A few token streams alone, then beside one bulk upload of the same pair; a download is for information."""
         seconds = self.sizes.beside_chunks / 50
         for way, service in (("alone", ""), ("up", "sink"), ("down", "web")):
-            bring_into_memory(file_in(self.supervisor.directory))
+            if service == "web":
+                bring_into_memory(file_in(self.supervisor.directory))
             meter = self._meter(target)
             options = {"size": 16 * MIB, "seconds": seconds + 0.5}
             with _spawn("bulk", way, target.entry[service], **options) if service else nullcontext() as bulk:
