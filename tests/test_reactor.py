@@ -17,7 +17,7 @@ import trio.testing
 from federation import reactor as reactor_module
 from federation.net.link import RECV_BYTES
 from federation.net.noise import MAX_CIPHERTEXT
-from federation.reactor import BROKEN, MAX_EVENTS, READ, SCRATCH_BYTES, SPIN_S, STAY_S, WRITE, Reactor
+from federation.reactor import BROKEN, ENOUGH, LOOKS, MAX_EVENTS, READ, SCRATCH_BYTES, SPIN_S, STAY_S, WRITE, Reactor
 from tests.links import socket_pair, until
 
 if TYPE_CHECKING:
@@ -295,6 +295,28 @@ async def test_a_flush_runs_once_after_all_events_of_the_batch(idle: Reactor, pa
         settled(ours)
     idle._run_events()
     assert said == ["event", "event", "event", "flush"]
+
+
+@pytest.mark.parametrize(("sockets", "first_flush_after"), [(1, 1), (2, 2 * (1 + LOOKS)), (ENOUGH + 1, ENOUGH + 1)])
+async def test_a_flush_takes_those_along_that_come_meanwhile(
+    idle: Reactor, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, sockets: int, first_flush_after: int
+) -> None:
+    """Nobody reads, so all are ready for ever: several are looked for again, one alone and a crowd are flushed at once."""
+    monkeypatch.setattr("federation.reactor.STAY_S", 0.0)
+    said: list[str] = []
+
+    def on_events(_mask: int) -> None:
+        if not said:
+            idle.flush_soon(lambda: said.append("flush"))
+        said.append("event")
+
+    for _ in range(sockets):
+        ours, theirs = pairs()
+        idle.add(ours.fileno(), READ, on_events)
+        theirs.send(b"event")
+        settled(ours)
+    idle._run_events()
+    assert said == ["event"] * first_flush_after + ["flush"]
 
 
 async def test_a_late_flush_waits_for_the_set_to_have_nothing_else_to_do(idle: Reactor, pairs: Pairs) -> None:
