@@ -115,7 +115,7 @@ class Entry:
         self.client_name = client_name
         self.client = SocketEnd(forwarder.reactor, sock, self._closed)
         self.client.peer = self
-        self.started_at = trio.current_time()
+        self.started_at = forwarder.reactor.now()
         self.attempts = 0
         self.peer_id = ""  # whose counter we hold
         self.joined = False
@@ -218,7 +218,7 @@ class Entry:
 
     def opened(self) -> None:
         self._stop_timer()
-        self._forwarder.opened_after(trio.current_time() - self.started_at)
+        self._forwarder.opened_after(self._forwarder.reactor.now() - self.started_at)
         self._accepted()
 
     def refused(self, reason: str) -> None:
@@ -241,10 +241,17 @@ class Entry:
         forwarder = self._forwarder
         self._opened = True
         if forwarder.replay is Replay.FIRST_BYTE:
-            forwarder.unanswered.setdefault(self.peer_id, set()).add(self)
             self.pass_on()
         else:
             self._settle()
+
+    def peer_suspect(self) -> None:
+        """The peer answers no PING. Who waits for OPENED from it waits on where nobody else is: it may only have paused."""
+        forwarder = self._forwarder
+        if self._link is None or self._far is None or self._is_final:
+            return
+        if self._opened or (forwarder.replay is not Replay.NEVER and forwarder.has_other(self)):
+            self.failed("the peer does not answer", "timeout")
 
     def _on_timeout(self) -> None:
         forwarder = self._forwarder
@@ -286,7 +293,9 @@ class Entry:
 
     def ended(self) -> None:
         """If neither a byte came nor has the client finished, that is how a dying backend looks."""
-        if not self._is_final and not self._eof and self._forwarder.has_other(self):
+        forwarder = self._forwarder
+        may_move = forwarder.replay is Replay.FIRST_BYTE and not self._is_final and not self._eof
+        if may_move and forwarder.has_other(self):
             self.failed("the backend closed the connection without an answer", "lost")
             return
         self._has_ended = True
@@ -298,7 +307,6 @@ class Entry:
         """Nothing will be replayed any more. As soon as all is passed on, the entry steps aside."""
         self._is_final = True
         self._kept = []
-        self._forget_unanswered()
         self.pass_on()
 
     def _join(self) -> None:
@@ -368,17 +376,9 @@ class Entry:
 
     def _let_go(self) -> None:
         """The attempt holds its peer's counter no longer."""
-        self._forget_unanswered()
         if self.peer_id:
             self._forwarder.selector.release(self.peer_id)
             self.peer_id = ""
-
-    def _forget_unanswered(self) -> None:
-        waiting = self._forwarder.unanswered.get(self.peer_id)
-        if waiting is not None:
-            waiting.discard(self)
-            if not waiting:
-                del self._forwarder.unanswered[self.peer_id]
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -11,7 +11,6 @@ import structlog
 import trio
 
 from federation import descriptors
-from federation.config import Replay
 from federation.entry import Entry
 from federation.errors import ListenFailed, listen_problem
 from federation.reactor import READ, Reactor
@@ -116,7 +115,6 @@ class Forwarder:
         self.active: set[Entry] = set()
         self.held: set[Entry] = set()
         self.turned_away: set[Entry] = set()  # still here to read why
-        self.unanswered: dict[str, set[Entry]] = {}  # by peer: opened, and no byte from its backend yet
         self.own_load_is_news = False  # the own backends' load changed since the selector heard of it
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
         self.failures: deque[Failure] = deque(maxlen=DECISIONS)
@@ -247,7 +245,7 @@ class Forwarder:
         if self.own_load_is_news:
             self.own_load_is_news = False
             self.selector.report(self.roster.own_id, self.backends.in_flight)
-        now = trio.current_time()
+        now = self.reactor.now()
         pick = self.selector.pick(nodes, now=now, service=entry.service, far=self.roster.far(entry.service))
         if pick is None:
             return None
@@ -264,9 +262,8 @@ class Forwarder:
         self._counted = newest
 
     def has_other(self, entry: Entry) -> bool:
-        return self.replay is Replay.FIRST_BYTE and any(
-            node.peer_id not in entry.tried for node in self.roster.eligible(entry.service)
-        )
+        """Whether there is a peer that this entry has not tried."""
+        return any(node.peer_id not in entry.tried for node in self.roster.eligible(entry.service))
 
     def bytes_moved(self) -> tuple[int, int]:
         """From clients to backends, and back: by connections that ended, and so far by those that are open."""
@@ -301,7 +298,7 @@ class Forwarder:
             result = "turned_away"
         elif client.was_aborted and entry.joined and not entry.dismissed:
             self._broke_off(entry.service, peer_id)
-        now = trio.current_time()
+        now = self.reactor.now()
         self._metrics.finished[entry.service, result] += 1
         self._metrics.durations.observe(now - entry.started_at)
         ending = Ending(
@@ -333,9 +330,9 @@ class Forwarder:
             entry.try_again()
 
     def peer_suspect(self, peer_id: str) -> None:
-        """It answers no PING: whom it owes a first byte goes elsewhere."""
-        for entry in list(self.unanswered.get(peer_id, ())):
-            entry.failed("the peer does not answer", "timeout")
+        """It answers no PING: whom it owes an answer goes elsewhere."""
+        for entry in [entry for entry in self.active if entry.peer_id == peer_id]:
+            entry.peer_suspect()
 
 
 def _end(entry: Entry, reason: str) -> None:

@@ -449,6 +449,34 @@ async def test_a_peer_that_is_suspect_loses_all_that_wait_for_it_and_nobody_else
         assert net.forwarder.counts.retried == 3
 
 
+@pytest.mark.parametrize("replay", ["opened", "first-byte"])
+async def test_whose_suspect_peer_has_not_even_opened_goes_to_another_one(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        net.forwarder.peer_suspect("a")
+        assert net.tunnels[0].reset == "the peer does not answer"
+        assert net.roster.penalties == [("a", SILENT_PENALTY_S)]
+        assert net.in_flight() == {"b": 1}
+        net.tunnel.answers()
+        net.tunnel.sends(b"done")
+        assert await receive(client, 4) == b"done"
+
+
+@pytest.mark.parametrize(("replay", "peers"), [("opened", "a"), ("first-byte", "a"), ("never", "ab")])
+async def test_without_another_one_it_waits_for_the_suspect_peer(mock_clock: MockClock, replay: str, peers: str) -> None:
+    """It may only have paused, and answers within the open timeout."""
+    async with network(mock_clock, replay=replay) as net:
+        net.add(*peers)
+        client = await net.connect(sends=REQUEST)
+        net.forwarder.peer_suspect("a")
+        assert len(net.tunnels) == 1
+        assert net.roster.penalties == []
+        net.tunnel.answers()
+        net.tunnel.sends(b"done")
+        assert await receive(client, 4) == b"done"
+
+
 async def test_where_nobody_else_is_an_early_end_is_the_answer(mock_clock: MockClock) -> None:
     async with network(mock_clock, replay="first-byte") as net:
         net.add("a")

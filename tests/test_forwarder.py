@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import random
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -500,21 +499,6 @@ async def test_retries_are_counted_by_their_reason(mock_clock: MockClock, how: s
         assert net.metric("federation_retries_total", reason=reason) == 1
         assert net.metric("federation_retries_total") == 1
         assert net.forwarder.counts.retried == 1
-
-
-async def test_unanswered_requests_leave_no_trace_of_peers_that_are_gone(mock_clock: MockClock) -> None:
-    async with network(mock_clock, replay="first-byte") as net:
-        dice = random.Random(1)
-        for n in range(20):
-            net.roster.nodes.clear()
-            net.add(f"peer{n}")
-            client = await net.connect()
-            net.tunnel.answers()
-            if dice.random() < 0.5:
-                net.tunnel.sends(b"x")
-            reset(client)
-            await settled(lambda: not net.forwarder.active)
-        assert net.forwarder.unanswered == {}
 
 
 async def test_picks_are_counted_once_by_the_tier_that_decided(mock_clock: MockClock) -> None:
