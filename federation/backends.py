@@ -115,7 +115,7 @@ class ExitFlow:
         self._early: list[bytes] = []
         self._eof = False
         self._gone = False
-        self._looked_at = trio.current_time()  # when the link was last read empty, or nearly so
+        self._looked_at = backends.reactor.now()  # when the link was last read empty, or nearly so
         self._serving: Serving | None = None
         self._end: SocketEnd | None = None
 
@@ -123,7 +123,7 @@ class ExitFlow:
         """Called when everything that the entry had sent was read: if it gave up, nothing is dialled."""
         if self._gone:
             return
-        self._looked_at = trio.current_time()
+        self._looked_at = self._backends.reactor.now()
         try:
             self._serving = self._backends.serve(self._service, self._dialled, entry=self._link.peer)
         except Dialled as error:
@@ -154,7 +154,7 @@ class ExitFlow:
 
     def _if_wanted(self, step: Callable[[], None]) -> None:
         """Take the next step, unless the entry has given up."""
-        now = trio.current_time()
+        now = self._backends.reactor.now()
         if self._gone:
             return
         if now - self._looked_at > STALE_S:

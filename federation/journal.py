@@ -54,7 +54,7 @@ class Journal:
 class _Ended:
     """A batch. Peers are called as they are now, when this is made."""
 
-    __slots__ = ("_endings", "_names", "_utc_of")
+    __slots__ = ("_endings", "_ms", "_names", "_text", "_utc_of")
 
     def __init__(
         self, endings: Sequence[Ending], name_of: Callable[[str], str], utc_of: Callable[[float], datetime]
@@ -62,6 +62,8 @@ class _Ended:
         self._endings = endings
         self._names = {peer: logs.harmless(name_of(peer)) for peer in {ending.peer_id for ending in endings}}
         self._utc_of = utc_of
+        self._ms = -1  # whose `_text` is: many end in the same millisecond
+        self._text = ""
 
     def __len__(self) -> int:
         return len(self._endings)
@@ -93,7 +95,10 @@ class _Ended:
         }
 
     def _time(self, end: Ending) -> str:
-        return f"{self._utc_of(end.ended_at).isoformat(timespec='milliseconds')[:-6]}Z"
+        ms = int(end.ended_at * 1000)
+        if ms != self._ms:
+            self._ms, self._text = ms, f"{self._utc_of(end.ended_at).isoformat(timespec='milliseconds')[:-6]}Z"
+        return self._text
 
 
 def _why(end: Ending) -> str:

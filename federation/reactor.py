@@ -49,7 +49,7 @@ SCRATCH_BYTES = 384 * 1024  # one recv of up to 256 KiB behind a half record
 SEALED_BYTES = 256 * 1024  # the records of one send
 MAX_EVENTS = 256  # a batch: bounds how long the flush, and so everybody's answer, can be put off
 # A batch of several events is rarely the last of its crowd: before its flush the set looks for more that often, unless
-# it has ENOUGH. So more frames share a record and a send; one event alone is flushed at once.
+# it has ENOUGH. So more frames share a record and a send. One event alone, and a new connection, are flushed at once.
 LOOKS = 2
 ENOUGH = 64
 
@@ -150,7 +150,7 @@ class _SelectorPoller:
 class Reactor:
     """The set. `add` and `change` take a file descriptor and a mask of READ, WRITE, ENDING; 0 keeps only BROKEN.
 
-    Times are seconds of `trio.current_time()`.
+    Times are seconds of `trio.current_time()`; `now()` is that, two calls cheaper.
     """
 
     def __init__(self, *, use_epoll: bool | None = None) -> None:
@@ -167,6 +167,7 @@ class Reactor:
         self._kick = trio.Event()
         self._in_batch = False
         self._spins = False
+        self.now: Callable[[], float] = trio.current_time
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))  # to receive into; valid until the callback returns
         self.sealed = memoryview(bytearray(SEALED_BYTES))  # to seal into and send from; likewise
 
@@ -214,7 +215,7 @@ class Reactor:
         queue = self._timers.get(delay_s)
         if queue is None:
             queue = self._timers[delay_s] = {}
-        timer = Timer(trio.current_time() + delay_s, callback, queue)
+        timer = Timer(self.now() + delay_s, callback, queue)
         if timer.when < self._next_wake:
             self._timer_added.set()
         return timer
@@ -223,6 +224,7 @@ class Reactor:
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. The descriptors belong to their owners, who drop them."""
+        self.now = trio.lowlevel.current_clock().current_time
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_timers)
@@ -278,7 +280,7 @@ class Reactor:
                         log.exception("a socket callback failed", fd=fd)
                         self.drop(fd)
             gathered += len(events)
-            if looks < LOOKS and 1 < gathered <= ENOUGH and self._flushes:
+            if looks < LOOKS and 1 < gathered <= ENOUGH and self._flushes and not added:
                 looks += 1
                 events = self._poller.poll(0, MAX_EVENTS)
                 if events:

@@ -53,7 +53,7 @@ class Roster:
 
     def eligible(self, service: str) -> list[NodeData]:
         """Do not change the list."""
-        now = trio.current_time()
+        now = self._reactor.now()
         if now >= self._lists_until:
             self._lists.clear()
             self._lists_until = now + REFRESH_S

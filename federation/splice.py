@@ -242,11 +242,8 @@ class SocketEnd:
         on_close(self)
 
     def _update(self) -> None:
-        if not self.closed:
-            self._want((0 if self._paused or self._eof_seen else READ | ENDING) | (WRITE if self._out else 0))
-
-    def _want(self, mask: int) -> None:
-        if mask == self._mask:
+        mask = (0 if self._paused or self._eof_seen else READ | ENDING) | (WRITE if self._out else 0)
+        if mask == self._mask or self.closed:
             return
         if self._mask < 0:
             self._reactor.add(self._fd, mask, self._on_events)

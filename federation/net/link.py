@@ -281,7 +281,7 @@ class Link(IMuxedConn):
         return False
 
     def _heard(self) -> None:
-        self.last_heard = trio.current_time()
+        self.last_heard = self._reactor.now()
         self._sent_since_heard = False
         if self._pinged_at is not None:
             self._pinged_at, self._awaited = None, self._last_ping
