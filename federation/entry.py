@@ -3,7 +3,8 @@
 A small state machine on the reactor, without a task of its own:
 
     waiting --pick--> opening --OPENED--> opened --first byte--> joined --> closed
-       ^                 |  refused, reset, timeout  |
+       ^                 |  refused, reset, timeout, |
+       |                 |  the peer is suspect      |
        +-----------------+---------------------------+   while what the client sent can still be replayed
 
 With `--replay opened` (default) "opened" and "joined" are one: the backend has seen nothing before OPENED, so nothing
@@ -246,9 +247,10 @@ class Entry:
             self._settle()
 
     def peer_suspect(self) -> None:
-        """The peer answers no PING. Who waits for OPENED from it waits on where nobody else is: it may only have paused."""
+        """Its link was read: no PONG. Who waits for OPENED waits on where nobody else is, as it may only have paused."""
         forwarder = self._forwarder
-        if self._link is None or self._far is None or self._is_final:
+        link = self._link
+        if link is None or link is not forwarder.roster.link(self.peer_id) or self._far is None or self._is_final:
             return
         if self._opened or (forwarder.replay is not Replay.NEVER and forwarder.has_other(self)):
             self.failed("the peer does not answer", "timeout")

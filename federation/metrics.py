@@ -144,8 +144,8 @@ class Metrics(Collector):
         yield _counter(
             "federation_retries",
             "Attempts that failed and whose connection went on to another peer or waited for one. unreachable: no "
-            "connection to the peer. refused: its backend did not take it. timeout: no answer within --open-timeout. "
-            "lost: the peer or its backend went away before the first byte. Not: failures that the client saw.",
+            "connection to the peer. refused: its backend did not take it. timeout: no answer within --open-timeout, or to "
+            "a PING. lost: the peer or its backend went away before the first byte. Not: failures that the client saw.",
             ["reason"],
             (([reason], self.retries[reason]) for reason in get_args(RetryReason)),
         )

@@ -49,7 +49,7 @@ SCRATCH_BYTES = 384 * 1024  # one recv of up to 256 KiB behind a half record
 SEALED_BYTES = 256 * 1024  # the records of one send
 MAX_EVENTS = 256  # a batch: bounds how long the flush, and so everybody's answer, can be put off
 # A batch of several events is rarely the last of its crowd: before its flush the set looks for more that often, unless
-# it has ENOUGH. So more frames share a record and a send. One event alone, and a new connection, are flushed at once.
+# it has ENOUGH. So more frames share a record and a send. One event alone, and what added a socket, are flushed at once.
 LOOKS = 2
 ENOUGH = 64
 
@@ -280,7 +280,7 @@ class Reactor:
                         log.exception("a socket callback failed", fd=fd)
                         self.drop(fd)
             gathered += len(events)
-            if looks < LOOKS and 1 < gathered <= ENOUGH and self._flushes and not added:
+            if looks < LOOKS and 1 < gathered <= ENOUGH and self._flushes and not added and clock() < leave_at:
                 looks += 1
                 events = self._poller.poll(0, MAX_EVENTS)
                 if events:

@@ -92,6 +92,15 @@ class TestCircuit:
                 assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
             assert relay.host.relay.bytes_relayed > 2 * len(data)
 
+    async def test_to_read_it_is_to_read_the_link_to_the_relay(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            read: list[str] = []
+            monkeypatch.setattr(a.host.links[relay.id], "read", lambda: read.append("relay"))
+            link.read()
+            assert read == ["relay"]
+
     async def test_without_a_place_there_is_no_circuit(self) -> None:
         async with star(2) as (relay, (a, b)):
             with pytest.raises(PeerUnavailable, match="no place"):

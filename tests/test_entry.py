@@ -463,6 +463,27 @@ async def test_whose_suspect_peer_has_not_even_opened_goes_to_another_one(mock_c
         assert await receive(client, 4) == b"done"
 
 
+async def test_when_that_one_is_suspect_too_it_waits_for_it(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        for peer in ("a", "b"):
+            net.forwarder.peer_suspect(peer)
+        assert net.in_flight() == {"b": 1}
+        net.tunnel.answers()
+        net.tunnel.sends(b"done")
+        assert await receive(client, 4) == b"done"
+
+
+async def test_who_waits_on_an_older_link_to_the_suspect_peer_stays(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", "b")
+        await net.connect(sends=REQUEST)
+        net.add("a")
+        net.forwarder.peer_suspect("a")
+        assert net.in_flight() == {"a": 1}
+
+
 @pytest.mark.parametrize(("replay", "peers"), [("opened", "a"), ("first-byte", "a"), ("never", "ab")])
 async def test_without_another_one_it_waits_for_the_suspect_peer(mock_clock: MockClock, replay: str, peers: str) -> None:
     """It may only have paused, and answers within the open timeout."""

@@ -564,6 +564,22 @@ async def test_a_peer_that_owes_an_answer_is_asked_then_suspect_then_dead(mock_c
     assert len(quiet.host.closed) == 1
 
 
+async def test_who_has_answered_while_we_slept_is_not_suspect() -> None:
+    """The task that ticks may come before the one that reads: OPENED and PONG lie in the socket."""
+    async with one_link() as (link, remote, host):
+        _, end = opened(link)
+        now = trio.current_time()
+        link.tick(now)
+        link.ping()
+        await until(lambda: link.is_flushed)
+        ((_, opened_as, _), (_, _, payload)) = await remote.hear("PING")
+        os.write(remote.stream.socket.fileno(), remote.seal(frame(OPENED, opened_as), frame(PONG, 0, payload)))  # type: ignore[attr-defined]
+        link.tick(now + SUSPECT_AFTER_S + TICK_S)  # nothing else ran in between
+        assert end.heard == ["OPENED"]
+        assert not link.suspect
+        assert host.suspect == []
+
+
 async def test_a_peer_that_answers_in_time_is_never_suspect(mock_clock: object, quiet: Quiet) -> None:
     channel, _ = opened(quiet.link)
     for _ in range(20):

@@ -164,6 +164,10 @@ class CircuitLink(Link):
             return
         super().tick(now, ping_every_s)
 
+    def read(self) -> None:
+        """What the relay has sent."""
+        self.via.read()
+
     def drain(self, callback: Callable[[], None]) -> None:
         """When the link to the relay was read empty; what is still on its way at the relay is not known."""
         self.when_drained(callback)

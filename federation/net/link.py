@@ -186,8 +186,10 @@ class Link(IMuxedConn):
             elif now - self._pinged_at > DEAD_AFTER_S:
                 self.fail(f"no answer for {DEAD_AFTER_S:g} s")
             elif now - self._pinged_at > SUSPECT_AFTER_S and not self.suspect:
-                self.suspect = True
-                self._events.link_suspect(self)
+                self.read()  # its answer may lie there, and it is we who got no time
+                if self._pinged_at is not None and not self._closed.is_set():
+                    self.suspect = True
+                    self._events.link_suspect(self)
         elif (
             (self.mux.tunnels and self._sent_since_heard and now - self.last_heard > PING_AFTER_S)
             or now - max(self.last_heard, self._last_ping) > ping_every_s
