@@ -273,7 +273,7 @@ class Mux:
     def _open(self, kind: int, payload: bytes, *, tunnel: bool) -> Channel:
         if self.closed:
             raise PeerUnavailable("the connection is closed")
-        if self._next_id > MAX_ID:
+        if self.used_up:
             raise PeerUnavailable("the connection has no channel numbers left")
         channel = Channel(self, self._next_id, tunnel=tunnel, remote=False)
         self._next_id += 2
