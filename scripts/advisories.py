@@ -1,7 +1,7 @@
 """Holds our pins to scripts/advisories.txt, and reads what pip-audit says.
 
-    .venv/bin/python scripts/advisories.py             every lock, and the floors in pyproject.toml; asks nobody
-    pip-audit ... -f json | ... --report NAME          one report: 1 if something is known to be weak, 3 if nobody knew
+.venv/bin/python scripts/advisories.py             every lock, and the floors in pyproject.toml; asks nobody
+pip-audit ... -f json | ... --report NAME          one report: 1 if something is known to be weak, 3 if nobody knew
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
     lines = [f"pyproject.toml: {line}" for line in weak_floors(project["dependencies"], known)]
     for lock in LOCKS:
         lines += [f"{lock.relative_to(ROOT)}: {line}" for line in weak_pins(lock.read_text(), known)]
-    print("\n".join(lines) or f"{len(LOCKS)} locks and pyproject.toml: no version with one of the advisories for {len(known)} packages")
+    print("\n".join(lines) or f"{len(LOCKS)} locks and pyproject.toml: nothing with an advisory for {len(known)} packages")
     return 1 if lines else 0
 
 

@@ -1,6 +1,6 @@
-"""What scripts/build does with the wheel in a fresh environment: two daemons, and one request from one to the other's backend.
+"""What scripts/build does with a wheel in a fresh environment: two daemons, one request from the one to the other's backend.
 
-    python scripts/try_wheel.py VENV        needs the standard library alone; exits with what went wrong
+python scripts/try_wheel.py VENV        needs the standard library alone; exits with what went wrong
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Backend(http.server.BaseHTTPRequestHandler):
 
 def start(federation: Path, home: Path, name: str, token: str, *options: str) -> subprocess.Popen[bytes]:
     ports = ("--listen=127.0.0.1:0", "--p2p-listen=127.0.0.1:0", "--control=127.0.0.1:0")
-    command = [str(federation), "join", "--token-file=-", "--no-mdns", "--no-detect", f"--state-dir={home / name}", f"--name={name}"]
+    whose = (f"--state-dir={home / name}", f"--name={name}", "--token-file=-", "--no-mdns", "--no-detect")
     environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
     with (home / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *ports, *options], env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
+            [federation, "join", *whose, *ports, *options], env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log
         )
     assert process.stdin is not None
     process.stdin.write(token.encode())
