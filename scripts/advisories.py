@@ -87,7 +87,10 @@ def judge(report: dict[str, Any]) -> tuple[int, list[str]]:
 def main(arguments: list[str]) -> int:
     if arguments:
         _, name = arguments
-        code, lines = judge(json.load(sys.stdin))
+        try:
+            code, lines = judge(json.load(sys.stdin))
+        except ValueError:
+            code, lines = UNKNOWN, ["pip-audit wrote no report"]
         print("\n".join(f"{name}: {line}" for line in lines))
         return code
     known = floors(ADVISORIES.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,44 @@ SKIPPED = {"name": "uv", "skip_reason": "Dependency not found on PyPI and could 
 )
 def test_what_pip_audit_reports(dependencies: list[Any], code: int, said: list[str]) -> None:
     assert advisories.judge({"dependencies": dependencies, "fixes": []}) == (code, said)
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "asked"),
+    [
+        ('echo \'{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}\'', 0, len(advisories.LOCKS)),
+        ('echo \'{"dependencies": [{"name": "a", "skip_reason": "not found"}]}\'', 3, 1),
+        ("echo no route >&2; exit 1", 3, 1),
+        (
+            'case "$*" in *dev.lock*) vulns=\'{"id": "GHSA-1", "fix_versions": ["2"]}\' ;; esac; '
+            'echo \'{"dependencies": [{"name": "a", "version": "1", "vulns": [\'"${vulns:-}"\']}]}\'; [ -z "${vulns:-}" ]',
+            1,
+            len(advisories.LOCKS),
+        ),
+    ],
+    ids=["nothing", "nobody knows", "no network", "found"],
+)
+def test_the_script_asks_for_each_lock_and_stops_where_nobody_answers(
+    tmp_path: Path, answers: str, code: int, asked: int
+) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    programs = {
+        "scripts/setup": "exit 0",
+        ".venv/bin/python": f'exec "{sys.executable}" "$@"',
+        ".venv/audit/bin/pip-audit": f'echo "$*" >>"{tmp_path}/asked"; {answers}',
+    }
+    for name, does in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/usr/bin/env bash\n{does}\n")
+        path.chmod(0o755)
+    shutil.copy(ROOT / "scripts/audit.lock", tmp_path / ".venv/audit/lock")
+    done = subprocess.run([tmp_path / "scripts/audit"], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    questions = (tmp_path / "asked").read_text().splitlines()
+    assert len(questions) == asked
+    assert all("--require-hashes" in question for question in questions)
+    assert ("scripts/dev.lock: a 1: GHSA-1, fixed in 2" in done.stdout) is (code == 1)
+    assert ("nobody could be asked" in done.stderr) is (code == 3)
