@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import structlog
 import trio
 
 from federation import descriptors
+from federation.accepting import PAUSE_S, Accepting
 from federation.entry import Entry
 from federation.errors import ListenFailed, listen_problem
 from federation.reactor import READ, Reactor
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
     from federation.records import NodeData
     from federation.selection import Pick, Selector
 
-log = structlog.get_logger(__name__)
-
-COMPLAIN_EVERY_S = 10.0
-EMFILE_PAUSE_S = 0.1  # there is no descriptor to spare: closing ones will free some
 SILENT_S = 5.0  # without a byte either way, and a client gives way if need be: as long as a stranger has for a handshake
 GIVE_WAY = 32  # at once
 BROKE_OFF_PENALTY_S = 1.0
@@ -36,7 +31,6 @@ BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 DECISIONS = 256  # kept for `explain`, and as many attempts that failed
 ENDINGS = 2048  # kept for the log and for `explain`: a quarter of a second of the most that one node can do
-_OUT_OF_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class Roster(Protocol):
@@ -125,7 +119,7 @@ class Forwarder:
         self._metrics = metrics
         self._listeners: list[socket.socket] = []
         self._retry_queued = False
-        self._complained_at = -1e9
+        self._accepting = Accepting("a client", reactor.now)
         self._counted: Decision | None = None  # the newest of them
 
     def configure(self, settings: Settings) -> None:
@@ -171,13 +165,13 @@ class Forwarder:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]  # accept() makes two enums a client: 4 % CPU
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno not in _OUT_OF_DESCRIPTORS:
-                    raise
-                self._pause(listener)
-                return
+                if pause_s := self._accepting.pause_after(error):
+                    self._pause(listener, pause_s)
+                    return
+                continue
             is_last = descriptors.is_reserve(fd)
             # The family is said, not asked for: macOS does not tell it of a client that is gone again.
             sock = socket.SocketType(socket.AF_INET6 if len(address) > 2 else socket.AF_INET, socket.SOCK_STREAM, 0, fd)
@@ -185,20 +179,13 @@ class Forwarder:
             host, port = address[:2]
             self._start(sock, service, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
             if is_last:
-                self._pause(listener)
+                self._pause(listener, self._accepting.out_of_descriptors())
                 return
 
-    def _pause(self, listener: socket.socket) -> None:
+    def _pause(self, listener: socket.socket, pause_s: float) -> None:
         """The next clients wait in the kernel's queue."""
-        self._complain_of_descriptors()
         self.reactor.change(listener.fileno(), 0)
-        self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
-
-    def _complain_of_descriptors(self) -> None:
-        now = trio.current_time()
-        if now - self._complained_at > COMPLAIN_EVERY_S:
-            self._complained_at = now
-            log.warning("no descriptor left for a client; accepting pauses", limit="ulimit -n")
+        self.reactor.call_later(pause_s, lambda: self._accept_again(listener))
 
     def _accept_again(self, listener: socket.socket) -> None:
         if listener not in self._listeners:
@@ -208,7 +195,7 @@ class Forwarder:
         if descriptors.are_left(listener.fileno()):
             self.reactor.change(listener.fileno(), READ)
         else:
-            self.reactor.call_later(EMFILE_PAUSE_S, lambda: self._accept_again(listener))
+            self.reactor.call_later(PAUSE_S, lambda: self._accept_again(listener))
 
     def _make_room(self) -> None:
         """Who has been here for a while, and neither said nor heard anything, gives way to those who wait; oldest first."""

@@ -17,6 +17,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
+from federation.accepting import Accepting
+
 if TYPE_CHECKING:
     import socket
 
@@ -60,8 +62,10 @@ async def serve(app: ASGIApp, listener: socket.socket) -> None:
 
     async with trio.open_nursery() as nursery:
         try:
-            accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-            await trio.serve_listeners(handle, [accepting], handler_nursery=nursery)
+            async with trio.SocketListener(trio.socket.from_stdlib_socket(listener)) as ours:
+                accepting = Accepting("a client of the API")
+                while True:
+                    nursery.start_soon(handle, await accepting.next(ours))
         finally:
             for stream in streams:
                 stream.socket.close()  # which also ends writes that no cancellation reaches

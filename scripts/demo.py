@@ -31,7 +31,7 @@ REQUESTS = 40
 CLIENTS = 4
 PAUSE_S = 0.02  # between two connections of a client
 TRAFFIC_BEFORE_S, TRAFFIC_AFTER_S = 2.0, 4.0
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def say(text: str) -> None:

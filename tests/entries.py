@@ -25,6 +25,7 @@ from federation.net.mux import INITIAL_WINDOW
 from federation.records import NodeData
 from federation.selection import Policy, Selector
 from federation.values import Endpoint
+from tests.links import SLACK
 from tests.sockets import CountingReactor, Listener, reset, running, stream
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ OWN = "own"
 
 async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float = 5.0) -> None:
     """Wait until everybody has done what there was to do, and `condition()`. In real time: the clock is a mock."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + SLACK * seconds
     while True:
         await trio.testing.wait_all_tasks_blocked(0.001)
         if condition():

@@ -49,7 +49,7 @@ async def running(reactor: Reactor) -> AsyncIterator[None]:
 
 async def quiet(*, seconds: float = 0.05) -> None:
     """Return once nothing has happened for `seconds`; a busy loop never lets this return."""
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         await trio.testing.wait_all_tasks_blocked(seconds)
 
 
@@ -79,7 +79,7 @@ def reset(sock: socket.socket | trio.SocketStream) -> None:
 async def read_all(source: trio.SocketStream) -> bytes:
     """Until EOF."""
     data = bytearray()
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         async for chunk in source:
             data += chunk
     return bytes(data)
@@ -99,7 +99,7 @@ async def is_reset(source: trio.SocketStream) -> bool:
 async def fill(sink: trio.SocketStream, data: bytes, *, until: Callable[[], bool]) -> int:
     """Send as much of `data` as goes until nobody takes any more and `until()`; how much that was."""
     sent = 0
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         while sent < len(data):
             try:
                 sent += sink.socket._sock.send(data[sent : sent + 65536])  # type: ignore[attr-defined]
@@ -150,7 +150,7 @@ class Listener:
                 return
 
     async def accept(self) -> trio.SocketStream:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await trio.lowlevel.wait_readable(self.sock)
         return stream(self.sock.accept()[0])
 

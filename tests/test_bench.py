@@ -127,7 +127,7 @@ def test_supervisor_ends_what_it_started_and_says_what_a_dead_one_said(tmp_path:
         assert supervisor.read_line("says", says) == "7\n"
         with pytest.raises(procs.StartFailed, match="no such luck"):
             supervisor.read_line("dies", dies)
-        dies.wait(10)
+        dies.wait(60)
         assert supervisor.dead() == ["dies"]
         assert supervisor.pids() == [says.pid]
     finally:

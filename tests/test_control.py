@@ -90,7 +90,7 @@ class FakeNode:
 async def serving(node: FakeNode, address: HostPort = ANYWHERE, **access: Any) -> AsyncIterator[HostPort]:
     async with trio.open_nursery() as nursery:
         actual: HostPort = await nursery.start(control.serve, control.create_app(node, KEY, **access), address)
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             yield actual
         nursery.cancel_scope.cancel()
 
@@ -465,7 +465,7 @@ async def test_where_it_listens_decides(host: str, is_open: bool, monkeypatch: p
 
 async def test_it_ends_when_cancelled_and_leaves_nothing() -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             address: HostPort = await nursery.start(control.serve, control.create_app(FakeNode(), KEY), ANYWHERE)
             idle = await trio.open_tcp_stream(address.host, address.port)

@@ -135,7 +135,7 @@ class TestPorts:
                 assert address == ("127.0.0.1", at.port)
             await stream.aclose()
         inbound = socket.create_connection((at.host, at.port))
-        with inbound, trio.fail_after(5):
+        with inbound, trio.fail_after(20):
             await (await listeners[0].accept()).aclose()
         await listeners[0].aclose()
 

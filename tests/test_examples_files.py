@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 from configparser import RawConfigParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -61,12 +61,39 @@ def test_launchd_agent() -> None:
     program, *words = agent["ProgramArguments"]
     assert program.endswith("/federation")
     assert agent["ExitTimeOut"] > joins(words).drain_timeout_s
+    log = PurePosixPath(agent["StandardErrorPath"])
+    assert log.parts[:2] == ("/", "Users")  # /tmp is for all: another user may have put a link there, and reads along
+    assert log.parent.parts[3:] == ("Library", "Logs")
+    assert agent["Umask"] == 0o077
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in EXAMPLES.iterdir() if path.suffix != ".json"), ids=lambda path: path.name
+)
+def test_nothing_lies_where_others_may_write_and_no_token_in_a_command_line(path: Path) -> None:
+    text = path.read_text()
+    assert re.findall(r"(?<![\w.])/(?:tmp|var/tmp|dev/shm)/\S*", text) == []
+    assert re.findall(r"--token[ =]\S+|FEDERATION_TOKEN[:=].*|echo +[\"']?fed1_\S*", text) == []
+    for line in re.findall(r"^.*(?:token new|federation invite)[^|\n]*>.*$", text, re.M):
+        assert "umask 077" in line or '"$work/' in line, line  # mktemp -d makes that for its user alone
 
 
 def test_dockerfile() -> None:
     text = (EXAMPLES / "Dockerfile").read_text()
+    ignored = (EXAMPLES / "Dockerfile.dockerignore").read_text().splitlines()
     for name in re.findall(r"[\w./]+\.lock", text):
         assert (ROOT / name).is_file(), name
+        assert f"!{name}" in ignored
+    assert "*" in ignored  # a token in the checkout is none of the build's business
+    assert all((ROOT / line[1:]).exists() for line in ignored if line.startswith("!"))
+    installs = re.findall(r"(?:pip install|pip sync) [^\\\n&]*", text)
+    assert len(installs) == 4
+    assert all("--require-hashes" in one or one == "pip install --no-deps /dist/*.whl" for one in map(str.strip, installs))
+    _, build, run = re.split(r"^FROM ", text, flags=re.M)
+    assert "dev.lock" not in text
+    assert re.search(r"^USER (?!root)", run, re.M)
+    assert "COPY . ." in build
+    assert "COPY . ." not in run
     (command,) = re.findall(r"^CMD (\[.*\])$", text, re.M)
     settings = joins(json.loads(command))
     assert str(settings.listens[0].address.port) in re.findall(r"^EXPOSE (.*)$", text, re.M)[0].split()
@@ -86,3 +113,10 @@ def test_compose() -> None:
     assert int(grace) > settings.drain_timeout_s
     for variable in re.findall(r"FEDERATION_(\w+):", text):
         assert variable.lower() in {"name", "announce", "mdns"}
+
+
+def test_the_image_gets_nothing_that_tests_or_builds() -> None:
+    """requirements.lock is all that it installs."""
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.M))
+    assert pinned >= {"libp2p", "starlette", "hypercorn"}
+    assert pinned & {"pytest", "mypy", "ruff", "hypothesis", "schemathesis", "werkzeug", "hatchling", "setuptools"} == set()

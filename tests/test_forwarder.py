@@ -14,9 +14,10 @@ from structlog.testing import capture_logs
 
 from federation import descriptors
 from federation import forwarder as module
+from federation.accepting import PAUSE_S
 from federation.entry import LINGER_S
 from federation.errors import ListenFailed
-from federation.forwarder import DECISIONS, EMFILE_PAUSE_S, SILENT_S, Ending
+from federation.forwarder import DECISIONS, SILENT_S, Ending
 from federation.values import Endpoint
 from tests.entries import Net, network, record, settled
 from tests.sockets import Listener, is_reset, reset
@@ -201,11 +202,41 @@ async def test_without_descriptors_accepting_pauses_and_goes_on(
             await settled()
             assert len(attempts) == 1  # the client waits in the kernel's queue and nobody spins
             assert [log["event"] for log in logs] == ["no descriptor left for a client; accepting pauses"]
-            await net.passes(EMFILE_PAUSE_S)
+            await net.passes(PAUSE_S)
             assert len(attempts) == 2
-            await net.passes(EMFILE_PAUSE_S)
-            await net.passes(EMFILE_PAUSE_S)
+            await net.passes(PAUSE_S)
+            await net.passes(PAUSE_S)
             await settled(lambda: net.tunnels)
+            reset(client)
+        assert net.forwarder.counts.total == 1
+
+
+async def test_an_error_of_accept_costs_no_more_than_its_client(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with network(mock_clock) as net:
+        net.add("a")
+        attempts = await pause_for(net, monkeypatch, errno.EPERM)
+        with capture_logs() as logs, socket.create_connection(("127.0.0.1", net.port)) as client:
+            await settled(lambda: net.tunnels)
+            assert len(attempts) >= 4  # three clients were lost, without a pause
+            assert logs == []
+            reset(client)
+        assert net.forwarder.counts.total == 1
+
+
+async def test_an_error_that_nobody_expects_is_said_and_tried_again(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with network(mock_clock) as net:
+        net.add("a")
+        attempts = await pause_for(net, monkeypatch, errno.EIO)
+        with capture_logs() as logs, socket.create_connection(("127.0.0.1", net.port)) as client:
+            await settled(lambda: attempts)
+            for _ in range(3):
+                await net.passes(PAUSE_S)
+            await settled(lambda: net.tunnels)
+            assert [log["event"] for log in logs] == ["accepting a client failed; it is tried again"]
             reset(client)
         assert net.forwarder.counts.total == 1
 
@@ -229,7 +260,7 @@ async def test_a_real_lack_of_descriptors_is_survived(mock_clock: MockClock) -> 
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for one in spare:
             one.close()
-        await net.passes(EMFILE_PAUSE_S)
+        await net.passes(PAUSE_S)
         await settled(lambda: net.tunnels)
         reset(sock)
 
@@ -244,15 +275,15 @@ async def test_the_last_descriptors_are_not_for_clients(mock_clock: MockClock, m
             waiting = [socket.create_connection(("127.0.0.1", net.port)) for _ in range(2)]
             await settled(lambda: net.tunnels)
             for _ in range(3):
-                await net.passes(EMFILE_PAUSE_S)
+                await net.passes(PAUSE_S)
             assert net.forwarder.counts.total == 1
             assert [log["event"] for log in logs] == ["no descriptor left for a client; accepting pauses"]
             left[0] = True
-            await net.passes(EMFILE_PAUSE_S)
+            await net.passes(PAUSE_S)
             await settled(lambda: net.forwarder.counts.total == 2)
         for sock in waiting:
             reset(sock)
-        await net.passes(EMFILE_PAUSE_S)
+        await net.passes(PAUSE_S)
 
 
 async def test_who_says_nothing_gives_way_when_descriptors_run_out(
@@ -273,18 +304,18 @@ async def test_who_says_nothing_gives_way_when_descriptors_run_out(
         await net.passes(SILENT_S + 1)
         is_short = True
         new = await net.connect()
-        await net.passes(EMFILE_PAUSE_S)
+        await net.passes(PAUSE_S)
         for client in (oldest, older):
             assert await is_reset(client)
         assert [tunnel.closed for tunnel in net.tunnels] == [True, True, False, False, False, False]
-        await net.passes(EMFILE_PAUSE_S)
+        await net.passes(PAUSE_S)
         assert await is_reset(old)
         for _ in range(3):
-            await net.passes(EMFILE_PAUSE_S)
+            await net.passes(PAUSE_S)
         assert {entry.number for entry in net.forwarder.active} == {4, 5, 6}  # asks, told, new
         assert "said nothing" in str(net.forwarder.endings[0].error)
         is_short = False
-        await net.passes(EMFILE_PAUSE_S)
+        await net.passes(PAUSE_S)
         assert {asks, told, new} <= set(net.clients)
 
 
@@ -294,7 +325,7 @@ async def test_a_pause_does_not_outlive_the_port(mock_clock: MockClock, monkeypa
         with socket.create_connection(("127.0.0.1", net.port)), capture_logs() as logs:
             await settled(lambda: attempts)
             net.forwarder.stop_listening()
-            await net.passes(EMFILE_PAUSE_S)
+            await net.passes(PAUSE_S)
         assert [log["log_level"] for log in logs] == ["warning"]
 
 

@@ -857,7 +857,7 @@ class Network:
                     started.set()
 
         self.nursery.start_soon(run)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await started.wait()
         return found[0]
 

@@ -99,7 +99,7 @@ async def test_it_is_kept_and_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
         mapping = PortMapping(4484, mapped.append)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mapping.run)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while not mapped:  # noqa: ASYNC110
                     await trio.sleep(0.001)
             nursery.cancel_scope.cancel()

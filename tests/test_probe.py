@@ -60,7 +60,7 @@ async def test_bulk_arrives_both_ways_as_far_as_asked_for() -> None:
 async def test_bulk_ends_in_time() -> None:
     async with pair() as (_, ours, other):
         for move in (ours.send, ours.fetch):
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 moved = await move(other.id, 10**12, 0.2)
             assert 0 < moved.bytes < 10**12
             assert moved.seconds < 3
@@ -78,7 +78,7 @@ async def test_only_so_many_bulks_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_an_older_version_and_a_stranger_are_unavailable() -> None:
     async with pair(answers=False) as (_, ours, other):
-        with trio.fail_after(5), pytest.raises(PeerUnavailable):
+        with trio.fail_after(20), pytest.raises(PeerUnavailable):
             await ours.echo(other.id, 1)
         with pytest.raises(PeerUnavailable):
             await ours.echo("12D3nobody", 1)
@@ -91,7 +91,7 @@ async def test_nonsense_costs_its_sender_a_stream(sent: bytes) -> None:
         async with stream:
             await stream.send_all(sent)
             await stream.send_eof()
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 try:
                     while await stream.receive_some():
                         pass

@@ -28,6 +28,7 @@ from libp2p.network.config import ConnectionConfig
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
+from federation.accepting import Accepting
 from federation.errors import (
     FederationError,
     HandshakeFailed,
@@ -69,7 +70,6 @@ log = structlog.get_logger(__name__)
 MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may follow the muxer's negotiation at once
 MAX_LINKS = 4096
 MAX_SEEN = 256
-EMFILE_PAUSE_S = 0.1
 TICK_S = 0.25
 STALE_S = 2.0
 # Nobody dials a peer that it has a link to. Who does so when the link is this old, longer than any dial takes, has lost it:
@@ -108,6 +108,7 @@ class Host:
         self.links: dict[str, Link] = {}
         self._retired: set[Link] = set()  # duplicates that still carry tunnels
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
+        self._accepting = Accepting("a peer")
         self._complaints = Complaints()
         self.complain, self.refusals = self._complaints.say, self._complaints.refusals
         self.relay = Relay(reactor, self.links, relay, self.complain)
@@ -214,12 +215,7 @@ class Host:
         assert self._nursery is not None
         while True:
             try:
-                stream = await listener.accept()
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self.complain("no descriptor left for a peer; accepting pauses", "ulimit -n")
-                    await trio.sleep(EMFILE_PAUSE_S)
-                continue
+                stream = await self._accepting.next(listener)
             except trio.ClosedResourceError:
                 return
             try:

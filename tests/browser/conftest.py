@@ -126,7 +126,7 @@ def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = (), *, remote
     thread = threading.Thread(target=trio.run, args=(serve,), name="control")
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield f"http://127.0.0.1:{facts['address'].port}/#key={KEY}"
     finally:
         facts["token"].run_sync_soon(scope.cancel)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import documents
 import pytest
-from harness import Daemon, federation, http_get, wait_until
+from harness import END_S, Daemon, federation, http_get, wait_until
 
 from federation import cli
 from federation.cli_options import parse
@@ -47,7 +47,7 @@ class Network:
 
     def conversation(self, service: str = "echo") -> socket.socket:
         """A connection that is open until somebody closes it."""
-        sock = socket.create_connection(self.entry.entry(service), timeout=5)
+        sock = socket.create_connection(self.entry.entry(service), timeout=END_S)
         sock.sendall(b"hello")
         assert sock.recv(5) == b"hello"
         return sock
@@ -84,7 +84,7 @@ def test_drain_keeps_new_connections_away_and_waits_for_open_ones(network, figur
         sock.sendall(b"still")
         assert sock.recv(5) == b"still"
         assert waiting.poll() is None
-    assert waiting.communicate(timeout=10)[0] == "drained: nothing is open here; it is safe to reboot\n"
+    assert waiting.communicate(timeout=END_S)[0] == "drained: nothing is open here; it is safe to reboot\n"
     network.run(box, "undrain")
     wait_until(lambda: box.name in network.entry.offers(), within=3, what="it takes connections again")
 
@@ -220,7 +220,7 @@ def test_the_commands_of_the_documents_work(network, monkeypatch, capsys) -> Non
 def test_leave_says_good_bye_and_forgets_the_token(network) -> None:
     bergen = network.bergen
     assert "left the network test" in network.run(bergen, "leave").stdout
-    assert bergen.wait(5) == 0
+    assert bergen.wait() == 0
     rows = {row["name"]: row["state"] for row in network.entry.peers()}
     assert rows["bergen"] == "left"
     assert not (bergen.state_dir / "token").exists()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import http_get, wait_until
+from harness import END_S, http_get, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,5 +49,5 @@ def test_two_nodes(tmp_path: Path) -> None:
         wait_until(both_answer, within=30, what="both nodes answer on both ports")
     finally:
         script.send_signal(signal.SIGTERM)
-        script.wait(20)
+        script.wait(END_S)
     assert "Traceback" not in (tmp_path / "log").read_text()
