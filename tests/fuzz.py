@@ -26,7 +26,8 @@ import trio.testing
 from libp2p.crypto.ed25519 import create_new_key_pair
 
 from federation import gossip as gossip_module
-from federation.entry import _HTTP, _Farewell
+from federation.browsers import _REQUEST_LINE, Rules
+from federation.entry import _Farewell
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
 from federation.net import mux
 from federation.net.addresses import PeerAddress
@@ -185,14 +186,14 @@ class _Client:
 def http(data: bytes) -> str:
     """What a client sent before it was turned away: an answer in HTTP for whoever speaks it, the bare end for others."""
     client = _Client()
-    farewell = _Farewell(client, "no peer is available")  # type: ignore[arg-type]
+    farewell = _Farewell(client, Rules(), "no peer is available")  # type: ignore[arg-type]
     for piece in _pieces(data, random.Random(data), 65536):
         assert farewell.room() > 0
         farewell.send(piece)
     farewell.send_eof()
     assert client.ended == 1
     assert not client.said or client.said.startswith(b"HTTP/1.1 503 ")
-    assert not _HTTP.match(data) or b" HTTP/1." in data.partition(b"\n")[0]
+    assert not _REQUEST_LINE.match(data) or b" HTTP/1." in data.partition(b"\n")[0]
     return "503" if client.said else "closed"
 
 
