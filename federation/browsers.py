@@ -38,8 +38,10 @@ _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIO
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _HEADER = re.compile(rb"\n(host|origin|sec-fetch-site)[ \t]*:([^\r\n]*)", re.IGNORECASE)
+_PLAIN_HOST = re.compile(rb" ?(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?")
 _PREFLIGHT = re.compile(rb"\n(access-control-request-(?:method|headers))[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # what stands behind :// has no slash
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name whose last label is one is an IPv4 address, as the URL standard has it
 _SHOWN = re.compile(r"[!-~]{1,100}")
 
@@ -94,7 +96,12 @@ class Rules:
                 return _TOO_LONG
             if not is_all:
                 return Heard.MORE
-        return self._refusal(_asked(data[: end.start()] if end else data)) or Heard.GO_ON
+        head = data[: end.start()] if end else data
+        found = _HEADER.findall(head)
+        is_bare = len(found) == 1 and len(found[0][0]) == 4 and b" /" in line[0]  # a Host, and nothing else to judge
+        if is_bare and (not self.on_loopback or _PLAIN_HOST.fullmatch(found[0][1])):
+            return Heard.GO_ON  # as nearly every client has it
+        return self._refusal(_asked(head)) or Heard.GO_ON
 
     def reply(self, seen: bytes, why: str) -> bytes:
         """What a client reads that is turned away; nothing where it does not speak HTTP/1.
@@ -187,7 +194,7 @@ def parse_origin(text: str) -> str:
     if origin in (ANY, "null"):
         return origin
     match = _ORIGIN.fullmatch(origin.removesuffix("/"))
-    if match is None or not _name(match[2]):
+    if match is None or not _AUTHORITY.fullmatch(match[2]):
         raise ValueError("write an origin, scheme and host: https://chat.example, http://box:3000; or * for every page")
     scheme, authority = match.groups()
     default = {"http": ":80", "https": ":443"}.get(scheme)

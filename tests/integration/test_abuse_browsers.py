@@ -107,7 +107,7 @@ SERVED = {
     "no Host": "GET / HTTP/1.0",
     "this machine by name": f"GET / HTTP/1.1\r\nHost: {socket.gethostname()}.:8484",
     "from a container": "GET / HTTP/1.1\r\nHost: host.docker.internal:8484",
-    "a page of this machine": "GET / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://localhost:3000\r\nSec-Fetch-Site: cross-site",
+    "a page of this machine": "GET / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://localhost:3000\r\nSec-Fetch-Site:cross-site",
     "the backend's own page": "POST / HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nSec-Fetch-Site: same-origin",
     "an editor": "POST / HTTP/1.1\r\nHost: {host}\r\nOrigin: vscode-webview://1ab2",
     "an allowed page": "POST / HTTP/1.1\r\nHost: {host}\r\nOrigin: https://chat.example\r\nSec-Fetch-Site: cross-site",
