@@ -12,6 +12,10 @@ request. A page has no say in what tells it apart: browsers write `Host`, `Origi
   and pass. `null` does not: any page can have it, by a sandboxed frame.
 * `Sec-Fetch-Site: cross-site` counts where there is no `Origin`: a link, an image, a form of another site.
 
+Later requests of a browser's connection are judged too: a page of another site can get hold of one that the user's own
+page opened (a link or a form is sent where the user's own would be). They begin where `Request.size` ends. What cannot
+be followed so, no browser sends: pipelined requests, chunked ones; after an upgrade it is another protocol.
+
 What does not look like HTTP/1 goes on at once. Bytes that may become a request line wait for the rest: a head goes on
 whole, and one that is not complete at MAX_HEAD bytes gets 431. Reading is as lenient as the most lenient backend: bare
 line feeds, folded lines, names in any case, several of one header (then each has to pass).
@@ -38,6 +42,8 @@ _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIO
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _HEADER = re.compile(rb"\n(host|origin|sec-fetch-site)[ \t]*:([^\r\n]*)", re.IGNORECASE)
+_BROWSER = re.compile(rb"\n(?:origin|sec-fetch-|user-agent[ \t]*:[^\r\n]*mozilla/)", re.IGNORECASE)
+_FRAMING = re.compile(rb"\n(content-length|transfer-encoding|upgrade)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _PLAIN_HOST = re.compile(rb" ?(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?")
 _PREFLIGHT = re.compile(rb"\n(access-control-request-(?:method|headers))[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # what stands behind :// has no slash
@@ -52,6 +58,12 @@ class Heard(Enum):
     GO_ON = auto()  # another protocol, or a request that may be served
     MORE = auto()  # a part of a request's head
     PERHAPS = auto()  # a part of a method, or a word of another protocol: worth PATIENCE_S
+
+
+class Request(NamedTuple):
+    """A browser's, and it may be served."""
+
+    size: int  # bytes of head and body
 
 
 class Refusal(NamedTuple):
@@ -82,7 +94,7 @@ class Rules:
     on_loopback: bool = True
     is_on: bool = True
 
-    def judge(self, data: bytes, *, is_all: bool = False) -> Heard | Refusal:
+    def judge(self, data: bytes, *, is_all: bool = False) -> Heard | Request | Refusal:
         """`data` is all that came so far; with `is_all` nothing will follow."""
         line = _REQUEST_LINE.match(data)
         if line is None:
@@ -99,9 +111,14 @@ class Rules:
         head = data[: end.start()] if end else data
         found = _HEADER.findall(head)
         is_bare = len(found) == 1 and len(found[0][0]) == 4 and b" /" in line[0]  # a Host, and nothing else to judge
-        if is_bare and (not self.on_loopback or _PLAIN_HOST.fullmatch(found[0][1])):
-            return Heard.GO_ON  # as nearly every client has it
-        return self._refusal(_asked(head)) or Heard.GO_ON
+        if not is_bare or (self.on_loopback and not _PLAIN_HOST.fullmatch(found[0][1])):
+            refusal = self._refusal(_asked(head))
+            if refusal is not None:
+                return refusal
+        if end is None or not _BROWSER.search(head):
+            return Heard.GO_ON
+        body = _body_size(head)
+        return Heard.GO_ON if body is None else Request(end.end() + body)
 
     def reply(self, seen: bytes, why: str) -> bytes:
         """What a client reads that is turned away; nothing where it does not speak HTTP/1.
@@ -229,6 +246,13 @@ def _asked(head: bytes) -> _Asked:
     if b"://" in target and not target.startswith(b"/"):  # its host counts before the header
         hosts.append(re.split(r"[/?#]", target.partition(b"://")[2].lower().decode("latin-1"), maxsplit=1)[0])
     return _Asked(hosts, origins, is_cross_site)
+
+
+def _body_size(head: bytes) -> int | None:
+    """None where it cannot be told."""
+    framing = {name.lower(): value.strip() for name, value in _FRAMING.findall(head)}
+    length: bytes = framing.pop(b"content-length", b"0")
+    return int(length) if not framing and length.isdigit() and len(length) < 16 else None
 
 
 def _name(authority: str) -> str:

@@ -14,7 +14,7 @@ is tried once. What the client sent by the time it was accepted is read first; t
 before anything else happens.
 
 Whatever the stage, no byte of the client goes on before its first ones were judged (browsers.py); what a server says first
-goes to the client meanwhile.
+goes to the client meanwhile. A browser's connection is never joined: the entry looks at the head of each request.
 
 The far end of an attempt is a tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it
 has all, the entry stays between it and the client, even when it is settled that nothing will be replayed any more.
@@ -30,7 +30,7 @@ import structlog
 import trio
 
 from federation.backends import Dialled
-from federation.browsers import MAX_HEAD, PATIENCE_S, Heard, Refusal
+from federation.browsers import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
 from federation.config import Replay
 from federation.errors import PeerUnavailable
 from federation.splice import SocketEnd, join
@@ -96,6 +96,7 @@ class Entry:
         "_is_judged",
         "_kept",
         "_kept_size",
+        "_left",
         "_link",
         "_opened",
         "_patience",
@@ -121,6 +122,7 @@ class Entry:
         self._forwarder = forwarder
         self._rules = rules
         self._is_judged = not rules.is_on  # what the client sent may go on
+        self._left: int | None = None  # of a browser's request, to come; None: whoever it is, it is not watched
         self._patience: Timer | None = None  # with what may be a part of a method
         self.number = number  # of this client at this entry, for people
         self.service = service
@@ -330,10 +332,10 @@ class Entry:
         self.pass_on()
 
     def _join(self) -> None:
-        """Socket and far end talk to each other from here on."""
-        far, self._far = self._far, None
-        if far is not None:
-            self.joined = True
+        """Socket and far end talk to each other from here on; with a browser, through the entry."""
+        self.joined = self.joined or self._far is not None
+        if self._left is None and self._far is not None:
+            far, self._far = self._far, None
             join(self.client, far)
 
     # Duplex, for the client's socket until the connection is joined
@@ -343,6 +345,8 @@ class Entry:
             return max(self._forwarder.replay_buffer_bytes, MAX_HEAD) - self._kept_size
         if self._rest:
             return 0  # `pass_on` resumes
+        if self._is_final and self._far is not None:
+            return self._far.room()
         room = self._forwarder.replay_buffer_bytes - self._kept_size
         if room <= 0 and self._opened:
             self._settle()
@@ -351,12 +355,31 @@ class Entry:
 
     def send(self, data: bytes | memoryview) -> None:
         chunk = bytes(data)
+        if self._is_judged and self._left is not None:
+            chunk = self._follow(chunk)
+            if not chunk:
+                return
         self._kept.append(chunk)
         self._kept_size += len(chunk)
         if not self._is_judged:
             self._judge()
         elif self._far is not None:
             self._far.send(chunk)
+
+    def _follow(self, chunk: bytes) -> bytes:
+        """Through a browser's request; returns what is left to do with, which may be the beginning of the next one."""
+        assert self._left is not None
+        left, self._left = self._left, max(0, self._left - len(chunk))
+        if not self._is_final:  # it is still kept for a retry
+            if len(chunk) > left:
+                self._left = None  # sent ahead of the answer, as no browser does
+            return chunk
+        if left and self._far is not None:
+            self._far.send(chunk[:left])
+        if len(chunk) > left:
+            self._is_judged = False
+            self._kept, self._kept_size = [], 0
+        return chunk[left:]
 
     def send_eof(self) -> None:
         self._eof = True
@@ -375,7 +398,11 @@ class Entry:
             self._let_go()
             self._forwarder.held.discard(self)
             self.turn_away(verdict.why)
+        elif isinstance(verdict, Request):
+            self._left = verdict.size - len(data) if len(data) <= verdict.size else None
+            self._judged()
         elif verdict is Heard.GO_ON:
+            self._left = None
             self._judged()
         elif verdict is Heard.PERHAPS and self._patience is None:
             self._patience = self._forwarder.reactor.call_later(PATIENCE_S, self._judged)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from federation.browsers import ANY, MAX_HEAD, Heard, Refusal, Rules, own_names, parse_origin
+from federation.browsers import ANY, MAX_HEAD, Heard, Refusal, Request, Rules, own_names, parse_origin
 
 LOCAL = Rules(origins=frozenset({"https://chat.example", "http://box.lan:3000"}), names=own_names("Athens.lan"))
 LAN = Rules(names=own_names("athens"), on_loopback=False)
@@ -20,7 +20,7 @@ def head(*lines: str, line: str = "GET / HTTP/1.1") -> bytes:
 def status(rules: Rules, *lines: str, line: str = "GET / HTTP/1.1") -> int:
     """200: it goes on."""
     verdict = rules.judge(head(*lines, line=line))
-    assert isinstance(verdict, Refusal) or verdict is Heard.GO_ON
+    assert verdict is Heard.GO_ON or isinstance(verdict, Refusal | Request)
     return verdict.status if isinstance(verdict, Refusal) else 200
 
 
@@ -240,7 +240,7 @@ def test_pieces_are_judged_as_the_whole_is(host: str, origin: str, data: st.Data
     whole = head(f"Host: {host}", f"Origin: {origin}")
     verdict = LOCAL.judge(whole)
     for at in sorted(data.draw(st.sets(st.integers(1, len(whole) - 1)))):
-        assert LOCAL.judge(whole[:at]) in (Heard.MORE, Heard.PERHAPS)
+        assert LOCAL.judge(whole[:at]) in {Heard.MORE, Heard.PERHAPS}
     assert LOCAL.judge(whole + b"body") == verdict
 
 
@@ -263,8 +263,40 @@ def test_whatever_a_page_puts_into_its_request(method: str, name: str, more: lis
 @given(st.binary(max_size=300) | st.text("GETPOST /HTTP1.\r\n:ahostrigin", max_size=300).map(str.encode), st.booleans())
 def test_any_bytes(data: bytes, is_all: bool) -> None:
     verdict = LOCAL.judge(data, is_all=is_all)
-    assert isinstance(verdict, Refusal) or verdict is Heard.GO_ON or not is_all
+    assert not is_all or verdict is Heard.GO_ON or isinstance(verdict, Refusal | Request)
     LOCAL.reply(data, "no")
+
+
+# Where a browser's next request begins
+
+
+@pytest.mark.parametrize(
+    ("lines", "body"),
+    [
+        (["Sec-Fetch-Site: same-origin"], 0),
+        (["Origin: http://localhost", "Content-Length: 12"], 12),
+        (["User-Agent: Mozilla/5.0 (X11; Linux x86_64)", "content-length:7"], 7),
+        (["user-agent: Mozilla/5.0", "Content-Length: 7", "Content-Length: 7"], 7),
+    ],
+)
+def test_a_browsers_request_ends(lines: list[str], body: int) -> None:
+    data = head("Host: localhost", *lines, line="POST / HTTP/1.1")
+    assert LOCAL.judge(data) == LOCAL.judge(data + b"x" * body) == Request(len(data) + body)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["User-Agent: curl/8.5.0", "Content-Length: 12"],
+        ["Referer: http://mozilla/5"],
+        ["Origin: http://localhost", "Transfer-Encoding: chunked"],
+        ["Origin: http://localhost", "Connection: Upgrade", "Upgrade: websocket"],
+        ["Origin: http://localhost", "Content-Length: -1"],
+        ["Origin: http://localhost", "Content-Length: " + "9" * 5000],
+    ],
+)
+def test_others_requests_are_not_followed(lines: list[str]) -> None:
+    assert LOCAL.judge(head("Host: localhost", *lines)) is Heard.GO_ON
 
 
 # Turned away
