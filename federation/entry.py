@@ -10,8 +10,7 @@ A small state machine on the reactor, without a task of its own:
 With `--replay opened` (default) "opened" and "joined" are one: the backend has seen nothing before OPENED, so nothing
 is done twice. With `first-byte` the client's bytes are kept until the backend's first byte, unless they outgrow
 `replay_buffer_bytes`: then, once opened, the connection is joined and can no longer move. With `never` a connection
-is tried once. What the client sent by the time it was accepted is read first; then the pick, and the counter it raises, come
-before anything else happens.
+is tried once. The pick, and the counter it raises, come before anything else happens.
 
 Whatever the stage, no byte of the client goes on before its first ones were judged (browsers.py); what a server says first
 goes to the client meanwhile. A browser's connection is never joined: the entry looks at the head of each request.

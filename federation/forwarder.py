@@ -236,9 +236,10 @@ class Forwarder:
         self._metrics.started[service] += 1
         if len(self.active) - len(self.turned_away) > self._max_connections:
             entry.turn_away(f"this entry is at its limit of {self._max_connections} connections")
-        entry.client.start()  # what it sent is usually there: who may not ask costs no peer anything
-        if entry not in self.turned_away:
+        else:
             entry.attempt()
+        if not entry.client.closed:
+            entry.client.start()
 
     def abort_all(self, reason: str) -> None:
         """The drain is over."""

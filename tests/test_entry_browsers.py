@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EVIL = b"POST / HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\nContent-Length: 2\r\n\r\n{}"
 PAGE = b"POST / HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost:3000\r\nContent-Length: %d\r\n\r\n"
 every_mode = pytest.mark.parametrize("replay", ["opened", "first-byte", "never"])
-STAGES = ["read before the pick", "held", "opening", "own dial", "own backend", "opened", "answered"]
+STAGES = ["held", "opening", "own dial", "own backend", "opened", "answered"]
 
 
 async def rest_of(client: trio.SocketStream) -> bytes:
@@ -71,22 +71,6 @@ async def test_a_foreign_page_is_refused_at_any_stage(mock_clock: MockClock, rep
         await settled(lambda: not net.forwarder.active)
         assert net.finished("turned_away") == 1
         assert "https://evil.example" in str(net.forwarder.endings[0].error)
-
-
-async def test_who_is_refused_costs_no_peer_anything(mock_clock: MockClock) -> None:
-    """What a client sent by the time it is accepted is read before the pick."""
-    async with network(mock_clock) as net:
-        net.add("a")
-        listener = net.forwarder._listeners[0]
-        net.reactor.change(listener.fileno(), 0)
-        with trio.fail_after(5):
-            client = await trio.open_tcp_stream("127.0.0.1", net.port)
-        net.clients.append(client)
-        await client.send_all(EVIL)
-        net.reactor.change(listener.fileno(), 1)
-        assert (await rest_of(client)).startswith(b"HTTP/1.1 403 ")
-        assert net.tunnels == []
-        assert not net.forwarder.decisions
 
 
 @every_mode
