@@ -403,7 +403,9 @@ class Entry:
         elif verdict is Heard.GO_ON:
             self._left = None
             self._judged()
-        elif verdict is Heard.PERHAPS and self._patience is None:
+        elif verdict is Heard.MORE:
+            self._stop_patience()
+        elif self._patience is None:
             self._patience = self._forwarder.reactor.call_later(PATIENCE_S, self._judged)
 
     def _judged(self) -> None:

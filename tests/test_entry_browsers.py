@@ -109,6 +109,21 @@ async def test_a_part_of_a_method_waits_for_a_moment(mock_clock: MockClock, repl
         await settled(lambda: net.tunnel.data.endswith(b"\r\n\r\n"))
 
 
+@every_mode
+async def test_a_head_that_has_begun_is_waited_for(mock_clock: MockClock, replay: str) -> None:
+    """However slowly it comes, and though its first bytes were worth a moment only."""
+    async with network(mock_clock, replay=replay) as net:
+        client = await silent_client_opened(net)
+        for n in range(0, len(EVIL), 3):
+            await client.send_all(EVIL[n : n + 3])
+            await settled(lambda n=n: net.forwarder.turned_away or net.received() == min(n + 3, len(EVIL)))
+            await net.passes(PATIENCE_S * (2 if n else 0.5))
+            if net.forwarder.turned_away:
+                break
+            assert net.tunnel.data == b""
+        assert (await rest_of(client)).startswith(b"HTTP/1.1 403 ")
+
+
 @pytest.mark.parametrize("first", [b"\x16\x03\x01", b"*1\r\n", b"hello", b"GET key\r\n", b"EHLO box\r\n"])
 async def test_other_protocols_do_not_wait(mock_clock: MockClock, first: bytes) -> None:
     async with network(mock_clock) as net:
