@@ -105,6 +105,13 @@ JOIN_OPTIONS = (
 JOIN_REPEATABLE = (
     ("backends", "--backend", "[NAME=]HOST:PORT", 'a local TCP server to offer; without NAME its service is "default"'),
     ("listens", "--listen", "[NAME=]HOST:PORT", "local port for clients of a service [127.0.0.1:8484]"),
+    (
+        "allow_origins",
+        "--allow-origin",
+        "ORIGIN",
+        "web pages of this origin (https://chat.example) may use the ports of --listen, and their host is a name of this "
+        "machine; * is every page",
+    ),
     ("announce", "--announce", "HOST:PORT", "address to announce instead of this machine's own"),
     ("bootstraps", "--bootstrap", "MULTIADDR", "a node of the DHT that --dht asks, with its peer id"),
     ("peers", "--peer", "MULTIADDR", "a peer to dial, besides those in the token; HOST:PORT will do"),
@@ -283,6 +290,11 @@ def _add_join(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="without --backend, look for Ollama, LocalAI, llama.cpp, vLLM and LM Studio on this machine, and offer what "
         "is there [yes]",
+    )
+    join.add_argument(
+        "--browser-check",
+        action=argparse.BooleanOptionalAction,
+        help="turn away web pages of other sites that ask at the ports of --listen [yes]",
     )
     join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
     join.add_argument(

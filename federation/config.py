@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from federation.browsers import parse_origin
 from federation.errors import ConfigError
 from federation.places import default_state_dir, find_config_file, read_config_file
 from federation.values import Endpoint, HostPort, parse_duration, parse_size, without_tokens
@@ -35,8 +36,8 @@ PREFIX = "FEDERATION_"
 MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
 MAX_PEERS = 256
-REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps")  # by people named in the singular
-SWITCHES = ("mdns", "relay", "detect")  # on unless --no-NAME
+REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # by people in the singular
+SWITCHES = ("mdns", "relay", "detect", "browser_check")  # on unless --no-NAME
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
 _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
@@ -197,6 +198,8 @@ class Settings(BaseSettings):
     # At most a quarter of records.NODE_ONLINE_WINDOW: a node stays online though three announcements in a row are lost.
     announce_interval_s: Annotated[Duration, Field(ge=0.1, le=10)] = 5.0
     capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    allow_origins: Annotated[tuple[str, ...], BeforeValidator(_each(parse_origin)), Field(max_length=64)] = ()
+    browser_check: bool = True
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
     max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(
@@ -249,7 +252,7 @@ class Settings(BaseSettings):
 # What SIGHUP changes in a running node; the rest takes a restart.
 RELOADABLE = (
     *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "drain_timeout_s", "health_interval_s", "health_path"),
-    *("capacity", "max_connections", "max_connections_per_peer"),
+    *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check"),
 )
 
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.
@@ -327,7 +330,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping
 
 
 def _flag(field: str) -> str:
-    return f"--no-{field}" if field in SWITCHES else f"--{NAMES[field].replace('_', '-')}"
+    return f"--{'no-' if field in SWITCHES else ''}{NAMES[field].replace('_', '-')}"
 
 
 def _reaches(address: HostPort, listener: HostPort) -> bool:

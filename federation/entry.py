@@ -12,6 +12,9 @@ is done twice. With `first-byte` the client's bytes are kept until the backend's
 `replay_buffer_bytes`: then, once opened, the connection is joined and can no longer move. With `never` a connection
 is tried once. The pick, and the counter it raises, come before anything else happens.
 
+Whatever the stage, no byte of the client goes on before its first ones were judged (browsers.py); what a server says first
+goes to the client meanwhile. A browser's connection is never joined: the entry looks at the head of each request.
+
 The far end of an attempt is a tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it
 has all, the entry stays between it and the client, even when it is settled that nothing will be replayed any more.
 
@@ -20,14 +23,13 @@ Longer than our other modules: the states of one connection are read together or
 
 from __future__ import annotations
 
-import json
-import re
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from federation.backends import Dialled
+from federation.browsers import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
 from federation.config import Replay
 from federation.errors import PeerUnavailable
 from federation.splice import SocketEnd, join
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     import socket
 
     from federation.backends import Serving
+    from federation.browsers import Rules
     from federation.forwarder import Forwarder
     from federation.metrics import RetryReason
     from federation.net.link import Link
@@ -49,7 +52,6 @@ log = structlog.get_logger(__name__)
 REFUSED_PENALTY_S = 1.0
 SILENT_PENALTY_S = 2.5
 LINGER_S = 2.0  # for a client to read why it was turned away
-_HTTP = re.compile(rb"[A-Z]{3,16} [^\s]+ HTTP/1\.[01]\r?\n")
 
 
 class _Reply:
@@ -90,11 +92,15 @@ class Entry:
         "_held_s",
         "_held_since",
         "_is_final",
+        "_is_judged",
         "_kept",
         "_kept_size",
+        "_left",
         "_link",
         "_opened",
+        "_patience",
         "_rest",
+        "_rules",
         "_serving",
         "_timer",
         "attempts",
@@ -109,8 +115,14 @@ class Entry:
         "tried",
     )  # fmt: skip
 
-    def __init__(self, forwarder: Forwarder, sock: socket.SocketType, service: str, client_name: str, number: int) -> None:
+    def __init__(
+        self, forwarder: Forwarder, sock: socket.SocketType, service: str, client_name: str, number: int, rules: Rules
+    ) -> None:
         self._forwarder = forwarder
+        self._rules = rules
+        self._is_judged = not rules.is_on  # what the client sent may go on
+        self._left: int | None = None  # of a browser's request, to come; None: whoever it is, it is not watched
+        self._patience: Timer | None = None  # with what may be a part of a method
         self.number = number  # of this client at this entry, for people
         self.service = service
         self.client_name = client_name
@@ -178,6 +190,12 @@ class Entry:
 
     def pass_on(self) -> None:
         """Give the far end what it has not had of what was kept, as far as it has room; then the client is read on."""
+        if not self._is_judged:
+            self.joined = self._is_final  # as good as: only the client's bytes are looked at
+            if self._has_ended:
+                self.client.send_eof()
+            self.client.resume()
+            return
         while self._rest and self._far is not None:
             room = self._far.room()
             if room <= 0:
@@ -308,21 +326,26 @@ class Entry:
     def _settle(self) -> None:
         """Nothing will be replayed any more. As soon as all is passed on, the entry steps aside."""
         self._is_final = True
-        self._kept = []
+        if self._is_judged:
+            self._kept = []
         self.pass_on()
 
     def _join(self) -> None:
-        """Socket and far end talk to each other from here on."""
-        far, self._far = self._far, None
-        if far is not None:
-            self.joined = True
+        """Socket and far end talk to each other from here on; with a browser, through the entry."""
+        self.joined = self.joined or self._far is not None
+        if self._left is None and self._far is not None:
+            far, self._far = self._far, None
             join(self.client, far)
 
     # Duplex, for the client's socket until the connection is joined
 
     def room(self) -> int:
+        if not self._is_judged and self._kept:  # a head may be longer than what is kept for a retry
+            return max(self._forwarder.replay_buffer_bytes, MAX_HEAD) - self._kept_size
         if self._rest:
             return 0  # `pass_on` resumes
+        if self._is_final and self._far is not None:
+            return self._far.room()
         room = self._forwarder.replay_buffer_bytes - self._kept_size
         if room <= 0 and self._opened:
             self._settle()
@@ -331,15 +354,68 @@ class Entry:
 
     def send(self, data: bytes | memoryview) -> None:
         chunk = bytes(data)
+        if self._is_judged and self._left is not None:
+            chunk = self._follow(chunk)
+            if not chunk:
+                return
         self._kept.append(chunk)
         self._kept_size += len(chunk)
-        if self._far is not None:
+        if not self._is_judged:
+            self._judge()
+        elif self._far is not None:
             self._far.send(chunk)
+
+    def _follow(self, chunk: bytes) -> bytes:
+        """Through a browser's request; returns what is left to do with, which may be the beginning of the next one."""
+        assert self._left is not None
+        left, self._left = self._left, max(0, self._left - len(chunk))
+        if not self._is_final:  # it is still kept for a retry
+            if len(chunk) > left:
+                self._left = None  # sent ahead of the answer, as no browser does
+            return chunk
+        if left and self._far is not None:
+            self._far.send(chunk[:left])
+        if len(chunk) > left:
+            self._is_judged = False
+            self._kept, self._kept_size = [], 0
+        return chunk[left:]
 
     def send_eof(self) -> None:
         self._eof = True
-        if self._far is not None:
+        if not self._is_judged:
+            self._judge()
+        elif self._far is not None:
             self._far.send_eof()
+
+    def _judge(self) -> None:
+        """May what the client has sent go on?"""
+        data = b"".join(self._kept)
+        self._kept = [data]  # one piece, however many it came in
+        verdict = self._rules.judge(data, is_all=self._eof)
+        if isinstance(verdict, Refusal):
+            self._drop_attempt("the client may not ask here")
+            self._let_go()
+            self._forwarder.held.discard(self)
+            self.turn_away(verdict.why)
+        elif isinstance(verdict, Request):
+            self._left = verdict.size - len(data) if len(data) <= verdict.size else None
+            self._judged()
+        elif verdict is Heard.GO_ON:
+            self._left = None
+            self._judged()
+        elif verdict is Heard.MORE:
+            self._stop_patience()
+        elif self._patience is None:
+            self._patience = self._forwarder.reactor.call_later(PATIENCE_S, self._judged)
+
+    def _judged(self) -> None:
+        self._is_judged = True
+        self._stop_patience()
+        if self._far is not None:
+            self._rest = memoryview(b"".join(self._kept))
+        if self._is_final:
+            self._kept = []
+        self.pass_on()
 
     def abort(self, reason: str) -> None:
         """The client broke off: `_closed` has been called and cleans up."""
@@ -355,15 +431,16 @@ class Entry:
     # The end
 
     def turn_away(self, why: str) -> None:
-        """The client gets an error: 503 if it speaks HTTP/1, else the end of the connection."""
+        """The client gets an error, 503 or 403, if it speaks HTTP/1, else the end of the connection."""
         forwarder = self._forwarder
         self._stop_timer()
+        self._stop_patience()
         forwarder.counts.failed += 1
         forwarder.turned_away.add(self)
         log.warning("client turned away", service=self.service, why=why, attempts=self.attempts)
         client = self.client
         client.error = why
-        farewell = client.peer = _Farewell(client, why)
+        farewell = client.peer = _Farewell(client, self._rules, why)
         self._timer = forwarder.reactor.call_later(LINGER_S, lambda: self._show_out(farewell))
         if self._kept or self._eof or trio.current_time() - self.started_at >= LINGER_S:  # else it has only just come
             farewell.say(b"".join(self._kept))
@@ -387,14 +464,23 @@ class Entry:
             self._timer.cancel()
             self._timer = None
 
-    def _closed(self, client: SocketEnd) -> None:
-        self._stop_timer()
+    def _stop_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _drop_attempt(self, why: str) -> None:
         if self._far is not None:
-            self._far.abort("the client has gone")
+            self._far.abort(why)
             self._far = None
         if self._serving is not None:
             self._serving.cancel()
             self._serving = None
+
+    def _closed(self, client: SocketEnd) -> None:
+        self._stop_timer()
+        self._stop_patience()
+        self._drop_attempt("the client has gone")
         peer_id = self.peer_id
         self._let_go()
         self._forwarder.finished(self, peer_id)
@@ -403,17 +489,18 @@ class Entry:
 class _Farewell:
     """The peer of a client that is turned away: as soon as it has shown what it speaks it hears why. More is not read."""
 
-    __slots__ = ("_client", "_why", "is_said")
+    __slots__ = ("_client", "_rules", "_why", "is_said")
 
-    def __init__(self, client: SocketEnd, why: str) -> None:
+    def __init__(self, client: SocketEnd, rules: Rules, why: str) -> None:
         self._client = client
+        self._rules = rules
         self._why = why
         self.is_said = False
 
     def say(self, seen: bytes) -> None:
         self.is_said = True
-        if _HTTP.match(seen):
-            self._client.send(_unavailable(self._why))
+        if reply := self._rules.reply(seen, self._why):
+            self._client.send(reply)
         self._client.send_eof()
 
     def room(self) -> int:
@@ -430,12 +517,3 @@ class _Farewell:
     def abort(self, reason: str) -> None: ...
     def taken(self, n: int) -> None: ...
     def resume(self) -> None: ...
-
-
-def _unavailable(why: str) -> bytes:
-    body = json.dumps({"error": {"message": f"federation: {why}", "type": "service_unavailable", "code": 503}}).encode()
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + body

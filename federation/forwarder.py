@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
-from federation import descriptors
+from federation import browsers, descriptors
 from federation.accepting import PAUSE_S, Accepting
 from federation.entry import Entry
 from federation.errors import ListenFailed, listen_problem
@@ -99,11 +99,14 @@ class Forwarder:
         selector: Selector,
         backends: Backends,
         metrics: Metrics,
+        host_name: str = "",
     ) -> None:
+        """`host_name`: this machine's, by which pages may know it."""
         self.reactor = reactor
         self.roster = roster
         self.selector = selector
         self.backends = backends
+        self._own_names = browsers.own_names(host_name)
         self.configure(settings)
         self.counts = Counts()
         self.active: set[Entry] = set()
@@ -129,6 +132,12 @@ class Forwarder:
         self.replay = settings.replay
         self.replay_buffer_bytes = settings.replay_buffer_bytes
         self._max_connections = settings.max_connections
+        origins = frozenset(settings.allow_origins)
+        is_on = settings.browser_check and browsers.ANY not in origins
+        self._rules = {
+            on_loopback: browsers.Rules(origins, self._own_names, on_loopback=on_loopback, is_on=is_on)
+            for on_loopback in (True, False)
+        }
 
     # Listening
 
@@ -147,8 +156,8 @@ class Forwarder:
             raise ListenFailed(listen_problem("clients", str(address), "--listen", error)) from error
         sock.setblocking(False)
         self._listeners.append(sock)
-        service = endpoint.service
-        self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, service))
+        service, on_loopback = endpoint.service, address.is_loopback
+        self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, service, on_loopback))
         bound = sock.getsockname()
         return bound[0], bound[1]
 
@@ -161,7 +170,7 @@ class Forwarder:
             self.held.discard(entry)
             entry.turn_away("this node is shutting down")
 
-    def _accept(self, listener: socket.socket, service: str) -> None:
+    def _accept(self, listener: socket.socket, service: str, on_loopback: bool = True) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]  # accept() makes two enums a client: 4 % CPU
@@ -177,7 +186,8 @@ class Forwarder:
             sock = socket.SocketType(socket.AF_INET6 if len(address) > 2 else socket.AF_INET, socket.SOCK_STREAM, 0, fd)
             sock.setblocking(False)
             host, port = address[:2]
-            self._start(sock, service, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            self._start(sock, service, client_name, self._rules[on_loopback])
             if is_last:
                 self._pause(listener, self._accepting.out_of_descriptors())
                 return
@@ -204,9 +214,9 @@ class Forwarder:
         for entry in sorted(silent, key=lambda entry: entry.number)[:GIVE_WAY]:
             _end(entry, "it said nothing, and others need its descriptor")
 
-    def _start(self, sock: socket.SocketType, service: str, client_name: str) -> None:
+    def _start(self, sock: socket.SocketType, service: str, client_name: str, rules: browsers.Rules) -> None:
         self.counts.total += 1
-        entry = Entry(self, sock, service, client_name, self.counts.total)
+        entry = Entry(self, sock, service, client_name, self.counts.total, rules)
         if not self.active:
             self.idle = trio.Event()
         self.active.add(entry)

@@ -117,7 +117,8 @@ class Metrics(Collector):
         yield _counter(
             "federation_connections_finished",
             "Clients of this entry whose connection is over. ok: both directions ended in order. error: reset by either "
-            "side, or cut when the node stopped. turned_away: no peer took it. Not: attempts, however many it took.",
+            "side, or cut when the node stopped. turned_away: no peer took it, or it is a web page's that may not ask. "
+            "Not: attempts, however many it took.",
             ["service", "result"],
             (([service, result], self.finished[service, result]) for service in self.started for result in get_args(Result)),
         )

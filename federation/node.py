@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,7 @@ class Node:
             selector=self.selector,
             backends=self.backends,
             metrics=self.metrics,
+            host_name=socket.gethostname(),
         )
         self.roster.on_change = self.forwarder.roster_changed
         self.journal = Journal(name_of=self.name_of, utc_of=self.clock.utc_of)

@@ -27,6 +27,11 @@ NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
 
 # How the other entries behave is learnt from the reports of all peers together.
 _NEWEST_WEIGHT = 1 / 8  # remembers some ten reports: a second of them, where three busy peers report four times a second
+# What one peer claims must not decide what all are thought to do: its report counts as at most twice the usual surprise and
+# one, and only when another peer has reported in between. So with one liar among honest peers the average stays below
+# 7 connections and 8 times what it would be. A report itself is at most what a node can be set to take.
+_MOST_SURPRISE = 2
+_MOST_IN_FLIGHT = 1_000_000
 _LEAST_PACE = 0.25  # own picks a report: who has lately made none would divide by nothing, and see a crowd in one stranger
 
 
@@ -200,6 +205,7 @@ class Selector:
         self._last_round: dict[str, frozenset[str]] = {}  # service -> the candidates of its last pick
         self._surprise = 0.0  # connections by which a report changes `others`: moving average over all peers
         self._pace = 0.0  # picks that a peer gets from us between two reports: likewise
+        self._last_reporter = ""
 
     def pick(
         self, nodes: Iterable[Node], *, now: float, service: str = "default", far: Set[str] = frozenset()
@@ -236,8 +242,12 @@ class Selector:
     def report(self, peer_id: str, in_flight: int) -> None:
         """The peer announced how many connections it serves, from all entries."""
         load = self._load(peer_id)
-        self._pace += (load.picks_since_report - self._pace) * _NEWEST_WEIGHT
-        self._surprise += (load.report(in_flight) - self._surprise) * _NEWEST_WEIGHT
+        picks, surprise = load.picks_since_report, load.report(min(in_flight, _MOST_IN_FLIGHT))
+        if peer_id == self._last_reporter and len(self._loads) > 1:
+            return
+        self._last_reporter = peer_id
+        self._pace += (picks - self._pace) * _NEWEST_WEIGHT
+        self._surprise += (min(surprise, _MOST_SURPRISE * self._surprise + 1) - self._surprise) * _NEWEST_WEIGHT
 
     def forget(self, peer_id: str) -> None:
         """The peer is gone for good. Connections still open to it stay counted until they are released."""

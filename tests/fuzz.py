@@ -26,7 +26,8 @@ import trio.testing
 from libp2p.crypto.ed25519 import create_new_key_pair
 
 from federation import gossip as gossip_module
-from federation.entry import _HTTP, _Farewell
+from federation.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
+from federation.entry import _Farewell
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
 from federation.net import mux
 from federation.net.addresses import PeerAddress
@@ -185,15 +186,41 @@ class _Client:
 def http(data: bytes) -> str:
     """What a client sent before it was turned away: an answer in HTTP for whoever speaks it, the bare end for others."""
     client = _Client()
-    farewell = _Farewell(client, "no peer is available")  # type: ignore[arg-type]
+    farewell = _Farewell(client, Rules(), "no peer is available")  # type: ignore[arg-type]
     for piece in _pieces(data, random.Random(data), 65536):
         assert farewell.room() > 0
         farewell.send(piece)
     farewell.send_eof()
     assert client.ended == 1
-    assert not client.said or client.said.startswith(b"HTTP/1.1 503 ")
-    assert not _HTTP.match(data) or b" HTTP/1." in data.partition(b"\n")[0]
-    return "503" if client.said else "closed"
+    assert not client.said or client.said.startswith(
+        (b"HTTP/1.1 503 ", b"HTTP/1.1 403 ", b"HTTP/1.1 431 ", b"HTTP/1.1 204 ")
+    )
+    assert not _REQUEST_LINE.match(data) or b" HTTP/1." in data.partition(b"\n")[0]
+    return client.said[9:12].decode() if client.said else "closed"
+
+
+def browser(data: bytes) -> str:
+    """A client's first bytes in pieces, as the entry hears them: whatever it decides, the whole says no other thing."""
+    rules = Rules(frozenset({"https://chat.example"}), frozenset({"box"}), on_loopback=len(data) % 2 == 0)
+    so_far = b""
+    verdict: Heard | Request | Refusal = Heard.MORE
+    for piece in _pieces(data, random.Random(data), 65536):
+        so_far += piece
+        verdict = rules.judge(so_far)
+        if verdict not in (Heard.MORE, Heard.PERHAPS):
+            break
+        assert len(so_far) < MAX_HEAD
+        assert so_far == data or _REQUEST_LINE.match(so_far) or b"\n" not in so_far
+    if verdict in (Heard.MORE, Heard.PERHAPS):
+        verdict = rules.judge(so_far, is_all=True)
+        assert verdict not in (Heard.MORE, Heard.PERHAPS)
+    if isinstance(verdict, Refusal):
+        assert rules.reply(so_far, "").startswith(b"HTTP/1.1 %d " % verdict.status)
+        return f"{verdict.status} {verdict.why[:18]}"
+    if isinstance(verdict, Request):
+        assert rules.judge(so_far[: verdict.size]) == verdict
+        return "a browser's"
+    return "goes on, HTTP" if _REQUEST_LINE.match(so_far) else "goes on"
 
 
 def gossip(data: bytes) -> str:
@@ -222,7 +249,7 @@ def gossip(data: bytes) -> str:
 
 TARGETS: dict[str, Callable[[bytes], str]] = {
     "token": token, "record": record, "address": address, "noise": noise, "handshake": handshake, "frames": frames,
-    "http": http, "gossip": gossip,
+    "http": http, "browser": browser, "gossip": gossip,
 }  # fmt: skip
 
 
@@ -289,6 +316,13 @@ def well_formed(target: str, rng: random.Random) -> bytes:
         case "http":
             path = b"/" + b"a" * rng.choice((0, 5, 60_000))
             return rng.choice((b"GET ", b"POST ", b"BREW ")) + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+        case "browser":
+            hosts = (b"localhost", b"127.0.0.1:8484", b"[::1]:1", b"evil.example", b"box.", b"x@chat.example")
+            origins = (b"null", b"http://localhost:3000", b"https://chat.example", b"https://evil.example", b"tauri://x")
+            lines = [b"Host: " + rng.choice(hosts), b"Origin: " + rng.choice(origins), b"Sec-Fetch-Site: cross-site",
+                     b"Content-Length: 3", b"X: " + b"y" * rng.choice((1, 20_000))]  # fmt: skip
+            first = rng.choice((b"GET / HTTP/1.1", b"OPTIONS * HTTP/1.0", b"brew http://evil.example/ HTTP/1.1"))
+            return rng.choice((b"\r\n", b"\n")).join([first, *rng.sample(lines, rng.randrange(6)), b"", b"abc"])
         case "handshake":
             return struct.pack(">H", 32) + rng.randbytes(32)
         case "gossip":

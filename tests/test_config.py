@@ -89,6 +89,8 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "announce": "192.0.2.1:4484",
         "peer": "/ip4/192.0.2.1/tcp/1,box.lan:2",
         "control_host": "box.lan,box",
+        "allow_origin": "https://chat.example,null",
+        "browser_check": "false",
         "name": "box",
         "vram": "1GiB",
         "policy": "random",
@@ -137,6 +139,21 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
     assert from_environment.log_level == "debug"
     assert not from_environment.mdns
     assert not from_environment.relay
+
+
+def test_who_may_ask_from_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load({})
+    assert (settings.browser_check, settings.allow_origins) == (True, ())
+    file = written(tmp_path, 'allow-origin = ["HTTPS://Chat.Example/", "*"]\nno-browser-check = true')
+    settings = load({}, config_file=file)
+    assert (settings.browser_check, settings.allow_origins) == (False, ("https://chat.example", "*"))
+    monkeypatch.setenv("FEDERATION_NO_BROWSER_CHECK", "1")
+    assert not load({}).browser_check
+    assert refused(allow_origins=["chat.example"]).startswith(
+        "A setting is wrong: --allow-origin 'chat.example': write an origin"
+    )
+    monkeypatch.setenv("FEDERATION_BROWSER_CHECK", "perhaps")
+    assert "FEDERATION_BROWSER_CHECK 'perhaps'" in refused()
 
 
 def test_toml_may_use_its_own_types(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,6 +95,71 @@ def test_silence_and_nobody_take_no_time() -> None:
 def test_own_ports_are_not_asked() -> None:
     with serving(SERVERS["ollama"]) as port:
         assert detect.find(without=(port,), kinds=all_at(port)) == []
+
+
+# Whose it is
+
+LISTEN, CONNECTED = "0A", "01"
+
+
+def table(*rows: tuple[str, int, str, int]) -> str:
+    """As /proc/net/tcp has it: local address, port, state, uid."""
+    lines = ["  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"]
+    for n, (at, port, state, uid) in enumerate(rows):
+        remote = f"{'0' * len(at)}:0000" if state == LISTEN else f"{at}:2CAA"
+        rest = "00000000:00000000 00:00000000 00000000"
+        lines.append(
+            f"{n:>4}: {at}:{port:04X} {remote} {state} {rest} {uid:>5}        0 372390 1 0000000012171b20 100 0 0 10 0"
+        )
+    return "\n".join(lines) + "\n"
+
+
+TCP = table(
+    ("0100007F", 11434, LISTEN, 1001), ("00000000", 8080, LISTEN, 997), ("0200007F", 8000, LISTEN, 1002),
+    ("0100007F", 8000, CONNECTED, 1003),
+)  # fmt: skip
+TCP6 = table(
+    ("0" * 32, 8080, LISTEN, 1004), ("0000000000000000FFFF00000100007F", 11434, LISTEN, 1005),
+    ("00000000000000000000000001000000", 11434, LISTEN, 1006),
+)  # fmt: skip
+
+
+def test_who_listens() -> None:
+    """Not: another address, a connection, ::1, where a connect to 127.0.0.1 does not end."""
+    assert detect.listeners(TCP, 11434) == {1001}
+    assert detect.listeners(TCP, 8080) == {997}
+    assert detect.listeners(TCP, 8000) == set()
+    assert detect.listeners(TCP6, 8080) == {1004}
+    assert detect.listeners(TCP6, 11434) == {1005}
+    assert detect.listeners("", 1) == detect.listeners("nonsense\n" * 9, 1) == set()
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="no /proc/net/tcp")
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"])
+def test_the_kernel_says_whose_socket_it_is(host: str) -> None:
+    is_6 = ":" in host
+    with socket.create_server((host, 0), family=socket.AF_INET6 if is_6 else socket.AF_INET, dualstack_ipv6=is_6) as server:
+        assert detect._owners(server.getsockname()[1]) == {os.getuid()}
+
+
+@pytest.mark.parametrize(
+    ("uids", "is_offered"),
+    [(set(), True), ({0}, True), ({997}, True), ({os.getuid()}, True), ({60_001}, False), ({0, 60_001}, False)],
+)
+def test_another_users_server_is_left_alone(uids: set[int], is_offered: bool) -> None:
+    with serving(SERVERS["ollama"]) as port:
+        found = detect.find(kinds=all_at(port), owners=lambda _port: uids)
+    assert detect.offers(found) == ([f"default=127.0.0.1:{port}"] if is_offered else [])
+    (line,) = detect.in_words(found)
+    assert ("leaves it alone: it is another user's (uid 60001)" in line) is not is_offered
+    assert f"127.0.0.1:{port}" in line
+    assert is_offered or line.endswith(f"--backend 127.0.0.1:{port}")
+
+
+def test_who_is_left_alone_does_not_take_the_default() -> None:
+    found = [detect.Found(kind, kind, HostPort("127.0.0.1", n), (60_001,) * (n == 1)) for n, kind in enumerate("abc", 1)]
+    assert detect.offers(found) == ["default=127.0.0.1:2", "c=127.0.0.1:3"]
+    assert ["leaves it alone" in line for line in detect.in_words(found)] == [False, False, True]
 
 
 def test_several_have_names_of_their_own() -> None:

@@ -57,8 +57,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
-    # No name resolves, so a request that leaves this machine would fail, and be seen to.
-    options = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    # No name resolves, so a request that leaves this machine would fail, and be seen to; but for three that are made up.
+    made_up = ", ".join(f"MAP {name} 127.0.0.1" for name in ("evil.example", "chat.example", "rebind.example"))
+    options = [f"--host-resolver-rules={made_up}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     if os.geteuid() == 0:
         options.append("--no-sandbox")  # Chromium's does not work for root
     with sync_playwright() as playwright:

@@ -1,6 +1,7 @@
 """Small servers to put behind a node, each a process of its own: `python backends.py MODE --port N --name NAME`.
 
     http        answers every request with its name, after --delay; one request a connection
+    cors        likewise, keeps connections, and lets any page ask and read, as llama.cpp does
     banner      speaks first, then echoes lines
     echo        echoes bytes as they come
     tail        says nothing until the client's EOF, then answers how many bytes came and their digest
@@ -53,6 +54,28 @@ async def serve_http(reader, writer, options, journal) -> None:
     body = options.name.encode()
     writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
     await writer.drain()
+
+
+async def serve_cors(reader, writer, options, journal) -> None:
+    """The journal has the client's address, so that it tells which requests shared a connection."""
+    client = writer.get_extra_info("peername")[1]
+    while True:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            return
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        journal.note(f"{first.rpartition(' ')[0]} origin={headers.get('origin')} client={client}")
+        await reader.readexactly(int(headers.get("content-length", 0)))
+        body = b"" if first.startswith(("OPTIONS ", "HEAD ")) else options.name.encode()
+        answer = (
+            f"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: {headers.get('origin', '*')}\r\n"
+            "Access-Control-Allow-Credentials: true\r\nAccess-Control-Allow-Methods: GET, POST\r\n"
+            f"Access-Control-Allow-Headers: *\r\nContent-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        writer.write(answer.encode() + body)
+        await writer.drain()
 
 
 async def serve_banner(reader, writer, options, journal) -> None:
@@ -121,6 +144,7 @@ async def serve_reset(reader, writer, options, journal) -> None:
 
 MODES = {
     "http": serve_http,
+    "cors": serve_cors,
     "banner": serve_banner,
     "echo": serve_echo,
     "tail": serve_tail,

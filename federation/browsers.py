@@ -1,0 +1,283 @@
+"""Web pages at a client's port: which may ask, and what a client that is turned away reads. No I/O, no clock.
+
+A browser connects to this machine for any page that it shows, and a backend that trusts whoever reaches it would serve
+that page. So the entry gives no byte of a client to a backend before `Rules.judge` has seen the head of its first
+request. A page has no say in what tells it apart: browsers write `Host`, `Origin` and `Sec-Fetch-Site` themselves.
+
+* `Host`, at a listener on loopback: a page whose own name was made to resolve to this machine (DNS rebinding) shows that
+  name. Addresses pass, and names that no public name server answers for: localhost, this machine's own, those without
+  a dot, and those below .internal (host.docker.internal). Off loopback any name may be this machine's.
+* `Origin`: pages of this machine pass, whatever their port: of localhost, of its own name, of the host that `Host` names.
+  Origins that are neither http nor https are no web page's (chrome-extension://, vscode-webview://, tauri://, file://)
+  and pass. `null` does not: any page can have it, by a sandboxed frame.
+* `Sec-Fetch-Site: cross-site` counts where there is no `Origin`: a link, an image, a form of another site.
+
+Later requests of a browser's connection are judged too: a page of another site can get hold of one that the user's own
+page opened (a link or a form is sent where the user's own would be). They begin where `Request.size` ends. What cannot
+be followed so, no browser sends: pipelined requests, chunked ones; after an upgrade it is another protocol.
+
+What does not look like HTTP/1 goes on at once. Bytes that may become a request line wait for the rest: a head goes on
+whole, and one that is not complete at MAX_HEAD bytes gets 431. Reading is as lenient as the most lenient backend: bare
+line feeds, folded lines, names in any case, several of one header (then each has to pass).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import Enum, auto
+from ipaddress import ip_address
+from typing import NamedTuple
+
+MAX_HEAD = 16 * 1024  # as Node, and more than nginx or Apache take of one line
+PATIENCE_S = 1.0  # for the rest of what may be a method: a browser writes its head at once
+ANY = "*"
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_REQUEST_LINE = re.compile(_TOKEN + rb"+ [^\s]+ HTTP/1\.[01]\r?\n")
+_BEGUN_LINE = re.compile(_TOKEN + rb"{1,64} /[^\s]*(?: ([^\n]{0,9}))?\Z")
+_VERSIONS = (b"HTTP/1.1\r", b"HTTP/1.0\r")
+_METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIONS ")
+_HEAD_END = re.compile(rb"\n\r?\n")
+_FOLD = re.compile(rb"\r?\n[ \t]+")
+_HEADER = re.compile(rb"\n(host|origin|sec-fetch-site)[ \t]*:([^\r\n]*)", re.IGNORECASE)
+_BROWSER = re.compile(rb"\n(?:origin|sec-fetch-|user-agent[ \t]*:[^\r\n]*mozilla/)", re.IGNORECASE)
+_FRAMING = re.compile(rb"\n(content-length|transfer-encoding|upgrade)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
+_PLAIN_HOST = re.compile(rb" ?(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?")
+_PREFLIGHT = re.compile(rb"\n(access-control-request-(?:method|headers))[ \t]*:([^\r\n]*)", re.IGNORECASE)
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # what stands behind :// has no slash
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name whose last label is one is an IPv4 address, as the URL standard has it
+_SHOWN = re.compile(r"[!-~]{1,100}")
+
+
+class Heard(Enum):
+    """What a client's first bytes are, as far as they go."""
+
+    GO_ON = auto()  # another protocol, or a request that may be served
+    MORE = auto()  # a part of a request's head
+    PERHAPS = auto()  # a part of a method, or a word of another protocol: worth PATIENCE_S
+
+
+class Request(NamedTuple):
+    """A browser's, and it may be served."""
+
+    size: int  # bytes of head and body
+
+
+class Refusal(NamedTuple):
+    status: int
+    why: str
+
+
+_TOO_LONG = Refusal(
+    431,
+    f"a request's head has at most {MAX_HEAD} bytes here, to tell web pages by it; --no-browser-check lifts that",
+)
+
+
+class _Asked(NamedTuple):
+    """Of one head. Values are lower-case and without spaces around them."""
+
+    hosts: list[str]
+    origins: list[str]
+    is_cross_site: bool
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who may ask at a listener. `origins` are --allow-origin's, `names` this machine's own; not `is_on`: everybody."""
+
+    origins: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+    on_loopback: bool = True
+    is_on: bool = True
+
+    def judge(self, data: bytes, *, is_all: bool = False) -> Heard | Request | Refusal:
+        """`data` is all that came so far; with `is_all` nothing will follow."""
+        line = _REQUEST_LINE.match(data)
+        if line is None:
+            so_far = _begun(data)
+            if so_far is Heard.MORE and len(data) >= MAX_HEAD:
+                return _TOO_LONG
+            return Heard.GO_ON if is_all else so_far
+        end = _HEAD_END.search(data, line.end() - 1)
+        if end is None:
+            if len(data) >= MAX_HEAD:
+                return _TOO_LONG
+            if not is_all:
+                return Heard.MORE
+        head = data[: end.start()] if end else data
+        found = _HEADER.findall(head)
+        is_bare = len(found) == 1 and len(found[0][0]) == 4 and b" /" in line[0]  # a Host, and nothing else to judge
+        if not is_bare or (self.on_loopback and not _PLAIN_HOST.fullmatch(found[0][1])):
+            refusal = self._refusal(_asked(head))
+            if refusal is not None:
+                return refusal
+        if end is None or not _BROWSER.search(head):
+            return Heard.GO_ON
+        body = _body_size(head)
+        return Heard.GO_ON if body is None else Request(end.end() + body)
+
+    def reply(self, seen: bytes, why: str) -> bytes:
+        """What a client reads that is turned away; nothing where it does not speak HTTP/1.
+
+        403 for a page that may not ask. Else 503, and a page that may ask can read it: scripts on it see status and
+        Retry-After, and a preflight lets them get that far.
+        """
+        verdict = self.judge(seen, is_all=True) if self.is_on else Heard.GO_ON
+        if isinstance(verdict, Refusal):
+            return _answer(seen, verdict.status, verdict.why)
+        line = _REQUEST_LINE.match(seen)
+        if line is None:
+            return b""
+        end = _HEAD_END.search(seen, line.end() - 1)
+        head = seen[: end.start()] if end else seen
+        origins = _asked(head).origins
+        if len(origins) != 1 or not _SHOWN.fullmatch(origins[0]):
+            return _answer(seen, 503, why)
+        readable = f"Access-Control-Allow-Origin: {origins[0]}\r\nVary: Origin\r\n"
+        preflight: dict[bytes, bytes] = {name.lower(): value.strip() for name, value in _PREFLIGHT.findall(head)}
+        method = preflight.get(b"access-control-request-method")
+        if not seen.startswith(b"OPTIONS ") or not method:
+            return _answer(seen, 503, why, f"{readable}Access-Control-Expose-Headers: Retry-After\r\n")
+        headers = preflight.get(b"access-control-request-headers", b"")
+        return (
+            f"HTTP/1.1 204 No Content\r\n{readable}Access-Control-Allow-Methods: ".encode() + method
+            + b"\r\nAccess-Control-Allow-Headers: " + headers + b"\r\nConnection: close\r\n\r\n"
+        )  # fmt: skip
+
+    def _refusal(self, asked: _Asked) -> Refusal | None:
+        for host in asked.hosts if self.on_loopback else ():
+            if not self._is_ours(_name(host)):
+                shown = host if _SHOWN.fullmatch(host) else "that name"
+                return Refusal(
+                    403,
+                    f"this port is not served under the name {shown}: a web page could have made its own name lead here. "
+                    f"Use localhost or 127.0.0.1, or start this node with --allow-origin http://{shown}",
+                )
+        hosts = {_name(host) for host in asked.hosts}
+        for origin in asked.origins:
+            if not self._may_ask(origin, hosts):
+                shown = origin if _SHOWN.fullmatch(origin) else "ORIGIN"
+                return Refusal(
+                    403, f"web pages of {shown} may not ask here; to let them, start this node with --allow-origin {shown}"
+                )
+        if asked.is_cross_site and not asked.origins:
+            return Refusal(
+                403,
+                "a web page of another site led here and may not; open this address by itself, or start this node "
+                "with --no-browser-check",
+            )
+        return None
+
+    def _is_ours(self, name: str) -> bool:
+        if name in self.names or name == "localhost" or "." not in name or _is_address(name):
+            return True
+        if name.endswith((".localhost", ".internal")):
+            return True
+        return any(name == _name(origin.partition("://")[2]) for origin in self.origins)
+
+    def _may_ask(self, origin: str, hosts: set[str]) -> bool:
+        if origin in self.origins:
+            return True
+        match = _ORIGIN.fullmatch(origin)
+        if match is None:
+            return False  # null among them
+        scheme, authority = match.groups()
+        if scheme not in ("http", "https"):
+            return True
+        name = _name(authority)
+        if name in self.names or name == "localhost" or name.endswith(".localhost") or (name and name in hosts):
+            return True
+        try:
+            address = ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or address.is_unspecified
+
+
+def own_names(host_name: str) -> frozenset[str]:
+    """Under which browsers may know a machine of this host name."""
+    name = host_name.lower().rstrip(".")
+    short = name.partition(".")[0]
+    return frozenset({name, short, f"{short}.local"} if short else ())
+
+
+def parse_origin(text: str) -> str:
+    """As a browser writes it. Raises ValueError."""
+    origin = text.strip().lower()
+    if origin in (ANY, "null"):
+        return origin
+    match = _ORIGIN.fullmatch(origin.removesuffix("/"))
+    if match is None or not _AUTHORITY.fullmatch(match[2]):
+        raise ValueError("write an origin, scheme and host: https://chat.example, http://box:3000; or * for every page")
+    scheme, authority = match.groups()
+    default = {"http": ":80", "https": ":443"}.get(scheme)
+    return f"{scheme}://{authority.removesuffix(default) if default else authority}"
+
+
+def _begun(data: bytes) -> Heard:
+    """What cannot be told from a request's beginning has to wait."""
+    match = _BEGUN_LINE.match(data)
+    if match is not None:
+        version = match[1] or b""
+        return Heard.MORE if any(v.startswith(version) for v in _VERSIONS) else Heard.GO_ON
+    if len(data) <= 8 and any(method.startswith(data) for method in _METHODS):
+        return Heard.PERHAPS
+    return Heard.GO_ON
+
+
+def _asked(head: bytes) -> _Asked:
+    """`head` without the empty line at its end."""
+    if b"\n " in head or b"\n\t" in head:
+        head = _FOLD.sub(b" ", head)
+    hosts, origins, is_cross_site = [], [], False
+    for key, value in _HEADER.findall(head):
+        text = value.strip().lower().decode("latin-1")
+        if len(key) == 4:
+            hosts.append(text)
+        elif len(key) == 6:
+            origins.append(text)
+        elif text == "cross-site":
+            is_cross_site = True
+    target = head[: head.find(b"\n")].split(b" ", 2)[1]
+    if b"://" in target and not target.startswith(b"/"):  # its host counts before the header
+        hosts.append(re.split(r"[/?#]", target.partition(b"://")[2].lower().decode("latin-1"), maxsplit=1)[0])
+    return _Asked(hosts, origins, is_cross_site)
+
+
+def _body_size(head: bytes) -> int | None:
+    """None where it cannot be told."""
+    framing = {name.lower(): value.strip() for name, value in _FRAMING.findall(head)}
+    length: bytes = framing.pop(b"content-length", b"0")
+    return int(length) if not framing and length.isdigit() and len(length) < 16 else None
+
+
+def _name(authority: str) -> str:
+    """Of "user@host:port": the host, without brackets, zone and last dot."""
+    authority = authority.rpartition("@")[2]
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].partition("%")[0]
+    return authority.partition(":")[0].removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    """In any spelling that means one: no name server is asked for it."""
+    return ":" in name or _NUMBER.fullmatch(name.rpartition(".")[2]) is not None
+
+
+_STATUS = {403: ("Forbidden", "forbidden"), 431: ("Request Header Fields Too Large", "request_too_large")}
+_UNAVAILABLE = ("Service Unavailable", "service_unavailable")
+
+
+def _answer(seen: bytes, status: int, why: str, more: str = "") -> bytes:
+    phrase, kind = _STATUS.get(status, _UNAVAILABLE)
+    body = json.dumps({"error": {"message": f"federation: {why}", "type": kind, "code": status}}).encode()
+    retry = "Retry-After: 5\r\n" if status == 503 else ""
+    head = (
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\n{retry}{more}"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if seen.startswith(b"HEAD ") else body)
