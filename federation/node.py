@@ -34,6 +34,7 @@ from federation.ledger import Change, Ledger
 from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
+from federation.net.link import talk
 from federation.pace import Bucket
 from federation.paths import Paths, relay_limits
 from federation.probe import Probe
@@ -301,7 +302,7 @@ class Node:
         self.roster.changed()
         self.paths.peer_up(link)
         if link.is_initiator and self._nursery is not None:
-            self._nursery.start_soon(self.gossip.sync, link)
+            self._nursery.start_soon(talk, link, self.gossip.sync)
 
     def peer_down(self, peer: str, reason: str) -> None:
         _say(self._links_said, "peer disconnected", peer=peer, name=self.name_of(peer), why=reason)

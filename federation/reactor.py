@@ -254,7 +254,7 @@ class Reactor:
                 continue
             for timer in self._due(trio.current_time()):
                 if timer.cancel():  # else one before it has
-                    self._guard(timer.callback)
+                    self.guard(timer.callback)
             self._flush()
 
     def _due(self, now: float) -> list[Timer]:
@@ -314,7 +314,7 @@ class Reactor:
         while self._flushes:
             flushes, self._flushes = self._flushes, []
             for flush in flushes:
-                self._guard(flush)
+                self.guard(flush)
 
     def _flush_late(self) -> None:
         if self._late:
@@ -322,7 +322,8 @@ class Reactor:
             self._late = {}
             self._flush()
 
-    def _guard(self, callback: Callable[[], None]) -> None:
+    def guard(self, callback: Callable[[], None]) -> None:
+        """Run it as the set runs its callbacks (rule 3), from a task that such a fault would end."""
         try:
             callback()
         except Exception:  # rule 3

@@ -10,7 +10,7 @@ import trio
 
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
-from federation.net.relay import RESERVE, RelayLimits
+from federation.net.relay import RelayLimits
 from federation.reactor import Nobody, Reactor
 from federation.values import HostPort
 from tests.links import until
@@ -121,7 +121,7 @@ class Reservation(Nobody):
 
     def __init__(self, holder: Peer, relay: Peer) -> None:
         self.answers: list[str] = []
-        self.channel = holder.host.links[relay.id].open_tunnel(RESERVE, self, self)
+        self.channel = holder.host.reserve(holder.host.links[relay.id], self, self)
 
     def opened(self) -> None:
         self.answers.append("yes")

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from federation.errors import PeerUnavailable
-from tests.hosts import Reservation, star
+from federation.net import carriers, strangers
+from federation.net import host as host_module
+from federation.net.circuit import open_circuit
+from federation.net.relay import CIRCUIT
+from tests.hosts import Reservation, linked, star
 from tests.links import End, until
 from tests.test_host import assert_serves, echo
 
@@ -168,3 +173,72 @@ class TestCircuit:
             await go_round(a, relay, b)
             place = await reserve(a, b)
             assert place.answers == ["the relay itself is reached through a relay"]
+
+
+class TestWhoBringsThem:
+    async def test_circuits_come_from_no_member_but_a_relay_with_a_place_of_ours(self) -> None:
+        """Or each member would be as many as it likes, on one connection."""
+        async with linked() as (a, b):
+            opener = End()
+            a.host.links[b.id].open_tunnel(f"{CIRCUIT}/x", opener, opener)
+            await until(lambda: opener.heard)
+            assert opener.heard == ["REFUSED this node has no place there"]
+            assert not b.host._strangers
+
+    async def test_nor_on_a_circuit(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            opener = End()
+            link.open_tunnel(f"{CIRCUIT}/x", opener, opener)
+            await until(lambda: opener.heard)
+            assert opener.heard == ["REFUSED this node has no place there"]
+
+    async def test_one_source_has_so_many_and_others_by_the_same_relay_their_own(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(carriers, "SOURCE_BURST", 2.0)
+        monkeypatch.setattr(carriers, "SOURCE_RATE", 0.001)
+        async with star(3) as (relay, (a, b, c)):
+            await reserve(b, relay)
+            for _ in range(2):
+                await (await open_circuit(a.host.links[relay.id], b.id)).close()
+            with pytest.raises(PeerUnavailable, match="too often"):
+                await open_circuit(a.host.links[relay.id], b.id)
+            await go_round(c, relay, b)
+            assert relay.host.links[b.id].is_closed is False
+
+    async def test_they_count_as_connections_of_the_relays_machine(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            pace = b.host._strangers._paces.of("127.0.0.1")
+            await (await open_circuit(a.host.links[relay.id], b.id)).close()
+            pace.spend(trio.current_time(), 2 * strangers.ACCEPT_BURST)
+            with pytest.raises(PeerUnavailable, match="too often"):
+                await open_circuit(a.host.links[relay.id], b.id)
+
+    async def test_after_a_few_bad_ones_nobody_is_let_in_by_that_relay_for_a_while(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The relay keeps its link, and those who are here stay: it cannot see what its members do."""
+        monkeypatch.setattr(carriers, "FREE_OFFENCES", 1.0)
+        async with star(5) as (relay, (b, good, late, *bad)):
+            await reserve(b, relay)
+            await go_round(good, relay, b)
+            with capture_logs() as logs:
+                for evil in bad:
+                    await evil.host.dial_through(relay.id, b.id)
+                    await until(lambda evil=evil: evil.id in b.host.links)
+                    b.host.offended(evil.id, "on purpose")
+            assert len([entry for entry in logs if "for now nobody is let in" in entry["event"]]) == 1
+            with pytest.raises(PeerUnavailable, match="too often"):
+                await late.host.dial_through(relay.id, b.id)
+            assert b.has(relay, good)
+            assert relay.has(b, good, late, *bad)
+
+    async def test_a_full_node_takes_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            monkeypatch.setattr(host_module, "MAX_LINKS", 1)
+            with pytest.raises(PeerUnavailable, match="too many at once"):
+                await a.host.dial_through(relay.id, b.id)

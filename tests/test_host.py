@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,13 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 from structlog.testing import capture_logs
 
-from federation.errors import HandshakeFailed, ListenFailed, PeerUnavailable
+from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerUnavailable, TokenRetired
 from federation.net import host as host_module
 from federation.net import link as link_module
 from federation.net import noise, offenders, redial, strangers
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
+from federation.net.raw import tcp_connection
 from federation.values import HostPort
 from tests.hosts import KEY, Peer, linked, new_peer, peers, reactor_running
 from tests.links import End, tcp_pair, until
@@ -50,7 +51,7 @@ def connect(peer: Peer) -> socket.socket:
     return socket.create_connection((peer.address.host, peer.address.port), timeout=5)
 
 
-async def echo(_peer: str, stream: TrioStream) -> None:
+async def echo(_link: Link, stream: TrioStream) -> None:
     async with stream:
         await stream.send_all(await stream.receive_some(100))
 
@@ -464,7 +465,7 @@ class TestMembersStreams:
             await assert_serves(victim, evil)
 
     async def test_a_handler_that_fails(self) -> None:
-        async def fail(_peer: str, stream: TrioStream) -> None:
+        async def fail(_link: Link, stream: TrioStream) -> None:
             assert await stream.receive_some(1)
             raise ValueError("on purpose")
 
@@ -839,6 +840,186 @@ class TestBanned:
             assert live_links(a) == 0
             assert tunnel.closed
             assert a.events.down == [(b.id, "banned")]
+
+
+class TestEveryConnection:
+    """None is served, and none outlives its peer's ban, that the host does not know."""
+
+    async def test_on_a_link_that_is_not_in_the_table_nothing_is_served(self) -> None:
+        async with linked() as (a, b):
+            del b.host.links[a.id]
+            asked: list[str] = []
+
+            async def hear(link: Link, stream: TrioStream) -> None:
+                asked.append(link.peer)
+
+            b.host.handle_stream(PROTOCOL, hear)
+            opener = End()
+            a.host.links[b.id].open_tunnel("default", opener, opener)
+            with pytest.raises(PeerUnavailable):
+                await a.host.open_stream(b.id, PROTOCOL)
+            await until(lambda: opener.heard)
+            assert opener.heard == ["REFUSED this node does not know that service"]
+            assert b.events.opened == []
+            assert asked == []
+
+    async def test_cut_closes_it_though_the_table_has_lost_it(self) -> None:
+        async with linked() as (a, b):
+            link = b.host.links.pop(a.id)
+            b.host.cut(a.id, "banned")
+            assert link.is_closed
+
+    async def test_cut_ends_a_handshake_that_is_on_its_way(self) -> None:
+        async with peers(2) as (a, b):
+            raw = await proven(a, b)
+            assert [upgrade.peer for upgrade in b.host._upgrades] == [a.id]
+            b.banned.add(a.id)
+            b.host.cut(a.id, "banned")
+            await hangs_up(raw)
+            await until(lambda: not b.host._upgrades)
+            assert b.events.up == []
+
+    async def test_so_does_the_end_of_its_token(self) -> None:
+        async with reactor_running() as reactor:
+            keys = [KEY, OTHER_KEY]
+            old = await new_peer(1, reactor, keys=[OTHER_KEY])
+            new = await new_peer(2, reactor, keys=keys)
+            async with old.host.running(), new.host.running():
+                raw = await proven(old, new)
+                keys[:] = [KEY]
+                await hangs_up(raw)
+                await until(lambda: not new.host._upgrades)
+
+    async def test_cut_ends_what_we_dial_ourselves(self) -> None:
+        async with peers(2) as (a, b):
+            with socket.create_server(("127.0.0.1", 0)) as silent:
+                silent.settimeout(5)
+                host, port = silent.getsockname()
+                async with trio.open_nursery() as nursery:
+
+                    async def dial() -> None:
+                        with pytest.raises(HandshakeFailed, match="no longer admitted"):
+                            await a.host.connect(PeerAddress(host, port, b.id))
+
+                    nursery.start_soon(dial)
+                    await until(lambda: a.host._upgrades)
+                    a.host.cut(b.id, "banned")
+            with pytest.raises(PeerBanned):
+                a.banned.add(b.id)
+                await a.host.connect(b.address)
+
+    async def test_a_probe_of_it_ends_too(self) -> None:
+        async with peers(2) as (a, b):
+            ours, theirs = await tcp_pair()
+            async with trio.open_nursery() as nursery:
+
+                async def look() -> None:
+                    with pytest.raises(HandshakeFailed, match="no longer admitted"):
+                        await a.host.probe(ours, b.id)
+
+                nursery.start_soon(look)
+                await until(lambda: a.host._upgrades)
+                a.host.cut(b.id, "banned")
+            await trio.aclose_forcefully(theirs)
+
+    async def test_a_peer_has_so_many_duplicates(self) -> None:
+        async with linked() as (a, b):
+            for n in range(host_module.MAX_SPARES + 3):
+                link = await a.host.connect(b.address)
+                link.open_tunnel("x", End(), End())  # keeps it alive
+                await until(lambda n=n: len(b.events.opened) == n + 1)
+            assert len(b.host._retired) <= host_module.MAX_SPARES
+            assert len(a.host._retired) <= host_module.MAX_SPARES
+            assert a.has(b)
+
+    async def test_a_handler_reads_nothing_that_came_before_the_end(self) -> None:
+        async with linked() as (a, b):
+            heard: list[object] = []
+
+            async def hear(link: Link, stream: TrioStream) -> None:
+                assert b.host.knows(link)
+                await until(lambda: link.is_closed)
+                assert not b.host.knows(link)
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.receive_some()
+                heard.append(link)
+
+            b.host.handle_stream(PROTOCOL, hear)
+            stream = await a.host.open_stream(b.id, PROTOCOL)
+            await stream.send_all(b"take this")
+            await a.host.flushed(1)
+            a.host.links[b.id].fail("and I am gone")
+            await until(lambda: heard)
+
+
+async def proven(a: Peer, b: Peer) -> trio.SocketStream:
+    """A connection of `a` to `b` that is past the proof of the token; nothing follows."""
+    stream = await trio.open_tcp_stream(b.address.host, b.address.port)
+    raw = tcp_connection(stream, initiator=True)
+    await a.host.swarm.upgrader.security_multistream.secure_outbound(raw, ID.from_base58(b.id))
+    await until(lambda: any(upgrade.admission_key for upgrade in b.host._upgrades))
+    return stream
+
+
+async def hangs_up(stream: trio.SocketStream) -> None:
+    with trio.fail_after(strangers.UPGRADE_TIMEOUT_S / 2), suppress(trio.BrokenResourceError):
+        while await stream.receive_some():
+            pass
+    await stream.aclose()
+
+
+class TestRetiredTokenIsSaid:
+    """Any member can say so; it makes a person join with another token."""
+
+    def says(self, host: Host, *names: str) -> None:
+        for name in names:
+            host.token_is_retired(TokenRetired(f"peer {name}"))
+
+    async def test_one_is_not_believed_while_we_are_linked(self) -> None:
+        async with linked() as (a, _b):
+            self.says(a.host, "x", "x", "x")
+            assert a.host.token_retired_at is None
+            self.says(a.host, "y")
+            assert a.host.token_retired_at is not None
+
+    async def test_alone_one_is_enough_and_the_next_link_takes_it_back(self) -> None:
+        async with peers(2) as (a, b):
+            self.says(a.host, "x")
+            assert a.host.token_retired_at is not None
+            a.knows(b)
+            await until(lambda: a.has(b))
+            assert a.host.token_retired_at is None
+            self.says(a.host, "y")  # the former one is forgotten
+            assert a.host.token_retired_at is None
+
+    async def test_what_was_said_of_the_former_key_does_not_count_for_the_new_one(self) -> None:
+        async with reactor_running() as reactor:
+            keys = [KEY]
+            a, b = await new_peer(1, reactor, keys=keys), await new_peer(2, reactor, keys=keys)
+            async with a.host.running(), b.host.running():
+                a.knows(b)
+                await until(lambda: a.has(b))
+                self.says(a.host, "x")
+                keys.insert(0, OTHER_KEY)
+                a.host.links[b.id].admission_key = OTHER_KEY
+                self.says(a.host, "y")
+                assert a.host.token_retired_at is None
+
+    @pytest.mark.parametrize("ours_dials", [True, False])
+    async def test_of_a_key_that_is_not_our_newest_it_is_no_news(self, ours_dials: bool) -> None:
+        """In a grace the former key is on its way out anyway, and whoever was left out has it."""
+        async with reactor_running() as reactor:
+            ours = await new_peer(1, reactor, keys=[KEY, OTHER_KEY])
+            liar = await new_peer(2, reactor, keys=[b"z" * 32], retired=[OTHER_KEY])
+            async with ours.host.running(), liar.host.running():
+                with capture_logs() as logs:
+                    if ours_dials:
+                        ours.knows(liar)
+                        await until(lambda: warnings(logs, "belongs to another network"))
+                    else:
+                        liar.knows(ours)
+                        await until(lambda: ours.host.rejected["other token"])
+                assert ours.host.token_retired_at is None
 
 
 class TestRotatedToken:

@@ -20,6 +20,7 @@ import pytest
 import trio
 import trio.testing
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
+from structlog.testing import capture_logs
 
 from federation.errors import PeerUnavailable
 from federation.net import link as link_module
@@ -33,6 +34,7 @@ from federation.net.link import (
     SUSPECT_AFTER_S,
     Link,
     ping_interval,
+    talk,
 )
 from federation.net.mux import (
     CHANNEL_BUFFER,
@@ -791,6 +793,77 @@ async def test_a_link_that_fails_while_it_starts_leaves_nothing_in_the_reactor()
     assert len(reactor) == 0
     await stream.aclose()
     reactor._poller.close()
+
+
+# A fault of ours
+
+
+async def test_a_fault_in_a_tick_ends_that_link_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with link_pair() as (a, b, events, _):
+
+        def fail(*_: object) -> None:
+            raise KeyError("on purpose")
+
+        monkeypatch.setattr(a.mux, "tick", fail)
+        with capture_logs() as logs:
+            a.tick_safely(trio.current_time(), PING_EVERY_S)
+            b.tick_safely(trio.current_time(), PING_EVERY_S)
+        assert events.closed == ["a fault of this node"]
+        assert [entry["log_level"] for entry in logs] == ["error"]
+        assert not b.is_closed
+
+
+async def test_a_fault_in_its_start_ends_that_link_and_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leaves `start` ends py-libp2p's swarm, and so the daemon."""
+    raw, stream = await raw_pair(on_socket=True)
+    reactor, host = Reactor(), Host()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # epoll: too many watches
+
+    monkeypatch.setattr(reactor, "add", full)
+    with capture_logs() as logs, trio.fail_after(1):
+        await link.start()
+    assert link.event_started.is_set()
+    assert host.closed == ["a fault of this node"]
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    await stream.aclose()
+    reactor._poller.close()
+
+
+async def test_a_fault_in_a_talk_ends_the_link_and_not_the_daemon() -> None:
+    async with link_pair() as (a, b, events, _):
+
+        async def say(link: Link) -> None:
+            raise KeyError("on purpose")
+
+        with capture_logs() as logs:
+            await talk(a, say)
+        assert events.closed == ["a fault of this node"]
+        assert [entry["log_level"] for entry in logs] == ["error"]
+
+        async def wait(_link: Link) -> None:
+            await trio.sleep_forever()
+
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await talk(b, wait)
+        assert scope.cancelled_caught
+
+
+async def test_a_fault_of_who_hears_of_the_end_keeps_nobody_else_from_hearing_of_it() -> None:
+    async with link_pair() as (a, _b, events, _):
+
+        class Bad(End):
+            def abort(self, reason: str) -> None:
+                raise KeyError("on purpose")
+
+        a.open_tunnel("x", End(), Bad())
+        with capture_logs() as logs:
+            a.fail("over")
+        assert events.closed == ["over"]
+        assert [entry["log_level"] for entry in logs] == ["error"]
 
 
 # A breach of the rules

@@ -22,6 +22,7 @@ from federation.net.mux import (
     HEADER,
     HEADER_BYTES,
     INITIAL_WINDOW,
+    LEAST_CREDIT,
     MAX_CHANNELS,
     MAX_CONTROL,
     MAX_PAYLOAD,
@@ -36,6 +37,7 @@ from federation.net.mux import (
     QUANTUM,
     REFUSED,
     RST,
+    STRAY_COSTS,
     STREAM,
     STREAM_COSTS,
     VAIN_A_TICK,
@@ -281,6 +283,100 @@ def test_an_open_for_which_there_is_no_channel_left_is_refused_and_costs_the_oth
     b.check()
 
 
+def test_what_comes_for_a_channel_that_is_gone_costs_little_of_the_patience() -> None:
+    """It was on its way when we closed it: a crowd of clients that leaves is none the worse for it."""
+    b = Side(initiator=False)
+    for n in range(2 * MAX_VAIN):
+        b.mux.feed(frame(OPEN, 2 * n + 1))
+        b.tunnels.pop()[0].abort("the backend is gone")
+        b.mux.feed(frame(DATA, 2 * n + 1, b"x") + frame(CREDIT, 2 * n + 1, credit(INITIAL_WINDOW)) + frame(FIN, 2 * n + 1))
+        b.mux.next_record()
+
+
+def test_credit_for_nothing_is_a_violation() -> None:
+    """Nobody of ours ever granted less than half a window."""
+    a = Side()
+    channel, end = a.opened()
+    with pytest.raises(ProtocolViolation, match="nothing"):
+        a.mux.feed(frame(CREDIT, channel.id, credit(0)))
+    assert end.heard == []
+
+
+def test_what_we_grant_is_never_little() -> None:
+    b = Side(initiator=False, takes=False)
+    b.mux.feed(frame(OPEN, 1))
+    channel = b.tunnels[0][0]
+    for _ in range(1000):
+        b.mux.feed(frame(DATA, 1, bytes(100)))
+        channel.taken(100)
+    grants = [struct.unpack(">I", payload)[0] for kind, _, payload in b.said() if kind == "CREDIT"]
+    assert grants
+    assert min(grants) >= INITIAL_WINDOW // 2 >= LEAST_CREDIT
+
+
+def test_an_answer_to_our_ping_costs_the_peer_nothing() -> None:
+    a = Side()
+    for _ in range(2 * MAX_VAIN):
+        a.mux.ping(bytes(8))
+        a.mux.next_record()
+        a.mux.feed(frame(PONG, 0, bytes(8)))
+    assert a.mux._vain_left == MAX_VAIN
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 100_000)), max_size=30), st.integers(1, 4))
+def test_what_we_send_is_never_in_more_frames_than_it_needs(writes: list[tuple[int, int]], records: int) -> None:
+    """Whatever is queued, in whatever order, and taken out in between."""
+    a, b = Side(), Side(initiator=False)
+    channels = [a.opened()[0] for _ in range(5)]
+    for channel in channels:
+        b.mux.feed(frame(OPEN, channel.id))
+    a.records()
+    for which, size in writes:
+        channel = channels[which]
+        if n := min(size, channel.room()):
+            channel.send(bytes(n))
+        for record in a.records()[:records] if size % 2 else []:
+            b.mux.feed(record)
+    for record in a.records():
+        b.mux.feed(record)
+    assert b.mux._vain_left == MAX_VAIN
+
+
+def test_bytes_in_more_frames_than_they_need_are_priced() -> None:
+    b = Side(initiator=False)
+    b.mux.feed(frame(OPEN, 1))
+    channel = b.tunnels[0][0]
+    crumbs = frame(DATA, 1, b"x") * 1001
+    for n in range(1, MAX_VAIN // 1000 + 1):
+        b.mux.feed(crumbs)
+        channel.taken(1001)
+        b.mux.next_record()
+        assert b.mux._vain_left == MAX_VAIN - n * 1000
+    with pytest.raises(ProtocolViolation, match="floods"):
+        b.mux.feed(crumbs)
+
+
+LAVISH = {
+    "pongs": (lambda n: frame(PONG, 0, bytes(8)), 1.0),
+    "grants of a byte": (lambda n: frame(CREDIT, 1, credit(1)), 1.0),
+    "frames for what is gone": (lambda n: frame(FIN, 3), STRAY_COSTS),
+}
+
+
+@pytest.mark.parametrize(("flood", "price"), LAVISH.values(), ids=list(LAVISH))
+def test_what_costs_us_more_than_the_peer_is_priced(flood: Any, price: float) -> None:
+    a = Side()
+    a.opened()
+    a.opened()[0].abort("gone")
+    allowed = int(MAX_VAIN / price)
+    for n in range(allowed):
+        a.mux.feed(flood(n))
+        a.mux.next_record()
+    with pytest.raises(ProtocolViolation, match="floods"):
+        a.mux.feed(flood(allowed))
+
+
 FLOODS = {
     "opens taken back": lambda n: frame(OPEN, 2 * n + 1) + frame(RST, 2 * n + 1),
     "pings": lambda n: frame(PING, 0, bytes(8)),
@@ -430,8 +526,6 @@ def test_a_side_sends_no_more_than_was_granted_and_hears_when_more_is() -> None:
         sent += room
         a.records()
     assert sent == INITIAL_WINDOW
-    a.mux.feed(frame(CREDIT, channel.id, credit(0)))
-    assert end.heard == []
     a.mux.feed(frame(CREDIT, channel.id, credit(10)))
     assert end.heard == ["resume"]
     assert channel.room() == 10
@@ -987,7 +1081,7 @@ def test_the_crowd_goes_on_when_those_who_crowded_are_reset() -> None:
 
 
 def test_nothing_piles_up_while_the_remote_grants_and_does_not_read() -> None:
-    """CREDIT of nothing wakes a source that is told to wait again: it stands in the queue once, however often."""
+    """CREDIT of a byte wakes a source that is told to wait again: it stands in the queue once, however often."""
     a = Side()
     full = _granted(a, CONNECTION_BUFFER // CHANNEL_BUFFER)
     ((waits, _),) = _granted(a, 1)
@@ -995,7 +1089,7 @@ def test_nothing_piles_up_while_the_remote_grants_and_does_not_read() -> None:
         pour(channel, bytes(CHANNEL_BUFFER))
     for _ in range(1000):
         assert waits.room() == 0
-        a.mux.feed(frame(CREDIT, waits.id, credit(0)))
+        a.mux.feed(frame(CREDIT, waits.id, credit(1)))
     assert len(a.mux.crowded) == 1
 
 

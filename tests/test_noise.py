@@ -399,7 +399,6 @@ async def test_a_proof_in_pieces_is_waited_for_but_not_for_ever(autojump_clock: 
             for _ in range(31):
                 await trio.sleep(1)
                 await conn.write(b"x")
-                await conn.raw.write(conn.sealer.seal(b""))  # a record of nothing
     assert isinstance(outcome.error, HandshakeFailed)
     assert outcome.took == pytest.approx(HANDSHAKE_TIMEOUT_S)
 
@@ -562,7 +561,7 @@ def test_any_split_of_the_stream_gives_the_same_plaintexts(cuts: list[int]) -> N
 
 
 def test_byte_by_byte_too() -> None:
-    words = [b"one", b"", b"three"]
+    words = [b"one", b"2", b"three"]
     opener = Opener(KEY)
     assert [opener.feed(bytes([byte])) for byte in sealed(*words)].count([]) == len(sealed(*words)) - len(words)
     opener = Opener(KEY)
@@ -570,7 +569,7 @@ def test_byte_by_byte_too() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.binary(max_size=300), max_size=20), st.integers(0, 6000))
+@given(st.lists(st.binary(min_size=1, max_size=300), max_size=20), st.integers(0, 6000))
 def test_open_records_takes_whole_records_and_says_how_much_it_took(plaintexts: list[bytes], cut: int) -> None:
     stream = sealed(*plaintexts)
     opener = Opener(KEY)
@@ -671,6 +670,22 @@ def test_arbitrary_bytes_are_a_violation_or_a_wait(data: bytes) -> None:
 def test_a_record_without_room_for_its_tag_is_a_violation_at_once(length: int) -> None:
     with pytest.raises(ProtocolViolation, match="shorter"):
         Opener(KEY).feed(length.to_bytes(2, "big"))
+
+
+def test_a_record_with_nothing_in_it_is_a_violation_and_costs_no_key_at_all() -> None:
+    record = bytearray(Sealer(KEY).seal(b""))
+    record[-1] ^= 1  # what would not open is not even tried
+    with pytest.raises(ProtocolViolation, match="nothing in it"):
+        Opener(KEY).feed(bytes(record))
+
+
+async def test_none_is_ever_sent(autojump_clock: object) -> None:
+    """Nor by versions before: they have the same writers (the mux's records are tested in test_mux.py)."""
+    outcomes = await shake(transport(0), transport(1), taps())
+    ours, _ = both(outcomes)
+    before = ours.sealer._n
+    await ours.write(b"")
+    assert ours.sealer._n == before
 
 
 def test_the_longest_record_goes_through_and_one_byte_more_is_our_error() -> None:

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from federation.errors import PeerUnavailable
+from federation.net import relay as relay_module
 from federation.net.circuit import open_circuit
 from federation.net.relay import RelayLimits
 from tests.hosts import star
@@ -37,6 +38,19 @@ async def test_one_member_has_a_quarter_of_the_circuits() -> None:
                 await conn.close()
             nursery.cancel_scope.cancel()
         await until(lambda: relay.host.relay.circuits == 0)
+
+
+async def test_one_member_asks_for_so_many_and_the_others_are_none_the_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer at the far end blames the relay for what it brings."""
+    monkeypatch.setattr(relay_module, "ASKED_AT_ONCE", 3.0)
+    monkeypatch.setattr(relay_module, "ASKED_A_SECOND", 0.001)
+    async with star(3) as (relay, (a, b, c)):
+        await reserve(b, relay)
+        for _ in range(3):
+            await (await open_circuit(a.host.links[relay.id], b.id)).close()
+        with pytest.raises(PeerUnavailable, match="too often"):
+            await open_circuit(a.host.links[relay.id], b.id)
+        await (await open_circuit(c.host.links[relay.id], b.id)).close()
 
 
 async def test_bytes_per_second() -> None:

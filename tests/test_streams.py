@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AsyncExitStack
 
 import pytest
@@ -10,7 +11,7 @@ import trio.testing
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 from federation.net.streams import TrioStream
-from tests.links import link_pair
+from tests.links import link_pair, until
 
 
 @pytest.mark.parametrize("on_socket", [True, False], ids=["socket", "async"])
@@ -49,6 +50,52 @@ async def test_half_close_leaves_the_other_direction_open() -> None:
         await theirs.write(b"reply")
         await theirs.close()
         assert await ours.read() == b"reply"
+
+
+async def test_what_comes_in_crumbs_takes_no_more_room_than_it_has_bytes() -> None:
+    async with link_pair() as (a, b, *_):
+        ours = await a.open_stream()
+        theirs = await b.accept_stream()
+        for _ in range(20_000):
+            ours.channel.send(b"ab")  # a frame each would be read one by one
+            theirs.send(b"cd")
+        assert len(theirs._in) == 40_000
+        assert sys.getsizeof(theirs._in) < 3 * 40_000
+
+
+async def test_what_a_link_brought_is_not_read_after_its_end() -> None:
+    """A peer that was put out had sent it before; whoever acts on it would act for a stranger."""
+    async with link_pair() as (a, b, *_):
+        ours = await a.open_stream()
+        theirs = await b.accept_stream()
+        stream = TrioStream(theirs)
+        await ours.write(b"first, second")
+        assert await stream.receive_some(5) == b"first"
+        b.fail("put out")
+        assert bytes(theirs._in) == b", second"
+        with pytest.raises(trio.BrokenResourceError, match="closed"):
+            await stream.receive_some()
+
+
+async def test_what_was_waited_for_when_it_ended_is_not_read_either() -> None:
+    async with link_pair() as (a, b, *_), trio.open_nursery() as nursery:
+        ours = await a.open_stream()
+        stream = TrioStream(await b.accept_stream())
+        outcome: list[object] = []
+
+        async def read() -> None:
+            try:
+                outcome.append(await stream.receive_some())
+            except trio.BrokenResourceError as error:
+                outcome.append(str(error))
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        stream._stream.send(b"late")  # in one batch with the end
+        b.fail("put out")
+        await until(lambda: outcome)
+        assert outcome == ["the connection is closed"]
+        assert ours.muxed_conn is a
 
 
 async def test_a_cancelled_write_cuts_no_record() -> None:

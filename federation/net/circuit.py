@@ -80,7 +80,7 @@ class CircuitConn(IRawConnection):
     async def close(self) -> None:
         self.channel.abort("the connection inside is over")
 
-    def take_unread(self) -> tuple[list[bytes], str | None]:
+    def take_unread(self) -> tuple[bytes, str | None]:
         """What came and was not read, and why nothing more will come, if so. The caller is the channel's peer from here."""
         return self._stream.take_unread()
 
@@ -146,8 +146,8 @@ class CircuitLink(Link):
                 self.mux.feed(plaintext)
         except ProtocolViolation as error:
             self._violated(error)
-        for data in unread:
-            self.send(data)
+        if unread:
+            self.send(unread)
         if ended is not None:
             self.abort(ended)
         if self._drained:

@@ -1,8 +1,12 @@
 """The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and redial loop.
 
-py-libp2p's swarm is left what it does well: it negotiates streams and notifies pubsub. It never dials, never listens,
-never prunes and never counts; py-libp2p 0.8.1 has a trap in each of these (the letters below are those of
+py-libp2p's swarm is left what it does well: it negotiates streams and notifies pubsub. It cannot dial, never listens,
+never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each of these (the letters below are those of
 docs/architecture.md).
+
+There is no connection that this host does not know: one that is being made is among `_upgrades`, from the moment its peer
+is known or meant; then it is in `links`, or in `_retired`, until it ends. `cut` goes through all of them, and nothing that
+comes on any other connection is served.
 
 Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
 the other (N). If the one to keep has been silent for STALE_S, the new one wins: the old one is a machine that is gone. And
@@ -15,16 +19,14 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
-from libp2p import new_swarm
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.exceptions import BaseLibp2pError
-from libp2p.host.basic_host import BasicHost
-from libp2p.network.config import ConnectionConfig
+from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
@@ -42,33 +44,37 @@ from federation.errors import (
 )
 from federation.net import link as mux_link
 from federation.net import noise
+from federation.net.carriers import Carriers
 from federation.net.circuit import CircuitConn, CircuitLink, open_circuit
 from federation.net.complaints import REMIND_EVERY_S, Complaints
 from federation.net.dialler import DIAL_TIMEOUT_S, Ourselves
 from federation.net.link import Link, Path
+from federation.net.mux import SERVICE_COSTS
 from federation.net.offenders import Offenders
 from federation.net.raw import bind, close_now, ration, tcp_connection
 from federation.net.redial import Redial
 from federation.net.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.strangers import Strangers
 from federation.net.streams import MuxStream, TrioStream
+from federation.net.swarm import HostSwarm, StreamHost
 from federation.reactor import Nobody
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
-    from libp2p.abc import INetConn, INetStream, IRawConnection
+    from libp2p.abc import INetStream, IRawConnection
     from libp2p.custom_types import TProtocol
 
     from federation.net.addresses import AddressBook, PeerAddress
-    from federation.net.mux import Channel
-    from federation.reactor import Reactor
+    from federation.net.mux import Channel, Opener
+    from federation.reactor import Duplex, Reactor
     from federation.values import HostPort
 
 log = structlog.get_logger(__name__)
 
 MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may follow the muxer's negotiation at once
 MAX_LINKS = 4096
+MAX_SPARES = 4  # duplicates of one peer: both dialled at once, and both once more when a hole was punched
 MAX_SEEN = 256
 TICK_S = 0.25
 STALE_S = 2.0
@@ -84,6 +90,16 @@ class HostEvents(Protocol):
     def peer_up(self, link: Link) -> None: ...
     def peer_down(self, peer: str, reason: str) -> None: ...
     def peer_suspect(self, link: Link) -> None: ...
+
+
+@dataclass(eq=False)
+class _Upgrade:
+    """A connection on its way to become a link. `peer`: who it is meant for, or proved to be; empty: not known yet."""
+
+    peer: str
+    admission_key: bytes = b""  # when it has proved that it is a member
+    link: Link | None = None
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
 class Host:
@@ -107,6 +123,7 @@ class Host:
         self.book = book
         self.links: dict[str, Link] = {}
         self._retired: set[Link] = set()  # duplicates that still carry tunnels
+        self._upgrades: set[_Upgrade] = set()
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         self._accepting = Accepting("a peer")
         self._complaints = Complaints()
@@ -124,25 +141,16 @@ class Host:
             protocol: noise.TokenNoise(key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned, aead=aead)
             for protocol, aead in noise.protocols().items()
         }
-        self.token_retired_at: float | None = None  # when a member last said that our token is no longer valid
-        self.swarm = new_swarm(
-            key_pair=key_pair,
-            sec_opt=security,  # type: ignore[arg-type]
-            muxer_opt={mux_link.PROTOCOL_ID: self._new_link},  # type: ignore[dict-item]
-            connection_config=ConnectionConfig(
-                max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=1,
-                max_connections_per_peer=8, grace_period=1e12, auto_connect_interval=1e9,
-            ),  # B, I: it wants half of the high watermark, nothing, and prunes what is older than the grace period
-        )  # fmt: skip
-        self.swarm.set_resource_manager(None)  # type: ignore[attr-defined]
-        self.swarm._select_connection = self._select_connection  # type: ignore[attr-defined]
-        self.libp2p = BasicHost(network=self.swarm)
-        self.swarm.notifees.clear()  # type: ignore[attr-defined]  # tag store and automatic identify: nothing here reads them
-        self.swarm.set_stream_handler(_never_raises(self.swarm.common_stream_handler))  # type: ignore[attr-defined]  # A
+        self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
+        self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
+        self.swarm = HostSwarm(key_pair, security, self._new_link, knows=self.knows, preferred=self._preferred)
+        self.libp2p = StreamHost(self.swarm)
+        self.swarm.set_stream_handler(self._stream_opened(self.swarm.common_stream_handler))  # A
         self.peer_id = str(self.swarm.get_peer_id())
         self._listeners: list[trio.SocketListener] = []
         self._strangers = Strangers()
         self._offenders = Offenders()
+        self._carriers = Carriers()
         self.redial = Redial(self)
         self._nursery: trio.Nursery | None = None
 
@@ -186,7 +194,7 @@ class Host:
                 nursery.cancel_scope.cancel()
                 for listener in self._listeners:
                     listener.socket.close()
-                for link in [*self._retired, *self.links.values()]:
+                for link in self._all_links():
                     link.fail("this node stops")  # L: the swarm's own end would leak them
 
     async def flushed(self, timeout_s: float) -> None:
@@ -205,7 +213,10 @@ class Host:
             now = trio.current_time()
             ping_every_s = mux_link.ping_interval(len(self.links))
             for link in [*self.links.values(), *self._retired]:
-                link.tick(now, ping_every_s)
+                link.tick_safely(now, ping_every_s)
+            for upgrade in [upgrade for upgrade in self._upgrades if upgrade.admission_key]:
+                if not self._admits(upgrade.peer, upgrade.admission_key):
+                    upgrade.scope.cancel()
             if self._offenders.any_back(now - TICK_S, now):
                 self.look_at_book()
 
@@ -229,18 +240,34 @@ class Host:
                 self.complain("too many connections from one address; some are refused", host)
                 await trio.aclose_forcefully(stream)
                 continue
-            if len(self.links) >= MAX_LINKS or not self._strangers.make_room(host, now):
+            if self._is_full or not self._strangers.make_room(host, now):
                 self.rejected["too many"] += 1
                 await trio.aclose_forcefully(stream)
                 continue
+            try:
+                raw = tcp_connection(stream, initiator=False)
+            except OSError:  # gone meanwhile
+                await trio.aclose_forcefully(stream)
+                continue
             self._strangers.begin(host)
-            self._nursery.start_soon(self._admit, tcp_connection(stream, initiator=False), host)
+            self._nursery.start_soon(self._admit, raw, host)
 
     def _circuit_opened(self, via: Link, channel: Channel, source: str) -> None:
         """Somebody reaches us through a relay; who it is the handshake tells."""
         conn = CircuitConn(via, channel, initiator=False)
         where = f"relay {via.peer}"
-        if self._nursery is None or not self._strangers.make_room(where, trio.current_time()):
+        now = trio.current_time()
+        if not self._carriers.has_place(via):
+            channel.mux.in_vain(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
+            channel.refuse("this node has no place there")
+            return
+        host = where if via.remote_address is None else via.remote_address[0]
+        if not self._carriers.may_carry(via.peer, source, now) or not self._strangers.may_connect(host, now):
+            self.rejected["too often"] += 1
+            self.complain("too many connections by way of one relay; some are refused", via.peer)
+            channel.refuse("too often")
+            return
+        if self._nursery is None or self._is_full or not self._strangers.make_room(where, now):
             self.rejected["too many"] += 1
             channel.refuse("too many at once")
             return
@@ -282,46 +309,66 @@ class Host:
 
     async def upgrade(self, raw: IRawConnection, peer_id: ID | None, *, path: Path | None = None) -> Link:
         """Handshake, proof of the token, muxer. `raw` is closed if any of it fails. Raises HandshakeFailed and more."""
-        upgrader = self.swarm.upgrader  # type: ignore[attr-defined]
-        try:
-            secured = await self._secure(raw, peer_id)
-            remote = secured.get_remote_peer()
-            if self._offenders.keep_away(str(remote), trio.current_time()):
-                raise _KeptAway
-            if peer_id is not None and remote != peer_id:
-                raise PeerUnavailable("another peer answers there")
-            ration(raw, MAX_UPGRADE_BYTES)
+        with self._upgrading(peer_id) as upgrade:
             try:
-                link: Link = await upgrader.upgrade_connection(secured, remote)
-            except Exception as error:
-                if not raw.is_initiator and noise.is_end(error):
-                    raise _HungUp from None
+                secured = await self._secure(raw, peer_id, upgrade)
+                remote = secured.get_remote_peer()
+                if self._offenders.keep_away(upgrade.peer, trio.current_time()):
+                    raise _KeptAway
+                if peer_id is not None and remote != peer_id:
+                    raise PeerUnavailable("another peer answers there")
+                ration(raw, MAX_UPGRADE_BYTES)
+                try:
+                    link: Link = await self.swarm.upgrader.upgrade_connection(secured, remote)  # type: ignore[assignment]
+                except Exception as error:
+                    if not raw.is_initiator and noise.is_end(error):
+                        raise _HungUp from None
+                    raise
+            except BaseException:
+                await close_now(raw)
                 raise
-        except BaseException:
-            await close_now(raw)
-            raise
-        if path is not None:
-            link.path = path
-        try:
-            await self.swarm.add_conn(link, direction="outbound" if raw.is_initiator else "inbound")  # type: ignore[attr-defined]
-        except BaseException:
-            link.fail("given up while starting")
-            raise
-        if self._is_banned(link.peer) or link.admission_key not in self._admission_keys():
-            link.fail("no longer admitted")  # banned, or the token retired, while it was starting
-            raise HandshakeFailed("no longer admitted")
-        self._settle(link, dialled=path is None)
+            if path is not None:
+                link.path = path
+            upgrade.link = link
+            try:
+                await self.swarm.add_conn(link, direction="outbound" if raw.is_initiator else "inbound")
+                if not self._admits(link.peer, link.admission_key):
+                    raise _no_longer_admitted()
+            except BaseException:
+                link.fail("given up while starting")
+                raise
+            self._settle(link, dialled=path is None)
         return link
 
-    async def _secure(self, raw: IRawConnection, peer_id: ID | None) -> noise.SecureConn:
-        security = self.swarm.upgrader.security_multistream  # type: ignore[attr-defined]
+    @contextmanager
+    def _upgrading(self, peer_id: ID | None) -> Iterator[_Upgrade]:
+        """Raises HandshakeFailed when it was ended from outside: by `cut`, or as its token was retired."""
+        upgrade = _Upgrade("" if peer_id is None else str(peer_id))
+        self._upgrades.add(upgrade)
+        try:
+            with upgrade.scope:
+                yield upgrade
+        finally:
+            self._upgrades.discard(upgrade)
+        if upgrade.scope.cancelled_caught:
+            raise _no_longer_admitted()
+
+    def _admits(self, peer: str, admission_key: bytes) -> bool:
+        return not self._is_banned(peer) and admission_key in self._admission_keys()
+
+    async def _secure(self, raw: IRawConnection, peer_id: ID | None, upgrade: _Upgrade) -> noise.SecureConn:
+        if upgrade.peer and self._is_banned(upgrade.peer):
+            raise PeerBanned(f"peer {upgrade.peer}")
+        security = self.swarm.upgrader.security_multistream
         if raw.is_initiator:
-            secured: noise.SecureConn = await security.secure_outbound(raw, peer_id)
+            secured: noise.SecureConn = await security.secure_outbound(raw, peer_id)  # type: ignore[arg-type,assignment]
         else:
-            secured = await security.secure_inbound(raw)
-        remote = str(secured.get_remote_peer())
-        if remote == self.peer_id:
+            secured = await security.secure_inbound(raw)  # type: ignore[assignment]
+        upgrade.peer, upgrade.admission_key = str(secured.get_remote_peer()), secured.admission_key
+        if upgrade.peer == self.peer_id:
             raise Ourselves
+        if not self._admits(upgrade.peer, upgrade.admission_key):  # it was, when it proved itself
+            raise _no_longer_admitted()
         address = raw.get_remote_address()
         if address is not None and not raw.is_initiator:
             self.seen_from[secured.digest] = address
@@ -332,10 +379,12 @@ class Host:
     async def probe(self, stream: trio.SocketStream, peer_id: str) -> bytes:
         """Is it this member who answers there? Then hang up; the handshake's hash. Raises as `upgrade` does."""
         raw = tcp_connection(stream, initiator=True)
-        try:
-            return (await self._secure(raw, ID.from_base58(peer_id))).digest
-        finally:
-            await close_now(raw)
+        remote = ID.from_base58(peer_id)
+        with self._upgrading(remote) as upgrade:
+            try:
+                return (await self._secure(raw, remote, upgrade)).digest
+            finally:
+                await close_now(raw)
 
     def _new_link(self, secured: noise.SecureConn, peer_id: ID) -> Link:
         if isinstance(secured.raw, CircuitConn):
@@ -348,6 +397,8 @@ class Host:
         """Take the link as the peer's, unless a better one is there (N). `dialled`: not punched beside a relayed one."""
         if link.is_closed:
             return
+        if link.admission_key == self._admission_keys()[0]:  # so it is valid
+            self.token_retired_at, self._retired_by = None, (b"", set())
         known = self.links.get(link.peer)
         if known is not None and dialled and not link.is_initiator and link.opened_at - known.opened_at > LOST_S:
             known.fail("the peer has lost this connection: it made a new one")
@@ -371,34 +422,86 @@ class Host:
         else:
             self._retire(link)
 
+    def knows(self, link: Link) -> bool:
+        """Whether it is open and counts: the peer's link, a duplicate that finishes what it carries, or one that starts."""
+        return (
+            self.links.get(link.peer) is link
+            or link in self._retired
+            or any(upgrade.link is link for upgrade in self._upgrades)
+        )
+
+    def _all_links(self, peer: str | None = None) -> list[Link]:
+        """With that peer, or with everybody, duplicates first: the end of the peer's link would put one in its place."""
+        links = [
+            *self._retired,
+            *[upgrade.link for upgrade in self._upgrades if upgrade.link is not None],
+            *self.links.values(),
+        ]
+        if peer is None:
+            return links
+        return list(dict.fromkeys(link for link in (*links, *self.swarm.links_of(peer)) if link.peer == peer))
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.links) + len(self._retired) >= MAX_LINKS
+
     def _retire(self, link: Link) -> None:
+        spares = [spare for spare in self._retired if spare.peer == link.peer]
+        if len(spares) >= MAX_SPARES:
+            min(spares, key=lambda spare: spare.opened_at).fail("the peer has too many connections")
         self._retired.add(link)
         link.retire()
 
     def cut(self, peer: str, reason: str) -> None:
-        """Close every link with the peer now. It may come back unless it is banned or its token is not valid."""
-        spares = [link for link in self._retired if link.peer == peer]
-        for link in [*spares, *filter(None, [self.links.get(peer)])]:
+        """Close every connection with the peer now, those that are being made too. It may come back unless it is banned or
+        its token is not valid."""
+        for upgrade in [upgrade for upgrade in self._upgrades if upgrade.peer == peer]:
+            upgrade.scope.cancel()
+        for link in self._all_links(peer):
             link.fail(reason)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+        if not self.knows(link):
+            _refuse(link, channel, "")
+            return
         if not service.startswith("/"):
             self._events.tunnel_opened(link, channel, service)
             return
         name, _, rest = service[1:].partition("/")
         version, _, rest = rest.partition("/")
-        serve = self._services.get(f"/{name}/{version}", _refuse)
-        serve(link, channel, rest)
+        kind = f"/{name}/{version}"
+        if kind != CIRCUIT:  # what others ask of a relay is not its doing
+            channel.mux.in_vain(SERVICE_COSTS)
+        self._services.get(kind, _refuse)(link, channel, rest)
+
+    def _stream_opened(self, handler: Callable[[INetStream], Awaitable[None]]) -> Callable[[INetStream], Awaitable[None]]:
+        """An exception that leaves a stream handler ends py-libp2p's whole host, and a remote can cause many (A)."""
+
+        async def guarded(stream: INetStream) -> None:
+            try:
+                if not isinstance(stream.muxed_conn, mux_link.Link) or not self.knows(stream.muxed_conn):
+                    raise SwarmException("it came on a connection that has ended, or that is not ours")
+                await handler(stream)
+            except Exception as error:  # noqa: BLE001  # the one place for what a peer's stream can raise
+                log.debug("a peer's stream failed", peer=str(stream.muxed_conn.peer_id), why=type(error).__name__)
+                with suppress(Exception):  # it is gone already
+                    await stream.reset()
+
+        return guarded
 
     def link_misused(self, link: Link, what: str) -> None:
         self.offended(link.peer, what)
 
     def offended(self, peer: str, what: str) -> None:
         """This member did what no honest one does: it is cut off and kept away for a while. Said once an hour a peer."""
-        if self._offenders.add(peer, trio.current_time()):
+        now = trio.current_time()
+        if self._offenders.add(peer, now):
             log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer, what=what)
-        for link in [link for link in (*self.links.values(), *self._retired) if link.peer == peer]:
-            link.fail(f"the peer broke the rules: {what}")
+        links = self._all_links(peer)
+        for carrier in {link.via_peer for link in links if link.via_peer}:
+            if self._carriers.carried_offender(carrier, now):
+                self.complain("many that come by way of one relay break the rules; for now nobody is let in by it", carrier)
+        self.cut(peer, f"the peer broke the rules: {what}")
 
     def link_suspect(self, link: Link) -> None:
         if self.links.get(link.peer) is link:
@@ -406,6 +509,7 @@ class Host:
 
     def link_closed(self, link: Link, reason: str) -> None:
         self._retired.discard(link)
+        self._carriers.forget(link)
         if self.links.get(link.peer) is not link:
             return
         del self.links[link.peer]
@@ -419,10 +523,10 @@ class Host:
         self._events.peer_down(link.peer, reason)
         self.look_at_book()
 
-    def _select_connection(self, connections: list[INetConn], peer_id: ID) -> INetConn:
+    def _preferred(self, peer: str) -> Link | None:
         """Where the swarm opens a stream: not on a duplicate, which is about to go."""
-        link = self.links.get(str(peer_id))
-        return next((conn for conn in connections if conn.muxed_conn is link), connections[-1])
+        starting = (upgrade.link for upgrade in self._upgrades if upgrade.link is not None and upgrade.peer == peer)
+        return self.links.get(peer) or next(starting, None)
 
     # Outbound
 
@@ -451,7 +555,24 @@ class Host:
             conn = await open_circuit(via, peer)
             return await self.upgrade(conn, ID.from_base58(peer))
 
+    def reserve(self, link: Link, opener: Opener, peer: Duplex) -> Channel:
+        """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
+        channel = link.open_tunnel(RESERVE, opener, peer)
+        self._carriers.took_place(link, channel)
+        return channel
+
     def token_is_retired(self, error: TokenRetired) -> None:
+        """A member says so of our newest key. Two are believed, or one while we have no link: any member can say it, and a
+        person who believes it joins with another token."""
+        newest = self._admission_keys()[0]
+        if self._retired_by[0] != newest:
+            self._retired_by = newest, set()
+        say_so = self._retired_by[1]
+        if len(say_so) < 2:
+            say_so.add(error.detail)
+            log.info("a member said that this node's token is retired", by=error.detail)
+        if len(say_so) < 2 and self.links:
+            return
         self.token_retired_at = trio.current_time()
         self.complain(str(TokenRetired()), error.detail, REMIND_EVERY_S)
 
@@ -463,21 +584,29 @@ class Host:
             raise PeerUnavailable("no connection to it")
         try:
             stream = await self.libp2p.new_stream(ID.from_base58(peer), [protocol])  # type: ignore[list-item]
-        except (BaseLibp2pError, ValueError) as error:  # ValueError: the peer answers with what is not UTF-8 (A)
-            raise PeerUnavailable(str(error)) from error
+        except Exception as error:  # what the peer answers with meets py-libp2p here (A); callers are tasks
+            raise PeerUnavailable(str(error) or type(error).__name__) from error
         return _plain_stream(stream)
 
-    def handle_stream(self, protocol: str, handler: Callable[[str, TrioStream], Awaitable[None]]) -> None:
-        """Call `handler(peer, stream)` for each stream that a peer opens for `protocol`. It must close the stream."""
+    def handle_stream(self, protocol: str, handler: Callable[[Link, TrioStream], Awaitable[None]]) -> None:
+        """Call `handler(link, stream)` for each stream that a peer opens for `protocol`. It must close the stream.
+
+        Nothing of what it reads comes from a link that has ended. `knows(link)` says whether it counts at any later moment.
+        """
 
         async def handle(stream: INetStream) -> None:
-            await handler(str(stream.muxed_conn.peer_id), _plain_stream(stream))
+            plain = _plain_stream(stream)
+            await handler(plain.link, plain)
 
         self.libp2p.set_stream_handler(_protocol(protocol), handle)
 
 
 class _HungUp(Exception):
     """A member that proved itself and went away: it only looked whether we can be reached."""
+
+
+def _no_longer_admitted() -> HandshakeFailed:
+    return HandshakeFailed("no longer admitted")  # banned, or the token retired, while it was starting
 
 
 def _refuse(_link: Link, channel: Channel, _rest: str) -> None:
@@ -497,17 +626,3 @@ def _plain_stream(stream: INetStream) -> TrioStream:
 
 def _protocol(name: str) -> TProtocol:
     return name  # type: ignore[return-value]
-
-
-def _never_raises(handler: Callable[[INetStream], Awaitable[None]]) -> Callable[[INetStream], Awaitable[None]]:
-    """An exception that leaves a stream handler ends py-libp2p's whole host, and a remote can cause many (A)."""
-
-    async def guarded(stream: INetStream) -> None:
-        try:
-            await handler(stream)
-        except Exception as error:  # noqa: BLE001  # the one place for what a peer's stream can raise
-            log.debug("a peer's stream failed", peer=str(stream.muxed_conn.peer_id), why=type(error).__name__)
-            with suppress(Exception):  # it is gone already
-                await stream.reset()
-
-    return guarded

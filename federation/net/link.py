@@ -23,8 +23,10 @@ import struct
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
 
+import structlog
 import trio
 from libp2p.abc import IMuxedConn
 from libp2p.io.exceptions import IOException
@@ -38,7 +40,7 @@ from federation.net.streams import MuxStream
 from federation.reactor import READ, WRITE, Duplex, Reactor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from libp2p.connection_types import ConnectionType
     from libp2p.peer.id import ID
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
     from federation.net.mux import Channel, Opener
     from federation.net.noise import SecureConn
+
+log = structlog.get_logger(__name__)
 
 PROTOCOL_ID = "/federation/mux/1"
 
@@ -169,10 +173,18 @@ class Link(IMuxedConn):
             self._reactor.drop(self._sock.fileno())
             self._sock.close()
         self._drained.clear()
-        self.mux.abort(reason)
         self._incoming_send.close()
         self._woken.set()
-        self._events.link_closed(self, reason)
+        self._reactor.guard(lambda: self.mux.abort(reason))
+        self._reactor.guard(lambda: self._events.link_closed(self, reason))
+
+    def tick_safely(self, now: float, ping_every_s: float) -> None:
+        """`tick` outside the reactor's guard: a fault of ours ends this link, and not the task that ticks them all."""
+        try:
+            self.tick(now, ping_every_s)
+        except Exception:  # the reactor's rule 3
+            log.exception("a link's tick failed", peer=self.peer)
+            self.fail("a fault of this node")
 
     def tick(self, now: float, ping_every_s: float = PING_EVERY_S) -> None:
         """To be called a few times a second. After `ping_every_s` of silence one end pings, and that is news to both."""
@@ -402,24 +414,33 @@ class Link(IMuxedConn):
     # libp2p's muxed connection
 
     async def start(self) -> None:
-        """Run by the swarm until the link ends."""
-        if not self._closed.is_set():
-            try:
-                sock = await _take_socket(self._secured)
-            except OSError as error:  # no descriptor left; what leaves this task ends the swarm
-                sock = None
-                self.fail(error.strerror or "the connection broke")
-            if self._closed.is_set():  # failed meanwhile
-                if sock is not None:
-                    sock.close()
-            elif sock is None:
-                self.event_started.set()
-                await self._run_async()
-            else:
-                self._start_on(sock)
+        """Run by the swarm until the link ends. What leaves this task ends the swarm, so nothing does."""
+        try:
+            await self._start()
+        except Exception:  # the reactor's rule 3
+            log.exception("a link failed as it started", peer=self.peer)
+            self.fail("a fault of this node")
         self.event_started.set()
         await self._closed.wait()
-        await self._secured.close()
+        with suppress(Exception):  # it is over, whatever its stream says
+            await self._secured.close()
+
+    async def _start(self) -> None:
+        if self._closed.is_set():
+            return
+        try:
+            sock = await _take_socket(self._secured)
+        except OSError as error:  # no descriptor left
+            self.fail(error.strerror or "the connection broke")
+            return
+        if self._closed.is_set():  # failed meanwhile
+            if sock is not None:
+                sock.close()
+        elif sock is None:
+            self.event_started.set()
+            await self._run_async()
+        else:
+            self._start_on(sock)
 
     def _start_on(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -474,6 +495,15 @@ class Link(IMuxedConn):
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return self.remote_address
+
+
+async def talk(link: Link, say: Callable[[Link], Awaitable[None]]) -> None:
+    """`say(link)`, as a task beside others: a fault of ours in it ends the link, and not whoever started the task."""
+    try:
+        await say(link)
+    except Exception:  # the reactor's rule 3
+        log.exception("a talk with a peer failed", peer=link.peer)
+        link.fail("a fault of this node")
 
 
 async def _take_socket(secured: SecureConn) -> socket.socket | None:

@@ -13,10 +13,11 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     OPEN     service name      open a tunnel
     OPENED   -                 the exit reached its backend
     REFUSED  reason            it did not, and no byte went anywhere; the channel is gone
-    DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked
+    DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked; in a
+                               record, no other one of the channel follows one below QUANTUM
     FIN      -                 no more DATA in this direction
     RST      reason            the channel is gone in both directions
-    CREDIT   4 bytes           so many more bytes are granted
+    CREDIT   4 bytes           so many more bytes are granted, at least one
     PING     8 bytes           channel 0; answered by PONG with the same bytes
 
 The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
@@ -55,11 +56,16 @@ MAX_STREAMS = 64  # of them libp2p streams: a healthy peer has about six
 QUANTUM = 16 * 1024  # one turn: 16 KiB take 0.1 ms at 150 MB/s
 CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source must wait
 CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
-# What a remote may do in vain, each costing us more than it: opens that are refused or taken back unanswered, PINGs, and
-# STREAMs, which libp2p negotiates. An honest crowd of clients that leaves at once stays below; `tick` gives it back.
+# What a remote may do in vain, each costing us more than it: opens that are refused or taken back unanswered, PINGs, PONGs
+# that answer nothing, grants too small to be worth a frame, frames for channels that are gone, bytes of one channel in more
+# frames than they need. An honest crowd of clients that leaves at once stays below; `tick` gives it back.
 MAX_VAIN = 32_768
 VAIN_A_TICK = 512
-STREAM_COSTS = 32
+STREAM_COSTS = 32  # which libp2p negotiates
+SERVICE_COSTS = 16  # of this node itself, which do more than refuse
+# What was on its way when we closed a channel: a few frames each, so of 3,000 tunnels a second a healthy link has thousands.
+STRAY_COSTS = 1 / 8
+LEAST_CREDIT = 4096  # we grant half a window at a time; by single bytes a remote would have us send one in a frame each
 MAX_CONTROL = 16_384  # control frames unsent: a remote that makes us answer and never reads
 MAX_REASON = 200
 MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
@@ -90,7 +96,7 @@ class Channel:
 
     __slots__ = (
         "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
-        "out_size", "peer", "queued", "remote", "tunnel", "unreturned", "waiting", "window",
+        "out_size", "peer", "queued", "remote", "small_in", "tunnel", "unreturned", "waiting", "window",
     )  # fmt: skip
 
     peer: Duplex
@@ -110,6 +116,7 @@ class Channel:
         self.queued = False  # in the mux's ring
         self.waiting = False  # told its source to wait; owes it a resume
         self.answered = not (tunnel and remote)
+        self.small_in = 0  # number of the record with its latest small DATA
         self.fin_queued = self.fin_sent = self.fin_received = self.closed = False
 
     # Duplex
@@ -254,7 +261,9 @@ class Mux:
         self._last_remote_id = 0
         self._remote_parity = 0 if initiator else 1
         self.closed = False
-        self._vain_left = MAX_VAIN
+        self._vain_left = float(MAX_VAIN)
+        self._pings = 0  # not answered yet
+        self._records = 0  # fed
         self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
 
     # Ours
@@ -288,13 +297,14 @@ class Mux:
         return self._next_id > MAX_ID
 
     def ping(self, payload: bytes) -> None:
+        self._pings += 1
         self.control(PING, 0, payload)
 
     def tick(self) -> None:
         """To be called a few times a second."""
         self._vain_left = min(MAX_VAIN, self._vain_left + VAIN_A_TICK)
 
-    def in_vain(self, cost: int = 1) -> None:
+    def in_vain(self, cost: float = 1) -> None:
         """The remote has used up some of our patience; the end of the next record finds out if that was the last of it."""
         self._vain_left -= cost
 
@@ -392,6 +402,7 @@ class Mux:
         view = memoryview(record)
         unpack = HEADER.unpack_from
         channels = self.channels
+        number = self._records = self._records + 1
         while at < end:
             if end - at < HEADER_BYTES:
                 raise ProtocolViolation("half a frame header")
@@ -410,10 +421,17 @@ class Mux:
                         raise ProtocolViolation("DATA that was not granted, or none")
                     if channel.opener is not None:
                         raise ProtocolViolation("DATA before OPENED")
+                    if channel.small_in == number:  # our `take` joins all that waits
+                        self.in_vain()
+                    elif length < QUANTUM:
+                        channel.small_in = number
                     channel.peer.send(view[at:stop])
             else:
                 self._feed_control(kind, channel_id, record[at:stop])
             at = stop
+        self._check_patience()
+
+    def _check_patience(self) -> None:
         if self.overrun:
             raise ProtocolViolation("the peer makes us answer and does not read")
         if self._vain_left < 0:
@@ -454,14 +472,21 @@ class Mux:
             self.in_vain()
             self.control(PONG, 0, payload)
         else:
+            if self._pings:
+                self._pings -= 1
+            else:
+                self.in_vain()
             self._handler.pong(payload)
 
     def _credited(self, channel: Channel, payload: bytes) -> None:
         if len(payload) != 4:
             raise ProtocolViolation("a malformed CREDIT")
-        channel.credit += _CREDIT.unpack(payload)[0]
-        if channel.credit > 2 * MAX_WINDOW:
-            raise ProtocolViolation("more CREDIT than a window holds")
+        (grant,) = _CREDIT.unpack(payload)
+        channel.credit += grant
+        if not grant or channel.credit > 2 * MAX_WINDOW:
+            raise ProtocolViolation("more CREDIT than a window holds" if grant else "CREDIT for nothing")
+        if grant < LEAST_CREDIT:
+            self.in_vain()
         channel.unblock()
 
     def _answered(self, channel: Channel, kind: int, payload: bytes) -> None:
@@ -502,6 +527,7 @@ class Mux:
         ours = channel_id & 1 != self._remote_parity
         if not channel_id or (channel_id >= self._next_id if ours else channel_id > self._last_remote_id):
             raise ProtocolViolation("a frame for a channel that was never opened")
+        self.in_vain(STRAY_COSTS)
 
 
 def _text(payload: bytes) -> str:

@@ -120,8 +120,8 @@ class Opener:
         decrypt, pack_nonce = self._decrypt, self._pack_nonce
         while end - at >= 2:
             stop = at + 2 + ((view[at] << 8) | view[at + 1])
-            if stop - at < 2 + TAG:
-                raise ProtocolViolation("a record shorter than its tag")
+            if stop - at <= 2 + TAG:  # to open one costs what it costs to open a full one
+                raise ProtocolViolation("a record shorter than its tag, or with nothing in it")
             if stop > end:
                 break
             try:
@@ -311,7 +311,7 @@ class TokenNoise(ISecureTransport):
         for key in keys:
             if hmac.compare_digest(answer, _proof(key, b"responder", digest)):
                 return key
-            if hmac.compare_digest(answer, _proof(key, b"responder: retired", digest)):
+            if key == keys[0] and hmac.compare_digest(answer, _proof(key, b"responder: retired", digest)):
                 raise TokenRetired(f"peer {peer}")
             if hmac.compare_digest(answer, _proof(key, b"responder: banned", digest)):
                 raise BannedByPeer(f"peer {peer}")
@@ -325,14 +325,15 @@ class TokenNoise(ISecureTransport):
         offered = [message[at : at + PROOF_BYTES] for at in range(0, MAX_PROOFS * PROOF_BYTES, PROOF_BYTES)]
         answer = REFUSED
         outcome: HandshakeFailed = TokenRefused(f"peer {peer}")
-        for key in self._admission_keys():
+        keys = self._admission_keys()
+        for key in keys:
             if _holds(offered, key, b"initiator", digest):
                 if not self._is_banned(peer):
                     await conn.write(_proof(key, b"responder", digest))
                     return key
                 answer, outcome = _proof(key, b"responder: banned", digest), PeerBanned(f"peer {peer}")
                 break
-            if _holds(offered, key, b"initiator: retired", digest):  # it had this key, and took a newer one for it
+            if key == keys[0] and _holds(offered, key, b"initiator: retired", digest):  # it had it, and took a newer one
                 outcome = TokenRetired(f"peer {peer}")
         else:
             for key in self._retired_keys():

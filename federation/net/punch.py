@@ -24,6 +24,7 @@ from federation.errors import FederationError, ProtocolViolation
 from federation.net import messages
 from federation.net.addresses import PeerAddress
 from federation.net.dialler import listen_beside, open_from_port
+from federation.net.link import talk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -76,7 +77,7 @@ class Puncher:
 
     def peer_up(self, link: Link) -> None:
         if link.path == "relayed" and link.is_initiator and self._nursery is not None:
-            self._nursery.start_soon(self._lead_until_direct, link)
+            self._nursery.start_soon(talk, link, self._lead_until_direct)
 
     def again(self) -> None:
         """Addresses changed, here or at a peer: what failed may work now."""
@@ -116,7 +117,8 @@ class Puncher:
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("no appointment for a direct connection", peer=link.peer, why=str(error) or type(error).__name__)
 
-    async def _follow(self, peer: str, stream: TrioStream) -> None:
+    async def _follow(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
         async with self._door(peer) as (at, listeners):
             with trio.fail_after(APPOINTMENT_S):
                 async with stream:

@@ -26,7 +26,7 @@ from federation.errors import FederationError, PeerUnavailable, ProtocolViolatio
 from federation.net import messages
 from federation.net.addresses import PeerAddress
 from federation.net.dialler import open_from_port
-from federation.net.relay import RESERVE
+from federation.net.link import talk
 from federation.reactor import Nobody
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Reach:
             if peer not in self._asked and link.path == "direct" and self._is_outside(link):
                 self._asked[peer] = now
                 self._asking += 1
-                self._nursery.start_soon(self._ask, link)
+                self._nursery.start_soon(talk, link, self._ask)
 
     def _is_outside(self, link: Link) -> bool:
         return link.remote_address is not None and is_outside(link.remote_address[0], self._networks())
@@ -227,12 +227,12 @@ class Reach:
 
     # Answering
 
-    async def _answer(self, peer: str, stream: TrioStream) -> None:
-        link = self._host.links.get(peer)
+    async def _answer(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
         now = trio.current_time()
         async with stream:
             ports, shown = _read_question(await messages.receive(stream, at_most=MAX_MESSAGE))
-            if link is None or link.remote_address is None:
+            if link.remote_address is None:
                 return
             if ports:
                 if now - self._answered.get(peer, -1e9) < ANSWER_EVERY_S:
@@ -281,7 +281,7 @@ class Reach:
         ]
         for peer in sorted(candidates, key=self._nearness)[: WANTED_RELAYS - len(serving)]:
             with suppress(PeerUnavailable):
-                self._places[peer] = _Place(self, links[peer])
+                self._places[peer] = _Place(self, self._host, links[peer])
 
     def _nearness(self, peer: str) -> tuple[int, bytes]:
         link = self._host.links.get(peer)
@@ -308,11 +308,11 @@ class Reach:
 class _Place(Nobody):
     """Our end of a reservation."""
 
-    def __init__(self, reach: Reach, link: Link) -> None:
+    def __init__(self, reach: Reach, host: Host, link: Link) -> None:
         self._reach = reach
         self.link = link
         self.granted = False
-        self.channel = link.open_tunnel(RESERVE, self, self)
+        self.channel = host.reserve(link, self, self)
 
     def opened(self) -> None:
         self.granted = True

@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from federation.errors import PeerUnavailable
+from federation.pace import Buckets
 from federation.reactor import Nobody
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ RESERVE = "/reserve/1"
 RELAY = "/relay/1"
 CIRCUIT = "/circuit/1"
 
+# One member asks for so many circuits; an honest one dials a peer again after seconds, and a hundred peers when it starts.
+ASKED_A_SECOND, ASKED_AT_ONCE = 4.0, 256.0
+MAX_ASKERS = 4096
 SHARE = 4  # one member has at most this part of the circuits
 BURST_S = 0.25  # what a circuit may send at once, of its rate
 LEAST_BURST = 64 * 1024  # one record; else a low rate would never send it
@@ -68,6 +72,7 @@ class Relay:
         self._complain = complain
         self._places: dict[str, _Place] = {}
         self._circuits: Counter[str] = Counter()  # by the member that asked
+        self._asked = Buckets[str](ASKED_A_SECOND, ASKED_AT_ONCE, max_keys=MAX_ASKERS)
         self.bytes_relayed = 0
 
     @property
@@ -135,6 +140,9 @@ class Relay:
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
             self._complain("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
             return "too many circuits"
+        if not self._asked.of(source).take(trio.current_time()):  # the relay would be blamed for what it brings there
+            self._complain("a member asks for circuits without end; some are refused", source)
+            return "too often"
         return ""
 
     def ended(self, source: str) -> None:

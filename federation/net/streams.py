@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,9 +24,9 @@ class MuxStream(IMuxedStream):
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel
-        self.muxed_conn = self._link = link
+        self.muxed_conn = self.link = link
         channel.peer = self
-        self._in: deque[bytes] = deque()
+        self._in = bytearray()  # not a queue of chunks: a remote that sends by twos would have us hold 40 bytes for each
         self._arrived = trio.Event()
         self._writable = trio.Event()
         self._eof = False
@@ -45,7 +44,7 @@ class MuxStream(IMuxedStream):
         if self._read_closed:
             self.channel.abort("nobody reads here any more")
             return
-        self._in.append(bytes(data))
+        self._in += data
         self._arrived.set()
 
     def send_eof(self) -> None:
@@ -75,10 +74,9 @@ class MuxStream(IMuxedStream):
                     raise MuxedStreamClosed("this side has closed")
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-        chunk = self._in.popleft()
-        if n is not None and n >= 0 and len(chunk) > n:
-            self._in.appendleft(chunk[n:])
-            chunk = chunk[:n]
+        size = len(self._in) if n is None or n < 0 else n
+        chunk = bytes(self._in[:size])
+        del self._in[:size]
         self.channel.taken(len(chunk))
         return chunk
 
@@ -121,9 +119,9 @@ class MuxStream(IMuxedStream):
             self.channel.abort("reset")
             self.wake()
 
-    def take_unread(self) -> tuple[list[bytes], str | None]:
+    def take_unread(self) -> tuple[bytes, str | None]:
         """What was not read, and why nothing follows (None: more may). For who becomes the channel's peer instead."""
-        unread = list(self._in)
+        unread = bytes(self._in)
         self._in.clear()
         return unread, self._reset or ("the other side has finished" if self._eof else None)
 
@@ -138,7 +136,7 @@ class MuxStream(IMuxedStream):
         self._timeout_s = float(ttl) if ttl else math.inf
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return self._link.remote_address
+        return self.link.remote_address
 
     async def __aenter__(self) -> MuxStream:
         return self
@@ -170,9 +168,10 @@ class _OneTask:
 
 
 class TrioStream(trio.abc.HalfCloseableStream):
-    """A MuxStream with trio's manners: checkpoints, EOF as b"", trio's exceptions."""
+    """A MuxStream with trio's manners: checkpoints, EOF as b"", trio's exceptions. What a link brought ends with it."""
 
     def __init__(self, stream: MuxStream) -> None:
+        self.link = stream.link
         self._stream = stream
         self._sending = _OneTask("another task is sending")
         self._receiving = _OneTask("another task is receiving")
@@ -203,12 +202,15 @@ class TrioStream(trio.abc.HalfCloseableStream):
             self._check_open()
             await trio.lowlevel.checkpoint()
             try:
-                return await self._stream.read(max_bytes)
+                data = await self._stream.read(max_bytes)
             except MuxedStreamEOF:
                 return b""
             except (MuxedStreamReset, MuxedStreamClosed) as error:
                 self._check_open()
                 raise trio.BrokenResourceError(str(error)) from error
+            if self.link.is_closed:  # who was put out says nothing behind that, though it had sent it before
+                raise trio.BrokenResourceError("the connection is closed")
+            return data
 
     async def send_eof(self) -> None:
         with self._sending:

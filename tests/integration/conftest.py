@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 # Whole files are handed out: one of a minute that comes last would be waited for.
-LONGEST_FIRST = ("test_three_nodes", "test_failures", "test_paths", "test_rotate_and_ban", "test_protocols")
+LONGEST_FIRST = (
+    "test_three_nodes", "test_failures", "test_paths", "test_rotate_and_ban", "test_mixed_versions", "test_protocols",
+)  # fmt: skip
 
 _fleets: list[Fleet] = []  # alive now
 
