@@ -269,7 +269,8 @@ class Gossip:
         except (PeerUnavailable, ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("ledger sync failed", peer=link.peer, why=str(error) or type(error).__name__)
 
-    async def _answer_sync(self, peer: str, stream: TrioStream) -> None:
+    async def _answer_sync(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
         if not self._syncs.of(peer).take(trio.current_time()):
             self._host.complain("a peer asks for the whole ledger again and again; it has to wait", peer)
             await stream.aclose()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from federation.net.host import Host
+    from federation.net.link import Link
     from federation.net.streams import TrioStream
 
 log = structlog.get_logger(__name__)
@@ -140,14 +141,14 @@ class Probe:
 
     # Answering
 
-    async def _answer(self, peer: str, stream: TrioStream) -> None:
+    async def _answer(self, link: Link, stream: TrioStream) -> None:
         async with stream:
             try:
-                await self._serve(peer, stream)
+                await self._serve(link, stream)
             except (ProbeFailed, trio.BrokenResourceError, trio.TooSlowError) as error:
-                log.debug("a probe was not answered", peer=peer, why=str(error) or type(error).__name__)
+                log.debug("a probe was not answered", peer=link.peer, why=str(error) or type(error).__name__)
 
-    async def _serve(self, peer: str, stream: TrioStream) -> None:
+    async def _serve(self, link: Link, stream: TrioStream) -> None:
         for _ in range(MAX_ECHOES):
             with trio.fail_after(ANSWER_S):
                 what = await stream.receive_some(1)
@@ -156,9 +157,8 @@ class Probe:
                     await stream.send_all(await _exactly(stream, ECHO_BYTES))
                 continue
             if what == b"t":
-                link = self._host.links.get(peer)
                 answer: dict[str, Any] = {"utc": self._wall(), "version": __version__}
-                if link is not None and link.remote_address is not None:
+                if link.remote_address is not None:
                     answer["seen"] = list(link.remote_address[:2])
                 await messages.send(stream, answer)
             elif what in (b"u", b"d") and self._bulks < MAX_BULKS:

@@ -183,7 +183,8 @@ class Rotation:
 
     # Told
 
-    async def _answer(self, peer: str, stream: TrioStream) -> None:
+    async def _answer(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
                 async with stream:

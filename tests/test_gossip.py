@@ -192,7 +192,7 @@ class FakeHost:
             raise PeerUnavailable("no connection to it")
         ours, theirs = trio.testing.memory_stream_pair()
         assert self.nursery is not None
-        self.nursery.start_soon(self.others[peer].handlers[protocol], self.peer_id, theirs)
+        self.nursery.start_soon(self.others[peer].handlers[protocol], SimpleNamespace(peer=self.peer_id), theirs)
         return ours
 
 
@@ -727,7 +727,7 @@ class TestSyncOfNonsense:
         ours, theirs = trio.testing.memory_stream_pair()
         said = bytearray()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], "eve", theirs)
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer="eve"), theirs)
             await ours.send_all(data)
             if eof:
                 await ours.send_eof()
@@ -774,7 +774,7 @@ class TestSyncOfNonsense:
     async def test_as_an_answer(self, offline: Any, data: bytes) -> None:
         me, eve = Member("me"), Member("eve")
 
-        async def answer(_peer: str, stream: trio.StapledStream) -> None:  # type: ignore[type-arg]
+        async def answer(_link: object, stream: trio.StapledStream) -> None:  # type: ignore[type-arg]
             await stream.send_all(data)
             await stream.send_eof()
             with trio.move_on_after(1):
@@ -788,7 +788,7 @@ class TestSyncOfNonsense:
     async def test_silence_as_an_answer(self, offline: Any) -> None:
         me, eve = Member("me"), Member("eve")
 
-        async def answer(_peer: str, stream: object) -> None:
+        async def answer(_link: object, stream: object) -> None:
             await trio.sleep(SYNC_TIMEOUT_S + 0.5)
 
         eve.host.handlers[TOKEN.ledger_protocol()] = answer

@@ -48,7 +48,7 @@ def connect(peer: Peer) -> socket.socket:
     return socket.create_connection((peer.address.host, peer.address.port), timeout=5)
 
 
-async def echo(_peer: str, stream: TrioStream) -> None:
+async def echo(_link: Link, stream: TrioStream) -> None:
     async with stream:
         await stream.send_all(await stream.receive_some(100))
 
@@ -427,7 +427,7 @@ class TestMembersStreams:
             await assert_serves(victim, evil)
 
     async def test_a_handler_that_fails(self) -> None:
-        async def fail(_peer: str, stream: TrioStream) -> None:
+        async def fail(_link: Link, stream: TrioStream) -> None:
             assert await stream.receive_some(1)
             raise ValueError("on purpose")
 

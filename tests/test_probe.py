@@ -15,6 +15,7 @@ from tests.links import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from federation.net.link import Link
     from tests.hosts import Peer
 
 MIB = 1 << 20
@@ -107,7 +108,7 @@ async def test_an_answer_that_makes_no_sense(answer: object) -> None:
 
     async with pair(answers=False) as (_, ours, other):
 
-        async def lie(_peer: str, stream: TrioStream) -> None:
+        async def lie(_link: Link, stream: TrioStream) -> None:
             async with stream:
                 await messages.send(stream, answer)
                 await stream.send_eof()

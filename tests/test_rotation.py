@@ -56,7 +56,7 @@ class FakeHost:
             raise PeerUnavailable("no connection to it")
         ours, theirs = trio.testing.memory_stream_pair()
         other = self.net[peer]
-        other.nursery.start_soon(other.host.handler, self.name, theirs)
+        other.nursery.start_soon(other.host.handler, other.host.links[self.name], theirs)
         return ours
 
     def cut(self, peer: str, _reason: str) -> None:

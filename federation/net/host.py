@@ -375,6 +375,10 @@ class Host:
         else:
             self._retire(link)
 
+    def knows(self, link: Link) -> bool:
+        """Whether it is open and counts: the peer's link, or a duplicate that finishes what it carries."""
+        return self.links.get(link.peer) is link or link in self._retired
+
     def _retire(self, link: Link) -> None:
         self._retired.add(link)
         link.retire()
@@ -471,11 +475,15 @@ class Host:
             raise PeerUnavailable(str(error)) from error
         return _plain_stream(stream)
 
-    def handle_stream(self, protocol: str, handler: Callable[[str, TrioStream], Awaitable[None]]) -> None:
-        """Call `handler(peer, stream)` for each stream that a peer opens for `protocol`. It must close the stream."""
+    def handle_stream(self, protocol: str, handler: Callable[[Link, TrioStream], Awaitable[None]]) -> None:
+        """Call `handler(link, stream)` for each stream that a peer opens for `protocol`. It must close the stream.
+
+        What the peer sent before the link ended can still be read after that: `knows(link)` says whether it is here yet.
+        """
 
         async def handle(stream: INetStream) -> None:
-            await handler(str(stream.muxed_conn.peer_id), _plain_stream(stream))
+            plain = _plain_stream(stream)
+            await handler(plain.link, plain)
 
         self.libp2p.set_stream_handler(_protocol(protocol), handle)
 

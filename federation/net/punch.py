@@ -116,7 +116,8 @@ class Puncher:
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("no appointment for a direct connection", peer=link.peer, why=str(error) or type(error).__name__)
 
-    async def _follow(self, peer: str, stream: TrioStream) -> None:
+    async def _follow(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
         async with self._door(peer) as (at, listeners):
             with trio.fail_after(APPOINTMENT_S):
                 async with stream:

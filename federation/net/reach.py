@@ -227,12 +227,12 @@ class Reach:
 
     # Answering
 
-    async def _answer(self, peer: str, stream: TrioStream) -> None:
-        link = self._host.links.get(peer)
+    async def _answer(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
         now = trio.current_time()
         async with stream:
             ports, shown = _read_question(await messages.receive(stream, at_most=MAX_MESSAGE))
-            if link is None or link.remote_address is None:
+            if link.remote_address is None:
                 return
             if ports:
                 if now - self._answered.get(peer, -1e9) < ANSWER_EVERY_S:

@@ -25,7 +25,7 @@ class MuxStream(IMuxedStream):
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel
-        self.muxed_conn = self._link = link
+        self.muxed_conn = self.link = link
         channel.peer = self
         self._in: deque[bytes] = deque()
         self._arrived = trio.Event()
@@ -138,7 +138,7 @@ class MuxStream(IMuxedStream):
         self._timeout_s = float(ttl) if ttl else math.inf
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return self._link.remote_address
+        return self.link.remote_address
 
     async def __aenter__(self) -> MuxStream:
         return self
@@ -173,6 +173,7 @@ class TrioStream(trio.abc.HalfCloseableStream):
     """A MuxStream with trio's manners: checkpoints, EOF as b"", trio's exceptions."""
 
     def __init__(self, stream: MuxStream) -> None:
+        self.link = stream.link
         self._stream = stream
         self._sending = _OneTask("another task is sending")
         self._receiving = _OneTask("another task is receiving")
