@@ -66,6 +66,12 @@ class TokenTooNew(TokenError):
     """The token was made by a newer version of federation; upgrade this machine"""
 
 
+class OwnerKeyWrong(UsageError):
+    """This is not a network's owner key; `federation owner export` prints one where it is"""
+
+    detail_says_all = False
+
+
 class NodeRefused(FederationError):
     """The running node says no"""
 

@@ -65,6 +65,9 @@ def status(node: Node) -> answers.Status:
             "invite_addresses": node.invite_addresses(),
             "rotations": node.token.rotations,
             "former_until": _former_until(node),
+            "owner": node.token.owner.hex(),
+            "owner_here": node.has_owner_key,
+            "owner_at": owner_at(node),
         },
         "connections": {
             "now": len(node.forwarder.active),
@@ -230,7 +233,20 @@ def invite(node: Node) -> answers.Invite:
     return {"token": token, "command": f"echo {token} | federation join --token-file -"}
 
 
-def rotated(node: Node, not_told: list[str]) -> answers.Rotated:
+def owner_at(node: Node) -> list[str]:
+    """Which other nodes say that they have the owner's key."""
+    return sorted(
+        f"{record.name} ({record.peer_id})"
+        for record in node.ledger.records()
+        if record.owner and not record.left and record.peer_id != node.peer_id
+    )
+
+
+def named_rows(node: Node, peers: Iterable[str]) -> list[answers.NamedPeer]:
+    return [{"peer_id": peer, "name": node.name_of(peer)} for peer in sorted(peers)]
+
+
+def rotated(node: Node, not_told: list[str], out: frozenset[str]) -> answers.Rotated:
     def named(peers: Iterable[str]) -> list[str]:
         return sorted(node.name_of(peer) or peer for peer in peers)
 
@@ -242,6 +258,7 @@ def rotated(node: Node, not_told: list[str]) -> answers.Rotated:
         "told": named(node.host.links.keys() - {*not_told, *left_out}),
         "not_told": named(not_told),
         "left_out": named(left_out),
+        "excepted": named_rows(node, out.union(left_out)),
     }
 
 

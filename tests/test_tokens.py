@@ -290,7 +290,7 @@ def test_a_rotated_token_names_the_same_network_and_admits_by_another_key() -> N
 
 def test_the_format_of_a_rotated_token_is_pinned() -> None:
     names = bytes.fromhex("".join(derived(TOKEN)[label] for label in ("network id", "topic", "ledger")))
-    token = Token(b"n" * 32, "lab", (ADDRESS,), 258, names)
+    token = Token(b"n" * 32, "lab", (ADDRESS,), 258, origin=names)
     assert token.encode() == sealed(b"n" * 32 + b"\x00\x00\x01\x02" + names + b"lab\n" + ADDRESS.encode(), 2)
 
 
@@ -319,7 +319,7 @@ def test_a_rotated_token_without_its_parts_is_none(payload: bytes) -> None:
 @pytest.mark.parametrize(("rotations", "names"), [(0, bytes(40)), (1, b""), (1, bytes(39)), (-1, b""), (2**32, bytes(40))])
 def test_names_go_with_rotations(rotations: int, names: bytes) -> None:
     with pytest.raises(TokenError, match="names"):
-        Token(SECRET, rotations=rotations, names=names)
+        Token(SECRET, rotations=rotations, origin=names)
 
 
 # The secret stays inside
