@@ -89,7 +89,7 @@ def token_inspect(args: Namespace) -> None:
     if text is None and args.state_dir is None:
         text = os.environ.get("FEDERATION_TOKEN") or None
     if text is not None:
-        token: Token | None = Token.decode(read_stdin("Token: ") if text == "-" else text)
+        token: Token | None = Token.decode(read_stdin("token") if text == "-" else text)
     else:
         state = StateDir(args.state_dir) if args.state_dir else client.user_state_dir(os.environ)
         token = membership.saved_token(state)
@@ -210,9 +210,9 @@ def _given_token(settings: Settings) -> Token | None:
     if settings.token is not None:
         text = settings.token.get_secret_value()
         if text.strip() == "-":
-            text = read_stdin("Token: ")
+            text = read_stdin("token")
     elif settings.token_file is not None:
-        text = read_secret(settings.token_file, "Token: ")
+        text = read_secret(settings.token_file, "token")
     else:
         return None
     if not text.strip():

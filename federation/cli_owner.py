@@ -43,7 +43,7 @@ def token_new(args: Namespace) -> None:
 
 def rotate(args: Namespace) -> None:
     wish = {"grace_s": duration(args.grace, "--grace"), "except": args.excepted, "keep_banned": args.keep_banned}
-    key = None if args.owner_key is None else OwnerKey.decode(read_secret(args.owner_key, "Owner key: "))
+    key = None if args.owner_key is None else OwnerKey.decode(read_secret(args.owner_key, "owner key"))
     asker = Asker(args)
     answer = json.loads(asker.post("token/rotate", wish)) if key is None else _signed_here(asker, wish, key)
     say(json.dumps(answer) if args.json else rotated(answer))

@@ -49,29 +49,29 @@ def complain(text: str) -> None:
         print(f"federation: {without_tokens(' '.join(text.split()))}", file=sys.stderr)
 
 
-def read_stdin(prompt: str) -> str:
+def read_stdin(what: str) -> str:
     """A secret that somebody pipes in or, at a terminal, types unseen. Raises UsageError."""
     if sys.stdin is None:
-        raise UsageError("there is no standard input to read from")
+        raise UsageError(f"there is no standard input to read the {what} from")
     if sys.stdin.isatty():
         from getpass import getpass
 
-        return getpass(prompt)
+        return getpass(f"{what.capitalize()}: ")
     return sys.stdin.read(MAX_SECRET_TEXT)
 
 
-def read_secret(path: Path, prompt: str) -> str:
-    """The text of a file that only its owner should read; - is standard input. Raises UsageError."""
+def read_secret(path: Path, what: str) -> str:
+    """The text of a file that only its owner should read, the `what` ("token"); - is standard input. Raises UsageError."""
     if str(path) == "-":
-        return read_stdin(prompt)
+        return read_stdin(what)
     try:
         with path.expanduser().open(encoding="utf-8", errors="replace") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & 0o044:
-                complain(f"others on this machine can read the secret in {path}; make it private: chmod 600 {path}")
+                complain(f"others on this machine can read the {what} in {path}; make it private: chmod 600 {path}")
             return file.read(MAX_SECRET_TEXT)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read the {what} file {path}: {error.strerror}") from None
 
 
 def confirm(question: str) -> bool:
