@@ -70,7 +70,7 @@ def test_keys_differ_and_sign_for_themselves_alone() -> None:
         "",
         "hello",
         TEXT[:-1],
-        TEXT[:-1] + "Y",
+        TEXT[:-1] + "Z",
         TEXT + "A",
         TEXT[8:],
         "fed1_" + TEXT[8:],
