@@ -1,0 +1,117 @@
+"""A network from before there were owners, with nodes of that version in it: it goes on, but nobody rotates its token any more.
+
+What an old node hands over, the new ones refuse; an old node that rotates takes its own kind along and nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import federation, http_get, wait_until
+
+from federation.tokens import Token
+
+if TYPE_CHECKING:
+    from fleet import Fleet
+    from harness import Daemon
+
+OLD = "f919b4d"  # the last version without owners
+ROOT = Path(__file__).parents[2]
+SETTLED_S = 12.0  # more than the old version leaves to those that it could not tell
+
+
+@pytest.fixture(scope="module")
+def old(fleet: Fleet) -> dict[str, str]:
+    """The environment in which `python -m federation` is the old version."""
+    there = subprocess.run(["git", "-C", str(ROOT), "cat-file", "-e", f"{OLD}^{{commit}}"], capture_output=True, check=False)
+    if there.returncode:
+        pytest.skip(f"the history with {OLD} is not here")
+    directory = fleet.directory / "old-version"
+    directory.mkdir()
+    archive = subprocess.run(["git", "-C", str(ROOT), "archive", OLD, "federation"], capture_output=True, check=True)
+    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive.stdout, check=True)
+    return {"PYTHONPATH": str(directory)}
+
+
+@pytest.fixture(scope="module")
+def nodes(fleet: Fleet, old: dict[str, str]) -> dict[str, Daemon]:
+    """Three of this version, two of the old one; a token that the old version reads."""
+    token_file = fleet.directory / "without-owner"
+    token_file.write_text(Token.new("before").encode())
+    token_file.chmod(0o600)
+    first = fleet.daemon("new1", token_file=token_file, backend=fleet.backend("http", "new1"))
+    backend = fleet.backend("http", "old1")
+    found = {"new1": first}
+    for name in ("new2", "new3", "old1", "old2"):
+        found[name] = fleet.daemon(
+            name, token_file=token_file, peer=first, wait=False,
+            environment=old if name.startswith("old") else None, backend=backend if name == "old1" else None,
+        )  # fmt: skip
+    for node in found.values():
+        node.wait_ready()
+    for node in found.values():
+        wait_until(lambda node=node: node.sees() == set(found), within=20, what=f"{node.name} sees all")
+    return found
+
+
+def run(node: Daemon, old: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = (*arguments, "--state-dir", str(node.state_dir))
+    if not node.name.startswith("old"):
+        return federation(*command, home=node.directory, check=False)
+    return subprocess.run(
+        [node.command[0], "-m", "federation", *command], env={**os.environ, **node.environment, **old},
+        cwd=node.directory, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def saved(node: Daemon) -> Token:
+    return Token.decode((node.state_dir / "token").read_text())
+
+
+def test_all_serve_each_other(nodes: dict[str, Daemon]) -> None:
+    for node in nodes.values():
+        wait_until(lambda node=node: node.offers() == {"new1", "old1"}, within=20, what=f"{node.name} has both backends")
+        assert {http_get(node.entry()).body for _ in range(8)} == {b"new1", b"old1"}
+
+
+def test_a_node_of_this_version_says_why_it_does_not_rotate_and_how_to_move(
+    nodes: dict[str, Daemon], old: dict[str, str]
+) -> None:
+    before = saved(nodes["new1"])
+    done = run(nodes["new1"], old, "token", "rotate")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "no owner key" in done.stderr
+    assert "federation token new" in done.stderr
+    assert {saved(node).secret for node in nodes.values()} == {before.secret}
+
+
+def test_an_old_node_cannot_read_the_token_of_a_network_with_an_owner_and_says_so(fleet: Fleet, nodes, old) -> None:
+    owned = fleet.new_token("owned", "owned")
+    done = run(nodes["old2"], old, "token", "inspect", owned.read_text().strip())
+    assert done.returncode == 2
+    assert done.stderr == "federation: The token was made by a newer version of federation; upgrade this machine\n"
+
+
+def test_an_old_node_that_rotates_takes_over_nobody_of_this_version(
+    nodes: dict[str, Daemon], old: dict[str, str], figure
+) -> None:
+    new = [node for name, node in nodes.items() if name.startswith("new")]
+    before = saved(new[0])
+    done = run(nodes["old1"], old, "token", "rotate", "--grace", "0")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: saved(nodes["old2"]).secret == saved(nodes["old1"]).secret, within=20, what="the old ones share it")
+    assert saved(nodes["old1"]).secret != before.secret
+    time.sleep(SETTLED_S)  # the old ones hang up on whom they could not tell
+    taken = [node.name for node in new if saved(node).secret != before.secret]
+    figure("rotation by a node of f919b4d, without an owner", f"taken by {len(taken)} of 3 nodes of this version")
+    assert taken == []
+    for node in new:
+        assert {"new1", "new2", "new3"} <= node.sees()
+        assert http_get(node.entry()).body == b"new1"
+        refused = node.log().count("a member rotated the network's token; not taken, since it has no owner")
+        assert 1 <= refused <= 2  # once an hour for each who hands it over
