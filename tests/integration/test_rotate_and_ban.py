@@ -118,6 +118,18 @@ def test_a_new_token_for_all_but_one_and_one_that_misses_it(nodes, fleet, figure
         assert_no_secret_in_its_log(node, before, after, saved(home))
 
 
+def test_where_the_owners_key_is_and_its_backup(nodes, fleet) -> None:
+    home, third = nodes["home"], nodes["third"]
+    assert "key      here" in run(home, "owner", "show")
+    shown = json.loads(run(third, "owner", "show", "--json"))
+    assert (shown["owner_here"], shown["owner_at"]) == (False, [f"home ({home.peer_id})"])
+    done = federation("owner", "export", "--state-dir", str(home.state_dir), home=home.directory)
+    assert done.stdout == owner_key(fleet.token_file).read_text()
+    assert "decides who is a member" in done.stderr
+    done = federation("owner", "export", "--state-dir", str(third.state_dir), home=third.directory, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 def test_a_service_file_with_the_first_token_does_not_undo_it(nodes) -> None:
     """third was given the first token by its options at each start."""
     third = nodes["third"]

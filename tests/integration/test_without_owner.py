@@ -1,18 +1,18 @@
-"""A network from before there were owners, with nodes of that version in it: it goes on, but nobody rotates its token any more.
+"""A network from before there were owners, with nodes of that version in it: it goes on, but nobody rotates its token.
 
 What an old node hands over, the new ones refuse; an old node that rotates takes its own kind along and nobody else.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
+import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import federation, http_get, wait_until
+from harness import END_S, http_get, wait_until
+from old_version import OldVersion, why_not
 
 from federation.tokens import Token
 
@@ -20,38 +20,23 @@ if TYPE_CHECKING:
     from fleet import Fleet
     from harness import Daemon
 
-OLD = "f919b4d"  # the last version without owners
-ROOT = Path(__file__).parents[2]
 SETTLED_S = 12.0  # more than the old version leaves to those that it could not tell
 
-
-@pytest.fixture(scope="module")
-def old(fleet: Fleet) -> dict[str, str]:
-    """The environment in which `python -m federation` is the old version."""
-    there = subprocess.run(["git", "-C", str(ROOT), "cat-file", "-e", f"{OLD}^{{commit}}"], capture_output=True, check=False)
-    if there.returncode:
-        pytest.skip(f"the history with {OLD} is not here")
-    directory = fleet.directory / "old-version"
-    directory.mkdir()
-    archive = subprocess.run(["git", "-C", str(ROOT), "archive", OLD, "federation"], capture_output=True, check=True)
-    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive.stdout, check=True)
-    return {"PYTHONPATH": str(directory)}
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 @pytest.fixture(scope="module")
-def nodes(fleet: Fleet, old: dict[str, str]) -> dict[str, Daemon]:
-    """Three of this version, two of the old one; a token that the old version reads."""
-    token_file = fleet.directory / "without-owner"
-    token_file.write_text(Token.new("before").encode())
+def nodes(fleet: Fleet) -> dict[str, Daemon]:
+    """Three of this version, two of the old one; the token is the old one's."""
+    old = OldVersion(fleet)
+    token_file = old.new_token("before")
     token_file.chmod(0o600)
     first = fleet.daemon("new1", token_file=token_file, backend=fleet.backend("http", "new1"))
-    backend = fleet.backend("http", "old1")
     found = {"new1": first}
-    for name in ("new2", "new3", "old1", "old2"):
-        found[name] = fleet.daemon(
-            name, token_file=token_file, peer=first, wait=False,
-            environment=old if name.startswith("old") else None, backend=backend if name == "old1" else None,
-        )  # fmt: skip
+    for name in ("new2", "new3"):
+        found[name] = fleet.daemon(name, token_file=token_file, peer=first, wait=False)
+    found["old1"] = old.daemon("old1", token_file=token_file, peer=first, wait=False, backend=fleet.backend("http", "old1"))
+    found["old2"] = old.daemon("old2", token_file=token_file, peer=first, wait=False)
     for node in found.values():
         node.wait_ready()
     for node in found.values():
@@ -59,13 +44,11 @@ def nodes(fleet: Fleet, old: dict[str, str]) -> dict[str, Daemon]:
     return found
 
 
-def run(node: Daemon, old: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = (*arguments, "--state-dir", str(node.state_dir))
-    if not node.name.startswith("old"):
-        return federation(*command, home=node.directory, check=False)
+def run(node: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command, in the version of that node."""
     return subprocess.run(
-        [node.command[0], "-m", "federation", *command], env={**os.environ, **node.environment, **old},
-        cwd=node.directory, capture_output=True, text=True, timeout=30, check=False,
+        [sys.executable, "-m", "federation", *arguments, "--state-dir", str(node.state_dir)],
+        env=node.environment, cwd=node.directory, capture_output=True, text=True, timeout=END_S, check=False,
     )  # fmt: skip
 
 
@@ -83,16 +66,16 @@ def test_a_node_of_this_version_says_why_it_does_not_rotate_and_how_to_move(
     nodes: dict[str, Daemon], old: dict[str, str]
 ) -> None:
     before = saved(nodes["new1"])
-    done = run(nodes["new1"], old, "token", "rotate")
+    done = run(nodes["new1"], "token", "rotate")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "no owner key" in done.stderr
     assert "federation token new" in done.stderr
     assert {saved(node).secret for node in nodes.values()} == {before.secret}
 
 
-def test_an_old_node_cannot_read_the_token_of_a_network_with_an_owner_and_says_so(fleet: Fleet, nodes, old) -> None:
+def test_an_old_node_cannot_read_the_token_of_a_network_with_an_owner_and_says_so(fleet: Fleet, nodes) -> None:
     owned = fleet.new_token("owned", "owned")
-    done = run(nodes["old2"], old, "token", "inspect", owned.read_text().strip())
+    done = run(nodes["old2"], "token", "inspect", owned.read_text().strip())
     assert done.returncode == 2
     assert done.stderr == "federation: The token was made by a newer version of federation; upgrade this machine\n"
 
@@ -102,7 +85,7 @@ def test_an_old_node_that_rotates_takes_over_nobody_of_this_version(
 ) -> None:
     new = [node for name, node in nodes.items() if name.startswith("new")]
     before = saved(new[0])
-    done = run(nodes["old1"], old, "token", "rotate", "--grace", "0")
+    done = run(nodes["old1"], "token", "rotate", "--grace", "0")
     assert done.returncode == 0, done.stderr
     wait_until(lambda: saved(nodes["old2"]).secret == saved(nodes["old1"]).secret, within=20, what="the old ones share it")
     assert saved(nodes["old1"]).secret != before.secret
