@@ -63,7 +63,7 @@ def test_all_serve_each_other(nodes: dict[str, Daemon]) -> None:
 
 
 def test_a_node_of_this_version_says_why_it_does_not_rotate_and_how_to_move(
-    nodes: dict[str, Daemon], old: dict[str, str]
+    nodes: dict[str, Daemon]
 ) -> None:
     before = saved(nodes["new1"])
     done = run(nodes["new1"], "token", "rotate")
@@ -81,7 +81,7 @@ def test_an_old_node_cannot_read_the_token_of_a_network_with_an_owner_and_says_s
 
 
 def test_an_old_node_that_rotates_takes_over_nobody_of_this_version(
-    nodes: dict[str, Daemon], old: dict[str, str], figure
+    nodes: dict[str, Daemon], figure
 ) -> None:
     new = [node for name, node in nodes.items() if name.startswith("new")]
     before = saved(new[0])
