@@ -140,6 +140,11 @@ def order_of(names: bytes, number: int, secret: bytes, *, issued_ms: int, grace:
     return Order(names, number, hash_of(secret), issued_ms, grace_ms, frozenset(members))
 
 
+def number_of(order: bytes) -> int:
+    """What an order's bytes say of its number, whoever wrote them; 0 where they are too short."""
+    return int.from_bytes(order[40:44], "big") if len(order) >= _HEAD.size else 0
+
+
 def hash_of(secret: bytes) -> bytes:
     """Tells which secret an order is about; reveals nothing of it, since a secret is 32 random bytes."""
     return hashlib.sha256(b"federation/1 rotated secret" + secret).digest()

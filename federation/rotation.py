@@ -27,8 +27,17 @@ import trio
 
 from federation.errors import NotDone, PeerUnavailable, ProtocolViolation, StateDirUnusable, TokenError
 from federation.net.complaints import REMIND_EVERY_S
-from federation.owner import MAX_ORDER_BYTES, SIGNATURE_BYTES, Order, SignedOrder, hash_of, order_of
-from federation.pace import Bucket
+from federation.owner import (
+    MAX_MEMBERS,
+    MAX_ORDER_BYTES,
+    SIGNATURE_BYTES,
+    Order,
+    SignedOrder,
+    hash_of,
+    number_of,
+    order_of,
+)
+from federation.pace import Bucket, Buckets
 from federation.tokens import SECRET_BYTES
 
 if TYPE_CHECKING:
@@ -50,6 +59,7 @@ SETTLE_S = 10.0  # without a grace, linked members get this long to be told befo
 # Each is kept on disk and begins a multicast session. An owner may correct a rotation at once; the others take one more, as
 # what is told late comes closer to the next one than it was signed.
 ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
+HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
 MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
 PREPARED_S = 60.0  # for a person's owner key to sign what was prepared
 _HEAD_BYTES = SECRET_BYTES + SIGNATURE_BYTES + 4
@@ -98,6 +108,7 @@ class Rotation:
         self._settled_at = 0.0  # trio time up to which links may stay whose peer is still to be told
         self._made = Bucket(ROTATIONS_A_SECOND, ROTATED_AT_ONCE)
         self._taken = Bucket(ROTATIONS_A_SECOND, TAKEN_AT_ONCE)
+        self._hearings: Buckets[str] = Buckets(HEARINGS_A_SECOND, HEARINGS_AT_ONCE, max_keys=MAX_MEMBERS)
         self._writing = trio.Lock()
         self._wake = trio.Event()
         self._answered = trio.Event()  # by somebody
@@ -245,7 +256,8 @@ class Rotation:
     # Told
 
     async def _answer(self, link: Link, stream: TrioStream) -> None:
-        if link.peer in self._hearing:  # one at a time: each may have MAX_ORDER_BYTES
+        # One at a time and not without end: each may have MAX_ORDER_BYTES, whose signature is checked between connections.
+        if link.peer in self._hearing or not self._hearings.of(link.peer).take(trio.current_time()):
             await stream.aclose()
             return
         self._hearing.add(link.peer)
@@ -270,12 +282,14 @@ class Rotation:
         if hmac.compare_digest(told.secret, present.secret):
             self._knows(link.peer)
             return True
+        if (number_of(told.order), told.secret) <= (present.rotations, present.secret):
+            return False  # an old one, whoever signed it
         order = SignedOrder.check(present.owner, told.order, told.signature).order
         if order.names != present.names or order.secret_hash != hash_of(told.secret):
             raise ProtocolViolation("a rotation with a secret that its owner did not sign, or of another network")
         token = present.rotated(told.secret, order.number)
-        if not token.supersedes(present) or self._host.peer_id not in order.members:
-            return False  # it will hear ours; and whom the owner leaves out takes nothing from a deputy
+        if self._host.peer_id not in order.members:
+            return False  # whom the owner leaves out takes nothing from a deputy
         if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
             self._host.complain("a rotation of the network's token is not taken: too many, or too far ahead", link.peer)
             return False

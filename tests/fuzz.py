@@ -17,6 +17,7 @@ import traceback
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -204,7 +205,7 @@ def gossip(data: bytes) -> str:
         me.knows(NodeData(peer_id="bob", last_seen=NOW, incarnation=1, seq=1))
         ours, theirs = trio.testing.memory_stream_pair()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], "eve", theirs)
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer="eve"), theirs)
             await ours.send_all(data)
             await ours.send_eof()
             heard = 0

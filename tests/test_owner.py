@@ -24,6 +24,7 @@ from federation.owner import (
     OwnerKey,
     SignedOrder,
     hash_of,
+    number_of,
     order_of,
 )
 from federation.values import REDACTED, without_tokens
@@ -135,6 +136,11 @@ def test_the_bounds_are_inclusive() -> None:
     assert order_of(b"n" * 40, 1, b"s" * 32, issued_ms=0, grace=-day, members=["x"]).grace_ms == 0
     full = replace(ORDER, members=frozenset(f"{n:052}" for n in range(MAX_MEMBERS)))
     assert Order.decode(full.encode()) == full
+
+
+def test_the_number_is_read_before_the_signature() -> None:
+    assert number_of(DATA) == ORDER.number
+    assert number_of(DATA[:91]) == number_of(b"") == 0
 
 
 def test_an_order_tells_the_secret_by_its_hash() -> None:

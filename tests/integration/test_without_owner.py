@@ -5,9 +5,11 @@ What an old node hands over, the new ones refuse; an old node that rotates takes
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from fleet import Fleet
     from harness import Daemon
 
+ROTATOR = Path(__file__).with_name("rotator.py")
 SETTLED_S = 12.0  # more than the old version leaves to those that it could not tell
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -62,9 +65,7 @@ def test_all_serve_each_other(nodes: dict[str, Daemon]) -> None:
         assert {http_get(node.entry()).body for _ in range(8)} == {b"new1", b"old1"}
 
 
-def test_a_node_of_this_version_says_why_it_does_not_rotate_and_how_to_move(
-    nodes: dict[str, Daemon]
-) -> None:
+def test_a_node_of_this_version_says_why_it_does_not_rotate_and_how_to_move(nodes: dict[str, Daemon]) -> None:
     before = saved(nodes["new1"])
     done = run(nodes["new1"], "token", "rotate")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
@@ -80,9 +81,25 @@ def test_an_old_node_cannot_read_the_token_of_a_network_with_an_owner_and_says_s
     assert done.stderr == "federation: The token was made by a newer version of federation; upgrade this machine\n"
 
 
-def test_an_old_node_that_rotates_takes_over_nobody_of_this_version(
-    nodes: dict[str, Daemon], figure
-) -> None:
+def test_what_a_member_hands_over_is_not_taken(nodes: dict[str, Daemon], figure) -> None:
+    """As the old version takes it from any member; the member that tries is none of ours."""
+    new = [node for name, node in nodes.items() if name.startswith("new")]
+    before = saved(new[0])
+    token_file = new[0].directory / "present"
+    token_file.write_text(before.encode())
+    taken = 0
+    for seed, mode in ((21, "foreign"), (22, "highest"), (23, "one_each")):
+        command = [sys.executable, str(ROTATOR), str(token_file), str(seed), mode, *[node.multiaddr for node in new]]
+        done = subprocess.run(command, env=new[0].environment, capture_output=True, text=True, timeout=60, check=True)
+        taken += sum(json.loads(done.stdout)["taken"])
+    figure("rotations by a member, without an owner", f"{taken} of 9 taken by nodes of this version")
+    assert taken == 0
+    assert {saved(node).secret for node in new} == {before.secret}
+    for node in new:
+        assert node.log().count("not taken, since it has no owner") == 3  # once for each who hands it over
+
+
+def test_an_old_node_that_rotates_takes_over_nobody_of_this_version(nodes: dict[str, Daemon], figure) -> None:
     new = [node for name, node in nodes.items() if name.startswith("new")]
     before = saved(new[0])
     done = run(nodes["old1"], "token", "rotate", "--grace", "0")
@@ -96,5 +113,6 @@ def test_an_old_node_that_rotates_takes_over_nobody_of_this_version(
     for node in new:
         assert {"new1", "new2", "new3"} <= node.sees()
         assert http_get(node.entry()).body == b"new1"
-        refused = node.log().count("a member rotated the network's token; not taken, since it has no owner")
-        assert 1 <= refused <= 2  # once an hour for each who hands it over
+        refused = [line for line in node.log().splitlines() if "not taken, since it has no owner" in line]
+        by_old = [line for line in refused if any(nodes[name].peer_id in line for name in ("old1", "old2"))]
+        assert 1 <= len(by_old) <= 2  # once an hour for each who hands it over
