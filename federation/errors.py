@@ -78,6 +78,11 @@ class NodeRefused(FederationError):
     detail_says_all = True
 
 
+def refusal(status: int, why: str) -> FederationError:
+    """What the control API's refusal is to a person: 400 is for what was asked wrongly (see web.py)."""
+    return UsageError(why) if status == 400 else NodeRefused(why)
+
+
 class NotDone(FederationError):
     """Not done"""
 
