@@ -14,7 +14,7 @@ from federation import cli_views, client, membership
 from federation.cli_node import Asker, duration
 from federation.cli_output import plain
 from federation.cli_terminal import complain, read_secret, say
-from federation.errors import ControlUnreachable, NotDone, UsageError
+from federation.errors import ControlUnreachable, NotDone, StateDirUnusable, UsageError
 from federation.owner import OwnerKey
 from federation.state import StateDir, write_new
 from federation.tokens import Token
@@ -36,7 +36,10 @@ def token_new(args: Namespace) -> None:
     if args.owner_key is not None:
         path = _written(args.owner_key, key)
     else:
-        path = client.user_state_dir(os.environ).save_owner_key(token.network_id, key.encode())
+        try:
+            path = client.user_state_dir(os.environ).save_owner_key(token.network_id, key.encode())
+        except StateDirUnusable as error:
+            raise NotDone(f"cannot keep the owner key: {error.detail}; name a file for it with --owner-key") from None
     complain(f"the network's owner key, which alone can rotate this token, is in {path}; keep it, and a backup")
     say(token.encode())
 

@@ -101,6 +101,7 @@ class Rotation:
         self._state = state
         self._utc_now = utc_now
         self._on_change = on_change
+        self._message = _message(keyring)
         self._has_it: set[str] = set()  # peers that have the present token: it told them, or they it
         self._telling: set[str] = set()
         self._hearing: set[str] = set()
@@ -237,11 +238,9 @@ class Rotation:
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
                 async with await self._host.open_stream(peer, self._protocol) as stream:
-                    signed = keyring.order
-                    if signed is None or keyring is not self.keyring or stream.link.peer not in keyring.members:
+                    if keyring is not self.keyring or stream.link.peer not in keyring.members:
                         return  # all that happened while the stream opened
-                    order = signed.order.encode()
-                    await stream.send_all(keyring.token.secret + signed.signature + len(order).to_bytes(4, "big") + order)
+                    await stream.send_all(self._message)
                     has_it = await stream.receive_some(1) == _YES
             if has_it and keyring is self.keyring:
                 self._has_it.add(peer)
@@ -325,8 +324,9 @@ class Rotation:
             if not token.supersedes(self.keyring.token):
                 return False
             keyring = self.keyring.take(token, signed, now=self._utc_now())
+            message = _message(keyring)
             await trio.to_thread.run_sync(self._keep, keyring)
-            self.keyring = keyring
+            self.keyring, self._message = keyring, message
         self._has_it.clear()
         self._told_at.clear()
         self._settled_at = trio.current_time() + SETTLE_S
@@ -348,6 +348,14 @@ NO_OWNER = (
     "this network's token has no owner key, so it cannot be rotated. Make a new network: `federation token new > FILE` "
     "(after `umask 077`), then on each machine that stays, `federation join --token-file FILE`"
 )
+
+
+def _message(keyring: Keyring) -> bytes:
+    """What members are told; empty where nobody is. Once for all of them: up to MAX_MEMBERS ids have to be sorted."""
+    if keyring.order is None:
+        return b""
+    order = keyring.order.order.encode()
+    return keyring.token.secret + keyring.order.signature + len(order).to_bytes(4, "big") + order
 
 
 def _grace(signed: SignedOrder) -> str:

@@ -141,6 +141,13 @@ class TestTokenNew:
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert "No such file" in err
 
+    def test_a_state_directory_that_cannot_be_had_is_said_and_what_to_do(self, run: Any, state: StateDir) -> None:
+        state.path.parent.mkdir(parents=True)
+        state.path.write_text("in the way")
+        code, out, err = run("token", "new")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "--owner-key" in err
+
     def test_what_is_refused_leaves_no_key(self, run: Any, state: StateDir) -> None:
         assert run("token", "new", "--name", "x" * 65)[0] == 2
         assert run("token", "new", "--peer", "nonsense")[0] == 2
