@@ -298,6 +298,31 @@ async def test_all_of_it_outlasts_a_restart(clock: Any, tmp_path: Path) -> None:
             assert (tmp_path / "b" / name).stat().st_mode & 0o077 == 0
 
 
+async def test_after_a_restart_it_is_handed_on_still_signed(clock: Any, tmp_path: Path) -> None:
+    """Who rotated is gone; who was off then comes back and meets a member that restarted meanwhile."""
+    async with network(tmp_path, "abc") as net:
+        net.link("a", "b")
+        await net.a.rotates("a", "b", "c")
+        net.b.host.cut("a", "gone")
+        net.b.start()
+        net.b.nursery.start_soon(net.b.rotation.run)
+        net.link("b", "c")
+        await trio.sleep(1)
+        assert net.have(net.a.token) == "abc"
+        assert net.c.rotation.keyring.order == net.a.rotation.keyring.order
+
+
+async def test_a_token_that_a_person_gave_is_not_handed_on(clock: Any, tmp_path: Path) -> None:
+    """Without the owner's signature beside it, it is that person's affair alone."""
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        net.a.rotation.keyring = Keyring(FIRST.rotated(), net.a.rotation.keyring.former)
+        net.a.rotation._wake.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert net.a.rotation.untold() == []
+        assert net.b.token == FIRST
+
+
 async def test_who_does_not_answer_is_tried_again_and_cut_off_when_the_time_is_over(clock: Any, tmp_path: Path) -> None:
     async with network(tmp_path, "ab") as net:
         net.link("a", "b")
@@ -507,10 +532,10 @@ class TestWithoutAnOwner:
             with pytest.raises(NotDone, match=r"has no owner key, so it cannot be rotated.*federation token new"):
                 net.a.rotation.prepare(grace=HOUR, members=["a", "b"])
             assert net.a.host.protocol == old.rotation_protocol()
-            link = FakeLink("b", old.admission_key())
-            net.a.host.links["b"] = link
-            net.b.host.links["a"] = FakeLink("a", old.admission_key())
-            assert await net.a.hears("b", b"\x00\x00\x00\x10" + bytes(16)) == b""
+            ours, theirs = trio.testing.memory_stream_pair()
+            with trio.fail_after(1):
+                await net.a.host.handler(FakeLink("b", old.admission_key()), theirs)  # type: ignore[misc]
+                assert await ours.receive_some() == b""
             assert net.a.host.complaints == ["a member rotated the network's token; not taken, since it has no owner"]
             assert net.a.token == old
             assert net.a.rotation.untold() == []
