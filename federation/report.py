@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from federation.records import Gpu, NodeData
 
 
+ROTATED_BY_OTHERS = (
+    "members of an earlier version have rotated this network's token, which has no owner: nodes of this version stay with the "
+    "present one. To follow the others, run `federation invite` on one of them, and here `federation join --token-file -`"
+)
+
+
 def status(node: Node) -> answers.Status:
     now = node.clock.utc_now()
     counts = node.forwarder.counts
@@ -367,7 +373,7 @@ def _warnings(node: Node) -> list[str]:
     if unreachable:
         warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
     if node.host.token_retired_at is not None:
-        warnings.append(str(TokenRetired()))
+        warnings.append(str(TokenRetired()) if node.token.owner else ROTATED_BY_OTHERS)
     if without := [node.name_of(peer) or peer for peer in node.rotation.left_out()]:
         warnings.append(f"still here with the former token, until {_former_until(node)}: {', '.join(without[:5])}")
     if refused := node.host.rejected["old token"]:

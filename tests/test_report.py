@@ -14,6 +14,7 @@ from federation import report
 from federation.config import Settings
 from federation.forwarder import Decision, Ending, Failure
 from federation.gpu import GpuReading
+from federation.keyring import Keyring
 from federation.node import Node
 from federation.owner import OwnerKey
 from federation.ownership import Wish
@@ -430,6 +431,13 @@ class TestTokens:
         node.state.save_owner_key(TOKEN.network_id, KEY.encode())
         await node.rotate(Wish(0.0))
         assert node.status()["warnings"] == []
+
+    async def test_without_an_owner_others_may_have_rotated_on_their_own(self, make: MakeNode) -> None:
+        node = make()
+        node.rotation.keyring = Keyring(Token(b"r" * 32))
+        node.host.token_retired_at = 1.0
+        (warning,) = node.status()["warnings"]
+        assert "nodes of this version stay with the present one" in warning
 
     async def test_where_the_owners_key_is(self, make: MakeNode) -> None:
         node = make()
