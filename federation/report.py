@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 ROTATED_BY_OTHERS = (
     "members of an earlier version have rotated this network's token, which has no owner: "
-    "nodes of this version stay with the present one. To follow the others, run `federation invite` on one of them, and here `federation join --token-file -`"
+    "nodes of this version stay with the present one. "
+    "To follow the others, run `federation invite` on one of them, and here `federation join --token-file -`"
 )
 
 
