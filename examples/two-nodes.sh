@@ -29,7 +29,7 @@ pids+=("$!")
 python3 -m http.server "$((8002 + shift_by))" --bind 127.0.0.1 --directory "$work/b-www" >/dev/null 2>&1 &
 pids+=("$!")
 
-"$federation" token new --name two-nodes --peer "$(port 4484)" >"$work/token"
+(umask 077; "$federation" token new --name two-nodes --peer "$(port 4484)" --owner-key "$work/owner.key" >"$work/token")
 "$federation" join --token-file "$work/token" --state-dir "$work/a" --name a --backend "$(port 8001)" \
     --p2p-listen "$(port 4484)" --listen "$(port 8484)" --control "$(port 8485)" --no-mdns &
 pids+=("$!")

@@ -75,6 +75,9 @@ class Network(TypedDict):
     invite_addresses: list[str]
     rotations: Annotated[Count, Field(description="how often its token was rotated")]
     former_until: Annotated[UtcTime | None, Field(description="until when the former token admits")]
+    owner: Annotated[str, Field(description="public half of the key that may rotate the token, hex; empty: nobody may")]
+    owner_here: Annotated[bool, Field(description="whether this node has the private half")]
+    owner_at: Annotated[list[str], Field(description="other nodes that say they have it: name and id")]
 
 
 class Connections(TypedDict):
@@ -237,6 +240,11 @@ class Draining(TypedDict):
     clients: Annotated[Count, Field(description="connections of clients of this node's own ports")]
 
 
+class NamedPeer(TypedDict):
+    peer_id: str
+    name: str
+
+
 class Rotated(TypedDict):
     """What became of a rotation. The new token itself is `invite`'s to show."""
 
@@ -246,6 +254,17 @@ class Rotated(TypedDict):
     told: Annotated[list[str], Field(description="linked members that have the new token: names, or ids")]
     not_told: Annotated[list[str], Field(description="linked members that did not answer; they are tried again")]
     left_out: Annotated[list[str], Field(description="linked peers that are not told")]
+    excepted: Annotated[list[NamedPeer], Field(description="who is left out: excepted, banned, or linked and not told")]
+
+
+class PreparedRotation(TypedDict):
+    """What the owner's key is to sign; nothing has changed yet."""
+
+    network: str
+    rotations: Annotated[Count, Field(description="how often the token will have been rotated")]
+    owner: Annotated[str, Field(description="public half of the key that has to sign, hex")]
+    order: Annotated[str, Field(description="the bytes to sign, hex; see owner.py")]
+    excepted: list[NamedPeer]
 
 
 class BannedPeer(TypedDict):

@@ -14,8 +14,6 @@ from federation import answers
 from federation.web import Body, Routes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from starlette.requests import Request
 
 EXPLAIN_DEFAULT = 20
@@ -39,7 +37,6 @@ class ControlledNode(Protocol):
     def undrain(self) -> None: ...
     def leave(self) -> None: ...
     def drained(self) -> answers.Draining: ...
-    async def rotate(self, grace_s: float, excepted: Sequence[str]) -> answers.Rotated: ...
     def banned(self) -> answers.Banned: ...
     def ban(self, peer: str) -> None: ...
     def unban(self, peer: str) -> None: ...
@@ -106,17 +103,6 @@ async def leave(node: ControlledNode) -> answers.Draining:
 
 
 PeerText = Annotated[str, Field(min_length=1, max_length=128, description="id, name, or the last 6 characters of an id")]
-
-
-class Rotate(Body):
-    grace_s: Annotated[float, Field(ge=0, le=30 * 86400, description="seconds for which the former token admits")] = 3600.0
-    excepted: list[PeerText] = Field(default_factory=list, alias="except", max_length=256, description="who is not told")
-
-
-@routes.post("/api/v1/token/rotate", answers.Rotated, owner=True, body=Rotate)
-async def rotate(node: ControlledNode, body: Rotate) -> answers.Rotated:
-    """A new token for the network, handed to its members; waits some seconds for those that are linked with this node."""
-    return await node.rotate(body.grace_s, body.excepted)
 
 
 class OnePeer(Body):

@@ -1,4 +1,4 @@
-"""Routes for who looks after a node: its log, a peer's round trips, what is wrong. See api.py."""
+"""Routes for who looks after a node or owns the network: log, round trips, what is wrong, rotation. See api.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, Field
 
 from federation import answers
+from federation.ownership import Wish
 from federation.web import Body, Routes
 
 LOG_LINES = 50
@@ -23,6 +24,9 @@ class CaredForNode(Protocol):
     def log_lines(self, after: int, last: int) -> answers.LogLines: ...
     async def ping(self, peer: str, count: int, bulk_bytes: int) -> answers.Ping: ...
     async def examine(self) -> answers.Examination: ...
+    async def rotate(self, wish: Wish) -> answers.Rotated: ...
+    def prepare_rotation(self, wish: Wish) -> answers.PreparedRotation: ...
+    async def carry_out_rotation(self, signature: str) -> answers.Rotated: ...
 
 
 class LogsQuery(BaseModel):
@@ -54,3 +58,40 @@ async def ping(node: CaredForNode, body: PingBody) -> answers.Ping:
 async def doctor(node: CaredForNode) -> answers.Examination:
     """What is wrong with this node, and what to do about it. Asks peers for their clocks."""
     return await node.examine()
+
+
+PeerText = Annotated[str, Field(min_length=1, max_length=128, description="id, name, or the last 6 characters of an id")]
+
+
+class Rotate(Body):
+    grace_s: Annotated[float, Field(ge=0, le=30 * 86400, description="seconds for which the former token admits")] = 3600.0
+    excepted: list[PeerText] = Field(default_factory=list, alias="except", max_length=256, description="who is not told")
+    keep_banned: Annotated[bool, Field(description="tell those too whom this node has banned")] = False
+
+    def wish(self) -> Wish:
+        return Wish(self.grace_s, self.excepted, self.keep_banned)
+
+
+@routes.post("/api/v1/token/rotate", answers.Rotated, owner=True, body=Rotate)
+async def rotate(node: CaredForNode, body: Rotate) -> answers.Rotated:
+    """A new token for the network, handed to its members; waits some seconds for those that are linked with this node.
+
+    Needs the owner's key in this node's state directory; else see /api/v1/token/rotation.
+    """
+    return await node.rotate(body.wish())
+
+
+class Signed(Body):
+    signature: Annotated[str, Field(pattern="^[0-9a-f]{128}$", description="of the prepared order, by the owner's key; hex")]
+
+
+@routes.post("/api/v1/token/rotation", answers.PreparedRotation, owner=True, body=Rotate)
+async def prepare_rotation(node: CaredForNode, body: Rotate) -> answers.PreparedRotation:
+    """Prepare a rotation for an owner's key that is not on this node. Nothing changes before it is signed."""
+    return node.prepare_rotation(body.wish())
+
+
+@routes.post("/api/v1/token/rotation/signed", answers.Rotated, owner=True, body=Signed)
+async def carry_out_rotation(node: CaredForNode, body: Signed) -> answers.Rotated:
+    """Carry out the rotation that was prepared last, within a minute."""
+    return await node.carry_out_rotation(body.signature)

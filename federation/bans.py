@@ -59,16 +59,17 @@ class Bans:
 def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     """The peer id that a person means: an id, the end of one, or a name, of those in `names` (id -> name).
 
-    A whole id need not be among them. Raises NotFound, which says `among` what was looked, and UsageError where several fit.
+    A whole id need not be among them. Names are their nodes' own choice, so one that is also the end of another's id says
+    nothing. Raises NotFound, which says `among` what was looked, and UsageError where several fit.
     """
     text = text.strip()
     if text in names or _PEER_ID.fullmatch(text):
         return text
-    found = [peer_id for peer_id, name in names.items() if name == text]
-    if not found and len(text) >= MIN_ID_END:
-        found = [peer_id for peer_id in names if peer_id.endswith(text)]
+    is_end = len(text) >= MIN_ID_END
+    found = [peer_id for peer_id, name in names.items() if name == text or (is_end and peer_id.endswith(text))]
     if not found:
         raise NotFound(f"no peer {text!r} among {among}; give its name or id")
     if len(found) > 1:
-        raise UsageError(f"{len(found)} peers are called {text!r}; give the id of one: {', '.join(found[:5])}")
+        rows = ", ".join(f"{peer_id} (named {names[peer_id]!r})" for peer_id in found[:5])
+        raise UsageError(f"{len(found)} peers are called {text!r} or have an id that ends so; give the id of one: {rows}")
     return found[0]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from federation import __version__
 from federation.cli_options import parse
-from federation.cli_terminal import colorful
+from federation.cli_terminal import colorful, complain, is_terminal, read_secret, read_stdin
 from federation.errors import FederationError, NotDone, TokenMalformed, UsageError
 from federation.values import without_tokens
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from federation.tokens import Token
     from federation.values import Endpoint
 
-MAX_TOKEN_TEXT = 65536  # several times the longest token
 MAX_INVITED = 8  # addresses in the printed command: one for each interface, and still a line that people paste
 INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 
@@ -81,13 +80,6 @@ def join(args: Namespace) -> int:
     return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
 
 
-def token_new(args: Namespace) -> None:
-    from federation.net.addresses import PeerAddress
-    from federation.tokens import Token
-
-    print(Token.new(args.name, [str(PeerAddress.parse(text)) for text in args.peer]).encode())
-
-
 def token_inspect(args: Namespace) -> None:
     from federation import cli_output, client, membership
     from federation.state import StateDir
@@ -97,7 +89,7 @@ def token_inspect(args: Namespace) -> None:
     if text is None and args.state_dir is None:
         text = os.environ.get("FEDERATION_TOKEN") or None
     if text is not None:
-        token: Token | None = Token.decode(_read_stdin() if text == "-" else text)
+        token: Token | None = Token.decode(read_stdin("token") if text == "-" else text)
     else:
         state = StateDir(args.state_dir) if args.state_dir else client.user_state_dir(os.environ)
         token = membership.saved_token(state)
@@ -137,14 +129,16 @@ def _from(module: str, name: str) -> Callable[[Namespace], int | None]:
 
 _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "join": join,
-    "token new": token_new,
     "token inspect": token_inspect,
     "invite": invite,
     "version": version,
     **{name: _from("cli_guard", name) for name in ("ban", "unban")},
     "completion": _from("cli_completion", "completion"),
     **{name: _from("cli_care", name) for name in ("ping", "logs", "doctor")},
-    "token rotate": _from("cli_guard", "rotate"),
+    "token new": _from("cli_owner", "token_new"),
+    "token rotate": _from("cli_owner", "rotate"),
+    "owner show": _from("cli_owner", "show"),
+    "owner export": _from("cli_owner", "export"),
     "dashboard": _from("cli_dashboard", "dashboard"),
     **{name: _from("cli_node", name) for name in ("status", "peers", "explain", "drain", "undrain", "leave")},
 }
@@ -163,42 +157,47 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
     own = (*(listen.address for listen in settings.listens), settings.p2p_listen, settings.control)
     found = detect.find(without=[address.port for address in own])
     for line in detect.in_words(found):
-        _complain(line)
+        complain(line)
     return [Endpoint.parse(text) for text in detect.offers(found)]
 
 
 def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
     from federation import cli_output, membership
     from federation.control import serve_node
+    from federation.owner import OwnerKey
     from federation.places import default_state_dir
     from federation.process import serve  # imports libp2p, so only after logging is set up
     from federation.tokens import Token
 
-    is_new = False
+    owner: OwnerKey | None = None  # of a network that begins here
     if given is not None:
         member = membership.take_up(given, state)
         token = member.token
         if member.outdated:
-            _complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
+            complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
         if member.left_behind:
             previous = state.path / "token.previous"
-            _complain(f"this node moves to network {token.network_id}; the token saved here before is in {previous}")
+            complain(f"this node moves to network {token.network_id}; the token saved here before is in {previous}")
     else:
         saved = membership.saved_token(state)
-        is_new = saved is None
-        token = saved or Token.new()
+        if saved is None:
+            owner = OwnerKey.new()
+            saved = Token.new(owner=owner.public)
+        token = saved
 
     def ready(answer: Status) -> None:
-        if is_new:
+        if owner is not None:
             # The network begins here: a start that failed on the way leaves no token behind.
+            state.save_owner_key(token.network_id, owner.encode())
             state.save_token(token.encode())
+        if owner is not None and is_terminal(sys.stdout):  # a service's output is kept in a journal, which others read
             invited = token.with_addresses(answer["network"]["invite_addresses"][:MAX_INVITED])
             next_step = cli_output.next_machine(invited.encode())
         else:
             is_default = state.path == default_state_dir(os.environ)
             next_step = cli_output.next_invite("" if is_default else f" --state-dir {shlex.quote(str(state.path))}")
         with suppress(OSError):  # nobody reads our output: no reason not to serve
-            print(cli_output.ready(answer, next_step, token_file=str(state.path / "token") if is_new else ""))
+            print(cli_output.ready(answer, next_step, token_file=str(state.path / "token") if owner is not None else ""))
         _flush()
 
     return serve(settings, state, token, serve_control=serve_node, on_ready=ready, read_settings=read_settings)
@@ -211,32 +210,14 @@ def _given_token(settings: Settings) -> Token | None:
     if settings.token is not None:
         text = settings.token.get_secret_value()
         if text.strip() == "-":
-            text = _read_stdin()
+            text = read_stdin("token")
     elif settings.token_file is not None:
-        text = _read_stdin() if str(settings.token_file) == "-" else _read_token_file(settings.token_file)
+        text = read_secret(settings.token_file, "token")
     else:
         return None
     if not text.strip():
         raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
     return Token.decode(text)
-
-
-def _read_stdin() -> str:
-    if sys.stdin is None:
-        raise UsageError("there is no standard input to read the token from")
-    if sys.stdin.isatty():
-        from getpass import getpass
-
-        return getpass("Token: ")
-    return sys.stdin.read(MAX_TOKEN_TEXT)
-
-
-def _read_token_file(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(MAX_TOKEN_TEXT)
-    except OSError as error:
-        raise UsageError(f"cannot read the token file {path}: {error.strerror}") from None
 
 
 def _ask(args: Namespace, path: str) -> str:
@@ -251,9 +232,9 @@ def _explain(error: BaseException, args: Sequence[str]) -> int:
     if isinstance(cause, KeyboardInterrupt | EOFError):
         return INTERRUPTED
     if isinstance(cause, FederationError):
-        _complain(str(cause))
+        complain(str(cause))
         return cause.exit_code
-    _complain(f"internal error: {type(cause).__name__}: {cause}; run with --log-level debug for details")
+    complain(f"internal error: {type(cause).__name__}: {cause}; run with --log-level debug for details")
     if _wants_details(args):
         import traceback
 
@@ -279,11 +260,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _wants_details(args: Sequence[str]) -> bool:
     asked = (*args, os.environ.get("FEDERATION_LOG_LEVEL", ""))
     return any(text.lower() in ("debug", "--log-level=debug") for text in asked) or logging.root.level == logging.DEBUG
-
-
-def _complain(text: str) -> None:
-    with suppress(OSError):
-        print(f"federation: {without_tokens(' '.join(text.split()))}", file=sys.stderr)
 
 
 def _flush() -> None:

@@ -1,4 +1,4 @@
-"""The commands that keep somebody out: ban, unban, token rotate.
+"""The commands that keep somebody out of this node: ban, unban.
 
 A running daemon does it itself, by its control API. Where none runs, the state directory is changed for its next start.
 """
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from federation import client
 from federation.bans import Bans, find_peer
-from federation.cli_node import duration
 from federation.cli_output import plain
 from federation.cli_terminal import say
 from federation.errors import ControlUnreachable, NotFound
@@ -28,33 +27,6 @@ def ban(args: Namespace) -> None:
 
 def unban(args: Namespace) -> None:
     say(let_in(args, os.environ))
-
-
-def rotate(args: Namespace) -> None:
-    body = {"grace_s": duration(args.grace, "--grace"), "except": args.excepted}
-    answer = _tell(args, os.environ, "/api/v1/token/rotate", body)
-    say(json.dumps(answer) if args.json else rotated(answer))
-
-
-def rotated(answer: Mapping[str, Any]) -> str:
-    """What `token rotate` says."""
-
-    def names(key: str) -> str:
-        return ", ".join(map(plain, answer[key]))
-
-    lines = [f"the token of network {plain(answer['network'])} is a new one; `federation invite` prints it"]
-    lines.append(f"told: {names('told') or 'nobody, no other member is connected'}")
-    if answer["not_told"]:
-        lines.append(f"no answer yet from: {names('not_told')}")
-    if answer["left_out"]:
-        lines.append(f"not told: {names('left_out')}")
-    until = answer["former_until"]
-    lines.append(
-        f"until {plain(until)} the former token admits too; who has not got the new one by then is out"
-        if until
-        else "the former token admits nobody any longer"
-    )
-    return "\n".join(lines)
 
 
 def ban_or_list(args: Namespace, environ: Mapping[str, str]) -> str:
@@ -80,7 +52,7 @@ def ban_or_list(args: Namespace, environ: Mapping[str, str]) -> str:
     if args.json:
         return json.dumps({"banned": rows})
     if not new:
-        return f"{plain(args.peer)} is banned already"
+        return f"{plain(args.peer)} is banned already; `federation ban` lists who is"
     return f"banned {_shown(new[-1])}: its connection is cut, and it stays out until `federation unban {new[-1]['peer_id']}`"
 
 

@@ -39,6 +39,18 @@ example: federation join --backend 127.0.0.1:11434
 ROTATE = """\
 Make a new token for the network and hand it to all members that are online, over their connections. Until --grace is over
 the former one admits too; then only the new one, and who was off all that time needs it by hand (federation invite).
+
+The network's owner key decides it. It is on the node that made the network; elsewhere give it by --owner-key. Who is banned
+here is left out. A token from before there were owners cannot be rotated: make a new network and join it on each machine.
+"""
+
+TOKEN_NEW = """\
+Print a new network's token, alone: for networks whose first node shall not make it up. The network's owner key, which alone
+can rotate the token later, goes to a file of its own.
+"""
+
+OWNER_EXPORT = """\
+Print the network's owner key, for a backup. Whoever has it decides who is a member.
 """
 
 BAN = """\
@@ -55,7 +67,7 @@ JOIN_OPTIONS = (
         "the network's token, or - to read it from standard input. On the command line it shows in the process list: "
         "prefer -, --token-file or the variable FEDERATION_TOKEN",
     ),
-    ("token_file", "--token-file", "FILE", "read the token from FILE; - is standard input"),
+    ("token_file", "--token-file", "FILE", "read the token from FILE; - is standard input, which asks at a terminal"),
     ("p2p_listen", "--p2p-listen", "HOST:PORT", "where peers connect [0.0.0.0:4484]"),
     ("name", "--name", "NAME", "shown to people [the host name]"),
     ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
@@ -159,6 +171,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND")
     _add_join(commands)
     _add_token(commands)
+    _add_owner(commands)
     _asking(
         commands,
         "invite",
@@ -262,6 +275,32 @@ def _add_rotate(actions: Any) -> None:
         metavar="PEER",
         help="not told, and out when the grace ends; id or name; repeatable",
     )
+    rotate.add_argument("--keep-banned", action="store_true", help="tell those too whom this node has banned")
+    rotate.add_argument(
+        "--owner-key", type=Path, metavar="FILE", help="sign with the owner key in FILE [this node's]; - is standard input"
+    )
+
+
+def _add_owner(commands: Any) -> None:
+    owner = commands.add_parser(
+        "owner", help="show or back up the key that may rotate the token", prog="federation owner",
+        usage="federation owner COMMAND",
+    )  # fmt: skip
+    owner.set_defaults(parser=owner)
+    actions = owner.add_subparsers(title="commands", metavar="COMMAND")
+    _asking(
+        actions,
+        "owner show",
+        "show the public half of the owner's key, and where the key is",
+        "federation owner show",
+        json=True,
+    )
+    export = _command(
+        actions, "owner export", "print the owner's key for a backup", OWNER_EXPORT,
+        epilog="example: federation owner export --to /media/backup/owner.key",
+    )  # fmt: skip
+    export.add_argument("--to", type=Path, metavar="FILE", help="write it to FILE, which must be new, for its owner only")
+    export.add_argument("--state-dir", type=Path, metavar="DIR", help="of the node that uses this state directory")
 
 
 def _add_guard(commands: Any) -> None:
@@ -327,9 +366,13 @@ def _add_token(commands: Any) -> None:
         actions,
         "token new",
         "print a new network's token, alone",
-        "Print a new network's token, alone: for networks whose first node shall not make it up.",
-        epilog="example: federation token new > token.txt && federation join --token-file token.txt",
+        TOKEN_NEW,
+        epilog="example: (umask 077; federation token new > token.txt) && federation join --token-file token.txt",
     )
+    new.add_argument(
+        "--owner-key", type=Path, metavar="FILE",
+        help="where to put the owner key; FILE must be new [owner-NETWORK.key in the user's state directory]",
+    )  # fmt: skip
     new.add_argument("--name", default="", metavar="NETWORK", help="the network's name, for people")
     new.add_argument(
         "--peer", action="append", default=[], metavar="MULTIADDR", help="a peer to dial; HOST:PORT will do; repeatable"

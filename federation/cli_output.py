@@ -124,6 +124,7 @@ def _peer_columns(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> dict[str,
 def token(token: Token) -> str:
     """What a token says, without its secret."""
     rows = [("network", token.network_id), ("name", token.name or "none")]
+    rows.append(("owner", token.owner.hex() or "none; it cannot be rotated"))
     addresses = list(token.addresses) or ["none; the next machine needs --peer, or to be on the same LAN"]
     rows += [("address", plain(address, 256)) for address in addresses]
     return "\n".join(f"{label:<8} {text}" for label, text in rows)
@@ -136,20 +137,25 @@ def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") ->
     lines += [f"  clients  {plain(at)} (service {plain(service)})" for service, at in _items(node, "listens")]
     lines.append(f"  offers   {_offers(node, color=False)}")
     network = _network(answer["network"])
-    lines.append(f"  network  {network}" + (f", new; its token is saved in {token_file}" if token_file else ""))
+    lines.append(
+        f"  network  {network}"
+        + (f", new; its token is saved in {token_file}, its owner key beside it" if token_file else "")
+    )
     return "\n".join([*lines, next_step])
 
 
 def next_machine(token_text: str) -> str:
-    """The command for the next machine. echo is built into shells, so the token does not show in the process list."""
+    """What to do on the next machine. The token is pasted, so that it stays out of the shell's history and process list."""
     return (
         "  next     on another machine (add --backend HOST:PORT to offer its server):\n"
-        f"echo {token_text} | federation join --token-file -"
+        "federation join --token-file -\n"
+        "           and when it asks for the token, paste this line:\n"
+        f"{token_text}"
     )
 
 
 def next_invite(options: str) -> str:
-    """The same where the token is no news: it need not go into a log at each start."""
+    """Where the token is no news, or would go into a service's log."""
     return f"  next     `federation invite{options}` prints the token; on another machine: federation join --token-file -"
 
 

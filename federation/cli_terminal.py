@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from federation.errors import UsageError
+from federation.values import without_tokens
+
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
 
+MAX_SECRET_TEXT = 65536  # several times the longest token
 PIPE_WIDTH = 1000  # a pipe has no width: nothing is cut there
 _ERASE_LINE = "\r\x1b[K"
 
@@ -35,6 +41,37 @@ def width() -> int:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def complain(text: str) -> None:
+    """One line on standard error, whatever it repeats."""
+    with suppress(OSError):
+        print(f"federation: {without_tokens(' '.join(text.split()))}", file=sys.stderr)
+
+
+def read_stdin(what: str) -> str:
+    """A secret that somebody pipes in or, at a terminal, types unseen. Raises UsageError."""
+    if sys.stdin is None:
+        raise UsageError(f"there is no standard input to read the {what} from")
+    if sys.stdin.isatty():
+        from getpass import getpass
+
+        return getpass(f"{what.capitalize()}: ")
+    return sys.stdin.read(MAX_SECRET_TEXT)
+
+
+def read_secret(path: Path, what: str) -> str:
+    """The text of a file that only its owner should read, the `what` ("token"); - is standard input. Raises UsageError."""
+    if str(path) == "-":
+        return read_stdin(what)
+    try:
+        with path.expanduser().open(encoding="utf-8", errors="replace") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_ISREG(mode) and mode & 0o044:
+                complain(f"others on this machine can read the {what} in {path}; make it private: chmod 600 {path}")
+            return file.read(MAX_SECRET_TEXT)
+    except OSError as error:
+        raise UsageError(f"cannot read the {what} file {path}: {error.strerror}") from None
 
 
 def confirm(question: str) -> bool:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation.errors import ConfigError, ControlUnreachable, KeyNeeded, NodeRefused
+from federation.errors import ConfigError, ControlUnreachable, KeyNeeded, refusal
 from federation.places import default_state_dir, find_config_file, read_config_file
 from federation.state import StateDir
 from federation.values import HostPort
@@ -117,7 +117,7 @@ def ask(
     if response.status == http.client.UNAUTHORIZED:
         raise KeyNeeded(f"{address}: {answer.get('error', response.reason)}")
     if response.status != http.client.OK:
-        raise NodeRefused(answer.get("error", response.reason))
+        raise refusal(response.status, answer.get("error", response.reason))
     return text
 
 

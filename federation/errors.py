@@ -66,10 +66,21 @@ class TokenTooNew(TokenError):
     """The token was made by a newer version of federation; upgrade this machine"""
 
 
+class OwnerKeyWrong(UsageError):
+    """This is not a network's owner key; `federation owner export` prints one where it is"""
+
+    detail_says_all = False
+
+
 class NodeRefused(FederationError):
     """The running node says no"""
 
     detail_says_all = True
+
+
+def refusal(status: int, why: str) -> FederationError:
+    """What the control API's refusal is to a person: 400 is for what was asked wrongly (see web.py)."""
+    return UsageError(why) if status == 400 else NodeRefused(why)
 
 
 class NotDone(FederationError):

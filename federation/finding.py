@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 MAX_REMEMBERED = 512
 SAVE_AFTER_S = 0.25  # several join at a time; one write for all of them
+SAVE_EVERY_S = 1.0  # at most: members may invent news without end
 
 
 class Finding:
@@ -57,7 +58,8 @@ class Finding:
         self.remembered = state.load_peers()
         self._is_news = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._mdns_scope = trio.CancelScope()
+        self._mdns_scopes: list[trio.CancelScope] = []  # of the present token's session, and of the one before
+        self._saving = trio.Lock()
         for address in parsed(token().addresses, whose="the token's"):
             host.book.add(address, source="token")
         for text in settings.peers:
@@ -74,7 +76,8 @@ class Finding:
             if self._settings.dht:
                 nursery.start_soon(self._rendezvous())
             if self._settings.mdns:
-                await nursery.start(self._run_mdns)
+                self._mdns_scopes.append(trio.CancelScope())
+                await nursery.start(self._run_mdns, self._mdns_scopes[-1])
             task_status.started()
 
     # Saved
@@ -83,7 +86,7 @@ class Finding:
         """There is something worth saving: a node that is killed must find the network again too."""
         self._is_news.set()
 
-    def save(self) -> None:
+    async def save(self) -> None:
         """Members' addresses, so that a restart finds the network without the token's. Who is off now is not forgotten."""
         records = [record for record in self._ledger.records() if record.peer_id != self._host.peer_id]
         records.sort(key=lambda record: record.peer_id in self._host.links)  # who is real goes last, and is forgotten last
@@ -94,25 +97,35 @@ class Finding:
                 self.remembered[record.peer_id] = addresses
         for peer_id in list(self.remembered)[:-MAX_REMEMBERED]:
             del self.remembered[peer_id]
-        self._state.save_peers(self.remembered)
+        async with self._saving:  # on a thread: it waits for the disk, which no connection shall
+            await trio.to_thread.run_sync(self._state.save_peers, dict(self.remembered))
 
     async def _save_forever(self) -> None:
         while True:
             await self._is_news.wait()
             await trio.sleep(SAVE_AFTER_S)
             self._is_news = trio.Event()
-            self.save()
+            await self.save()
+            await trio.sleep(SAVE_EVERY_S)
 
     # Multicast
 
     def token_changed(self, grace_s: float) -> None:
-        """On the local network members are known by the new token from now on, and by the former while it is good."""
-        if self._settings.mdns and self._nursery is not None:
-            self._mdns_scope.deadline = trio.current_time() + grace_s
-            self._nursery.start_soon(self._run_mdns)
+        """On the local network members are known by the new token from now on, and by the former while it is good.
 
-    async def _run_mdns(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with trio.CancelScope() as self._mdns_scope:
+        By those before that one no longer: a session costs sockets and threads.
+        """
+        if self._settings.mdns and self._nursery is not None:
+            for scope in self._mdns_scopes[:-1]:
+                scope.cancel()
+            del self._mdns_scopes[:-1]
+            for scope in self._mdns_scopes:
+                scope.deadline = trio.current_time() + grace_s
+            self._mdns_scopes.append(trio.CancelScope())
+            self._nursery.start_soon(self._run_mdns, self._mdns_scopes[-1])
+
+    async def _run_mdns(self, scope: trio.CancelScope, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with scope:
             await Mdns(
                 rendezvous=self._token().rendezvous(), peer_id=self._host.peer_id, addresses=self._addresses,
                 on_found=self._seen,

@@ -1,25 +1,28 @@
 """Which tokens admit now: this node's own, and for a while those from before a rotation. Rule: no I/O and no clock; callers
 pass `now` (aware, UTC), and every change comes back as a value.
 
-A rotation tells the new token to those who were members before it, but for those it excepts: `members` says whom this
-node may tell. Whoever shows up with the former token and is not among them may be an excepted one under another name.
+A rotation is an order of the network's owner (owner.py). It is kept with the token that it is about, so that this node
+can hand both on, over restarts too: to the order's members, and to nobody else.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from federation.errors import ProtocolViolation
+from federation.owner import MAX_GRACE, SignedOrder, hash_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from federation.tokens import Token
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MAX_FORMER = 8  # the last ones; who has missed more rotations than these is refused like a stranger
-MAX_MEMBERS = 8192  # twice a ledger
-MAX_GRACE = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,12 @@ class Former:
 class Keyring:
     token: Token
     former: tuple[Former, ...] = ()  # the last one first
-    members: frozenset[str] = frozenset()  # who may be told `token`, as of its rotation
+    order: SignedOrder | None = None  # by which `token` came; None where a person gave it
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Who may be told `token`."""
+        return self.order.order.members if self.order is not None else frozenset()
 
     def valid_keys(self, now: datetime) -> list[bytes]:
         """Admission keys, the newest first."""
@@ -50,12 +58,17 @@ class Keyring:
     def next_end(self, now: datetime) -> datetime | None:
         return min((former.until for former in self.former if now < former.until), default=None)
 
-    def take(self, token: Token, *, grace: timedelta, members: Iterable[str], now: datetime) -> Keyring:
-        """With `token`, which supersedes the present one. That one admits for `grace`, and no earlier one any longer."""
-        until = now + min(max(grace, timedelta(0)), MAX_GRACE)
+    def take(self, token: Token, order: SignedOrder, *, now: datetime) -> Keyring:
+        """With `token`, which supersedes the present one. That one admits for the order's grace, and no earlier one longer.
+
+        The grace runs from when the order was signed; where that lies ahead of our clock, from now.
+        """
+        grace = timedelta(milliseconds=order.order.grace_ms)
+        age = now - _EPOCH - timedelta(milliseconds=order.order.issued_ms)
+        until = now + min(grace, max(grace - age, timedelta(0)), MAX_GRACE)
         earlier = [replace(former, until=min(former.until, until)) for former in self.former]
         former = (Former(self.token.admission_key(), until), *earlier)[:MAX_FORMER]
-        return Keyring(token, former, frozenset(members))
+        return Keyring(token, former, order)
 
     # As kept in the state directory
 
@@ -63,22 +76,31 @@ class Keyring:
         return {
             "of": _fingerprint(self.token),
             "former": [{"key": former.key.hex(), "until": former.until.isoformat()} for former in self.former],
-            "members": sorted(self.members),
+            "order": None
+            if self.order is None
+            else {"order": self.order.order.encode().hex(), "signature": self.order.signature.hex()},
         }
 
     @classmethod
     def from_saved(cls, token: Token, saved: Mapping[str, Any]) -> Keyring:
         """For `token`. What is damaged, or was saved beside another token (a person gave this one), counts as absent."""
-        try:
-            former = tuple(Former(bytes.fromhex(row["key"]), _utc(row["until"])) for row in saved.get("former", ()))[
-                :MAX_FORMER
-            ]
-            members = frozenset(map(str, saved.get("members", ())))
-        except (LookupError, TypeError, ValueError, AttributeError):
-            return cls(token)
         if saved.get("of") != _fingerprint(token):
             return cls(token)
-        return cls(token, former, members)
+        try:
+            former = tuple(Former(bytes.fromhex(row["key"]), _utc(row["until"])) for row in saved.get("former", ()))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return cls(token)
+        return cls(token, former[:MAX_FORMER], _order_of(token, saved.get("order")))
+
+
+def _order_of(token: Token, saved: Any) -> SignedOrder | None:
+    """None where it is not the owner's, or about another secret."""
+    with suppress(LookupError, TypeError, ValueError, ProtocolViolation):
+        signed = SignedOrder.check(token.owner, bytes.fromhex(saved["order"]), bytes.fromhex(saved["signature"]))
+        order = signed.order
+        if (order.names, order.number, order.secret_hash) == (token.names, token.rotations, hash_of(token.secret)):
+            return signed
+    return None
 
 
 def _utc(text: str) -> datetime:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from federation.errors import TokenError
+from federation.errors import OwnerKeyWrong, TokenError
+from federation.owner import OwnerKey
 from federation.tokens import MAX_ADDRESSES, Token
 
 if TYPE_CHECKING:
@@ -36,6 +37,21 @@ def saved_token(state: StateDir) -> Token | None:
         raise type(error)(f"saved in {state.path / 'token'}") from None
 
 
+def owner_key(token: Token, state: StateDir) -> OwnerKey | None:
+    """The network's owner key, if this state directory has it. Raises OwnerKeyWrong or StateDirUnusable."""
+    text = state.load_owner_key(token.network_id)
+    if text is None:
+        return None
+    path = state.owner_key_path(token.network_id)
+    try:
+        key = OwnerKey.decode(text)
+    except OwnerKeyWrong:
+        raise OwnerKeyWrong(f"{path} is damaged; put the backup there, or use it by --owner-key") from None
+    if key.public != token.owner:
+        raise OwnerKeyWrong(f"{path} is another network's; put the right one there, or use it by --owner-key")
+    return key
+
+
 def take_up(given: Token, state: StateDir) -> Membership:
     """Use the given token, and save it for the next start."""
     text = state.load_token()
@@ -43,8 +59,8 @@ def take_up(given: Token, state: StateDir) -> Membership:
         saved = None if text is None else Token.decode(text)
     except TokenError:
         saved = None  # damaged: kept beside the new one all the same
-    if saved is not None and saved.secret == given.secret:
-        # The same network. A person may have typed the addresses of either: keep both, the new ones first.
+    if saved is not None and saved.secret == given.secret and saved.names_the_network_of(given):
+        # The same token. A person may have typed the addresses of either: keep both, the new ones first.
         addresses = tuple(dict.fromkeys(given.addresses + saved.addresses))[:MAX_ADDRESSES]
         token = replace(given, name=given.name or saved.name, addresses=addresses)
         state.save_token(token.encode(), keep_old=False)

@@ -12,18 +12,18 @@ import gc
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 
-from federation import __version__, care, doctor, report
+from federation import __version__, care, doctor, ownership, report
 from federation.backends import Backends
 from federation.bans import Bans, find_peer
 from federation.config import NAMES, RELOADABLE
-from federation.errors import NotFound, UsageError
+from federation.errors import FederationError, NotFound, UsageError
 from federation.finding import Finding, parsed
 from federation.forwarder import Forwarder
 from federation.gossip import Gossip
@@ -31,6 +31,7 @@ from federation.gpu import GpuProbe, GpuReading
 from federation.journal import Journal
 from federation.keyring import Keyring
 from federation.ledger import Change, Ledger
+from federation.membership import owner_key
 from federation.metrics import Metrics
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.net.host import Host
@@ -98,6 +99,8 @@ class Node:
         self._forget_network = False
         self._joins_said = Bucket(NEWS_A_SECOND, JOINS_AT_ONCE)
         self._links_said = Bucket(NEWS_A_SECOND, LINKS_AT_ONCE)
+        self.has_owner_key = False
+        self.pending_rotation: ownership.Pending | None = None
         self.draining = False
         self.gpu = GpuReading((), "none", "not read yet")
         self.listens: dict[str, HostPort] = {}
@@ -195,6 +198,7 @@ class Node:
                     gc.freeze()  # what lives now lives for good: later collections need not walk it
                     gc.set_threshold(*GC_THRESHOLD)
                     on_ready(self.status())
+                    self._look_for_owner_key()
                     await self._stop.wait()
                     await self._leave()
                 nursery.cancel_scope.cancel()
@@ -218,7 +222,7 @@ class Node:
         self.forwarder.stop_listening()
         await self.host.stop_listening()
         await self.gossip.leave()
-        self.finding.save()
+        await self.finding.save()
         clients, served = len(self.forwarder.active), self.backends.in_flight
         if clients or served:
             patience_s = self.settings.drain_timeout_s
@@ -262,6 +266,15 @@ class Node:
         now, end = self.clock.utc_now(), self.rotation.keyring.grace_end(self.clock.utc_now())
         self.finding.token_changed((end - now).total_seconds() if end else 0.0)
 
+    def _look_for_owner_key(self) -> None:
+        """Others say where it is, to a person who looks for it."""
+        try:
+            self.has_owner_key = owner_key(self.token, self.state) is not None
+        except FederationError as error:
+            log.warning("the network's owner key cannot be used", why=str(error))
+        if self.has_owner_key:
+            self._own_change()
+
     # Our record
 
     def own_record(self, in_flight: int = 0) -> NodeData:
@@ -271,7 +284,7 @@ class Node:
             last_seen=self.clock.utc_now(), available_vram=gpu.available_vram, total_vram=gpu.total_vram, gpus=gpu.gpus,
             in_flight=in_flight, capacity=self.settings.capacity, services=self.backends.services(),
             draining=self.draining, addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.addresses),
-            relays=self.paths.relays, via=self.paths.reach.via,
+            relays=self.paths.relays, via=self.paths.reach.via, owner=self.has_owner_key,
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
@@ -445,15 +458,14 @@ class Node:
         self.book.refresh(peer_id)
         self.host.look_at_book()
 
-    async def rotate(self, grace_s: float, excepted: Sequence[str]) -> answers.Rotated:
-        """A new token for the network, for all members but `excepted` (ids or names). Raises NotFound or UsageError."""
-        names = {record.peer_id: record.name for record in self.ledger.records()}
-        out = {find_peer(peer, names, among="the nodes of this network") for peer in excepted}
-        if self.peer_id in out:
-            raise UsageError("this node itself cannot be left out; rotate the token on another member")
-        members = {*names, *self.host.links, *self.finding.remembered} - out
-        not_told = await self.rotation.rotate(grace=timedelta(seconds=grace_s), members=members)
-        return report.rotated(self, not_told)
+    async def rotate(self, wish: ownership.Wish) -> answers.Rotated:
+        return await ownership.rotate(self, wish)
+
+    def prepare_rotation(self, wish: ownership.Wish) -> answers.PreparedRotation:
+        return ownership.prepare(self, wish)
+
+    async def carry_out_rotation(self, signature: str) -> answers.Rotated:
+        return await ownership.carry_out(self, signature)
 
     def leave(self) -> None:
         """Stop, and forget the network: the next start without a token begins a new one."""

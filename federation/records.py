@@ -63,6 +63,7 @@ class NodeData(BaseModel):
     addresses: Annotated[tuple[Address, ...], Field(max_length=32)] = ()  # multiaddrs
     relays: Flag = False  # others can dial it, and it relays for those whom they cannot
     via: Annotated[tuple[PeerId, ...], Field(max_length=8)] = ()  # relays through which it is reached, best first
+    owner: Flag = False  # says that it has the owner's key: where to rotate the token. Nobody trusts it for that
     left: Flag = False  # a tombstone: said good-bye
     announce_every_s: Count = 0  # the next announcement comes by then; 0: often enough for NODE_ONLINE_WINDOW
 

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from federation.records import Gpu, NodeData
 
 
+ROTATED_BY_OTHERS = (
+    "members of an earlier version have rotated this network's token, which has no owner: "
+    "nodes of this version stay with the present one. "
+    "To follow the others, run `federation invite` on one of them, and here `federation join --token-file -`"
+)
+
+
 def status(node: Node) -> answers.Status:
     now = node.clock.utc_now()
     counts = node.forwarder.counts
@@ -65,6 +72,9 @@ def status(node: Node) -> answers.Status:
             "invite_addresses": node.invite_addresses(),
             "rotations": node.token.rotations,
             "former_until": _former_until(node),
+            "owner": node.token.owner.hex(),
+            "owner_here": node.has_owner_key,
+            "owner_at": owner_at(node),
         },
         "connections": {
             "now": len(node.forwarder.active),
@@ -230,7 +240,20 @@ def invite(node: Node) -> answers.Invite:
     return {"token": token, "command": f"echo {token} | federation join --token-file -"}
 
 
-def rotated(node: Node, not_told: list[str]) -> answers.Rotated:
+def owner_at(node: Node) -> list[str]:
+    """Which other nodes say that they have the owner's key."""
+    return sorted(
+        f"{record.name} ({record.peer_id})"
+        for record in node.ledger.records()
+        if record.owner and not record.left and record.peer_id != node.peer_id
+    )
+
+
+def named_rows(node: Node, peers: Iterable[str]) -> list[answers.NamedPeer]:
+    return [{"peer_id": peer, "name": node.name_of(peer)} for peer in sorted(peers)]
+
+
+def rotated(node: Node, not_told: list[str], out: frozenset[str]) -> answers.Rotated:
     def named(peers: Iterable[str]) -> list[str]:
         return sorted(node.name_of(peer) or peer for peer in peers)
 
@@ -242,6 +265,7 @@ def rotated(node: Node, not_told: list[str]) -> answers.Rotated:
         "told": named(node.host.links.keys() - {*not_told, *left_out}),
         "not_told": named(not_told),
         "left_out": named(left_out),
+        "excepted": named_rows(node, out.union(left_out)),
     }
 
 
@@ -350,7 +374,7 @@ def _warnings(node: Node) -> list[str]:
     if unreachable:
         warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
     if node.host.token_retired_at is not None:
-        warnings.append(str(TokenRetired()))
+        warnings.append(str(TokenRetired()) if node.token.owner else ROTATED_BY_OTHERS)
     if without := [node.name_of(peer) or peer for peer in node.rotation.left_out()]:
         warnings.append(f"still here with the former token, until {_former_until(node)}: {', '.join(without[:5])}")
     if refused := node.host.rejected["old token"]:

@@ -1,7 +1,8 @@
 """The state directory: what a node must find again after a restart. One daemon uses it at a time.
 
     identity         Ed25519 seed, 32 bytes: the node's peer id. Created once; never replaced, even when damaged.
-    token            the network's token; token.previous has those that it replaced, newest first
+    token            the network's token; token.previous has those that it replaced, newest first, MAX_PREVIOUS of them
+    owner-ID.key     the owner key of the network ID, with which its token is rotated; never replaced or removed
     control.key      what the control API asks of the owner; made at the first start
     rotation.json    former tokens' keys while they admit, and who may be told the present token
     banned.json      peers that this node keeps away
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 SEED_BYTES = 32
 MAX_INCARNATION = 2**62  # far from what a record can carry, so that a damaged file cannot get a node stuck there
 MAX_FILE_BYTES = 16 * 1024 * 1024
+MAX_PREVIOUS = 16
+MAX_KEY_BYTES = 4096  # several times an owner's key
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
 
 
@@ -97,15 +100,36 @@ class StateDir:
         data = self._read_own("token")
         return None if data is None else data.decode("ascii", errors="replace").strip()
 
-    def save_token(self, text: str, *, keep_old: bool = True) -> None:
-        """Save `text`. What it replaces is kept in token.previous, unless told that it is the same network's."""
+    def save_token(self, text: str, *, keep_old: bool = True, replaces: Callable[[str], bool] = lambda _text: False) -> None:
+        """Save `text`. What it replaces is kept in token.previous, unless told that it is the same network's.
+
+        Of those kept there, what `replaces` says is outdated goes: rotations do not push out what a person gave.
+        """
         old = self.load_token()
         if old == text:
             return
         if old and keep_old:
-            kept = [token for token in self._previous_tokens() if token not in (old, text)]
-            self._write("token.previous", _lines([old, *kept]))
+            kept = [token for token in self._previous_tokens() if token not in (old, text) and not replaces(token)]
+            self._write("token.previous", _lines([old, *kept][:MAX_PREVIOUS]))
         self._write("token", _lines([text]))
+
+    def save_owner_key(self, network_id: str, text: str) -> Path:
+        """Raises StateDirUnusable, also where there is one already."""
+        self._create()
+        path = self.owner_key_path(network_id)
+        try:
+            write_new(path, _lines([text]))
+        except OSError as error:
+            raise StateDirUnusable(_problem(path, error)) from None
+        return path
+
+    def load_owner_key(self, network_id: str) -> str | None:
+        """As saved; None where it is not here. Raises StateDirUnusable where it is and cannot be read."""
+        data = self._read_own(self.owner_key_path(network_id).name)
+        return None if data is None else data[:MAX_KEY_BYTES].decode("ascii", errors="replace")
+
+    def owner_key_path(self, network_id: str) -> Path:
+        return self.path / f"owner-{network_id}.key"
 
     def forget_network(self, is_its: Callable[[str], bool]) -> None:
         """Remove the token, those in token.previous that `is_its` says are the same network's, and members' addresses."""
@@ -286,6 +310,19 @@ class StateDir:
 
     def _ignore(self, name: str, why: str) -> None:
         log.warning("%s is ignored: %s", self.path / name, why)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file, for its owner only. Raises OSError; FileExistsError where something is there, be it a link."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()
+            raise
+    _sync_directory(path.parent)
 
 
 def _open_lock(path: Path) -> int:

@@ -4,13 +4,17 @@ Text: ``fed1_`` and, as unpadded base64url, payload and checksum. The payload is
 network's name, then one bootstrap address a line. The checksum tells a damaged copy from another network's token; it
 protects nothing, the secret does.
 
-Only the secret makes the network: name and addresses may differ from copy to copy. Whatever leaves the machine is
-derived from the secret by HKDF, with a label of its own, so that no use of it reveals another.
+Secret and owner make the network: name and addresses may differ from copy to copy. Whatever leaves the machine is
+derived by HKDF, with a label of its own, so that no use of it reveals another.
 
-A token that was rotated has a new secret, and names the same network: what the first secret's holders call the network (its
-id, topic and protocol) goes along, so that members who have it already and those who have not yet still hear each other. It
-is written as ``fed2_``: between secret and text are the number of rotations (4 bytes, big endian) and those names.
-What admits, and what is seen on a local network, comes from the new secret alone.
+A network with an owner (owner.py) is written as ``fed3_``: behind the secret are the owner's public key (32 bytes), the
+number of rotations (4, big endian) and, if that is not 0, the network's root (16). The root comes from the first secret
+and goes along when the secret changes; root and owner together give what members call the network (its id, topic and
+protocols), and those names enter into what admits. So nobody can exchange the owner: with another one it is another
+network, whatever the secret.
+
+Networks from before there were owners go on with ``fed1_``, and ``fed2_`` where an earlier version rotated the token: behind
+the secret are the number of rotations and the network's names themselves (40 bytes). This version rotates them no more.
 """
 
 from __future__ import annotations
@@ -31,11 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 VERSION = 1  # of what is derived
-ROTATED = 2  # the format of a token that was rotated; the others have 1
+ROTATED = 2  # the format of a token without owner that was rotated
+OWNED = 3  # the format of a token with an owner
 SECRET_BYTES = 32
 NETWORK_ID_BYTES = 8
 PATH_BYTES = 16  # of topic and protocol each
 NAMES_BYTES = NETWORK_ID_BYTES + 2 * PATH_BYTES
+OWNER_BYTES = 32
+ROOT_BYTES = 16  # a second root that gives the same names takes 2^128 tries
 MAX_ROTATIONS = 2**32 - 1
 CHECKSUM_BYTES = 4
 MAX_NAME_CHARS = 64
@@ -57,13 +64,18 @@ class Token:
     name: str = ""
     addresses: tuple[str, ...] = ()
     rotations: int = 0
-    names: bytes = field(default=b"", repr=False)  # once rotated: the network id, and the ends of topic and protocol
+    owner: bytes = b""  # the public half of the key that may rotate it; empty in networks from before there were owners
+    origin: bytes = field(default=b"", repr=False)  # once rotated: the network's root; without an owner, its names
 
     def __post_init__(self) -> None:
         if len(self.secret) != SECRET_BYTES:
             raise TokenError(f"a secret has {SECRET_BYTES} bytes")
-        if not 0 <= self.rotations <= MAX_ROTATIONS or len(self.names) != (NAMES_BYTES if self.rotations else 0):
-            raise TokenError("a token has its network's names when it was rotated, and only then")
+        if len(self.owner) not in (0, OWNER_BYTES):
+            raise TokenError(f"an owner's public key has {OWNER_BYTES} bytes")
+        if not 0 <= self.rotations <= MAX_ROTATIONS:
+            raise TokenError(f"a token was rotated {MAX_ROTATIONS} times at most")
+        if len(self.origin) != ((ROOT_BYTES if self.owner else NAMES_BYTES) if self.rotations else 0):
+            raise TokenError("a token says where its network's names come from when it was rotated, and only then")
         if not _NAME.fullmatch(self.name):
             raise TokenError(f"a network's name has at most {MAX_NAME_CHARS} characters and no control characters")
         if len(self.addresses) > MAX_ADDRESSES:
@@ -72,9 +84,9 @@ class Token:
             raise TokenError(f"an address has 1 to {MAX_ADDRESS_CHARS} printable ASCII characters and no space")
 
     @classmethod
-    def new(cls, name: str = "", addresses: Iterable[str] = ()) -> Token:
-        """Start a network: a fresh secret from the system's source of randomness."""
-        return cls(secrets.token_bytes(SECRET_BYTES), name, tuple(addresses))
+    def new(cls, name: str = "", addresses: Iterable[str] = (), *, owner: bytes = b"") -> Token:
+        """Start a network: a fresh secret from the system's source of randomness. `owner`: see OwnerKey.public."""
+        return cls(secrets.token_bytes(SECRET_BYTES), name, tuple(addresses), owner=owner)
 
     @classmethod
     def decode(cls, text: str) -> Token:
@@ -87,7 +99,7 @@ class Token:
         if match is None:
             raise TokenMalformed
         version, body = int(match[1]), match[2]
-        if version > ROTATED:
+        if version > OWNED:
             raise TokenTooNew
         if not _BODY.fullmatch(body):
             raise TokenMalformed
@@ -97,27 +109,36 @@ class Token:
             raise TokenChecksumWrong from None
         if _seal(version, payload) != text:  # whole text, so that a token has one spelling
             raise TokenChecksumWrong
-        start = SECRET_BYTES + (4 + NAMES_BYTES if version == ROTATED else 0)
-        rotations = int.from_bytes(payload[SECRET_BYTES:start][:4], "big")
-        if (version == ROTATED) != (rotations > 0):
+        secret, rest = payload[:SECRET_BYTES], payload[SECRET_BYTES:]
+        owner, rest = (rest[:OWNER_BYTES], rest[OWNER_BYTES:]) if version == OWNED else (b"", rest)
+        number, rest = (rest[:4], rest[4:]) if version > VERSION else (b"", rest)
+        rotations = int.from_bytes(number, "big")
+        start = (ROOT_BYTES if owner else NAMES_BYTES) if rotations else 0
+        if len(number) != (0 if version == VERSION else 4) or (version == ROTATED and not rotations):
             raise TokenMalformed
         try:
-            name, *addresses = payload[start:].decode().split("\n")
-            return cls(payload[:SECRET_BYTES], name, tuple(addresses), rotations, payload[SECRET_BYTES + 4 : start])
+            name, *addresses = rest[start:].decode().split("\n")
+            return cls(secret, name, tuple(addresses), rotations, owner, rest[:start])
         except (UnicodeDecodeError, TokenError):
             raise TokenMalformed from None
 
     def encode(self) -> str:
         """The token as one line of URL-safe text."""
         text = "\n".join((self.name, *self.addresses)).encode()
-        if not self.rotations:
-            return _seal(VERSION, self.secret + text)
-        return _seal(ROTATED, self.secret + self.rotations.to_bytes(4, "big") + self.names + text)
+        number = self.rotations.to_bytes(4, "big")
+        if self.owner:
+            return _seal(OWNED, self.secret + self.owner + number + self.origin + text)
+        if self.rotations:
+            return _seal(ROTATED, self.secret + number + self.origin + text)
+        return _seal(VERSION, self.secret + text)
 
-    def rotated(self) -> Token:
-        """The same network with a fresh secret."""
+    def rotated(self, secret: bytes | None = None, rotations: int | None = None) -> Token:
+        """The same network with another secret: by default a fresh one, of the next rotation. Raises TokenError."""
         return replace(
-            self, secret=secrets.token_bytes(SECRET_BYTES), rotations=self.rotations + 1, names=self._network_names()
+            self,
+            secret=secrets.token_bytes(SECRET_BYTES) if secret is None else secret,
+            rotations=self.rotations + 1 if rotations is None else rotations,
+            origin=self._root() if self.owner else self.names,
         )
 
     def with_addresses(self, addresses: Iterable[str]) -> Token:
@@ -132,7 +153,7 @@ class Token:
             return False
 
     def names_the_network_of(self, other: Token) -> bool:
-        return self._network_names() == other._network_names()
+        return self.owner == other.owner and self.names == other.names
 
     def supersedes(self, other: Token) -> bool:
         """Whether it is the newer token of one network. Of two rotations at once, all members take the same for it."""
@@ -142,7 +163,7 @@ class Token:
     @property
     def network_id(self) -> str:
         """Names the network to people; tells nothing about the secret."""
-        return self._network_names()[:NETWORK_ID_BYTES].hex()
+        return self.names[:NETWORK_ID_BYTES].hex()
 
     def admission_key(self) -> bytes:
         """The key with which both sides of a handshake prove that they hold the token (32 bytes)."""
@@ -157,8 +178,8 @@ class Token:
         return f"/federation/{VERSION}/ledger/{self._path('ledger').hex()}"
 
     def rotation_protocol(self) -> str:
-        """The libp2p protocol id by which a rotated token is handed on."""
-        return f"/federation/{VERSION}/token/{self._path('ledger').hex()}"
+        """The libp2p protocol id by which a rotation is handed on. Without an owner: by which earlier versions do it."""
+        return f"/federation/{VERSION}/{'rotation' if self.owner else 'token'}/{self._path('ledger').hex()}"
 
     def dht_key(self, hour: int) -> bytes:
         """Where members look for each other in a public DHT in that hour since 1970: a multihash that tells nothing."""
@@ -170,19 +191,29 @@ class Token:
 
     def _path(self, which: str) -> bytes:
         start = NETWORK_ID_BYTES + ("topic", "ledger").index(which) * PATH_BYTES
-        return self._network_names()[start : start + PATH_BYTES]
+        return self.names[start : start + PATH_BYTES]
 
-    def _network_names(self) -> bytes:
+    @property
+    def names(self) -> bytes:
+        """What members call the network, over all rotations: its id, and the ends of topic and protocols."""
+        if self.owner:
+            return _hkdf(self._root(), "names", NAMES_BYTES, salt=self.owner)
         if self.rotations:
-            return self.names
+            return self.origin
         return b"".join(
-            self._derive(label, size)
+            _hkdf(self.secret, label, size)
             for label, size in (("network id", NETWORK_ID_BYTES), ("topic", PATH_BYTES), ("ledger", PATH_BYTES))
         )
 
+    def _root(self) -> bytes:
+        return self.origin or _hkdf(self.secret, "root", ROOT_BYTES)
+
     def _derive(self, label: str, length: int) -> bytes:
-        info = f"federation/{VERSION} {label}".encode()
-        return HKDF(SHA256(), length, salt=None, info=info).derive(self.secret)
+        return _hkdf(self.secret, label, length, salt=self.names if self.owner else None)
+
+
+def _hkdf(key: bytes, label: str, length: int, *, salt: bytes | None = None) -> bytes:
+    return HKDF(SHA256(), length, salt=salt, info=f"federation/{VERSION} {label}".encode()).derive(key)
 
 
 def _seal(version: int, payload: bytes) -> str:

@@ -15,7 +15,7 @@ REDACTED = "[redacted]"
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
-_TOKEN = re.compile(r"fed[0-9]{1,4}_[A-Za-z0-9_-]{8,}")
+_TOKEN = re.compile(r"fed(?:key)?[0-9]{1,4}_[A-Za-z0-9_-]{8,}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,9})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]i?B|B)?", re.IGNORECASE)
@@ -145,7 +145,7 @@ def parse_duration(value: object) -> float:
 
 
 def without_tokens(text: str) -> str:
-    """`text` with everything replaced that looks like a network's token."""
+    """`text` with everything replaced that looks like a network's token, or its owner's key."""
     return _TOKEN.sub(REDACTED, text)
 
 

@@ -187,7 +187,10 @@ def shares(answered: Counter[str]) -> str:
 def run(directory: Path, stack: ExitStack) -> int:
     say("Starting three nodes on this machine, each with a small HTTP server of its own behind it ...")
     token = subprocess.run(
-        [*FEDERATION, "token", "new", "--name", "demo"], capture_output=True, text=True, check=True
+        [*FEDERATION, "token", "new", "--name", "demo", "--owner-key", str(directory / "owner.key")],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     nodes: dict[str, Node] = {}
     for name in NAMES:

@@ -101,7 +101,7 @@ def run(directory: Path, stack: ExitStack) -> int:
     model = assemble(directory / "gemma.gguf")
     say("Starting two servers with Gemma 3 270M (llama.cpp, one CPU thread each); this takes some seconds ...")
     servers = {name: start_server(name, model, directory, stack) for name in ("athens", "bergen")}
-    token = demo.command("token", "new", "--name", "llm-demo")
+    token = demo.command("token", "new", "--name", "llm-demo", "--owner-key", str(directory / "owner.key"))
     nodes: dict[str, Node] = {}
     for name in demo.NAMES:
         backend = int(servers[name].rpartition(":")[2]) if name in servers else None

@@ -305,7 +305,9 @@ def well_formed(target: str, rng: random.Random) -> bytes:
     """A message as an honest sender would write it, more or less."""
     match target:
         case "token":
-            return Token(rng.randbytes(32), "home", ("/ip4/192.0.2.1/tcp/4484",) * rng.randrange(3)).encode().encode()
+            owner = rng.choice([b"", rng.randbytes(32)])
+            token = Token(rng.randbytes(32), "home", ("/ip4/192.0.2.1/tcp/4484",) * rng.randrange(3), owner=owner)
+            return rng.choice([token, token.rotated(rng.randbytes(32))]).encode().encode()
         case "record":
             return encode(_full_record(rng))
         case "address":

@@ -9,6 +9,7 @@ import trio
 
 from federation import api_care, control
 from federation.errors import NotFound
+from federation.ownership import Wish
 from federation.values import HostPort
 
 
@@ -28,6 +29,18 @@ class FakeNode:
 
     async def examine(self) -> dict[str, Any]:
         return {"findings": []}
+
+    async def rotate(self, wish: Wish) -> dict[str, Any]:
+        self.asked.append(("rotate", wish))
+        return {"rotations": 1}
+
+    def prepare_rotation(self, wish: Wish) -> dict[str, Any]:
+        self.asked.append(("prepare", wish))
+        return {"rotations": 1}
+
+    async def carry_out_rotation(self, signature: str) -> dict[str, Any]:
+        self.asked.append(("carry out", signature))
+        return {"rotations": 1}
 
 
 async def ask(node: FakeNode, method: str, path: str, body: object = None, key: str = "key") -> tuple[int, Any]:
@@ -79,3 +92,28 @@ async def test_all_of_it_is_for_the_owner(method: str, path: str) -> None:
     body = {"peer": "bob"} if path == "ping" else None
     assert (await ask(node, method, f"/api/v1/{path}", body, key=""))[0] == 401
     assert node.asked == []
+
+
+async def test_rotations_are_the_owners_and_what_they_say_is_checked() -> None:
+    node = FakeNode()
+    body = {"grace_s": 5, "except": ["bergen"], "keep_banned": True}
+    for path, name in (("rotate", "rotate"), ("rotation", "prepare")):
+        assert await ask(node, "POST", f"/api/v1/token/{path}", body) == (200, {"rotations": 1})
+        assert await ask(node, "POST", f"/api/v1/token/{path}", {}) == (200, {"rotations": 1})
+        assert node.asked == [(name, Wish(5.0, ["bergen"], True)), (name, Wish(3600.0, [], False))]
+        node.asked.clear()
+        assert (await ask(node, "POST", f"/api/v1/token/{path}", {}, key=""))[0] == 401
+        for wrong in (
+            {"grace_s": -1},
+            {"grace_s": 31 * 86400},
+            {"except": ["x"] * 257},
+            {"keep_banned": 1},
+            {"owner_key": "x"},
+        ):
+            assert (await ask(node, "POST", f"/api/v1/token/{path}", wrong))[0] == 400
+    signature = "ab" * 64
+    assert await ask(node, "POST", "/api/v1/token/rotation/signed", {"signature": signature}) == (200, {"rotations": 1})
+    assert node.asked == [("carry out", signature)]
+    for wrong in ({}, {"signature": "ab"}, {"signature": "xy" * 64}, {"signature": "AB" * 64}):
+        assert (await ask(node, "POST", "/api/v1/token/rotation/signed", wrong))[0] == 400
+    assert (await ask(node, "POST", "/api/v1/token/rotation/signed", {"signature": signature}, key=""))[0] == 401

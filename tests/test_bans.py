@@ -91,5 +91,17 @@ def test_who_is_not_there_is_said(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["twin", "abcdef"])
 def test_two_of_a_name_are_told_apart_by_the_person(text: str) -> None:
-    with pytest.raises(UsageError, match=r"2 peers are called .*12D3KooWshort1abcdef, 12D3KooWshort2abcdef"):
+    with pytest.raises(
+        UsageError, match=r"2 peers are called .*12D3KooWshort1abcdef \(named 'twin'\), 12D3KooWshort2abcdef"
+    ):
         find_peer(text, NAMES, among="these")
+
+
+def test_a_name_that_is_the_end_of_anothers_id_is_not_guessed() -> None:
+    """Whoever is to be put out may call another node of its own so."""
+    decoy = "12D3KooW" + "C" * 44
+    with pytest.raises(UsageError, match="give the id of one") as caught:
+        find_peer("BBBBBB", {**NAMES, decoy: "BBBBBB"}, among="these")
+    assert B in str(caught.value)
+    assert decoy in str(caught.value)
+    assert find_peer(B, {**NAMES, decoy: B}, among="these") == B  # a whole id is one

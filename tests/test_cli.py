@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 
-from federation import __version__, cli, control, detect
+from federation import __version__, cli, control, detect, membership
 from federation.errors import ListenFailed
 from federation.state import StateDir
 from federation.tokens import Token
@@ -224,7 +224,7 @@ def test_quick_commands_are_quick(argv: list[str], tmp_path: Path) -> None:
 
 def test_token_new_prints_the_token_alone(run: Run) -> None:
     ran = run("token", "new", "--name", "lab", "--peer", ADDRESS, "--peer", "box.lan:4484")
-    assert (ran.code, ran.err) == (0, "")
+    assert ran.code == 0
     token = Token.decode(ran.out)
     assert ran.out == token.encode() + "\n"
     assert (token.name, token.addresses) == ("lab", (ADDRESS, "/dns/box.lan/tcp/4484"))
@@ -260,13 +260,14 @@ def test_token_inspect_shows_no_secret(run: Run, monkeypatch: pytest.MonkeyPatch
     [
         ("nonsense", "not a federation token"),
         (Token.new().encode()[:-2], "checksum does not match"),
-        ("fed3_abc", "newer version"),
+        ("fed4_abc", "newer version"),
     ],
     ids=["nonsense", "damaged", "newer"],  # a random id would differ between the workers of pytest-xdist
 )
 def test_a_bad_token_is_one_line_that_says_which(text: str, why: str, run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
     file = tmp_path / "t"
     file.write_text(text)
+    file.chmod(0o600)
     for argv in (["token", "inspect", text], ["join", "--token", text], ["join", "--token-file", str(file)]):
         ran = run(*argv)
         assert ran.code == 2
@@ -344,21 +345,47 @@ def test_without_a_token_a_network_begins(run: Run, daemon: FakeDaemon, state: S
     assert str(state.path / "token") in ran.out
 
 
-def test_the_printed_command_works_on_the_next_machine(run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
-    command = run("join").out.splitlines()[-1]
+def test_at_a_terminal_the_next_machines_command_and_token_are_printed(
+    run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token stands alone: it is pasted when the command asks, and so in no shell's history."""
+    monkeypatch.setattr(cli, "is_terminal", lambda stream: stream is sys.stdout)
+    *_, command, _, text = run("join").out.splitlines()
     first = daemon.token
-    # A shell runs it as it stands, with `federation` found by name.
-    binary = tmp_path / "bin/federation"
-    binary.parent.mkdir()
-    here = shlex.quote(str(tmp_path))
-    binary.write_text(f'#!/bin/sh\nprintf "%s " "$@" > {here}/arguments\ncat > {here}/input\n')
-    binary.chmod(0o755)
-    subprocess.run(["sh", "-c", command], env={"PATH": f"{binary.parent}:{os.environ['PATH']}"}, check=True)
-    arguments = (tmp_path / "arguments").read_text().split()
-    ran = run(*arguments, "--state-dir", str(tmp_path / "next"), stdin=(tmp_path / "input").read_text())
+    assert command == "federation join --token-file -"
+    ran = run(*command.split()[1:], "--state-dir", str(tmp_path / "next"), stdin=text)
     assert ran.code == 0
     assert daemon.token.secret == first.secret
     assert daemon.token.addresses == (ADDRESS,)
+
+
+def test_elsewhere_a_first_start_prints_no_token(run: Run, daemon: FakeDaemon) -> None:
+    """systemd and docker keep what a service prints, and others may read that."""
+    ran = run("join")
+    assert daemon.token.encode()[5:40] not in ran.out + ran.err
+    assert "federation invite" in ran.out
+
+
+def test_a_network_that_begins_has_an_owner_whose_key_is_here(run: Run, daemon: FakeDaemon, state: StateDir) -> None:
+    run("join")
+    key = membership.owner_key(daemon.token, state)
+    assert key is not None
+    assert key.public == daemon.token.owner
+    assert state.owner_key_path(daemon.token.network_id).stat().st_mode & 0o777 == 0o600
+    ran = run("join")  # again, and it is neither made anew nor shown
+    assert membership.owner_key(daemon.token, state) == key
+    assert key.encode()[8:] not in ran.out + ran.err
+
+
+def test_a_token_file_that_others_can_read_is_said(run: Run, daemon: FakeDaemon, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(Token.new().encode())
+    path.chmod(0o644)
+    ran = run("join", "--token-file", str(path))
+    assert ran.code == 0
+    assert ran.err == f"federation: others on this machine can read the token in {path}; make it private: chmod 600 {path}\n"
+    path.chmod(0o600)
+    assert run("join", "--token-file", str(path)).err == ""
 
 
 def test_a_restart_needs_no_options_and_prints_no_secret(run: Run, daemon: FakeDaemon) -> None:
@@ -384,6 +411,7 @@ def test_a_start_that_failed_leaves_no_network_behind(run: Run, daemon: FakeDaem
     assert state.load_token() is None
     daemon.starts[-1][1].unlock()
     daemon.fails = None
+    assert list(state.path.glob("owner-*")) == []
     assert "federation join --token-file -" in run("join").out
 
 
@@ -521,7 +549,7 @@ def test_ctrl_c_is_quiet(run: Run, daemon: FakeDaemon) -> None:
 def test_a_reader_that_went_away_is_no_error(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    for argv in (["version"], ["token", "new"], ["--help"]):
+    for argv in (["version"], ["token", "inspect", Token.new().encode()], ["--help"]):
         result = subprocess.run(
             [sys.executable, "-m", "federation", *argv],
             stdout=write,

@@ -12,7 +12,7 @@ import pytest
 
 from federation import cli_guard
 from federation.bans import Bans
-from federation.errors import ControlUnreachable, FederationError, NotFound, StateDirBusy, UsageError
+from federation.errors import ControlUnreachable, FederationError, NotFound, StateDirBusy
 from federation.state import StateDir
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def args(state: StateDir, peer: str | None = None, **more: Any) -> Namespace:
 def test_the_daemon_is_told(daemon: StateDir) -> None:
     assert cli_guard.ban_or_list(args(daemon), {}) == "nobody is banned here"
     assert cli_guard.ban_or_list(args(daemon, "athens"), {}).startswith(f"banned athens ({A}): its connection is cut")
-    assert cli_guard.ban_or_list(args(daemon, "athens"), {}) == "athens is banned already"
+    assert cli_guard.ban_or_list(args(daemon, "athens"), {}) == "athens is banned already; `federation ban` lists who is"
     cli_guard.ban_or_list(args(daemon, B), {})
     assert cli_guard.ban_or_list(args(daemon), {}) == f"athens ({A}), since now\n{B}, since now"
     assert json.loads(cli_guard.ban_or_list(args(daemon, json=True), {})) == {"banned": list(ROWS.values())}
@@ -116,24 +116,3 @@ def test_nothing_is_made_where_nothing_was(tmp_path: Path) -> None:
     with pytest.raises(ControlUnreachable):
         cli_guard.ban_or_list(args(StateDir(tmp_path), A, control="127.0.0.1:1"), {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_grace_that_is_none_is_said_to_be_wrong(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^--grace 'soon': write seconds"):
-        cli_guard.rotate(args(StateDir(tmp_path), grace="soon", excepted=[]))
-
-
-def test_what_a_rotation_says() -> None:
-    answer = {"network": "n", "former_until": "2026-01-01T00:00:00+00:00", "told": ["a", "b"], "not_told": ["c"]}
-    assert cli_guard.rotated({**answer, "left_out": ["x\x1b"]}).splitlines() == [
-        "the token of network n is a new one; `federation invite` prints it",
-        "told: a, b",
-        "no answer yet from: c",
-        "not told: x?",
-        "until 2026-01-01T00:00:00+00:00 the former token admits too; who has not got the new one by then is out",
-    ]
-    alone = {"network": "n", "former_until": None, "told": [], "not_told": [], "left_out": []}
-    assert cli_guard.rotated(alone).splitlines()[1:] == [
-        "told: nobody, no other member is connected",
-        "the former token admits nobody any longer",
-    ]

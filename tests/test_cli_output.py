@@ -184,11 +184,14 @@ def test_names_from_the_network_cannot_drive_the_terminal() -> None:
 def test_a_token_is_shown_without_its_secret() -> None:
     token = Token.new("lab", ["/ip4/192.0.2.1/tcp/1", "/ip4/192.0.2.2/tcp/2"])
     text = cli_output.token(token)
-    assert text.splitlines()[:2] == [f"network  {token.network_id}", "name     lab"]
-    assert [line.split()[1] for line in text.splitlines()[2:]] == list(token.addresses)
+    assert text.splitlines()[:3] == [
+        f"network  {token.network_id}", "name     lab", "owner    none; it cannot be rotated",
+    ]  # fmt: skip
+    assert [line.split()[1] for line in text.splitlines()[3:]] == list(token.addresses)
     assert token.secret.hex() not in text
     assert token.encode() not in text
     assert "none" in cli_output.token(Token.new())
+    assert f"owner    {'ab' * 32}\n" in cli_output.token(Token.new(owner=b"\xab" * 32))
 
 
 def test_ready_says_where_clients_connect_and_what_comes_next() -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
 from federation import cli_terminal
-from federation.cli_terminal import PIPE_WIDTH, Progress, Screen, colorful, confirm, width
+from federation.cli_terminal import PIPE_WIDTH, Progress, Screen, colorful, complain, confirm, read_secret, width
+from federation.errors import UsageError
+from federation.values import REDACTED
 
 
 class Terminal(io.StringIO):
@@ -84,3 +87,32 @@ def test_nobody_there_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     sit_down(monkeypatch)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert confirm("Leave?")
+
+
+def test_a_secret_comes_from_a_file_or_a_pipe_or_is_typed_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "secret"
+    path.write_text("hush")
+    path.chmod(0o600)
+    assert read_secret(path, "token") == "hush"
+    assert capsys.readouterr().err == ""
+    for mode in (0o640, 0o604):
+        path.chmod(mode)
+        assert read_secret(path, "token") == "hush"
+        assert capsys.readouterr().err.count(f"chmod 600 {path}") == 1
+    monkeypatch.setattr(sys, "stdin", io.StringIO("piped"))
+    assert read_secret(Path("-"), "token") == "piped"
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", lambda prompt: f"typed at {prompt!r}")
+    assert read_secret(Path("-"), "owner key") == "typed at 'Owner key: '"
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="no standard input to read the token from"):
+        read_secret(Path("-"), "token")
+    with pytest.raises(UsageError, match=r"cannot read the token file .*: Is a directory"):
+        read_secret(tmp_path, "token")
+
+
+def test_a_complaint_is_one_line_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("it was\nfed1_abcdefghijkl and fedkey1_abcdefghijkl")
+    assert capsys.readouterr().err == f"federation: it was {REDACTED} and {REDACTED}\n"

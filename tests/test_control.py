@@ -72,8 +72,8 @@ class FakeNode:
     def leave(self) -> None:
         self.left = True
 
-    async def rotate(self, grace_s: float, excepted: list[str]) -> dict[str, Any]:
-        return {"network": "n", "rotations": 1, "former_until": None, "told": [], "not_told": [], "left_out": excepted}
+    async def rotate(self, wish: Any) -> dict[str, Any]:
+        return {"network": "n", "rotations": 1, "former_until": None, "told": [], "not_told": [], "left_out": []}
 
     def banned(self) -> dict[str, Any]:
         return {"banned": []}

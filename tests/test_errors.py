@@ -78,3 +78,9 @@ def test_message_is_the_docstrings_first_paragraph() -> None:
 
     assert str(LongWinded()) == "One sentence that the editor has wrapped"
     assert str(LongWinded("here")) == "One sentence that the editor has wrapped: here"
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [(400, 2), (404, 1), (409, 1), (500, 1)])
+def test_what_was_asked_wrongly_is_told_from_what_failed(status: int, exit_code: int) -> None:
+    error = errors.refusal(status, "two peers are called so")
+    assert (str(error), error.exit_code) == ("two peers are called so", exit_code)

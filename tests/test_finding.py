@@ -11,12 +11,13 @@ from structlog.testing import capture_logs
 
 from federation import finding
 from federation.config import Settings
-from federation.finding import MAX_REMEMBERED, SAVE_AFTER_S, Finding, parsed
+from federation.finding import MAX_REMEMBERED, SAVE_AFTER_S, SAVE_EVERY_S, Finding, parsed
 from federation.net.addresses import AddressBook, PeerAddress
 from federation.state import StateDir
 from federation.tokens import Token
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from trio.testing import MockClock
@@ -67,7 +68,7 @@ def test_the_book_at_the_start(tmp_path: Path) -> None:
     assert [entry["whose"] for entry in logs] == ["remembered"]
 
 
-def test_saved_are_those_that_are_there_and_those_that_were(tmp_path: Path) -> None:
+async def test_saved_are_those_that_are_there_and_those_that_were(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.state.save_peers({peer(9): [address(9)]})
     it = world.find()
@@ -75,21 +76,35 @@ def test_saved_are_those_that_are_there_and_those_that_were(tmp_path: Path) -> N
     world.knows(2, left=True)
     world.knows(3)
     world.links[peer(1)] = object()
-    it.save()
+    await it.save()
     assert list(world.state.load_peers()) == [peer(9), peer(3), peer(1)]  # who is linked is forgotten last
 
 
-def test_no_more_are_saved_than_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_are_saved_than_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "MAX_REMEMBERED", 2)
     world = World(tmp_path)
     for n in range(4):
         world.knows(n)
     world.links[peer(0)] = object()
-    world.find().save()
+    await world.find().save()
     assert list(world.state.load_peers()) == [peer(3), peer(0)]
 
 
-async def test_several_that_join_are_one_write(tmp_path: Path, mock_clock: MockClock) -> None:
+@pytest.fixture
+def on_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What waited for the disk on a thread. Done at once here: a clock that jumps does not wait for threads."""
+    names: list[str] = []
+
+    async def run_sync(function: Callable[..., Any], *args: Any) -> Any:
+        names.append(function.__name__)
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    return names
+
+
+async def test_several_that_join_are_one_write(tmp_path: Path, mock_clock: MockClock, on_thread: list[str]) -> None:
     world = World(tmp_path)
     it = world.find()
     async with trio.open_nursery() as nursery:
@@ -102,6 +117,18 @@ async def test_several_that_join_are_one_write(tmp_path: Path, mock_clock: MockC
         mock_clock.jump(SAVE_AFTER_S)
         await trio.testing.wait_all_tasks_blocked()
         assert len(world.state.load_peers()) == 3
+        # Members may invent news without end: the disk has a second between two writes, and no connection waits for it.
+        world.knows(3)
+        it.learnt()
+        mock_clock.jump(SAVE_AFTER_S)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(world.state.load_peers()) == 3
+        mock_clock.jump(SAVE_EVERY_S)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(SAVE_AFTER_S)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(world.state.load_peers()) == 4
+        assert on_thread == ["save_peers", "save_peers"]
         nursery.cancel_scope.cancel()
 
 
@@ -148,6 +175,21 @@ async def test_a_new_token_is_multicast_at_once_and_the_old_one_while_it_is_good
         mock_clock.jump(61.0)
         await trio.testing.wait_all_tasks_blocked()
         assert set(FakeMdns.running) == {new}
+        nursery.cancel_scope.cancel()
+
+
+async def test_there_are_two_sessions_at_most(mdns_world: World, mock_clock: MockClock) -> None:
+    """Whatever the graces: each has sockets and threads."""
+    world = mdns_world
+    it = world.find()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(it.run)
+        for _ in range(5):
+            former = world.token.rendezvous()
+            world.token = world.token.rotated()
+            it.token_changed(2_592_000.0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(FakeMdns.running) == {former, world.token.rendezvous()}
         nursery.cancel_scope.cancel()
 
 

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from federation.errors import TokenChecksumWrong, TokenMalformed
-from federation.membership import saved_token, take_up
+from federation.errors import OwnerKeyWrong, TokenChecksumWrong, TokenMalformed
+from federation.membership import owner_key, saved_token, take_up
+from federation.owner import OwnerKey
 from federation.state import StateDir
 from federation.tokens import MAX_ADDRESSES, Token
 
@@ -105,3 +106,28 @@ def test_a_rotated_token_keeps_what_it_is_with_the_addresses_of_both(state: Stat
     token = Token.new("lab", [A]).rotated()
     take_up(token, state)
     assert take_up(token.with_addresses([B]), state).token == token.with_addresses([B, A])
+
+
+def test_with_another_owner_it_is_another_network_whatever_the_secret(state: StateDir) -> None:
+    mine, other = OwnerKey.new(), OwnerKey.new()
+    token = Token.new("lab", [A], owner=mine.public)
+    take_up(token, state)
+    for given in (Token(token.secret, "lab", owner=other.public), Token(token.secret, "lab")):
+        membership = take_up(given, state)
+        assert (membership.token, membership.left_behind) == (given, True)
+        take_up(token, state)
+    assert owner_key(token, state) is None
+
+
+def test_the_owners_key_is_the_one_of_this_network(state: StateDir) -> None:
+    key = OwnerKey.new()
+    token = Token.new("lab", owner=key.public)
+    path = state.save_owner_key(token.network_id, key.encode())
+    assert owner_key(token, state) == owner_key(token.rotated(), state) == key
+    assert owner_key(Token.new("another", owner=key.public), state) is None
+    path.write_text(OwnerKey.new().encode())
+    with pytest.raises(OwnerKeyWrong, match="another network's"):
+        owner_key(token, state)
+    path.write_text("fedkey1_x")
+    with pytest.raises(OwnerKeyWrong, match=f"{path} is damaged"):
+        owner_key(token, state)

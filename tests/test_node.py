@@ -25,6 +25,7 @@ from federation.config import Settings
 from federation.errors import ListenFailed, NotFound, UsageError
 from federation.net.addresses import PeerAddress
 from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
+from federation.owner import OwnerKey
 from federation.state import StateDir
 from federation.tokens import Token
 from federation.values import HostPort
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
     from trio_typing import TaskStatus
 
-TOKEN = Token(b"n" * 32, "testnet")
+KEY = OwnerKey(b"o" * 32)
+TOKEN = Token(b"n" * 32, "testnet", owner=KEY.public)
 GIB = 1 << 30
 
 
@@ -285,30 +287,6 @@ class TestBan:
             assert states(again).get("two") in (None, "banned")
             again.unban("two")
             await until(lambda: states(again).get("two") == "online")
-
-    async def test_a_token_is_rotated_for_all_but_one(self, make: MakeNode) -> None:
-        async with AsyncExitStack() as stack:
-            one, two, out = make("one"), make("two"), make("out")
-            for node in (one, two, out):
-                await stack.enter_async_context(running(node))
-            link(two, one)
-            link(out, one)
-            await until(lambda: set(one.host.links) == {two.peer_id, out.peer_id} and len(two.host.links) == 2)
-            await until(lambda: set(rows(one)) == {"one", "two", "out"})
-            answer = await one.rotate(0.0, ["out"])
-            assert answer == {
-                "network": TOKEN.network_id, "rotations": 1, "former_until": None,
-                "told": ["two"], "not_told": [], "left_out": [],
-            }  # fmt: skip
-            await until(lambda: set(two.host.links) == {one.peer_id} and not out.host.links)
-            assert one.token.secret == two.token.secret != out.token.secret
-            assert one.invite()["token"].startswith("fed2_")
-            await until(lambda: any("no longer valid" in warning for warning in out.status()["warnings"]))
-            with pytest.raises(UsageError, match="cannot be left out"):
-                await one.rotate(0.0, [one.peer_id])
-            with pytest.raises(NotFound):
-                await one.rotate(0.0, ["nobody"])
-            assert one.token.rotations == 1
 
     async def test_whom_it_cannot_be(self, make: MakeNode) -> None:
         async with running(make()) as run:

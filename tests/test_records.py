@@ -178,6 +178,7 @@ def test_defaults() -> None:
         "addresses": (),
         "relays": False,
         "via": (),
+        "owner": False,
         "left": False,
         "announce_every_s": 0,
     }

@@ -14,7 +14,10 @@ from federation import report
 from federation.config import Settings
 from federation.forwarder import Decision, Ending, Failure
 from federation.gpu import GpuReading
+from federation.keyring import Keyring
 from federation.node import Node
+from federation.owner import OwnerKey
+from federation.ownership import Wish
 from federation.records import NODE_ONLINE_WINDOW, Gpu, NodeData
 from federation.selection import Candidate, Policy, Selector
 from federation.state import StateDir
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TOKEN = Token(b"r" * 32, "testnet", ("/ip4/192.0.2.1/tcp/4484",))
+KEY = OwnerKey(b"o" * 32)
+TOKEN = Token(b"r" * 32, "testnet", ("/ip4/192.0.2.1/tcp/4484",), owner=KEY.public)
 GIB = 1 << 30
 
 MakeNode = Any
@@ -405,7 +409,9 @@ class TestTokens:
         network = node.status()["network"]
         assert (network["rotations"], network["former_until"]) == (0, None)
         former = add(node, "former")
-        await node.rotation.rotate(grace=timedelta(hours=1), members=["me"], wait_s=0.0)
+        node.state.save_owner_key(TOKEN.network_id, KEY.encode())
+        answer = await node.rotate(Wish(3600.0, ["former"]))
+        assert answer["excepted"] == [{"peer_id": former, "name": "former"}]
         network = node.status()["network"]
         assert network["rotations"] == 1
         assert network["id"] == TOKEN.network_id
@@ -422,8 +428,25 @@ class TestTokens:
         (warning,) = node.status()["warnings"]
         assert "no longer valid" in warning
         assert "federation invite" in warning
-        await node.rotation.rotate(grace=timedelta(0), members=[], wait_s=0.0)
+        node.state.save_owner_key(TOKEN.network_id, KEY.encode())
+        await node.rotate(Wish(0.0))
         assert node.status()["warnings"] == []
+
+    async def test_without_an_owner_others_may_have_rotated_on_their_own(self, make: MakeNode) -> None:
+        node = make()
+        node.rotation.keyring = Keyring(Token(b"r" * 32))
+        node.host.token_retired_at = 1.0
+        (warning,) = node.status()["warnings"]
+        assert "nodes of this version stay with the present one" in warning
+
+    async def test_where_the_owners_key_is(self, make: MakeNode) -> None:
+        node = make()
+        assert node.status()["network"]["owner"] == TOKEN.owner.hex()
+        assert (node.status()["network"]["owner_here"], node.status()["network"]["owner_at"]) == (False, [])
+        bob = add(node, "bob", owner=True)
+        add(node, "carol")
+        add(node, "dave", owner=True, left=True)
+        assert node.status()["network"]["owner_at"] == [f"bob ({bob})"]
 
     async def test_who_missed_a_rotation_is_counted(self, make: MakeNode) -> None:
         node = make()

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-import msgpack
 import pytest
 import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from federation.errors import PeerUnavailable, StateDirUnusable
-from federation.keyring import MAX_MEMBERS, Keyring
-from federation.rotation import MAX_MESSAGE_BYTES, SETTLE_S, TELL_AGAIN_S, TELL_TIMEOUT_S, Rotation
+from federation.errors import NotDone, PeerUnavailable, StateDirUnusable
+from federation.keyring import Keyring
+from federation.owner import MAX_ORDER_BYTES, OwnerKey, order_of
+from federation.rotation import (
+    HEARINGS_AT_ONCE,
+    MAX_AHEAD,
+    PREPARED_S,
+    ROTATED_AT_ONCE,
+    SETTLE_S,
+    TAKEN_AT_ONCE,
+    TELL_AGAIN_S,
+    TELL_TIMEOUT_S,
+    Prepared,
+    Rotation,
+)
 from federation.state import StateDir
 from federation.tokens import Token
 
@@ -25,7 +35,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-FIRST = Token(b"f" * 32, "lab")
+KEY, EVE = OwnerKey(b"o" * 32), OwnerKey(b"e" * 32)
+FIRST = Token(b"f" * 32, "lab", owner=KEY.public)
 HOUR = timedelta(hours=1)
 NO_GRACE = timedelta(0)
 
@@ -45,10 +56,27 @@ class FakeHost:
     links: dict[str, FakeLink] = field(default_factory=dict)
     cuts: list[str] = field(default_factory=list)
     silent: set[str] = field(default_factory=set)
+    offences: list[tuple[str, str]] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
     handler: Callable[..., Any] | None = None
+    protocol: str = ""
 
-    def handle_stream(self, _protocol: str, handler: Callable[..., Any]) -> None:
-        self.handler = handler
+    @property
+    def peer_id(self) -> str:
+        return self.name
+
+    def knows(self, link: FakeLink) -> bool:
+        return self.links.get(link.peer) is link
+
+    def offended(self, peer: str, what: str) -> None:
+        self.offences.append((peer, what))
+        self.cut(peer, what)
+
+    def complain(self, event: str, _where: str, _every_s: float | None = None) -> None:
+        self.complaints.append(event)
+
+    def handle_stream(self, protocol: str, handler: Callable[..., Any]) -> None:
+        self.handler, self.protocol = handler, protocol
 
     async def open_stream(self, peer: str, _protocol: str) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
@@ -56,6 +84,7 @@ class FakeHost:
             raise PeerUnavailable("no connection to it")
         ours, theirs = trio.testing.memory_stream_pair()
         other = self.net[peer]
+        ours.link = self.links[peer]  # type: ignore[attr-defined]
         other.nursery.start_soon(other.host.handler, other.host.links[self.name], theirs)
         return ours
 
@@ -63,6 +92,18 @@ class FakeHost:
         if self.links.pop(peer, None) is not None:
             self.cuts.append(peer)
             self.net[peer].host.links.pop(self.name, None)
+
+
+async def told(teller: Member, peer: str, data: bytes) -> bytes:
+    stream = await teller.host.open_stream(peer, "")
+    answer = b""
+    with suppress(trio.BrokenResourceError), trio.move_on_after(1):
+        await stream.send_all(data)
+        await stream.send_eof()
+        while chunk := await stream.receive_some():
+            answer += chunk
+    await trio.testing.wait_all_tasks_blocked()
+    return answer
 
 
 class Member:
@@ -98,7 +139,12 @@ class Member:
         return bool(set(self.rotation.valid_keys()) & set(other.rotation.valid_keys()))
 
     async def rotates(self, *members: str, grace: timedelta = HOUR) -> list[str]:
-        return await self.rotation.rotate(grace=grace, members=members)
+        prepared = self.rotation.prepare(grace=grace, members=members)
+        return await self.rotation.carry_out(prepared, KEY.sign(prepared.order.encode()))
+
+    async def hears(self, peer: str, data: bytes) -> bytes:
+        """What `peer`, another member, gets for an answer."""
+        return await told(self.host.net[peer], self.name, data)
 
 
 @dataclass
@@ -140,8 +186,22 @@ async def network(directory: Path, names: str) -> AsyncIterator[Net]:
 
 
 @pytest.fixture
-def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+def clock(autojump_clock: trio.testing.MockClock, on_thread: list[str]) -> trio.testing.MockClock:
     return autojump_clock
+
+
+@pytest.fixture
+def on_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What waited for the disk on a thread. Done at once here: a clock that jumps does not wait for threads."""
+    names: list[str] = []
+
+    async def run_sync(function: Callable[..., Any], *args: Any) -> Any:
+        names.append(function.__name__)
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    return names
 
 
 async def test_all_that_are_linked_have_it_at_once_and_the_former_key_admits_for_the_grace(
@@ -238,6 +298,31 @@ async def test_all_of_it_outlasts_a_restart(clock: Any, tmp_path: Path) -> None:
             assert (tmp_path / "b" / name).stat().st_mode & 0o077 == 0
 
 
+async def test_after_a_restart_it_is_handed_on_still_signed(clock: Any, tmp_path: Path) -> None:
+    """Who rotated is gone; who was off then comes back and meets a member that restarted meanwhile."""
+    async with network(tmp_path, "abc") as net:
+        net.link("a", "b")
+        await net.a.rotates("a", "b", "c")
+        net.b.host.cut("a", "gone")
+        net.b.start()
+        net.b.nursery.start_soon(net.b.rotation.run)
+        net.link("b", "c")
+        await trio.sleep(1)
+        assert net.have(net.a.token) == "abc"
+        assert net.c.rotation.keyring.order == net.a.rotation.keyring.order
+
+
+async def test_a_token_that_a_person_gave_is_not_handed_on(clock: Any, tmp_path: Path) -> None:
+    """Without the owner's signature beside it, it is that person's affair alone."""
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        net.a.rotation.keyring = Keyring(FIRST.rotated(), net.a.rotation.keyring.former)
+        net.a.rotation._wake.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert net.a.rotation.untold() == []
+        assert net.b.token == FIRST
+
+
 async def test_who_does_not_answer_is_tried_again_and_cut_off_when_the_time_is_over(clock: Any, tmp_path: Path) -> None:
     async with network(tmp_path, "ab") as net:
         net.link("a", "b")
@@ -279,17 +364,181 @@ async def test_whom_a_rotation_left_out_the_next_one_within_its_grace_does_not_t
         assert net.a.rotation.left_out() == ["x"]
 
 
-async def test_whom_a_rotation_left_out_cannot_answer_with_its_own(clock: Any, tmp_path: Path) -> None:
+async def test_a_member_cannot_rotate_whoever_it_is(clock: Any, tmp_path: Path) -> None:
+    """One that is left out, its deputy, or any other: without the owner's signature nobody changes anything."""
     async with network(tmp_path, "abx") as net:
         net.link("a", "b", "x")
         await net.a.rotates("a", "b")
         ours = net.a.token
-        with capture_logs() as logs:
-            twice = FIRST.rotated().rotated()
-            assert not net.a.rotation._hear("x", message(twice))
-        assert [entry["peer"] for entry in logs if "left out" in entry["event"]] == ["x"]
+        for teller in "bx":
+            assert await net.a.hears(teller, message(ours.rotated(), key=EVE)) == b""
+            assert net.a.host.offences.pop() == (teller, "a rotation that the network's owner did not sign")
+            assert teller not in net.a.host.links
         assert net.have(ours) == "ab"
-        assert net.a.rotation._hear("b", message(twice))  # from a member it would count
+        net.link("a", "b")
+        assert await net.a.hears("b", message(ours.rotated())) == b"\x01"
+
+
+async def test_it_is_taken_over_a_link_that_is_here(clock: Any, tmp_path: Path) -> None:
+    """What a peer sent before it hung up is read when its link is gone already."""
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        ours, theirs = trio.testing.memory_stream_pair()
+        link = net.a.host.links.pop("b")
+        assert net.a.host.handler is not None
+        net.a.nursery.start_soon(net.a.host.handler, link, theirs)
+        await ours.send_all(message(FIRST.rotated()))
+        assert await ours.receive_some(1) == b"\x00"
+        assert net.a.token == FIRST
+        assert net.a.host.offences == []
+
+
+async def test_whoever_hands_it_on_changes_nothing(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "abx") as net:
+        net.link("a", "b", "x")
+        new = FIRST.rotated()
+        genuine = message(new, members=("a", "b"))
+        for forgery in (
+            message(new, members=("a", "b", "x"), signature=genuine[32:96]),
+            message(new, grace=HOUR * 2, signature=genuine[32:96]),
+            b"s" * 32 + genuine[32:],
+            message(Token(b"o" * 32, owner=KEY.public).rotated()),
+        ):
+            assert await net.a.hears("b", forgery) == b""
+            assert len(net.a.host.offences) == 1
+            net.a.host.offences.clear()
+            net.link("a", "b")
+        assert (net.a.token, net.a.changes) == (FIRST, 0)
+        assert await net.a.hears("b", genuine) == b"\x01"
+
+
+async def test_whom_the_owner_left_out_takes_it_from_nobody(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ax") as net:
+        net.link("a", "x")
+        assert await net.x.hears("a", message(FIRST.rotated(), members=("a",))) == b"\x00"
+        assert net.x.token == FIRST
+
+
+async def test_an_older_one_is_refused_and_who_is_behind_takes_the_newest(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        one = FIRST.rotated()
+        five = one.rotated(rotations=5)
+        assert await net.a.hears("b", message(five)) == b"\x01"
+        assert await net.a.hears("b", message(one)) == b"\x00"
+        assert net.a.token.rotations == 5
+        assert net.a.host.offences == []
+
+
+async def test_of_two_with_one_number_all_take_the_same(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        low, high = (FIRST.rotated(byte * 32) for byte in (b"1", b"2"))
+        assert await net.a.hears("b", message(low)) == b"\x01"
+        assert await net.a.hears("b", message(high)) == b"\x01"
+        assert await net.a.hears("b", message(low)) == b"\x00"
+        assert net.a.token.secret == high.secret
+
+
+async def test_there_are_no_more_than_a_few_in_a_minute(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        token, taken = FIRST, 0
+        for _ in range(30):
+            token = token.rotated()
+            taken += await net.a.hears("b", message(token)) == b"\x01"
+            await trio.sleep(1)
+        assert (taken, net.a.changes) == (TAKEN_AT_ONCE, TAKEN_AT_ONCE)
+        assert set(net.a.host.complaints) == {"a rotation of the network's token is not taken: too many, or too far ahead"}
+        await trio.sleep(61)
+        assert await net.a.hears("b", message(token)) == b"\x01"
+
+
+async def test_the_owner_may_correct_itself_at_once_and_then_has_to_wait(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        for _ in range(ROTATED_AT_ONCE):
+            assert await net.a.rotates("a", "b") == []
+        with pytest.raises(NotDone, match="rotated 2 times in a minute; run it again in 60 s"):
+            await net.a.rotates("a", "b")
+        assert net.have(net.a.token) == "ab"
+        await trio.sleep(60)
+        assert await net.a.rotates("a", "b") == []
+
+
+@pytest.mark.parametrize("number", [2 + MAX_AHEAD, 2**32 - 1])
+async def test_one_that_is_far_ahead_ends_nothing(clock: Any, tmp_path: Path, number: int) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        await net.a.rotates("a", "b")
+        assert await net.a.hears("b", message(FIRST.rotated(rotations=number))) == b"\x00"
+        assert net.a.token.rotations == 1
+        assert await net.a.rotates("a", "b") == []
+
+
+async def test_a_number_that_has_no_next_is_said(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "a") as net:
+        net.a.rotation.keyring = Keyring(FIRST.rotated(rotations=2**32 - 1))
+        with pytest.raises(NotDone, match="begin a new network"):
+            net.a.rotation.prepare(grace=HOUR, members=[])
+
+
+async def test_the_owners_signature_is_asked_for_and_nothing_has_changed_before(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        prepared = net.a.rotation.prepare(grace=HOUR, members=["b"])
+        assert prepared.order.members == {"a", "b"}  # whoever rotates is a member
+        for signature in (EVE.sign(prepared.order.encode()), b"", b"s" * 64):
+            with pytest.raises(NotDone, match="not the signature of the network's owner"):
+                await net.a.rotation.carry_out(prepared, signature)
+        late = Prepared(prepared.token, prepared.order, -PREPARED_S - 1)
+        with pytest.raises(NotDone, match="prepared more than 60 s ago"):
+            await net.a.rotation.carry_out(late, KEY.sign(prepared.order.encode()))
+        other = net.a.rotation.prepare(grace=HOUR, members=["b"])
+        assert net.have(FIRST) == "ab"
+        higher, lower = sorted((prepared, other), key=lambda it: it.token.secret, reverse=True)
+        assert await net.a.rotation.carry_out(higher, KEY.sign(higher.order.encode())) == []
+        with pytest.raises(NotDone, match="rotated meanwhile"):
+            await net.a.rotation.carry_out(lower, KEY.sign(lower.order.encode()))
+
+
+async def test_one_hearing_at_a_time_from_a_peer(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        first = await net.b.host.open_stream("a", "")
+        await first.send_all(b"half")
+        await trio.testing.wait_all_tasks_blocked()
+        second = await net.b.host.open_stream("a", "")
+        assert await second.receive_some(1) == b""
+        await trio.sleep(TELL_TIMEOUT_S + 1)
+        assert await net.a.hears("b", message(FIRST.rotated())) == b"\x01"
+
+
+async def test_the_disk_is_waited_for_on_a_thread(clock: Any, tmp_path: Path, on_thread: list[str]) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        await net.a.rotates("a", "b")
+        assert on_thread == ["_keep", "_keep"]
+
+
+class TestWithoutAnOwner:
+    """A network from before there were owners."""
+
+    async def test_it_is_not_rotated_and_what_is_handed_over_is_refused(self, clock: Any, tmp_path: Path) -> None:
+        async with network(tmp_path, "ab") as net:
+            old = Token(b"f" * 32, "lab")
+            net.a.state.save_token(old.encode())
+            net.a.start()
+            with pytest.raises(NotDone, match=r"has no owner key, so it cannot be rotated.*federation token new"):
+                net.a.rotation.prepare(grace=HOUR, members=["a", "b"])
+            assert net.a.host.protocol == old.rotation_protocol()
+            ours, theirs = trio.testing.memory_stream_pair()
+            with trio.fail_after(1):
+                await net.a.host.handler(FakeLink("b", old.admission_key()), theirs)  # type: ignore[misc]
+                assert await ours.receive_some() == b""
+            assert net.a.host.complaints == ["a member rotated the network's token; not taken, since it has no owner"]
+            assert net.a.token == old
+            assert net.a.rotation.untold() == []
 
 
 async def test_two_rotations_at_once_end_in_one_token(clock: Any, tmp_path: Path) -> None:
@@ -327,57 +576,65 @@ async def test_addresses_stay_ones_own(clock: Any, tmp_path: Path) -> None:
         assert net.b.token.addresses == own.addresses
 
 
-def message(token: Token, grace_ms: Any = 1000, members: Any = ("a", "b")) -> list[Any]:
-    return [token.encode(), grace_ms, list(members)]
+def message(
+    token: Token,
+    *,
+    grace: timedelta = HOUR,
+    members: tuple[str, ...] = ("a", "b"),
+    key: OwnerKey = KEY,
+    signature: bytes | None = None,
+) -> bytes:
+    """As a member hands it on."""
+    issued_ms = int(START.timestamp() * 1000)
+    order = order_of(token.names, token.rotations, token.secret, issued_ms=issued_ms, grace=grace, members=members).encode()
+    return token.secret + (key.sign(order) if signature is None else signature) + len(order).to_bytes(4, "big") + order
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "is_offence"),
     [
-        None,
-        [],
-        [1, 2, []],
-        ["fed1_x", 0, []],
-        message(FIRST.rotated(), -1),
-        message(FIRST.rotated(), 2**60),
-        message(FIRST.rotated(), 0.5),
-        message(FIRST.rotated(), 0, [1]),
-        message(FIRST.rotated(), 0, [""]),
-        message(FIRST.rotated(), 0, ["x" * 129]),
-        message(FIRST.rotated(), 0, ["x"] * (MAX_MEMBERS + 1)),
-        message(Token(b"o" * 32).rotated()),
-        b"\xc1",
-        b"\x00\x00\x00\x10abc",
-        (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big"),
-        b"",
+        (b"", False),
+        (b"abc", False),
+        (bytes(96) + b"\x00\x00\x00\x10abc", False),
+        (bytes(96) + (MAX_ORDER_BYTES + 1).to_bytes(4, "big"), True),
+        (bytes(96) + b"\x00\x00\x01\x00" + b"\x01" * 256, True),
     ],
-    ids=range(16),  # the tokens are random: their texts would be other tests in each worker
+    ids=range(5),
 )
-async def test_nonsense_changes_nothing(clock: Any, tmp_path: Path, said: Any) -> None:
+async def test_nonsense_changes_nothing(clock: Any, tmp_path: Path, said: bytes, is_offence: bool) -> None:
     async with network(tmp_path, "ab") as net:
         net.link("a", "b")
-        stream = await net.b.host.open_stream("a", "")
-        if not isinstance(said, bytes):
-            packed = msgpack.packb(said)
-            said = len(packed).to_bytes(4, "big") + packed
-        await stream.send_all(said)
-        await stream.send_eof()  # type: ignore[attr-defined]
-        answer = b""
-        while chunk := await stream.receive_some():
-            answer += chunk
-        assert answer == b""
+        assert await net.a.hears("b", said) == b""
+        assert bool(net.a.host.offences) == is_offence
         assert (net.a.token, net.a.changes) == (FIRST, 0)
 
 
-async def test_an_older_token_and_the_present_one_change_nothing(clock: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [bytes(100), bytes(96) + b"\x00\x00\x00\x10" + bytes(16)], ids=range(2))
+async def test_what_is_older_is_not_looked_into(clock: Any, tmp_path: Path, said: bytes) -> None:
+    """A number that is none is an old one: its signature is not even checked."""
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        assert await net.a.hears("b", said) == b"\x00"
+        assert (net.a.token, net.a.host.offences) == (FIRST, [])
+
+
+async def test_one_peer_is_not_heard_without_end(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        answers = [await net.a.hears("b", message(FIRST)) for _ in range(100)]
+        assert answers == [b"\x01"] * int(HEARINGS_AT_ONCE) + [b""] * (100 - int(HEARINGS_AT_ONCE))
+        await trio.sleep(1.5)
+        assert await net.a.hears("b", message(FIRST)) == b"\x01"
+
+
+async def test_the_present_token_changes_nothing(clock: Any, tmp_path: Path) -> None:
     async with network(tmp_path, "ab") as net:
         net.link("a", "b")
         await net.a.rotates("a", "b")
         ring = net.a.rotation.keyring
-        assert net.a.rotation._hear("b", message(net.b.token))
-        assert not net.a.rotation._hear("b", message(FIRST))
+        assert await net.a.hears("b", message(replace(net.a.token, name="another"))) == b"\x01"
         assert net.a.rotation.keyring is ring
-        assert json.loads((tmp_path / "a/rotation.json").read_text())["members"] == ["a", "b"]
+        assert net.a.host.offences == []
 
 
 async def test_the_log_holds_no_token(clock: Any, tmp_path: Path) -> None:

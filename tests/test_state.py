@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from federation.errors import StateDirBusy, StateDirUnusable
-from federation.state import MAX_INCARNATION, StateDir
+from federation.state import MAX_INCARNATION, MAX_PREVIOUS, StateDir, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,6 +151,48 @@ def test_the_same_networks_token_replaces_without_a_trace(state: StateDir) -> No
     state.save_token("one, other addresses", keep_old=False)
     assert state.load_token() == "one, other addresses"
     assert not (state.path / "token.previous").exists()
+
+
+def test_what_is_kept_has_an_end_and_rotations_do_not_push_out_what_a_person_gave(state: StateDir) -> None:
+    state.save_token("other")
+    for n in range(300):
+        state.save_token(f"net-{n}", replaces=lambda text: text.startswith("net-"))
+    assert (state.path / "token.previous").read_text() == "net-298\nother\n"
+    for n in range(2 * MAX_PREVIOUS):
+        state.save_token(f"given-{n}")
+    assert len((state.path / "token.previous").read_text().split()) == MAX_PREVIOUS
+
+
+# Owner's key
+
+
+def test_an_owners_key_is_kept_by_network_and_never_written_over(state: StateDir) -> None:
+    path = state.save_owner_key("abcd", "key")
+    assert (path, mode(path), path.read_text()) == (state.path / "owner-abcd.key", 0o600, "key\n")
+    assert state.load_owner_key("abcd") == "key\n"
+    assert state.load_owner_key("ef01") is None
+    with pytest.raises(StateDirUnusable, match=r"owner-abcd\.key: File exists"):
+        state.save_owner_key("abcd", "another")
+    assert path.read_text() == "key\n"
+    state.save_token("t")
+    state.forget_network(lambda _text: True)
+    assert path.exists()  # a network that is left still has its owner
+
+
+def test_a_new_file_is_not_written_through_a_link_and_not_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "link").symlink_to(elsewhere)
+    with pytest.raises(FileExistsError):
+        write_new(tmp_path / "link", b"secret")
+    assert not elsewhere.exists()
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("federation.state.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_new(tmp_path / "key", b"secret")
+    assert not (tmp_path / "key").exists()
 
 
 def test_a_network_that_is_left_is_forgotten_and_no_other(state: StateDir) -> None:

@@ -105,7 +105,7 @@ def test_malformed(text: str) -> None:
         Token.decode(text)
 
 
-@pytest.mark.parametrize("text", ["fed3_" + TEXT[5:], "fed10_x", "fed9999_with.an+other=alphabet"])
+@pytest.mark.parametrize("text", ["fed4_" + TEXT[5:], "fed10_x", "fed9999_with.an+other=alphabet"])
 def test_newer_version(text: str) -> None:
     with pytest.raises(TokenTooNew):
         Token.decode(text)
@@ -290,7 +290,7 @@ def test_a_rotated_token_names_the_same_network_and_admits_by_another_key() -> N
 
 def test_the_format_of_a_rotated_token_is_pinned() -> None:
     names = bytes.fromhex("".join(derived(TOKEN)[label] for label in ("network id", "topic", "ledger")))
-    token = Token(b"n" * 32, "lab", (ADDRESS,), 258, names)
+    token = Token(b"n" * 32, "lab", (ADDRESS,), 258, origin=names)
     assert token.encode() == sealed(b"n" * 32 + b"\x00\x00\x01\x02" + names + b"lab\n" + ADDRESS.encode(), 2)
 
 
@@ -318,8 +318,111 @@ def test_a_rotated_token_without_its_parts_is_none(payload: bytes) -> None:
 
 @pytest.mark.parametrize(("rotations", "names"), [(0, bytes(40)), (1, b""), (1, bytes(39)), (-1, b""), (2**32, bytes(40))])
 def test_names_go_with_rotations(rotations: int, names: bytes) -> None:
-    with pytest.raises(TokenError, match="names"):
-        Token(SECRET, rotations=rotations, names=names)
+    with pytest.raises(TokenError, match=r"names|rotated"):
+        Token(SECRET, rotations=rotations, origin=names)
+
+
+# With an owner
+
+OWNER = bytes(range(100, 132))
+OWNED = replace(TOKEN, owner=OWNER)
+NUMBER = bytes(4)
+
+
+def owned_parts(secret: bytes, owner: bytes) -> dict[str, str]:
+    """Derived anew from what tokens.py says."""
+
+    def hkdf(key: bytes, label: str, length: int, salt: bytes = bytes(32)) -> bytes:
+        pseudorandom = hmac.digest(salt, key, "sha256")
+        first = hmac.digest(pseudorandom, f"federation/1 {label}".encode() + b"\x01", "sha256")
+        second = hmac.digest(pseudorandom, first + f"federation/1 {label}".encode() + b"\x02", "sha256")
+        return (first + second)[:length]
+
+    names = hkdf(hkdf(secret, "root", 16), "names", 40, owner)
+    return {
+        "network id": names[:8].hex(),
+        "topic": names[8:24].hex(),
+        "ledger": names[24:].hex(),
+        "admission": hkdf(secret, "admission", 32, names).hex(),
+        "rendezvous": hkdf(secret, "rendezvous", 16, names).hex(),
+    }
+
+
+def test_the_format_with_an_owner_is_pinned() -> None:
+    text = b"lab\n" + ADDRESS.encode()
+    assert OWNED.encode() == sealed(SECRET + OWNER + NUMBER + text, 3)
+    assert Token.decode(OWNED.encode()) == OWNED
+    assert derived(OWNED) == owned_parts(SECRET, OWNER)
+    root = bytes.fromhex("00" * 16)
+    rotated = Token(b"n" * 32, "lab", (ADDRESS,), 258, OWNER, root)
+    assert rotated.encode() == sealed(b"n" * 32 + OWNER + b"\x00\x00\x01\x02" + root + text, 3)
+    assert Token.decode(rotated.encode()) == rotated
+
+
+def test_a_rotated_token_keeps_the_networks_names_and_its_owner() -> None:
+    once = OWNED.rotated()
+    twice = once.rotated(b"t" * 32, 7)
+    assert (once.rotations, twice.rotations, twice.secret) == (1, 7, b"t" * 32)
+    for token in (once, twice):
+        assert Token.decode(token.encode()) == token
+        assert token.names_the_network_of(OWNED)
+        assert token.supersedes(OWNED)
+        assert (token.owner, token.topic()) == (OWNER, OWNED.topic())
+        assert token.rotation_protocol() == OWNED.rotation_protocol()
+    assert len({token.admission_key() for token in (OWNED, once, twice)}) == 3
+
+
+@pytest.mark.parametrize("token", [OWNED, OWNED.rotated()], ids=["first", "rotated"])
+def test_with_another_owner_or_none_it_is_another_network(token: Token) -> None:
+    """Whoever holds the secret may write what it likes into a token; it then names and admits to something else."""
+    exchanged = replace(token, owner=bytes(32))
+    without = Token(token.secret, token.name)
+    renamed = Token(token.secret, token.name, rotations=1, origin=token.names)
+    for other in (exchanged, without, renamed):
+        assert not other.names_the_network_of(token)
+        assert not token.is_same_network(other.encode())
+        assert not other.rotated().supersedes(token)
+        assert other.admission_key() != token.admission_key()
+    for label, value in derived(exchanged).items():
+        assert value != derived(token)[label]
+
+
+@quick
+@given(tokens, st.binary(min_size=32, max_size=32), st.integers(0, 3))
+def test_round_trip_with_an_owner(token: Token, owner: bytes, rotations: int) -> None:
+    token = replace(token, owner=owner)
+    for _ in range(rotations):
+        token = token.rotated()
+    assert Token.decode(token.encode()) == token
+    assert token.encode().startswith("fed3_")
+
+
+@quick
+@given(st.binary(max_size=160), st.sampled_from([2, 3]))
+def test_any_payload_of_the_later_formats_is_read_or_refused(payload: bytes, version: int) -> None:
+    try:
+        token = Token.decode(sealed(payload, version))
+    except TokenMalformed:
+        return
+    assert token.encode() == sealed(payload, version)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [SECRET, SECRET + OWNER, SECRET + OWNER + bytes(3), SECRET + OWNER[:31], SECRET + OWNER + b"\0\0\0\1" + bytes(15)],
+    ids=["no owner", "no number", "half a number", "half an owner", "half a root"],
+)
+def test_an_owned_token_without_its_parts_is_none(payload: bytes) -> None:
+    with pytest.raises(TokenMalformed):
+        Token.decode(sealed(payload, 3))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"owner": bytes(31)}, {"owner": OWNER, "origin": bytes(16)}, {"owner": OWNER, "rotations": 1}]
+)
+def test_an_owners_parts_go_together(fields: dict[str, bytes | int]) -> None:
+    with pytest.raises(TokenError):
+        Token(SECRET, **fields)  # type: ignore[arg-type]
 
 
 # The secret stays inside

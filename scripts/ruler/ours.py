@@ -41,7 +41,8 @@ class Ours(Target):
 
     def start(self, supervisor: Supervisor, backends: Backends) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith("FEDERATION_")}
-        made = subprocess.run([*_FEDERATION, "token", "new"], capture_output=True, text=True, env=env, check=False)
+        new = [*_FEDERATION, "token", "new", "--owner-key", str(supervisor.directory / "owner.key")]
+        made = subprocess.run(new, capture_output=True, text=True, env=env, check=False)
         if made.returncode:
             raise StartFailed(f"federation token new: {made.stderr.strip()[-300:]}")
         token = supervisor.directory / "token"

@@ -19,7 +19,8 @@ FENCED = re.compile(r"^```\w*\n(.*?)^```", re.S | re.M)
 def commands() -> list[tuple[str, ...]]:
     """The words behind `federation`, each command once, in the order in which they are shown."""
     (known,) = (action.choices for action in create_parser("0")._actions if action.dest == "==SUPPRESS==")
-    names = "|".join("token (?:new|inspect|rotate)" if name == "token" else name for name in known or ())
+    groups = {"token": "token (?:new|inspect|rotate)", "owner": "owner (?:show|export)"}
+    names = "|".join(groups.get(name, name) for name in known or ())
     find = re.compile(rf"\bfederation ((?:{names})\b[^#|<>&()`\"]*)")
     texts = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").iterdir())]
     lines = [line for path in texts if path.name != "cli.md" for line in _lines(path)]

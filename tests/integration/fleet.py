@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from harness import END_S, Daemon, Process, Server, clean_environment, federation, free_port
 
+from federation.tokens import Token
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -69,8 +71,13 @@ class Fleet:
         return self._token_file
 
     def new_token(self, file_name: str, network: str) -> Path:
+        """A new network's; its owner key is beside it, in `owner_key(path)`."""
         path = self.directory / file_name
-        path.write_text(federation("token", "new", "--name", network, home=self.directory).stdout)
+        made = federation(
+            *("token", "new", "--name", network, "--owner-key", str(owner_key(path))), home=self.directory
+        )  # fmt: skip
+        path.write_text(made.stdout)
+        path.chmod(0o600)
         return path
 
     def daemon(
@@ -82,13 +89,15 @@ class Fleet:
         services: Sequence[str] = ("default",),
         peer: Daemon | None = None,
         token_file: Path | None = None,
+        owner: bool = False,
         environment: Mapping[str, str] | None = None,
         wait: bool = True,
     ) -> Daemon:
         """A daemon of this fleet's network that knows the address of `peer`.
 
         `backends`: service -> server; `backend`: that of the service "default". `services`: what clients may ask for.
-        With `wait=False` it is on its way when this returns: several start at the same time.
+        With `wait=False` it is on its way when this returns: several start at the same time. `owner`: it has the network's
+        owner key in its state directory.
         """
         arguments = ["--token-file", str(token_file or self.token_file), *options]
         for service, server in (backends or ({"default": backend} if backend else {})).items():
@@ -97,6 +106,8 @@ class Fleet:
             arguments += ["--peer", peer.multiaddr]
         daemon = Daemon(name, self.directory / name, arguments, services, {**self.environment, **(environment or {})})
         self.processes.append(daemon)
+        if owner:
+            give_owner_key(daemon, token_file or self.token_file)
         daemon.launch()
         if wait:
             daemon.wait_ready()
@@ -151,6 +162,19 @@ class Fleet:
         for big in self.directory.glob("*/www"):
             shutil.rmtree(big)
         return wrong
+
+
+def owner_key(token_file: Path) -> Path:
+    return token_file.with_name(f"{token_file.name}.owner")
+
+
+def give_owner_key(daemon: Daemon, token_file: Path) -> None:
+    """As if the network had been made there."""
+    network_id = Token.decode(token_file.read_text()).network_id
+    daemon.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = daemon.state_dir / f"owner-{network_id}.key"
+    shutil.copyfile(owner_key(token_file), path)
+    path.chmod(0o600)
 
 
 def end_all(processes: Sequence[Process]) -> Iterator[str]:

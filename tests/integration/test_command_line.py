@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import shlex
 import signal
 import socket
@@ -18,6 +20,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness import END_S, SLACK, Daemon, clean_environment, federation, http_get, wait_until
+
+from federation.owner import OwnerKey
+from federation.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,14 +101,50 @@ def test_the_token_is_kept_for_the_owner_alone(node) -> None:
     assert node.state_dir.stat().st_mode & 0o777 == 0o700
 
 
-def test_the_printed_command_brings_the_next_machine_in(node, fleet) -> None:
-    line = wait_until(lambda: re.search(r"^echo .* federation join .+$", node.log(), re.M), within=5, what="the command")[0]
+def test_a_first_start_prints_no_token_into_a_log(node, fleet, figure) -> None:
+    """What a service prints is kept in a journal, which others read."""
+    token = Token.decode((node.state_dir / "token").read_text())
+    there = re.findall(r"fed(?:key)?\d_\S*", node.log())
+    figure("first start without a terminal", f"{len(there)} tokens in its log")
+    assert there == []
+    assert "federation invite" in node.log()
+    (key,) = node.state_dir.glob("owner-*.key")
+    assert OwnerKey.decode(key.read_text()).public == token.owner
+
+
+def test_at_a_terminal_a_first_start_prints_what_to_paste(fleet) -> None:
+    ours, theirs = pty.openpty()
+    state_dir = fleet.directory / "sitting"
+    options = ["--state-dir", str(state_dir), "--no-mdns", "--control", "127.0.0.1:0", "--listen", "127.0.0.1:0"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "federation", "join", *options, "--p2p-listen", "127.0.0.1:0"],
+        env=fleet.environment, cwd=fleet.directory, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    try:
+        deadline = time.monotonic() + 60
+        while not re.search(rb"\nfed3_[\w-]+\r?\n", said) and time.monotonic() < deadline:
+            if select.select([ours], [], [], 1.0)[0]:
+                said += os.read(ours, 65536)
+    finally:
+        started.terminate()
+        started.wait(END_S)
+        os.close(ours)
+    lines = said.decode().split()
+    assert "federation join --token-file -" in said.decode()
+    assert Token.decode(lines[-1]).secret == Token.decode((state_dir / "token").read_text()).secret
+
+
+def test_the_next_machine_comes_in_as_it_is_told(node, fleet) -> None:
+    """By what the first start says: `federation invite` there, `federation join --token-file -` here."""
+    said = wait_until(lambda: re.search(r"`(federation invite .*?)` prints", node.log()), within=5, what="the command")[1]
     state_dir = fleet.directory / "beta"
     options = ["--state-dir", str(state_dir), "--name", "beta", "--no-mdns", "--control", "127.0.0.1:0"]
     options += ["--listen", "127.0.0.1:0", "--p2p-listen", "127.0.0.1:0"]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     pasted = subprocess.Popen(
-        ["bash", "-c", f"{line} {shlex.join(options)}"],
+        ["bash", "-c", f"{said} | federation join --token-file - {shlex.join(options)}"],
         env={**fleet.environment, "PATH": path},
         cwd=fleet.directory,
         stderr=subprocess.PIPE,
@@ -111,9 +152,9 @@ def test_the_printed_command_brings_the_next_machine_in(node, fleet) -> None:
         text=True,
     )
     try:
-        wait_until((state_dir / "daemon.json").exists, within=20, what="the pasted command serves")
+        wait_until((state_dir / "daemon.json").exists, within=20, what="the command serves")
         wait_until(lambda: node.sees() == {"alpha", "beta"}, within=2, what="the newcomer is seen")
-        secret = re.findall(r"fed1_[\w-]{20,}", line)[0]
+        secret = (node.state_dir / "token").read_text()[5:40]
         running = json.loads((state_dir / "daemon.json").read_text())["pid"]
         assert secret not in Path(f"/proc/{running}/cmdline").read_text()
         os.kill(running, signal.SIGTERM)

@@ -191,7 +191,8 @@ def test_the_commands_of_the_documents_work(network, monkeypatch, capsys) -> Non
     elsewhere = {
         "join": "test_examples.py, test_command_line.py, tests/test_examples_files.py",
         "leave": "below",
-        **dict.fromkeys(("ban", "unban", "token rotate"), "test_rotate_and_ban.py"),
+        **dict.fromkeys(("ban", "unban", "token rotate", "owner show", "owner export"), "test_rotate_and_ban.py"),
+        "token new": "fleet.py, tests/test_cli_owner.py",
     }
     monkeypatch.setenv("HOME", str(network.home))
     monkeypatch.setenv("FEDERATION_STATE_DIR", str(network.athens.state_dir))

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from fleet import owner_key
 from harness import federation, http_get, wait_until
 
 from federation.tokens import Token
@@ -21,8 +22,8 @@ GRACE_S = 2.0
 
 @pytest.fixture(scope="module")
 def nodes(fleet: Fleet) -> dict[str, Daemon]:
-    """Everybody knows home's address; home and out have a backend."""
-    home = fleet.daemon("home", backend=fleet.backend("http", "home"))
+    """Everybody knows home's address; home has the owner's key; home and out have a backend."""
+    home = fleet.daemon("home", backend=fleet.backend("http", "home"), owner=True)
     out = fleet.daemon("out", backend=fleet.backend("http", "out"), peer=home, wait=False)
     others = [fleet.daemon(name, peer=home, wait=False) for name in ("away", "third")]
     found = {"home": home, "out": out, **{node.name: node for node in others}}
@@ -67,7 +68,7 @@ def test_a_new_token_for_all_but_one_and_one_that_misses_it(nodes, fleet, figure
     said = run(home, "token", "rotate", "--except", "out")
     figure("token rotated, command included", f"{time.monotonic() - start:.2f} s")
     assert "told: third\n" in said
-    assert "not told: out\n" in said
+    assert f"left out: out ({out.peer_id})\n" in said
     after = saved(home)
     assert (after.network_id, after.topic(), after.rotations) == (before.network_id, before.topic(), 1)
     assert saved(third).secret == after.secret != before.secret
@@ -86,8 +87,14 @@ def test_a_new_token_for_all_but_one_and_one_that_misses_it(nodes, fleet, figure
     assert out.sees() == {"home", "out"}
 
     # Then only the new one; and whom the first rotation left out, the next one does not take back.
-    answer = json.loads(run(third, "token", "rotate", "--grace", f"{GRACE_S:g}s", "--json"))
+    # third has not the owner's key: it says who does; a person who brings the key signs there.
+    done = federation("token", "rotate", "--state-dir", str(third.state_dir), home=third.directory, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert f"home ({home.peer_id}) says that it is there" in done.stderr
+    key = owner_key(fleet.token_file)
+    answer = json.loads(run(third, "token", "rotate", "--grace", f"{GRACE_S:g}s", "--json", "--owner-key", str(key)))
     assert (sorted(answer["told"]), answer["left_out"]) == (["home", "newcomer"], [])
+    assert not list(third.state_dir.glob("owner-*"))
     wait_until(lambda: "out" not in home.sees() | third.sees(), within=GRACE_S + 3, what="out is out")
     wait_until(lambda: out.sees() == {"out"}, within=5, what="out is alone")
     assert home.sees() >= {"home", "third", "newcomer"}
@@ -109,6 +116,18 @@ def test_a_new_token_for_all_but_one_and_one_that_misses_it(nodes, fleet, figure
     assert out.peer_id in run(away, "ban")
     for node in nodes.values():
         assert_no_secret_in_its_log(node, before, after, saved(home))
+
+
+def test_where_the_owners_key_is_and_its_backup(nodes, fleet) -> None:
+    home, third = nodes["home"], nodes["third"]
+    assert "key      here" in run(home, "owner", "show")
+    shown = json.loads(run(third, "owner", "show", "--json"))
+    assert (shown["owner_here"], shown["owner_at"]) == (False, [f"home ({home.peer_id})"])
+    done = federation("owner", "export", "--state-dir", str(home.state_dir), home=home.directory)
+    assert done.stdout == owner_key(fleet.token_file).read_text()
+    assert "decides who is a member" in done.stderr
+    done = federation("owner", "export", "--state-dir", str(third.state_dir), home=third.directory, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_service_file_with_the_first_token_does_not_undo_it(nodes) -> None:
@@ -148,4 +167,4 @@ def assert_no_secret_in_its_log(node: Daemon, *tokens: Token) -> None:
         for secret in (token.secret, token.admission_key()):
             assert secret.hex() not in log
         assert token.encode()[5:30] not in log
-    assert not re.search(r"fed\d_", log)
+    assert not re.search(r"fed(key)?\d_", log)

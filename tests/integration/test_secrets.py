@@ -9,11 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fleet import owner_key
 from harness import federation, http_get, wait_until
 
 from federation.errors import FederationError
+from federation.owner import OwnerKey
 from federation.tokens import Token
-from tests.secret_parts import found_in, of_token
+from tests.secret_parts import PART, found_in, of_token
 
 if TYPE_CHECKING:
     from fleet import Fleet
@@ -62,7 +64,6 @@ def secrets_of(nodes: list[Daemon]) -> dict[str, bytes | str]:
 
 
 def test_no_secret_shows_up_anywhere(fleet: Fleet) -> None:
-    first_token = Token.decode(fleet.token_file.read_text())
     outputs: list[str] = []
 
     def run(*arguments: str, node: Daemon | None = None, given: str = "", check: bool = True) -> str:
@@ -73,7 +74,7 @@ def test_no_secret_shows_up_anywhere(fleet: Fleet) -> None:
 
     with Watcher() as watcher:
         debug = ("--log-level", "debug")
-        a = fleet.daemon("a", *debug, backend=fleet.backend("http", "a"))
+        a = fleet.daemon("a", *debug, backend=fleet.backend("http", "a"), owner=True)
         b = fleet.daemon("b", *debug, peer=a)
         c = fleet.daemon("c", *debug, peer=a, environment={"FEDERATION_LOG_FORMAT": "json"})
         nodes = [a, b, c]
@@ -92,9 +93,11 @@ def test_no_secret_shows_up_anywhere(fleet: Fleet) -> None:
         stranger = fleet.daemon("stranger", *debug, peer=a, token_file=fleet.new_token("other", "other"))
         wait_until(lambda: "another token" in a.log(), within=10, what="a stranger was refused")
         run("token", "rotate", "--grace", "1h", node=a)
+        run("token", "rotate", "--grace", "1h", "--owner-key", "-", node=b, given=owner_key(fleet.token_file).read_text())
+        outputs.append(run("owner", "show", node=b))
         wait_until(lambda: len(watcher.tokens_seen) > 1, within=10, what="the new token is kept")
         wait_until(
-            lambda: all(Token.decode(path.read_text()).secret != first_token.secret for path in watcher.watched),
+            lambda: all(Token.decode(path.read_text()).rotations == 2 for path in watcher.watched),
             within=10,
             what="by all",
         )
@@ -105,8 +108,11 @@ def test_no_secret_shows_up_anywhere(fleet: Fleet) -> None:
             assert node.stop() == 0
     tokens = {f"token {n}": Token.decode(text) for n, text in enumerate(watcher.tokens_seen)}
     tokens |= {"new": Token.decode(fresh), "stranger's": Token.decode((fleet.directory / "other").read_text())}
-    assert len(tokens) == 4
+    assert len(tokens) == 5
     secrets = secrets_of([*nodes, stranger])
+    key = OwnerKey.decode(owner_key(fleet.token_file).read_text())
+    secrets |= {"the owner's key": key.seed, "the owner's key as text": key.encode()[8 : 8 + PART]}
+    assert found_in(key.encode(), secrets)
     for name, token in tokens.items():
         secrets |= {f"{name}: {part}": secret for part, secret in of_token(token).items()}
     assert found_in(invited, secrets), "the search finds nothing, not even where there is something"

@@ -1,0 +1,197 @@
+"""Members, and whom a rotation left out, want the network for themselves (rotator.py). None of it is theirs to give.
+
+Each test begins with a network that is whole, and ends with it as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness import federation, wait_until
+
+from federation.tokens import Token
+
+if TYPE_CHECKING:
+    from fleet import Fleet
+    from harness import Daemon
+
+ROTATOR = Path(__file__).with_name("rotator.py")
+SETTLED_S = 12.0  # more than a node without a grace leaves to those that it could not tell (rotation.SETTLE_S)
+
+
+@pytest.fixture(scope="module")
+def nodes(fleet: Fleet) -> list[Daemon]:
+    """home, where the network's owner key is, and two more."""
+    home = fleet.daemon("home", owner=True)
+    others = [fleet.daemon(name, peer=home, wait=False) for name in ("second", "third")]
+    for node in others:
+        node.wait_ready()
+    found = [home, *others]
+    assert_whole(found)
+    return found
+
+
+def assert_whole(nodes: list[Daemon]) -> None:
+    names = {node.name for node in nodes}
+    for node in nodes:
+        wait_until(lambda node=node: node.sees() >= names, within=20, what=f"{node.name} sees all")
+
+
+def run(node: Daemon, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return federation(*arguments, "--state-dir", str(node.state_dir), home=node.directory, check=check)
+
+
+def saved(node: Daemon) -> Token:
+    return Token.decode((node.state_dir / "token").read_text())
+
+
+def attacked(token_file: Path, seed: int, mode: str, nodes: list[Daemon], *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROTATOR), str(token_file), str(seed), mode, *[node.multiaddr for node in nodes], *options]
+    environment = nodes[0].environment if nodes else None
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def present_token(fleet: Fleet, node: Daemon, name: str) -> Path:
+    path = fleet.directory / name
+    path.write_text(saved(node).encode())
+    return path
+
+
+def test_a_member_cannot_rotate(fleet: Fleet, nodes: list[Daemon], figure) -> None:
+    before = saved(nodes[0])
+    result = attacked(present_token(fleet, nodes[0], "foreign"), 11, "foreign", nodes)
+    figure("foreign rotation by a member", f"taken by {sum(result['taken'])} of {len(nodes)}")
+    assert result["taken"] == [False] * len(nodes)
+    assert {saved(node).secret for node in nodes} == {before.secret}
+    for node in nodes:
+        assert "did not sign" in node.log(), node.name  # what no honest member hands on costs it its link
+
+
+def test_the_highest_number_ends_nothing(fleet: Fleet, nodes: list[Daemon], figure) -> None:
+    before = saved(nodes[0])
+    result = attacked(present_token(fleet, nodes[0], "highest"), 12, "highest", nodes)
+    figure("rotation 2^32-1", f"taken by {sum(result['taken'])} of {len(nodes)}")
+    assert result["taken"] == [False] * len(nodes)
+    answer = json.loads(run(nodes[0], "token", "rotate", "--json").stdout)
+    assert answer["rotations"] == before.rotations + 1
+    wait_until(lambda: len({saved(node).secret for node in nodes}) == 1, within=10, what="all have the owner's new token")
+
+
+def test_a_token_for_each_node_takes_nobody_apart(fleet: Fleet, nodes: list[Daemon], figure) -> None:
+    result = attacked(present_token(fleet, nodes[0], "each"), 13, "one_each", nodes)
+    time.sleep(SETTLED_S)  # they would be cut off by now
+    names = {node.name for node in nodes}
+    apart = [node.name for node in nodes if not node.sees() >= names]
+    figure(
+        "a token of its own for each node", f"taken by {sum(result['taken'])}; see no others {SETTLED_S:g} s later: {apart}"
+    )
+    assert apart == []
+    assert len({saved(node).secret for node in nodes}) == 1
+
+
+def test_rotations_without_end(fleet: Fleet, nodes: list[Daemon], figure) -> None:
+    victim = nodes[1]
+    previous = victim.state_dir / "token.previous"
+    before = saved(victim)
+    result = attacked(present_token(fleet, victim, "flood"), 14, "flood", [victim])
+    size = previous.stat().st_size if previous.exists() else 0
+    figure(
+        "rotations without end",
+        f"{result['taken']} of {result['sent']} taken in {result['seconds']} s; token.previous has {size} bytes",
+    )
+    assert result["taken"] == 0
+    assert saved(victim).secret == before.secret
+    assert size < 4096
+    assert_whole(nodes)
+
+
+def test_whom_a_rotation_left_out_hands_over_nothing_by_hanging_up(fleet: Fleet, nodes: list[Daemon], figure) -> None:
+    """In the grace it still has links; what it sends behind the last of them counts no more than the rest."""
+    home, second, _ = nodes
+    former = present_token(fleet, home, "former")
+    out = attacked(former, 15, "id", [])["peer_id"]
+    run(home, "token", "rotate", "--except", out)
+    wait_until(lambda: len({saved(node).secret for node in nodes}) == 1, within=10, what="all have the new token")
+    before = saved(home)
+    for victim in (home, second):
+        attacked(former, 15, "hangs_up", [victim], "--pid", str(victim.pid))
+    time.sleep(2)
+    taken = [node.name for node in nodes if saved(node).secret != before.secret]
+    figure("left out, and hangs up behind its message", f"its token is taken by {len(taken)} of {len(nodes)}")
+    assert taken == []
+    assert_whole(nodes)
+
+
+def test_whom_a_rotation_left_out_has_no_deputy(fleet: Fleet, figure) -> None:
+    """It tells a member that was not told yet, which would hand it on with full rights."""
+    token_file = fleet.new_token("deputy-token", "deputy")
+    home = fleet.daemon("head", token_file=token_file, owner=True)
+    late = fleet.daemon("late", token_file=token_file, peer=home)
+    assert_whole([home, late])
+    former = present_token(fleet, home, "former-2")
+    out = attacked(former, 16, "id", [])["peer_id"]
+    run(late, "ban", home.peer_id)  # so that it is not told
+    wait_until(lambda: late.sees() == {"late"}, within=10, what="late is alone")
+    run(home, "token", "rotate", "--except", out)
+    told = saved(home)
+    attacked(former, 16, "foreign", [late, home], "--grace-ms", "3600000")
+    run(late, "unban", home.peer_id)
+    assert_whole([home, late])
+    wait_until(lambda: saved(late).secret == saved(home).secret, within=20, what="both have one token")
+    figure(
+        "left out, by a deputy",
+        f"the owner's node has {'the' if saved(home).secret == told.secret else 'NOT the'} owner's token",
+    )
+    assert saved(home).secret == told.secret
+
+
+@pytest.fixture(scope="module")
+def bad_ones(fleet: Fleet) -> dict[str, Daemon]:
+    """A network with its owner, a bad node, another one, and one that is named as `peers` shows the bad one's id."""
+    token_file = fleet.new_token("bad-token", "bad")
+    origin = fleet.daemon("origin", token_file=token_file, owner=True)
+    found = {"origin": origin}
+    for name in ("bad", "other"):
+        found[name] = fleet.daemon(name, token_file=token_file, peer=origin, wait=False)
+    for node in found.values():
+        node.wait_ready()
+    found["decoy"] = fleet.daemon(found["bad"].peer_id[-6:], token_file=token_file, peer=origin)
+    assert_whole(list(found.values()))
+    return found
+
+
+def test_who_is_named_like_the_end_of_an_id_is_not_guessed(bad_ones: dict[str, Daemon], figure) -> None:
+    """Nobody is left out or banned before a person said who is meant."""
+    origin, bad, decoy = (bad_ones[name] for name in ("origin", "bad", "decoy"))
+    before = saved(origin)
+    done = run(origin, "token", "rotate", "--grace", "0", "--except", bad.peer_id[-6:], check=False)
+    figure("--except by the end of an id that is a decoy's name", f"exit {done.returncode}; {done.stdout or done.stderr!r}")
+    assert (done.returncode, done.stdout) == (2, "")
+    for answer in (done, run(origin, "ban", bad.peer_id[-6:], check=False)):
+        assert answer.returncode == 2
+        assert answer.stderr.count("\n") == 1
+        assert bad.peer_id in answer.stderr
+        assert decoy.peer_id in answer.stderr
+    assert saved(origin).secret == before.secret
+
+
+def test_who_is_banned_is_not_told(bad_ones: dict[str, Daemon], figure) -> None:
+    origin, bad, other, decoy = (bad_ones[name] for name in ("origin", "bad", "other", "decoy"))
+    run(origin, "ban", bad.peer_id)
+    said = run(origin, "token", "rotate", "--grace", "0").stdout
+    wait_until(lambda: saved(other).secret == saved(decoy).secret == saved(origin).secret, within=20, what="others have it")
+    time.sleep(3)  # by way of another node it would have it by now
+    has_it = saved(bad).secret == saved(origin).secret
+    figure("banned peer after a rotation", "has the new token" if has_it else "does not have the new token")
+    assert not has_it
+    assert f"left out: bad ({bad.peer_id})\n" in said
+    wait_until(lambda: other.sees() == {"origin", "other", decoy.name}, within=20, what="bad is out, at all nodes")
