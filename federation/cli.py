@@ -13,7 +13,6 @@ import shlex
 import sys
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from federation import __version__
@@ -25,6 +24,7 @@ from federation.values import without_tokens
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from federation.answers import Status
     from federation.config import Settings
@@ -107,15 +107,17 @@ def token_inspect(args: Namespace) -> None:
 
 
 def invite(args: Namespace) -> None:
-    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP."""
-    from federation import membership
-    from federation.state import StateDir
+    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. What
+    the daemon adds are addresses, of which a daemon that is none would make a way to itself: it has to prove what it is.
+    """
+    from federation import client, membership
 
-    status = json.loads(_ask(args, "/api/v1/status"))
-    state = StateDir(Path(status["node"]["state_dir"]))
-    token = membership.saved_token(state)
-    if token is None:
-        raise NotDone(f"the daemon's token is not in {state.path}")
+    daemon = client.find(args.control, args.state_dir, os.environ)
+    status = json.loads(daemon.ask("/api/v1/status", owner=True))
+    token = membership.saved_token(daemon.state)
+    if token is None or token.network_id != status["network"]["id"]:
+        where = f"is not in {daemon.state.path}; run this on the daemon's machine, with its --state-dir"
+        raise NotDone(f"the token of that daemon's network {where}")
     text = token.with_addresses(tuple(status["network"]["invite_addresses"])).encode()
     command = f"echo {text} | federation join --token-file -"  # as the API says it
     print(json.dumps({"token": text, "command": command}) if args.json else text)
@@ -237,12 +239,6 @@ def _read_token_file(path: Path) -> str:
             return file.read(MAX_TOKEN_TEXT)
     except OSError as error:
         raise UsageError(f"cannot read the token file {path}: {error.strerror}") from None
-
-
-def _ask(args: Namespace, path: str) -> str:
-    from federation import client
-
-    return client.read(client.find_control(args.control, args.state_dir, os.environ), path, args.state_dir, os.environ)
 
 
 def _explain(error: BaseException, args: Sequence[str]) -> int:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+PATH = "/api/v1/events"
 STATE_EVERY_S = 1.0
 DECISIONS_EVERY_S = 0.25
 DECISIONS_AT_ONCE = 10
@@ -194,7 +195,7 @@ class EventsQuery(BaseModel):
 def routes(hub: Hub) -> Routes:
     routes = Routes()
 
-    @routes.get("/api/v1/events", EventStream, query=EventsQuery, request=True, media_type="text/event-stream")
+    @routes.get(PATH, EventStream, query=EventsQuery, request=True, media_type="text/event-stream")
     async def events(_node: object, query: EventsQuery, request: Request) -> EventStream:
         """Server-sent events: `state` about once a second, `decision` for each pick of a peer."""
         if hub.clients >= MAX_CLIENTS:

@@ -1,7 +1,7 @@
-"""Hypercorn's HTTP/1.1 and HTTP/2 over one listening socket, under limits of ours; the only module that knows hypercorn.
+"""Hypercorn's HTTP/1.1 over one listening socket, under limits of ours; the only module that knows hypercorn.
 
 Its own `serve` will not do: it writes under a shield and without a deadline, so that one client that does not read
-keeps the daemon from ending, and it takes any number of connections.
+keeps the daemon from ending, and it takes any number of connections. HTTP/2 is off: without TLS no browser speaks it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import structlog
 import trio
 from hypercorn.config import Config
+from hypercorn.events import Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -19,43 +21,54 @@ from hypercorn.utils import wrap_app
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
+    from h11 import Request
+    from hypercorn.events import Event
     from hypercorn.typing import Framework
     from starlette.types import ASGIApp
 
 log = structlog.get_logger(__name__)
 
-MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; more are closed as they come
+MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; one more takes the place of one that is idle
 MAX_HEADER_BYTES = 16 * 1024
 CHUNK = 64 * 1024
 PATIENCE_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
 
 
-async def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve until cancelled; then every connection ends at once. Takes over `listener`, which listens already."""
+async def serve(
+    app: ASGIApp, listener: socket.socket, *, admits: Callable[[trio.socket.SocketType], bool] = lambda _: True
+) -> None:
+    """Serve until cancelled; then every connection ends at once. Takes over `listener`, which listens already.
+
+    `admits`: whether a client may say anything at all.
+    """
     config = Config()
     config.errorlog = logging.getLogger("hypercorn.error")  # by default it sets up a handler of its own
     config.accesslog = None
     config.h11_max_incomplete_size = MAX_HEADER_BYTES
-    config.h2_max_header_list_size = MAX_HEADER_BYTES
-    config.h2_max_concurrent_streams = 16
     config.include_server_header = False
     wrapped = wrap_app(cast("Framework", app), 0, "asgi")
     context = WorkerContext(None)
-    streams: set[_PatientStream] = set()
+    streams: dict[_PatientStream, None] = {}  # in the order in which they became idle, or came
 
     async def handle(stream: trio.SocketStream) -> None:
-        if len(streams) >= MAX_CONNECTIONS:
+        if not admits(stream.socket) or (len(streams) >= MAX_CONNECTIONS and not _make_room(streams)):
             await stream.aclose()
             return
-        patient = _PatientStream(stream)
-        streams.add(patient)
+
+        def has_ended_a_request() -> None:
+            if streams.pop(patient, patient) is None:
+                streams[patient] = None
+
+        patient = _PatientStream(stream, has_ended_a_request)
+        streams[patient] = None
         try:
             await _Connection(wrapped, config, context, ConnectionState({}), cast("Any", patient)).run()
         except Exception:  # one connection must not end the daemon; requests' own errors do not come here
             log.exception("a control connection failed")
         finally:
-            streams.discard(patient)
+            streams.pop(patient, None)
             patient.socket.close()
 
     async with trio.open_nursery() as nursery:
@@ -67,18 +80,49 @@ async def serve(app: ASGIApp, listener: socket.socket) -> None:
                 stream.socket.close()  # which also ends writes that no cancellation reaches
 
 
+def _make_room(streams: dict[_PatientStream, None]) -> bool:
+    """Close the connection that has been without a request for longest, if there is one."""
+    idle = next((stream for stream in streams if stream.is_idle), None)
+    if idle is None:
+        return False
+    del streams[idle]
+    idle.socket.close()
+    return True
+
+
 class _Connection(TCPServer):
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            cast("_PatientStream", self.stream).set_idle(event.idle)
+        await super().protocol_send(event)
+
     async def _read_data(self) -> None:
+        made = self.protocol
+        made.protocol = _H11(
+            made.app, made.config, made.context, made.task_group, made.state, made.ssl, made.client, made.server, made.send
+        )  # in place of hypercorn's own
         await super()._read_data()
         await self.idle_task.stop()  # the client has gone: no reason to wait for its next request
+
+
+class _H11(H11Protocol):
+    async def _check_protocol(self, event: Request) -> None:
+        """Nothing turns a connection into one of HTTP/2: `Upgrade: h2c` may be ignored, and is."""
 
 
 class _PatientStream:
     """What TCPServer uses of a stream; a client that takes nothing for PATIENCE_S is cut off."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, has_ended_a_request: Callable[[], None]) -> None:
         self._stream = stream
+        self._has_ended_a_request = has_ended_a_request
         self.socket = stream.socket
+        self.is_idle = True  # no whole head of a request is here
+
+    def set_idle(self, is_idle: bool) -> None:
+        self.is_idle = is_idle
+        if is_idle:
+            self._has_ended_a_request()
 
     async def send_all(self, data: bytes | memoryview) -> None:
         view = memoryview(data)

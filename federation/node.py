@@ -45,6 +45,8 @@ from federation.selection import Policy, Selector
 from federation.values import HostPort
 
 if TYPE_CHECKING:
+    import socket
+
     from federation import answers
     from federation.config import Settings
     from federation.net.link import Link
@@ -371,6 +373,9 @@ class Node:
 
     def control_key(self) -> str:
         return self.state.control_key()
+
+    def control_socket(self) -> socket.socket | None:
+        return self.state.listen_control()
 
     def status(self) -> answers.Status:
         return report.status(self)
