@@ -307,7 +307,7 @@ def _refusal(scope: Scope, access: Access) -> str | None:
     origins = [value for name, value in headers if name == b"origin"]
     if not all(_is_own(origin, hosts[0], port, access) for origin in origins):
         return "requests from another origin are refused"
-    if not _is_for_own_page(scope["path"], dict(headers)):
+    if not _is_for_own_page(scope["path"], {name.decode("latin-1"): value for name, value in headers}):
         return "requests on behalf of another site are refused"
     return None
 

@@ -231,7 +231,7 @@ class StateDir:
         try:
             self._write_json("daemon.json", info)
         except StateDirUnusable as error:
-            log.warning("the command line may not find this daemon without its socket: %s", error.detail)
+            log.warning("the command line may need --control %s: %s", info["control"], error.detail)
 
     def remove_daemon(self) -> None:
         with suppress(StateDirUnusable):
