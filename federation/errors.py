@@ -85,7 +85,7 @@ class KeyNeeded(FederationError):
 
 
 class NotProven(FederationError):
-    """What answers there does not prove to be your daemon, so nothing was said to it and nothing it says is used; name the
+    """What answers there does not prove to be your daemon, so it was not told the key, and nothing it says is used; name the
     daemon's own --state-dir, or set FEDERATION_CONTROL_KEY
     """
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import pytest
     from fleet import Fleet
     from harness import Daemon
+    from playwright.sync_api import Browser
 
 
 def post(daemon: Daemon, path: str, key: str = "", body: object = None) -> int:
@@ -67,3 +69,17 @@ def test_a_profile_has_no_way_back_in(fleet: Fleet, tmp_path: Path, record_prope
     # Where the tab's own storage stays on the disk, --revoke ends what is in it, and so does the daemon's end.
     federation("dashboard", "--revoke", "--state-dir", str(daemon.state_dir), home=fleet.directory)
     assert post(daemon, "drain", session) == 401
+
+
+def test_the_file_for_the_browser_leads_to_the_page(fleet: Fleet, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From file:, which for the daemon is another site that leads here."""
+    daemon = fleet.daemon("opened")
+    monkeypatch.setenv("BROWSER", "/bin/true %s")
+    federation("dashboard", "--open", "--state-dir", str(daemon.state_dir), home=fleet.directory)
+    page = browser.new_page()
+    page.set_default_timeout(STEP_MS)
+    page.goto((daemon.state_dir / "dashboard.html").as_uri())
+    page.wait_for_selector(".card")
+    page.click("#add")
+    page.wait_for_selector("#invite-command")
+    page.close()
