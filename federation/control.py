@@ -251,8 +251,6 @@ async def _whole(receive: Receive) -> bytes:
     body: bytes = b""
     while True:
         message = await receive()
-        if message["type"] != "http.request":
-            raise HTTPException(400, "the request did not come whole")
         body += message.get("body", b"")
         if not message.get("more_body", False):
             return body
@@ -286,6 +284,8 @@ def _limited(receive: Receive) -> Receive:
             message = await receive()
         if patience.cancelled_caught:
             raise HTTPException(408, f"the request's body did not come within {BODY_S:g} s")
+        if message["type"] != "http.request":  # the client went away: no reason for anybody to log anything
+            raise HTTPException(400, "the request did not come whole")
         done = not message.get("more_body", False)
         size += len(message.get("body", b""))
         if size > MAX_BODY_BYTES:

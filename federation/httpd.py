@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import trio
+from h11 import IDLE, SEND_BODY
 from hypercorn.config import Config
 from hypercorn.events import Updated
 from hypercorn.protocol.h11 import H11Protocol
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; one more takes the place of one that is idle
+MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; one more takes the place of one that keeps us waiting
 MAX_HEADER_BYTES = 16 * 1024
 CHUNK = 64 * 1024
 PATIENCE_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
@@ -81,26 +82,28 @@ async def serve(
 
 
 def _make_room(streams: dict[_PatientStream, None]) -> bool:
-    """Close the connection that has been without a request for longest, if there is one."""
-    idle = next((stream for stream in streams if stream.is_idle), None)
-    if idle is None:
+    """Close the connection that kept us waiting, and had its last answer longest ago, if there is one."""
+    waiting = next((stream for stream in streams if stream.keeps_waiting()), None)
+    if waiting is None:
         return False
-    del streams[idle]
-    idle.socket.close()
+    del streams[waiting]
+    waiting.socket.close()
     return True
 
 
 class _Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
-        if isinstance(event, Updated):
-            cast("_PatientStream", self.stream).set_idle(event.idle)
+        if isinstance(event, Updated) and event.idle:
+            cast("_PatientStream", self.stream).has_ended_a_request()
         await super().protocol_send(event)
 
     async def _read_data(self) -> None:
         made = self.protocol
-        made.protocol = _H11(
+        protocol = made.protocol = _H11(
             made.app, made.config, made.context, made.task_group, made.state, made.ssl, made.client, made.server, made.send
         )  # in place of hypercorn's own
+        # No whole request is here: nothing yet, half a head, half a body.
+        cast("_PatientStream", self.stream).awaits_request = lambda: protocol.connection.their_state in (IDLE, SEND_BODY)
         await super()._read_data()
         await self.idle_task.stop()  # the client has gone: no reason to wait for its next request
 
@@ -115,20 +118,25 @@ class _PatientStream:
 
     def __init__(self, stream: trio.SocketStream, has_ended_a_request: Callable[[], None]) -> None:
         self._stream = stream
-        self._has_ended_a_request = has_ended_a_request
+        self.has_ended_a_request = has_ended_a_request
+        self.awaits_request: Callable[[], bool] = lambda: True
+        self._awaits_reader = False
+        self._ends = False
         self.socket = stream.socket
-        self.is_idle = True  # no whole head of a request is here
 
-    def set_idle(self, is_idle: bool) -> None:
-        self.is_idle = is_idle
-        if is_idle:
-            self._has_ended_a_request()
+    def keeps_waiting(self) -> bool:
+        """Whether it is the client's turn, to ask or to take what it asked for."""
+        return self._awaits_reader or self.awaits_request()
 
     async def send_all(self, data: bytes | memoryview) -> None:
+        if self._ends:
+            raise trio.BrokenResourceError("the client has gone")
         view = memoryview(data)
         for start in range(0, len(view), CHUNK):
+            self._awaits_reader = True
             with trio.move_on_after(PATIENCE_S) as patience:
                 await self._stream.send_all(view[start : start + CHUNK])
+            self._awaits_reader = False
             if patience.cancelled_caught:
                 self.socket.close()  # a chunk cut in two: nothing more can be said here
                 raise trio.BrokenResourceError("the client does not read")
@@ -137,6 +145,7 @@ class _PatientStream:
         return await self._stream.receive_some(max_bytes)
 
     async def send_eof(self) -> None:
+        self._ends = True  # while this waits its turn, an answer that was on its way would run into it
         await self._stream.send_eof()
 
     async def aclose(self) -> None:

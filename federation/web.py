@@ -7,8 +7,8 @@
 
 The function gets the node, then what it declared: `query` (a pydantic model) and `body` (a Body), checked before it is
 called; `request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's
-summary. `owner=True`: only for who came by the state directory's socket, has the control key, or a session of the dashboard. A FederationError is an answer too: 400 where the request is at
-fault (UsageError), else 409; NotFound is 404.
+summary. `owner=True`: only for who came by the state directory's socket, has the control key, or a session of the dashboard.
+A FederationError is an answer too: 400 where the request is at fault (UsageError), else 409; NotFound is 404.
 """
 
 from __future__ import annotations

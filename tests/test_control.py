@@ -451,6 +451,24 @@ async def test_a_stream_without_an_end_is_not_signed() -> None:
             await proven(address, "/api/v1/events")
 
 
+@pytest.mark.parametrize(
+    "authorization", ["", "\r\nAuthorization: Federation-MAC a b c", f"\r\nAuthorization: Bearer {KEY}"]
+)
+async def test_who_goes_away_in_the_middle_of_a_body_leaves_no_line(authorization: str) -> None:
+    with capture_logs() as logged:
+        async with serving(FakeNode()) as address:
+            for path in (api_access.SESSION, "/api/v1/ban"):
+                head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 9{authorization}\r\n\r\n{{"
+                stream = await trio.open_tcp_stream(address.host, address.port)
+                await stream.send_all(head.encode())
+                await stream.send_eof()
+                with suppress(trio.BrokenResourceError):
+                    while await stream.receive_some():
+                        pass
+                await stream.aclose()
+    assert [str(entry) for entry in logged] == [], logged
+
+
 # The dashboard's sessions
 
 

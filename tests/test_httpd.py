@@ -101,10 +101,20 @@ async def test_who_reads_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) 
         assert size + await rest(stream) > LARGE
 
 
-@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nHo"], ids=["nothing", "half a head"])
-async def test_who_has_asked_for_nothing_gives_way(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"GET / HTTP/1.1\r\nHo", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"],
+    ids=["nothing", "half a head", "half a body"],
+)
+async def test_who_has_not_asked_yet_gives_way(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
     monkeypatch.setattr(httpd, "MAX_CONNECTIONS", 3)
-    async with serving(hello) as address, AsyncExitStack() as stack:
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        await hello(scope, receive, send)
+
+    async with serving(app) as address, AsyncExitStack() as stack:
         idle = [await stack.enter_async_context(await connect(address, first)) for _ in range(3)]
         for _ in range(3):
             await answered(await stack.enter_async_context(await connect(address)))
@@ -115,6 +125,19 @@ async def answered(stream: trio.SocketStream) -> None:
     seen = b""
     while not seen.endswith(b"hello"):
         seen += await stream.receive_some(1000)
+
+
+async def test_so_does_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(httpd, "MAX_CONNECTIONS", 2)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (large if scope["path"] == "/large" else hello)(scope, receive, send)
+
+    async with serving(app) as address, AsyncExitStack() as stack:
+        for _ in range(2):
+            deaf = await stack.enter_async_context(await connect(address, GET.replace(b"/ ", b"/large ")))
+            assert await deaf.receive_some(1)
+        await answered(await stack.enter_async_context(await connect(address)))
 
 
 async def test_then_who_was_answered_longest_ago(monkeypatch: pytest.MonkeyPatch) -> None:
