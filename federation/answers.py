@@ -245,6 +245,28 @@ class NamedPeer(TypedDict):
     name: str
 
 
+class Challenge(TypedDict):
+    """The daemon's half of a proof by the control key; proof.py has the whole."""
+
+    nonce: Annotated[str, Field(description="the daemon's, for one request")]
+    proof: Annotated[str, Field(description="HMAC-SHA256, hexadecimal")]
+    lifetime_s: Seconds
+
+
+class DashboardCode(TypedDict):
+    code: Annotated[str, Field(description="good once, for a session")]
+    lifetime_s: Seconds
+
+
+class DashboardSession(TypedDict):
+    session: Annotated[str, Field(description="acts for the owner until it ends; the daemon's end is its end too")]
+    idle_s: Annotated[float, Field(description="seconds without use after which it ends")]
+
+
+class Revoked(TypedDict):
+    sessions: Annotated[Count, Field(description="how many there were")]
+
+
 class Rotated(TypedDict):
     """What became of a rotation. The new token itself is `invite`'s to show."""
 

@@ -13,7 +13,6 @@ import shlex
 import sys
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from federation import __version__
@@ -99,15 +98,17 @@ def token_inspect(args: Namespace) -> None:
 
 
 def invite(args: Namespace) -> None:
-    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP."""
-    from federation import membership
-    from federation.state import StateDir
+    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. What
+    the daemon adds are addresses, of which a daemon that is none would make a way to itself: it has to prove what it is.
+    """
+    from federation import client, membership
 
-    status = json.loads(_ask(args, "/api/v1/status"))
-    state = StateDir(Path(status["node"]["state_dir"]))
-    token = membership.saved_token(state)
-    if token is None:
-        raise NotDone(f"the daemon's token is not in {state.path}")
+    daemon = client.find(args.control, args.state_dir, os.environ)
+    status = json.loads(daemon.ask("/api/v1/status", owner=True))
+    token = membership.saved_token(daemon.state)
+    if token is None or token.network_id != status["network"]["id"]:
+        where = f"is not in {daemon.state.path}; run this on the daemon's machine, with its --state-dir"
+        raise NotDone(f"the token of that daemon's network {where}")
     text = token.with_addresses(tuple(status["network"]["invite_addresses"])).encode()
     command = f"echo {text} | federation join --token-file -"  # as the API says it
     print(json.dumps({"token": text, "command": command}) if args.json else text)
@@ -218,12 +219,6 @@ def _given_token(settings: Settings) -> Token | None:
     if not text.strip():
         raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
     return Token.decode(text)
-
-
-def _ask(args: Namespace, path: str) -> str:
-    from federation import client
-
-    return client.read(client.find_control(args.control, args.state_dir, os.environ), path, args.state_dir, os.environ)
 
 
 def _explain(error: BaseException, args: Sequence[str]) -> int:

@@ -81,8 +81,8 @@ def let_in(args: Namespace, environ: Mapping[str, str]) -> str:
 
 def _listed(args: Namespace, environ: Mapping[str, str]) -> list[dict[str, Any]]:
     try:
-        address = client.find_control(args.control, args.state_dir, environ)
-        rows: list[dict[str, Any]] = json.loads(client.read(address, "/api/v1/banned", args.state_dir, environ))["banned"]
+        daemon = client.find(args.control, args.state_dir, environ)
+        rows: list[dict[str, Any]] = json.loads(daemon.ask("/api/v1/banned"))["banned"]
     except ControlUnreachable as error:
         if args.peer is not None:
             raise
@@ -92,9 +92,8 @@ def _listed(args: Namespace, environ: Mapping[str, str]) -> list[dict[str, Any]]
 
 def _tell(args: Namespace, environ: Mapping[str, str], path: str, body: object) -> dict[str, Any]:
     """The daemon's answer to what only the owner may ask."""
-    address = client.find_control(args.control, args.state_dir, environ)
-    key = client.find_key(address, args.state_dir, environ)
-    answer: dict[str, Any] = json.loads(client.ask(address, path, method="POST", key=key, body=body))
+    daemon = client.find(args.control, args.state_dir, environ)
+    answer: dict[str, Any] = json.loads(daemon.ask(path, method="POST", body=body, owner=True))
     return answer
 
 

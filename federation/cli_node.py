@@ -29,18 +29,14 @@ class Asker:
     """The running node's API, as --control, --state-dir and the environment name it."""
 
     def __init__(self, args: Namespace) -> None:
-        self._state_dir: Path | None = args.state_dir
-        self.address = client.find_control(args.control, args.state_dir, os.environ)
-        self._key: str | None = None
+        self.daemon = client.find(args.control, args.state_dir, os.environ)
 
     def get(self, path: str) -> str:
-        return client.read(self.address, f"/api/v1/{path}", self._state_dir, os.environ)
+        return self.daemon.ask(f"/api/v1/{path}")
 
     def post(self, path: str, body: object = None, *, method: str = "POST", timeout_s: float = client.TIMEOUT_S) -> str:
-        """For the owner."""
-        if self._key is None:
-            self._key = client.find_key(self.address, self._state_dir, os.environ)
-        return client.ask(self.address, f"/api/v1/{path}", method=method, key=self._key, body=body, timeout_s=timeout_s)
+        """For the owner, of a daemon that has shown to be the right one."""
+        return self.daemon.ask(f"/api/v1/{path}", method=method, body=body, owner=True, timeout_s=timeout_s)
 
 
 def status(args: Namespace) -> None:
@@ -125,7 +121,7 @@ def leave(args: Namespace) -> None:
     try:
         asker: Asker | None = Asker(args)
         assert asker is not None
-        status = json.loads(asker.get("status"))
+        status = json.loads(asker.post("status", method="GET"))
     except ControlUnreachable:
         if args.control is not None:
             raise
@@ -140,7 +136,7 @@ def leave(args: Namespace) -> None:
     with Progress() as progress:
         while True:
             try:
-                status = json.loads(asker.get("status"))
+                status = json.loads(asker.post("status", method="GET"))
             except FederationError:
                 break
             open_ = {"in_flight": status["node"]["in_flight"], "clients": status["connections"]["now"]}

@@ -58,6 +58,11 @@ Keep a peer away from this node: its connection is cut, no other one is made, an
 keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
 """
 
+DASHBOARD = """\
+Print the address of the running node's dashboard. The code behind the # lets one browser act for you, if it comes within
+30 s. It may do so until its page is closed, it was away for a week, the node stops, or you run this with --revoke.
+"""
+
 # Field of Settings, flag, what follows it, help. The defaults in brackets are those of Settings.
 JOIN_OPTIONS = (
     (
@@ -182,10 +187,12 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     dashboard = _asking(
         commands,
         "dashboard",
-        "print the address of the running node's dashboard, with its key",
+        "print the address of the running node's dashboard, good for one browser within 30 s",
         "federation dashboard --open",
+        DASHBOARD,
     )
     dashboard.add_argument("--open", action="store_true", help="open it in the browser too")
+    dashboard.add_argument("--revoke", action="store_true", help="end what browsers may do with addresses printed before")
     _add_asking(commands)
     _add_guard(commands)
     completion = _command(
@@ -397,8 +404,14 @@ def _asking(
     parser = _command(commands, name, summary, description, operands=operands, epilog=f"example: {example}")
     if json:
         parser.add_argument("--json", action="store_true", help="print exactly what the control API returns")
-    parser.add_argument("--control", metavar="HOST:PORT", help="the node's control API [the running daemon's]")
-    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="ask the daemon that uses this state directory")
+    parser.add_argument(
+        "--control",
+        metavar="HOST:PORT",
+        help="ask the node there; it has to prove that it has the key in FEDERATION_CONTROL_KEY, or in the state directory",
+    )
+    parser.add_argument(
+        "--state-dir", type=Path, metavar="DIR", help="ask the daemon that uses this state directory [your own daemon's]"
+    )
     return parser
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from federation.values import visible
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -162,7 +164,7 @@ def next_invite(options: str) -> str:
 def plain(value: object, limit: int = MAX_TEXT) -> str:
     """One line without control characters, bounded."""
     text = "" if value is None else str(value)
-    text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
+    text = visible(text[: limit + 1])
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -95,6 +95,20 @@ class KeyNeeded(FederationError):
     """
 
 
+class NotProven(FederationError):
+    """What answers there does not prove to be your daemon, so it was not told the key, and nothing it says is used; name the
+    daemon's own --state-dir, or set FEDERATION_CONTROL_KEY
+    """
+
+
+class OlderDaemon(FederationError):
+    """An older version of federation runs there, which cannot prove to be your daemon; restart it, then try again"""
+
+
+class NotOurs(FederationError):
+    """This daemon is another user's; run the command as that user, or with sudo"""
+
+
 class RecordInvalid(FederationError):
     """A node record is malformed"""
 
@@ -119,7 +133,7 @@ class ListenFailed(FederationError):
 
 
 class ControlUnreachable(FederationError):
-    """No federation daemon answers on the control port; start one with `federation join`, or name it with --control"""
+    """No federation daemon answers; start one with `federation join`, or name the state directory of one with --state-dir"""
 
 
 # The network

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from federation.web import Routes, to_json
+from federation.web import Routes, is_owner, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+PATH = "/api/v1/events"
 STATE_EVERY_S = 1.0
 DECISIONS_EVERY_S = 0.25
 DECISIONS_AT_ONCE = 10
@@ -43,6 +44,9 @@ LINGER_S = 60.0  # without clients, so that one that reconnects misses nothing
 RING_BYTES = 4 * 1024 * 1024
 RING_EVENTS = 1024
 MAX_CLIENTS = 16
+MAX_STRANGERS = (
+    8  # as long as there are so few: whoever is on this machine may listen, and shall not fill the owner's places
+)
 SILENCE_S = 15.0  # then a comment, so that proxies and clients see that the connection lives
 RETRY_MS = 2000
 
@@ -194,11 +198,11 @@ class EventsQuery(BaseModel):
 def routes(hub: Hub) -> Routes:
     routes = Routes()
 
-    @routes.get("/api/v1/events", EventStream, query=EventsQuery, request=True, media_type="text/event-stream")
+    @routes.get(PATH, EventStream, query=EventsQuery, request=True, media_type="text/event-stream")
     async def events(_node: object, query: EventsQuery, request: Request) -> EventStream:
         """Server-sent events: `state` about once a second, `decision` for each pick of a peer."""
-        if hub.clients >= MAX_CLIENTS:
-            raise HTTPException(503, f"{MAX_CLIENTS} clients listen already", {"Retry-After": "10"})
+        if hub.clients >= (MAX_CLIENTS if is_owner(request.scope) else MAX_STRANGERS):
+            raise HTTPException(503, f"{hub.clients} clients listen already", {"Retry-After": "10"})
         last = request.headers.get("last-event-id", "")
         is_id = last.isascii() and last.isdigit() and len(last) < 20
         return EventStream(hub, int(last) if is_id else query.after)

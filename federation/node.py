@@ -388,6 +388,9 @@ class Node:
     def control_key(self) -> str:
         return self.state.control_key()
 
+    def control_socket(self) -> socket.socket | None:
+        return self.state.listen_control()
+
     def status(self) -> answers.Status:
         return report.status(self)
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _REF = "#/components/schemas/{model}"
 _DESCRIPTION = """\
 What a running federation node tells, and takes. On loopback, reading needs no key. What changes something or shows a secret
-needs the control key (`control.key` in the node's state directory) as a bearer token; where the API can be reached from
-other machines, everything does."""
+needs the control key (`control.key` in the node's state directory) as a bearer token, or a session of the dashboard; where
+the API can be reached from other machines, everything does. By the socket in the state directory nothing does."""
 _KEY = {"key": {"type": "http", "scheme": "bearer", "description": "control.key in the node's state directory"}}
 _REFUSALS = {
     400: "The request is at fault.",
     401: "The control key is missing, or wrong.",
-    403: "The request comes from another origin, or for another host.",
+    403: "The request comes from another origin, or for another host; or a code is spent.",
     404: "There is no such thing here.",
     408: "The body did not come.",
     409: "It cannot be done now.",

@@ -10,11 +10,13 @@
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
     daemon.json      where the running daemon listens, for the command line
+    control.sock     where the command line asks the running daemon; whoever can open it is the owner
     lock             held by the running daemon
 
-Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. A damaged file costs
-a warning and counts as absent, but for what a person or the network would miss: identity, token and bans stop the start. A
-disk that is full or read-only costs a warning where what would be written can be done without.
+Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. No file that is a link is
+read, written or created through. A damaged file costs a warning and counts as absent, but for what a person or the network
+would miss: identity, token and bans stop the start. A disk that is full or read-only costs a warning where what would be
+written can be done without.
 
 No structlog here: the command line reads daemon.json where it must answer at once.
 """
@@ -26,15 +28,20 @@ import fcntl
 import json
 import logging
 import os
+import pwd
 import re
 import secrets
+import stat
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from federation.errors import StateDirBusy, StateDirUnusable
+from federation import unixsocket
+from federation.errors import NotOurs, StateDirBusy, StateDirUnusable
+from federation.values import visible
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -45,6 +52,8 @@ MAX_INCARNATION = 2**62  # far from what a record can carry, so that a damaged f
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_PREVIOUS = 16
 MAX_KEY_BYTES = 4096  # several times an owner's key
+LOCK_LOOKS, LOCK_PAUSE_S = 3, 0.01
+CONTROL_SOCKET = "control.sock"
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
 
 
@@ -67,11 +76,11 @@ class StateDir:
         except OSError as error:
             raise StateDirUnusable(_problem(path, error)) from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(fd)
         except BlockingIOError:
-            holder = os.pread(fd, 32, 0).decode(errors="replace")
+            holder = _process(fd)
             os.close(fd)
-            raise StateDirBusy(f"{self.path} (process {holder or 'unknown'})") from None
+            raise StateDirBusy(f"{self.path} (process {holder})") from None
         except OSError as error:  # a file system without locks
             os.close(fd)
             raise StateDirUnusable(_problem(path, error)) from None
@@ -79,6 +88,22 @@ class StateDir:
         with suppress(OSError):  # a disk that is full or read-only: then a second daemon cannot say whose it is
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
+
+    def holder(self) -> str | None:
+        """The process that has the lock, as it wrote itself down; None where nobody has it."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, by the close
+        except BlockingIOError:
+            return _process(fd)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        return None
 
     def unlock(self) -> None:
         if self._lock_fd is not None:
@@ -163,7 +188,8 @@ class StateDir:
         return key
 
     def save_page(self, text: str) -> Path:
-        """A page that leads to the dashboard, with the key: as private as the key itself."""
+        """A page that leads to the dashboard, with a code that opens it once: for the owner's browser alone."""
+        self._create()
         self._write("dashboard.html", text.encode())
         return self.path / "dashboard.html"
 
@@ -233,23 +259,79 @@ class StateDir:
 
     def remove_daemon(self) -> None:
         with suppress(StateDirUnusable):
+            self._remove(CONTROL_SOCKET)
             self._remove("daemon.json")
+
+    def listen_control(self) -> socket.socket | None:
+        """A new socket for the command line in place of what a killed daemon left. None, and a warning, where the disk takes
+        no sockets: the command line then asks by the control port, with a proof of the key. Only for who holds the lock.
+        """
+        if self._lock_fd is None:
+            raise StateDirUnusable(f"{self.path} is not locked")
+        try:
+            return unixsocket.listen(self.path, CONTROL_SOCKET)
+        except OSError as error:
+            log.warning("no socket for the command line; it asks by the control port: %s", _problem(self.path, error))
+            return None
+
+    def connect_control(self, timeout_s: float) -> socket.socket:
+        """The daemon of this directory. Raises NotOurs where it is somebody else's, OSError where none listens."""
+        try:
+            connection = unixsocket.connect(self.path, CONTROL_SOCKET, timeout_s)
+        except PermissionError:
+            raise NotOurs(f"{self.path} belongs to {self._owner_name()}") from None
+        uid = unixsocket.peer_uid(connection)
+        if uid is not None and uid not in self._owners():
+            connection.close()
+            raise NotOurs(f"{_user_name(uid)} answers in {self.path}")
+        return connection
+
+    def _owners(self) -> set[int]:
+        """Users whose files here are believed: ourselves and root, and for root whoever has the directory."""
+        owners = {os.geteuid(), 0}
+        if os.geteuid() == 0:
+            owners.add(self.path.stat().st_uid)
+        return owners
+
+    def _owner_name(self) -> str:
+        try:
+            return _user_name(self.path.stat().st_uid)
+        except OSError:
+            return "another user"
 
     def _create(self) -> None:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mode = self.path.stat().st_mode
+            found = self.path.stat()
+            owners = self._owners()
         except OSError as error:
             raise StateDirUnusable(_problem(self.path, error)) from None
-        if mode & 0o022:
+        if found.st_mode & 0o022:
             log.warning("others may write to the state directory %s; make it private: chmod 700", self.path)
+        if found.st_uid not in owners:
+            log.warning("the state directory %s belongs to %s, who can read its secrets", self.path, self._owner_name())
+
+    def _open(self, name: str, owners: set[int] | None = None) -> BinaryIO:
+        """A file of ours for reading. Raises OSError: for a link too, and for a file that is of none of `owners`."""
+        fd = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EISDIR, "Is a directory") if stat.S_ISDIR(found.st_mode) else OSError("is no file")
+            if owners is not None and found.st_uid not in owners:
+                raise OSError(errno.EPERM, f"it belongs to {_user_name(found.st_uid)}, and its directory does not")
+            return os.fdopen(fd, "rb")
+        except BaseException:
+            os.close(fd)
+            raise
 
     def _read_own(self, name: str) -> bytes | None:
-        """A secret file. Raises StateDirUnusable when it is there and cannot be read."""
+        """A secret file. Raises StateDirUnusable when it is there and cannot be read, or is not ours."""
         path = self.path / name
         try:
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_mode & 0o077:
+            with self._open(name, self._owners()) as file:
+                found = os.fstat(file.fileno())
+                if found.st_mode & 0o077 and found.st_uid == os.geteuid() and found.st_nlink == 1:
                     log.warning("others could read %s; it is private now", path)
                     os.fchmod(file.fileno(), 0o600)
                 return file.read(MAX_FILE_BYTES)
@@ -260,12 +342,12 @@ class StateDir:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            with (self.path / name).open("rb") as file:
+            with self._open(name) as file:
                 return file.read(MAX_FILE_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._ignore(name, error.strerror or "it cannot be read")
+            self._ignore(name, _said(error))
             return None
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -328,11 +410,20 @@ def write_new(path: Path, data: bytes) -> None:
 def _open_lock(path: Path) -> int:
     """Raises OSError."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # from before the disk became read-only
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # from before the disk became read-only
+
+
+def _flock(fd: int) -> None:
+    """Raises BlockingIOError where another process has the lock, and not just looks whether anybody has (see `holder`)."""
+    for _ in range(LOCK_LOOKS):
+        with suppress(BlockingIOError):
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(LOCK_PAUSE_S)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sync_directory(path: Path) -> None:
@@ -347,5 +438,23 @@ def _lines(lines: list[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
+def _process(lock_fd: int) -> str:
+    """Who holds the lock, by what is written there."""
+    return visible(os.pread(lock_fd, 32, 0).decode(errors="replace").strip()) or "unknown"
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return f"the user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"the user {uid}"
+
+
 def _problem(path: Path, error: OSError) -> str:
-    return f"{path}: {error.strerror or error}"
+    return f"{path}: {_said(error)}"
+
+
+def _said(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "it is a link, and none is followed here; put the file itself in its place"
+    return error.strerror or str(error)

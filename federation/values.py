@@ -149,6 +149,13 @@ def without_tokens(text: str) -> str:
     return _TOKEN.sub(REDACTED, text)
 
 
+def visible(text: str) -> str:
+    """`text` with a ? for each character that shows nothing, or moves or turns what others show: control characters, bidi
+    overrides, zero widths, line separators. dashboard/format.js has the same rule for the page.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 _SIZE_HELP = "write bytes, or a unit: 24GiB (1024 based), 24GB (1000 based)"
 _DURATION_HELP = "write seconds, or a unit: 10s, 500ms, 1m, 1h"
 

@@ -7,8 +7,8 @@
 
 The function gets the node, then what it declared: `query` (a pydantic model) and `body` (a Body), checked before it is
 called; `request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's
-summary. `owner=True`: only for who has the control key. A FederationError is an answer too: 400 where the request is at
-fault (UsageError), else 409; NotFound is 404.
+summary. `owner=True`: only for who came by the state directory's socket, has the control key, or a session of the dashboard.
+A FederationError is an answer too: 400 where the request is at fault (UsageError), else 409; NotFound is 404.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def route(operation: Operation, node: object) -> Route:
 
 
 def mark_owner(scope: Scope) -> None:
-    """The request came with the control key."""
+    """The request is one of who may do everything."""
     scope["federation.owner"] = True
 
 

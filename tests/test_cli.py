@@ -22,6 +22,8 @@ from federation.errors import ListenFailed
 from federation.state import StateDir
 from federation.tokens import Token
 from federation.values import HostPort
+from tests.local_server import Handler
+from tests.local_server import daemon as running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,7 +140,7 @@ def api(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
             seen.append(f"{self.command} {self.path}")
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps(answers[seen[-1]]).encode())
+            self.wfile.write(json.dumps(answers.get(seen[-1], {})).encode())
 
         do_POST = do_GET
 
@@ -149,6 +151,13 @@ def api(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     yield f"127.0.0.1:{server.server_port}", seen
     server.shutdown()
     server.server_close()
+
+
+class Own(Handler):
+    """The daemon of a state directory."""
+
+    def reply(self, _body: Any) -> tuple[int, Any]:
+        return 200, STATUS
 
 
 # Quick commands
@@ -295,35 +304,50 @@ def test_status_and_peers_for_people(run: Run, api: tuple[str, list[str]]) -> No
 
 
 def test_the_running_daemon_is_found_by_its_state_directory(run: Run, api: tuple[str, list[str]], state: StateDir) -> None:
-    state.lock()
-    state.save_daemon({"control": api[0]})
-    assert run("status").code == 0
-    assert run("status", "--state-dir", str(state.path)).code == 0
-    state.unlock()
+    with running(state, Own):
+        assert run("status").code == 0
+        assert run("status", "--state-dir", str(state.path)).code == 0
 
 
 def test_invite_prints_the_saved_token_with_the_node_s_addresses(
-    run: Run, api: tuple[str, list[str]], state: StateDir, monkeypatch: pytest.MonkeyPatch
+    run: Run, state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state.lock()
-    state.save_token(Token.new("lab", ["/ip4/192.0.2.9/tcp/1"]).encode())
-    state.unlock()
-    monkeypatch.setitem(STATUS["node"], "state_dir", str(state.path))
+    token = Token.new("lab", ["/ip4/192.0.2.9/tcp/1"])
+    monkeypatch.setitem(STATUS["network"], "id", token.network_id)
     monkeypatch.setitem(STATUS["network"], "invite_addresses", ["/ip4/192.0.2.1/tcp/4484"])
-    ran = run("invite", "--control", api[0])
+    # A path that an answer names is never looked at.
+    monkeypatch.setitem(STATUS["node"], "state_dir", "/nowhere")
+    with running(state, Own):
+        state.save_token(token.encode())
+        ran = run("invite")
     assert (ran.code, ran.err) == (0, "")
-    invited, saved = Token.decode(ran.out), Token.decode(state.load_token() or "")
-    assert (invited.secret, invited.addresses) == (saved.secret, ("/ip4/192.0.2.1/tcp/4484",))
+    invited = Token.decode(ran.out)
+    assert (invited.secret, invited.addresses) == (token.secret, ("/ip4/192.0.2.1/tcp/4484",))
 
 
-def test_who_cannot_read_the_state_directory_gets_no_token(
-    run: Run, api: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(STATUS["node"], "state_dir", str(tmp_path / "elsewhere"))
-    ran = run("invite", "--control", api[0])
-    assert (ran.code, ran.out) == (1, "")
-    assert "token" in ran.err
-    assert ran.err.count("\n") == 1
+def test_invite_is_of_the_network_that_the_daemon_is_in(run: Run, state: StateDir) -> None:
+    with running(state, Own):
+        for _ in range(2):  # no token here, then another network's
+            ran = run("invite")
+            assert (ran.code, ran.out) == (1, "")
+            assert "run this on the daemon's machine" in ran.err
+            assert ran.err.count("\n") == 1
+            state.save_token(Token.new("other").encode())
+
+
+def test_what_proves_nothing_makes_no_invitation(run: Run, api: tuple[str, list[str]], state: StateDir) -> None:
+    state.lock()
+    state.save_token(Token.new("lab").encode())
+    without_key = run("invite", "--control", api[0])
+    key = state.control_key()
+    state.unlock()
+    with_key = run("invite", "--control", api[0])
+    for ran in (without_key, with_key):
+        assert (ran.code, ran.out) == (1, "")
+        assert key not in ran.err
+        assert ran.err.count("\n") == 1
+    assert all(line.startswith("GET /api/v1/challenge?nonce=") for line in api[1])
+    assert len(api[1]) == 1
 
 
 def test_without_a_daemon_it_says_so(run: Run, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from federation import cli, cli_node
 from federation.state import StateDir
 from federation.tokens import Token
+from tests.local_server import Handler, daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,37 +22,24 @@ if TYPE_CHECKING:
 class Api:
     """A node's API: answers with what is next in line for a request, the last one for ever; keeps the requests."""
 
-    def __init__(self, state: StateDir) -> None:
+    def __init__(self) -> None:
         self.answers: dict[str, list[Any]] = {}
         self.seen: list[tuple[str, Any]] = []
-        self.key = state.control_key()
+        self.refuses = False
         api = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Answers(Handler):
+            def reply(self, body: Any) -> tuple[int, Any]:
                 asked = f"{self.command} {self.path.removeprefix('/api/v1/')}"
-                length = int(self.headers.get("Content-Length", 0))
-                api.seen.append((asked, json.loads(self.rfile.read(length) or b"null")))
-                if self.command == "POST" and self.headers["Authorization"] != f"Bearer {api.key}":
-                    self.respond(401, {"error": "no key"})
-                    return
+                api.seen.append((asked, body))
+                if api.refuses:
+                    return 401, {"error": "no\x1b key"}
                 line = api.answers.get(asked)
                 if not line:
-                    self.respond(404, {"error": "There is no such thing here"})
-                    return
-                self.respond(200, line.pop(0) if len(line) > 1 else line[0])
+                    return 404, {"error": "There is no such thing here"}
+                return 200, line.pop(0) if len(line) > 1 else line[0]
 
-            do_POST = do_GET
-
-            def respond(self, status: int, content: object) -> None:
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(json.dumps(content).encode())
-
-            def log_message(self, *_args: object) -> None: ...
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
+        self.handler = Answers
 
     @property
     def asked(self) -> list[str]:
@@ -73,14 +60,12 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
 
 @pytest.fixture
 def api(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    api = Api(state)
+    api = Api()
     for name in ("POLL_S", "WATCH_S"):
         monkeypatch.setattr(cli_node, name, 0.0)
-    state.save_daemon({"control": api.address})
-    threading.Thread(target=api.server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    yield api
-    api.server.shutdown()
-    api.server.server_close()
+    with daemon(state, api.handler):
+        state.save_daemon({"control": "127.0.0.1:8485"})
+        yield api
 
 
 @pytest.fixture
@@ -129,11 +114,11 @@ def test_undrain(api: Api, run: Any) -> None:
 
 def test_who_may_not_is_told(api: Api, run: Any) -> None:
     api.answers["POST drain"] = [open_(0)]
-    api.key = "another"
+    api.refuses = True
     code, _, err = run("drain")
     assert code == 1
     assert "asks for its control key" in err
-    assert err.endswith("no key\n")
+    assert err.endswith("no? key\n")
 
 
 def test_explain_asks_for_enough(api: Api, run: Any) -> None:

@@ -8,20 +8,22 @@ import logging
 import signal
 import socket
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation import api, control, pages
-from federation.errors import ListenFailed
+from federation import api, api_access, api_care, client, control, pages, proof, unixsocket
+from federation.errors import FederationError, ListenFailed
+from federation.state import StateDir
 from federation.values import HostPort
 from federation.web import Body, Operation, Routes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 KEY = "k" * 43
 OWNER = {"Authorization": f"Bearer {KEY}"}
@@ -59,6 +61,9 @@ class FakeNode:
 
     def control_hosts(self) -> tuple[str, ...]:
         return ("other.lan",)
+
+    def control_socket(self) -> socket.socket | None:
+        return None
 
     def invite(self) -> dict[str, Any]:
         return {"token": "fed1_secret", "command": "join"}
@@ -204,7 +209,8 @@ async def test_secrets_and_changes_are_for_the_owner() -> None:
     node = FakeNode()
     async with serving(node) as address:
         owned = [operation for operation in api.routes if operation.owner]
-        assert {operation.method for operation in api.routes if not operation.owner} == {"GET"}
+        others = [*api.routes, *api_care.routes, *api_access.routes(Any, Any)]
+        assert {op.path for op in others if not op.owner and op.method != "GET"} == {api_access.SESSION}
         assert {"invite", "drain", "undrain", "leave"} <= {operation.name for operation in owned}
         for operation in owned:
             status, body, headers = await ask(address, operation.path, operation.method)
@@ -354,6 +360,191 @@ async def test_websockets_are_turned_away() -> None:
         )
         request = f"GET /api/v1/status HTTP/1.1\r\nHost: {address}".encode() + upgrade
         assert (await raw(address, request)).startswith(b"HTTP/1.1 403")
+
+
+# By the state directory's socket
+
+
+async def test_by_the_socket_everything_is_the_owners(tmp_path: Path) -> None:
+    node = FakeNode()
+    state = StateDir(tmp_path)
+    state.lock()
+    async with trio.open_nursery() as nursery:
+        app = control.create_app(node, KEY, remote=True)
+        await nursery.start(partial(control.serve, app, ANYWHERE, own=state.listen_control))
+        own = client.Daemon(state)
+        for headers in ({}, {"method": "POST"}):
+            with trio.fail_after(10):
+                path = "/api/v1/drain" if headers else "/api/v1/invite"
+                assert json.loads(await trio.to_thread.run_sync(partial(own.ask, path, owner=True, **headers)))  # type: ignore[arg-type]
+        assert node.draining
+        nursery.cancel_scope.cancel()
+    state.unlock()
+
+
+async def test_and_another_user_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateDir(tmp_path)
+    state.lock()
+    async with trio.open_nursery() as nursery:
+        app = control.create_app(FakeNode(), KEY)
+        await nursery.start(partial(control.serve, app, ANYWHERE, own=state.listen_control))
+        with monkeypatch.context() as patches, trio.fail_after(10):
+            patches.setattr(unixsocket, "peer_uid", lambda _: 54321)
+            async with await trio.open_unix_socket(tmp_path / "control.sock") as stream:
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert await stream.receive_some() == b""
+        nursery.cancel_scope.cancel()
+    state.unlock()
+
+
+async def test_a_mark_cannot_be_sent(tmp_path: Path) -> None:
+    async with serving(FakeNode()) as address:
+        assert (await ask(address, "/api/v1/invite", headers={control.OWN_SOCKET: "1"}))[0] == 401
+
+
+# With a proof of the key
+
+
+async def proven(address: HostPort, path: str, **how: Any) -> Any:
+    daemon = client.Daemon(StateDir(Path("none")), address, KEY)
+    return json.loads(await trio.to_thread.run_sync(partial(daemon.ask, path, owner=True, **how)))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_a_proof_is_as_good_as_the_key(remote: bool) -> None:
+    node = FakeNode()
+    async with serving(node, remote=remote) as address:
+        assert (await proven(address, "/api/v1/invite"))["token"] == "fed1_secret"
+        assert (await proven(address, "/api/v1/drain", method="POST"))["draining"] is True
+        assert (await proven(address, "/api/v1/explain?last=3"))["decisions"]
+        rotated = await proven(address, "/api/v1/token/rotate", method="POST", body={"grace_s": 1, "except": ["x"]})
+        assert rotated["left_out"] == ["x"]
+        with pytest.raises(FederationError, match=r"^last: "):
+            await proven(address, "/api/v1/explain?last=0")
+        node.fails = True
+        with capture_logs(), pytest.raises(FederationError, match=r"^internal error"):
+            await proven(address, "/api/v1/status")
+
+
+async def test_a_proof_is_for_one_request(tmp_path: Path) -> None:
+    async with serving(FakeNode()) as address:
+        host, nonce = str(address), proof.new_nonce()
+        answer = (await ask(address, f"{api_access.CHALLENGE}?nonce={nonce}"))[1]
+        nonces = proof.Nonces(nonce, answer["nonce"])
+        assert answer["proof"] == proof.of_daemon(KEY, nonces, host)
+        mac = proof.of_request(KEY, nonces, host, "GET", "/api/v1/status", b"")
+        shown = {"Authorization": f"{proof.SCHEME} {nonce} {answer['nonce']} {mac}"}
+        for path, method in (("/api/v1/invite", "GET"), ("/api/v1/status", "POST"), ("/api/v1/status?x", "GET")):
+            assert (await ask(address, path, method, shown))[:2] == (401, {"error": control.WRONG_PROOF})
+        status, _, headers = await ask(address, "/api/v1/status", headers=shown)
+        assert (status, len(headers[proof.ANSWER_HEADER])) == (200, 64)
+        assert (await ask(address, "/api/v1/status", headers=shown))[0] == 401
+        for garbage in ("", "a", "a b c", f"{nonce} {answer['nonce']} {'0' * 64}"):
+            assert (await ask(address, "/api/v1/status", headers={"Authorization": f"{proof.SCHEME} {garbage}"}))[0] == 401
+        assert (await ask(address, f"{api_access.CHALLENGE}?nonce=short"))[0] == 400
+
+
+async def test_a_stream_without_an_end_is_not_signed() -> None:
+    async with serving(FakeNode()) as address:
+        with pytest.raises(FederationError, match="cannot be signed"):
+            await proven(address, "/api/v1/events")
+
+
+@pytest.mark.parametrize(
+    "authorization", ["", "\r\nAuthorization: Federation-MAC a b c", f"\r\nAuthorization: Bearer {KEY}"]
+)
+async def test_who_goes_away_in_the_middle_of_a_body_leaves_no_line(authorization: str) -> None:
+    with capture_logs() as logged:
+        async with serving(FakeNode()) as address:
+            for path in (api_access.SESSION, "/api/v1/ban"):
+                head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 9{authorization}\r\n\r\n{{"
+                stream = await trio.open_tcp_stream(address.host, address.port)
+                await stream.send_all(head.encode())
+                await stream.send_eof()
+                with suppress(trio.BrokenResourceError):
+                    while await stream.receive_some():
+                        pass
+                await stream.aclose()
+    assert [str(entry) for entry in logged] == [], logged
+
+
+# The dashboard's sessions
+
+
+async def open_session(address: HostPort, code: str) -> tuple[int, Any]:
+    body = json.dumps({"code": code})
+    head = f"POST {api_access.SESSION} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {len(body)}"
+    answer = await raw(address, f"{head}\r\n\r\n{body}".encode())
+    return int(answer.split()[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_a_code_becomes_a_session_once(remote: bool) -> None:
+    node = FakeNode()
+    async with serving(node, remote=remote) as address:
+        code = (await ask(address, "/api/v1/dashboard/code", "POST", OWNER))[1]["code"]
+        assert (await ask(address, "/api/v1/status", headers={"Authorization": f"Bearer {code}"}))[0] == 401
+        status, answer = await open_session(address, code)
+        assert status == 200
+        page = {"Authorization": f"Bearer {answer['session']}"}
+        assert (await ask(address, "/api/v1/invite", headers=page))[0] == 200
+        assert (await ask(address, "/api/v1/drain", "POST", page))[0] == 200
+        assert await open_session(address, code) == (403, {"error": api_access.SPENT})
+        assert (await open_session(address, KEY))[0] == 403
+        assert (await ask(address, "/api/v1/dashboard/revoke", "POST", OWNER))[1] == {"sessions": 1}
+        assert (await ask(address, "/api/v1/invite", headers=page))[0] == 401
+        assert (await ask(address, "/api/v1/dashboard/code", "POST"))[0] == 401
+
+
+async def test_revoking_ends_a_page_that_listens() -> None:
+    async with serving(FakeNode()) as address:
+        code = (await ask(address, "/api/v1/dashboard/code", "POST", OWNER))[1]["code"]
+        session = (await open_session(address, code))[1]["session"]
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        async with stream:
+            await stream.send_all(
+                _get(address, "/api/v1/events").replace(b"\r\n\r\n", f"\r\nAuthorization: Bearer {session}\r\n\r\n".encode())
+            )
+            seen = b""
+            while b"event: state" not in seen:
+                seen += await stream.receive_some()
+            assert (await ask(address, "/api/v1/dashboard/revoke", "POST", OWNER))[1] == {"sessions": 1}
+            while seen:
+                seen = await stream.receive_some()  # to its end
+
+
+# What browsers say of who asks
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "strange"])
+async def test_on_behalf_of_another_site_nothing_is_served(site: str) -> None:
+    async with serving(FakeNode()) as address:
+        foreign = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+        visit = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+        for path in ("/", "/static/icon.svg", "/api/v1/status", "/metrics"):
+            assert (await ask(address, path, headers=foreign))[0] == 403
+        framed = visit | {"Sec-Fetch-Dest": "iframe"}
+        for path, headers in (("/static/icon.svg", visit), ("/api/v1/status", visit), ("/", framed)):
+            assert (await ask(address, path, headers=headers))[0] == 403
+        get = _get(address, "/").replace(
+            b"\r\n\r\n", "".join(f"\r\n{k}: {v}" for k, v in visit.items()).encode() + b"\r\n\r\n"
+        )
+        assert (await raw(address, get)).split()[1] == b"200"  # a link that somebody follows
+
+
+@pytest.mark.parametrize("site", ["none", "same-origin"])
+async def test_for_nobody_or_our_own_page_all_is(site: str) -> None:
+    async with serving(FakeNode()) as address:
+        for path in ("/api/v1/status", "/api/v1/peers"):
+            assert (await ask(address, path, headers={"Sec-Fetch-Site": site}))[0] == 200
+
+
+async def test_no_answer_may_be_loaded_into_another_page() -> None:
+    async with serving(FakeNode()) as address:
+        for path in ("/", "/static/icon.svg", "/api/v1/status", "/metrics", "/nothing", "/api/v1/invite"):
+            head = (await raw(address, _get(address, path))).partition(b"\r\n\r\n")[0].lower()
+            assert head.count(b"cross-origin-resource-policy: same-origin") == 1, path
 
 
 # Nonsense on the wire

@@ -13,8 +13,17 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from federation import events
-from federation.events import DECISIONS_AT_ONCE, LINGER_S, MAX_CLIENTS, RING_BYTES, SILENCE_S, STATE_EVERY_S, Hub
-from federation.web import route
+from federation.events import (
+    DECISIONS_AT_ONCE,
+    LINGER_S,
+    MAX_CLIENTS,
+    MAX_STRANGERS,
+    RING_BYTES,
+    SILENCE_S,
+    STATE_EVERY_S,
+    Hub,
+)
+from federation.web import mark_owner, route
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -263,7 +272,12 @@ async def test_a_large_network_is_told_less_often(
 
 
 async def respond(
-    hub: Hub, *, method: str = "GET", headers: tuple[tuple[bytes, bytes], ...] = (), for_s: float = 3
+    hub: Hub,
+    *,
+    method: str = "GET",
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    for_s: float = 3,
+    owner: bool = False,
 ) -> list[Any]:
     (operation,) = events.routes(hub)
     sent: list[Any] = []
@@ -276,6 +290,8 @@ async def respond(
         sent.append(message)
 
     scope = {"type": "http", "method": method, "path": operation.path, "headers": headers, "query_string": b""}
+    if owner:
+        mark_owner(scope)
     await route(operation, None)(scope, receive, send)
     return sent
 
@@ -314,8 +330,14 @@ async def test_no_more_clients_than_that(hub: Hub, autojump_clock: MockClock) ->
     from starlette.exceptions import HTTPException
 
     async with running(hub) as nursery:
-        for _ in range(MAX_CLIENTS):
+        for _ in range(MAX_STRANGERS):
+            nursery.start_soon(follow, hub, Client())
+        await trio.sleep(0.1)
+        with pytest.raises(HTTPException, match="503: 8 clients listen already"):
+            await respond(hub)
+        assert (await respond(hub, owner=True))[0]["status"] == 200
+        for _ in range(MAX_CLIENTS - MAX_STRANGERS):
             nursery.start_soon(follow, hub, Client())
         await trio.sleep(0.1)
         with pytest.raises(HTTPException, match="503: 16 clients listen already"):
-            await respond(hub)
+            await respond(hub, owner=True)

@@ -19,7 +19,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation import control, paths
+from federation import client, control, paths
 from federation import node as node_module
 from federation.config import Settings
 from federation.errors import ListenFailed, NotFound, UsageError
@@ -206,7 +206,9 @@ class TestStart:
             assert row["capacity"] == 7
 
     async def test_the_command_line_finds_it(self, make: MakeNode) -> None:
-        async with running(make(serve_control=control.serve_node)) as run:
+        made = make(serve_control=control.serve_node)
+        made.state.lock()
+        async with running(made) as run:
             facts = run.node.state.load_daemon()
             assert facts == {
                 "pid": os.getpid(), "control": str(run.node.control), "listens": {"default": str(run.client_address)},
@@ -222,7 +224,11 @@ class TestStart:
                     answer += chunk
             assert answer.startswith(b"HTTP/1.1 200")
             assert run.node.peer_id.encode() in answer
+            own = partial(client.Daemon(run.node.state).ask, "/api/v1/drain", method="POST", owner=True)
+            assert json.loads(await trio.to_thread.run_sync(own))["draining"] is True
         assert run.node.state.load_daemon() is None
+        assert not (run.node.state.path / "control.sock").exists()
+        made.state.unlock()
 
     @pytest.mark.parametrize("serves", ["p2p_listen", "listens", "control"])
     async def test_a_port_in_use(self, make: MakeNode, serves: str) -> None:
@@ -315,6 +321,8 @@ class TestStop:
             threads = {t for t in threading.enumerate() if "trio" not in t.name.lower()}
             one = make("one", backends=(backend,), serve_control=control.serve_node)
             two = make("two", serve_control=control.serve_node)
+            one.state.lock()
+            two.state.lock()
             async with running(one) as a, running(two) as b:
                 link(two, one)
                 await until(lambda: set(rows(one)) == set(rows(two)) == {"one", "two"})
@@ -323,6 +331,8 @@ class TestStop:
                     assert await client.receive_some() == b"hello"
                 await b.stopped()
                 await a.stopped()
+            one.state.unlock()
+            two.state.unlock()
             await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
             await until(lambda: open_files() <= files)
             await until(lambda: {t for t in threading.enumerate() if "trio" not in t.name.lower()} <= threads)
@@ -466,12 +476,15 @@ class TestStop:
     async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
         """A second signal cancels it."""
         files = open_files()
-        async with running(make(serve_control=control.serve_node)) as run, await client_of(run):
+        made = make(serve_control=control.serve_node)
+        made.state.lock()
+        async with running(made) as run, await client_of(run):
             run.scope.cancel()
             with trio.fail_after(20):
                 await run.ended.wait()
         assert run.node.state.load_daemon() is None
-        del run
+        made.state.unlock()
+        del run, made
         gc.collect()
         await until(lambda: open_files() <= files)
 

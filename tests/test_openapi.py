@@ -10,14 +10,15 @@ import pytest
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from federation import api, api_care, events, localai, openapi
+from federation import api, api_access, api_care, events, localai, openapi
 from federation.web import Body, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HUB = events.Hub(cast("Any", None), lambda: datetime.now(timezone.utc))
-OPERATIONS = [*api.routes, *api_care.routes, *events.routes(HUB), *localai.routes]
+ACCESS = api_access.routes(cast("Any", None), cast("Any", None))
+OPERATIONS = [*api.routes, *api_care.routes, *ACCESS, *events.routes(HUB), *localai.routes]
 
 
 @pytest.fixture(scope="module")

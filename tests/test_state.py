@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -351,6 +352,102 @@ def test_a_planted_link_is_not_written_through(state: StateDir, tmp_path: Path) 
     state.save_token("secret")
     assert victim.read_text() == "precious"
     assert state.load_token() == "secret"
+
+
+@pytest.mark.parametrize("name", ["identity", "token", "control.key", "banned.json"])
+def test_a_secret_that_is_a_link_is_not_read(state: StateDir, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("k" * 43)
+    victim.chmod(0o644)
+    (state.path / name).symlink_to(victim)
+    read: list[Callable[[], object]] = [state.identity, state.load_token, state.load_control_key, state.load_bans]
+    with pytest.raises(StateDirUnusable, match=f"{name}: it is a link, and none is followed here"):
+        for call in read:
+            call()
+    assert mode(victim) == 0o644
+
+
+@pytest.mark.parametrize("name", ["peers.json", "incarnation", "daemon.json", "rotation.json"])
+def test_nor_is_anything_else(state: StateDir, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text('{"control": "192.0.2.1:1"}')
+    (state.path / name).symlink_to(victim)
+    assert (state.load_peers(), state.load_daemon(), state.load_rotation()) == ({}, None, {})
+    assert state.next_incarnation() == 1000
+    assert f"{name} is ignored: it is a link" in caplog.text
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_lock_that_is_a_link_is_neither_taken_nor_created(tmp_path: Path, exists: bool) -> None:
+    victim = tmp_path / "victim"
+    if exists:
+        victim.write_text("precious")
+    (tmp_path / "s").mkdir(mode=0o700)
+    (tmp_path / "s" / "lock").symlink_to(victim)
+    state = StateDir(tmp_path / "s")
+    with pytest.raises(StateDirUnusable, match="lock: it is a link"):
+        state.lock()
+    assert state.holder() is None
+    assert victim.exists() == exists
+    assert not exists or victim.read_text() == "precious"
+
+
+def test_a_pipe_in_a_files_place_keeps_nobody_waiting(state: StateDir) -> None:
+    os.mkfifo(state.path / "token")
+    with pytest.raises(StateDirUnusable, match="token: is no file"):
+        state.load_token()
+
+
+def test_a_file_of_another_user_is_not_believed(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    state.control_key()
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    state.path.chmod(0o755)
+    if os.getuid() == 0:
+        os.chown(state.path / "control.key", 54322, -1)
+    with pytest.raises(StateDirUnusable, match="it belongs to the user"):
+        state.load_control_key()
+
+
+def test_a_hard_link_is_not_made_private(state: StateDir, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("k" * 43)
+    victim.chmod(0o644)
+    os.link(victim, state.path / "control.key")
+    assert state.load_control_key() == "k" * 43
+    assert mode(victim) == 0o644
+
+
+def test_who_holds_the_lock(state: StateDir) -> None:
+    assert StateDir(state.path).holder() == str(os.getpid())
+    state.unlock()
+    assert StateDir(state.path).holder() is None
+    state.lock()
+
+
+def test_who_just_looks_stops_no_start(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    state.unlock()
+    look = os.open(state.path / "lock", os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    monkeypatch.setattr("federation.state.time.sleep", lambda _: fcntl.flock(look, fcntl.LOCK_UN))
+    state.lock()
+    os.close(look)
+
+
+def test_the_socket_is_for_who_holds_the_lock(state: StateDir) -> None:
+    listener = state.listen_control()
+    assert listener is not None
+    with listener, state.connect_control(5.0):
+        assert mode(state.path / "control.sock") == 0o600
+    state.remove_daemon()
+    assert not (state.path / "control.sock").exists()
+    with pytest.raises(StateDirUnusable, match="is not locked"):
+        StateDir(state.path).listen_control()
+
+
+def test_a_disk_that_takes_no_sockets_costs_a_warning(state: StateDir, caplog: pytest.LogCaptureFixture) -> None:
+    (state.path / "control.sock").mkdir()
+    assert state.listen_control() is None
+    assert "no socket for the command line" in caplog.text
 
 
 def test_no_identity_without_a_directory(tmp_path: Path) -> None:

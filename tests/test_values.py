@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.tokens import Token
-from federation.values import Endpoint, HostPort, parse_duration, parse_size, without_tokens
+from federation.values import Endpoint, HostPort, parse_duration, parse_size, visible, without_tokens
 
 hosts = st.one_of(
     st.ip_addresses().map(str),
@@ -182,3 +182,17 @@ def test_tokens_are_cut_out_of_texts(before: str, after: str) -> None:
 
 def test_what_is_no_token_stays() -> None:
     assert without_tokens("fed up with /fed1/x and fed1_") == "fed up with /fed1/x and fed1_"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("athens", "athens"),
+        ("nørd 東京 🦙", "nørd 東京 🦙"),
+        ("a\u202egnp.exe", "a?gnp.exe"),
+        ("\u2066a\u2069\u200b", "?a??"),
+        ("a\x1b[2J\n\x9b\u2028\u00a0b", "a?[2J????b"),
+    ],
+)
+def test_what_turns_or_hides_text_shows(text: str, shown: str) -> None:
+    assert visible(text) == shown

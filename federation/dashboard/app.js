@@ -5,13 +5,14 @@ import { Chart } from "./chart.js";
 import { Decisions } from "./decisions.js";
 import { confirmDrain, showDetail, showInvite, tellJoined } from "./dialogs.js";
 import { $, announce, arrange, copyable, el, icon, setAttribute, setIcon, setText } from "./dom.js";
-import { clock, duration, gib, isGone, isUp, nameOf, number, scaled, shortId, stateOf } from "./format.js";
+import { clock, duration, gib, isGone, isUp, nameOf, number, scaled, shortId, stateOf, visible } from "./format.js";
 import { History } from "./history.js";
-import { follow, get, takeKey } from "./stream.js";
+import { follow, get, takeCode } from "./stream.js";
 
 const OLLAMA = "federation join --backend 127.0.0.1:11434";
 
 let state = null; // the newest {at, status, peers, rates}
+let told = ""; // what is wrong with the address that this page was opened by
 let seenAt = null; // when it came, by this machine's clock
 const known = new Map(); // peer id -> its state in words, to tell of changes
 const history = new History();
@@ -62,7 +63,8 @@ function tellChanges(isFirst) {
 }
 
 function onUp() {
-  $("banner").hidden = true;
+  setText($("banner"), told);
+  $("banner").hidden = !told;
   document.body.classList.remove("stale");
   setLive("good", "live");
   if (state) announce("Connected again.");
@@ -75,7 +77,8 @@ function onDown(error) {
   let text = `Lost the connection to this node; trying again.${since}`;
   if (error.status === 401)
     text =
-      "This page has no valid key. Run `federation dashboard` on the node's machine, and open the address that it prints.";
+      told ||
+      "This page has no session. Run `federation dashboard` on the node's machine, and open the address that it prints.";
   else if (error.status) text = `The node refuses this page: ${error.message}. Trying again.`;
   else if (!seenAt) text = "Cannot reach the node; trying again. Is it running?";
   setText($("banner"), text);
@@ -126,7 +129,7 @@ function showHead({ node, network }) {
   const name = network.name || "Your network";
   setText($("network"), name);
   setText($("identity"), `seen from ${node.name || shortId(node.peer_id)}`);
-  document.title = `${name} · federation`;
+  document.title = visible(`${name} · federation`);
   setText($("footer"), `federation ${node.version} · up ${duration(node.uptime_s)} · network ${network.id}`);
   showListens(node.listens);
 }
@@ -233,8 +236,16 @@ function showFirst({ node }, peers) {
 
 $("add").addEventListener("click", showInvite);
 document.addEventListener("visibilitychange", () => state && document.visibilityState === "visible" && show());
-takeKey();
-addEventListener("hashchange", () => takeKey() && location.reload());
+told = (await takeCode()) ?? "";
+addEventListener("hashchange", async () => {
+  const problem = await takeCode();
+  if (problem === "") location.reload();
+  else if (problem !== null) {
+    told = problem;
+    setText($("banner"), told);
+    $("banner").hidden = false;
+  }
+});
 decisions.redraw();
 get("/api/v1/explain?last=50").then(
   (answer) => answer.decisions.forEach((decision) => decisions.add(decision)),

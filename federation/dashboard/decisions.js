@@ -92,7 +92,7 @@ async function tell(details, decision) {
   details.append(box);
   try {
     const { decisions } = await get(`/api/v1/explain?id=${decision.id}`); // as it is now: it may have ended meanwhile
-    outcome.textContent = outcomeOf(decisions.find(({ attempt }) => attempt === decision.attempt) ?? decision);
+    setText(outcome, outcomeOf(decisions.find(({ attempt }) => attempt === decision.attempt) ?? decision));
   } catch {
     outcome.textContent = "How it went on is no longer known.";
   }

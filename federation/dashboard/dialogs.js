@@ -1,9 +1,9 @@
 // The three dialogs: a machine's details, "Add a machine", and the confirmation of drain and its way back.
 
 import { generate } from "./vendor/lean-qr.js";
-import { $, announce, copyable, copyButton, el, icon } from "./dom.js";
+import { $, announce, copyable, copyButton, el, icon, setText } from "./dom.js";
 import { clock, count, duration, gib, nameOf, number, pathOf, servicesOf, stateOf, vram } from "./format.js";
-import { get, hasKey, post } from "./stream.js";
+import { get, hasSession, post } from "./stream.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const QUIET_ZONE = 4; // modules of white around a QR code, as ISO 18004 has it
@@ -30,14 +30,14 @@ function closeButton(dialog, text = "Close") {
   return el("button", { type: "button", onclick: () => dialog.close() }, text);
 }
 
-/** Instead of what needs the key, when this page has none. */
-function needsKey(what) {
+/** Instead of what only the owner may do, when this page has no session. */
+function needsSession(what) {
   return [
     el(
       "p",
       {},
-      `${what} takes the key of this machine's owner, and this page was opened without it. ` +
-        "Run this here, and open the address that it prints:",
+      `${what} is for this machine's owner, and this page does not know you for that, or no longer. ` +
+        "Run this there, and open the address that it prints:",
     ),
     el("p", { class: "do" }, copyable("federation dashboard")),
   ];
@@ -123,10 +123,10 @@ export function confirmDrain(own, others) {
 function ask({ title, text, warning, verb, what, run }) {
   const dialog = $("confirm");
   const heading = el("h2", { id: "confirm-title" }, title);
-  if (!hasKey()) {
+  if (!hasSession()) {
     dialog.replaceChildren(
       heading,
-      el("div", { id: "confirm-text" }, ...needsKey(what)),
+      el("div", { id: "confirm-text" }, ...needsSession(what)),
       el("div", { class: "buttons" }, closeButton(dialog)),
     );
     dialog.showModal();
@@ -140,7 +140,7 @@ function ask({ title, text, warning, verb, what, run }) {
       await run();
       dialog.close();
     } catch (error) {
-      problem.textContent = `That did not work: ${error.message}.`;
+      setText(problem, `That did not work: ${error.message}.`);
       go.disabled = false;
     }
   });
@@ -161,8 +161,8 @@ export async function showInvite() {
   const buttons = el("div", { class: "buttons" }, closeButton(dialog));
   dialog.replaceChildren(heading, el("p", { class: "muted" }, "One moment …"), buttons);
   dialog.showModal();
-  if (!hasKey()) {
-    dialog.replaceChildren(heading, ...needsKey("The invitation holds the network's secret. To show it"), buttons);
+  if (!hasSession()) {
+    dialog.replaceChildren(heading, ...needsSession("The invitation holds the network's secret. To show it"), buttons);
     return;
   }
   try {
@@ -218,7 +218,7 @@ function invitation(command) {
 export function tellJoined(peer) {
   const line = $("joined");
   if (!$("invite").open || !line) return;
-  line.textContent = `${nameOf(peer)} is here.`;
+  setText(line, `${nameOf(peer)} is here.`);
   line.dataset.tone = "good";
 }
 

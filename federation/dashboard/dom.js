@@ -1,4 +1,6 @@
-// Elements from plain data. Text only ever becomes text nodes: names come from other machines.
+// Elements from plain data. Text only ever becomes text nodes, and only what is visible of it: names come from other machines.
+
+import { visible } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -10,9 +12,9 @@ export function el(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value != null) element.setAttribute(name, value);
+    else if (value !== false && value != null) element.setAttribute(name, visible(value));
   }
-  element.append(...children.filter((child) => child != null));
+  element.append(...children.filter((child) => child != null).map((child) => (child instanceof Node ? child : visible(child))));
   return element;
 }
 
@@ -32,14 +34,15 @@ export function setIcon(svg, name) {
 
 /** Changes only what differs: a screen reader and the browser's layout are left alone once a second. */
 export function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  const shown = visible(text);
+  if (element.textContent !== shown) element.textContent = shown;
 }
 
 export function setAttribute(element, name, value) {
   if (value == null) {
     if (element.hasAttribute(name)) element.removeAttribute(name);
-  } else if (element.getAttribute(name) !== String(value)) {
-    element.setAttribute(name, value);
+  } else if (element.getAttribute(name) !== visible(value)) {
+    element.setAttribute(name, visible(value));
   }
 }
 

@@ -45,6 +45,12 @@ export const needsAttention = (peer) => TROUBLE.has(peer.state);
 export const nameOf = (peer) => peer.name || shortId(peer.peer_id);
 export const shortId = (id) => "…" + String(id ?? "").slice(-6);
 
+/**
+ * Names come from other machines: a ? for each character that shows nothing, or moves or turns what others show (controls,
+ * bidi overrides, zero widths, separators but the space). values.py has the same rule for the terminal.
+ */
+export const visible = (text) => String(text).replace(/[\p{C}\p{Z}]/gu, (c) => (c === " " ? c : "?"));
+
 export function count(n, one, many = one + "s") {
   return `${number(n)} ${n === 1 ? one : many}`;
 }

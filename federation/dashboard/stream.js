@@ -1,22 +1,35 @@
-// The daemon, over HTTP: the key, requests, and the stream of events, which comes back by itself.
-// fetch() instead of EventSource: that cannot send the key.
+// The daemon, over HTTP: the session, requests, and the stream of events, which comes back by itself.
+// fetch() instead of EventSource: that cannot send the session.
 
 const SILENCE_MS = 10_000; // a state comes every second
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 5_000;
-const KEY = "federation.key";
+const SESSION = "federation.session";
+const OLD_ADDRESS = "This address is of an older version. Run `federation dashboard`, and open the address that it prints.";
 
-/** The key comes once, behind the # of the address that `federation dashboard` prints: a browser does not send that part. */
-export function takeKey() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (given) {
-    sessionStorage.setItem(KEY, given);
-    history.replaceState(null, "", location.pathname);
+/**
+ * A code comes behind the # of the address that `federation dashboard` prints, and is exchanged for a session of this tab.
+ * What is wrong with it, as a sentence; "" where all is well; null where the address has none.
+ */
+export async function takeCode() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const code = given.get("code");
+  const isOld = given.has("key");
+  if (code === null && !isOld) return null;
+  history.replaceState(null, "", location.pathname);
+  if (code === null) return OLD_ADDRESS;
+  sessionStorage.removeItem(SESSION);
+  try {
+    const headers = { "Content-Type": "application/json" };
+    const response = await request("/api/v1/dashboard/session", { method: "POST", headers, body: JSON.stringify({ code }) });
+    sessionStorage.setItem(SESSION, (await response.json()).session);
+    return "";
+  } catch (error) {
+    return `This page may only show, and do nothing: ${error.message}.`;
   }
-  return Boolean(given);
 }
 
-export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+export const hasSession = () => sessionStorage.getItem(SESSION) !== null;
 
 export class Refused extends Error {
   constructor(status, text) {
@@ -26,11 +39,11 @@ export class Refused extends Error {
 }
 
 async function request(path, options = {}) {
-  const key = sessionStorage.getItem(KEY);
-  const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+  const session = sessionStorage.getItem(SESSION);
+  const headers = { ...options.headers, ...(session ? { Authorization: `Bearer ${session}` } : {}) };
   const response = await fetch(path, { ...options, headers, cache: "no-store", redirect: "error" });
   if (response.ok) return response;
-  if (response.status === 401 && key && sessionStorage.getItem(KEY) === key) sessionStorage.removeItem(KEY);
+  if (response.status === 401 && session && sessionStorage.getItem(SESSION) === session) sessionStorage.removeItem(SESSION);
   const answer = await response.json().catch(() => ({}));
   throw new Refused(response.status, answer.error ?? `the node answered ${response.status}`);
 }

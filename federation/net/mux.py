@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from federation.errors import PeerUnavailable, ProtocolViolation
 from federation.net.noise import MAX_PLAINTEXT
+from federation.values import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -532,5 +533,4 @@ class Mux:
 
 def _text(payload: bytes) -> str:
     """The remote's words, made fit for a log line."""
-    text = payload[:MAX_REASON].decode("utf-8", "replace")
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    return visible(payload[:MAX_REASON].decode("utf-8", "replace"))

@@ -72,7 +72,7 @@ def browser() -> Iterator[Browser]:
 def page_at(browser: Browser) -> Iterator[Callable[..., Page]]:
     """page_at(url, width=1280, theme="light", brings_about="", shows=".card", **context): a page, with a context of its own.
 
-    `brings_about`: what the test itself makes the console say. `shows`: waited for.
+    `brings_about`: what the test itself makes the console say, one or another|of them. `shows`: waited for.
     """
     wrong: list[str] = []
     contexts: list[BrowserContext] = []
@@ -89,7 +89,7 @@ def page_at(browser: Browser) -> Iterator[Callable[..., Page]]:
         origin = url.partition("#")[0].rstrip("/")
 
         def check(kind: str, text: str) -> None:
-            if not brings_about or brings_about not in text:
+            if not any(part in text for part in filter(None, brings_about.split("|"))):
                 wrong.append(f"{kind}: {text}")
 
         page.on("console", lambda message: check("console", message.text))
@@ -107,7 +107,7 @@ def page_at(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 @contextmanager
 def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = (), *, remote: bool = False) -> Iterator[str]:
-    """The address of the network's dashboard, its key in it. `past`: states that it remembers; `remote`: as off loopback."""
+    """The address of the network's dashboard, a code in it. `past`: states that it remembers; `remote`: as off loopback."""
     started = threading.Event()
     scope = trio.CancelScope()
     facts: dict[str, Any] = {}
@@ -119,6 +119,7 @@ def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = (), *, remote
                 app = control.create_app(network, KEY, remote=remote)
                 for state in past:
                     app.state.hub._publish("state", state)
+                facts["code"] = app.state.sessions.new_code()
                 facts["address"] = await nursery.start(control.serve, app, HostPort("127.0.0.1", 0))
                 started.set()
                 await trio.sleep_forever()
@@ -128,7 +129,7 @@ def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = (), *, remote
     thread.start()
     try:
         assert started.wait(60)
-        yield f"http://127.0.0.1:{facts['address'].port}/#key={KEY}"
+        yield f"http://127.0.0.1:{facts['address'].port}/#code={facts['code']}"
     finally:
         facts["token"].run_sync_soon(scope.cancel)
         thread.join()

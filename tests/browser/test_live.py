@@ -6,7 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import Daemon, http_get, wait_until
+from harness import Daemon, federation, http_get, wait_until
 
 if TYPE_CHECKING:
     from fleet import Fleet
@@ -20,8 +20,8 @@ def athens(fleet: Fleet) -> Daemon:
 
 
 def address(daemon: Daemon) -> str:
-    key = (daemon.state_dir / "control.key").read_text().strip()
-    return "http://{}:{}/#key={}".format(*daemon.control, key)
+    """A new one, as the command prints it: good for one page."""
+    return federation("dashboard", "--state-dir", str(daemon.state_dir), home=daemon.directory).stdout.strip()
 
 
 def card(name: str, state: str) -> str:
@@ -29,7 +29,7 @@ def card(name: str, state: str) -> str:
 
 
 def test_the_network_as_it_lives(fleet: Fleet, athens: Daemon, page_at) -> None:
-    page = page_at(address(athens), brings_about="net::ERR_", permissions=["clipboard-read", "clipboard-write"])
+    page = page_at(address(athens), brings_about="net::ERR_|401", permissions=["clipboard-read", "clipboard-write"])
     assert page.is_visible("#first")  # alone so far
 
     # "Add a machine": the very command from the page, as far as a shell is not needed for it, brings one in.
@@ -88,3 +88,12 @@ def test_the_network_as_it_lives(fleet: Fleet, athens: Daemon, page_at) -> None:
     page.wait_for_selector("#banner", state="hidden", timeout=SLOW_MS)
     page.wait_for_selector("#live >> text=live")
     page.wait_for_selector(card("athens", "online"))
+
+    # It shows, and no more: its session ended with the daemon. A new address makes it the owner's again.
+    page.click("#add")
+    page.wait_for_selector("#invite >> text=federation dashboard")
+    page.keyboard.press("Escape")
+    page.goto(address(athens))
+    page.wait_for_selector(card("athens", "online"))
+    page.click("#add")
+    page.wait_for_selector("#invite-command")

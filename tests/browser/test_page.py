@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from conftest import serving
 from fake_network import ATTACK, COMMAND, FakeNetwork
 from pydantic import TypeAdapter, ValidationError
 
-from federation import answers
+from federation import answers, values
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -197,18 +198,59 @@ def test_without_the_key_it_only_shows(site, page_at) -> None:
 
 
 def test_off_loopback_it_asks_for_the_key(site, page_at) -> None:
-    url, _, key = site(network(3), remote=True).partition("#")
+    url, _, code = site(network(3), remote=True).partition("#")
     page = page_at(url, brings_about="401", shows="#banner:has-text('federation dashboard')")
     assert page.locator(".card").count() == 0
-    page.evaluate("key => { location.hash = key; }", key)
+    page.evaluate("code => { location.hash = code; }", code)
     page.wait_for_selector(".card")
     assert page.is_hidden("#banner")
 
 
-def test_a_wrong_key_is_said_and_dropped(site, page_at) -> None:
-    page = page_at(site(network(3)).partition("#")[0] + "#key=wrong", brings_about="401")
-    assert page.url.endswith("/")  # it does not stay in the address, or in the browser's memory of it
+def test_a_code_is_good_for_one_page_which_may_be_loaded_again(site, page_at) -> None:
+    url = site(network(3))
+    page = page_at(url)
+    assert page.url.endswith("/")  # it does not stay in the address
+    assert page.evaluate("Object.keys(sessionStorage)") == ["federation.session"]
+    assert url.partition("=")[2] not in page.evaluate(
+        "JSON.stringify([{...sessionStorage}, {...localStorage}, history.state])"
+    )
+    page.reload()
+    page.click("#add")
+    page.wait_for_selector("#invite-command")
+    other = page_at(url, brings_about="403")
+    other.wait_for_selector("#banner:has-text('was used before')")
+    assert other.evaluate("sessionStorage.length") == 0
+    other.click("#add")
+    assert "federation dashboard" in other.text_content("#invite")
+
+
+@pytest.mark.parametrize("fragment", ["#code=wrong", "#key=" + "k" * 43], ids=["no code", "an older version's key"])
+def test_an_address_that_opens_nothing_is_said_to_be_one(site, page_at, fragment: str) -> None:
+    page = page_at(site(network(3)).partition("#")[0] + fragment, brings_about="403")
+    page.wait_for_selector("#banner:has-text('Run `federation dashboard`'), #banner:has-text('run `federation dashboard`')")
+    assert page.url.endswith("/")
     assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_names_show_what_they_are(site, page_at) -> None:
+    """As in a terminal: what turns, hides or ends a line is a question mark."""
+    names = ["a\u202egnp.exe", "b\u2066c\u2069", "d\u200be", "f\u2028g", "h\u00a0i", "n\u00f8rd \u6771\u4eac"]
+    page = page_at(site(network(len(names), names=names)))
+    shown = {button.text_content() for button in page.query_selector_all(".card h3 button")}
+    assert shown == {values.visible(name) for name in names}
+    assert "a?gnp.exe" in shown
+    page.click(".card h3 button >> nth=0")
+    everything = page.evaluate("document.documentElement.outerHTML + document.title")
+    assert not [character for name in names for character in name if not character.isprintable() and character in everything]
+
+
+def test_the_page_and_the_terminal_have_one_rule(site, page_at) -> None:
+    page = page_at(site(network(3)))
+    known = [code for code in range(0x30000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
+    text = "".join(map(chr, known))
+    shown = page.evaluate("async (text) => (await import('/static/format.js')).visible(text)", text)
+    assert len(shown) == len(text)
+    assert [hex(ord(c)) for c, here in zip(text, shown, strict=True) if values.visible(c) != here] == []
 
 
 def test_decisions_and_what_became_of_them(site, page_at) -> None:

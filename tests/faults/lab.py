@@ -141,7 +141,7 @@ class Lab:
         boot.start()
         invited = directory / "invited"  # the others come as people come: with what `federation invite` says
         with inside("boot"):
-            invited.write_text(federation("invite", "--control", boot.facts["control"], home=directory).stdout)
+            invited.write_text(federation("invite", "--state-dir", str(boot.state_dir), home=directory).stdout)
         for name in ("exit", "second", "third", "entry"):
             self._box(name, invited).start()  # one by one: the machine may be busy
         self.wait_whole()

@@ -1,0 +1,91 @@
+"""How the dashboard's page comes to act for the owner, with nothing in the browser's history that opens anything later.
+
+`federation dashboard` has the daemon make a code: for 30 s, for one use. The page hands it in, once, for a session, which it
+keeps to its tab. A session ends a week after it was last used, by `federation dashboard --revoke`, and with the daemon: who
+listens on the port of a daemon that was killed gets from an open page nothing that the next daemon takes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CODE_S = 30.0  # for a browser to start
+IDLE_S = 7 * 86400.0
+MAX_CODES = 16
+MAX_SESSIONS = 64  # of one owner's browsers and tabs; the one that was used longest ago makes room
+
+
+class _Session:
+    def __init__(self, now: float) -> None:
+        self.used_at = now
+        self.ends: set[Callable[[], None]] = set()  # of requests that run
+
+
+class Sessions:
+    """`now`: seconds. Codes and sessions are kept as digests: to find one takes no comparison of secrets."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._codes: dict[bytes, float] = {}  # -> when it was made
+        self._sessions: dict[bytes, _Session] = {}
+
+    def new_code(self) -> str:
+        code = secrets.token_urlsafe(32)
+        self._codes[_digest(code)] = self._now()
+        while len(self._codes) > MAX_CODES:
+            del self._codes[next(iter(self._codes))]
+        return code
+
+    def exchange(self, code: str) -> str | None:
+        """A session for a code, which is spent by this; None for what is no code, or none any more."""
+        made_at = self._codes.pop(_digest(code), None)
+        if made_at is None or self._now() > made_at + CODE_S:
+            return None
+        if len(self._sessions) >= MAX_SESSIONS:
+            self._end(min(self._sessions, key=lambda digest: self._sessions[digest].used_at))
+        session = secrets.token_urlsafe(32)
+        self._sessions[_digest(session)] = _Session(self._now())
+        return session
+
+    def is_one(self, text: str) -> bool:
+        digest = _digest(text)
+        session = self._sessions.get(digest)
+        if session is None:
+            return False
+        if not session.ends and self._now() > session.used_at + IDLE_S:
+            self._end(digest)
+            return False
+        return True
+
+    @contextmanager
+    def used(self, text: str, end: Callable[[], None]) -> Iterator[None]:
+        """Around a request of a session that is one; `end` is called where the session ends before the request."""
+        session = self._sessions[_digest(text)]
+        session.ends.add(end)
+        try:
+            yield
+        finally:
+            session.ends.discard(end)
+            session.used_at = self._now()
+
+    def end_all(self) -> int:
+        """How many sessions there were; codes end too."""
+        self._codes.clear()
+        count = len(self._sessions)
+        for digest in list(self._sessions):
+            self._end(digest)
+        return count
+
+    def _end(self, digest: bytes) -> None:
+        for end in list(self._sessions.pop(digest).ends):
+            end()
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "replace")).digest()
