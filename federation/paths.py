@@ -229,6 +229,7 @@ class Paths:
             self.puncher.again()
             self.read()
             log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
+            self._host.redial.start_over()
             self._host.book.wake_all()
             self._host.look_at_book()
             self._on_change()

@@ -292,6 +292,14 @@ class AddressBook:
         state = self._states.get(peer_id)
         return self._sensible(state) if state else []
 
+    def worth_saving(self, peer_id: str) -> list[PeerAddress]:
+        """All but what makes sense from nowhere else either: this machine may be elsewhere when it starts again."""
+        state = self._states.get(peer_id)
+        if state is None:
+            return []
+        sensible = self._sensible(state)
+        return [a for a in state.best_first(self.is_near) if a in sensible or (a.ip is not None and not a.is_loopback)]
+
     def has_answered(self, address: PeerAddress) -> bool:
         """Whether its peer has proved itself there since this daemon started."""
         state = self._states.get(_key(address))

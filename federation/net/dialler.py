@@ -140,6 +140,10 @@ class Race:
                 self.settled.set()
         self.settled.set()
 
+    def give_up(self) -> None:
+        """End it without a winner, if there is none yet."""
+        self._won.cancel()
+
     async def _try_addresses(self, hearsay: trio.Nursery) -> None:
         over_at = trio.current_time()
         async with trio.open_nursery() as nursery:

@@ -41,6 +41,7 @@ class Redial:
         self._hearsay_dials = trio.CapacityLimiter(MAX_HEARSAY_DIALS)
         self.pace = Pace()
         self._hearsay = Bucket(HEARSAY_A_SECOND, HEARSAY_AT_ONCE)
+        self._races: set[Race] = set()
         self._look = trio.Event()
 
     def look(self) -> None:
@@ -49,6 +50,11 @@ class Redial:
     def routes_changed(self) -> None:
         self._routes_changed.set()
         self._routes_changed = trio.Event()
+
+    def start_over(self) -> None:
+        """This machine is elsewhere: nobody waits for the answers to what was sent from where it was."""
+        for race in self._races:
+            race.give_up()
 
     async def run(self) -> None:
         host, book = self._host, self._host.book
@@ -73,12 +79,14 @@ class Redial:
             target, self.routes, news=lambda: self._routes_changed, connect=host.connect, go_round=host.dial_through,
             may=self._may_dial,
         )  # fmt: skip
+        self._races.add(race)
         async with trio.open_nursery() as nursery, self._dials if target.proven else self._hearsay_dials:
             if target.peer_id not in host.links:  # it may have come while this dial waited for its turn
                 nursery.start_soon(race.run)
                 await race.settled.wait()
             self._came_of_it(target, race)
             is_over = race.winner is not None
+        self._races.discard(race)
         if race.winner is not None and not is_over:  # hearsay was right after all
             self._came_of_it(target, race)
         for address in race.missed:
