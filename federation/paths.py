@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -202,16 +202,24 @@ class Paths:
     async def _resolve_forever(self, names: Sequence[PeerAddress]) -> None:
         """Nobody dials a name that another machine announces: its owner says what it stands for, and that may change."""
         while True:
-            found: list[PeerAddress] = []
-            for address in names:
-                with suppress(OSError, UnicodeError), trio.move_on_after(RESOLVE_TIMEOUT_S):
-                    answers = await trio.socket.getaddrinfo(address.host, address.port, type=trio.socket.SOCK_STREAM)
-                    ips = [ip for ip in (ip_address(str(a[4][0]).partition("%")[0]) for a in answers) if is_somewhere(ip)]
-                    found += [PeerAddress(str(ip), address.port, self._host.peer_id) for ip in ips]
+            found = [PeerAddress(a.host, a.port, self._host.peer_id) for name in names for a in await self._stands_for(name)]
+            if not found and not self._resolved:
+                self._host.complain(
+                    "a name to announce stands for no address here, and others do not dial names", str(names[0])
+                )
             if found and found != self._resolved:  # while nobody resolves it, what it was stands
                 self._resolved = found
                 self._reach_changed()
             await trio.sleep(RESOLVE_EVERY_S)
+
+    async def _stands_for(self, name: PeerAddress) -> list[PeerAddress]:
+        answers: list[Any] = []
+        with suppress(OSError, UnicodeError), trio.move_on_after(RESOLVE_TIMEOUT_S):
+            answers = await trio.socket.getaddrinfo(name.host, name.port, type=trio.socket.SOCK_STREAM)
+        ips = [ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
+        if ips and all(ip.is_loopback for ip in ips):  # as Debian has it of the machine's own name
+            return [PeerAddress.parse(text) for text in local_addresses("", name.port)]
+        return [PeerAddress(str(ip), name.port) for ip in ips if is_somewhere(ip)]
 
     async def _watch(self) -> None:
         ips = interface_ips()

@@ -161,8 +161,9 @@ async def test_what_others_announce_is_dialled_where_it_makes_sense(monkeypatch:
 async def test_a_name_is_announced_with_what_it_stands_for(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """Others do not dial names. While it does not resolve, what it stood for last is kept."""
-    answers: list[Any] = [["11.22.33.44", "127.0.0.1", "fe80::1%eth0"], None, ["11.22.33.45"], None]
+    """Others do not dial names. While it does not resolve, what it stood for last is kept; and it may stand for here."""
+    answers: list[Any] = [["11.22.33.44", "127.0.0.1", "fe80::1%eth0"], None, ["11.22.33.45"], ["127.0.1.1"], None]
+    monkeypatch.setattr(paths_module, "local_addresses", lambda _host, port: [f"/ip4/192.168.1.5/tcp/{port}"])
 
     async def resolve(host: str, port: int, **_: Any) -> Any:
         assert (host, port) == ("box.example", 9000)
@@ -176,12 +177,13 @@ async def test_a_name_is_announced_with_what_it_stands_for(
         it.paths.read()
         nursery.start_soon(it.paths._resolve_forever, list(it.paths.addresses))
         seen = []
-        for _ in range(3):
+        for _ in range(4):
             await trio.sleep(paths_module.RESOLVE_EVERY_S / 2)
             seen.append([a.host for a in it.paths.addresses])
             await trio.sleep(paths_module.RESOLVE_EVERY_S / 2)
-        assert seen == [["box.example", f"11.22.33.{n}"] for n in (44, 44, 45)]
-        assert it.changes == 2
+        ips = ("11.22.33.44", "11.22.33.44", "11.22.33.45", "192.168.1.5")
+        assert seen == [["box.example", ip] for ip in ips]
+        assert it.changes == 3
         nursery.cancel_scope.cancel()
 
 
