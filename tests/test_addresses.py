@@ -732,6 +732,15 @@ class TestWhatOthersSay:
         book.missed(WAN, 0.1)
         assert [target.addresses for target in due(book, 4.9)] == [(LAN,)]
         assert [set(target.addresses) for target in due(book, 5.0)] == [{LAN, WAN}]
+        book.wake_all()  # what was sent from where this machine was tells nobody anything
+        assert [set(target.addresses) for target in due(book, 1.0)] == [{LAN, WAN}]
+
+    def test_is_not_left_alone_once_it_was_right(self, book: AddressBook) -> None:
+        """Its link may break at once: this machine moves."""
+        book.add(WAN, source="record")
+        book.leave_alone(WAN, until=5.0)
+        book.succeeded(WAN, ALICE, 1.0)
+        assert [target.addresses for target in due(book, 2.0)] == [(WAN,)]
 
     def test_what_is_worth_saving(self, picky: AddressBook) -> None:
         """A LAN where this machine is not now, but no name and no loopback that another machine named."""

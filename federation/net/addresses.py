@@ -200,6 +200,9 @@ class _Known:
     def has_answered(self) -> bool:
         return self.last_success > -inf
 
+    def is_busy(self, now: float) -> bool:
+        return self.is_hearsay and now < self.busy_until
+
 
 @dataclass(slots=True)
 class _State:
@@ -361,6 +364,8 @@ class AddressBook:
         """This machine is elsewhere: what failed from where it was says nothing."""
         for state in self._states.values():
             state.refresh()
+            for known in state.known.values():
+                known.busy_until = -inf
 
     def forget(self, peer_id: str) -> None:
         """The peer left. The addresses a person gave stay."""
@@ -395,7 +400,7 @@ class AddressBook:
         return sorted(found, key=order)
 
     def _target(self, key: _Key, state: _State, now: float) -> Target:
-        addresses = tuple(address for address in self._sensible(state) if state.known[address].busy_until <= now)
+        addresses = tuple(address for address in self._sensible(state) if not state.known[address].is_busy(now))
         return Target(
             key if isinstance(key, str) else None, addresses, proven=state.is_proven, hopeless=state.is_hopeless,
             hearsay=frozenset(address for address in addresses if state.known[address].is_hearsay),

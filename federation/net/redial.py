@@ -26,7 +26,7 @@ MAX_HEARSAY_DIALS = 64  # each takes as long as silence would, so these are 12 a
 # Peers of whom we only heard may be inventions, by the thousand: they keep no known one waiting, and no line busy.
 HEARSAY_A_SECOND, HEARSAY_AT_ONCE = 20.0, 500.0
 HEARSAY_PAUSE_S = 0.25
-NO_ADDRESS = "it names no address that can be dialled from here now"
+NO_ADDRESS = "none of its addresses can be dialled from here now"
 
 
 class Redial:

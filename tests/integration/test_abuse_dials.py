@@ -125,14 +125,14 @@ def test_places_that_make_no_sense_are_not_dialled(world: World, figure: Callabl
             world.victim, "between", "/ip4/127.0.0.1/tcp/22", f"/ip4/127.0.0.1/tcp/{own['client']}",
             f"/ip4/127.0.0.1/tcp/{own['control']}", "/dns/localhost/tcp/22", f"/ip4/{PRIVATE}/tcp/22",
             "/ip4/169.254.169.254/tcp/80", "/ip4/192.0.2.1/tcp/80", "/ip6/::ffff:127.9.9.9/tcp/22",
-            f"/ip4/{world.victim.namespace.address}/tcp/{own['p2p']}", seconds=12,
+            f"/ip4/{world.victim.namespace.address}/tcp/{own['p2p']}", seconds=8,
         )  # fmt: skip
         seen = {
             name: syns[name] for name in ("loopback", "private", "link_local", "documentation", "mapped", "own", "guide")
         }
     finally:
         syns.end()
-    figure("hearsay that makes no sense, dialled in 12 s", json.dumps(seen))
+    figure("hearsay that makes no sense, dialled in 8 s", json.dumps(seen))
     assert seen.pop("guide") >= 2  # what makes sense is dialled
     assert not any(seen.values()), seen
 
@@ -140,7 +140,7 @@ def test_places_that_make_no_sense_are_not_dialled(world: World, figure: Callabl
 @pytest.mark.parametrize("port", [CLOSED, OPEN, DROPS])
 def test_when_the_next_address_is_dialled_tells_nothing(world: World, port: int, figure: Callable[[str, str], None]) -> None:
     """Neither the gap between two ports of its own that a member names around another's, nor when they are dialled again."""
-    dialled = world.guide(world.victim, "between", f"/ip4/{world.mark.address}/tcp/{port}", seconds=14)["dialled"]
+    dialled = world.guide(world.victim, "between", f"/ip4/{world.mark.address}/tcp/{port}", seconds=8)["dialled"]
     own = world.victim.namespace.address  # others dial, too
     first, second = ([at for host, which, at in dialled if host == own and which == one] for one in (0, 1))
     gaps = [min(at - before for at in second if at > before) for before in first if any(at > before for at in second)]
@@ -158,7 +158,7 @@ def test_a_crowd_of_inventions_is_a_connect_a_second(world: World, figure: Calla
     syns = Syns(world.victim.namespace, third_party=f"ip daddr {world.mark.address}")
     began = time.monotonic()
     try:
-        world.guide(world.victim, "crowd", world.mark.address, seconds=15)
+        world.guide(world.victim, "crowd", world.mark.address, seconds=10)
         count, lasted = syns["third_party"], time.monotonic() - began
     finally:
         syns.end()
@@ -181,11 +181,11 @@ def test_who_is_linked_directly_meets_nobody(world: World, figure: Callable[[str
 def test_a_meeting_in_ten_seconds_with_few_knocks(world: World, figure: Callable[[str, str], None]) -> None:
     syns = Syns(world.hidden.namespace, third_party=f"ip daddr {world.mark.address} tcp dport 40000-40011")
     try:
-        result = world.guide(world.hidden, "punch", world.mark.address, seconds=19, relay=world.relay)
+        result = world.guide(world.hidden, "punch", world.mark.address, seconds=12, relay=world.relay)
         count = syns["third_party"]
     finally:
         syns.end()
-    figure("punching over a relayed link", f"{count} connects in 19 s, {result}")
+    figure("punching over a relayed link", f"{count} connects in 12 s, {result}")
     assert 1 <= result["meetings"] <= 2
     assert 0 < count <= 2 * 2 * 20
 
