@@ -120,7 +120,7 @@ class Node:
         )  # fmt: skip
         self.paths = Paths(
             self.host, self.ledger, settings, on_change=self._own_change,
-            own_ports=lambda: (self.control, *self.listens.values()),
+            own_ports=lambda: (self.control, *self.listens.values(), *(listen.address for listen in settings.listens)),
         )  # fmt: skip
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
         self.backends = Backends(self.reactor, settings, on_change=self._own_change, on_load=self._own_load)

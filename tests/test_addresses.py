@@ -148,7 +148,7 @@ def book() -> AddressBook:
 
 
 def due(book: AddressBook, now: float, *connected: str) -> list[Target]:
-    return book.due(now, connected=connected, self_id=ME)
+    return list(book.due(now, connected=connected, self_id=ME))
 
 
 def dial_in_vain(book: AddressBook, now: float, *, permanent: bool = False) -> None:
@@ -387,7 +387,7 @@ class TestHearsay:
         for target in book.due(100.0, connected=(), self_id="me"):
             if target.peer_id in ("12D3KooW" + "B" * 44, "12D3KooW" + "C" * 44):
                 book.failed(target, 100.0)
-        due = book.due(1000.0, connected=(), self_id="me")
+        due = list(book.due(1000.0, connected=(), self_id="me"))
         hosts = [target.addresses[0].host for target in due]
         assert hosts[0] == "192.0.2.4"  # it never failed
         assert set(hosts[1:3]) == {"192.0.2.2", "192.0.2.3"}
@@ -647,7 +647,7 @@ def test_newcomers_do_not_all_dial_the_same_nodes_first() -> None:
         book = AddressBook(rng=random.Random(n))
         for m in range(10):
             book.add(PeerAddress("192.0.2.1", 1000 + m), source="record")
-        first.add(book.due(0.0, connected=(), self_id="me")[0])
+        first.add(next(book.due(0.0, connected=(), self_id="me")))
     assert len(first) > 5
 
 
@@ -734,6 +734,15 @@ class TestWhatOthersSay:
         assert [set(target.addresses) for target in due(book, 5.0)] == [{LAN, WAN}]
         book.wake_all()  # what was sent from where this machine was tells nobody anything
         assert [set(target.addresses) for target in due(book, 1.0)] == [{LAN, WAN}]
+
+    def test_a_crowd_costs_a_look_at_those_that_are_taken(self, book: AddressBook) -> None:
+        looked: list[PeerAddress] = []
+        book.may_dial = lambda address, _trusted: bool(looked.append(address)) or True
+        for n in range(1000):
+            book.add(replace(WAN, port=n + 1, peer_id=f"peer {n}"), source="record")
+        some = book.due(0.0, connected=(), self_id=ME)
+        assert len({next(some) for _ in range(3)}) == 3
+        assert len(looked) == 3
 
     def test_is_not_left_alone_once_it_was_right(self, book: AddressBook) -> None:
         """Its link may break at once: this machine moves."""

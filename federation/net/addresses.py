@@ -380,24 +380,23 @@ class AddressBook:
         for key, state in list(self._states.items()):
             self._drop(key, state, [a for a in state.known if (a.host, a.port) == (address.host, address.port)])
 
-    def due(self, now: float, *, connected: Container[str], self_id: str) -> list[Target]:
+    def due(self, now: float, *, connected: Container[str], self_id: str) -> Iterator[Target]:
         """What to dial now, the most promising first: not connected, not in backoff, not being dialled.
 
         Equally promising ones in any order: if all newcomers dialled the same nodes first, these would carry the gossip.
+        There may be thousands of inventions: take no more than can be dialled, each costs a look at all its addresses.
         """
         self._states.pop(self_id, None)
+        rng = self._rng
         found = [
-            self._target(key, state, now)
+            (not state.is_proven, state.failures, rng.random(), key)
             for key, state in self._states.items()
             if state.retry_at <= now and not state.dialling and not self._is_served(key, state, connected)
         ]
-        found = [target for target in found if target.addresses or target.peer_id is not None]  # a relay may lead to it
-        rng = self._rng
-
-        def order(target: Target) -> tuple[bool, int, float]:
-            return not target.proven, self._states[_target_key(target)].failures, rng.random()
-
-        return sorted(found, key=order)
+        for *_, key in sorted(found, key=lambda item: item[:3]):
+            target = self._target(key, self._states[key], now)
+            if target.addresses or target.peer_id is not None:  # to whom a relay may lead
+                yield target
 
     def _target(self, key: _Key, state: _State, now: float) -> Target:
         addresses = tuple(address for address in self._sensible(state) if not state.known[address].is_busy(now))

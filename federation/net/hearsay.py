@@ -9,6 +9,7 @@ as to how often it is dialled.
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from federation.pace import Bucket, Buckets
@@ -42,11 +43,13 @@ _NOWHERE: tuple[Network, ...] = tuple(
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 
 
+@lru_cache(maxsize=MAX_HOSTS)
 def private_block(ip: Ip) -> Network | None:
     """The range for private networks in which `ip` is; None: the internet, or nowhere."""
     return next((block for block in PRIVATE if ip in block), None)
 
 
+@lru_cache(maxsize=MAX_HOSTS)
 def is_somewhere(ip: Ip) -> bool:
     """Whether one machine may be there, and one that others can mean: no loopback, link-local, multicast, documentation."""
     if private_block(ip) is not None:
