@@ -105,7 +105,7 @@ class TestConnect:
                 a.host.book.add(PeerAddress(a.address.host, a.address.port), source="mdns")
                 assert len(a.host.book) == 1
                 a.host.look_at_book()
-                await until(lambda: len(a.host.book) == 0)
+                await until(lambda: len(a.host.book) == 0, seconds=20)  # hearsay: as late as if nobody were there
                 await until(lambda: not a.host._strangers)
             assert [entry for entry in logs if entry["log_level"] != "debug"] == []
             assert not a.host.rejected
