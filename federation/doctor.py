@@ -17,6 +17,7 @@ import trio
 
 from federation import __version__
 from federation.errors import ProbeFailed
+from federation.values import HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -263,6 +264,7 @@ def nat(node: Node, told: dict[str, Told]) -> Iterator[Finding]:
     elif outside <= own:
         yield _finding("nat", "ok", "none: peers see this node under its own address")
     else:
+        public = HostPort(min(outside), node.p2p.port)  # a peer's word, in a command: probe.Told takes IP addresses alone
         how = (
             "one public address"
             if len(outside) == 1
@@ -272,7 +274,7 @@ def nat(node: Node, told: dict[str, Told]) -> Iterator[Finding]:
             "nat",
             "info",
             f"behind NAT, seen as {_some(sorted(outside))}: {how}",
-            f"forward TCP port {node.p2p.port} on the router and join with --announce {sorted(outside)[0]}:{node.p2p.port}",
+            f"forward TCP port {node.p2p.port} on the router and join with --announce {public}",
         )
 
 

@@ -92,7 +92,7 @@ class Finding:
         records.sort(key=lambda record: record.peer_id in self._host.links)  # who is real goes last, and is forgotten last
         for record in records:
             self.remembered.pop(record.peer_id, None)  # and in again, behind those that were not heard of
-            addresses = [str(address) for address in self._host.book.addresses(record.peer_id)]
+            addresses = [str(address) for address in self._host.book.worth_saving(record.peer_id)]
             if addresses and not record.left:
                 self.remembered[record.peer_id] = addresses
         for peer_id in list(self.remembered)[:-MAX_REMEMBERED]:

@@ -123,7 +123,10 @@ class Node:
             host=self.host, keyring=Keyring.from_saved(token, state.load_rotation()), state=state,
             utc_now=self.clock.utc_now, on_change=self._token_changed,
         )  # fmt: skip
-        self.paths = Paths(self.host, self.ledger, settings, on_change=self._own_change)
+        self.paths = Paths(
+            self.host, self.ledger, settings, on_change=self._own_change,
+            own_ports=lambda: (self.control, *self.listens.values(), *(listen.address for listen in settings.listens)),
+        )  # fmt: skip
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
         self.backends = Backends(self.reactor, settings, on_change=self._own_change, on_load=self._own_load)
         self.roster = Roster(
@@ -373,8 +376,14 @@ class Node:
         online = self.ledger.online(self.clock.utc_now())
         others = [record.peer_id for record in online if record.peer_id in self.host.links][:INVITE_OTHERS]
         addresses = self.addresses[:INVITE_ADDRESSES]
-        addresses += [address for peer in others for address in self.book.addresses(peer)[:1]]
+        addresses += [address for peer in others for address in self._sure_addresses(peer)[:1]]
         return [str(address) for address in addresses]
+
+    def _sure_addresses(self, peer: str) -> list[PeerAddress]:
+        """Those of a linked peer that are more than its word: a token's reader takes them for a person's."""
+        at = self.host.links[peer].remote_address
+        known = self.book.addresses(peer)
+        return [a for a in known if self.book.has_answered(a) or (at is not None and a.host == at[0])]
 
     def metrics_text(self, accept: str) -> tuple[bytes, str]:
         return self.metrics.exposition(accept)

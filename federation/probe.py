@@ -23,6 +23,7 @@ import trio
 from federation import __version__
 from federation.errors import PeerUnavailable, ProbeFailed, ProtocolViolation
 from federation.net import messages
+from federation.net.addresses import ip_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +47,8 @@ _LONG = struct.Struct(">Q")
 
 
 class Told(NamedTuple):
-    """What a peer says. `ahead_s`: how far its wall clock is ahead of ours; `seen`: the address under which it sees us."""
+    """What a peer says. `ahead_s`: how far its wall clock is ahead of ours; `seen`: the address under which it sees us,
+    which is an IP address without a zone, whatever it said."""
 
     ahead_s: float
     rtt_s: float
@@ -96,7 +98,9 @@ class Probe:
                 rtt_s = trio.current_time() - begun
         match answer:
             case {"utc": float(utc), "version": str(version), "seen": [str(host), int(port)]}:
-                return Told(utc + rtt_s / 2 - self._wall(), rtt_s, version[:64], (host[:64], port))
+                address = ip_address(host, port)
+                seen = None if address is None else (address.host, address.port)
+                return Told(utc + rtt_s / 2 - self._wall(), rtt_s, version[:64], seen)
             case {"utc": float(utc), "version": str(version)}:
                 return Told(utc + rtt_s / 2 - self._wall(), rtt_s, version[:64], None)
         raise ProbeFailed("its answer makes no sense")

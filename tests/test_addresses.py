@@ -24,11 +24,13 @@ from federation.net.addresses import (
     Source,
     Target,
     backoff,
+    ip_address,
 )
 
 ME, ALICE, BOB = (f"12D3KooW{letter * 44}" for letter in "MAB")
 LAN = PeerAddress("192.168.1.5", 4484, ALICE)
 WAN = PeerAddress("198.51.100.7", 4484, ALICE)
+NAME = PeerAddress("alice.example", 4484, ALICE)
 TYPED = PeerAddress("boot.example", 4484)  # by a person, who does not know the peer id
 
 
@@ -146,7 +148,7 @@ def book() -> AddressBook:
 
 
 def due(book: AddressBook, now: float, *connected: str) -> list[Target]:
-    return book.due(now, connected=connected, self_id=ME)
+    return list(book.due(now, connected=connected, self_id=ME))
 
 
 def dial_in_vain(book: AddressBook, now: float, *, permanent: bool = False) -> None:
@@ -385,7 +387,7 @@ class TestHearsay:
         for target in book.due(100.0, connected=(), self_id="me"):
             if target.peer_id in ("12D3KooW" + "B" * 44, "12D3KooW" + "C" * 44):
                 book.failed(target, 100.0)
-        due = book.due(1000.0, connected=(), self_id="me")
+        due = list(book.due(1000.0, connected=(), self_id="me"))
         hosts = [target.addresses[0].host for target in due]
         assert hosts[0] == "192.0.2.4"  # it never failed
         assert set(hosts[1:3]) == {"192.0.2.2", "192.0.2.3"}
@@ -645,7 +647,7 @@ def test_newcomers_do_not_all_dial_the_same_nodes_first() -> None:
         book = AddressBook(rng=random.Random(n))
         for m in range(10):
             book.add(PeerAddress("192.0.2.1", 1000 + m), source="record")
-        first.add(book.due(0.0, connected=(), self_id="me")[0])
+        first.add(next(book.due(0.0, connected=(), self_id="me")))
     assert len(first) > 5
 
 
@@ -673,6 +675,103 @@ class TestNear:
         near.missed(replace(LAN, port=1), 1.0)
         near.missed(replace(LAN, peer_id=BOB), 1.0)
         assert near.addresses(ALICE) == [LAN, WAN]
+
+
+class TestWhatOthersSay:
+    """What no person gave, until a member proves itself there."""
+
+    @pytest.fixture
+    def picky(self, book: AddressBook) -> AddressBook:
+        """Where only public addresses make sense, and trusted ones that are no LAN's."""
+        book.may_dial = lambda address, trusted: address.host == WAN.host or (trusted and address.host != LAN.host)
+        return book
+
+    @pytest.mark.parametrize("source", ["mdns", "record", "inbound", "dht"])
+    def test_is_dialled_where_it_makes_sense(self, picky: AddressBook, source: Source) -> None:
+        for address in (LAN, WAN, NAME):
+            picky.add(address, source=source)
+        (target,) = due(picky, 0.0)
+        assert target.addresses == (WAN,)
+        assert target.hearsay == {WAN}
+        assert picky.addresses(ALICE) == [WAN]
+        picky.may_dial = lambda _address, _trusted: True  # the machine is elsewhere
+        assert set(picky.addresses(ALICE)) == {LAN, WAN, NAME}
+
+    @pytest.mark.parametrize("source", ["token", "peer"])
+    def test_a_persons_word_is_none(self, picky: AddressBook, source: Source) -> None:
+        picky.add(LAN, source=source)
+        picky.add(LAN, source="record")
+        (target,) = due(picky, 0.0)
+        assert (target.addresses, target.hearsay) == ((LAN,), frozenset())
+
+    def test_a_name_that_was_saved_is_trusted_and_paced(self, picky: AddressBook) -> None:
+        picky.add(NAME, source="record")
+        picky.add(NAME, source="saved")
+        (target,) = due(picky, 0.0)
+        assert target.hearsay == {NAME}
+
+    def test_where_a_member_proved_itself_it_is_none_any_more(self, picky: AddressBook) -> None:
+        picky.add(NAME, source="record")
+        assert not picky.has_answered(NAME)
+        picky.succeeded(NAME, ALICE, 1.0)
+        assert picky.has_answered(NAME)
+        (target,) = due(picky, 60.0)
+        assert (target.addresses, target.hearsay) == ((NAME,), frozenset())
+
+    def test_a_peer_without_an_address_may_have_a_relay(self, picky: AddressBook) -> None:
+        picky.add(LAN, source="record")
+        picky.add(replace(LAN, peer_id=None), source="dht")
+        (target,) = due(picky, 0.0)
+        assert (target.peer_id, target.addresses) == (ALICE, ())
+
+    def test_is_left_alone_for_a_while_whatever_came_of_it(self, book: AddressBook) -> None:
+        book.add(WAN, source="record")
+        book.add(LAN, source="token")
+        book.leave_alone(WAN, until=5.0)
+        book.leave_alone(NAME, until=5.0)  # of which nothing is known
+        book.missed(WAN, 0.1)
+        assert [target.addresses for target in due(book, 4.9)] == [(LAN,)]
+        assert [set(target.addresses) for target in due(book, 5.0)] == [{LAN, WAN}]
+        book.wake_all()  # what was sent from where this machine was tells nobody anything
+        assert [set(target.addresses) for target in due(book, 1.0)] == [{LAN, WAN}]
+
+    def test_a_crowd_costs_a_look_at_those_that_are_taken(self, book: AddressBook) -> None:
+        looked: list[PeerAddress] = []
+        book.may_dial = lambda address, _trusted: bool(looked.append(address)) or True
+        for n in range(1000):
+            book.add(replace(WAN, port=n + 1, peer_id=f"peer {n}"), source="record")
+        some = book.due(0.0, connected=(), self_id=ME)
+        assert len({next(some) for _ in range(3)}) == 3
+        assert len(looked) == 3
+
+    def test_is_not_left_alone_once_it_was_right(self, book: AddressBook) -> None:
+        """Its link may break at once: this machine moves."""
+        book.add(WAN, source="record")
+        book.leave_alone(WAN, until=5.0)
+        book.succeeded(WAN, ALICE, 1.0)
+        assert [target.addresses for target in due(book, 2.0)] == [(WAN,)]
+
+    def test_what_is_worth_saving(self, picky: AddressBook) -> None:
+        """A LAN where this machine is not now, but no name and no loopback that another machine named."""
+        for address in (LAN, WAN, NAME, replace(LAN, host="127.0.0.1")):
+            picky.add(address, source="record")
+        assert set(picky.worth_saving(ALICE)) == {LAN, WAN}
+        picky.succeeded(NAME, ALICE, 1.0)
+        assert set(picky.worth_saving(ALICE)) == {LAN, WAN, NAME}
+        assert picky.worth_saving(BOB) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "address"),
+    [
+        ("198.51.100.7", 1, PeerAddress("198.51.100.7", 1)),
+        ("2001:DB8::1", 2, PeerAddress("2001:db8::1", 2)),
+        *(("box", 1, None), ("1::1%eth0", 1, None), ("1::1]:1/[", 1, None), ("198.51.100.7", 65536, None)),
+        *(("0.0.0.0", 1, None), ("", 1, None)),
+    ],
+)
+def test_an_address_in_a_remotes_words(host: str, port: int, address: PeerAddress | None) -> None:
+    assert ip_address(host, port) == address
 
 
 def test_where_no_address_answered_last_time_there_is_no_hope(book: AddressBook) -> None:

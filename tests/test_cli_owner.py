@@ -6,9 +6,8 @@ import io
 import json
 import os
 import sys
-import threading
+from dataclasses import dataclass, field
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +16,7 @@ from federation import cli, cli_owner
 from federation.owner import OwnerKey, SignedOrder, order_of
 from federation.state import StateDir
 from federation.tokens import Token
+from tests.local_server import Handler, daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,40 +30,33 @@ ANSWER = {
 }  # fmt: skip
 
 
-class Node(BaseHTTPRequestHandler):
+@dataclass
+class Node:
     """Prepares a rotation of TOKEN, and checks what is signed. Keeps all bodies that it was sent."""
 
-    def do_GET(self) -> None:
-        self._answer({"node": {"state_dir": str(self.server.state.path)}, "network": self.server.network})  # type: ignore[attr-defined]
+    bodies: list[tuple[str, Any]] = field(default_factory=list)
+    network: dict[str, Any] = field(
+        default_factory=lambda: {
+            "id": TOKEN.network_id, "name": "lab", "owner": TOKEN.owner.hex(), "owner_here": False,
+            "owner_at": ["athens (12D3KooWa)"],
+        }
+    )  # fmt: skip
 
-    def do_POST(self) -> None:
-        server: Any = self.server
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        server.bodies.append((self.path.removeprefix("/api/v1/token/"), json.loads(body)))
+    def answer(self, path: str, body: Any) -> dict[str, Any]:
+        if body is None:
+            return {"network": self.network}
+        self.bodies.append((path.removeprefix("/api/v1/token/"), body))
         order = order_of(
             TOKEN.names, 1, b"n" * 32, issued_ms=1, grace=timedelta(seconds=1), members=["12D3KooWa"]
         ).encode()  # fmt: skip
-        if self.path.endswith("/rotation"):
-            self._answer(
-                {
-                    "network": TOKEN.network_id,
-                    "rotations": 1,
-                    "owner": TOKEN.owner.hex(),
-                    "order": order.hex(),
-                    "excepted": [],
-                }
-            )
-            return
-        if self.path.endswith("/signed"):
-            SignedOrder.check(TOKEN.owner, order, bytes.fromhex(json.loads(body)["signature"]))
-        self._answer(ANSWER)
-
-    def _answer(self, answer: object) -> None:
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_: object) -> None: ...
+        if path.endswith("/rotation"):
+            return {
+                "network": TOKEN.network_id, "rotations": 1, "owner": TOKEN.owner.hex(), "order": order.hex(),
+                "excepted": [],
+            }  # fmt: skip
+        if path.endswith("/signed"):
+            SignedOrder.check(TOKEN.owner, order, bytes.fromhex(body["signature"]))
+        return ANSWER
 
 
 @pytest.fixture
@@ -76,22 +69,15 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
 
 
 @pytest.fixture
-def node(state: StateDir) -> Iterator[Any]:
-    with HTTPServer(("127.0.0.1", 0), Node) as server:
-        server.state, server.bodies = state, []  # type: ignore[attr-defined]
-        server.network = {  # type: ignore[attr-defined]
-            "id": TOKEN.network_id, "name": "lab", "owner": TOKEN.owner.hex(), "owner_here": False,
-            "owner_at": ["athens (12D3KooWa)"],
-        }  # fmt: skip
-        state.lock()
-        state.control_key()
-        state.save_daemon({"control": f"127.0.0.1:{server.server_port}"})
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-    state.unlock()
+def node(state: StateDir) -> Iterator[Node]:
+    made_up = Node()
+
+    class Api(Handler):
+        def reply(self, body: Any) -> tuple[int, Any]:
+            return 200, made_up.answer(self.path, body)
+
+    with daemon(state, Api):
+        yield made_up
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from federation.net.addresses import PeerAddress, Target
 from federation.net.dialler import (
     CIRCUIT_AFTER_S,
     CIRCUIT_STAGGER_S,
+    DIAL_TIMEOUT_S,
     STAGGER_S,
     Ourselves,
     Race,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     pass
 
 PEER = "12D3KooW" + "A" * 44
-FIRST, SECOND = (PeerAddress(f"192.0.2.{n}", 1, PEER) for n in (1, 2))
+FIRST, SECOND, THIRD = (PeerAddress(f"192.0.2.{n}", 1, PEER) for n in (1, 2, 3))
 
 
 class World:
@@ -36,6 +37,8 @@ class World:
         self.relays = [relay for relay in answers if isinstance(relay, str)]
         self.news = trio.Event()
         self.tried: list[tuple[Any, float]] = []
+        self.refused: list[PeerAddress] = []  # hearsay whose turn it is not
+        self.settled_at = -1.0
 
     async def answer(self, whom: Any) -> Any:
         self.tried.append((whom, trio.current_time()))
@@ -49,13 +52,24 @@ class World:
         assert peer == PEER
         return await self.answer(relay)
 
-    async def race(self, *addresses: PeerAddress, peer: str | None = PEER, hopeless: bool = False) -> Race:
+    async def race(
+        self, *addresses: PeerAddress, peer: str | None = PEER, hopeless: bool = False, hearsay: tuple[PeerAddress, ...] = ()
+    ) -> Race:
+        """When it settled is in `settled_at`."""
+        target = Target(peer, addresses, hopeless=hopeless, hearsay=frozenset(hearsay))
         race = Race(
-            Target(peer, addresses, hopeless=hopeless), lambda _peer: self.relays, news=lambda: self.news,
-            connect=self.answer, go_round=self.go_round,
+            target, lambda _peer: self.relays, news=lambda: self.news, connect=self.answer, go_round=self.go_round,
+            may=lambda address: address not in self.refused,
         )  # fmt: skip
+
+        async def note() -> None:
+            await race.settled.wait()
+            self.settled_at = trio.current_time()
+
         with trio.fail_after(60):
-            await race.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(note)
+                await race.run()
         return race
 
 
@@ -123,6 +137,69 @@ class TestRace:
         world = World({FIRST: (0.0, OSError()), "relay": (0.0, "relayed")})
         assert (await world.race(FIRST, peer=None)).winner is None
         assert [whom for whom, _ in world.tried] == [FIRST]
+
+
+class TestHearsay:
+    @pytest.mark.parametrize(
+        "answer", [(0.0, OSError("closed")), (0.1, AnotherPeer()), (99.0, "silent"), (0.0, Ourselves())]
+    )
+    async def test_what_comes_of_it_shows_nowhere(
+        self, answer: tuple[float, Any], autojump_clock: trio.testing.MockClock
+    ) -> None:
+        """Neither in when the next address is dialled, nor when all of it is tried again, nor when it counts as missed."""
+        wait_s, what = answer
+        silent = (DIAL_TIMEOUT_S, trio.TooSlowError()) if wait_s > DIAL_TIMEOUT_S else answer
+        world = World({FIRST: (0.0, OSError()), SECOND: silent, THIRD: (0.0, OSError())})
+        race = await world.race(FIRST, SECOND, THIRD, hearsay=(FIRST, SECOND, THIRD))
+        assert world.tried == [(FIRST, 0.0), (SECOND, STAGGER_S), (THIRD, 2 * STAGGER_S)]
+        assert world.settled_at == 2 * STAGGER_S + DIAL_TIMEOUT_S
+        assert race.missed == [FIRST, *([] if isinstance(what, Ourselves) else [SECOND]), THIRD]
+
+    async def test_it_may_be_right(self, autojump_clock: trio.testing.MockClock) -> None:
+        world = World({FIRST: (0.0, OSError()), SECOND: (0.1, "link")})
+        race = await world.race(FIRST, SECOND, hearsay=(FIRST, SECOND))
+        assert race.winner == (SECOND, "link")
+        assert world.settled_at == pytest.approx(STAGGER_S + 0.1)
+
+    async def test_where_a_member_is_known_to_be_does_not_wait_for_it(self, autojump_clock: trio.testing.MockClock) -> None:
+        """A peer that restarts is dialled again soon; what was hearsay may still win."""
+        world = World({FIRST: (0.0, OSError()), SECOND: (3.0, "link")})
+        race = await world.race(FIRST, SECOND, hearsay=(SECOND,))
+        assert world.settled_at == pytest.approx(STAGGER_S)
+        assert race.winner == (SECOND, "link")
+        assert trio.current_time() == pytest.approx(3.0)
+
+    async def test_whose_turn_it_is_not_is_not_dialled(self, autojump_clock: trio.testing.MockClock) -> None:
+        world = World({FIRST: (0.0, "link"), SECOND: (0.0, OSError())})
+        world.refused = [FIRST]
+        race = await world.race(FIRST, SECOND, hearsay=(FIRST, SECOND))
+        assert world.tried == [(SECOND, STAGGER_S)]
+        assert race.missed == [SECOND]
+
+    async def test_who_is_elsewhere_now_gives_up(self, autojump_clock: trio.testing.MockClock) -> None:
+        world = World({FIRST: (0.0, OSError()), "relay": (0.0, OSError())})
+        race = Race(
+            Target(PEER, (FIRST,), hearsay=frozenset([FIRST])), lambda _peer: world.relays, news=lambda: world.news,
+            connect=world.answer, go_round=world.go_round,
+        )  # fmt: skip
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(race.run)
+            await trio.sleep(1.0)
+            race.give_up()
+            await race.settled.wait()
+        assert (trio.current_time(), race.winner) == (1.0, None)
+
+    async def test_relays_wait_no_longer_for_it(self, autojump_clock: trio.testing.MockClock) -> None:
+        world = World({FIRST: (0.0, OSError()), "relay": (0.0, "relayed")})
+        assert (await world.race(FIRST, hearsay=(FIRST,))).winner == (None, "relayed")
+        assert world.tried[1:] == [("relay", CIRCUIT_AFTER_S)]
+
+    async def test_who_has_no_address_is_reached_through_a_relay_at_once(
+        self, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        world = World({"relay": (0.0, "relayed")})
+        assert (await world.race()).winner == (None, "relayed")
+        assert trio.current_time() == 0.0
 
 
 class TestPorts:

@@ -178,6 +178,14 @@ async def test_nat(make: MakeNode, seen: list[tuple[str, int] | None], severity:
     assert words in found[1]
 
 
+async def test_the_command_that_nat_suggests_can_be_pasted(make: MakeNode) -> None:
+    node = make()
+    node.paths.addresses = [PeerAddress("192.0.2.1", 4484)]
+    linked(node, "p", initiator=True)
+    fix = only(doctor.nat(node, {"p": Told(0.0, 0.001, "1", ("2a01:4f8::7", 40001))}))[2]
+    assert fix.endswith(f"--announce [2a01:4f8::7]:{node.p2p.port}")
+
+
 async def test_refused_handshakes(make: MakeNode) -> None:
     node = make()
     assert only(doctor.refusals(node))[0] == "ok"

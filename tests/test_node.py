@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -677,12 +678,27 @@ class TestRecord:
         record = node.own_record().model_copy(
             update={
                 "peer_id": "12D3KooW" + "A" * 44,
-                "addresses": ("nonsense", "/ip4/192.0.2.1/tcp/7", "/ip4/1/tcp/1/p2p/x"),
+                "addresses": ("nonsense", "/ip4/11.22.33.44/tcp/7", "/ip4/1/tcp/1/p2p/x"),
             }
         )
         change = node.ledger.merge(record, now=node.clock.utc_now())
         node._ledger_changed(change)
-        assert [str(a) for a in node.book.addresses(record.peer_id)] == [f"/ip4/192.0.2.1/tcp/7/p2p/{record.peer_id}"]
+        assert [str(a) for a in node.book.addresses(record.peer_id)] == [f"/ip4/11.22.33.44/tcp/7/p2p/{record.peer_id}"]
+
+    async def test_others_are_in_an_invitation_by_where_they_are_known_to_be(self, make: MakeNode) -> None:
+        """Who joins with it takes all of it for a person's word."""
+        node = make()
+        peer = "12D3KooW" + "A" * 44
+        said, seen = (f"/ip4/{host}/tcp/7/p2p/{peer}" for host in ("9.9.9.9", "11.22.33.44"))
+        update = {"peer_id": peer, "addresses": (said, seen)}
+        node._ledger_changed(node.ledger.merge(node.own_record().model_copy(update=update), now=node.clock.utc_now()))
+        node.host.links[peer] = SimpleNamespace(remote_address=("11.22.33.44", 50000))
+        assert node.invite_addresses() == [seen]
+        node.host.links[peer] = SimpleNamespace(remote_address=None)  # by way of a relay
+        assert node.invite_addresses() == []
+        node.book.succeeded(PeerAddress.parse(said), peer, 1.0)
+        assert node.invite_addresses() == [said]
+        node.host.links.clear()
 
     async def test_who_comes_and_goes_without_end_fills_no_log(self, make: MakeNode) -> None:
         node = make()

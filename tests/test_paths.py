@@ -134,7 +134,7 @@ async def test_who_waits_for_a_relay_is_dialled_when_it_is_there() -> None:
 
 
 async def test_addresses_on_our_own_networks_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths_module, "local_networks", lambda: [ipaddress.ip_network("192.168.1.0/24")])
+    monkeypatch.setattr(paths_module, "local_networks", lambda **_: [ipaddress.ip_network("192.168.1.0/24")])
     async with world() as it:
         near = [
             it.host.book.is_near(PeerAddress(host, 1)) for host in ("192.168.1.9", "192.168.2.9", "127.0.0.1", "box.lan")
@@ -142,12 +142,57 @@ async def test_addresses_on_our_own_networks_are_near(monkeypatch: pytest.Monkey
         assert near == [True, False, False, False]
 
 
+async def test_what_others_announce_is_dialled_where_it_makes_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths_module, "interface_ips", lambda: {"127.0.0.1", "11.22.33.44"})
+    monkeypatch.setattr(paths_module, "local_networks", lambda **_: [ipaddress.ip_network("11.22.33.0/24")])
+    async with world() as it:
+        home = PeerAddress("192.168.7.7", 4484, BOB)
+        it.hear(BOB)
+        it.host.book.add(home, source="record")
+        (target,) = it.host.book.due(0.0, connected=(), self_id="me")
+        assert target.addresses == ()
+        it.host.book.started(target)
+        it.host.book.failed(target, 0.0)
+        it.paths.peer_up(it.link(RELAY, remote_address=("192.168.9.9", 40000)))  # packets find there after all
+        (target,) = it.host.book.due(0.3, connected=(), self_id="me")
+        assert target.addresses == (home,)
+
+
+async def test_a_name_is_announced_with_what_it_stands_for(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Others do not dial names. While it does not resolve, what it stood for last is kept; and it may stand for here."""
+    answers: list[Any] = [["11.22.33.44", "127.0.0.1", "fe80::1%eth0"], None, ["11.22.33.45"], ["127.0.1.1"], None]
+    monkeypatch.setattr(paths_module, "local_addresses", lambda _host, port: [f"/ip4/192.168.1.5/tcp/{port}"])
+
+    async def resolve(host: str, port: int, **_: Any) -> Any:
+        assert (host, port) == ("box.example", 9000)
+        found = answers.pop(0)
+        if found is None:
+            raise OSError
+        return [(0, 0, 0, "", (ip, port)) for ip in found]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", resolve)
+    async with world(announce=("box.example:9000",)) as it, trio.open_nursery() as nursery:
+        it.paths.read()
+        nursery.start_soon(it.paths._resolve_forever, list(it.paths.addresses))
+        seen = []
+        for _ in range(4):
+            await trio.sleep(paths_module.RESOLVE_EVERY_S / 2)
+            seen.append([a.host for a in it.paths.addresses])
+            await trio.sleep(paths_module.RESOLVE_EVERY_S / 2)
+        ips = ("11.22.33.44", "11.22.33.44", "11.22.33.45", "192.168.1.5")
+        assert seen == [["box.example", ip] for ip in ips]
+        assert it.changes == 3
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(("at", "failed"), [("10.7.0.2", True), ("10.7.0.3", False), ("198.51.100.1", False), (None, False)])
 async def test_a_peer_that_moved_hears_nothing_at_its_old_address(
     monkeypatch: pytest.MonkeyPatch, at: str | None, failed: bool
 ) -> None:
     """Of an address on our own network it says so itself; for any other there is a PING. 10.7.0.3 it still has."""
-    monkeypatch.setattr(paths_module, "local_networks", lambda: [ipaddress.ip_network("10.7.0.0/24")])
+    monkeypatch.setattr(paths_module, "local_networks", lambda **_: [ipaddress.ip_network("10.7.0.0/24")])
     async with world() as it:
         link = it.link(BOB, remote_address=None if at is None else (at, 40000))
         before = it.hear(BOB, addresses=("/ip4/10.7.0.2/tcp/1", "/ip4/10.7.0.3/tcp/1", "/ip4/198.51.100.1/tcp/1", "/x/new"))

@@ -101,6 +101,35 @@ async def test_nonsense_costs_its_sender_a_stream(sent: bytes) -> None:
         assert await ours.echo(other.id, 1)
 
 
+@pytest.mark.parametrize(
+    ("seen", "told"),
+    [
+        (["198.51.100.7", 4484], ("198.51.100.7", 4484)),
+        (["2A01:4F8::0:7", 4484], ("2a01:4f8::7", 4484)),
+        (["1::1%$(touch${IFS}pwned)", 4484], None),
+        (["fe80::1%eth0", 4484], None),
+        (["$(id)", 4484], None),
+        (["box.example", 4484], None),
+        (["198.51.100.7", 0], None),
+        (["0.0.0.0", 4484], None),
+    ],
+)
+async def test_where_a_peer_sees_us_is_an_address_whatever_it_says(seen: object, told: object) -> None:
+    """`federation doctor` prints it in a command."""
+    from federation.net import messages
+    from federation.net.streams import TrioStream
+
+    async with pair(answers=False) as (_, ours, other):
+
+        async def answer(_peer: str, stream: TrioStream) -> None:
+            async with stream:
+                await messages.send(stream, {"utc": 1.0, "version": "1", "seen": seen})
+                await stream.send_eof()
+
+        other.host.handle_stream(probe.PROTOCOL, answer)
+        assert (await ours.tell(other.id)).seen == told
+
+
 @pytest.mark.parametrize("answer", [{"utc": "noon"}, [1, 2], {}, {"utc": float("nan")}])
 async def test_an_answer_that_makes_no_sense(answer: object) -> None:
     from federation.net import messages

@@ -13,6 +13,7 @@ import trio
 
 from federation.errors import ProtocolViolation
 from federation.net import reach as reach_module
+from federation.net.hearsay import HOST_AT_ONCE
 from federation.net.reach import MAX_PORTS, Reach, Verdicts, is_outside
 from federation.net.relay import RelayLimits
 from federation.values import HostPort
@@ -67,6 +68,7 @@ def test_a_question_that_is_none(message: Any) -> None:
         [["192.0.2.1", 0], None, []],
         [["192.0.2.1", 1], 5, []],
         [["box.lan", 1], None, []],
+        [["fe80::1%$(touch${IFS}pwned)", 1], None, []],
         [["192.0.2.1", 1], None, [1] * (MAX_PORTS + 1)],
     ],
 )
@@ -226,10 +228,56 @@ async def test_nobody_is_made_to_dial_elsewhere(monkeypatch: pytest.MonkeyPatch)
         await until(lambda: a.reach.dialable is not None)
         b.reach._answered.clear()
         monkeypatch.setattr(trio, "open_tcp_stream", dial)
+        monkeypatch.setattr(reach_module, "ANSWER_EVERY_S", 600.0)
+        monkeypatch.setattr(reach_module, "DIAL_BACK_S", 0.5)
         link = a.peer.host.links[b.peer.id]
-        with trio.fail_after(20):
+        began = trio.current_time()
+        with trio.fail_after(30):
             _, _, ports = await a.reach._question(link, [1, 2], b"no such handshake")
             assert ports == []
+            assert trio.current_time() >= began + 0.5  # a closed port takes as long as a silent one
             with pytest.raises(ProtocolViolation):
                 await a.reach._question(link, [3], None)
         assert sorted(dialled) == [("127.0.0.1", 1), ("127.0.0.1", 2)]
+
+
+async def test_where_it_makes_no_sense_and_too_often_nobody_is_dialled_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sides(2, monkeypatch) as ((a, b), _):
+        await connect(a, b)
+        await until(lambda: a.reach.dialable is not None)
+        dialled: list[int] = []
+
+        async def dial(_host: str, port: int) -> None:
+            dialled.append(port)
+            raise OSError
+
+        monkeypatch.setattr(trio, "open_tcp_stream", dial)
+        found: list[int] = []
+        b.reach._may_dial = lambda address, _trusted: address.port != 22
+        for port in (22, *range(2000, 2100)):
+            await b.reach._dial_back("127.0.0.1", port, a.peer.id, found)
+        assert 22 not in dialled
+        assert len(dialled) <= HOST_AT_ONCE + 5  # by whichever peers behind one host it is asked
+        assert found == []
+
+
+def test_one_member_does_not_decide_where_others_are_to_dial_us() -> None:
+    reach: Any = SimpleNamespace(public={}, _named={"evil": [("203.0.113.66", 22)]})
+    Reach._believe_most(reach)
+    assert list(reach.public) == [("203.0.113.66", 22)]  # there is nobody else to ask
+    reach._named |= {"a": [("198.51.100.1", 4484)], "b": [("198.51.100.1", 4484)], "cannot": []}
+    Reach._believe_most(reach)
+    assert list(reach.public) == [("198.51.100.1", 4484)]
+
+
+async def test_only_ports_that_were_asked_for_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sides(2, monkeypatch) as ((a, b), _):
+
+        async def answer(*_: Any) -> Any:
+            return ("203.0.113.66", 1), None, [22]
+
+        monkeypatch.setattr(a.reach, "_question", answer)
+        await connect(a, b)
+        await until(lambda: a.reach.dialable is not None)
+        assert a.reach.dialable is False
+        assert not a.reach.public

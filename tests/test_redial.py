@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from federation.net import host as host_module
 from federation.net import redial
 from federation.net.addresses import AddressBook, PeerAddress
+from federation.net.hearsay import HOST_A_SECOND, HOST_AT_ONCE
 from federation.net.host import Host
 from federation.values import HostPort
 from tests.hosts import KEY, linked, new_peer, peers, reactor_running
@@ -86,6 +87,54 @@ class TestRedial:
                     for _ in range(2):
                         silent.settimeout(5)
                         stack.enter_context((await trio.to_thread.run_sync(silent.accept))[0])
+
+    async def test_hearsay_that_was_in_vain_is_not_tried_again_at_once(self) -> None:
+        """As long as silence would take; and what is no hearsay is, beside it."""
+        async with peers(1) as (a,):
+            with socket.create_server(("127.0.0.1", 0)) as gone, socket.create_server(("127.0.0.1", 0)) as other:
+                where, elsewhere = gone.getsockname()[1], other.getsockname()[1]
+            heard, given = PeerAddress("127.0.0.1", where, fake_id(1)), PeerAddress("127.0.0.1", elsewhere, fake_id(1))
+            tried: list[PeerAddress] = []
+
+            async def connect(address: PeerAddress) -> None:
+                tried.append(address)
+                raise OSError("closed")
+
+            a.host.connect = connect
+            a.host.book.add(heard, source="record")
+            a.host.book.add(given, source="token")
+            a.host.look_at_book()
+            await until(lambda: tried.count(given) == 4, seconds=20)
+            assert tried.count(heard) == 1
+            assert fake_id(1) in a.host.redial.not_reached
+            a.host.redial.start_over()
+
+    async def test_no_address_that_makes_sense(self) -> None:
+        async with peers(1) as (a,):
+            a.host.book.may_dial = lambda _address, _trusted: False
+            a.host.book.add(PeerAddress("10.0.0.1", 1, fake_id(1)), source="record")
+            a.host.look_at_book()
+            await until(lambda: a.host.redial.not_reached)
+            assert a.host.redial.not_reached == {fake_id(1): redial.NO_ADDRESS}
+
+    async def test_a_crowd_at_one_host_is_dialled_at_its_pace(self) -> None:
+        async with peers(1) as (a,):
+            tried: list[PeerAddress] = []
+
+            async def connect(address: PeerAddress) -> None:
+                tried.append(address)
+                raise OSError("closed")
+
+            a.host.connect = connect
+            began = trio.current_time()
+            for n in range(40):
+                a.host.book.add(
+                    PeerAddress("198.18.0.1", 1000 + n, f"12D3KooW{'A' * 42}{n + 10}".replace("0", "x")), source="record"
+                )
+            a.host.look_at_book()
+            await until(lambda: len(tried) >= HOST_AT_ONCE, seconds=20)
+            await trio.sleep(0.5)  # those for which there was no turn have been looked at by then
+            assert len(tried) <= HOST_AT_ONCE + HOST_A_SECOND * (trio.current_time() - began) + 1
 
     async def test_a_dial_that_waited_too_long_for_its_turn_is_not_made(self) -> None:
         async with peers(2) as (lower, higher):

@@ -66,8 +66,14 @@ def add(
     record = NodeData(peer_id=peer_id, last_seen=node.clock.utc_now(), **fields)
     node.ledger.merge(record, now=node.clock.utc_now(), age=timedelta(seconds=age_s))
     if linked:
-        node.host.links[peer_id] = SimpleNamespace(  # type: ignore[assignment]
-            suspect=suspect, rtt_s=rtt_s, peer=peer_id, path="direct", via_peer="", admission_key=TOKEN.admission_key()
+        node.host.links[peer_id] = SimpleNamespace(
+            remote_address=None,  # type: ignore[assignment]
+            suspect=suspect,
+            rtt_s=rtt_s,
+            peer=peer_id,
+            path="direct",
+            via_peer="",
+            admission_key=TOKEN.admission_key(),
         )
     return peer_id
 

@@ -5,6 +5,9 @@ dead or when there is too much of it.
 A target is what one dial is about: a peer with all its addresses, or an address whose peer is not known yet. The caller
 asks for what is `due`, says `started`, and reports `succeeded`, `failed` or `ourselves`.
 
+Hearsay is an address that no person gave and where no member has proved itself yet. It is dialled where `may_dial` says that
+it makes sense (net/hearsay.py), and left alone for a fixed time after that, whatever came of it.
+
 Longer than our other modules: addresses as values and the book that ranks them share every rule of what may be dialled.
 """
 
@@ -108,6 +111,15 @@ class PeerAddress:
         return text if self.peer_id is None else f"{text}/p2p/{self.peer_id}"
 
 
+def ip_address(host: str, port: int) -> PeerAddress | None:
+    """What a remote says of an address, as one: a number without a zone, and a port, or None. It ends up in commands."""
+    try:
+        address = PeerAddress.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except UsageError:
+        return None
+    return address if address.ip is not None else None
+
+
 def _host(protocol: str, text: str) -> str:
     match protocol:
         case "ip4":
@@ -163,6 +175,7 @@ class Target:
         default=True, compare=False
     )  # a person's word, heard on this LAN, or it answered before; else it is hearsay
     hopeless: bool = field(default=False, compare=False)  # no address answered last time: a relay need not wait for them
+    hearsay: frozenset[PeerAddress] = field(default=frozenset(), compare=False)  # those of `addresses` that are
 
 
 @dataclass(slots=True)
@@ -172,10 +185,23 @@ class _Known:
     last_seen: int
     last_success: float = -inf
     last_failure: float = -inf
+    busy_until: float = -inf  # hearsay only
+    is_saved: bool = False  # what is saved had made sense, or a member had proved itself there
 
     @property
     def is_bootstrap(self) -> bool:
         return self.rank == _BOOTSTRAP_RANK
+
+    @property
+    def is_hearsay(self) -> bool:
+        return not self.is_bootstrap and not self.has_answered
+
+    @property
+    def has_answered(self) -> bool:
+        return self.last_success > -inf
+
+    def is_busy(self, now: float) -> bool:
+        return self.is_hearsay and now < self.busy_until
 
 
 @dataclass(slots=True)
@@ -197,7 +223,7 @@ class _State:
 
     @property
     def is_proven(self) -> bool:
-        return any(known.rank <= _RANK["mdns"] or known.last_success > -inf for known in self.known.values())
+        return any(known.rank <= _RANK["mdns"] or known.has_answered for known in self.known.values())
 
     @property
     def is_hopeless(self) -> bool:
@@ -251,6 +277,8 @@ class AddressBook:
         self._ours: dict[tuple[str, int], None] = {}  # an ordered set
         self._sightings = 0
         self.is_near: Callable[[PeerAddress], bool] = lambda _address: False  # on a network of this machine
+        # `may_dial(address, trusted)`: whether what no person gave makes sense from here; see hearsay.Surroundings
+        self.may_dial: Callable[[PeerAddress, bool], bool] = lambda _address, _trusted: True
 
     def __len__(self) -> int:
         return len(self._states)
@@ -263,9 +291,29 @@ class AddressBook:
         return (key for key in self._states if isinstance(key, str))
 
     def addresses(self, peer_id: str) -> list[PeerAddress]:
-        """Of this peer, best first: what worked last, then by source, then as the peer announced them."""
+        """Those of this peer that make sense, best first: what worked last, then by source, then as it announced them."""
         state = self._states.get(peer_id)
-        return state.best_first(self.is_near) if state else []
+        return self._sensible(state) if state else []
+
+    def worth_saving(self, peer_id: str) -> list[PeerAddress]:
+        """All but what makes sense from nowhere else either: this machine may be elsewhere when it starts again."""
+        state = self._states.get(peer_id)
+        if state is None:
+            return []
+        sensible = self._sensible(state)
+        return [a for a in state.best_first(self.is_near) if a in sensible or (a.ip is not None and not a.is_loopback)]
+
+    def has_answered(self, address: PeerAddress) -> bool:
+        """Whether its peer has proved itself there since this daemon started."""
+        state = self._states.get(_key(address))
+        return state is not None and address in state.known and state.known[address].has_answered
+
+    def _sensible(self, state: _State) -> list[PeerAddress]:
+        def makes_sense(address: PeerAddress) -> bool:
+            known = state.known[address]
+            return known.is_bootstrap or self.may_dial(address, known.is_saved or known.has_answered)
+
+        return [address for address in state.best_first(self.is_near) if makes_sense(address)]
 
     def add(self, address: PeerAddress, *, source: Source) -> bool:
         """Note a sighting; True if there is now something to dial that was not there before.
@@ -291,6 +339,7 @@ class AddressBook:
         else:
             known.rank = min(known.rank, rank)
             known.last_seen = self._sightings
+        state.known[address].is_saved |= source == "saved"
         if is_new or source == "mdns":
             state.refresh()
             return True
@@ -315,6 +364,8 @@ class AddressBook:
         """This machine is elsewhere: what failed from where it was says nothing."""
         for state in self._states.values():
             state.refresh()
+            for known in state.known.values():
+                known.busy_until = -inf
 
     def forget(self, peer_id: str) -> None:
         """The peer left. The addresses a person gave stay."""
@@ -329,28 +380,30 @@ class AddressBook:
         for key, state in list(self._states.items()):
             self._drop(key, state, [a for a in state.known if (a.host, a.port) == (address.host, address.port)])
 
-    def due(self, now: float, *, connected: Container[str], self_id: str) -> list[Target]:
+    def due(self, now: float, *, connected: Container[str], self_id: str) -> Iterator[Target]:
         """What to dial now, the most promising first: not connected, not in backoff, not being dialled.
 
         Equally promising ones in any order: if all newcomers dialled the same nodes first, these would carry the gossip.
+        There may be thousands of inventions: take no more than can be dialled, each costs a look at all its addresses.
         """
         self._states.pop(self_id, None)
+        rng = self._rng
         found = [
-            Target(
-                key if isinstance(key, str) else None,
-                tuple(state.best_first(self.is_near)),
-                proven=state.is_proven,
-                hopeless=state.is_hopeless,
-            )
+            (not state.is_proven, state.failures, rng.random(), key)
             for key, state in self._states.items()
             if state.retry_at <= now and not state.dialling and not self._is_served(key, state, connected)
         ]
-        rng = self._rng
+        for *_, key in sorted(found, key=lambda item: item[:3]):
+            target = self._target(key, self._states[key], now)
+            if target.addresses or target.peer_id is not None:  # to whom a relay may lead
+                yield target
 
-        def order(target: Target) -> tuple[bool, int, float]:
-            return not target.proven, self._states[_target_key(target)].failures, rng.random()
-
-        return sorted(found, key=order)
+    def _target(self, key: _Key, state: _State, now: float) -> Target:
+        addresses = tuple(address for address in self._sensible(state) if not state.known[address].is_busy(now))
+        return Target(
+            key if isinstance(key, str) else None, addresses, proven=state.is_proven, hopeless=state.is_hopeless,
+            hearsay=frozenset(address for address in addresses if state.known[address].is_hearsay),
+        )  # fmt: skip
 
     def next_due(self, now: float) -> float | None:
         """When the next backoff ends; None if none is running. What is due already is for `due` to say."""
@@ -359,6 +412,12 @@ class AddressBook:
     def started(self, target: Target) -> None:
         if state := self._states.get(_target_key(target)):
             state.dialling = True
+
+    def leave_alone(self, address: PeerAddress, until: float) -> None:
+        """Hearsay that is being dialled: when it is dialled again is not to tell what came of it."""
+        state = self._states.get(_key(address))
+        if state is not None and address in state.known:
+            state.known[address].busy_until = until
 
     def succeeded(self, address: PeerAddress, peer_id: str, now: float) -> None:
         """A dial to this address found that peer."""

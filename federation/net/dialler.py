@@ -1,5 +1,8 @@
 """One dial: all addresses of a peer raced with a stagger, and the relays that lead to it a little behind them.
 
+When hearsay is dialled, and when the address behind it, depends on nothing that comes of it: a peer that names an address
+between two of its own, and looks when these are dialled, is not to learn whether a port there is open, closed or silent.
+
 And connections from the port where this node listens: a NAT that gives a port one outside face shows it to all alike.
 """
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from federation.values import HostPort
 
 DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
-STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed
+STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed if it is no hearsay
 BACKLOG = 8
 CIRCUIT_STAGGER_S = 0.5  # the next relay, likewise; two handshakes through one take a tenth of that
 CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay, unless none answered last time
@@ -94,7 +97,11 @@ class Race:
     """`run` it, then read `winner`: the link, and the address that led to it (None: a relay); None if nobody answered.
 
     `connect` and `go_round(relay, peer)` raise what they like; `problems` collects it. The losers are cancelled.
-    `relays(peer)` is asked again when `news()` is set: addresses that do not answer take their time.
+    `relays(peer)` is asked again when `news()` is set: addresses that do not answer take their time. `may(address)`: whether
+    hearsay may be dialled now.
+
+    `settled`: there is a winner, or nobody answers where a member is known to be, nor at a relay, and hearsay had its turn;
+    where there is hearsay alone, after the time that silence would take. One that answers later may still win.
     """
 
     def __init__(
@@ -105,14 +112,17 @@ class Race:
         news: Callable[[], trio.Event],
         connect: Callable[[PeerAddress], Awaitable[Link]],
         go_round: Callable[[str, str], Awaitable[Link]],
+        may: Callable[[PeerAddress], bool] = lambda _address: True,
     ) -> None:
         self._target = target
         self._relays = relays
         self._news = news
         self._connect = connect
         self._go_round = go_round
-        self._all_failed = trio.Event()
+        self._may = may
+        self._all_failed = trio.Event()  # as far as relays are to wait for it
         self._won = trio.CancelScope()
+        self.settled = trio.Event()
         self.winner: tuple[PeerAddress | None, Link] | None = None
         self.problems: list[Exception] = []
         self.ourselves: list[PeerAddress] = []
@@ -121,32 +131,59 @@ class Race:
 
     async def run(self) -> None:
         with self._won:
-            async with trio.open_nursery() as nursery:
-                if self._target.peer_id is not None:
-                    nursery.start_soon(self._try_relays, self._target.peer_id)
-                await self._try_addresses()
-                self._all_failed.set()
+            async with trio.open_nursery() as hearsay:
+                async with trio.open_nursery() as nursery:
+                    if self._target.peer_id is not None:
+                        nursery.start_soon(self._try_relays, self._target.peer_id)
+                    await self._try_addresses(hearsay)
+                    self._all_failed.set()
+                self.settled.set()
+        self.settled.set()
 
-    async def _try_addresses(self) -> None:
+    def give_up(self) -> None:
+        """End it without a winner, if there is none yet."""
+        self._won.cancel()
+
+    async def _try_addresses(self, hearsay: trio.Nursery) -> None:
+        over_at = trio.current_time()
         async with trio.open_nursery() as nursery:
             for address in self._target.addresses:
-                failed = trio.Event()
-                nursery.start_soon(self._try_address, address, failed)
+                over = trio.Event()
+                if address not in self._target.hearsay:
+                    nursery.start_soon(self._try_address, address, over)
+                elif self._may(address):
+                    over_at = trio.current_time() + DIAL_TIMEOUT_S
+                    hearsay.start_soon(self._try_hearsay, address, over_at)
                 with trio.move_on_after(STAGGER_S):
-                    await failed.wait()
+                    await over.wait()
+        if self._target.hearsay.issuperset(self._target.addresses):
+            await trio.sleep_until(over_at)
+
+    async def _try_hearsay(self, address: PeerAddress, over_at: float) -> None:
+        """What is `missed` shows when it would for silence, too."""
+        problem = await self._attempt(address)
+        await trio.sleep_until(over_at)
+        self._note(address, problem)
 
     async def _try_address(self, address: PeerAddress, over: trio.Event) -> None:
+        self._note(address, await self._attempt(address))
+        over.set()
+
+    async def _attempt(self, address: PeerAddress) -> Exception | None:
         try:
             self._win(address, await self._connect(address))
-        except Ourselves:
-            self.ourselves.append(address)
         except Exception as error:  # noqa: BLE001  # as in Host._admit: what a remote's bytes can raise is anybody's guess
-            self.problems.append(error)
+            return error
+        return None
+
+    def _note(self, address: PeerAddress, problem: Exception | None) -> None:
+        if isinstance(problem, Ourselves):
+            self.ourselves.append(address)
+        elif problem is not None:
+            self.problems.append(problem)
             self.missed.append(address)
-            if isinstance(error, AnotherPeer):
+            if isinstance(problem, AnotherPeer):
                 self.taken_over.append(address)
-        finally:
-            over.set()
 
     async def _try_relays(self, peer: str) -> None:
         if not self._target.hopeless:

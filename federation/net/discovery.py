@@ -107,12 +107,13 @@ def interface_ips(*, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfac
 
 
 def local_networks(
-    *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
+    *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces, bridges: bool = True
 ) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """The subnets that this machine is in."""
+    """The subnets that this machine is in; those of bridges to its own containers too, unless told otherwise."""
     return [
         ipaddress.ip_network((ip, entry.network_prefix), strict=False)
         for adapter in adapters()
+        if bridges or not adapter.name.startswith(_BRIDGES)
         for entry in adapter.ips
         for ip in (_ip(entry),)
     ]

@@ -1,8 +1,10 @@
 """Can others dial this node? And if not: places at relays, so that they reach it all the same.
 
 Members tell. One from another network than ours counts: an inbound connection from it is a yes; asked, it dials us back at
-the address that it sees and says whether that was us. A node that outsiders to its LAN can dial relays for others (unless
-told not to); one that they cannot dial takes places at up to two relays, the nearest first, and announces them.
+the address that it sees and says whether that was us. Nobody has it knock at another host; and since several machines may be
+behind that one, the answer takes as long for a closed port as for a silent one. A node that outsiders to its LAN can dial
+relays for others (unless told not to); one that they cannot dial takes places at up to two relays, the nearest first, and
+announces them.
 
 A place is an open tunnel to the relay (net/relay.py): it lasts as long as the link, and is taken anew with the next link.
 
@@ -14,6 +16,7 @@ A place is an open tunnel to the relay (net/relay.py): it lasts as long as the l
 from __future__ import annotations
 
 import ipaddress
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -24,9 +27,11 @@ import trio
 
 from federation.errors import FederationError, PeerUnavailable, ProtocolViolation
 from federation.net import messages
-from federation.net.addresses import PeerAddress
+from federation.net.addresses import PeerAddress, ip_address
 from federation.net.dialler import open_from_port
+from federation.net.hearsay import Pace
 from federation.net.link import talk
+from federation.net.relay import RESERVE
 from federation.reactor import Nobody
 
 if TYPE_CHECKING:
@@ -85,14 +90,19 @@ class Reach:
         relays: Callable[[str], bool],
         networks: Callable[[], Sequence[Network]],
         on_change: Callable[[], None],
+        may_dial: Callable[[PeerAddress, bool], bool] = lambda _address, _trusted: True,
     ) -> None:
+        """`may_dial(address, trusted)`: whether an address makes sense from here."""
         self._host = host
+        self._may_dial = may_dial
+        self._pace = Pace()
         self._relays = relays
         self._networks = networks
         self._on_change = on_change
         self._listen: HostPort | None = None
         self.verdicts = Verdicts()
         self.public: dict[tuple[str, int], None] = {}  # where outsiders reached us, in their order
+        self._named: dict[str, list[tuple[str, int]]] = {}  # of that, what each one says
         self.forwarded: int | None = None  # a port that the router says it forwards to us
         self._asked: dict[str, float] = {}
         self._asking = 0
@@ -125,6 +135,7 @@ class Reach:
         """This machine's addresses changed: all has to be found out anew."""
         self.verdicts = Verdicts()
         self.public.clear()
+        self._named.clear()
         self._asked.clear()
         self._look.set()
 
@@ -175,10 +186,18 @@ class Reach:
         finally:
             self._asking -= 1
         log.debug("a member says how it sees us", peer=link.peer, seen=seen, mapped=mapped, ports=ports)
-        for port in ports:
-            self.public[seen[0], port] = None
-        self._judge(link.peer, reached=bool(ports))
+        asked_for = {*likely, *([mapped[1]] if mapped is not None else [])}
+        self._named[link.peer] = [(seen[0], port) for port in ports if port in asked_for]
+        self._believe_most()
+        self._judge(link.peer, reached=bool(self._named[link.peer]))
         self._look.set()
+
+    def _believe_most(self) -> None:
+        """One member that names a third party as our address is not to have all others dial there, where two know better."""
+        named = [places for places in self._named.values() if places]
+        count = Counter(place for places in named for place in dict.fromkeys(places))
+        self.public.clear()
+        self.public.update(dict.fromkeys(place for place in count if count[place] * 2 >= len(named)))
 
     async def face_of(self, listen: HostPort) -> tuple[str, int] | None:
         """What the world sees of a port of ours: as the nearest member outside of our networks says. None: nobody can."""
@@ -243,20 +262,27 @@ class Reach:
             if mapped is not None and mapped[0] != host:
                 mapped = None
             found: list[int] = []
+            to_dial = list(dict.fromkeys((*ports, *((mapped[1],) if mapped and ports else ()))))
             async with trio.open_nursery() as nursery:
-                for port in dict.fromkeys((*ports, *((mapped[1],) if mapped and ports else ()))):
+                for port in to_dial:
                     nursery.start_soon(self._dial_back, host, port, peer, found)
+            if len(found) < len(to_dial):
+                await trio.sleep_until(now + DIAL_BACK_S)  # closed and silent look alike
             await messages.send(stream, [link.remote_address, mapped, found])
             await stream.send_eof()
 
     async def _dial_back(self, host: str, port: int, peer: str, found: list[int]) -> None:
         """Only at the address from which the asker itself is connected: nobody has us knock at others' doors."""
+        now = trio.current_time()
+        if not self._may_dial(PeerAddress(host, port), False) or not self._pace.take(host, now):
+            return
         try:
             with trio.fail_after(DIAL_BACK_S):
                 await self._host.probe(await trio.open_tcp_stream(host, port), peer)
         except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever may answer there
             log.debug("a member cannot be dialled", peer=peer, port=port, why=str(error) or type(error).__name__)
         else:
+            self._pace.found(host, now)
             found.append(port)
 
     # Places at relays
@@ -355,9 +381,6 @@ def _read_answer(message: Any) -> tuple[tuple[str, int], tuple[str, int] | None,
 
 def _read_address(value: Any) -> tuple[str, int]:
     match value:
-        case [str(host), int(port)] if _is_port(port):
-            address = PeerAddress.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-            if address.ip is None:
-                raise ProtocolViolation("not an IP address")
-            return address.host, port
+        case [str(host), int(port)] if _is_port(port) and ip_address(host, port) is not None:
+            return host, port
     raise ProtocolViolation("not an address")
