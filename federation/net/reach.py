@@ -31,7 +31,6 @@ from federation.net.addresses import PeerAddress, ip_address
 from federation.net.dialler import open_from_port
 from federation.net.hearsay import Pace
 from federation.net.link import talk
-from federation.net.relay import RESERVE
 from federation.reactor import Nobody
 
 if TYPE_CHECKING:
