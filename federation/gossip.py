@@ -67,7 +67,7 @@ EXPIRE_S = 5.0
 GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read
 SYNC_TIMEOUT_S = 10.0
 PAGE = 64  # records: at most 1 MiB
-MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)
+MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)  # a row has some 220 bytes beside the record; test_gossip.py adds it up
 MAX_PAGES = MAX_ENTRIES // PAGE + 1
 SYNCS_A_SECOND, SYNCS_AT_ONCE = 0.2, 8.0  # asked for by one peer; an honest one asks once a link
 ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ENTRIES  # handed over by one peer
@@ -320,7 +320,7 @@ class Gossip:
             case _:
                 raise ProtocolViolation("a row is a signed record and its age")
         try:
-            signer, data = self._topic.open_signed(signed)
+            signer, data, signed = self._topic.open_signed(signed)  # what a former version lets others add is left out
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:
