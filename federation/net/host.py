@@ -136,6 +136,7 @@ class Host:
         self.swarm.set_resource_manager(None)  # type: ignore[attr-defined]
         self.swarm._select_connection = self._select_connection  # type: ignore[attr-defined]
         self.libp2p = BasicHost(network=self.swarm)
+        self.libp2p.multiselect.handlers.clear()  # ping, identify and identify-push, which reads keys of all kinds (O)
         self.swarm.notifees.clear()  # type: ignore[attr-defined]  # tag store and automatic identify: nothing here reads them
         self.swarm.set_stream_handler(_never_raises(self.swarm.common_stream_handler))  # type: ignore[attr-defined]  # A
         self.peer_id = str(self.swarm.get_peer_id())

@@ -32,10 +32,11 @@ LOG_LINES = 300  # one for each address and kind of nonsense in 10 s, thrice
 QUIET_REQUESTS = 400
 LONG_S, LONG_QUIET_REQUESTS, WRONG_PROOFS = 10.0, 1000, 400
 KINDS = (
-    "random bytes", "half a handshake", "a handshake replayed", "huge length", "silent", "a byte a second", "idle",
-    "wrong proof",
+    "random bytes", "half a handshake", "a handshake replayed", "huge length", "a key of 4 kB", "silent", "a byte a second",
+    "idle", "wrong proof",
 )  # fmt: skip
 ATTACK_S = 3.0  # of all kinds; then 2,000 that say nothing
+LONGEST_S = 1.5  # that a request of others takes on two busy cores; one such key took 9 s
 NOISE_S = 0.05  # two nearly equal p99 differ by that on a machine that does something else as well
 
 
@@ -149,6 +150,44 @@ def test_members_do_not_notice(victim, entry, handshake, fleet, figure) -> None:
     # A member that comes while strangers are still there is let in: they are of another address.
     newcomer = fleet.daemon("newcomer", peer=victim)
     wait_until(lambda: newcomer.offers() == {"victim"}, within=5, what="a newcomer is let in and served")
+
+
+def test_a_key_that_takes_long_to_read_stops_nobody(victim, entry, handshake, figure) -> None:
+    """A whole handshake as somebody whose key of 4 kB takes py-libp2p 9 s: some kB/s of these stopped a node."""
+    kind = "a key of 4 kB"
+    command = [
+        sys.executable,
+        str(OUTSIDER),
+        *map(str, victim.p2p),
+        str(ATTACK_S),
+        "--record",
+        str(handshake),
+        "--only",
+        kind,
+    ]
+    with Load(entry.entry(), clients=2, every_s=0.02) as load:
+        began = time.monotonic()
+        wait_until(lambda: len(load.requests) >= QUIET_REQUESTS, within=60, what="a quiet measurement")
+        quiet, quiet_s = p99(load, began), time.monotonic() - began
+        attacked_at = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=victim.environment)
+        attacked_s = time.monotonic() - attacked_at
+        wait_until(lambda: load.finished_since(attacked_at) >= QUIET_REQUESTS, within=60, what="others are served")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    attacked = [request.took_s for request in load.requests if request.started >= attacked_at]
+    answered = [request.finished - attacked_at for request in load.requests if not request.failed]
+    served = sum(0 <= at < attacked_s for at in answered)
+    figure(
+        kind,
+        f"others' requests {QUIET_REQUESTS / quiet_s:.0f}/s quiet, {served / attacked_s:.0f}/s attacked, "
+        f"p99 {quiet * 1e3:.0f} and {p99(load, attacked_at) * 1e3:.0f} ms, the longest {max(attacked):.2f} s, "
+        f"{len(load.failed)} failed; {result['outcomes']} in {attacked_s:.1f} s, held {result['held_s'][kind]:.1f} s",
+    )
+    assert load.failed == []
+    assert result["outcomes"] == {kind: sum(result["outcomes"].values())}
+    assert max(attacked) < LONGEST_S
+    assert served / attacked_s > QUIET_REQUESTS / quiet_s / 2
 
 
 @pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="needs a quiet machine: set FEDERATION_LONG_TESTS=1")
