@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import rsa_keys
 from harness import wait_until
+from libp2p.security.noise.pb.noise_pb2 import NoiseHandshakePayload
 from load import Load
+from noise.connection import Keypair, NoiseConnection
 from test_strangers import STRANGER
 
 if TYPE_CHECKING:
@@ -62,6 +65,41 @@ class Recorder:
         with suppress(OSError):
             while data := theirs.recv(65536):
                 ours.sendall(data)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class SlowKeyNode:
+    """What answers like a node of a DHT, with a key of 4 kB; counts who shook hands with it."""
+
+    def __init__(self) -> None:
+        self.met = 0
+        self._key = rsa_keys.proth()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._answer, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _answer(self, conn: socket.socket) -> None:
+        noise = NoiseConnection.from_name(b"Noise_XX_25519_ChaChaPoly_SHA256")
+        noise.set_keypair_from_private_bytes(Keypair.STATIC, os.urandom(32))
+        noise.set_as_responder()
+        noise.start_handshake()
+        with conn, conn.makefile("rb") as said, suppress(OSError):
+            conn.sendall(b"\x13/multistream/1.0.0\n\x07/noise\n")
+            said.read(20 + 8)
+            noise.read_message(said.read(int.from_bytes(said.read(2), "big")))
+            message = noise.write_message(
+                NoiseHandshakePayload(identity_key=self._key, identity_sig=b"s").SerializeToString()
+            )
+            self.met += 1
+            conn.sendall(len(message).to_bytes(2, "big") + message)
+            said.read()
 
     def close(self) -> None:
         self._listener.close()
@@ -188,6 +226,29 @@ def test_a_key_that_takes_long_to_read_stops_nobody(victim, entry, handshake, fi
     assert result["outcomes"] == {kind: sum(result["outcomes"].values())}
     assert max(attacked) < LONGEST_S
     assert served / attacked_s > QUIET_REQUESTS / quiet_s / 2
+
+
+def test_a_node_of_a_dht_with_such_a_key_stops_nobody(victim, fleet, figure) -> None:
+    """Whoever looks for members in a public DHT meets strangers there."""
+    node = SlowKeyNode()
+    address = f"/ip4/127.0.0.1/tcp/{node.port}/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN"
+    looker = fleet.daemon("looker", "--dht", f"--bootstrap={address}", peer=victim)
+    wait_until(lambda: looker.offers() == {"victim"}, within=20, what="the looker sees the exit")
+    with Load(looker.entry(), clients=2, every_s=0.02) as load:
+        wait_until(lambda: node.met >= 2, within=40, what="it looks again, for the first look failed")
+        met_at = time.monotonic()
+        wait_until(lambda: load.finished_since(met_at) >= QUIET_REQUESTS, within=60, what="others are served meanwhile")
+    longest = max(request.took_s for request in load.requests)
+    figure(
+        "a DHT node with a key of 4 kB",
+        f"{len(load.requests)} requests of others, {len(load.failed)} failed, the longest {longest:.2f} s; "
+        f"met {node.met} times",
+    )
+    wait_until(lambda: "the DHT could not be asked" in looker.log(), within=60, what="the look is given up")
+    node.close()
+    assert looker.stop() == 0
+    assert load.failed == []
+    assert longest < LONGEST_S
 
 
 @pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="needs a quiet machine: set FEDERATION_LONG_TESTS=1")
