@@ -325,6 +325,23 @@ async def subscribes_without_end(member: Member) -> None:
         await member.rpc(rpc_pb2.RPC(subscriptions=flips))
 
 
+async def announces_a_gigabyte(member: Member) -> None:
+    """In the negotiation of each stream, and sends as much of it as the victim takes."""
+
+    async def announce() -> None:
+        stream = await member.link.open_stream()
+        with suppress(Exception):  # the victim resets it
+            await stream.write(b"\x80\x80\x80\x80\x04")
+            while True:
+                await stream.write(bytes(60_000))
+                member.sent += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(announce)
+        await trio.sleep_forever()
+
+
 MODES = {
     mode.__name__: mode
     for mode in (
@@ -332,7 +349,7 @@ MODES = {
         invents_peers, opens_and_takes_back, opens_what_is_not_there, grants_too_much, sends_ungranted,
         speaks_of_unknown_streams, never_reads, never_reads_tunnels, hands_over_padded_records, rsa_identities,
         exchanges_peers, prunes_other_topics, has_of_other_topics, has_without_end, wants_without_end,
-        subscribes_without_end,
+        subscribes_without_end, announces_a_gigabyte,
     )
 }  # fmt: skip
 DONE = {"invents_peers", "rsa_identities"}  # when it has done it
