@@ -144,7 +144,7 @@ def test_it_gets_no_more_than_its_share_of_memory() -> None:
     assert "MemoryError" in done.stderr
 
 
-def test_it_is_of_the_lowest_priority_and_its_limits_can_be_lower_already() -> None:
+def test_it_is_of_a_low_priority_and_its_limits_can_be_lower_already() -> None:
     code = "import os, resource; print(os.nice(0), resource.getrlimit(resource.RLIMIT_CPU)[1])\n"
     assert run(code + "dht.MAX_CPU_S = 9; dht.bound_process()").stdout.split() == [str(dht.NICE), "5"]
 

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 import trio
 from hypothesis import given
@@ -25,6 +26,7 @@ from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 from structlog.testing import capture_logs
 
+from federation import gossip
 from federation.errors import RecordForged, RecordInvalid
 from federation.net import pubsub as pubsub_module
 from federation.net.pubsub import (
@@ -46,6 +48,7 @@ from federation.net.pubsub import (
     is_genuine,
 )
 from federation.records import MAX_RECORD_BYTES
+from federation.tokens import Token
 from tests.hosts import Peer, new_peer, peers, reactor_running, seed
 from tests.links import PEERS, until
 
@@ -498,6 +501,13 @@ class TestOpenSigned:
             with pytest.raises(RecordInvalid) as refused:
                 self.topic.open_signed(message.SerializeToString())
             assert not isinstance(refused.value, RecordForged)
+
+    def test_a_page_of_the_largest_rows_is_read(self) -> None:
+        """Whatever members announce, a ledger can be handed over."""
+        host = foreign_topic()._host
+        signed = Topic(host, Token(b"s" * 32).topic(), lambda *_: True).sign(bytes(MAX_RECORD_BYTES)).SerializeToString()
+        page = msgpack.packb([(signed, 2**40 - 1)] * gossip.PAGE)
+        assert gossip.MAX_SYNC_BYTES - 64 * 100 < len(page) <= gossip.MAX_SYNC_BYTES
 
     @pytest.mark.parametrize("seqno", [b"", b"1234567", b"123456789"])
     def test_numbers_of_another_length_are_no_offence(self, seqno: bytes) -> None:

@@ -1,7 +1,7 @@
 """One look into a public DHT, in a process of its own: `python -m federation.net.dht`. JSON on stdin, JSON on stdout.
 
 A look meets strangers with all of py-libp2p: keys of every kind, identify, peer records, multiaddrs, Yamux. None of that may
-take the time or the memory of a node that serves, so it happens here: at the lowest priority, with a limit on memory, on
+take the time or the memory of a node that serves, so it happens here: at a low priority, with a limit on memory, on
 processor time and on the time that passes, whatever any reader does with what it is given. A failure costs one look.
 
 Each look is made under a new libp2p identity, by a host that lives for seconds and does not listen. RSA keys, which real DHT
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from libp2p.peer.peerinfo import PeerInfo
 
 LOOK_TIMEOUT_S = 30.0
-START_S = 30  # until the modules are read, on a busy machine
+START_S = 30  # for what is not the look itself, on a busy machine
 MAX_CPU_S = 30  # 3 s are for the modules
 MAX_MEMORY = 1024**3  # bytes; a look needs some 150 MiB
-NICE = 19
+NICE = 10  # it gets a tenth of a busy core
 CONNECT_TIMEOUT_S = 5.0
 MAX_PROVIDERS = 32
 MAX_ADDRESSES = 4  # of one of them
@@ -132,7 +132,8 @@ async def look(task: Look) -> Found:
     except trio.TooSlowError:
         found.problem = f"the DHT did not answer within {LOOK_TIMEOUT_S:g} s"
     except Exception as error:  # noqa: BLE001  # strangers' bytes meet all of py-libp2p here; the look is lost, no more
-        found.problem = str(_innermost(error)) or type(_innermost(error)).__name__
+        cause = _innermost(error)
+        found.problem = (cause.detail if isinstance(cause, FederationError) else str(cause)) or type(cause).__name__
     return found
 
 

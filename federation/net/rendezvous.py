@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 ALONE_EVERY_S = 20.0  # while there is nobody
 EVERY_S = 600.0  # for those who come later; below the hour that a key lives
-LOOK_TIMEOUT_S = 75.0  # it ends by itself before: net/dht.py has 30 s to start and 30 s to look
+LOOK_TIMEOUT_S = 90.0  # by then it has ended by itself, unless reading the modules takes longer than the look: net/dht.py
 NEAR_S = 600.0  # clocks differ, and records last: so long before and after the hour both keys count
 
 
