@@ -16,6 +16,7 @@ from pathlib import Path
 import rsa_keys
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.rsa import RSAPrivateKey
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import create_signed_peer_record
@@ -123,11 +124,11 @@ class Member:
         }  # fmt: skip
 
 
-def invented(member: Member) -> rpc_pb2.Message:
-    keys = create_new_key_pair()
+def invented(member: Member, keys: KeyPair | None = None, number: bytes = bytes(8)) -> rpc_pb2.Message:
+    keys = keys or create_new_key_pair()
     peer = ID.from_pubkey(keys.public_key)
     data = member.record(peer_id=str(peer), name="invented", addresses=["/ip4/127.0.0.1/tcp/9"], services={"default": True})
-    message = rpc_pb2.Message(data=data, topicIDs=[member.topic.name], from_id=peer.to_bytes(), seqno=bytes(8))
+    message = rpc_pb2.Message(data=data, topicIDs=[member.topic.name], from_id=peer.to_bytes(), seqno=number)
     message.signature = keys.private_key.sign(b"libp2p-pubsub:" + message.SerializeToString())
     return message
 
@@ -325,6 +326,14 @@ async def subscribes_without_end(member: Member) -> None:
         await member.rpc(rpc_pb2.RPC(subscriptions=flips))
 
 
+async def long_numbers(member: Member) -> None:
+    """Genuine messages of nodes that it invented, with numbers of 30 kB: each node remembers them for two minutes."""
+    signers = [create_new_key_pair() for _ in range(100)]
+    for _ in range(30):
+        for keys in signers:
+            await member.send(invented(member, keys, os.urandom(30_000)))
+
+
 async def announces_a_gigabyte(member: Member) -> None:
     """In the negotiation of each stream, and sends as much of it as the victim takes."""
 
@@ -349,7 +358,7 @@ MODES = {
         invents_peers, opens_and_takes_back, opens_what_is_not_there, grants_too_much, sends_ungranted,
         speaks_of_unknown_streams, never_reads, never_reads_tunnels, hands_over_padded_records, rsa_identities,
         exchanges_peers, prunes_other_topics, has_of_other_topics, has_without_end, wants_without_end,
-        subscribes_without_end, announces_a_gigabyte,
+        subscribes_without_end, announces_a_gigabyte, long_numbers,
     )
 }  # fmt: skip
 DONE = {"invents_peers", "rsa_identities"}  # when it has done it

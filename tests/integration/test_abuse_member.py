@@ -153,11 +153,10 @@ def test_a_key_that_takes_long_to_read_is_not_read(fleet: Fleet, three: list[Dae
         "wants_without_end",
         "subscribes_without_end",
         "announces_a_gigabyte",
+        "long_numbers",
     ],
 )
-def test_what_is_said_beside_records_takes_no_memory_and_nobody_elses_time(
-    mode: str, fleet: Fleet, three: list[Daemon], figure
-) -> None:
+def test_what_is_said_beside_records_takes_no_memory(mode: str, fleet: Fleet, three: list[Daemon], figure) -> None:
     a, b, _ = three
     with Load(b.entry(), clients=2, every_s=0.04) as load:
         wait_until(lambda: len(load.requests) >= 100, within=30, what="a steady load")
