@@ -334,6 +334,16 @@ async def long_numbers(member: Member) -> None:
             await member.send(invented(member, keys, os.urandom(30_000)))
 
 
+async def digests_of_nothing(member: Member) -> None:
+    """A megabyte of empty lists each, which is a million objects."""
+    nothing: list[list] = [[]] * 1_000_000
+    for _ in range(12):
+        stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+        with suppress(trio.BrokenResourceError):
+            await messages.send(stream, nothing)
+            member.sent += 1
+
+
 async def announces_a_gigabyte(member: Member) -> None:
     """In the negotiation of each stream, and sends as much of it as the victim takes."""
 
@@ -358,7 +368,7 @@ MODES = {
         invents_peers, opens_and_takes_back, opens_what_is_not_there, grants_too_much, sends_ungranted,
         speaks_of_unknown_streams, never_reads, never_reads_tunnels, hands_over_padded_records, rsa_identities,
         exchanges_peers, prunes_other_topics, has_of_other_topics, has_without_end, wants_without_end,
-        subscribes_without_end, announces_a_gigabyte, long_numbers,
+        subscribes_without_end, announces_a_gigabyte, long_numbers, digests_of_nothing,
     )
 }  # fmt: skip
 DONE = {"invents_peers", "rsa_identities"}  # when it has done it

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EVIL = Path(__file__).with_name("evil.py")
 MiB = 1024 * 1024
 MEMORY = 96 * MiB  # a daemon may grow by, with all of it together
-CONTROL_MEMORY = 24 * MiB  # by one kind of control message; what is on its way, and what a busy allocator keeps
+CONTROL_MEMORY = 10 * MiB  # by one kind of what is said beside records; what is on its way, and what an allocator keeps
 FLOOD_S = 6.0
 RSA_SHARE = 0.1  # of a core; it was a quarter to a half of one
 LOG_LINES = 250  # 64 invented peers that join at once are named, and a handful of lines for each mode
@@ -154,6 +154,7 @@ def test_a_key_that_takes_long_to_read_is_not_read(fleet: Fleet, three: list[Dae
         "subscribes_without_end",
         "announces_a_gigabyte",
         "long_numbers",
+        "digests_of_nothing",
     ],
 )
 def test_what_is_said_beside_records_takes_no_memory(mode: str, fleet: Fleet, three: list[Daemon], figure) -> None:
@@ -168,7 +169,7 @@ def test_what_is_said_beside_records_takes_no_memory(mode: str, fleet: Fleet, th
         mode,
         f"{result['sent']} sent in {result['lasted_s']:.1f} s{', cut' * result['cut']}; memory {grown / MiB:+.0f} MiB; "
         f"{cpu_s:.1f} s of CPU; {len(load.requests)} requests of others, {len(load.failed)} failed, "
-        f"p99 {took[len(took) * 99 // 100] * 1e3:.0f} ms",
+        f"p99 {took[len(took) * 99 // 100] * 1e3:.0f} ms, the longest {took[-1] * 1e3:.0f} ms",
     )
     assert load.failed == []
     assert grown < CONTROL_MEMORY
