@@ -24,19 +24,24 @@ import msgpack
 import structlog
 import trio
 import trio.testing
+from google.protobuf.message import DecodeError
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.pubsub.pb import rpc_pb2
 
 from federation import gossip as gossip_module
 from federation.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.entry import _Farewell
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
+from federation.net import identity as identities
 from federation.net import mux
 from federation.net.addresses import PeerAddress
 from federation.net.noise import MAX_PLAINTEXT, Opener, Sealer, TokenNoise
-from federation.records import Gpu, NodeData, decode, encode
+from federation.net.pubsub import canonical, is_genuine
+from federation.records import MAX_RECORD_BYTES, Gpu, NodeData, decode, encode
 from federation.tokens import Token
 from tests.links import End, _MemoryRaw
 from tests.test_gossip import TOKEN, FakeTopic, Member, sign
+from tests.test_pubsub import foreign_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +54,8 @@ TURN_S = 0.5  # one target, then the next
 KEPT, MAX_KEPT_BYTES = 20, 2048  # --keep: what is worth files in the repository, for one target
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 KEY = b"k" * 32
+STATIC = b"s" * 32
+TOPIC = foreign_topic()
 
 
 # Targets
@@ -105,6 +112,47 @@ def noise(data: bytes) -> str:
             outcome += " / " + error.detail
         assert data.startswith(b"".join(heard))
     return outcome
+
+
+def identity(data: bytes) -> str:
+    """As what a stranger says of itself in a handshake, as a key, as a peer id, and as the text of one."""
+    outcome = ""
+    try:
+        identities.read_payload(data, STATIC)
+        outcome += "a handshake;"
+    except ProtocolViolation as error:
+        outcome += error.detail + ";"
+    key, owner = identities.key_in(data), identities.key_of(data)
+    outcome += f"key {key is not None}, id {owner is not None};"
+    for found in filter(None, (key, owner)):
+        assert not identities.is_signed(b"", bytes(64), found)
+        assert identities.key_of(identities.peer_id(found).to_bytes()) == found
+    try:
+        named = identities.read_peer_id(data.decode("latin-1"))
+    except ValueError:
+        return outcome
+    assert str(named) == data.decode()
+    return outcome + "text"
+
+
+def signed(data: bytes) -> str:
+    """As a row of a ledger, and as an RPC of gossip: what is left of it is signed, bounded and its own canonical form."""
+    try:
+        opened = TOPIC.open_signed(data)
+    except RecordInvalid as error:
+        outcome = f"{type(error).__name__} {error.detail[:20]}"
+    else:
+        assert len(opened.signed) < MAX_RECORD_BYTES + 256
+        assert TOPIC.open_signed(opened.signed) == opened
+        outcome = "genuine"
+    try:
+        rpc = rpc_pb2.RPC.FromString(data)
+    except DecodeError:
+        return outcome + ", no RPC"
+    kept = [message for message in map(canonical, rpc.publish) if message is not None]
+    assert all(canonical(message) == message for message in kept)
+    genuine = sum(map(is_genuine, kept[:3]))
+    return outcome + f", {min(len(kept), 3)} of {min(len(rpc.publish), 3)} messages, {genuine} genuine"
 
 
 def handshake(data: bytes) -> str:
@@ -249,8 +297,8 @@ def gossip(data: bytes) -> str:
 
 
 TARGETS: dict[str, Callable[[bytes], str]] = {
-    "token": token, "record": record, "address": address, "noise": noise, "handshake": handshake, "frames": frames,
-    "http": http, "browser": browser, "gossip": gossip,
+    "token": token, "record": record, "address": address, "noise": noise, "handshake": handshake, "identity": identity,
+    "signed": signed, "frames": frames, "http": http, "browser": browser, "gossip": gossip,
 }  # fmt: skip
 
 
@@ -326,6 +374,18 @@ def well_formed(target: str, rng: random.Random) -> bytes:
                      b"Content-Length: 3", b"X: " + b"y" * rng.choice((1, 20_000))]  # fmt: skip
             first = rng.choice((b"GET / HTTP/1.1", b"OPTIONS * HTTP/1.0", b"brew http://evil.example/ HTTP/1.1"))
             return rng.choice((b"\r\n", b"\n")).join([first, *rng.sample(lines, rng.randrange(6)), b"", b"abc"])
+        case "identity":
+            keys = create_new_key_pair(rng.randbytes(32))
+            key = keys.public_key.serialize()
+            rsa = b"\x08\x00\x12" + bytes([rng.randrange(128)]) + rng.randbytes(rng.randrange(128))
+            said = identities.write_payload(keys, STATIC)
+            return rng.choice((key, b"\x00\x24" + key, str(identities.peer_id(key[4:])).encode(), said, said, rsa))
+        case "signed":
+            message = TOPIC.sign(rng.randbytes(rng.randrange(40)))
+            if rng.random() < 0.3:
+                message.key = rng.randbytes(rng.randrange(200))
+            rpc = rpc_pb2.RPC(publish=[message] * rng.randrange(3))
+            return rng.choice((message, rpc)).SerializeToString()
         case "handshake":
             return struct.pack(">H", 32) + rng.randbytes(32)
         case "gossip":

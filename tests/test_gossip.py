@@ -32,6 +32,7 @@ from federation.gossip import (
 )
 from federation.ledger import FORGET_AFTER, MAX_ENTRIES, Change, Ledger
 from federation.metrics import Metrics
+from federation.net.pubsub import Opened
 from federation.records import Gpu, NodeData, encode
 from federation.tokens import Token
 from tests.hosts import HostEvents, Peer, new_peer, reactor_running
@@ -145,17 +146,17 @@ class FakeTopic:
         return sign(self.host.peer_id, data)
 
     async def forward(self, peer: str, signed: bytes) -> None:
-        signer, data = self.open_signed(signed)
+        signer, data, signed = self.open_signed(signed)
         if self.accept(signer, data, signed):
             self.forwarded.append((peer, signed))
 
     async def flushed(self, timeout_s: float) -> None: ...
 
-    def open_signed(self, signed: bytes) -> tuple[str, bytes]:
+    def open_signed(self, signed: bytes) -> Opened:
         signer, bar, data = signed.partition(b"|")
         if not bar or not signer.isalnum():
             raise RecordForged("forged")
-        return signer.decode(), data
+        return Opened(signer.decode(), data, signed)
 
     @property
     def times(self) -> list[float]:
@@ -918,7 +919,7 @@ class TestLive:
             (a, node_a), (b, node_b) = [await network.join(n) for n in (1, 2)]
             absent = await signed_by_somebody_else()
             for node in (node_a, node_b):
-                signer, data = node.gossip._topic.open_signed(absent)
+                signer, data, _ = node.gossip._topic.open_signed(absent)
                 node.gossip._merge(signer, data, absent, timedelta(minutes=30))
                 assert len(node.ledger) == 2
             c, node_c = await network.join(3)

@@ -163,6 +163,15 @@ class TestConnect:
             assert live_links(a) == 3
 
 
+async def test_no_stream_is_served_that_this_program_does_not_use() -> None:
+    """libp2p's ping, identify and identify-push; the last one reads keys and addresses of all kinds."""
+    async with linked() as (a, b):
+        assert list(a.host.libp2p.multiselect.handlers) == []
+        for protocol in ("/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", "/ipfs/id/push/1.0.0"):
+            with pytest.raises(PeerUnavailable):
+                await a.host.open_stream(b.id, protocol)
+
+
 class TestToken:
     async def test_another_networks_node_gets_nothing_and_both_are_told(self) -> None:
         async with reactor_running() as reactor:

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from federation.net import portmap
-from federation.net.portmap import LIFETIME_S, MappingRefused, PortMapping, default_gateway, map_port
+from federation.net.portmap import LIFETIME_S, RETRY_S, MappingRefused, PortMapping, default_gateway, map_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -106,6 +106,25 @@ async def test_it_is_kept_and_given_back(monkeypatch: pytest.MonkeyPatch) -> Non
     assert mapped == [5000]
     assert mapping.problem == ""
     assert there.requests == [(4484, 4484, LIFETIME_S), (4484, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("given", "again_in_s", "external"),
+    [((5000, 600), 300, 5000), ((5000, 2**32 - 1), LIFETIME_S / 2, 5000), ((5000, 0), 60, 5000), ((0, 600), RETRY_S, None)],
+    ids=["as it should", "for ever", "for no time", "no port"],
+)
+async def test_what_a_router_says_is_kept_within_reason(
+    given: tuple[int, int], again_in_s: float, external: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answered(*_: object) -> tuple[int, int]:
+        await trio.lowlevel.checkpoint()
+        return given
+
+    monkeypatch.setattr(portmap, "map_port", answered)
+    mapping = PortMapping(4484, lambda _port: None)
+    assert await mapping._renew("127.0.0.1") == again_in_s
+    assert mapping.external == external
+    assert bool(mapping.problem) == (external is None)
 
 
 @pytest.mark.parametrize(

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from libp2p.crypto import serialization
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.rsa import create_new_key_pair as create_new_rsa_key_pair
 from libp2p.host.exceptions import StreamFailure
 from libp2p.network.stream.exceptions import StreamReset
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import create_signed_peer_record
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.validators import signature_validator
 from libp2p.utils import encode_varint_prefixed
+from multiaddr import Multiaddr
 from structlog.testing import capture_logs
 
-from federation.errors import RecordInvalid
+from federation import gossip
+from federation.errors import RecordForged, RecordInvalid
 from federation.net import pubsub as pubsub_module
 from federation.net.pubsub import (
+    BYTES_AN_RPC,
     DEGREE,
     DEGREE_HIGH,
     EXCHANGE_S,
     LAZY_PEERS,
+    MAX_BACKOFF_S,
+    MAX_FORMER_BYTES,
     MAX_MESSAGE_BYTES,
+    MESSAGE_ID_BYTES,
     PROTOCOL_ID,
     SPARE_PEERS,
+    WANTED_AT_ONCE,
     Topic,
-    _is_genuine,
     _Router,
+    canonical,
+    is_genuine,
 )
+from federation.records import MAX_RECORD_BYTES
+from federation.tokens import Token
 from tests.hosts import Peer, new_peer, peers, reactor_running, seed
-from tests.links import until
+from tests.links import PEERS, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -113,7 +129,7 @@ class TestSpread:
             await until(lambda: b.messages and c.messages)
             assert b.messages == c.messages == [(a.peer.id, b"hello", signed)]
             assert a.messages == []  # nobody asks a node about its own words
-            assert c.topic.open_signed(signed) == (a.peer.id, b"hello")
+            assert c.topic.open_signed(signed) == (a.peer.id, b"hello", signed)
 
     async def test_what_is_not_accepted_goes_no_further(self) -> None:
         async with members(3, (0, 1), (1, 2)) as (a, b, c):
@@ -426,6 +442,25 @@ def keyed(key: bytes) -> rpc_pb2.Message:
     return message
 
 
+def padded(message: rpc_pb2.Message, size: int = 1000) -> rpc_pb2.Message:
+    """With a key and a field of no version, neither of which the signature covers."""
+    return rpc_pb2.Message.FromString(
+        message.SerializeToString() + b"\x32\x04abcd" + b"\xfa\x7f" + encode_varint_prefixed(bytes(size))
+    )
+
+
+def rsa_signed() -> rpc_pb2.Message:
+    """As f919b4d accepts it: the id is the hash of the key, which comes along."""
+    keys = create_new_rsa_key_pair(2048)
+    message = rpc_pb2.Message(data=b"x", topicIDs=[NAME], from_id=ID.from_pubkey(keys.public_key).to_bytes(), seqno=bytes(8))
+    message.signature = keys.private_key.sign(b"libp2p-pubsub:" + message.SerializeToString())
+    message.key = keys.public_key.serialize()
+    assert signature_validator(message), "no test of anything"
+    return message
+
+
+RSA_SIGNED = rsa_signed()
+
 FORGERIES = {
     "no signature": lambda: unsigned(),
     "other data": lambda: tampered(data=b"forged"),
@@ -450,10 +485,52 @@ FORGERIES = {
 class TestOpenSigned:
     topic = foreign_topic(1)
 
+    def test_what_its_signature_does_not_cover_is_left_out(self) -> None:
+        message = foreign_topic().sign(b"data")
+        signed = message.SerializeToString()
+        assert self.topic.open_signed(padded(message).SerializeToString()) == (
+            foreign_topic()._host.peer_id,
+            b"data",
+            signed,
+        )
+
+    def test_the_largest_record_is_taken_and_a_larger_one_is_no_offence(self) -> None:
+        signer, largest = foreign_topic(), bytes(MAX_RECORD_BYTES)
+        assert self.topic.open_signed(signer.sign(largest).SerializeToString()).data == largest
+        for message in (signer.sign(largest + b"x"), padded(signer.sign(b"x"), MAX_MESSAGE_BYTES)):
+            with pytest.raises(RecordInvalid) as refused:
+                self.topic.open_signed(message.SerializeToString())
+            assert not isinstance(refused.value, RecordForged)
+
+    def test_a_page_of_the_largest_rows_is_read(self) -> None:
+        """Whatever members announce, a ledger can be handed over."""
+        host = foreign_topic()._host
+        signed = Topic(host, Token(b"s" * 32).topic(), lambda *_: True).sign(bytes(MAX_RECORD_BYTES)).SerializeToString()
+        page = msgpack.packb([(signed, 2**40 - 1)] * gossip.PAGE)
+        assert gossip.MAX_SYNC_BYTES - 64 * 100 < len(page) <= gossip.MAX_SYNC_BYTES
+
+    @pytest.mark.parametrize("seqno", [b"", b"1234567", b"123456789"])
+    def test_numbers_of_another_length_are_no_offence(self, seqno: bytes) -> None:
+        """They would be kept for two minutes, whatever their length. A former version takes them."""
+        message = unsigned()
+        message.seqno = seqno
+        with pytest.raises(RecordInvalid) as refused:
+            self.topic.open_signed(sign(message).SerializeToString())
+        assert not isinstance(refused.value, RecordForged)
+
+    @given(st.binary(max_size=60), st.integers(0, 2**64 - 1))
+    def test_what_is_taken_is_what_a_former_version_takes(self, data: bytes, number: int) -> None:
+        message = unsigned(data)
+        message.seqno = number.to_bytes(8, "big")
+        opened = self.topic.open_signed(padded(sign(message)).SerializeToString())
+        again = rpc_pb2.Message.FromString(opened.signed)
+        assert signature_validator(again)
+        assert canonical(again) == again
+
     def test_what_a_node_signed(self) -> None:
         signer = foreign_topic()
         message = signer.sign(b"data").SerializeToString()
-        assert self.topic.open_signed(message) == (signer._host.peer_id, b"data")
+        assert self.topic.open_signed(message) == (signer._host.peer_id, b"data", message)
 
     def test_numbers_never_repeat(self) -> None:
         signer = foreign_topic()
@@ -472,13 +549,14 @@ class TestOpenSigned:
     @given(st.integers(0, 10_000), st.integers(1, 255))
     def test_refuses_any_changed_byte_or_says_the_same(self, at: int, change: int) -> None:
         signer = foreign_topic()
-        genuine = bytearray(signer.sign(b"some data").SerializeToString())
+        signed = signer.sign(b"some data").SerializeToString()
+        genuine = bytearray(signed)
         genuine[at % len(genuine)] ^= change
         try:
             opened = self.topic.open_signed(bytes(genuine))
         except RecordInvalid:
             return
-        assert opened == (signer._host.peer_id, b"some data")
+        assert opened == (signer._host.peer_id, b"some data", signed)
 
 
 async def gossip_stream(evil: Heard, victim: Heard) -> TrioStream:
@@ -521,7 +599,8 @@ class TestAMembersMessages:
             await until(lambda: evil.data in ([], [b"behind it"]))
             evil.messages.clear()
             await assert_works(victim, evil)
-            forged = NAME in forgery().topicIDs and not _is_genuine(forgery())
+            message = canonical(forgery())  # None: a former version may have let it pass
+            forged = message is not None and NAME in message.topicIDs and not is_genuine(message)
             assert offences == [(evil.peer.id, "it passes on a message with a wrong signature")] * forged
 
     async def test_a_forgery_does_not_keep_the_genuine_one_out(self) -> None:
@@ -556,7 +635,7 @@ class TestAMembersMessages:
             b"\xff" * 12,
             encode_varint_prefixed(rpc_pb2.RPC(senderRecord=b"\xff\xff").SerializeToString()),
             encode_varint_prefixed(b"\x0a\x05\xff\xff\xff\xff\xff"),
-            encode_varint_prefixed(bytes(2 * MAX_MESSAGE_BYTES)),
+            encode_varint_prefixed(bytes(MAX_FORMER_BYTES + 1)),
             b"\x80\x80\x80\x80\x10",
             b"\x05ab",
         ],
@@ -583,29 +662,66 @@ class TestAMembersMessages:
             with pytest.raises(trio.BrokenResourceError), trio.fail_after(20):
                 await stream.receive_some(1)
 
-    @pytest.mark.parametrize("over", [-1000, 1000])
-    async def test_one_larger_than_any_record_is_not_read(self, over: int) -> None:
+    @pytest.mark.parametrize("size", [MAX_MESSAGE_BYTES + 1, MAX_FORMER_BYTES])
+    async def test_one_that_only_a_former_version_sends_is_passed_over(
+        self, size: int, offences: list[tuple[str, str]]
+    ) -> None:
+        """It may be honest: somebody padded what it passes on. What comes behind is heard."""
         async with members(2, (0, 1)) as (victim, evil):
-            signer = foreign_topic()
-            message = signer.sign(bytes(MAX_MESSAGE_BYTES + over))
-            stream = await gossip_stream(evil, victim)
-            with suppress(trio.BrokenResourceError):
-                await stream.send_all(rpc(message))
-            if over < 0:
-                await until(lambda: victim.messages)
-                return
-            with pytest.raises(trio.BrokenResourceError), trio.fail_after(20):
-                await stream.receive_some(1)
-            assert victim.messages == []
+            padded = sign(unsigned(b"padded"))
+            padded.key = bytes(size - rpc_pb2.RPC(publish=[padded]).ByteSize() - 10)
+            packet = rpc_pb2.RPC(publish=[padded]).SerializeToString()
+            packet += b"\x12" + bytes([size - len(packet) - 2]) + bytes(size - len(packet) - 2)  # to the byte
+            assert len(packet) == size
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(encode_varint_prefixed(packet))
+                await stream.send_all(rpc(foreign_topic().sign(b"behind it")))
+                await until(lambda: victim.data)
+            assert victim.data == [b"behind it"]
+            assert offences == []
 
-    async def test_control_messages_of_nonsense(self) -> None:
+    async def test_one_larger_than_any_record_is_left_out(self, offences: list[tuple[str, str]]) -> None:
+        async with members(2, (0, 1)) as (victim, evil):
+            signer, largest = foreign_topic(), bytes(MAX_RECORD_BYTES)
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(rpc(signer.sign(largest + b"x")) + rpc(signer.sign(largest)))
+                await until(lambda: victim.data)
+            assert victim.data == [largest]
+            assert offences == []
+
+    async def test_what_its_signature_does_not_cover_is_left_out(self, offences: list[tuple[str, str]]) -> None:
+        """Or a neighbour takes offence at the size of what this node passes on."""
+        async with members(3, (0, 1), (1, 2)) as (far, victim, evil):
+            genuine = foreign_topic().sign(b"genuine")
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(rpc(padded(genuine)))
+                await until(lambda: far.data)
+            expected = (foreign_topic()._host.peer_id, b"genuine", genuine.SerializeToString())
+            assert far.messages == victim.messages == [expected]
+            assert offences == []
+
+    async def test_another_kind_of_identity_is_not_even_looked_at(
+        self, monkeypatch: pytest.MonkeyPatch, offences: list[tuple[str, str]]
+    ) -> None:
+        """A former version passes it on, so it is no offence."""
+        read: list[bytes] = []
+        monkeypatch.setitem(serialization.key_type_to_public_key_deserializer, 0, read.append)
+        async with members(2, (0, 1)) as (victim, evil):
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(rpc(RSA_SIGNED, foreign_topic().sign(b"behind it")))
+                await until(lambda: victim.data)
+            assert victim.data == [b"behind it"]
+            assert offences == []
+            with pytest.raises(RecordInvalid) as refused:
+                victim.topic.open_signed(RSA_SIGNED.SerializeToString())
+            assert not isinstance(refused.value, RecordForged)
+        assert read == []
+
+    async def test_control_messages_of_nonsense(self, offences: list[tuple[str, str]]) -> None:
         control = rpc_pb2.ControlMessage(
             ihave=[rpc_pb2.ControlIHave(topicID=NAME, messageIDs=[b"\xff", b"zz", b""])],
             iwant=[rpc_pb2.ControlIWant(messageIDs=[b"\xff", b"zz", b""])],
-            graft=[rpc_pb2.ControlGraft(topicID="other")],
-            prune=[
-                rpc_pb2.ControlPrune(topicID="other", peers=[rpc_pb2.PeerInfo(peerID=b"\xff", signedPeerRecord=b"\xff")])
-            ],
+            idontwant=[rpc_pb2.ControlIDontWant(messageIDs=[b"\xff" * 1000])],
         )
         subscriptions = [rpc_pb2.RPC.SubOpts(subscribe=True, topicid=f"t{n}") for n in range(200)]
         async with members(2, (0, 1)) as (victim, evil):
@@ -614,6 +730,76 @@ class TestAMembersMessages:
                 await stream.send_all(encode_varint_prefixed(packet.SerializeToString()))
             await assert_works(victim, evil)
             assert set(victim.topic._pubsub.peer_topics) == {NAME}  # no memory for topics of no network
+            assert not any(victim.topic._router.dont_send_message_ids.values())
+            assert offences == []
+
+    @pytest.mark.parametrize(
+        "control",
+        [
+            rpc_pb2.ControlMessage(graft=[rpc_pb2.ControlGraft(topicID=NAME), rpc_pb2.ControlGraft(topicID="other")]),
+            rpc_pb2.ControlMessage(prune=[rpc_pb2.ControlPrune(topicID="other")]),
+            rpc_pb2.ControlMessage(ihave=[rpc_pb2.ControlIHave(topicID="other")]),
+            rpc_pb2.ControlMessage(graft=[rpc_pb2.ControlGraft()]),
+        ],
+        ids=["graft", "prune", "ihave", "none"],
+    )
+    async def test_speaking_of_another_topic_is_an_offence(
+        self, control: rpc_pb2.ControlMessage, offences: list[tuple[str, str]]
+    ) -> None:
+        async with members(2, (0, 1)) as (victim, evil):
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(encode_varint_prefixed(rpc_pb2.RPC(control=control).SerializeToString()))
+                await until(lambda: offences)
+            assert offences == [(evil.peer.id, "it speaks of a topic that this network does not have")]
+            router = victim.topic._router
+            kept: list[Any] = [router.back_off, router.ihave_message_limits, router.graft_flood_tracking]
+            assert "other" not in repr([[*part, *part.values()] for part in kept])
+            assert not any("other" in topics for part in kept[1:] for topics in part.values())
+
+    async def test_whom_it_names_nobody_dials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Peer exchange, and the signed record of a sender's addresses."""
+        dialled: list[object] = []
+        consumed: list[object] = []
+        monkeypatch.setattr("libp2p.host.basic_host.BasicHost.connect", lambda _, info: dialled.append(info))
+        monkeypatch.setattr("libp2p.peer.peerstore.PeerStore.consume_peer_record", lambda *a, **_: consumed.append(a))
+        third = create_new_key_pair(seed(9))
+        record = create_signed_peer_record(
+            ID.from_pubkey(third.public_key), [Multiaddr("/ip4/127.0.0.1/tcp/9")], third.private_key
+        ).marshal_envelope()
+        named = rpc_pb2.PeerInfo(peerID=ID.from_pubkey(third.public_key).to_bytes(), signedPeerRecord=record)
+        prune = rpc_pb2.ControlPrune(topicID=NAME, backoff=2**63, peers=[named])
+        async with members(2, (0, 1)) as (victim, evil):
+            packet = rpc_pb2.RPC(control=rpc_pb2.ControlMessage(prune=[prune]), senderRecord=record)
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(encode_varint_prefixed(packet.SerializeToString()))
+                await until(lambda: not mesh(victim))
+            (until_s,) = victim.topic._router.back_off[NAME].values()
+            assert until_s <= time.time() + MAX_BACKOFF_S
+        assert dialled == consumed == []
+
+    async def test_pubsub_does_not_dial_who_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with members(2, (0, 1)) as (a, _):
+            gone = foreign_topic()._host
+            asked: list[object] = []
+            monkeypatch.setattr(a.topic._pubsub.host, "new_stream", lambda *args: asked.append(args))
+            await a.topic._pubsub._handle_new_peer_with_retry(ID.from_base58(gone.peer_id))
+            assert asked == []
+
+    async def test_who_subscribes_again_and_again_is_handed_nothing_twice(self) -> None:
+        async with members(2, (0, 1)) as (victim, evil):
+            await victim.topic.publish(b"recent")
+            sent: list[ID] = []
+
+            async def send_recent_messages(peer: ID, _topic: str) -> None:
+                sent.append(peer)
+
+            victim.topic._router.send_recent_messages = send_recent_messages  # type: ignore[method-assign]
+            flips = [rpc_pb2.RPC.SubOpts(subscribe=n % 2 == 1, topicid=NAME) for n in range(100)]
+            async with await gossip_stream(evil, victim) as stream:
+                await stream.send_all(encode_varint_prefixed(rpc_pb2.RPC(subscriptions=flips).SerializeToString()))
+                await evil.topic.publish(b"behind it")
+                await until(lambda: b"behind it" in victim.data)
+            assert sent == []
 
     async def test_accept_that_fails_ends_nothing(self) -> None:
         async with members(2, (0, 1)) as (a, b):
@@ -700,9 +886,124 @@ class TestRations:
         gate = foreign_topic()._pubsub.gate
         peer = ID.from_base58(foreign_topic(78)._host.peer_id)
         wants = rpc_pb2.ControlMessage(iwant=[rpc_pb2.ControlIWant(messageIDs=[b"00"] * 640)])
-        await gate.pace(peer, rpc_pb2.RPC(control=wants))
+        await gate.pace(peer, rpc_pb2.RPC(control=wants), 0)
         left = gate._paces.of(peer).left(trio.current_time())
         assert left == pytest.approx(pubsub_module.RPCS_AT_ONCE - 11, abs=1)
+
+    @pytest.mark.parametrize(
+        ("packet", "size", "cost"),
+        [
+            (rpc_pb2.RPC(), 2, 1),
+            (rpc_pb2.RPC(publish=[rpc_pb2.Message()] * 3), 600, 3),
+            (rpc_pb2.RPC(publish=[rpc_pb2.Message()]), 8 * BYTES_AN_RPC, 8),
+            (rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts()] * 70), 200, 70),
+            (rpc_pb2.RPC(control=rpc_pb2.ControlMessage(ihave=[rpc_pb2.ControlIHave()] * 50)), 100, 50),
+            (rpc_pb2.RPC(control=rpc_pb2.ControlMessage(iwant=[rpc_pb2.ControlIWant()] * 50)), 100, 50),
+        ],
+        ids=["empty", "messages", "bytes", "subscriptions", "ihave", "iwant"],
+    )
+    async def test_everything_in_an_rpc_costs(self, packet: rpc_pb2.RPC, size: int, cost: int) -> None:
+        gate, peer = foreign_topic()._pubsub.gate, PEERS[0]
+        spent: list[float] = []
+
+        async def spend(_peer: ID, n: float) -> None:
+            spent.append(n)
+
+        gate._spend = spend  # type: ignore[method-assign]
+        await gate.pace(peer, packet, size)
+        assert spent == [cost]
+
+
+class TestAsking:
+    """IHAVE and IWANT: what is asked for is bounded, and so is the answer."""
+
+    def router(self) -> tuple[_Router, list[tuple[ID, rpc_pb2.RPC]]]:
+        topic = foreign_topic()
+        router, sent = topic._router, []
+        router.send_rpc = lambda peer, rpc, priority=False: sent.append((peer, rpc))  # type: ignore[method-assign]
+        return router, sent
+
+    async def test_no_answer_to_it_is_larger_than_what_is_read(self) -> None:
+        """f919b4d answers each IWANT in one RPC."""
+        router, sent = self.router()
+        ids = [n.to_bytes(MESSAGE_ID_BYTES, "big") for n in range(1000)]
+        await router.handle_ihave(
+            rpc_pb2.ControlIHave(topicID=NAME, messageIDs=[*ids, *ids, b"short", b"x" * 1000]), PEERS[0]
+        )
+        ((_, packet),) = sent
+        wanted = [list(part.messageIDs) for part in packet.control.iwant]
+        assert [mid for part in wanted for mid in part] == ids[:WANTED_AT_ONCE]
+        assert len(wanted) <= 10  # f919b4d reads no more in a second
+        assert max(map(len, wanted)) * 1300 < MAX_MESSAGE_BYTES  # a record with every field in use has 1.2 kB, signed
+
+    async def test_what_was_seen_is_not_asked_for(self) -> None:
+        router, sent = self.router()
+        known = foreign_topic().sign(b"known")
+        assert router.pubsub is not None
+        router.pubsub._mark_msg_seen(known)
+        await router.handle_ihave(rpc_pb2.ControlIHave(messageIDs=[known.from_id + known.seqno]), PEERS[0])
+        assert sent == []
+
+    async def test_each_is_handed_to_a_neighbour_once(self) -> None:
+        router, sent = self.router()
+        messages = [foreign_topic().sign(b"%d" % n) for n in range(3)]
+        ids = [message.from_id + message.seqno for message in messages]
+        for message in messages:
+            router.mcache.put(message)
+        for _ in range(3):
+            await router.handle_iwant(rpc_pb2.ControlIWant(messageIDs=[*ids[:2], *ids[:2], b"?"]), PEERS[0])
+        await router.handle_iwant(rpc_pb2.ControlIWant(messageIDs=ids), PEERS[0])
+        await router.handle_iwant(rpc_pb2.ControlIWant(messageIDs=ids), PEERS[1])
+        handed = [(peer, [message.data for message in packet.publish]) for peer, packet in sent]
+        assert handed == [(PEERS[0], [b"0", b"1"]), (PEERS[0], [b"2"]), (PEERS[1], [b"0", b"1", b"2"])]
+
+    async def test_what_is_noted_of_it_goes_with_the_messages_and_with_the_neighbour(self) -> None:
+        router, _ = self.router()
+        message = foreign_topic().sign(b"x")
+        router.mcache.put(message)
+        for peer in PEERS:
+            await router.handle_iwant(rpc_pb2.ControlIWant(messageIDs=[message.from_id + message.seqno]), peer)
+        router.remove_peer(PEERS[0])
+        router.gossip_heartbeat()
+        assert set(router._handed) == {PEERS[1]}
+        for _ in range(router.mcache.window_size + 5):
+            router.mcache.shift()
+        router.gossip_heartbeat()
+        assert router._handed == {}
+
+    async def test_an_answer_is_cut_to_what_a_neighbour_reads(self) -> None:
+        """Records of 16 KiB, and more of them than an RPC holds."""
+        async with members(2, (0, 1)) as (a, b):
+            signers = [foreign_topic(100 + n) for n in range(5)]
+            messages = [signer.sign(bytes(MAX_RECORD_BYTES)) for signer in signers]
+            for message in messages:
+                a.topic._router.mcache.put(message)
+            wanted = rpc_pb2.ControlIWant(messageIDs=[message.from_id + message.seqno for message in messages])
+            await a.topic._router.handle_iwant(wanted, ID.from_base58(b.peer.id))
+            await until(lambda: len(b.data) == len(messages))
+            assert {signer for signer, _, _ in b.messages} == {signer._host.peer_id for signer in signers}
+
+    async def test_nothing_too_large_is_sent(self) -> None:
+        """Whatever made it: the neighbour would cut this node off."""
+        async with members(2, (0, 1)) as (a, b):
+            with capture_logs() as logs:
+                stream = a.topic._pubsub.peers[ID.from_base58(b.peer.id)]
+                huge = rpc_pb2.RPC(publish=[rpc_pb2.Message(data=bytes(MAX_MESSAGE_BYTES))])
+                assert await a.topic._pubsub.write_msg(stream, huge)
+            assert [entry["event"] for entry in logs] == ["a gossip message is too large to be sent"]
+            await assert_works(a, b)
+
+    def test_backoffs_that_are_over_are_forgotten(self) -> None:
+        router, _ = self.router()
+        router.back_off = {NAME: {PEERS[0]: 1, PEERS[1]: 2**40}}
+        router.gossip_heartbeat()
+        assert router.back_off == {NAME: {PEERS[1]: 2**40}}
+
+    async def test_a_hello_has_no_addresses(self) -> None:
+        async with members(1) as (a,):
+            hello = a.topic._pubsub.get_hello_packet()
+        assert [subscription.topicid for subscription in hello.subscriptions] == [NAME]
+        assert not hello.HasField("senderRecord")
 
 
 @pytest.fixture(autouse=True)

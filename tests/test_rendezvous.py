@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import FederationError
 from federation.net.addresses import PeerAddress
-from federation.net.rendezvous import ALONE_EVERY_S, EVERY_S, LOOK_TIMEOUT_S, PROVIDED_LOOKS, Rendezvous, _provide, hours
+from federation.net.rendezvous import ALONE_EVERY_S, EVERY_S, LOOK_TIMEOUT_S, Rendezvous, hours
 from federation.tokens import Token
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ async def test_who_is_alone_looks_more_often(alone: bool, every_s: float, autoju
 
 async def test_whatever_comes_of_a_look_the_next_one_is_made(autojump_clock: trio.testing.MockClock) -> None:
     """The same problem is said once."""
-    outcomes: list[Any] = [OSError("no"), OSError("no"), None, BaseException, ValueError("x")]
+    outcomes: list[Any] = [OSError("no"), OSError("no"), None, BaseException, FederationError("x")]
     made: list[Any] = []
 
     async def look() -> None:
@@ -76,21 +77,49 @@ async def test_whatever_comes_of_a_look_the_next_one_is_made(autojump_clock: tri
     assert [entry["why"] for entry in logs] == ["no", f"the DHT did not answer within {LOOK_TIMEOUT_S:g} s", "x"]
 
 
-def test_what_cannot_be_dialled_is_passed_over() -> None:
+ANSWER = {"addresses": ["/ip4/192.0.2.1/tcp/4484"], "problem": ""}
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "problem"),
+    [
+        (0, ANSWER, ""),
+        (0, {**ANSWER, "problem": "it did not keep this node's address"}, "it did not keep this node's address"),
+        (-9, {}, "the look was given up (exit -9)"),
+    ],
+    ids=["well", "half", "killed"],
+)
+async def test_a_look_is_made_by_a_process(
+    code: int, answer: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    async def run_process(command: list[str], *, stdin: bytes, **_: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        asked.append((command[1:], json.loads(stdin)))
+        return SimpleNamespace(returncode=code, stdout=json.dumps(answer).encode())
+
+    monkeypatch.setattr(trio, "run_process", run_process)
     found: list[PeerAddress] = []
-    made = Rendezvous([], key=lambda _: b"", addresses=lambda: [], is_alone=lambda: True, on_found=found.append)
-    own, other = (SimpleNamespace(to_base58=lambda text=text: text) for text in ("own", "other"))
-    words = [
-        "/ip4/192.0.2.1/tcp/4484/p2p/x",
-        "/ip4/192.0.2.1/udp/1",
-        "nonsense",
-        "/ip6/2001:db8::1/tcp/2",
-        "/ip4/192.0.2.9/tcp/1",
-    ]
-    made._take(SimpleNamespace(peer_id=own, addrs=words), "own")  # type: ignore[arg-type]
-    assert found == []
-    made._take(SimpleNamespace(peer_id=other, addrs=words), "own")  # type: ignore[arg-type]
-    assert found == [PeerAddress("192.0.2.1", 4484), PeerAddress("2001:db8::1", 2)]
+    ours = [PeerAddress("192.0.2.7", 1, "12D3KooW"), PeerAddress("127.0.0.1", 1)]
+    made = Rendezvous(
+        ["/ip4/192.0.2.2/tcp/1/p2p/x"], key=lambda hour: bytes([hour]), addresses=lambda: ours, is_alone=lambda: True,
+        on_found=found.append,
+    )  # fmt: skip
+    if problem:
+        with pytest.raises(FederationError) as said:
+            await made._look([12, 11])
+        assert said.value.detail == problem
+    else:
+        await made._look([12, 11])
+    assert found == [PeerAddress("192.0.2.1", 4484)] * (code == 0)
+    task = {
+        "bootstraps": ["/ip4/192.0.2.2/tcp/1/p2p/x"],
+        "keys": ["0c", "0b"],
+        "provided": ["0c"],
+        "ours": ["/ip4/192.0.2.7/tcp/1"],
+    }
+    assert asked == [(["-m", "federation.net.dht"], task)]
 
 
 async def test_after_a_look_that_failed_the_next_one_is_soon(autojump_clock: trio.testing.MockClock) -> None:
@@ -105,32 +134,3 @@ async def test_after_a_look_that_failed_the_next_one_is_soon(autojump_clock: tri
     with capture_logs(), trio.move_on_after(ALONE_EVERY_S + 1.5 * EVERY_S):
         await rendezvous(look, alone=False).run()
     assert looks == [0.0, ALONE_EVERY_S, ALONE_EVERY_S + EVERY_S]
-
-
-@pytest.mark.parametrize("kept_after", [0, 2, PROVIDED_LOOKS])
-async def test_what_was_left_is_looked_for(kept_after: int, autojump_clock: trio.testing.MockClock) -> None:
-    """A DHT acknowledges nothing; what we noted down ourselves is no proof."""
-    looks: list[int] = []
-
-    class Store:
-        local_peer_id = "us"
-
-        def __init__(self) -> None:
-            self.providers: dict[bytes, Any] = {}
-
-        async def provide(self, key: bytes) -> None:
-            self.providers[key] = "noted"
-
-        async def find_providers(self, key: bytes, _count: int) -> list[Any]:
-            looks.append(len(looks))
-            found = ["other", "us"] if key in self.providers or len(looks) > kept_after else ["other"]
-            return [SimpleNamespace(peer_id=peer) for peer in found]
-
-    dht: Any = SimpleNamespace(provider_store=Store())
-    if kept_after < PROVIDED_LOOKS:
-        await _provide(dht, b"key")
-        assert len(looks) == kept_after + 1
-    else:
-        with pytest.raises(FederationError, match="did not keep"):
-            await _provide(dht, b"key")
-        assert len(looks) == PROVIDED_LOOKS

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
-from federation.net.streams import TrioStream
+from federation.net.streams import MAX_CHUNK, TrioStream
 from tests.links import link_pair, until
 
 
@@ -35,6 +35,18 @@ async def test_a_reset_is_no_eof() -> None:
         with pytest.raises(MuxedStreamReset):
             while True:
                 await theirs.read()
+
+
+async def test_a_length_that_a_peer_wrote_is_not_waited_for() -> None:
+    """As multistream does, which knows no bound: it would collect what comes, beyond the channel's window."""
+    async with link_pair() as (a, b, *_):
+        ours, theirs = await a.open_stream(), await b.accept_stream()
+        await ours.write(b"some of it")
+        with pytest.raises(MuxedStreamReset):
+            await theirs.read(MAX_CHUNK + 1)
+        assert await theirs.read(MAX_CHUNK) == b"some of it"
+        await ours.write(b"more")
+        assert await TrioStream(theirs).receive_some(2**30) == b"more"  # which says how much is wanted at most
 
 
 async def test_half_close_leaves_the_other_direction_open() -> None:

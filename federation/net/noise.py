@@ -1,10 +1,10 @@
 """Security of a peer connection: libp2p Noise XX, then a proof of the network's token, then sealed records.
 
-Handshake: py-libp2p's own XX pattern with the libp2p identity payload, as the Noise spec of libp2p has it. Then the
-initiator, and after it the responder, sends HMAC-SHA256(admission key, role || handshake hash) as its first sealed
-message. The handshake hash binds the proof to this very session, so a proof can be neither replayed nor passed on. A wrong
-one is answered by a refusal, so that both sides can tell "another network" from "the line broke". It is offered
-under an id of its own and alone: no plaintext, no TLS, no secio.
+Handshake: Noise XX with the identity payload of libp2p's Noise spec, but each message is bounded and only Ed25519 identities
+are read (net/identity.py). Then the initiator, and after it the responder, sends HMAC-SHA256(admission key, role ||
+handshake hash) as its first sealed message. The handshake hash binds the proof to this very session, so a proof can be
+neither replayed nor passed on. A wrong one is answered by a refusal, so that both sides can tell "another network" from
+"the line broke". It is offered under an id of its own and alone: no plaintext, no TLS, no secio.
 
 While a token is being rotated two keys are valid, so the initiator's message holds a proof for each key that it has. Who
 holds a key that was valid once is told so, and who is banned: answers of their own, which take that key to make.
@@ -20,19 +20,20 @@ import hmac
 import struct
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from libp2p.abc import ISecureConn, ISecureTransport
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.peer.id import ID
-from libp2p.security.noise.exceptions import NoiseFailure, PeerIDMismatchesPubkey
-from libp2p.security.noise.patterns import PatternXX
+from noise.connection import Keypair, NoiseConnection
 from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from federation.errors import (
@@ -45,6 +46,7 @@ from federation.errors import (
     TokenRefused,
     TokenRetired,
 )
+from federation.net import identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +54,8 @@ if TYPE_CHECKING:
     from libp2p.abc import IRawConnection
     from libp2p.connection_types import ConnectionType
     from libp2p.crypto.keys import KeyPair, PrivateKey, PublicKey
-    from libp2p.security.secure_session import SecureSession
     from multiaddr import Multiaddr
+    from noise.state import HandshakeState
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +63,8 @@ PROTOCOL_ID = "/federation/noise/1"  # ChaCha20-Poly1305, which everybody speaks
 AES_PROTOCOL_ID = "/federation/noise-aes/1"
 HANDSHAKE_TIMEOUT_S = 5.0
 MAX_HANDSHAKE_BYTES = 4096  # from a stranger, up to its proof; an honest handshake takes below 1 KiB
+NOISE = b"Noise_XX_25519_ChaChaPoly_SHA256"
+MAX_MESSAGE_BYTES = 1024  # of the handshake's three; ours have 32, 202 and 170
 TAG = 16
 MAX_CIPHERTEXT = 65_535  # what the 2-byte length can say
 MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG
@@ -152,10 +156,25 @@ def is_end(error: BaseException | None) -> bool:
     return error is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Who met whom in a handshake."""
+
+    local: ID
+    remote: ID
+    is_initiator: bool
+
+    def get_local_peer(self) -> ID:
+        return self.local
+
+    def get_remote_peer(self) -> ID:
+        return self.remote
+
+
 class SecureConn(ISecureConn):
     """A connection behind the handshake. libp2p negotiates the muxer over it; then the link takes sealer and opener over."""
 
-    def __init__(self, raw: IRawConnection, session: SecureSession, sealer: Sealer, opener: Opener) -> None:
+    def __init__(self, raw: IRawConnection, session: Session, sealer: Sealer, opener: Opener) -> None:
         self.raw = raw
         self.digest = b""  # the handshake's hash: both sides can name this connection by it
         self.session = session
@@ -199,10 +218,10 @@ class SecureConn(ISecureConn):
         return self.session.get_local_peer()
 
     def get_local_private_key(self) -> PrivateKey:
-        return self.session.get_local_private_key()
+        raise NotImplementedError  # of libp2p's interface; nobody asks
 
     def get_remote_public_key(self) -> PublicKey:
-        return self.session.get_remote_public_key()
+        raise NotImplementedError
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return self.raw.get_remote_address()
@@ -244,9 +263,10 @@ class TokenNoise(ISecureTransport):
         aead: Aead = ChaCha20Poly1305,
     ) -> None:
         self._aead = aead
-        self._private_key = key_pair.private_key
         self._local_peer = ID.from_pubkey(key_pair.public_key)
-        self._noise_key = create_new_x25519_key_pair().private_key
+        static = create_new_x25519_key_pair()
+        self._static_key = static.private_key.to_bytes()
+        self._payload = identity.write_payload(key_pair, static.public_key.to_bytes())
         self._admission_keys = admission_keys
         self._retired_keys = retired_keys
         self._is_banned = is_banned
@@ -262,30 +282,42 @@ class TokenNoise(ISecureTransport):
         """Raises HandshakeFailed, or what says more: AnotherPeer, TokenRefused and its kinds, PeerBanned, BannedByPeer."""
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
-                pattern = PatternXX(self._local_peer, self._private_key, self._noise_key)
+                noise = NoiseConnection.from_name(NOISE)
+                noise.set_keypair_from_private_bytes(Keypair.STATIC, self._static_key)
                 if initiator:
-                    session = await pattern.handshake_outbound(conn, peer_id)
+                    remote = await self._call(conn, noise, peer_id)
                 else:
-                    session = await pattern.handshake_inbound(conn)
-                return await self._prove(conn, session)  # type: ignore[arg-type]
+                    remote = await self._answer(conn, noise)
+                return await self._prove(conn, noise, Session(self._local_peer, remote, initiator))
         except trio.TooSlowError:
             raise HandshakeFailed(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
-        except PeerIDMismatchesPubkey as error:
-            raise AnotherPeer from error
-        except (
-            NoiseFailure,
-            NoiseHandshakeError,
-            NoiseInvalidMessage,
-            NoiseValueError,
-            InvalidTag,
-            ProtocolViolation,
-        ) as error:
+        except (NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError, InvalidTag, ProtocolViolation) as error:
             raise HandshakeFailed(f"the other side does not speak it ({type(error).__name__})") from error
         except (IOException, RawConnError, ValueError, AttributeError) as error:  # AttributeError: a read of nothing
             raise HandshakeFailed("the other side hung up or sent nonsense") from error
 
-    async def _prove(self, conn: IRawConnection, session: SecureSession) -> SecureConn:
-        noise = session.conn.noise_state  # type: ignore[attr-defined]
+    async def _call(self, conn: IRawConnection, noise: NoiseConnection, peer_id: ID | None) -> ID:
+        """The initiator's side of Noise XX; returns who answers."""
+        noise.set_as_initiator()
+        noise.start_handshake()
+        state = noise.noise_protocol.handshake_state
+        await _say(conn, noise, b"")
+        remote = identity.read_payload(await _hear(conn, noise), _static_key(state))
+        if peer_id is not None and remote != peer_id:
+            raise AnotherPeer
+        await _say(conn, noise, self._payload)
+        return remote
+
+    async def _answer(self, conn: IRawConnection, noise: NoiseConnection) -> ID:
+        """The responder's side; returns who called."""
+        noise.set_as_responder()
+        noise.start_handshake()
+        state = noise.noise_protocol.handshake_state  # which `noise` lets go of with the last message
+        await _hear(conn, noise)
+        await _say(conn, noise, self._payload)
+        return identity.read_payload(await _hear(conn, noise), _static_key(state))
+
+    async def _prove(self, conn: IRawConnection, noise: NoiseConnection, session: Session) -> SecureConn:
         digest = noise.get_handshake_hash()
         protocol = noise.noise_protocol
         secured = SecureConn(
@@ -342,6 +374,34 @@ class TokenNoise(ISecureTransport):
                     break
         await conn.write(answer)
         raise outcome
+
+
+async def _say(conn: IRawConnection, noise: NoiseConnection, payload: bytes) -> None:
+    message = bytes(noise.write_message(payload))
+    await conn.write(_LENGTH.pack(len(message)) + message)
+
+
+async def _hear(conn: IRawConnection, noise: NoiseConnection) -> bytes:
+    """The payload of the other side's next message. Raises ProtocolViolation before it reads one that is too long."""
+    (length,) = _LENGTH.unpack(await _read_raw(conn, _LENGTH.size))
+    if length > MAX_MESSAGE_BYTES:
+        raise ProtocolViolation("a message of the handshake that is too long")
+    return bytes(noise.read_message(await _read_raw(conn, length)))
+
+
+async def _read_raw(conn: IRawConnection, n: int) -> bytes:
+    data = b""
+    while len(data) < n:
+        if not (chunk := await conn.read(n - len(data))):
+            raise _Ended("the peer closed the connection")
+        data += chunk
+    return data
+
+
+def _static_key(state: HandshakeState) -> bytes:
+    """The other side's, which it has proved to hold."""
+    key: bytes = state.rs.public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return key
 
 
 def _proof(key: bytes, role: bytes, digest: bytes) -> bytes:

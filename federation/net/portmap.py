@@ -115,6 +115,8 @@ class PortMapping:
             if gateway is None:
                 raise MappingRefused("no router is known to this machine")
             external, lifetime_s = await map_port(gateway, self._port, self.external or self._port, LIFETIME_S)
+            if not external:
+                raise MappingRefused(f"the router {gateway} names no port")
         except MappingRefused as refusal:
             if self.problem != str(refusal):
                 log.warning("the router forwards no port to this node", why=str(refusal))
@@ -125,7 +127,7 @@ class PortMapping:
         if external != self.external:
             log.info("the router forwards a port to this node", port=external)
         self._set(external)
-        return max(60.0, lifetime_s / 2)
+        return max(60.0, min(lifetime_s, LIFETIME_S) / 2)  # whoever answers for a router can claim 68 years
 
     def _set(self, external: int | None) -> None:
         if external != self.external:

@@ -4,6 +4,11 @@ A message is one node's bytes. Before anything else sees it: its signature is ch
 is news. What is not is not passed on. The signed form can be kept and handed to others later (anti-entropy): `open_signed`
 checks it the same way, so nobody can speak for another whichever way a message came.
 
+A message is its canonical bytes: what its signature covers, and the signature. Whatever else comes along in it (a key,
+fields of no version) is left out, so what a node keeps, passes on and hands over is bounded, and no neighbour takes
+offence at it. Former versions pass on more: RPCs of up to 1 MiB, padded messages, other kinds of identities. These are
+passed over and cost nobody a link: the node that brings them may be honest.
+
 A member cannot drown the others in messages either. What a neighbour sends is read at a pace: its queue fills up, not ours.
 A signer's messages beyond its ration are dropped before their signature is checked, and so are those of signers never
 heard of beyond what a neighbour may introduce. An honest node passes no forged message on and speaks no faster than its
@@ -19,30 +24,34 @@ import random
 import time
 from collections import defaultdict, deque
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 import trio
 from google.protobuf.message import DecodeError
 from libp2p.exceptions import ParseError
-from libp2p.io.exceptions import IOException, MessageTooLarge
+from libp2p.io.exceptions import IncompleteReadError, IOException, MessageTooLarge
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
-from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX, signature_validator
+from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 from libp2p.tools.anyio_service import LifecycleError, background_trio_service
-from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+from libp2p.utils.varint import decode_uvarint_from_stream
 
-from federation.errors import RecordForged
+from federation.errors import RecordForged, RecordInvalid
+from federation.net import identity
+from federation.net.complaints import REMIND_EVERY_S
 from federation.pace import Buckets
+from federation.records import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from libp2p.abc import INetStream
+    from libp2p.pubsub.rpc_queue import RpcQueue
 
     from federation.net.host import Host
 
@@ -58,10 +67,19 @@ EXCHANGE_S = 300  # after which a neighbour that this node asked is exchanged, o
 SPARE_PEERS = 4  # with so many more to choose from, a neighbour that was taken because it came first gives way
 LAZY_PEERS = 2  # are told each second what is new, and ask for what they lack; theirs tells a quarter of all peers
 LAZY_HEARTBEATS = 1  # each message is told of once
-MAX_MESSAGE_BYTES = 32 * 1024  # a record has 16 KiB at most; GossipSub's control messages ride along
+# An RPC, sent or read. A record has 16 KiB at most; GossipSub's control messages ride along. Every version cuts off a
+# neighbour that sends it more than this, and f919b4d does send more, though honest: what was padded by somebody else.
+MAX_MESSAGE_BYTES = 32 * 1024
+MAX_FORMER_BYTES = 1024 * 1024  # f919b4d sends no RPC above this; what is between the two is not parsed
+SEQNO_BYTES = 8
+MESSAGE_ID_BYTES = identity.ID_BYTES + SEQNO_BYTES
 PRUNE_BACKOFF_S = 5
+MAX_BACKOFF_S = 60  # that a neighbour may ask for
 RPCS_A_SECOND, RPCS_AT_ONCE = 500.0, 2000.0  # read from one neighbour; 100 nodes under load say 400 a second together
 IDS_AN_RPC = 64  # so many message ids in control messages count as one RPC more
+BYTES_AN_RPC = 4096  # a larger one counts as several; an announcement has 540 bytes
+# Asked for in answer to one IHAVE, and in one IWANT: f919b4d answers each IWANT in one RPC, and reads ten in a second.
+WANTED_AT_ONCE, WANTED_AN_IWANT = 192, 24
 SIGNED_A_SECOND, SIGNED_AT_ONCE = 8.0, 40.0  # by one node; gossip.py says at most four a second
 NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; those left out announce themselves again
 EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration, and the neighbour is an offender
@@ -70,7 +88,7 @@ QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, an
 
 
 class _Router(GossipSub):
-    """py-libp2p's, but what it sends does not grow with the number of links."""
+    """py-libp2p's, but what it sends does not grow with the number of links, nor with what a neighbour asks for."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -85,6 +103,7 @@ class _Router(GossipSub):
         self._asked: set[ID] = set()  # mesh neighbours that this node asked
         self._hasty: set[ID] = set()  # of them: to be exchanged, at first because they were taken for coming first
         self._exchange_in = random.randrange(EXCHANGE_S)  # heartbeats; not all nodes at once
+        self._handed: dict[ID, set[bytes]] = {}  # of the cached messages, those that a neighbour asked for and got
 
     def _check_equivocation(self, msg: rpc_pb2.Message) -> bool:
         """Theirs keeps up to 1,000 messages to compare with, over a megabyte; `push_msg` takes no number twice anyway."""
@@ -93,7 +112,44 @@ class _Router(GossipSub):
     def _get_adaptive_gossip_peers_count(self, topic: str, total_peers: int) -> int:
         return LAZY_PEERS
 
+    async def handle_ihave(self, ihave_msg: rpc_pb2.ControlIHave, sender_peer_id: ID) -> None:
+        """Theirs asks for all of it in one IWANT, whose answer may be larger than what a neighbour reads."""
+        assert self.pubsub is not None
+        seen = self.pubsub.seen_messages
+        ids = dict.fromkeys(mid for mid in ihave_msg.messageIDs if len(mid) == MESSAGE_ID_BYTES and not seen.has(mid))
+        wanted = list(ids)[:WANTED_AT_ONCE]
+        if wanted:
+            parts = [wanted[at : at + WANTED_AN_IWANT] for at in range(0, len(wanted), WANTED_AN_IWANT)]
+            control = rpc_pb2.ControlMessage(iwant=[rpc_pb2.ControlIWant(messageIDs=part) for part in parts])
+            await self.emit_control_message(control, sender_peer_id)
+
+    async def handle_iwant(self, iwant_msg: rpc_pb2.ControlIWant, sender_peer_id: ID) -> None:
+        """Theirs hands the same message over as often as it is asked for: 16 KiB for 46 bytes."""
+        handed = self._handed.setdefault(sender_peer_id, set())
+        wanted = [mid for mid in dict.fromkeys(iwant_msg.messageIDs) if mid in self.mcache.msgs and mid not in handed]
+        if wanted:
+            handed.update(wanted)
+            self.send_rpc(sender_peer_id, rpc_pb2.RPC(publish=[self.mcache.msgs[mid] for mid in wanted]))
+
+    async def handle_prune(self, prune_msg: rpc_pb2.ControlPrune, sender_peer_id: ID) -> None:
+        """Theirs dials whom the neighbour names, and believes it for how long to keep away."""
+        known = rpc_pb2.ControlPrune(topicID=prune_msg.topicID, backoff=min(prune_msg.backoff, MAX_BACKOFF_S))
+        await super().handle_prune(known, sender_peer_id)
+
+    async def handle_idontwant(self, idontwant_msg: rpc_pb2.ControlIDontWant, sender_peer_id: ID) -> None:
+        """Of GossipSub 1.2, which nobody here speaks; theirs keeps ids of any length."""
+
+    def remove_peer(self, peer_id: ID) -> None:
+        super().remove_peer(peer_id)
+        self._handed.pop(peer_id, None)
+
     def gossip_heartbeat(self) -> defaultdict[ID, dict[str, list[bytes]]]:
+        cached = self.mcache.msgs.keys()
+        self._handed = {peer: kept for peer, handed in self._handed.items() if (kept := handed & cached)}
+        now = time.time()
+        self.back_off = {  # theirs keeps that of a peer which does not come back for ever
+            topic: {peer: until for peer, until in peers.items() if until > now} for topic, peers in self.back_off.items()
+        }
         whole, self.mcache.window_size = self.mcache.window_size, LAZY_HEARTBEATS  # newcomers are handed all of it
         try:
             return super().gossip_heartbeat()
@@ -134,8 +190,17 @@ class _Router(GossipSub):
         return to_graft, to_prune
 
 
+class _Queues(dict[ID, "RpcQueue"]):
+    """Of messages on their way to each peer, cut to what it reads."""
+
+    def __setitem__(self, peer: ID, queue: RpcQueue) -> None:
+        queue.max_message_size = MAX_MESSAGE_BYTES
+        queue._queue.max_size = QUEUED
+        super().__setitem__(peer, queue)
+
+
 class _GuardedPubsub(Pubsub):
-    """py-libp2p's, but no message can end it (trap A)."""
+    """py-libp2p's, but no message can end it (trap A), nor have it dial (trap P)."""
 
     _writing = 0
     _wrote = trio.Event()
@@ -143,6 +208,7 @@ class _GuardedPubsub(Pubsub):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self.peer_queues = _Queues()
         self._registering: defaultdict[ID, trio.Lock] = defaultdict(trio.Lock)
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
@@ -155,6 +221,8 @@ class _GuardedPubsub(Pubsub):
         lock = self._registering[peer_id]
         try:
             async with lock:
+                if not self._peer_is_connected(peer_id):  # theirs has the swarm dial it
+                    raise SwarmException("no connection to it")
                 await super()._handle_new_peer(peer_id)
         except Exception as error:
             raise SwarmException("the gossip stream was not opened") from error
@@ -175,7 +243,7 @@ class _GuardedPubsub(Pubsub):
         try:
             if self._is_msg_seen(msg):
                 return
-            if not _is_genuine(msg):
+            if not is_genuine(msg):
                 self.gate.forged(msg_forwarder)
                 return
             self._mark_msg_seen(msg)
@@ -189,9 +257,15 @@ class _GuardedPubsub(Pubsub):
         peer = stream.muxed_conn.peer_id
         try:
             while self.manager.is_running:
-                data = await read_varint_prefixed_bytes_limited(stream, self.max_inbound_rpc_size)
-                rpc = rpc_pb2.RPC.FromString(data)
-                await self.gate.pace(peer, rpc)
+                length = await decode_uvarint_from_stream(stream)
+                if length > MAX_FORMER_BYTES:
+                    raise MessageTooLarge
+                if length > MAX_MESSAGE_BYTES:
+                    await self.gate.pass_over(peer, length)
+                    await _read_over(stream, length)
+                    continue
+                rpc = rpc_pb2.RPC.FromString(await _read(stream, length))
+                await self.gate.pace(peer, rpc, length)
                 await self._take(peer, rpc)
         except (MessageTooLarge, DecodeError, ParseError) as error:
             self.gate.nonsense(peer, type(error).__name__)
@@ -203,18 +277,33 @@ class _GuardedPubsub(Pubsub):
             await stream.reset()
 
     async def _take(self, peer: ID, rpc: rpc_pb2.RPC) -> None:
-        for message in rpc.publish:
-            if self._is_subscribed_to_msg(message) and not self._is_msg_seen(message) and self.gate.rations(peer, message):
+        for message in map(canonical, rpc.publish):
+            if message is None or not self._is_subscribed_to_msg(message) or self._is_msg_seen(message):
+                continue
+            if self.gate.rations(peer, message):
                 await self.push_msg(peer, message)
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
             for subscription in rpc.subscriptions:
                 self.handle_subscription(peer, subscription)
-        if rpc.HasField("control"):
+        if rpc.HasField("control") and self.gate.knows_topics(peer, rpc.control):
+            rpc.ClearField("senderRecord")  # theirs dials what it names
             await self.router.handle_rpc(rpc, peer)
+
+    def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
+        """No node takes it back before it leaves. Who did, and subscribed again, would be handed all recent messages."""
+        if sub_message.subscribe:
+            super().handle_subscription(origin_id, sub_message)
+
+    def get_hello_packet(self) -> rpc_pb2.RPC:
+        """Theirs has our addresses in it."""
+        return rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic) for topic in self.topic_ids])
 
     async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
         # Its own addresses, signed: 200 bytes of each message, checked by each receiver, and records have them already.
         rpc_msg.ClearField("senderRecord")
+        if rpc_msg.ByteSize() > MAX_MESSAGE_BYTES:  # it would cost us the link; nothing that we make is as large
+            log.error("a gossip message is too large to be sent", size=rpc_msg.ByteSize())
+            return True
         self._writing += 1
         try:
             return await super().write_msg(stream, rpc_msg)
@@ -239,8 +328,6 @@ class _GuardedPubsub(Pubsub):
 
     async def _send_recent_messages_to_new_peer(self, peer_id: ID) -> None:
         """Its stream is there. If it subscribed before, it is in the mesh from now on, and not from the next heartbeat."""
-        if (queue := self.peer_queues.get(peer_id)) is not None:
-            queue._queue.max_size = QUEUED
         for topic in [topic for topic, peers in self.peer_topics.items() if peer_id in peers]:
             await self.router.on_peer_subscribed(peer_id, topic)
         await super()._send_recent_messages_to_new_peer(peer_id)
@@ -256,11 +343,50 @@ class _GuardedPubsub(Pubsub):
         """`accept` has it; nobody reads the subscription, whose queue would fill up."""
 
 
-def _is_genuine(message: rpc_pb2.Message) -> bool:
+def canonical(message: rpc_pb2.Message) -> rpc_pb2.Message | None:
+    """What the signature of `message` covers, and the signature, without anything else; its bytes are what is passed on.
+
+    None: no version of this program signs such a message.
+    """
+    if (
+        identity.key_of(message.from_id) is None
+        or len(message.seqno) != SEQNO_BYTES
+        or len(message.data) > MAX_RECORD_BYTES
+        or len(message.topicIDs) > 1
+    ):
+        return None
     try:
-        return signature_validator(message)
-    except Exception:  # noqa: BLE001  # keys and ids from the wire raise whatever their library likes
+        return rpc_pb2.Message(
+            from_id=message.from_id, data=message.data, seqno=message.seqno, topicIDs=message.topicIDs,
+            signature=message.signature,
+        )  # fmt: skip
+    except UnicodeDecodeError:  # of the topic
+        return None
+
+
+def is_genuine(message: rpc_pb2.Message) -> bool:
+    """Whether who it says signed it."""
+    key = identity.key_of(message.from_id)
+    if key is None:
         return False
+    signed = rpc_pb2.Message(
+        data=message.data, topicIDs=message.topicIDs, from_id=message.from_id, seqno=message.seqno
+    ).SerializeToString()
+    return identity.is_signed(PUBSUB_SIGNING_PREFIX.encode() + signed, message.signature, key)
+
+
+async def _read(stream: INetStream, n: int) -> bytes:
+    data = bytearray()
+    while len(data) < n:
+        if not (chunk := await stream.read(n - len(data))):
+            raise IncompleteReadError("the stream ended in the middle of a message")
+        data += chunk
+    return bytes(data)
+
+
+async def _read_over(stream: INetStream, n: int) -> None:
+    while n:
+        n -= len(await _read(stream, min(n, 4096)))
 
 
 class _Gate:
@@ -275,14 +401,29 @@ class _Gate:
         self._excess = Buckets[ID](EXCESS_A_SECOND, EXCESS_AT_ONCE, max_keys=MAX_SIGNERS)
         self._signers = Buckets[bytes](SIGNED_A_SECOND, SIGNED_AT_ONCE, max_keys=MAX_SIGNERS)
 
-    async def pace(self, peer: ID, rpc: rpc_pb2.RPC) -> None:
+    async def pace(self, peer: ID, rpc: rpc_pb2.RPC, size: int) -> None:
         control = rpc.control
         named = (*control.ihave, *control.iwant, *control.idontwant)
         ids = sum(len(part.messageIDs) for part in named)  # type: ignore[misc,attr-defined]  # of three kinds
-        cost = max(1, len(rpc.publish)) + ids / IDS_AN_RPC + len(control.graft) + len(control.prune)
+        parts = len(rpc.publish) + len(rpc.subscriptions) + len(named) + len(control.graft) + len(control.prune)
+        await self._spend(peer, max(1, parts + ids / IDS_AN_RPC, size / BYTES_AN_RPC))
+
+    async def pass_over(self, peer: ID, size: int) -> None:
+        self._host.complain("a peer's gossip is too large to be read", str(peer), REMIND_EVERY_S)
+        await self._spend(peer, size / BYTES_AN_RPC)
+
+    async def _spend(self, peer: ID, cost: float) -> None:
         wait_s = self._paces.of(peer).spend(trio.current_time(), cost)
         if wait_s:
             await trio.sleep(wait_s)
+
+    def knows_topics(self, peer: ID, control: rpc_pb2.ControlMessage) -> bool:
+        """Whether it speaks of this topic alone. Every node of a network has one, the same, through all rotations."""
+        named = (*control.ihave, *control.graft, *control.prune)
+        if all(part.topicID == self._name for part in named):  # type: ignore[attr-defined]  # of three kinds
+            return True
+        self._host.offended(str(peer), "it speaks of a topic that this network does not have")
+        return False
 
     def rations(self, peer: ID, message: rpc_pb2.Message) -> bool:
         """Whether there is anything left for this signer. Its name is only a claim as yet, so nothing is taken from it."""
@@ -299,11 +440,9 @@ class _Gate:
         return False
 
     def accepts(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
-        """Whether this genuine message is news, to be passed on."""
+        """Whether this genuine message of our topic is news, to be passed on."""
         if forwarder.to_base58() == self._host.peer_id:
             return True
-        if list(message.topicIDs) != [self._name]:  # as `open_signed` will ask for
-            return False
         if not self._signers.of(message.from_id).take(trio.current_time()):
             return False
         return self._accept(str(ID(message.from_id)), message.data, message.SerializeToString())
@@ -315,6 +454,14 @@ class _Gate:
         self._host.offended(str(peer), f"its gossip cannot be read ({what})")
 
 
+class Opened(NamedTuple):
+    """A genuine message."""
+
+    signer: str
+    data: bytes
+    signed: bytes  # what is kept of it and passed on: its canonical bytes
+
+
 class Topic:
     """One topic of the network. `accept(signer, data, signed) -> bool` says whether a message is news; it never raises."""
 
@@ -322,9 +469,7 @@ class Topic:
         self.name = name
         self._host = host
         self._router = _Router()
-        self._pubsub = _GuardedPubsub(
-            host.libp2p, self._router, max_inbound_rpc_size=MAX_MESSAGE_BYTES, allowed_topics={name}
-        )
+        self._pubsub = _GuardedPubsub(host.libp2p, self._router, allowed_topics={name})
         # Milliseconds of a restart apart or many messages a second: numbers never repeat, so none is taken for an old one.
         self._pubsub.counter = time.time_ns()
         self._pubsub.gate = _Gate(host, name, accept)
@@ -347,8 +492,8 @@ class Topic:
         return message.SerializeToString()
 
     async def forward(self, peer: str, signed: bytes) -> None:
-        """Pass on what `peer` handed us outside the topic, as if it had come by the topic."""
-        await self._pubsub.push_msg(ID.from_base58(peer), rpc_pb2.Message.FromString(signed))
+        """Pass on what `peer` handed us outside the topic, as if it had come by the topic. `signed` is `open_signed`'s."""
+        await self._pubsub.push_msg(identity.read_peer_id(peer), rpc_pb2.Message.FromString(signed))
         await trio.lowlevel.checkpoint()  # a sync calls this many times in a row: let the peers' queues drain
 
     async def flushed(self, timeout_s: float) -> None:
@@ -366,16 +511,18 @@ class Topic:
         message.signature = pubsub.sign_key.sign(PUBSUB_SIGNING_PREFIX.encode() + message.SerializeToString())
         return message
 
-    def open_signed(self, signed: bytes) -> tuple[str, bytes]:
-        """(signer, data) of a signed message of this topic. Raises RecordForged, whatever the bytes."""
+    def open_signed(self, signed: bytes) -> Opened:
+        """Check a signed message of this topic. Raises RecordForged if no honest node hands it over, whatever the bytes, and
+        RecordInvalid if one of a former version might."""
+        if len(signed) > MAX_MESSAGE_BYTES:
+            raise RecordInvalid(f"it has {len(signed)} bytes with its signature")
         try:
-            message = rpc_pb2.Message.FromString(signed)
-            genuine = list(message.topicIDs) == [self.name] and signature_validator(message)
-            signer = str(ID(message.from_id))
-        except DecodeError:
+            found = rpc_pb2.Message.FromString(signed)
+        except Exception:  # noqa: BLE001  # the protobuf runtime that is installed decides on the class
             raise RecordForged("not a signed message") from None
-        except Exception as error:  # noqa: BLE001  # keys and ids from the wire raise whatever their library likes
-            raise RecordForged(f"its signature cannot be checked ({type(error).__name__})") from None
-        if not genuine:
+        message = canonical(found)
+        if message is None:
+            raise RecordInvalid("it is not signed in the way that this version knows")
+        if list(message.topicIDs) != [self.name] or not is_genuine(message):
             raise RecordForged("its signature is wrong, or it is another network's")
-        return signer, message.data
+        return Opened(str(ID(message.from_id)), message.data, message.SerializeToString())

@@ -64,7 +64,13 @@ class MuxStream(IMuxedStream):
     # libp2p
 
     async def read(self, n: int | None = None) -> bytes:
-        """At least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline)."""
+        """At least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline).
+
+        Nobody here waits for more than MAX_CHUNK at once. Who asks for more believes a length that the peer wrote, as
+        multistream does, and would collect that much outside the channel's window.
+        """
+        if n is not None and n > MAX_CHUNK:
+            raise MuxedStreamReset("the peer announces more than anybody reads")
         with trio.fail_after(self._timeout_s):
             while not self._in:
                 if self._eof:
@@ -202,7 +208,7 @@ class TrioStream(trio.abc.HalfCloseableStream):
             self._check_open()
             await trio.lowlevel.checkpoint()
             try:
-                data = await self._stream.read(max_bytes)
+                data = await self._stream.read(MAX_CHUNK if max_bytes is None else min(max_bytes, MAX_CHUNK))
             except MuxedStreamEOF:
                 return b""
             except (MuxedStreamReset, MuxedStreamClosed) as error:

@@ -15,6 +15,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import rsa_keys
+from libp2p.security.noise.pb.noise_pb2 import NoiseHandshakePayload
+from noise.connection import Keypair, NoiseConnection
+
 HELLO = b"\x13/multistream/1.0.0\n"
 NOISE = b"\x14/federation/noise/1\n"
 IDLE = 2000
@@ -77,6 +81,39 @@ async def flood(address, blob: bytes) -> None:
         writer.transport.abort()
 
 
+async def identify(kind: str, address, key: bytes) -> None:
+    """A whole handshake, as who has `key`."""
+    began = time.monotonic()
+    noise = NoiseConnection.from_name(b"Noise_XX_25519_ChaChaPoly_SHA256")
+    noise.set_keypair_from_private_bytes(Keypair.STATIC, os.urandom(32))
+    noise.set_as_initiator()
+    noise.start_handshake()
+    try:
+        reader, writer = await connect(address)
+    except OSError:
+        lasted[f"{kind}: refused"] += 1
+        return
+
+    async def talk() -> None:
+        writer.write(HELLO + NOISE + (32).to_bytes(2, "big") + noise.write_message(b""))
+        await reader.readexactly(len(HELLO + NOISE))
+        noise.read_message(await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big")))
+        last = noise.write_message(NoiseHandshakePayload(identity_key=key, identity_sig=b"s").SerializeToString())
+        writer.write(len(last).to_bytes(2, "big") + last)
+        await reader.read()
+
+    try:
+        await asyncio.wait_for(talk(), DEADLINE_S)
+        lasted[kind] += 1
+    except asyncio.TimeoutError:
+        lasted[f"{kind}: never hung up on"] += 1
+    except (OSError, asyncio.IncompleteReadError):
+        lasted[kind] += 1
+    finally:
+        writer.transport.abort()
+        held[kind] = max(held.get(kind, 0.0), time.monotonic() - began)
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("host")
@@ -88,6 +125,7 @@ async def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     address, handshake = (options.host, options.port), options.record.read_bytes()
+    slow_key = rsa_keys.proth()
     ends = time.monotonic() + options.seconds
     running: set[asyncio.Task] = set()
 
@@ -109,6 +147,7 @@ async def main() -> None:
         ),
         "a handshake replayed": lambda _: until_hung_up("a handshake replayed", address, data=handshake),
         "huge length": lambda n: flood(address, HUGE[n % len(HUGE)]),
+        "a key of 4 kB": lambda _: identify("a key of 4 kB", address, slow_key),
     }
     if options.only is None:
         for begin in slow.values():

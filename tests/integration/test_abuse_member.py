@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness import wait_until
@@ -16,10 +16,14 @@ from load import Load
 
 if TYPE_CHECKING:
     from fleet import Fleet
+    from harness import Daemon
 
 EVIL = Path(__file__).with_name("evil.py")
 MiB = 1024 * 1024
 MEMORY = 96 * MiB  # a daemon may grow by, with all of it together
+CONTROL_MEMORY = 10 * MiB  # by one kind of what is said beside records; what is on its way, and what an allocator keeps
+FLOOD_S = 6.0
+RSA_SHARE = 0.1  # of a core; it was a quarter to a half of one
 LOG_LINES = 250  # 64 invented peers that join at once are named, and a handful of lines for each mode
 
 CUT = {
@@ -34,6 +38,8 @@ CUT = {
     "sends_ungranted": "DATA",
     "speaks_of_unknown_streams": "never opened",
     "never_reads": "floods|does not read",
+    "prunes_other_topics": "a topic that this network does not have",
+    "has_of_other_topics": "a topic that this network does not have",
 }
 BORNE = ("highest_numbers", "megabyte_row", "invents_peers", "never_reads_tunnels")  # and of no effect
 
@@ -76,6 +82,98 @@ def test_it_loses_its_own_connection_and_nothing_else(fleet: Fleet, figure) -> N
     newcomer = fleet.daemon("newcomer", peer=victim)
     wait_until(lambda: newcomer.offers() == {"victim"}, within=5, what="a newcomer is let in and served")
     wait_until(lambda: "newcomer" in entry.sees(), within=10, what="and known to the others")
+
+
+@pytest.fixture(scope="module")
+def three(fleet: Fleet) -> list[Daemon]:
+    """Nodes that are all linked to each other; the first one has the backend."""
+    a = fleet.daemon("a", backend=fleet.backend("http", "a"))
+    nodes = [a, fleet.daemon("b", peer=a), fleet.daemon("c", peer=a)]
+    names = {node.name for node in nodes}
+    wait_until(lambda: all(linked(node) >= names - {node.name} for node in nodes), within=20, what="all are linked")
+    return nodes
+
+
+def linked(node: Daemon) -> set[str]:
+    return {row["name"] for row in node.peers() if row["path"] == "direct"}
+
+
+def misbehave(fleet: Fleet, victim: Daemon, mode: str, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, str(EVIL), str(fleet.token_file), victim.multiaddr, mode, "--seconds", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, env=victim.environment)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_no_record_has_honest_nodes_cut_each_other_off(fleet: Fleet, three: list[Daemon], figure) -> None:
+    """Genuine ones, with up to 100 kB added that their signatures do not cover, handed to one node, which passes them on."""
+    a, *others = three
+    result = misbehave(fleet, a, "hands_over_padded_records", 3)
+    said = [line for node in three for line in node.log().splitlines() if "broke the rules" in line]
+    figure("padded record", f"{len(said)} times a node said that a peer broke the rules")
+    for node in others:
+        wait_until(lambda node=node: result["peer_id"] in str(node.peers()), within=10, what="it was passed on")
+    assert said == []
+    for node in three:
+        assert linked(node) >= {other.name for other in three} - {node.name}
+    assert not result["cut"]
+
+
+def test_whom_a_member_names_nobody_dials(fleet: Fleet, three: list[Daemon], figure) -> None:
+    """Peer exchange, and the sender's own record: each with an address of the member's choice."""
+    result = misbehave(fleet, three[0], "exchanges_peers", 5)
+    figure("peer exchange", f"{result['noted']} connects to an address of the member's choice, {result['sent']} messages")
+    assert result["sent"] >= 4
+    assert result["noted"] == 0
+
+
+def test_a_key_that_takes_long_to_read_is_not_read(fleet: Fleet, three: list[Daemon], figure) -> None:
+    """Four identities, whose "public keys" are RSA keys of 4096 bits with huge exponents, speak four times a second."""
+    before = [node.cpu_s() for node in three]
+    result = misbehave(fleet, three[0], "rsa_identities", 20)
+    shares = [(node.cpu_s() - cpu_s) / result["lasted_s"] for node, cpu_s in zip(three, before, strict=True)]
+    figure(
+        "RSA identities",
+        f"{result['sent']} messages in {result['lasted_s']:.0f} s; nodes used "
+        + ", ".join(f"{node.name} {share:.0%}" for node, share in zip(three, shares, strict=True)) + " of a core",
+    )  # fmt: skip
+    assert result["sent"] >= 90
+    assert not result["cut"]
+    assert max(shares) < RSA_SHARE
+    assert not any(row["peer_id"].startswith("Qm") for node in three for row in node.peers())
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "prunes_other_topics",
+        "has_of_other_topics",
+        "has_without_end",
+        "wants_without_end",
+        "subscribes_without_end",
+        "announces_a_gigabyte",
+        "long_numbers",
+        "digests_of_nothing",
+    ],
+)
+def test_what_is_said_beside_records_takes_no_memory(mode: str, fleet: Fleet, three: list[Daemon], figure) -> None:
+    a, b, _ = three
+    with Load(b.entry(), clients=2, every_s=0.04) as load:
+        wait_until(lambda: len(load.requests) >= 100, within=30, what="a steady load")
+        before, cpu_s = a.rss_bytes(), a.cpu_s()
+        result = misbehave(fleet, a, mode, FLOOD_S)
+        grown, cpu_s = a.rss_bytes() - before, a.cpu_s() - cpu_s
+    took = sorted(request.took_s for request in load.requests)
+    figure(
+        mode,
+        f"{result['sent']} sent in {result['lasted_s']:.1f} s{', cut' * result['cut']}; memory {grown / MiB:+.0f} MiB; "
+        f"{cpu_s:.1f} s of CPU; {len(load.requests)} requests of others, {len(load.failed)} failed, "
+        f"p99 {took[len(took) * 99 // 100] * 1e3:.0f} ms, the longest {took[-1] * 1e3:.0f} ms",
+    )
+    assert load.failed == []
+    assert grown < CONTROL_MEMORY
+    assert result["cut"] == (mode in CUT)
 
 
 @pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="takes minutes: set FEDERATION_LONG_TESTS=1")

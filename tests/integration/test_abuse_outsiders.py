@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import rsa_keys
 from harness import wait_until
+from libp2p.security.noise.pb.noise_pb2 import NoiseHandshakePayload
 from load import Load
+from noise.connection import Keypair, NoiseConnection
 from test_strangers import STRANGER
 
 if TYPE_CHECKING:
@@ -32,10 +35,11 @@ LOG_LINES = 300  # one for each address and kind of nonsense in 10 s, thrice
 QUIET_REQUESTS = 400
 LONG_S, LONG_QUIET_REQUESTS, WRONG_PROOFS = 10.0, 1000, 400
 KINDS = (
-    "random bytes", "half a handshake", "a handshake replayed", "huge length", "silent", "a byte a second", "idle",
-    "wrong proof",
+    "random bytes", "half a handshake", "a handshake replayed", "huge length", "a key of 4 kB", "silent", "a byte a second",
+    "idle", "wrong proof",
 )  # fmt: skip
 ATTACK_S = 3.0  # of all kinds; then 2,000 that say nothing
+LONGEST_S = 1.5  # that a request of others takes on two busy cores; one such key took 9 s
 NOISE_S = 0.05  # two nearly equal p99 differ by that on a machine that does something else as well
 
 
@@ -61,6 +65,41 @@ class Recorder:
         with suppress(OSError):
             while data := theirs.recv(65536):
                 ours.sendall(data)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class SlowKeyNode:
+    """What answers like a node of a DHT, with a key of 4 kB; counts who shook hands with it."""
+
+    def __init__(self) -> None:
+        self.met = 0
+        self._key = rsa_keys.proth()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._answer, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _answer(self, conn: socket.socket) -> None:
+        noise = NoiseConnection.from_name(b"Noise_XX_25519_ChaChaPoly_SHA256")
+        noise.set_keypair_from_private_bytes(Keypair.STATIC, os.urandom(32))
+        noise.set_as_responder()
+        noise.start_handshake()
+        with conn, conn.makefile("rb") as said, suppress(OSError):
+            conn.sendall(b"\x13/multistream/1.0.0\n\x07/noise\n")
+            said.read(20 + 8)
+            noise.read_message(said.read(int.from_bytes(said.read(2), "big")))
+            message = noise.write_message(
+                NoiseHandshakePayload(identity_key=self._key, identity_sig=b"s").SerializeToString()
+            )
+            self.met += 1
+            conn.sendall(len(message).to_bytes(2, "big") + message)
+            said.read()
 
     def close(self) -> None:
         self._listener.close()
@@ -149,6 +188,67 @@ def test_members_do_not_notice(victim, entry, handshake, fleet, figure) -> None:
     # A member that comes while strangers are still there is let in: they are of another address.
     newcomer = fleet.daemon("newcomer", peer=victim)
     wait_until(lambda: newcomer.offers() == {"victim"}, within=5, what="a newcomer is let in and served")
+
+
+def test_a_key_that_takes_long_to_read_stops_nobody(victim, entry, handshake, figure) -> None:
+    """A whole handshake as somebody whose key of 4 kB takes py-libp2p 9 s: some kB/s of these stopped a node."""
+    kind = "a key of 4 kB"
+    command = [
+        sys.executable,
+        str(OUTSIDER),
+        *map(str, victim.p2p),
+        str(ATTACK_S),
+        "--record",
+        str(handshake),
+        "--only",
+        kind,
+    ]
+    with Load(entry.entry(), clients=2, every_s=0.02) as load:
+        began = time.monotonic()
+        wait_until(lambda: len(load.requests) >= QUIET_REQUESTS, within=60, what="a quiet measurement")
+        quiet, quiet_s = p99(load, began), time.monotonic() - began
+        attacked_at = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=victim.environment)
+        attacked_s = time.monotonic() - attacked_at
+        wait_until(lambda: load.finished_since(attacked_at) >= QUIET_REQUESTS, within=60, what="others are served")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    attacked = [request.took_s for request in load.requests if request.started >= attacked_at]
+    answered = [request.finished - attacked_at for request in load.requests if not request.failed]
+    served = sum(0 <= at < attacked_s for at in answered)
+    figure(
+        kind,
+        f"others' requests {QUIET_REQUESTS / quiet_s:.0f}/s quiet, {served / attacked_s:.0f}/s attacked, "
+        f"p99 {quiet * 1e3:.0f} and {p99(load, attacked_at) * 1e3:.0f} ms, the longest {max(attacked):.2f} s, "
+        f"{len(load.failed)} failed; {result['outcomes']} in {attacked_s:.1f} s, held {result['held_s'][kind]:.1f} s",
+    )
+    assert load.failed == []
+    assert result["outcomes"] == {kind: sum(result["outcomes"].values())}
+    assert max(attacked) < LONGEST_S
+    assert served / attacked_s > QUIET_REQUESTS / quiet_s / 2
+
+
+def test_a_node_of_a_dht_with_such_a_key_stops_nobody(victim, fleet, figure) -> None:
+    """Whoever looks for members in a public DHT meets strangers there."""
+    node = SlowKeyNode()
+    address = f"/ip4/127.0.0.1/tcp/{node.port}/p2p/QmNnooDu7bfjPFoTZYxMNLWUQJyrVwtbZg5gBMjTezGAJN"
+    looker = fleet.daemon("looker", "--dht", f"--bootstrap={address}", peer=victim)
+    wait_until(lambda: looker.offers() == {"victim"}, within=20, what="the looker sees the exit")
+    with Load(looker.entry(), clients=2, every_s=0.02) as load:
+        wait_until(lambda: node.met >= 2, within=40, what="it looks again, for the first look failed")
+        met_at = time.monotonic()
+        wait_until(lambda: load.finished_since(met_at) >= QUIET_REQUESTS, within=60, what="others are served meanwhile")
+    longest = max(request.took_s for request in load.requests)
+    figure(
+        "a DHT node with a key of 4 kB",
+        f"{len(load.requests)} requests of others, {len(load.failed)} failed, the longest {longest:.2f} s; "
+        f"met {node.met} times",
+    )
+    wait_until(lambda: "the DHT could not be asked" in looker.log(), within=60, what="the look is given up")
+    node.close()
+    assert looker.stop() == 0
+    assert load.failed == []
+    assert longest < LONGEST_S
 
 
 @pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="needs a quiet machine: set FEDERATION_LONG_TESTS=1")

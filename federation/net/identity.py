@@ -1,0 +1,102 @@
+"""Identities: an Ed25519 key and nothing else, checked on the bytes before any library sees a key.
+
+libp2p has several kinds of keys, and a reader that takes them all has the slowest of them on the thread: an "RSA key" of
+4 kB, a private one with huge factors, costs its reader 9 s. Every version of this program makes Ed25519 identities, in one
+form only, so that form is all there is: whatever else claims to be a key, a peer id or a signature is not read.
+
+    public key    08 01 12 20, then 32 bytes       (libp2p's protobuf: type Ed25519, data)
+    peer id       00 24, then the public key       (multihash: identity); in base58 12D3KooW..., 52 characters
+
+The signature itself is checked by the routine that all versions share. One that is a little less strict (OpenSSL takes keys
+of small order) would have this node pass on what its neighbours call a forgery, for which they cut it off.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from libp2p.crypto.ed25519 import Ed25519PublicKey
+from libp2p.peer.id import ID
+from libp2p.security.noise.pb.noise_pb2 import NoiseHandshakePayload
+
+from federation.errors import ProtocolViolation
+
+if TYPE_CHECKING:
+    from libp2p.crypto.keys import KeyPair
+
+KEY_BYTES = 32
+SIGNATURE_BYTES = 64
+KEY_PREFIX = b"\x08\x01\x12\x20"
+ID_PREFIX = b"\x00\x24" + KEY_PREFIX
+ID_BYTES = len(ID_PREFIX) + KEY_BYTES
+STATIC_KEY_PREFIX = b"noise-libp2p-static-key:"
+
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_TEXT = re.compile(f"12D3KooW[{_BASE58}]{{44}}")
+
+
+def key_in(encoded: bytes) -> bytes | None:
+    """The 32 bytes of a public key as libp2p writes it; None for any other kind or form."""
+    return _after(KEY_PREFIX, encoded)
+
+
+def key_of(peer_id: bytes) -> bytes | None:
+    """The public key that a binary peer id is; None if it is not one of ours."""
+    return _after(ID_PREFIX, peer_id)
+
+
+def _after(prefix: bytes, data: bytes) -> bytes | None:
+    return data[len(prefix) :] if len(data) == len(prefix) + KEY_BYTES and data.startswith(prefix) else None
+
+
+def peer_id(key: bytes) -> ID:
+    """Whose public key of 32 bytes it is."""
+    return ID(ID_PREFIX + key)
+
+
+def read_peer_id(text: str) -> ID:
+    """The id that somebody named. Raises ValueError if no node can have it."""
+    if not _TEXT.fullmatch(text):
+        raise ValueError("not the id of a node")
+    number = 0
+    for character in text:
+        number = number * len(_BASE58) + _BASE58.index(character)
+    data = number.to_bytes(ID_BYTES + 1, "big")[1:]
+    if key_of(data) is None:  # in the right form, but beyond the largest key
+        raise ValueError("not the id of a node")
+    return ID(data)
+
+
+def is_signed(data: bytes, signature: bytes, key: bytes) -> bool:
+    """Whether the owner of `key`, 32 bytes, signed `data`. Whatever the bytes, it takes 0.1 ms and a hash of `data`."""
+    if len(signature) != SIGNATURE_BYTES:
+        return False
+    return Ed25519PublicKey.from_bytes(key).verify(data, signature)
+
+
+# In a Noise handshake
+
+
+def write_payload(key_pair: KeyPair, static_key: bytes) -> bytes:
+    """What a node says of itself in a handshake: its identity, and that the handshake's own key is its own."""
+    return NoiseHandshakePayload(
+        identity_key=key_pair.public_key.serialize(), identity_sig=key_pair.private_key.sign(STATIC_KEY_PREFIX + static_key)
+    ).SerializeToString()
+
+
+def read_payload(payload: bytes, static_key: bytes) -> ID:
+    """Who says so in a handshake, whose own key `static_key` is. Extensions, which other versions may send, are passed over.
+
+    The caller bounds `payload`. Raises ProtocolViolation, whatever the bytes.
+    """
+    try:
+        said = NoiseHandshakePayload.FromString(payload)
+    except Exception:  # noqa: BLE001  # the protobuf runtime that is installed decides on the class
+        raise ProtocolViolation("a handshake without an identity") from None
+    key = key_in(said.identity_key)
+    if key is None:
+        raise ProtocolViolation("an identity that is not an Ed25519 key")
+    if not is_signed(STATIC_KEY_PREFIX + static_key, said.identity_sig, key):
+        raise ProtocolViolation("a handshake that its identity did not sign")
+    return peer_id(key)
