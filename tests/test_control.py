@@ -78,7 +78,15 @@ class FakeNode:
         self.left = True
 
     async def rotate(self, wish: Any) -> dict[str, Any]:
-        return {"network": "n", "rotations": 1, "former_until": None, "told": [], "not_told": [], "left_out": wish["except"]}
+        return {
+            "network": "n",
+            "rotations": 1,
+            "former_until": None,
+            "told": [],
+            "not_told": [],
+            "left_out": list(wish.excepted),
+            "excepted": [],
+        }
 
     def banned(self) -> dict[str, Any]:
         return {"banned": []}
