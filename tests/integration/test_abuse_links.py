@@ -29,7 +29,7 @@ PRICED = {  # a mode, and what the victim's log says of it
 
 @pytest.fixture(scope="module")
 def nodes(fleet: Fleet) -> dict[str, Daemon]:
-    victim = fleet.daemon("victim", backend=fleet.backend("http", "victim"))
+    victim = fleet.daemon("victim", backend=fleet.backend("http", "victim"), owner=True)
     entry = fleet.daemon("entry", peer=victim)
     wait_until(lambda: entry.offers() == {"victim"}, within=10, what="the entry sees the exit")
     return {"victim": victim, "entry": entry}
