@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from federation.browsers import parse_origin
+from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError
-from federation.places import default_state_dir, find_config_file, read_config_file
-from federation.values import Endpoint, HostPort, parse_duration, parse_size, without_tokens
+from federation.forward.browsers import parse_origin
+from federation.units import Endpoint, HostPort, parse_duration, parse_size, without_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

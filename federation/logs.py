@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import structlog
 
-from federation.values import REDACTED, without_tokens
+from federation.units import REDACTED, without_tokens
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor

@@ -19,41 +19,42 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from federation import __version__, care, doctor, ownership, report
-from federation.backends import Backends
-from federation.bans import Bans, find_peer
+from federation import __version__
 from federation.config import NAMES, RELOADABLE
 from federation.errors import FederationError, NotFound, UsageError
-from federation.finding import Finding, parsed
-from federation.forwarder import Forwarder
-from federation.gossip import Gossip
-from federation.gpu import GpuProbe, GpuReading
-from federation.journal import Journal
-from federation.keyring import Keyring
-from federation.ledger import Change, Ledger
-from federation.membership import owner_key
+from federation.forward.backends import Backends
+from federation.forward.frontend import Forwarder
+from federation.forward.roster import Roster
+from federation.forward.selection import Policy, Selector
+from federation.mesh.bans import Bans, find_peer
+from federation.mesh.connectivity import Paths, relay_limits
+from federation.mesh.discovery import Finding, parsed
+from federation.mesh.gossip import Gossip
+from federation.mesh.gpu import GpuProbe, GpuReading
+from federation.mesh.keyring import Keyring
+from federation.mesh.ledger import Change, Ledger
+from federation.mesh.probe import Probe
+from federation.mesh.records import NodeData
+from federation.mesh.rotation import Rotation
+from federation.mesh.token_store import owner_key
 from federation.metrics import Metrics
-from federation.net.addresses import AddressBook, PeerAddress
+from federation.net.dial.book import AddressBook, PeerAddress
 from federation.net.host import Host
-from federation.net.link import talk
-from federation.pace import Bucket
-from federation.paths import Paths, relay_limits
-from federation.probe import Probe
-from federation.rates import SAMPLE_EVERY_S, Rates
-from federation.reactor import Reactor
-from federation.records import NodeData
-from federation.roster import Roster
-from federation.rotation import Rotation
-from federation.selection import Policy, Selector
-from federation.values import HostPort
+from federation.net.link.link import talk
+from federation.ops import diagnose, doctor, ownership, status
+from federation.ops.access_log import Journal
+from federation.ops.rates import SAMPLE_EVERY_S, Rates
+from federation.ratelimit import Bucket
+from federation.reactor.loop import Reactor
+from federation.units import HostPort
 
 if TYPE_CHECKING:
-    from federation import answers
     from federation.config import Settings
-    from federation.net.link import Link
-    from federation.net.mux import Channel
+    from federation.mesh.tokens import Token
+    from federation.net.link.link import Link
+    from federation.net.link.mux import Channel
+    from federation.ops import schemas
     from federation.state import StateDir
-    from federation.tokens import Token
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +110,7 @@ class Node:
 
         self.rates = Rates()
         self.metrics = Metrics()
-        self.metrics.now = lambda: report.metrics(self)
+        self.metrics.now = lambda: status.metrics(self)
         self.reactor = Reactor()
         self.ledger = Ledger(is_linked=lambda peer: peer in self.host.links or peer == self.host.peer_id)
         self.book = AddressBook()
@@ -173,7 +174,7 @@ class Node:
         """Leave the network, then end."""
         self._stop.set()
 
-    async def run(self, on_ready: Callable[[answers.Status], None]) -> None:
+    async def run(self, on_ready: Callable[[schemas.Status], None]) -> None:
         """Raises ListenFailed before anything was announced."""
         probe = GpuProbe(fixed_bytes=self.settings.vram_bytes)
         try:
@@ -260,7 +261,7 @@ class Node:
 
     async def _watch_traffic(self) -> None:
         while True:
-            self.rates.sample(trio.current_time(), report.traffic(self))
+            self.rates.sample(trio.current_time(), status.traffic(self))
             self.forwarder.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
@@ -388,8 +389,8 @@ class Node:
     def metrics_text(self, accept: str) -> tuple[bytes, str]:
         return self.metrics.exposition(accept)
 
-    def connections(self, most: int) -> answers.OpenConnections:
-        return report.connections(self, most)
+    def connections(self, most: int) -> schemas.OpenConnections:
+        return status.connections(self, most)
 
     def control_hosts(self) -> tuple[str, ...]:
         return self.settings.control_hosts
@@ -400,32 +401,32 @@ class Node:
     def control_socket(self) -> socket.socket | None:
         return self.state.listen_control()
 
-    def status(self) -> answers.Status:
-        return report.status(self)
+    def status(self) -> schemas.Status:
+        return status.status(self)
 
-    def peers(self) -> list[answers.Peer]:
-        return report.peers(self)
+    def peers(self) -> list[schemas.Peer]:
+        return status.peers(self)
 
-    def explain(self, last: int, connection: int | None = None) -> list[answers.Decision]:
-        return report.explain(self, last, connection)
+    def explain(self, last: int, connection: int | None = None) -> list[schemas.Decision]:
+        return status.explain(self, last, connection)
 
-    def turned_away(self, last: int, connection: int | None = None) -> list[answers.TurnedAway]:
-        return report.turned_away(self, last, connection)
+    def turned_away(self, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
+        return status.turned_away(self, last, connection)
 
-    def log_lines(self, after: int, last: int) -> answers.LogLines:
-        return care.log_lines(after, last)
+    def log_lines(self, after: int, last: int) -> schemas.LogLines:
+        return diagnose.log_lines(after, last)
 
-    async def ping(self, peer: str, count: int, bulk_bytes: int) -> answers.Ping:
-        return await care.ping(self, peer, count, bulk_bytes)
+    async def ping(self, peer: str, count: int, bulk_bytes: int) -> schemas.Ping:
+        return await diagnose.ping(self, peer, count, bulk_bytes)
 
-    async def examine(self) -> answers.Examination:
+    async def examine(self) -> schemas.Examination:
         return {"findings": await doctor.examine(self)}
 
-    def invite(self) -> answers.Invite:
-        return report.invite(self)
+    def invite(self) -> schemas.Invite:
+        return status.invite(self)
 
-    def drained(self) -> answers.Draining:
-        return report.draining(self)
+    def drained(self) -> schemas.Draining:
+        return status.draining(self)
 
     def drain(self) -> None:
         """Nothing new for this node's backends, here and, as soon as gossip has it, from anywhere; what is open goes on.
@@ -445,7 +446,7 @@ class Node:
         self.roster.changed()
         self.gossip.stir()
 
-    def banned(self) -> answers.Banned:
+    def banned(self) -> schemas.Banned:
         return {"banned": self.bans.rows()}
 
     def ban(self, peer: str) -> None:
@@ -470,13 +471,13 @@ class Node:
         self.book.refresh(peer_id)
         self.host.look_at_book()
 
-    async def rotate(self, wish: ownership.Wish) -> answers.Rotated:
+    async def rotate(self, wish: ownership.Wish) -> schemas.Rotated:
         return await ownership.rotate(self, wish)
 
-    def prepare_rotation(self, wish: ownership.Wish) -> answers.PreparedRotation:
+    def prepare_rotation(self, wish: ownership.Wish) -> schemas.PreparedRotation:
         return ownership.prepare(self, wish)
 
-    async def carry_out_rotation(self, signature: str) -> answers.Rotated:
+    async def carry_out_rotation(self, signature: str) -> schemas.Rotated:
         return await ownership.carry_out(self, signature)
 
     def leave(self) -> None:

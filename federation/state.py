@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from federation import unixsocket
 from federation.errors import NotOurs, StateDirBusy, StateDirUnusable
-from federation.values import visible
+from federation.units import visible
 
 if TYPE_CHECKING:
     import socket

@@ -31,17 +31,17 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
-from federation import gossip
-from federation.ledger import MAX_ENTRIES, Ledger
+from federation.forward.selection import Selector
+from federation.mesh import gossip
+from federation.mesh.ledger import MAX_ENTRIES, Ledger
+from federation.mesh.records import Gpu, NodeData, encode
+from federation.mesh.tokens import Token
 from federation.metrics import Metrics
 from federation.net.host import MAX_LINKS, TICK_S
-from federation.net.link import SUSPECT_AFTER_S, ping_interval
-from federation.net.mux import HEADER_BYTES
-from federation.net.noise import TAG
+from federation.net.link.handshake import TAG
+from federation.net.link.link import SUSPECT_AFTER_S, ping_interval
+from federation.net.link.mux import HEADER_BYTES
 from federation.net.pubsub import DEGREE, DEGREE_LOW, HEARTBEAT_S, LAZY_PEERS
-from federation.records import Gpu, NodeData, encode
-from federation.selection import Selector
-from federation.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -28,20 +28,20 @@ from google.protobuf.message import DecodeError
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.pubsub.pb import rpc_pb2
 
-from federation import gossip as gossip_module
-from federation.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
-from federation.entry import _Farewell
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
+from federation.forward.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
+from federation.forward.l4 import _Farewell
+from federation.mesh import gossip as gossip_module
+from federation.mesh.records import MAX_RECORD_BYTES, Gpu, NodeData, decode, encode
+from federation.mesh.tokens import Token
 from federation.net import identity as identities
-from federation.net import mux
-from federation.net.addresses import PeerAddress
-from federation.net.noise import MAX_PLAINTEXT, Opener, Sealer, TokenNoise
+from federation.net.dial.book import PeerAddress
+from federation.net.link import mux
+from federation.net.link.handshake import MAX_PLAINTEXT, Opener, Sealer, TokenNoise
 from federation.net.pubsub import canonical, is_genuine
-from federation.records import MAX_RECORD_BYTES, Gpu, NodeData, decode, encode
-from federation.tokens import Token
-from tests.links import End, _MemoryRaw
-from tests.test_gossip import TOKEN, FakeTopic, Member, sign
-from tests.test_pubsub import foreign_topic
+from tests.mesh.test_gossip import TOKEN, FakeTopic, Member, sign
+from tests.net.test_pubsub import foreign_topic
+from tests.support.links import End, _MemoryRaw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

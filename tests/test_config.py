@@ -7,9 +7,9 @@ import pytest
 
 from federation.config import NAMES, Endpoint, HostPort, Replay, Settings, load
 from federation.errors import ConfigError
-from federation.records import NODE_ONLINE_WINDOW
-from federation.selection import Policy
-from federation.tokens import Token
+from federation.forward.selection import Policy
+from federation.mesh.records import NODE_ONLINE_WINDOW
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from federation.cli_options import parse
+from federation.cli.grammar import parse
 from federation.config import Settings, load
 
 ROOT = Path(__file__).parents[1]

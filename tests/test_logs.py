@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from federation import logs
-from federation.tokens import Token
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from federation import answers
 from federation.metrics import Metrics, Now
+from federation.ops import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +65,7 @@ def test_most_of_it_is_on_the_board(series: dict[str, set[str]]) -> None:
 def test_states_and_results_are_spelt_as_they_are() -> None:
     text = RULES.read_text() + "".join(expressions())
     for states in re.findall(r'state=~?"([^"]*)"', text):
-        assert set(states.split("|")) <= set(answers.State.__args__)  # type: ignore[attr-defined]
+        assert set(states.split("|")) <= set(schemas.State.__args__)  # type: ignore[attr-defined]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing (Debian's package prometheus)")

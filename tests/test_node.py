@@ -20,17 +20,19 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation import client, control, paths
 from federation import node as node_module
+from federation.api import server
+from federation.cli import client
 from federation.config import Settings
 from federation.errors import ListenFailed, NotFound, UsageError
-from federation.net.addresses import PeerAddress
+from federation.mesh import connectivity
+from federation.mesh.owner import OwnerKey
+from federation.mesh.tokens import Token
+from federation.net.dial.book import PeerAddress
 from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
-from federation.owner import OwnerKey
 from federation.state import StateDir
-from federation.tokens import Token
-from federation.values import HostPort
-from tests.links import until
+from federation.units import HostPort
+from tests.support.links import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -207,7 +209,7 @@ class TestStart:
             assert row["capacity"] == 7
 
     async def test_the_command_line_finds_it(self, make: MakeNode) -> None:
-        made = make(serve_control=control.serve_node)
+        made = make(serve_control=server.serve_node)
         made.state.lock()
         async with running(made) as run:
             facts = run.node.state.load_daemon()
@@ -237,7 +239,7 @@ class TestStart:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
             files = open_files()
-            node = make(serve_control=control.serve_node, **{serves: (address,) if serves == "listens" else address})
+            node = make(serve_control=server.serve_node, **{serves: (address,) if serves == "listens" else address})
             ready: list[object] = []
             with pytest.raises((ListenFailed, ExceptionGroup)) as caught, trio.fail_after(20):
                 await node.run(ready.append)
@@ -320,8 +322,8 @@ class TestStop:
             await trio.to_thread.run_sync(lambda: None)  # trio keeps its worker threads for a while
             tasks, files = trio.lowlevel.current_statistics().tasks_living, open_files()
             threads = {t for t in threading.enumerate() if "trio" not in t.name.lower()}
-            one = make("one", backends=(backend,), serve_control=control.serve_node)
-            two = make("two", serve_control=control.serve_node)
+            one = make("one", backends=(backend,), serve_control=server.serve_node)
+            two = make("two", serve_control=server.serve_node)
             one.state.lock()
             two.state.lock()
             async with running(one) as a, running(two) as b:
@@ -477,7 +479,7 @@ class TestStop:
     async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
         """A second signal cancels it."""
         files = open_files()
-        made = make(serve_control=control.serve_node)
+        made = make(serve_control=server.serve_node)
         made.state.lock()
         async with running(made) as run, await client_of(run):
             run.scope.cancel()
@@ -644,7 +646,7 @@ class FakeWall:
 
 class TestRecord:
     async def test_fits_its_bounds_with_every_field_in_use(self, make: MakeNode) -> None:
-        from federation.records import encode
+        from federation.mesh.records import encode
 
         node = make(
             "n" * 64,
@@ -669,7 +671,7 @@ class TestRecord:
         node = make()
         node.paths.listens(HostPort("127.0.0.1", 1))
         assert not node.paths.read()
-        monkeypatch.setattr(paths, "local_addresses", lambda *_: ["/ip4/192.0.2.7/tcp/1"])
+        monkeypatch.setattr(connectivity, "local_addresses", lambda *_: ["/ip4/192.0.2.7/tcp/1"])
         assert node.paths.read()
         assert node.own_record().addresses == ("/ip4/192.0.2.7/tcp/1",)
 

@@ -11,10 +11,10 @@ from pydantic import SecretStr
 
 from federation.config import Settings, load
 from federation.errors import FederationError
+from federation.mesh.tokens import Token
 from federation.node import Node
 from federation.state import StateDir
-from federation.tokens import Token
-from tests.secret_parts import found_in, of_token, spellings
+from tests.support.secret_parts import found_in, of_token, spellings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

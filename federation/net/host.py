@@ -30,7 +30,6 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
-from federation.accepting import Accepting
 from federation.errors import (
     FederationError,
     HandshakeFailed,
@@ -42,22 +41,23 @@ from federation.errors import (
     TokenRetired,
     listen_problem,
 )
-from federation.net import link as mux_link
-from federation.net import noise
-from federation.net.carriers import Carriers
-from federation.net.circuit import CircuitConn, CircuitLink, open_circuit
-from federation.net.complaints import REMIND_EVERY_S, Complaints
-from federation.net.dialler import DIAL_TIMEOUT_S, Ourselves
-from federation.net.link import Link, Path
-from federation.net.mux import SERVICE_COSTS
-from federation.net.offenders import Offenders
-from federation.net.raw import bind, close_now, ration, tcp_connection
-from federation.net.redial import Redial
-from federation.net.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
-from federation.net.strangers import Strangers
+from federation.net.admission.carriers import Carriers
+from federation.net.admission.gate import Strangers
+from federation.net.admission.quarantine import Offenders
+from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
+from federation.net.dial.loop import Redial
+from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
+from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
+from federation.net.link import handshake
+from federation.net.link import link as mux_link
+from federation.net.link.link import Link, Path
+from federation.net.link.mux import SERVICE_COSTS
+from federation.net.nat.circuit import CircuitConn, CircuitLink, open_circuit
+from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
 from federation.net.swarm import HostSwarm, StreamHost
-from federation.reactor import Nobody
+from federation.reactor.accepting import Accepting
+from federation.reactor.loop import Nobody
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -65,10 +65,10 @@ if TYPE_CHECKING:
     from libp2p.abc import INetStream, IRawConnection
     from libp2p.custom_types import TProtocol
 
-    from federation.net.addresses import AddressBook, PeerAddress
-    from federation.net.mux import Channel, Opener
-    from federation.reactor import Duplex, Reactor
-    from federation.values import HostPort
+    from federation.net.dial.book import AddressBook, PeerAddress
+    from federation.net.link.mux import Channel, Opener
+    from federation.reactor.loop import Duplex, Reactor
+    from federation.units import HostPort
 
 log = structlog.get_logger(__name__)
 
@@ -138,8 +138,10 @@ class Host:
         key_pair = create_new_key_pair(seed)
         self._admission_keys, self._is_banned = admission_keys, is_banned
         security = {
-            protocol: noise.TokenNoise(key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned, aead=aead)
-            for protocol, aead in noise.protocols().items()
+            protocol: handshake.TokenNoise(
+                key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned, aead=aead
+            )
+            for protocol, aead in handshake.protocols().items()
         }
         self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
         self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
@@ -321,7 +323,7 @@ class Host:
                 try:
                     link: Link = await self.swarm.upgrader.upgrade_connection(secured, remote)  # type: ignore[assignment]
                 except Exception as error:
-                    if not raw.is_initiator and noise.is_end(error):
+                    if not raw.is_initiator and handshake.is_end(error):
                         raise _HungUp from None
                     raise
             except BaseException:
@@ -356,12 +358,12 @@ class Host:
     def _admits(self, peer: str, admission_key: bytes) -> bool:
         return not self._is_banned(peer) and admission_key in self._admission_keys()
 
-    async def _secure(self, raw: IRawConnection, peer_id: ID | None, upgrade: _Upgrade) -> noise.SecureConn:
+    async def _secure(self, raw: IRawConnection, peer_id: ID | None, upgrade: _Upgrade) -> handshake.SecureConn:
         if upgrade.peer and self._is_banned(upgrade.peer):
             raise PeerBanned(f"peer {upgrade.peer}")
         security = self.swarm.upgrader.security_multistream
         if raw.is_initiator:
-            secured: noise.SecureConn = await security.secure_outbound(raw, peer_id)  # type: ignore[arg-type,assignment]
+            secured: handshake.SecureConn = await security.secure_outbound(raw, peer_id)  # type: ignore[arg-type,assignment]
         else:
             secured = await security.secure_inbound(raw)  # type: ignore[assignment]
         upgrade.peer, upgrade.admission_key = str(secured.get_remote_peer()), secured.admission_key
@@ -386,7 +388,7 @@ class Host:
             finally:
                 await close_now(raw)
 
-    def _new_link(self, secured: noise.SecureConn, peer_id: ID) -> Link:
+    def _new_link(self, secured: handshake.SecureConn, peer_id: ID) -> Link:
         if isinstance(secured.raw, CircuitConn):
             return CircuitLink(secured.raw, secured, peer_id, reactor=self._reactor, events=self)
         return Link(secured, peer_id, reactor=self._reactor, events=self)

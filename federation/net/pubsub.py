@@ -42,10 +42,10 @@ from libp2p.tools.anyio_service import LifecycleError, background_trio_service
 from libp2p.utils.varint import decode_uvarint_from_stream
 
 from federation.errors import RecordForged, RecordInvalid
+from federation.mesh.records import MAX_RECORD_BYTES
 from federation.net import identity
-from federation.net.complaints import REMIND_EVERY_S
-from federation.pace import Buckets
-from federation.records import MAX_RECORD_BYTES
+from federation.net.admission.warnings import REMIND_EVERY_S
+from federation.ratelimit import Buckets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

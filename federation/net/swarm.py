@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.transport.upgrader import TransportUpgrader
 
-from federation.net.link import PROTOCOL_ID, Link
+from federation.net.link.link import PROTOCOL_ID, Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from libp2p.crypto.keys import KeyPair
     from libp2p.network.connection.swarm_connection import SwarmConn
 
-    from federation.net.noise import SecureConn, TokenNoise
+    from federation.net.link.handshake import SecureConn, TokenNoise
 
 
 class HostSwarm(Swarm):

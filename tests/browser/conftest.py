@@ -25,8 +25,8 @@ sys.path.append(str(HERE.with_name("integration")))  # its fleet.py and harness.
 from fake_network import KEY, FakeNetwork  # noqa: E402
 from fleet import Fleet  # noqa: E402
 
-from federation import control  # noqa: E402
-from federation.values import HostPort  # noqa: E402
+from federation.api import server  # noqa: E402
+from federation.units import HostPort  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -116,11 +116,11 @@ def serving(network: FakeNetwork, past: Iterable[dict[str, Any]] = (), *, remote
         async with trio.open_nursery() as nursery:
             with scope:
                 facts["token"] = trio.lowlevel.current_trio_token()
-                app = control.create_app(network, KEY, remote=remote)
+                app = server.create_app(network, KEY, remote=remote)
                 for state in past:
                     app.state.hub._publish("state", state)
                 facts["code"] = app.state.sessions.new_code()
-                facts["address"] = await nursery.start(control.serve, app, HostPort("127.0.0.1", 0))
+                facts["address"] = await nursery.start(server.serve, app, HostPort("127.0.0.1", 0))
                 started.set()
                 await trio.sleep_forever()
             nursery.cancel_scope.cancel()

@@ -12,7 +12,8 @@ from conftest import serving
 from fake_network import ATTACK, COMMAND, FakeNetwork
 from pydantic import TypeAdapter, ValidationError
 
-from federation import answers, values
+from federation import units
+from federation.ops import schemas
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -237,7 +238,7 @@ def test_names_show_what_they_are(site, page_at) -> None:
     names = ["a\u202egnp.exe", "b\u2066c\u2069", "d\u200be", "f\u2028g", "h\u00a0i", "n\u00f8rd \u6771\u4eac"]
     page = page_at(site(network(len(names), names=names)))
     shown = {button.text_content() for button in page.query_selector_all(".card h3 button")}
-    assert shown == {values.visible(name) for name in names}
+    assert shown == {units.visible(name) for name in names}
     assert "a?gnp.exe" in shown
     page.click(".card h3 button >> nth=0")
     everything = page.evaluate("document.documentElement.outerHTML + document.title")
@@ -250,7 +251,7 @@ def test_the_page_and_the_terminal_have_one_rule(site, page_at) -> None:
     text = "".join(map(chr, known))
     shown = page.evaluate("async (text) => (await import('/static/format.js')).visible(text)", text)
     assert len(shown) == len(text)
-    assert [hex(ord(c)) for c, here in zip(text, shown, strict=True) if values.visible(c) != here] == []
+    assert [hex(ord(c)) for c, here in zip(text, shown, strict=True) if units.visible(c) != here] == []
 
 
 def test_decisions_and_what_became_of_them(site, page_at) -> None:
@@ -312,11 +313,11 @@ def test_first_steps_of_a_lonely_node(site, page_at) -> None:
 def test_the_fake_answers_as_the_api_does() -> None:
     made = network(5)
     for shape, answer in (
-        (answers.Status, made.status()),
-        (list[answers.Peer], made.peers()),
-        (list[answers.Decision], [*made.explain(20), *made.explain(1, 1)]),
-        (answers.Draining, made.drained()),
-        (answers.Invite, made.invite()),
+        (schemas.Status, made.status()),
+        (list[schemas.Peer], made.peers()),
+        (list[schemas.Decision], [*made.explain(20), *made.explain(1, 1)]),
+        (schemas.Draining, made.drained()),
+        (schemas.Invite, made.invite()),
     ):
         try:
             TypeAdapter(shape).validate_python(answer, strict=True)

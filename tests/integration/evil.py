@@ -25,12 +25,13 @@ from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
 from federation import logs
-from federation.net import messages, mux, pubsub
-from federation.net.addresses import AddressBook, PeerAddress
+from federation.mesh.tokens import Token
+from federation.net import pubsub, wire
+from federation.net.dial.book import AddressBook, PeerAddress
 from federation.net.host import Host
+from federation.net.link import mux
 from federation.net.pubsub import Topic
-from federation.reactor import Reactor
-from federation.tokens import Token
+from federation.reactor.loop import Reactor
 
 MODE_S = 15.0  # most are cut off long before; on a busy machine a flood takes its time
 BRIEF_S = 1.5  # for those that are borne
@@ -146,8 +147,8 @@ async def forges(member: Member) -> None:
 async def hands_over_a_forgery(member: Member) -> None:
     message = member.topic.sign(member.record(peer_id=member.link.peer, left=True))
     stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
-    await messages.send(stream, [])
-    await messages.send(stream, [[message.SerializeToString(), 0]])
+    await wire.send(stream, [])
+    await wire.send(stream, [[message.SerializeToString(), 0]])
 
 
 async def highest_numbers(member: Member) -> None:
@@ -162,8 +163,8 @@ async def megabyte_record(member: Member) -> None:
 
 async def megabyte_row(member: Member) -> None:
     stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
-    await messages.send(stream, [[str(n), 1, 1] for n in range(100_000)])
-    await messages.send(stream, [[bytes(8 * 1024 * 1024), 0]])
+    await wire.send(stream, [[str(n), 1, 1] for n in range(100_000)])
+    await wire.send(stream, [[bytes(8 * 1024 * 1024), 0]])
     member.sent += 1
 
 
@@ -179,13 +180,13 @@ async def invents_peers(member: Member) -> None:
     """All of a ledger at once, and as fast as it can sign for them by gossip."""
     page = [[invented(member).SerializeToString(), 0] for _ in range(64)]
     stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
-    await messages.send(stream, [])
+    await wire.send(stream, [])
     async with trio.open_nursery() as nursery:
 
         async def sync() -> None:
             with suppress(trio.BrokenResourceError):  # the victim has had enough of it
                 while True:
-                    await messages.send(stream, page)
+                    await wire.send(stream, page)
 
         nursery.start_soon(sync)
         for _ in range(INVENTED // INVENTED_A_MESSAGE):
@@ -243,13 +244,13 @@ async def never_reads_tunnels(member: Member) -> None:
 async def hands_over_padded_records(member: Member) -> None:
     """Genuine, with what their signatures do not cover: more than the victim's neighbours read, then less."""
     stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
-    await messages.send(stream, [])
+    await wire.send(stream, [])
     for number, padding in enumerate((100_000, 20_000)):
         message = member.topic.sign(member.record(seq=number + 1))
         message.key = bytes(padding)
-        await messages.send(stream, [[message.SerializeToString(), 0]])
+        await wire.send(stream, [[message.SerializeToString(), 0]])
         member.sent += 1
-    await messages.send(stream, [])
+    await wire.send(stream, [])
 
 
 async def rsa_identities(member: Member) -> None:
@@ -340,7 +341,7 @@ async def digests_of_nothing(member: Member) -> None:
     for _ in range(12):
         stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
         with suppress(trio.BrokenResourceError):
-            await messages.send(stream, nothing)
+            await wire.send(stream, nothing)
             member.sent += 1
 
 

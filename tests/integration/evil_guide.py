@@ -21,12 +21,12 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
 from federation import logs
-from federation.net import messages, pubsub
-from federation.net.addresses import PeerAddress
-from federation.net.punch import PROTOCOL as PUNCH
-from federation.reactor import Reactor
-from federation.tokens import Token
-from federation.values import HostPort
+from federation.mesh.tokens import Token
+from federation.net import pubsub, wire
+from federation.net.dial.book import PeerAddress
+from federation.net.nat.holepunch import PROTOCOL as PUNCH
+from federation.reactor.loop import Reactor
+from federation.units import HostPort
 
 PEERS, PORTS, FIRST_PORT = 100, 16, 20_000
 MEETING_PORT = 40_000
@@ -81,11 +81,11 @@ async def punch(member: Member, options: argparse.Namespace) -> dict:
         while True:
             try:
                 async with await member.host.open_stream(member.victim, PUNCH) as stream:
-                    await messages.send(stream, endpoints)
-                    await messages.receive(stream, at_most=4096)
-                    await messages.send(stream, "when")
-                    await messages.receive(stream, at_most=4096)
-                    await messages.send(stream, "go")
+                    await wire.send(stream, endpoints)
+                    await wire.receive(stream, at_most=4096)
+                    await wire.send(stream, "when")
+                    await wire.receive(stream, at_most=4096)
+                    await wire.send(stream, "go")
                     await stream.send_eof()
                 meetings += 1
             except Exception:  # noqa: BLE001  # it is refused, one way or the other

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness import END_S, Daemon, Process, Server, clean_environment, federation, free_port
 
-from federation.tokens import Token
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

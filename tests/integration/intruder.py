@@ -22,14 +22,15 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils import encode_varint_prefixed
 
 from federation import logs
-from federation.net import messages, mux, pubsub
-from federation.net.addresses import AddressBook, PeerAddress
-from federation.net.circuit import CircuitConn
+from federation.mesh.tokens import Token
+from federation.net import pubsub, wire
+from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
-from federation.net.raw import tcp_connection
-from federation.reactor import Reactor
-from federation.tokens import Token
-from federation.values import HostPort
+from federation.net.link import mux
+from federation.net.nat.circuit import CircuitConn
+from federation.reactor.loop import Reactor
+from federation.units import HostPort
 
 FLOOD_S = 8.0
 PATIENCE_S = 10.0
@@ -169,9 +170,9 @@ async def pads(member: Member, stack: AsyncExitStack, _new) -> None:
     message = member.topic.sign(member.record(services={}))
     message.key = bytes(100_000)
     stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
-    await messages.send(stream, [])
-    await messages.send(stream, [[message.SerializeToString(), 0]])
-    await messages.send(stream, [])
+    await wire.send(stream, [])
+    await wire.send(stream, [[message.SerializeToString(), 0]])
+    await wire.send(stream, [])
     tell(sent=True)
     await told_to_end()
     tell(cut=member.link.is_closed)

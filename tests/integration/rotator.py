@@ -22,10 +22,10 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 
 from federation import logs
-from federation.net.addresses import AddressBook, PeerAddress
+from federation.mesh.tokens import Token
+from federation.net.dial.book import AddressBook, PeerAddress
 from federation.net.host import Host
-from federation.reactor import Reactor
-from federation.tokens import Token
+from federation.reactor.loop import Reactor
 
 ANSWER_S = 3.0
 FLOOD, FLOOD_S = 300, 6.0
@@ -53,7 +53,7 @@ class Rotator:
         packed = msgpack.packb([token.encode(), grace_ms, sorted(members)])
         yield f"/federation/1/token/{path}", len(packed).to_bytes(4, "big") + packed
         if getattr(token, "owner", b""):
-            from federation.owner import OwnerKey, order_of
+            from federation.mesh.owner import OwnerKey, order_of
 
             issued_ms = int(time.time() * 1000)
             order = order_of(

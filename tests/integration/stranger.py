@@ -14,7 +14,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from federation.errors import HandshakeFailed
-from federation.net.noise import PROTOCOL_ID, TokenNoise
+from federation.net.link.handshake import PROTOCOL_ID, TokenNoise
 
 TRY_TIMEOUT_S = 6.0
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 import pytest
 from harness import END_S, SLACK, Daemon, clean_environment, federation, http_get, wait_until
 
-from federation.owner import OwnerKey
-from federation.tokens import Token
+from federation.mesh.owner import OwnerKey
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable

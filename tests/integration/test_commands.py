@@ -16,8 +16,8 @@ import documents
 import pytest
 from harness import END_S, Daemon, federation, http_get, wait_until
 
-from federation import cli
-from federation.cli_options import parse
+from federation.cli import main
+from federation.cli.grammar import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,8 +210,8 @@ def test_the_commands_of_the_documents_work(network, monkeypatch, capsys) -> Non
         with monkeypatch.context() as patches, pytest.raises(SystemExit) as ended:
             if endless:
                 patches.setattr(time, "sleep", interrupted)
-            cli.main(words)
-        assert ended.value.code == (cli.INTERRUPTED if endless else 0), (words, capsys.readouterr())
+            main.main(words)
+        assert ended.value.code == (main.INTERRUPTED if endless else 0), (words, capsys.readouterr())
         assert capsys.readouterr().out, words
         ran += 1
     assert ran > 12

@@ -18,7 +18,7 @@ from harness import http_get, wait_until
 from load import Load
 from netfleet import NetFleet
 
-from federation.descriptors import RESERVED_SHARE
+from federation.reactor.fdlimit import RESERVED_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness import SLACK, federation, http_get
 
-from federation.tokens import Token
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -278,7 +278,7 @@ def test_another_user_of_the_machine_is_told_whose_it_is(fleet: Fleet) -> None:
             try:
                 os.setgid(65534)
                 os.setuid(65534)
-                from federation import client
+                from federation.cli import client
                 from federation.errors import FederationError
                 from federation.state import StateDir
 

@@ -11,7 +11,7 @@ import pytest
 from fleet import owner_key
 from harness import federation, http_get, wait_until
 
-from federation.tokens import Token
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from fleet import Fleet

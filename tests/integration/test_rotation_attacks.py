@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness import federation, wait_until
 
-from federation.tokens import Token
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from fleet import Fleet

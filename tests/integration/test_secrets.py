@@ -13,9 +13,9 @@ from fleet import owner_key
 from harness import federation, http_get, wait_until
 
 from federation.errors import FederationError
-from federation.owner import OwnerKey
-from federation.tokens import Token
-from tests.secret_parts import PART, found_in, of_token
+from federation.mesh.owner import OwnerKey
+from federation.mesh.tokens import Token
+from tests.support.secret_parts import PART, found_in, of_token
 
 if TYPE_CHECKING:
     from fleet import Fleet

@@ -16,7 +16,7 @@ import pytest
 from harness import END_S, http_get, wait_until
 from old_version import OldVersion, why_not
 
-from federation.tokens import Token
+from federation.mesh.tokens import Token
 
 if TYPE_CHECKING:
     from fleet import Fleet

@@ -1,0 +1,156 @@
+"""Hypercorn's HTTP/1.1 over one listening socket, under limits of ours; the only module that knows hypercorn.
+
+Its own `serve` will not do: it writes under a shield and without a deadline, so that one client that does not read
+keeps the daemon from ending, and it takes any number of connections. HTTP/2 is off: without TLS no browser speaks it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+import trio
+from h11 import IDLE, SEND_BODY
+from hypercorn.config import Config
+from hypercorn.events import Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+
+from federation.reactor.accepting import Accepting
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from h11 import Request
+    from hypercorn.events import Event
+    from hypercorn.typing import Framework
+    from starlette.types import ASGIApp
+
+log = structlog.get_logger(__name__)
+
+MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; one more takes the place of one that keeps us waiting
+MAX_HEADER_BYTES = 16 * 1024
+CHUNK = 64 * 1024
+PATIENCE_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
+
+
+async def serve(
+    app: ASGIApp, listener: socket.socket, *, admits: Callable[[trio.socket.SocketType], bool] = lambda _: True
+) -> None:
+    """Serve until cancelled; then every connection ends at once. Takes over `listener`, which listens already.
+
+    `admits`: whether a client may say anything at all.
+    """
+    config = Config()
+    config.errorlog = logging.getLogger("hypercorn.error")  # by default it sets up a handler of its own
+    config.accesslog = None
+    config.h11_max_incomplete_size = MAX_HEADER_BYTES
+    config.include_server_header = False
+    wrapped = wrap_app(cast("Framework", app), 0, "asgi")
+    context = WorkerContext(None)
+    streams: dict[_PatientStream, None] = {}  # in the order in which they became idle, or came
+
+    async def handle(stream: trio.SocketStream) -> None:
+        if not admits(stream.socket) or (len(streams) >= MAX_CONNECTIONS and not _make_room(streams)):
+            await stream.aclose()
+            return
+
+        def has_ended_a_request() -> None:
+            if streams.pop(patient, patient) is None:
+                streams[patient] = None
+
+        patient = _PatientStream(stream, has_ended_a_request)
+        streams[patient] = None
+        try:
+            await _Connection(wrapped, config, context, ConnectionState({}), cast("Any", patient)).run()
+        except Exception:  # one connection must not end the daemon; requests' own errors do not come here
+            log.exception("a control connection failed")
+        finally:
+            streams.pop(patient, None)
+            patient.socket.close()
+
+    async with trio.open_nursery() as nursery:
+        try:
+            async with trio.SocketListener(trio.socket.from_stdlib_socket(listener)) as ours:
+                accepting = Accepting("a client of the API")
+                while True:
+                    nursery.start_soon(handle, await accepting.next(ours))
+        finally:
+            for stream in streams:
+                stream.socket.close()  # which also ends writes that no cancellation reaches
+
+
+def _make_room(streams: dict[_PatientStream, None]) -> bool:
+    """Close the connection that kept us waiting, and had its last answer longest ago, if there is one."""
+    waiting = next((stream for stream in streams if stream.keeps_waiting()), None)
+    if waiting is None:
+        return False
+    del streams[waiting]
+    waiting.socket.close()
+    return True
+
+
+class _Connection(TCPServer):
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated) and event.idle:
+            cast("_PatientStream", self.stream).has_ended_a_request()
+        await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        made = self.protocol
+        protocol = made.protocol = _H11(
+            made.app, made.config, made.context, made.task_group, made.state, made.ssl, made.client, made.server, made.send
+        )  # in place of hypercorn's own
+        # No whole request is here: nothing yet, half a head, half a body.
+        cast("_PatientStream", self.stream).awaits_request = lambda: protocol.connection.their_state in (IDLE, SEND_BODY)
+        await super()._read_data()
+        await self.idle_task.stop()  # the client has gone: no reason to wait for its next request
+
+
+class _H11(H11Protocol):
+    async def _check_protocol(self, event: Request) -> None:
+        """Nothing turns a connection into one of HTTP/2: `Upgrade: h2c` may be ignored, and is."""
+
+
+class _PatientStream:
+    """What TCPServer uses of a stream; a client that takes nothing for PATIENCE_S is cut off."""
+
+    def __init__(self, stream: trio.SocketStream, has_ended_a_request: Callable[[], None]) -> None:
+        self._stream = stream
+        self.has_ended_a_request = has_ended_a_request
+        self.awaits_request: Callable[[], bool] = lambda: True
+        self._awaits_reader = False
+        self._ends = False
+        self.socket = stream.socket
+
+    def keeps_waiting(self) -> bool:
+        """Whether it is the client's turn, to ask or to take what it asked for."""
+        return self._awaits_reader or self.awaits_request()
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        if self._ends:
+            raise trio.BrokenResourceError("the client has gone")
+        view = memoryview(data)
+        for start in range(0, len(view), CHUNK):
+            self._awaits_reader = True
+            with trio.move_on_after(PATIENCE_S) as patience:
+                await self._stream.send_all(view[start : start + CHUNK])
+            self._awaits_reader = False
+            if patience.cancelled_caught:
+                self.socket.close()  # a chunk cut in two: nothing more can be said here
+                raise trio.BrokenResourceError("the client does not read")
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        self._ends = True  # while this waits its turn, an answer that was on its way would run into it
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()

@@ -1,0 +1,136 @@
+"""The control API's routes, one function each; answers.py has their shapes, web.py the mechanics, control.py the server.
+
+Reading needs no key on loopback. What changes something, or shows a secret, is for the owner: `owner=True`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from federation.api.routing import Body, Routes
+from federation.ops import schemas
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+EXPLAIN_DEFAULT = 20
+EXPLAIN_MAX = 1000
+CONNECTIONS_MAX = 1000
+
+routes = Routes()
+
+
+class ControlledNode(Protocol):
+    """What the API needs of a node."""
+
+    def status(self) -> schemas.Status: ...
+    def peers(self) -> list[schemas.Peer]: ...
+    def explain(self, last: int, connection: int | None = None) -> list[schemas.Decision]: ...
+    def turned_away(self, last: int, connection: int | None = None) -> list[schemas.TurnedAway]: ...
+    def connections(self, most: int) -> schemas.OpenConnections: ...
+    def metrics_text(self, accept: str) -> tuple[bytes, str]: ...
+    def invite(self) -> schemas.Invite: ...
+    def drain(self) -> None: ...
+    def undrain(self) -> None: ...
+    def leave(self) -> None: ...
+    def drained(self) -> schemas.Draining: ...
+    def banned(self) -> schemas.Banned: ...
+    def ban(self, peer: str) -> None: ...
+    def unban(self, peer: str) -> None: ...
+
+
+class ExplainQuery(BaseModel):
+    last: Annotated[int, Field(ge=1, le=EXPLAIN_MAX, description="how many, the newest")] = EXPLAIN_DEFAULT
+    id: Annotated[int, Field(ge=1, description="all picks for the connection of this number, instead")] | None = None
+
+
+class ConnectionsQuery(BaseModel):
+    limit: Annotated[int, Field(ge=1, le=CONNECTIONS_MAX, description="how many, the oldest")] = CONNECTIONS_MAX
+
+
+@routes.get("/api/v1/status", schemas.Status)
+async def status(node: ControlledNode) -> schemas.Status:
+    """What this node is and does."""
+    return node.status()
+
+
+@routes.get("/api/v1/peers", schemas.Peers)
+async def peers(node: ControlledNode) -> schemas.Peers:
+    """All nodes of the network, this one first."""
+    return {"peers": node.peers()}
+
+
+@routes.get("/api/v1/explain", schemas.Explained, query=ExplainQuery)
+async def explain(node: ControlledNode, query: ExplainQuery) -> schemas.Explained:
+    """The last picks of a peer, their reasons, and what came of them; the newest last."""
+    return {"decisions": node.explain(query.last, query.id), "turned_away": node.turned_away(query.last, query.id)}
+
+
+@routes.get("/api/v1/connections", schemas.OpenConnections, query=ConnectionsQuery)
+async def connections(node: ControlledNode, query: ConnectionsQuery) -> schemas.OpenConnections:
+    """The clients of this node's own ports, as they are now; the oldest first."""
+    return node.connections(query.limit)
+
+
+@routes.get("/api/v1/invite", schemas.Invite, owner=True)
+async def invite(node: ControlledNode) -> schemas.Invite:
+    """The network's token with fresh addresses in it, and the command for the next machine."""
+    return node.invite()
+
+
+@routes.post("/api/v1/drain", schemas.Draining, owner=True)
+async def drain(node: ControlledNode) -> schemas.Draining:
+    """Take no new connections at this node's backends; those that are open go on."""
+    node.drain()
+    return node.drained()
+
+
+@routes.post("/api/v1/undrain", schemas.Draining, owner=True)
+async def undrain(node: ControlledNode) -> schemas.Draining:
+    """Take connections again."""
+    node.undrain()
+    return node.drained()
+
+
+@routes.post("/api/v1/leave", schemas.Draining, owner=True)
+async def leave(node: ControlledNode) -> schemas.Draining:
+    """Drain, say good-bye, forget the token, and end."""
+    node.leave()
+    return node.drained()
+
+
+PeerText = Annotated[str, Field(min_length=1, max_length=128, description="id, name, or the last 6 characters of an id")]
+
+
+class OnePeer(Body):
+    peer: PeerText
+
+
+@routes.get("/api/v1/banned", schemas.Banned)
+async def banned(node: ControlledNode) -> schemas.Banned:
+    """The peers that this node keeps away."""
+    return node.banned()
+
+
+@routes.post("/api/v1/ban", schemas.Banned, owner=True, body=OnePeer)
+async def ban(node: ControlledNode, body: OnePeer) -> schemas.Banned:
+    """Keep a peer away from this node: its connection is cut, and no other one is made."""
+    node.ban(body.peer)
+    return node.banned()
+
+
+@routes.post("/api/v1/unban", schemas.Banned, owner=True, body=OnePeer)
+async def unban(node: ControlledNode, body: OnePeer) -> schemas.Banned:
+    """Let a peer in again."""
+    node.unban(body.peer)
+    return node.banned()
+
+
+@routes.get("/metrics", Response, request=True, media_type="text/plain")
+async def metrics(node: ControlledNode, request: Request) -> Response:
+    """Prometheus' text format, or OpenMetrics for who accepts that."""
+    text, content_type = node.metrics_text(request.headers.get("accept", ""))
+    return Response(text, headers={"Cache-Control": "no-store", "Content-Type": content_type})

@@ -1,0 +1,358 @@
+"""The control API's server: who may ask, how much, and how requests meet routes (api.py).
+
+Two ways lead in. The socket in the state directory is for the daemon's own user, who is the owner: what comes by it is asked
+for nothing. It has connections of its own, so that nobody at the port can be in the way.
+
+At the port, whoever is on this machine may read. What changes something or shows a secret is the owner's, who shows the
+control key (`Authorization: Bearer KEY`), or a session of the dashboard in its place, or proves to have the key without
+saying it (proof.py). Where other machines can reach the API, every request takes one of these; only the dashboard's files,
+which hold nothing, and the first steps of a proof and a session do not.
+
+A web page that a browser shows may do neither: a request must name this node by address, or by a name that was allowed (a
+page cannot make its own name resolve to us and pass), and must not come from another origin, nor on behalf of another site.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from federation import unixsocket
+from federation.api import access, diagnosis, events, http_server, localai, openapi, routes, static
+from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
+from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
+from federation.api.sessions import Sessions
+from federation.errors import ListenFailed, listen_problem
+from federation.units import HostPort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from trio_typing import TaskStatus
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 64 * 1024
+BODY_S = 10.0
+WRONG_KEY = (
+    "the control key is wrong, or a session that has ended; control.key in the node's state directory has the right one"
+)
+WRONG_PROOF = "the proof of the control key is wrong, too old, or was here before"
+SESSION_OVER = "this session has ended"
+OWN_SOCKET = "federation.own_socket"  # in the scope of what came by the state directory's socket
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who gets in. `key`: the owner's. `remote`: other machines can connect; they may use one of the names in `hosts`."""
+
+    key: str = field(repr=False)
+    remote: bool = False
+    hosts: tuple[str, ...] = ()
+
+
+class ServedNode(routes.ControlledNode, diagnosis.CaredForNode, Protocol):
+    """What all routes need of a node."""
+
+
+class KeyedNode(ServedNode, Protocol):
+    def control_key(self) -> str: ...
+    def control_hosts(self) -> tuple[str, ...]: ...
+    def control_socket(self) -> socket.socket | None: ...
+
+
+def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple[str, ...] = ()) -> Starlette:
+    """The arguments are Access's."""
+    hub = events.Hub(node, lambda: datetime.now(timezone.utc))
+    challenges, sessions = Challenges(key, trio.current_time), Sessions(trio.current_time)
+    operations = [*routes.routes, *diagnosis.routes, *access.routes(challenges, sessions)]
+    operations += [*events.routes(hub), *localai.routes]
+    operations += openapi.routes(operations)
+    guard = Middleware(_Guard, access=Access(key, remote, hosts), challenges=challenges, sessions=sessions)
+    app = Starlette(
+        routes=[*(route(operation, node) for operation in operations), *static.routes()],
+        middleware=[guard],
+        exception_handlers={HTTPException: http_error},
+    )
+    app.state.hub = hub
+    app.state.sessions = sessions
+    return app
+
+
+async def serve(
+    app: Starlette,
+    address: HostPort,
+    *,
+    own: Callable[[], socket.socket | None] = lambda: None,
+    task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; `started` gets the address in use, which tells the port where 0 was asked for.
+
+    `own`: makes the listening socket for the daemon's own user. Raises ListenFailed where the port cannot be had.
+    """
+    with _bind(address) as listener:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(app.state.hub.run)
+            nursery.start_soon(http_server.serve, app, listener)
+            own_listener = own()
+            if own_listener is not None:
+                nursery.start_soon(partial(http_server.serve, _marked(app), own_listener, admits=_is_own_user))
+            task_status.started(HostPort(address.host, listener.getsockname()[1]))
+
+
+def _marked(app: ASGIApp) -> ASGIApp:
+    """For requests by the socket of the state directory."""
+
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, OWN_SOCKET: True}, receive, send)
+
+    return marked
+
+
+def _is_own_user(client: unixsocket.HasOptions) -> bool:
+    """The directory and the socket's mode keep others out already; this holds where somebody opened those."""
+    return unixsocket.peer_uid(client) in (None, 0, os.geteuid())
+
+
+async def serve_node(
+    node: KeyedNode, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The node's API, as node.py starts it."""
+    remote = not address.is_loopback
+    if remote:
+        log.warning("other machines can reach the control API, over plain HTTP; it asks each for the control key")
+    app = create_app(node, node.control_key(), remote=remote, hosts=(address.host, *node.control_hosts()))
+    await serve(app, address, own=node.control_socket, task_status=task_status)
+
+
+class _Guard:
+    """ASGI middleware, around everything: refuses strangers, and turns a bug of ours into one logged JSON 500."""
+
+    def __init__(self, app: ASGIApp, access: Access, challenges: Challenges, sessions: Sessions) -> None:
+        self._app = app
+        self._access = access
+        self._key = access.key.encode()
+        self._challenges = challenges
+        self._sessions = sessions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # no websockets here
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        answer = _Answer(send)
+        try:
+            await self._serve(scope, _limited(receive), answer)
+        except HTTPException as error:
+            headers = dict(error.headers or {})
+            await json_response({"error": error.detail}, error.status_code, headers)(scope, receive, answer)
+        except Exception:  # one request must not end the daemon
+            log.exception("a control request failed", path=scope["path"])
+            if not answer.begun:  # else it ends where it is
+                problem = {"error": "internal error; the daemon's log has the details"}
+                await json_response(problem, 500)(scope, receive, answer)
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """Raises HTTPException for a request that is none of ours; marks the owner's."""
+        if scope.get(OWN_SOCKET):
+            mark_owner(scope)
+            await self._app(scope, receive, answer)
+            return
+        refusal = _refusal(scope, self._access)
+        if refusal is not None:
+            raise HTTPException(403, refusal)
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        if not given:
+            is_open = static.is_page(scope["path"]) or access.is_open(scope["method"], scope["path"])
+            if self._access.remote and not is_open:
+                raise HTTPException(401, OWNER_ONLY, {"WWW-Authenticate": "Bearer"})
+            await self._app(scope, receive, answer)
+            return
+        scheme, _, shown = given[0].partition(" ")
+        if len(given) == 1 and scheme.lower() == SCHEME.lower():
+            await self._serve_proven(scope, receive, answer, shown)
+        elif len(given) == 1 and scheme.lower() == "bearer" and self._is_key(shown.strip()):
+            mark_owner(scope)
+            await self._app(scope, receive, answer)
+        elif len(given) == 1 and scheme.lower() == "bearer" and self._sessions.is_one(shown.strip()):
+            await self._serve_session(scope, receive, answer, shown.strip())
+        else:
+            raise HTTPException(401, WRONG_KEY, {"WWW-Authenticate": "Bearer"})
+
+    async def _serve_proven(self, scope: Scope, receive: Receive, answer: _Answer, shown: str) -> None:
+        """The body is read first, since the proof covers it; the answer goes out whole, and signed."""
+        body = await _whole(receive)
+        (host,) = (value.decode("latin-1") for name, value in scope["headers"] if name == b"host")
+        target = b"?".join(filter(None, (scope["raw_path"], scope["query_string"]))).decode("latin-1")
+        nonces = self._challenges.take(shown, host, scope["method"], target, body)
+        if nonces is None:
+            raise HTTPException(401, WRONG_PROOF, {"WWW-Authenticate": "Bearer"})
+        answer.sign = partial(self._challenges.answered, nonces)
+        if scope["path"] == events.PATH:
+            raise HTTPException(400, "a stream without an end cannot be signed; send the control key")
+        mark_owner(scope)
+        await self._app(scope, _given(body, receive), answer)
+
+    async def _serve_session(self, scope: Scope, receive: Receive, answer: _Answer, session: str) -> None:
+        mark_owner(scope)
+        with trio.CancelScope() as life, self._sessions.used(session, life.cancel):
+            await self._app(scope, receive, answer)
+        if life.cancelled_caught and not answer.begun:
+            raise HTTPException(401, SESSION_OVER, {"WWW-Authenticate": "Bearer"})
+
+    def _is_key(self, text: str) -> bool:
+        return hmac.compare_digest(text.encode("utf-8", "replace"), self._key)
+
+
+class _Answer:
+    """What goes to the client. `sign`: makes the proof of the whole answer, from status and body."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+        self.sign: Callable[[int, bytes], str] | None = None
+        self._start: Message = {}
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            # A page of another site may not even load our pictures, by which it would know that we are here.
+            headers = [*message.get("headers", ()), (b"cross-origin-resource-policy", b"same-origin")]
+            message = {**message, "headers": headers}
+        if self.sign is None:
+            self.begun = True
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            self._start, self._body = message, b""
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                signed = (ANSWER_HEADER.lower().encode(), self.sign(self._start["status"], self._body).encode())
+                self.begun = True
+                await self._send({**self._start, "headers": [*self._start["headers"], signed]})
+                await self._send({"type": "http.response.body", "body": self._body})
+
+
+async def _whole(receive: Receive) -> bytes:
+    """A request's body."""
+    body: bytes = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
+
+
+def _given(body: bytes, receive: Receive) -> Receive:
+    """The body, then what else comes."""
+    left = [body]
+
+    async def again() -> Message:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return again
+
+
+def _limited(receive: Receive) -> Receive:
+    """The same, up to MAX_BODY_BYTES of a body."""
+    size = 0
+    done = False
+    deadline: float | None = None
+
+    async def limited() -> Message:
+        nonlocal size, done, deadline
+        if done:  # what comes now is the end of the connection, which may be hours away
+            return await receive()
+        if deadline is None:
+            deadline = trio.current_time() + BODY_S  # for all of it: a byte now and then is no body
+        with trio.move_on_at(deadline) as patience:
+            message = await receive()
+        if patience.cancelled_caught:
+            raise HTTPException(408, f"the request's body did not come within {BODY_S:g} s")
+        if message["type"] != "http.request":  # the client went away: no reason for anybody to log anything
+            raise HTTPException(400, "the request did not come whole")
+        done = not message.get("more_body", False)
+        size += len(message.get("body", b""))
+        if size > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a request's body has at most {MAX_BODY_BYTES} bytes")
+        return message
+
+    return limited
+
+
+def _refusal(scope: Scope, access: Access) -> str | None:
+    """Why this request is none of ours; None when it is."""
+    headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
+    hosts = [value for name, value in headers if name == b"host"]
+    port = scope["server"][1]
+    if len(hosts) != 1 or not (_is_loopback(hosts[0], port) or (access.remote and _is_named(hosts[0], access.hosts))):
+        if access.remote:
+            return "this host name is not served here; use the machine's address, or allow the name with --control-host"
+        return "this host name is not served here; use 127.0.0.1 and the control port"
+    origins = [value for name, value in headers if name == b"origin"]
+    if not all(_is_own(origin, hosts[0], port, access) for origin in origins):
+        return "requests from another origin are refused"
+    if not _is_for_own_page(scope["path"], {name.decode("latin-1"): value for name, value in headers}):
+        return "requests on behalf of another site are refused"
+    return None
+
+
+def _is_for_own_page(path: str, headers: dict[str, str]) -> bool:
+    """What a browser says of who wants this: nobody, ourselves, or a page of another site, which may lead its reader to our
+    front page and no further. Other programs say nothing.
+    """
+    if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
+        return True
+    is_visit = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return path == "/" and is_visit
+
+
+def _is_own(origin: str, host: str, port: int, access: Access) -> bool:
+    scheme, _, authority = origin.partition("://")
+    if access.remote and scheme in ("http", "https") and authority.lower() == host.lower():  # https: through a proxy
+        return True
+    return scheme == "http" and _is_loopback(authority, port)
+
+
+def _is_loopback(authority: str, port: int) -> bool:
+    address = _parsed(authority)
+    return address is not None and address.is_loopback and address.port == port
+
+
+def _is_named(authority: str, names: tuple[str, ...]) -> bool:
+    """By an address, which nobody's name server decides, or by a name that was allowed. Any port: it may be forwarded."""
+    address = _parsed(authority)
+    if address is None or address.is_wildcard:
+        return False
+    return address.is_ip or address.host.lower().rstrip(".") in {name.lower().rstrip(".") for name in names}
+
+
+def _parsed(authority: str) -> HostPort | None:
+    try:
+        return HostPort.parse(authority, default_port=80)
+    except ValueError:
+        return None
+
+
+def _bind(address: HostPort) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        return socket.create_server((address.host, address.port), family=family)
+    except OSError as error:
+        raise ListenFailed(listen_problem("the control API", str(address), "--control", error)) from None

@@ -1,0 +1,195 @@
+"""Commands that ask a running node, or tell it something. Each prints for people, or with --json what the API answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from federation.cli import client, render, render_connections
+from federation.cli.terminal import Progress, Screen, colorful, confirm, say, width
+from federation.errors import ControlUnreachable, FederationError, NotDone, UsageError
+from federation.units import parse_duration
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from federation.state import StateDir
+
+POLL_S = 0.25
+WATCH_S = 1.0
+MAX_DECISIONS = 256  # as many as a node keeps
+
+
+class Asker:
+    """The running node's API, as --control, --state-dir and the environment name it."""
+
+    def __init__(self, args: Namespace) -> None:
+        self.daemon = client.find(args.control, args.state_dir, os.environ)
+
+    def get(self, path: str) -> str:
+        return self.daemon.ask(f"/api/v1/{path}")
+
+    def post(self, path: str, body: object = None, *, method: str = "POST", timeout_s: float = client.TIMEOUT_S) -> str:
+        """For the owner, of a daemon that has shown to be the right one."""
+        return self.daemon.ask(f"/api/v1/{path}", method=method, body=body, owner=True, timeout_s=timeout_s)
+
+
+def status(args: Namespace) -> None:
+    asker = Asker(args)
+    if not args.watch:
+        text = asker.get("status")
+        say(text if args.json else render.status(json.loads(text), color=colorful(sys.stdout)))
+        return
+    if args.json:  # a line each time, for programs
+        while True:
+            say(asker.get("status"))
+            time.sleep(WATCH_S)
+    with Screen() as screen:
+        while True:
+            screen.show(_watched(asker))
+            time.sleep(WATCH_S)
+
+
+def _watched(asker: Asker) -> str:
+    """What there is to see now. A node that restarts is waited for."""
+    try:
+        answer = json.loads(asker.get("status"))
+        rows = json.loads(asker.get("peers"))
+    except ControlUnreachable as error:
+        return f"{time.strftime('%H:%M:%S')}  {error}"
+    color = colorful(sys.stdout)
+    shown = render.status(answer, color=color)
+    return f"{shown}\n\n{render.peers(rows, color=color, width=width())}"
+
+
+def peers(args: Namespace) -> None:
+    text = Asker(args).get("peers")
+    say(text if args.json else render.peers(json.loads(text), color=colorful(sys.stdout), width=width()))
+
+
+def drain(args: Namespace) -> None:
+    """Ends when the node was told; with --wait when nothing is open any more."""
+    asker = Asker(args)
+    text = asker.post("drain")
+    if not args.wait:
+        say(text if args.json else render_connections.draining(json.loads(text)))
+        return
+    deadline = time.monotonic() + duration(args.timeout, "--timeout")
+    with Progress() as progress:
+        quiet = 0  # looks in a row: who was on the way when the others had not heard yet counts too
+        while quiet < 2:
+            answer = json.loads(text)
+            quiet = quiet + 1 if not answer["in_flight"] and not answer["clients"] else 0
+            if not quiet:
+                progress.show(render_connections.draining(answer))
+                if time.monotonic() > deadline:
+                    raise NotDone(f"not drained within {args.timeout}: {render_connections.still_open(answer)}")
+            time.sleep(POLL_S)
+            text = asker.post("drain")
+    say(text if args.json else "drained: nothing is open here; it is safe to reboot")
+
+
+def undrain(args: Namespace) -> None:
+    text = Asker(args).post("undrain")
+    say(text if args.json else "this node takes connections again")
+
+
+def explain(args: Namespace) -> None:
+    if args.id is not None:
+        path = f"explain?id={positive(args.id, '--id')}"
+        last = MAX_DECISIONS
+    else:
+        last = positive(args.last, "--last")
+        path = f"explain?last={MAX_DECISIONS}"
+    text = Asker(args).get(path)
+    answer = json.loads(text)
+    kept = render_connections.newest_connections(answer, last)
+    if args.id is not None and not (kept["decisions"] or kept["turned_away"]):
+        raise NotDone(
+            f"no connection #{args.id} among the last {MAX_DECISIONS} decisions; `federation logs` has the numbers"
+        )
+    say(json.dumps(kept) if args.json else render_connections.explained(kept, color=colorful(sys.stdout)))
+
+
+def leave(args: Namespace) -> None:
+    """With the node running: good-bye, then its end. Without: only the token is forgotten."""
+    try:
+        asker: Asker | None = Asker(args)
+        assert asker is not None
+        status = json.loads(asker.post("status", method="GET"))
+    except ControlUnreachable:
+        if args.control is not None:
+            raise
+        asker, status = None, {}
+    if asker is None:
+        _leave_unheard(args)
+        return
+    network = render_connections.network(status["network"])
+    if not args.yes and not confirm(f"Leave the network {network} and forget its token?"):
+        raise NotDone("nothing was done: you said no")
+    asker.post("leave")
+    with Progress() as progress:
+        while True:
+            try:
+                status = json.loads(asker.post("status", method="GET"))
+            except FederationError:
+                break
+            open_ = {"in_flight": status["node"]["in_flight"], "clients": status["connections"]["now"]}
+            progress.show(f"leaving: {render_connections.still_open(open_)}")
+            time.sleep(POLL_S)
+        pid = status["node"]["pid"]
+        while _runs(pid):
+            time.sleep(POLL_S)
+    say(json.dumps({"left": status["network"]["id"]}) if args.json else f"left the network {network}, token forgotten")
+
+
+def _leave_unheard(args: Namespace) -> None:
+    from federation.mesh import token_store
+    from federation.state import StateDir
+
+    state: StateDir = StateDir(args.state_dir) if args.state_dir else client.user_state_dir(os.environ)
+    token = token_store.saved_token(state)
+    if token is None:
+        raise UsageError(f"no daemon runs, and no token is saved in {state.path}")
+    if not args.yes and not confirm(f"Forget the token of the network {token.name or token.network_id}?"):
+        raise NotDone("nothing was done: you said no")
+    state.lock()  # a daemon that is just starting keeps its token
+    state.forget_network(token.is_same_network)
+    state.unlock()
+    say(
+        json.dumps({"left": token.network_id})
+        if args.json
+        else f"the token of the network {token.name or token.network_id} is forgotten (no daemon ran to say good-bye)"
+    )
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    with suppress(OSError):  # a container's first process may leave ended children unread
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
+def positive(text: str, flag: str) -> int:
+    """Raises UsageError."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise UsageError(f"{flag} {text!r}: a number from 1 on")
+    return int(text)
+
+
+def duration(text: str | None, flag: str) -> float:
+    """Seconds; None is for ever. Raises UsageError."""
+    try:
+        return float("inf") if text is None else parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r}: {error}") from None

@@ -1,0 +1,241 @@
+"""Asks the running node's control API. Standard library only: the command line answers at once.
+
+The daemon that is meant is the one of a state directory, and it is asked by the socket there. By an address (--control)
+it is asked with a proof that both sides have the control key (proof.py): the key itself goes nowhere, whatever listens
+there.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from federation.api import proof
+from federation.dirs import default_state_dir, find_config_file, read_config_file
+from federation.errors import ConfigError, ControlUnreachable, KeyNeeded, NotProven, OlderDaemon, refusal
+from federation.state import CONTROL_SOCKET, StateDir
+from federation.units import HostPort, visible
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator, Mapping
+
+TIMEOUT_S = 10.0  # the node answers in milliseconds; a machine under full load gets its time
+MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 4,096 peers with every field in use are 8 MB
+SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.service has it
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """Whom to ask. `state`: its state directory, or where its key may be; `address`: where it is, if the person says so."""
+
+    state: StateDir
+    address: HostPort | None = None
+    key: str | None = field(default=None, repr=False)  # of who has no state directory of the daemon's
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: object = None,
+        owner: bool = False,
+        timeout_s: float = TIMEOUT_S,
+    ) -> str:
+        """The API's answer as it came, one line of JSON. Raises ControlUnreachable, or FederationError with its refusal.
+
+        `owner`: it counts that the right daemon is asked: nothing but a proof will do. `body` goes as JSON.
+        """
+        request = _Request(method, path, b"" if body is None else json.dumps(body).encode(), timeout_s)
+        if self.address is None:
+            return self._ask_own(request)
+        key = self.key or self.state.load_control_key()
+        if key is not None:
+            return _ask_by_proof(self.address, key, request)
+        if owner or method != "GET":
+            raise KeyNeeded(f"there is none in {self.state.path}")
+        return _ask_openly(self.address, request)
+
+    @property
+    def listens_on(self) -> HostPort:
+        """Its control port, for browsers."""
+        if self.address is not None:
+            return self.address
+        address = _of_facts(self.state)
+        if address is None:
+            raise ControlUnreachable(f"none runs with the state directory {self.state.path}")
+        return address
+
+    def _ask_own(self, request: _Request) -> str:
+        try:
+            connection = self.state.connect_control(request.timeout_s)
+        except OSError as error:
+            return self._ask_without_socket(request, error)
+        where = str(self.state.path / CONTROL_SOCKET)
+        with _talking(connection, request.timeout_s, where) as local:
+            return request.over(local).text(where)
+
+    def _ask_without_socket(self, request: _Request, error: OSError) -> str:
+        """A daemon whose disk takes no sockets, or of an older version, or none."""
+        process = self.state.holder()
+        if process is None:
+            raise ControlUnreachable(f"none runs with the state directory {self.state.path}{_service_hint(self.state)}")
+        address = _of_facts(self.state)
+        if address is None:
+            raise ControlUnreachable(f"that of {self.state.path} (process {process}) is about to start, or to end")
+        key = self.state.load_control_key()
+        if key is None:
+            raise ControlUnreachable(f"that of {self.state.path} (process {process}): {error.strerror or error}")
+        return _ask_by_proof(address, key, request)
+
+
+def find(control: str | None, state_dir: Path | None, environ: Mapping[str, str]) -> Daemon:
+    """The daemon that is meant: at --control; or that of --state-dir; or at FEDERATION_CONTROL, unless that is where the
+    user's own listens; or the user's own.
+    """
+    state = StateDir(state_dir.expanduser()) if state_dir is not None else user_state_dir(environ)
+    key = environ.get("FEDERATION_CONTROL_KEY", "").strip() or None
+    if control is not None:
+        return Daemon(state, _control("--control", control), key)
+    if state_dir is None and environ.get("FEDERATION_CONTROL"):
+        address = _control("FEDERATION_CONTROL", environ["FEDERATION_CONTROL"])
+        if address.port and address != _of_facts(state):  # port 0 says nothing about where the daemon ended up
+            return Daemon(state, address, key)
+    return Daemon(state)
+
+
+def user_state_dir(environ: Mapping[str, str]) -> StateDir:
+    """The state directory that `join` without --state-dir uses."""
+    chosen = environ.get("FEDERATION_STATE_DIR") or _file_settings(environ).get("state_dir")
+    return StateDir(Path(str(chosen)).expanduser() if chosen else default_state_dir(environ))
+
+
+@dataclass(frozen=True)
+class _Request:
+    method: str
+    path: str
+    body: bytes
+    timeout_s: float
+
+    def over(self, connection: http.client.HTTPConnection, **headers: str) -> _Answer:
+        connection.request(self.method, self.path, self.body or None, headers)
+        with connection.getresponse() as response:
+            return _Answer(response.status, response.headers.get(proof.ANSWER_HEADER, ""), response.read(MAX_ANSWER_BYTES))
+
+
+class _Answer(NamedTuple):
+    status: int
+    mac: str
+    body: bytes
+
+    def text(self, where: str) -> str:
+        """Raises FederationError for a refusal, and for what no daemon says."""
+        text, content = self.body.decode(), json.loads(self.body)
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+        why = visible(str(content.get("error", self.status)))
+        if self.status == http.client.UNAUTHORIZED:
+            raise KeyNeeded(f"{where}: {why}")
+        if self.status != http.client.OK:
+            raise refusal(self.status, why)
+        return text
+
+
+class _Local(http.client.HTTPConnection):
+    """HTTP over a socket that is connected already, and never over another one."""
+
+    auto_open = 0
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__("localhost")
+        self.sock = connection
+
+
+def _ask_openly(address: HostPort, request: _Request) -> str:
+    with _talking(address, request.timeout_s) as connection:
+        return request.over(connection, Host=str(address)).text(str(address))
+
+
+def _ask_by_proof(address: HostPort, key: str, request: _Request) -> str:
+    host = str(address)
+    with _talking(address, request.timeout_s) as connection:
+        nonce = proof.new_nonce()
+        asked = _Request("GET", f"/api/v1/challenge?nonce={nonce}", b"", request.timeout_s).over(connection, Host=host)
+        nonces = proof.Nonces(nonce, _proven(asked, key, nonce, host))
+        mac = proof.of_request(key, nonces, host, request.method, request.path, request.body)
+        authorization = f"{proof.SCHEME} {nonces.client} {nonces.daemon} {mac}"
+        answer = request.over(connection, Host=host, Authorization=authorization)
+        if not proof.is_same(answer.mac, proof.of_answer(key, nonces, answer.status, answer.body)):
+            raise NotProven(f"{host}: its answer was changed on the way")
+        return answer.text(host)
+
+
+def _proven(answer: _Answer, key: str, client_nonce: str, host: str) -> str:
+    """The daemon's nonce, once it has shown that it has the key."""
+    content = json.loads(answer.body)
+    if not isinstance(content, dict):
+        raise ValueError("no object")
+    if answer.status in (http.client.NOT_FOUND, http.client.UNAUTHORIZED):
+        raise OlderDaemon(host)
+    if answer.status != http.client.OK:
+        raise refusal(answer.status, visible(str(content.get("error", answer.status))))
+    nonce, shown = str(content.get("nonce")), str(content.get("proof"))
+    if not proof.is_same(shown, proof.of_daemon(key, proof.Nonces(client_nonce, nonce), host)):
+        raise NotProven(host)
+    return nonce
+
+
+@contextmanager
+def _talking(to: HostPort | socket.socket, timeout_s: float, where: str = "") -> Iterator[http.client.HTTPConnection]:
+    """A connection; what goes wrong on it is said in plain words."""
+    if isinstance(to, HostPort):
+        connection = http.client.HTTPConnection(to.host, to.port, timeout=timeout_s)
+        where = str(to)
+    else:
+        connection = _Local(to)
+    try:
+        yield connection
+    except OSError as error:
+        raise ControlUnreachable(f"{where}: {error.strerror or error}") from None
+    except (http.client.HTTPException, ValueError, RecursionError):
+        raise ControlUnreachable(f"what answers on {where} is not a federation daemon") from None
+    finally:
+        connection.close()
+
+
+def _service_hint(state: StateDir) -> str:
+    if state.path == SERVICE_STATE_DIR or not SERVICE_STATE_DIR.is_dir():
+        return ""
+    return f"; for the one that runs as a service: sudo federation COMMAND --state-dir {SERVICE_STATE_DIR}"
+
+
+def _file_settings(environ: Mapping[str, str]) -> dict[str, Any]:
+    path = find_config_file(None, environ)
+    return {key.replace("-", "_"): value for key, value in read_config_file(path).items()} if path else {}
+
+
+def _of_facts(state: StateDir) -> HostPort | None:
+    """Where the daemon of a state directory says there that it listens."""
+    info = state.load_daemon()
+    try:
+        return None if info is None else _dialable(HostPort.parse(str(info["control"])))
+    except (KeyError, ValueError):
+        return None
+
+
+def _control(name: str, text: str) -> HostPort:
+    try:
+        return _dialable(HostPort.parse(text))
+    except ValueError as error:
+        raise ConfigError(f"{name} {text!r}: {error}") from None
+
+
+def _dialable(address: HostPort) -> HostPort:
+    """A daemon that listens everywhere listens here too."""
+    if not address.is_wildcard:
+        return address
+    return HostPort("::1" if ":" in address.host else "127.0.0.1", address.port)

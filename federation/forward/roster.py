@@ -1,0 +1,117 @@
+"""Who may serve a new connection now: online in the ledger, healthy there, connected here, and not in disgrace.
+
+Kept as a list per service until something changes, since every new connection asks. No I/O; the clocks are passed in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from federation.forward.selection import far_ones
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from federation.mesh.ledger import Ledger
+    from federation.mesh.records import NodeData
+    from federation.net.link.link import Link
+    from federation.reactor.loop import Reactor
+
+REFRESH_S = 1.0  # nobody tells when a record grows too old to be online
+
+
+class Roster:
+    """`own()` is this node's record as of now, with the health of its own backends; `on_change` hears of every change."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        links: Mapping[str, Link],
+        own: Callable[[], NodeData],
+        utc_now: Callable[[], datetime],
+        reactor: Reactor,
+        target: str | None = None,
+        path_penalty_s: float = 0.0,
+    ) -> None:
+        self._ledger = ledger
+        self._links = links
+        self._own = own
+        self._utc_now = utc_now
+        self._reactor = reactor
+        self._target = target
+        self._path_penalty_s = path_penalty_s
+        self._far: dict[str, frozenset[str]] = {}  # by service, for as long as its list
+        self._penalties: dict[str, float] = {}
+        self._lists: dict[str, list[NodeData]] = {}
+        self._lists_until = 0.0
+        self.own_id = own().peer_id
+        self.on_change: Callable[[], None] = _nobody
+
+    def eligible(self, service: str) -> list[NodeData]:
+        """Do not change the list."""
+        now = self._reactor.now()
+        if now >= self._lists_until:
+            self._lists.clear()
+            self._lists_until = now + REFRESH_S
+        nodes = self._lists.get(service)
+        if nodes is None:
+            nodes = self._lists[service] = self._find(service, now)
+            self._far[service] = self._find_far(nodes)
+        return nodes
+
+    def far(self, service: str) -> frozenset[str]:
+        """Of those eligible: who is much further away than the nearest, by peer id."""
+        return self._far.get(service, frozenset())
+
+    def _find_far(self, nodes: list[NodeData]) -> frozenset[str]:
+        paths = {self.own_id: (0.0, False)} if any(node.peer_id == self.own_id for node in nodes) else {}
+        for node in nodes:
+            if (link := self._links.get(node.peer_id)) is not None:
+                paths[node.peer_id] = (link.least_rtt_s or 0.0, link.path == "relayed")
+        return far_ones(paths, self._path_penalty_s)
+
+    def _find(self, service: str, now: float) -> list[NodeData]:
+        own = self._own()
+        others = [record for record in self._ledger.online(self._utc_now()) if record.peer_id != self.own_id]
+        return [
+            record
+            for record in (own, *others)
+            if record.offers(service)
+            and self._is_wanted(record)
+            and self._penalties.get(record.peer_id, 0.0) <= now
+            and (record is own or self._reaches(record.peer_id))
+        ]
+
+    def _is_wanted(self, record: NodeData) -> bool:
+        return self._target is None or self._target in (record.peer_id, record.name)
+
+    def _reaches(self, peer_id: str) -> bool:
+        link = self._links.get(peer_id)
+        return link is not None and not link.suspect
+
+    def link(self, peer_id: str) -> Link | None:
+        return self._links.get(peer_id)
+
+    def penalize(self, peer_id: str, seconds: float) -> None:
+        """Nobody is sent there for `seconds`."""
+        self._penalties[peer_id] = trio.current_time() + seconds
+        self._reactor.call_later(seconds, self.changed)
+        self._lists.clear()
+
+    def forgive(self, peer_id: str) -> None:
+        """It is a new peer under the old id: it restarted."""
+        if self._penalties.pop(peer_id, None) is not None:
+            self.changed()
+
+    def changed(self) -> None:
+        """A record, a link, or the health of an own backend changed."""
+        self._lists.clear()
+        self.on_change()
+
+
+def _nobody() -> None:
+    """Until the forwarder listens."""

@@ -1,0 +1,75 @@
+"""Peers that this node keeps away. Kept by id in the state directory; a ban holds for this node alone, and over restarts.
+
+Standard library only: the command line uses it too, while no daemon runs.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from federation.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.ops.schemas import BannedPeer
+    from federation.state import StateDir
+
+MIN_ID_END = 6  # as many characters of an id as `federation peers` shows
+MAX_BANS = 4096  # as many peers as a ledger holds
+_PEER_ID = re.compile(r"1[1-9A-HJ-NP-Za-km-z]{40,60}|Qm[1-9A-HJ-NP-Za-km-z]{44}")
+
+
+class Bans:
+    """`peer_id in bans`. Changes are on disk before they count. Raises StateDirUnusable where the list cannot be read."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._state = state
+        self._rows = state.load_bans()
+
+    def __contains__(self, peer_id: object) -> bool:
+        return peer_id in self._rows
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Peer id -> what it was called when it was banned."""
+        return {peer_id: row["name"] for peer_id, row in self._rows.items()}
+
+    def rows(self) -> list[BannedPeer]:
+        """In the order in which they were banned."""
+        return [{"peer_id": peer_id, "name": row["name"], "since": row["since"]} for peer_id, row in self._rows.items()]
+
+    def ban(self, peer_id: str, name: str) -> None:
+        if peer_id not in self._rows:
+            if len(self._rows) >= MAX_BANS:
+                raise UsageError(f"{MAX_BANS} peers are banned already; rotate the token instead: federation token rotate")
+            since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            self._set({**self._rows, peer_id: {"name": name, "since": since}})
+
+    def unban(self, peer_id: str) -> None:
+        self._set({other: row for other, row in self._rows.items() if other != peer_id})
+
+    def _set(self, rows: dict[str, dict[str, str]]) -> None:
+        self._state.save_bans(rows)
+        self._rows = rows
+
+
+def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
+    """The peer id that a person means: an id, the end of one, or a name, of those in `names` (id -> name).
+
+    A whole id need not be among them. Names are their nodes' own choice, so one that is also the end of another's id says
+    nothing. Raises NotFound, which says `among` what was looked, and UsageError where several fit.
+    """
+    text = text.strip()
+    if text in names or _PEER_ID.fullmatch(text):
+        return text
+    is_end = len(text) >= MIN_ID_END
+    found = [peer_id for peer_id, name in names.items() if name == text or (is_end and peer_id.endswith(text))]
+    if not found:
+        raise NotFound(f"no peer {text!r} among {among}; give its name or id")
+    if len(found) > 1:
+        rows = ", ".join(f"{peer_id} (named {names[peer_id]!r})" for peer_id in found[:5])
+        raise UsageError(f"{len(found)} peers are called {text!r} or have an id that ends so; give the id of one: {rows}")
+    return found[0]

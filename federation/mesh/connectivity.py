@@ -1,0 +1,243 @@
+"""The ways to this node and from it: its addresses, whether others can dial them, and relays where they cannot; and which
+of the addresses that others name make sense from here.
+
+Watches this machine's interfaces. When they change, links that hang on an address that is gone are closed at once (the
+other side would notice by itself much later), all is announced anew, and what others see is asked for again.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+
+from federation.net.dial.book import MAX_ADDRESSES, PeerAddress
+from federation.net.dial.hearsay import Surroundings, is_somewhere
+from federation.net.discover.mdns import interface_ips, local_addresses, local_networks
+from federation.net.nat.holepunch import Puncher
+from federation.net.nat.natpmp import PortMapping
+from federation.net.nat.reachability import Reach, is_outside
+from federation.net.nat.relay import RelayLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from federation.config import Settings
+    from federation.mesh.ledger import Ledger
+    from federation.mesh.records import NodeData
+    from federation.net.host import Host
+    from federation.net.link.link import Link
+    from federation.units import HostPort
+
+log = structlog.get_logger(__name__)
+
+RESOLVE_EVERY_S, RESOLVE_TIMEOUT_S = 60.0, 10.0  # names of dynamic addresses live as long
+LOOK_EVERY_S = 2.0  # how old a change of this machine's addresses may get: it is announced within 5 s
+
+
+def relay_limits(settings: Settings) -> RelayLimits | None:
+    if not settings.relay:
+        return None
+    return RelayLimits(settings.relay_reservations, settings.relay_circuits, settings.relay_rate_bytes)
+
+
+class Paths:
+    """`on_change()`: this node's record changed. Call `listens` before anything else is asked."""
+
+    def __init__(
+        self,
+        host: Host,
+        ledger: Ledger,
+        settings: Settings,
+        *,
+        on_change: Callable[[], None],
+        own_ports: Callable[[], Iterable[HostPort]] = tuple,
+    ) -> None:
+        """`own_ports()`: where this node listens besides its p2p port."""
+        self.addresses: list[PeerAddress] = []
+        self._resolved: list[PeerAddress] = []  # what the names among our own addresses stand for
+        self._host = host
+        self._ledger = ledger
+        self._announce = settings.announce
+        self._wants_mapping = settings.port_mapping
+        self._on_change = on_change
+        self._listen = settings.p2p_listen
+        self.surroundings = Surroundings(
+            addresses=lambda: self.addresses, own_ports=lambda: (self._listen, *own_ports()), remote_hosts=self._remote_hosts
+        )
+        self._look_around()
+        self.reach = Reach(
+            host, relays=self._relays, networks=lambda: self._networks, on_change=self._reach_changed,
+            may_dial=self._may_dial,
+        )  # fmt: skip
+        self.puncher = Puncher(
+            host, face_of=self.reach.face_of, own_hosts=self._own_hosts,
+            is_outside=lambda ip: is_outside(ip, self._networks), may_dial=self._may_dial,
+        )  # fmt: skip
+        host.redial.routes = self.routes
+        host.book.is_near = self._is_near
+        host.book.may_dial = self._may_dial
+
+    def _look_around(self) -> None:
+        self._networks = local_networks()
+        self.surroundings.see(self._networks, lasting=local_networks(bridges=False), own_ips=interface_ips())
+
+    def _may_dial(self, address: PeerAddress, trusted: bool) -> bool:
+        return self.surroundings.may_dial(address, trusted)
+
+    def _remote_hosts(self) -> list[str]:
+        return [link.remote_address[0] for link in self._host.links.values() if link.remote_address is not None]
+
+    # Our record
+
+    @property
+    def relays(self) -> bool:
+        """Whether others may ask this node to relay."""
+        return self._host.relay.limits is not None and self.reach.dialable is True
+
+    def listens(self, at: HostPort) -> None:
+        self._listen = at
+        self.read()
+
+    def read(self) -> bool:
+        """Whether the addresses that we announce changed."""
+        if self._announce:
+            texts = [address.multiaddr for address in self._announce]
+        else:
+            texts = local_addresses(self._listen.host, self._listen.port)
+        own = [PeerAddress(a.host, a.port, self._host.peer_id) for a in map(PeerAddress.parse, texts)]
+        learnt = [PeerAddress(host, port, self._host.peer_id) for host, port in self.reach.public]
+        addresses = list(dict.fromkeys((*own, *self._resolved, *learnt)))[:MAX_ADDRESSES]
+        before, self.addresses = self.addresses, addresses
+        return before != addresses
+
+    def _is_near(self, address: PeerAddress) -> bool:
+        return address.ip is not None and not address.is_loopback and not is_outside(address.host, self._networks)
+
+    def _own_hosts(self) -> list[str]:
+        return [address.host for address in self.addresses if address.ip and not address.is_loopback]
+
+    def _reach_changed(self) -> None:
+        self.read()
+        self._on_change()
+
+    # Others
+
+    def _relays(self, peer: str) -> bool:
+        entry = self._ledger.get(peer)
+        return entry is not None and entry.record.relays and not entry.record.left
+
+    def routes(self, peer: str) -> list[str]:
+        """The connected relays that lead to `peer`, the nearest first."""
+        entry = self._ledger.get(peer)
+        links = self._host.links
+        if entry is None or entry.record.left:
+            return []
+        near = [relay for relay in entry.record.via if relay in links and links[relay].path != "relayed"]
+        return sorted(near, key=lambda relay: links[relay].rtt_s or 0.0)
+
+    def peer_up(self, link: Link) -> None:
+        self.reach.peer_up(link)
+        self.puncher.peer_up(link)
+        if link.path == "relayed":
+            return
+        if link.remote_address is not None and self.surroundings.linked(link.remote_address[0]):
+            self._host.book.wake_all()
+            self._host.look_at_book()
+        waiting = [record.peer_id for record in self._ledger.records() if link.peer in record.via]
+        for peer in waiting:
+            self._host.book.refresh(peer)
+        if waiting:
+            self._host.redial.routes_changed()
+            self._host.look_at_book()
+
+    def record_changed(self, record: NodeData, before: NodeData | None) -> bool:
+        """Whether there is a new way to the peer."""
+        self.reach.look()
+        if before is not None and before.addresses != record.addresses:
+            self._peer_moved(record, before)
+            self.puncher.again()
+        if before is not None and (before.via == record.via or before.incarnation > record.incarnation):
+            return False
+        if not record.via:
+            return False
+        self._host.book.refresh(record.peer_id)
+        self._host.redial.routes_changed()
+        return True
+
+    def _peer_moved(self, record: NodeData, before: NodeData) -> None:
+        """Its machine's addresses changed. What we send to one on our own network that it no longer has nobody hears, and it
+        cannot tell us so there. Whether a link by way of a NAT still leads to it a PING finds out."""
+        link = self._host.links.get(record.peer_id)
+        if link is None or link.remote_address is None or record.left:
+            return
+        at = PeerAddress(link.remote_address[0], 0)
+        host = str(at).removesuffix("0")  # /ip4/HOST/tcp/: an address of a newer version may be one that we cannot parse
+        had, has = (any(text.startswith(host) for text in known.addresses) for known in (before, record))
+        if had and not has and self._is_near(at):
+            link.fail("the peer no longer has the address of this connection")
+        else:
+            link.ping()
+
+    # What runs beside
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.reach.run, self._listen)
+            nursery.start_soon(self.puncher.run, self._listen)
+            nursery.start_soon(self._watch)
+            if names := [address for address in self.addresses if address.ip is None]:
+                nursery.start_soon(self._resolve_forever, names)
+            if self._wants_mapping:
+                nursery.start_soon(PortMapping(self._listen.port, self._forwarded).run)
+
+    def _forwarded(self, port: int | None) -> None:
+        """The router's word; members are to find out whether it is so."""
+        self.reach.forwarded = port
+        self.reach.moved()
+
+    async def _resolve_forever(self, names: Sequence[PeerAddress]) -> None:
+        """Nobody dials a name that another machine announces: its owner says what it stands for, and that may change."""
+        while True:
+            found = [PeerAddress(a.host, a.port, self._host.peer_id) for name in names for a in await self._stands_for(name)]
+            if not found and not self._resolved:
+                self._host.complain(
+                    "a name to announce stands for no address here, and others do not dial names", str(names[0])
+                )
+            if found and found != self._resolved:  # while nobody resolves it, what it was stands
+                self._resolved = found
+                self._reach_changed()
+            await trio.sleep(RESOLVE_EVERY_S)
+
+    async def _stands_for(self, name: PeerAddress) -> list[PeerAddress]:
+        answers: list[Any] = []
+        with suppress(OSError, UnicodeError), trio.move_on_after(RESOLVE_TIMEOUT_S):
+            answers = await trio.socket.getaddrinfo(name.host, name.port, type=trio.socket.SOCK_STREAM)
+        ips = [ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers]
+        if ips and all(ip.is_loopback for ip in ips):  # as Debian has it of the machine's own name
+            return [PeerAddress.parse(text) for text in local_addresses("", name.port)]
+        return [PeerAddress(str(ip), name.port) for ip in ips if is_somewhere(ip)]
+
+    async def _watch(self) -> None:
+        ips = interface_ips()
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            before, ips = ips, interface_ips()
+            if ips == before:
+                continue
+            self._look_around()
+            gone = before - ips
+            for link in list(self._host.links.values()):
+                if link.local_host in gone:
+                    link.fail("this machine no longer has the address that it used")
+            self.reach.moved()
+            self.puncher.again()
+            self.read()
+            log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
+            self._host.redial.start_over()
+            self._host.book.wake_all()
+            self._host.look_at_book()
+            self._on_change()

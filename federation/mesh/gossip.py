@@ -1,0 +1,345 @@
+"""Gossip: this node's record to all others, and theirs into the ledger.
+
+Three ways, one rule: whatever brought it, a record counts only with its own node's signature.
+
+* The topic carries each announcement to everybody: every `announce_interval_s`, stretched with the number of nodes, and at
+  once when something that matters to selection changed, at most four times a second. Links tell who is alive, so records
+  need renewing only now and then: in a large network they say how rarely (`announce_every_s`), and are good for as long.
+* On a new link both sides exchange digests and hand over what the other lacks (anti-entropy), so a newcomer knows
+  everybody in one round trip. Who was news to us and is online goes on by the topic. Of very many links a sample will do.
+* Leaving publishes a tombstone.
+
+Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
+    dialler:  [[peer_id, incarnation, seq], ...]
+    listener: the same, then pages [[signed, age in ms], ...] and an empty page
+    dialler:  its pages and an empty page
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from federation.errors import PeerUnavailable, ProtocolViolation, RecordForged, RecordInvalid
+from federation.mesh.ledger import MAX_ENTRIES, NO_AGE, Change, Ledger
+from federation.mesh.records import (
+    ANNOUNCEMENTS_A_WINDOW,
+    MAX_RECORD_BYTES,
+    NODE_ONLINE_WINDOW,
+    RAREST_ANNOUNCE_S,
+    NodeData,
+    decode,
+    encode,
+)
+from federation.net import wire
+from federation.net.pubsub import Topic
+from federation.ratelimit import Buckets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from trio_typing import TaskStatus
+
+    from federation.mesh.tokens import Token
+    from federation.metrics import Metrics
+    from federation.net.host import Host
+    from federation.net.link.link import Link
+    from federation.net.streams import TrioStream
+
+log = structlog.get_logger(__name__)
+
+FASTEST_S = 0.25  # four announcements a second
+# An announcement costs each node about 3.6 kB, in and out together (540 bytes a copy, three copies each way, and who has
+# it): 0.75 a second from all nodes together leave room for the PINGs of 1,000 links in a budget of 5 kB/s.
+NODES_AT_BASE = 3  # so many nodes announce at the base interval; more stretch it in proportion
+SLOWEST_S = float(RAREST_ANNOUNCE_S)
+JITTER = 0.1  # share of a stretched interval that is random: nodes that started together do not announce together
+NODES_AT_FASTEST = 16  # so many nodes may tell of their load four times a second; more do so more rarely, in proportion
+SYNCED_LINKS = 24  # of the links of a node: a digest has 65 bytes a node, so all with all would cost the square
+VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
+EXPIRE_S = 5.0
+GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read
+SYNC_TIMEOUT_S = 10.0
+PAGE = 64  # records: at most 1 MiB
+MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)  # a row has some 220 bytes beside the record; test_gossip.py adds it up
+MAX_DIGEST_BYTES = MAX_ENTRIES * 160  # the longest peer id has 128; all that are have 52
+MAX_PAGES = MAX_ENTRIES // PAGE + 1
+SYNCS_A_SECOND, SYNCS_AT_ONCE = 0.2, 8.0  # asked for by one peer; an honest one asks once a link
+ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ENTRIES  # handed over by one peer
+REMIND_EVERY_S = 3600.0
+_QUIET = {"seq", "last_seen", "gpus", "announce_every_s"}
+_LOAD = {"in_flight", "available_vram"}
+
+
+def announce_interval(base_s: float, nodes: int) -> float:
+    """Seconds between two announcements of a node in a network of `nodes`: idle traffic grows no faster than the network."""
+    return max(base_s, min(base_s * nodes / NODES_AT_BASE, SLOWEST_S))
+
+
+def load_interval(nodes: int) -> float:
+    """Seconds at least between two announcements because of load alone. 0: as often as anything is announced."""
+    return FASTEST_S * nodes / NODES_AT_FASTEST if nodes > NODES_AT_FASTEST else 0.0
+
+
+def is_urgent(before: NodeData | None, after: NodeData) -> bool:
+    """Whether more has changed than load: who is sent there now may be refused."""
+    ignored = _QUIET | _LOAD
+    return before is None or before.model_dump(exclude=ignored) != after.model_dump(exclude=ignored)
+
+
+def matters(before: NodeData | None, after: NodeData) -> bool:
+    """Whether selection elsewhere should hear of it before the next announcement is due."""
+    if before is None or before.in_flight != after.in_flight:
+        return True
+    step = max(before.available_vram, after.available_vram) * VRAM_STEP
+    return abs(after.available_vram - before.available_vram) > step or is_urgent(before, after)
+
+
+class Gossip:
+    """`describe()` gives this node's record as of now (seq is set here); `on_change` hears what the ledger learnt."""
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        token: Token,
+        ledger: Ledger,
+        describe: Callable[[], NodeData],
+        utc_now: Callable[[], datetime],
+        on_change: Callable[[Change], None],
+        interval_s: float,
+        metrics: Metrics,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._host = host
+        self._ledger = ledger
+        self._describe = describe
+        self._utc_now = utc_now
+        self._on_change = on_change
+        self._interval_s = interval_s
+        self._metrics = metrics
+        self._rng = rng or random.Random()
+        self._protocol = token.ledger_protocol()
+        self._topic = Topic(host, token.topic(), self._accept)
+        self._syncs = Buckets[str](SYNCS_A_SECOND, SYNCS_AT_ONCE, max_keys=MAX_ENTRIES)
+        self._rows = Buckets[str](ROWS_A_SECOND, ROWS_AT_ONCE, max_keys=MAX_ENTRIES)
+        self._seq = 0
+        self._announced: NodeData | None = None
+        self._announced_at = 0.0
+        self._renew_after = 0.0
+        self._stir = trio.Event()
+        self._impostor_seen = False
+        self._left = False
+        host.handle_stream(self._protocol, self._answer_sync)
+
+    # Ours
+
+    def stir(self) -> None:
+        """Something about this node may have changed."""
+        self._stir.set()
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Announce until cancelled."""
+        async with self._topic.running(), trio.open_nursery() as nursery:
+            await self.announce(self._describe())
+            nursery.start_soon(self._expire)
+            task_status.started()
+            await self._announce_forever()
+
+    async def _announce_forever(self) -> None:
+        looked_at = trio.current_time()
+        load_due = math.inf  # when a load that has changed may be told
+        while True:
+            # What the last announcement promised holds, however much the network has grown since.
+            due = self._announced_at + min(self._renew_after, announce_interval(self._interval_s, len(self._ledger)))
+            with trio.CancelScope(deadline=min(due, load_due)):
+                await self._stir.wait()
+            await trio.sleep_until(looked_at + FASTEST_S)
+            if self._left:
+                return
+            looked_at = trio.current_time()
+            self._stir = trio.Event()
+            record = self._describe()
+            load_due = math.inf
+            if looked_at < due and not is_urgent(self._announced, record):
+                if not matters(self._announced, record):
+                    continue
+                may = self._announced_at + load_interval(len(self._ledger))
+                if looked_at < may:
+                    load_due = may
+                    continue
+            await self.announce(record)
+
+    async def announce(self, record: NodeData) -> None:
+        self._seq += 1
+        interval = announce_interval(self._interval_s, len(self._ledger))
+        is_rare = ANNOUNCEMENTS_A_WINDOW * interval > NODE_ONLINE_WINDOW.total_seconds()
+        record = record.model_copy(update={"seq": self._seq, "announce_every_s": math.ceil(interval) if is_rare else 0})
+        self._renew_after = interval * (1.0 - JITTER * self._rng.random()) if interval > self._interval_s else interval
+        self._announced = record
+        self._announced_at = trio.current_time()
+        signed = await self._topic.publish(encode(record))
+        self._metrics.gossip_messages["out"] += 1
+        self._metrics.gossip_bytes["out"] += len(signed)
+        self._ledger.merge(record, signed=signed, now=self._utc_now())
+
+    async def leave(self) -> None:
+        """Say good-bye. Nothing is announced afterwards, or others would take this node for one that came back."""
+        self._left = True
+        await self.announce(self._describe().model_copy(update={"left": True, "draining": True}))
+        await self._topic.flushed(GOODBYE_S)
+
+    async def _expire(self) -> None:
+        while True:
+            await trio.sleep(EXPIRE_S)
+            for change in self._ledger.expire(self._utc_now()):
+                self._on_change(change)
+                self.stir()  # a smaller network announces sooner
+
+    # Theirs
+
+    def _accept(self, signer: str, data: bytes, signed: bytes) -> bool:
+        """From the topic: whether it is to go on to others. Never raises."""
+        self._metrics.gossip_messages["in"] += 1
+        self._metrics.gossip_bytes["in"] += len(signed)
+        try:
+            return self._merge(signer, data, signed, None)
+        except RecordForged as error:
+            self._host.offended(signer, f"it signs a record that is not its own ({error.detail})")
+        except RecordInvalid as error:  # by a newer version, perhaps
+            self._host.complain("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
+        return False
+
+    def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
+        """Take in a record whose signature was checked; whether it is the newest. Raises RecordInvalid.
+
+        `age` None: it came by the topic, so it is new. Either way a version that is here already may be anybody's
+        repetition, which says nothing about its node now: the first hearing stands, and no claim makes it younger.
+        """
+        now = self._utc_now()
+        record = decode(data, received_at=now)
+        if record.peer_id != signer:
+            raise RecordForged("it speaks for somebody else")
+        if record.peer_id == self._host.peer_id:
+            self._notice_impostor(record)
+            return False
+        known = self._ledger.get(signer)
+        if known is not None and known.version == (record.incarnation, record.seq):
+            age = now - known.record.last_seen
+        change = self._ledger.merge(record, signed=signed, now=now, age=NO_AGE if age is None else age)
+        if change is not None:
+            self._on_change(change)
+        entry = self._ledger.get(record.peer_id)
+        if entry is None and len(self._ledger) >= MAX_ENTRIES:
+            self._host.complain("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
+        return entry is not None and entry.signed == signed
+
+    def _notice_impostor(self, record: NodeData) -> None:
+        ours = self._announced
+        if ours is None or self._impostor_seen or record.incarnation <= ours.incarnation:
+            return
+        self._impostor_seen = True
+        log.error("another node uses this node's identity: its state directory was copied; give one of them a new one")
+
+    # Anti-entropy
+
+    async def sync(self, link: Link) -> None:
+        """Exchange with a peer that this node dialled. A failure is the next announcement's business.
+
+        With more than SYNCED_LINKS links, only with so many of them on average: after a join or a healed partition that is
+        enough for both sides to know all, as what was news goes on by the topic.
+        """
+        if self._rng.random() * len(self._host.links) >= SYNCED_LINKS:
+            return
+        try:
+            with trio.fail_after(SYNC_TIMEOUT_S):
+                stream = await self._host.open_stream(link.peer, self._protocol)
+                async with stream:
+                    await wire.send(stream, self._digest())
+                    theirs = await _receive_digest(stream)
+                    await self._take_pages(stream, link.peer)
+                    await self._send_pages(stream, theirs)
+                    await stream.send_eof()
+                    await stream.receive_some(1)  # until the other side has read it all
+        except (PeerUnavailable, ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("ledger sync failed", peer=link.peer, why=str(error) or type(error).__name__)
+
+    async def _answer_sync(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
+        if not self._syncs.of(peer).take(trio.current_time()):
+            self._host.complain("a peer asks for the whole ledger again and again; it has to wait", peer)
+            await stream.aclose()
+            return
+        try:
+            with trio.fail_after(SYNC_TIMEOUT_S):
+                async with stream:
+                    theirs = await _receive_digest(stream)
+                    await wire.send(stream, self._digest())
+                    await self._send_pages(stream, theirs)
+                    await self._take_pages(stream, peer)
+                    await stream.send_eof()
+        except (ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("ledger sync failed", peer=peer, why=str(error) or type(error).__name__)
+
+    def _digest(self) -> list[tuple[str, int, int]]:
+        return [(peer_id, *version) for peer_id, version in self._ledger.digest().items()]
+
+    async def _send_pages(self, stream: TrioStream, theirs: dict[str, tuple[int, int]]) -> None:
+        now = self._utc_now()
+        rows = [
+            (entry.signed, int((now - entry.record.last_seen) / timedelta(milliseconds=1)))
+            for entry in self._ledger.missing(theirs)
+            if entry.signed
+        ]
+        for at in range(0, len(rows), PAGE):
+            await wire.send(stream, rows[at : at + PAGE])
+        await wire.send(stream, [])
+
+    async def _take_pages(self, stream: TrioStream, peer: str) -> None:
+        for _ in range(MAX_PAGES):
+            page = await wire.receive_rows(stream, at_most=MAX_SYNC_BYTES, rows=PAGE, fields=2)
+            if not page:
+                return
+            if not self._rows.of(peer).take(trio.current_time(), len(page)):
+                self._host.complain("a peer hands over records without end; it has to wait", peer)
+                raise ProtocolViolation("records without end")
+            for row in page:
+                await self._take_row(row, peer)
+        raise ProtocolViolation("too many records")
+
+    async def _take_row(self, row: object, peer: str) -> None:
+        match row:
+            case [bytes(signed), int(age_ms)] if 0 <= age_ms < 2**40:
+                pass
+            case _:
+                raise ProtocolViolation("a row is a signed record and its age")
+        try:
+            signer, data, signed = self._topic.open_signed(signed)  # what a former version lets others add is left out
+            is_news = self._ledger.get(signer) is None
+            newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
+        except RecordForged as error:
+            self._host.offended(peer, f"it hands over a record that is not genuine ({error.detail})")
+            raise ProtocolViolation("a record that is not genuine") from None
+        except RecordInvalid as error:  # by a newer version, perhaps
+            self._host.complain("a node's record is refused", peer, REMIND_EVERY_S, why=error.detail)
+            return
+        entry = self._ledger.get(signer)
+        if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):
+            await self._topic.forward(peer, signed)  # the topic carries no age: who is offline would come back by it
+
+
+async def _receive_digest(stream: TrioStream) -> dict[str, tuple[int, int]]:
+    digest: dict[str, tuple[int, int]] = {}
+    for row in await wire.receive_rows(stream, at_most=MAX_DIGEST_BYTES, rows=MAX_ENTRIES, fields=3):
+        match row:
+            case [str(peer_id), int(incarnation), int(seq)]:
+                digest[peer_id] = (incarnation, seq)
+            case _:
+                raise ProtocolViolation("a digest's row is a peer, its incarnation and its seq")
+    return digest

@@ -1,0 +1,115 @@
+"""Which tokens admit now: this node's own, and for a while those from before a rotation. Rule: no I/O and no clock; callers
+pass `now` (aware, UTC), and every change comes back as a value.
+
+A rotation is an order of the network's owner (owner.py). It is kept with the token that it is about, so that this node
+can hand both on, over restarts too: to the order's members, and to nobody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from federation.errors import ProtocolViolation
+from federation.mesh.owner import MAX_GRACE, SignedOrder, hash_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from federation.mesh.tokens import Token
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MAX_FORMER = 8  # the last ones; who has missed more rotations than these is refused like a stranger
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """A key that admits until then, and from then on tells its holder that it is retired."""
+
+    key: bytes = field(repr=False)
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    token: Token
+    former: tuple[Former, ...] = ()  # the last one first
+    order: SignedOrder | None = None  # by which `token` came; None where a person gave it
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Who may be told `token`."""
+        return self.order.order.members if self.order is not None else frozenset()
+
+    def valid_keys(self, now: datetime) -> list[bytes]:
+        """Admission keys, the newest first."""
+        return [self.token.admission_key(), *(former.key for former in self.former if now < former.until)]
+
+    def retired_keys(self, now: datetime) -> list[bytes]:
+        return [former.key for former in self.former if now >= former.until]
+
+    def grace_end(self, now: datetime) -> datetime | None:
+        """When the last of the former keys stops to admit; None when none does any more."""
+        return max((former.until for former in self.former if now < former.until), default=None)
+
+    def next_end(self, now: datetime) -> datetime | None:
+        return min((former.until for former in self.former if now < former.until), default=None)
+
+    def take(self, token: Token, order: SignedOrder, *, now: datetime) -> Keyring:
+        """With `token`, which supersedes the present one. That one admits for the order's grace, and no earlier one longer.
+
+        The grace runs from when the order was signed; where that lies ahead of our clock, from now.
+        """
+        grace = timedelta(milliseconds=order.order.grace_ms)
+        age = now - _EPOCH - timedelta(milliseconds=order.order.issued_ms)
+        until = now + min(grace, max(grace - age, timedelta(0)), MAX_GRACE)
+        earlier = [replace(former, until=min(former.until, until)) for former in self.former]
+        former = (Former(self.token.admission_key(), until), *earlier)[:MAX_FORMER]
+        return Keyring(token, former, order)
+
+    # As kept in the state directory
+
+    def as_saved(self) -> dict[str, Any]:
+        return {
+            "of": _fingerprint(self.token),
+            "former": [{"key": former.key.hex(), "until": former.until.isoformat()} for former in self.former],
+            "order": None
+            if self.order is None
+            else {"order": self.order.order.encode().hex(), "signature": self.order.signature.hex()},
+        }
+
+    @classmethod
+    def from_saved(cls, token: Token, saved: Mapping[str, Any]) -> Keyring:
+        """For `token`. What is damaged, or was saved beside another token (a person gave this one), counts as absent."""
+        if saved.get("of") != _fingerprint(token):
+            return cls(token)
+        try:
+            former = tuple(Former(bytes.fromhex(row["key"]), _utc(row["until"])) for row in saved.get("former", ()))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return cls(token)
+        return cls(token, former[:MAX_FORMER], _order_of(token, saved.get("order")))
+
+
+def _order_of(token: Token, saved: Any) -> SignedOrder | None:
+    """None where it is not the owner's, or about another secret."""
+    with suppress(LookupError, TypeError, ValueError, ProtocolViolation):
+        signed = SignedOrder.check(token.owner, bytes.fromhex(saved["order"]), bytes.fromhex(saved["signature"]))
+        order = signed.order
+        if (order.names, order.number, order.secret_hash) == (token.names, token.rotations, hash_of(token.secret)):
+            return signed
+    return None
+
+
+def _utc(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return time
+
+
+def _fingerprint(token: Token) -> str:
+    """Tells which token; admits nobody."""
+    return hashlib.sha256(b"federation keyring" + token.admission_key()).hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""The ledger: this node's copy of everybody's newest record.
+
+Rule 1: no I/O and no clock; callers pass `now`. Rule 2: every change comes back as a value. Rule 3: while there is
+room, the outcome does not depend on the order, grouping or repetition of merges, so that all ledgers which heard the
+same records agree without asking each other.
+
+The newest (incarnation, seq) wins whole. Of two different records with one version (an identity that was copied, or a
+liar) the larger in bytes wins everywhere. Time is the receiver's: `last_seen` is `now` less the `age` that the record
+had on arrival, and the sender's own idea of time is never used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from federation.mesh.records import NodeData, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# A rebooting or sleeping machine keeps its row; one that went away does not. Tombstones stay as long as any copy of an
+# older record may live, or a leaver would come back.
+FORGET_AFTER = timedelta(hours=1)
+MAX_BYTES = 16 * 1024 * 1024  # of signed records: 4 kB each where all rows are taken; a record with all in use has 1 kB
+MAX_ENTRIES = 4096  # an order of magnitude above the largest network we are made for; a few MB
+
+FULL_FOR = timedelta(seconds=1)
+
+NO_AGE = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record and the bytes its node signed, which anti-entropy passes on and which mean nothing here."""
+
+    record: NodeData
+    signed: bytes
+
+    @property
+    def version(self) -> tuple[int, int]:
+        return self.record.incarnation, self.record.seq
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened to one peer's row. `before` None: new; `after` None: forgotten."""
+
+    peer_id: str
+    before: NodeData | None
+    after: NodeData | None
+    evicted: NodeData | None = None  # the row of another peer that made room for this one
+
+
+class Ledger:
+    """A last-writer-wins map of records, bounded in size. `is_linked(peer_id)` says who is known to be real."""
+
+    def __init__(
+        self,
+        max_entries: int = MAX_ENTRIES,
+        *,
+        max_bytes: int = MAX_BYTES,
+        is_linked: Callable[[str], bool] = lambda _peer: False,
+    ) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._is_linked = is_linked
+        self._full_until: datetime | None = None  # nobody gives way before that
+
+    def merge(self, record: NodeData, *, signed: bytes = b"", now: datetime, age: timedelta = NO_AGE) -> Change | None:
+        """Take in a record that was `age` old when it arrived; None if that changed nothing worth acting on.
+
+        To hear of a known version again moves its `last_seen` at most, which counts if it brings the peer back online.
+        """
+        age = max(age, NO_AGE)  # it is a remote's claim: nobody was seen in the future
+        if age >= FORGET_AFTER:
+            return None
+        incoming = Entry(record.model_copy(update={"last_seen": now - age}), signed)
+        known = self._entries.get(record.peer_id)
+        if known is None:
+            return self._admit(incoming, now)
+        winner = _join(known, incoming)
+        growth = len(winner.signed) - len(known.signed)
+        if growth > 0 and self._bytes + growth > self._max_bytes and not self._is_linked(record.peer_id):
+            return None
+        self._entries[record.peer_id] = winner
+        self._bytes += growth
+        before, after = known.record, winner.record
+        same = after == before.model_copy(update={"last_seen": after.last_seen})
+        if same and after.is_online_at(now) == before.is_online_at(now):
+            return None
+        return Change(record.peer_id, before, after)
+
+    def expire(self, now: datetime) -> list[Change]:
+        """Forget peers that were silent, or have been gone, for FORGET_AFTER."""
+        records = [record for record in self.records() if now - record.last_seen >= FORGET_AFTER]
+        for record in records:
+            self._bytes -= len(self._entries.pop(record.peer_id).signed)
+        return [Change(record.peer_id, record, None) for record in records]
+
+    def digest(self) -> dict[str, tuple[int, int]]:
+        """Which version of each peer's record is here."""
+        return {peer_id: entry.version for peer_id, entry in self._entries.items()}
+
+    def missing(self, digest: Mapping[str, tuple[int, int]]) -> list[Entry]:
+        """What the owner of `digest` lacks or has an older version of."""
+        return [
+            entry for peer_id, entry in self._entries.items() if peer_id not in digest or digest[peer_id] < entry.version
+        ]
+
+    def get(self, peer_id: str) -> Entry | None:
+        return self._entries.get(peer_id)
+
+    def records(self) -> list[NodeData]:
+        return [entry.record for entry in self._entries.values()]
+
+    def online(self, now: datetime) -> list[NodeData]:
+        return [record for record in self.records() if record.is_online_at(now)]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, peer_id: object) -> bool:
+        return peer_id in self._entries
+
+    def _admit(self, newcomer: Entry, now: datetime) -> Change | None:
+        """Add a peer; in a full ledger only in place of one that is offline and was seen before it.
+
+        Nobody online gives way, or a flood of made-up peers could push out the real ones; but whoever is linked here is
+        real, so any other gives way to it, and it to nobody.
+        """
+        peer_id, evicted = newcomer.record.peer_id, None
+        if self._is_full_with(newcomer):
+            evicted = self._find_place(newcomer.record, now)
+            if evicted is None:
+                return None
+            self._bytes -= len(self._entries.pop(evicted.peer_id).signed)
+        self._entries[peer_id] = newcomer
+        self._bytes += len(newcomer.signed)
+        return Change(peer_id, None, newcomer.record, evicted)
+
+    def _is_full_with(self, newcomer: Entry) -> bool:
+        return len(self._entries) >= self._max_entries or self._bytes + len(newcomer.signed) > self._max_bytes
+
+    def _find_place(self, newcomer: NodeData, now: datetime) -> NodeData | None:
+        """Who gives way. A flood asks this for each of its peers, so that nobody did is remembered for a while."""
+        is_linked = self._is_linked(newcomer.peer_id)
+        if not self._entries or (not is_linked and self._full_until is not None and now < self._full_until):
+            return None
+
+        def rank(record: NodeData) -> tuple[bool, bool, datetime]:
+            return self._is_linked(record.peer_id), record.is_online_at(now), record.last_seen
+
+        worst = min(self.records(), key=rank)
+        linked, online, _ = rank(worst)
+        if linked or (online and not is_linked):
+            self._full_until = now + FULL_FOR
+            return None
+        return worst if rank(worst) < rank(newcomer) else None
+
+
+def _join(a: Entry, b: Entry) -> Entry:
+    """The least entry that is no older than either: the order of the arguments does not matter."""
+    if a.version != b.version:
+        return max(a, b, key=lambda entry: entry.version)
+    winner = max(a, b, key=lambda entry: (encode(entry.record), entry.signed))
+    last_seen = max(a.record.last_seen, b.record.last_seen)
+    return Entry(winner.record.model_copy(update={"last_seen": last_seen}), winner.signed)

@@ -1,0 +1,382 @@
+"""Rotation: a new token for the network, by order of its owner, handed from member to member.
+
+The owner's key signs the order (owner.py), at one member. That member tells order and secret to each member that it is
+linked with, each of those tells theirs, and every node keeps both before it says that it has them. While the grace lasts the
+former token admits too, so that nobody is cut off on the way; then links whose peer is not known to have the new one are
+closed.
+
+Rule 1: the new secret goes only over a link, so only to a peer that proved its identity and a valid token, and only to whom
+the order names.
+Rule 2: it is taken only with the owner's signature, and only over a link that is here: who hands it on decides nothing.
+Rule 3: without an owner nothing is handed on or taken. What members of earlier versions hand over is refused.
+
+On a libp2p stream:
+    teller:  the secret (32 bytes), the signature (64), the order's length (4, big endian), the order
+    told:    1 if it has that token now, else 0 (1 byte)
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from federation.errors import NotDone, PeerUnavailable, ProtocolViolation, StateDirUnusable, TokenError
+from federation.mesh.owner import (
+    MAX_MEMBERS,
+    MAX_ORDER_BYTES,
+    SIGNATURE_BYTES,
+    Order,
+    SignedOrder,
+    hash_of,
+    number_of,
+    order_of,
+)
+from federation.mesh.tokens import SECRET_BYTES
+from federation.net.admission.warnings import REMIND_EVERY_S
+from federation.ratelimit import Bucket, Buckets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from federation.mesh.keyring import Keyring
+    from federation.mesh.tokens import Token
+    from federation.net.host import Host
+    from federation.net.link.link import Link
+    from federation.net.streams import TrioStream
+    from federation.state import StateDir
+
+log = structlog.get_logger(__name__)
+
+TELL_TIMEOUT_S = 5.0
+TELL_AGAIN_S = 5.0  # a member that did not answer
+SETTLE_S = 10.0  # without a grace, linked members get this long to be told before their links are closed
+# Each is kept on disk and begins a multicast session. An owner may correct a rotation at once; the others take one more, as
+# what is told late comes closer to the next one than it was signed.
+ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
+HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
+MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
+PREPARED_S = 60.0  # for a person's owner key to sign what was prepared
+_HEAD_BYTES = SECRET_BYTES + SIGNATURE_BYTES + 4
+_YES, _NO = b"\x01", b"\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A rotation that waits for the owner's signature. `at`: trio's time."""
+
+    token: Token
+    order: Order
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a peer hands on, unchecked."""
+
+    secret: bytes = field(repr=False)
+    signature: bytes
+    order: bytes
+
+
+class Rotation:
+    """`keyring` is what admits now; `on_change()` is called when its token is another one."""
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        keyring: Keyring,
+        state: StateDir,
+        utc_now: Callable[[], datetime],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.keyring = keyring
+        self._host = host
+        self._state = state
+        self._utc_now = utc_now
+        self._on_change = on_change
+        self._message = _message(keyring)
+        self._has_it: set[str] = set()  # peers that have the present token: it told them, or they it
+        self._telling: set[str] = set()
+        self._hearing: set[str] = set()
+        self._told_at: dict[str, float] = {}  # trio time of the last try
+        self._settled_at = 0.0  # trio time up to which links may stay whose peer is still to be told
+        self._made = Bucket(ROTATIONS_A_SECOND, ROTATED_AT_ONCE)
+        self._taken = Bucket(ROTATIONS_A_SECOND, TAKEN_AT_ONCE)
+        self._hearings: Buckets[str] = Buckets(HEARINGS_A_SECOND, HEARINGS_AT_ONCE, max_keys=MAX_MEMBERS)
+        self._writing = trio.Lock()
+        self._wake = trio.Event()
+        self._answered = trio.Event()  # by somebody
+        self._nursery: trio.Nursery | None = None
+        self._protocol = keyring.token.rotation_protocol()
+        host.handle_stream(self._protocol, self._answer if keyring.token.owner else self._refuse)
+
+    # What the handshake asks
+
+    def valid_keys(self) -> list[bytes]:
+        return self.keyring.valid_keys(self._utc_now())
+
+    def retired_keys(self) -> list[bytes]:
+        return self.keyring.retired_keys(self._utc_now())
+
+    # What people ask
+
+    def prepare(self, *, grace: timedelta, members: Iterable[str]) -> Prepared:
+        """A new token for the network, and the order about it, to be signed; `members` (peer ids) may be told.
+
+        Nothing has changed yet. Raises NotDone where the network has no owner, or was rotated as often as can be.
+        """
+        present = self.keyring.token
+        if not present.owner:
+            raise NotDone(NO_OWNER)
+        if self.keyring.grace_end(self._utc_now()) is not None:  # whom the last rotation left out stays out
+            left_in = self.keyring.members | (self._host.links.keys() - set(self._without_it()))
+            members = left_in.intersection(members)
+        try:
+            token = present.rotated()
+        except TokenError:
+            raise NotDone("this token was rotated as often as can be; begin a new network: `federation token new`") from None
+        issued_ms = int(self._utc_now().timestamp() * 1000)
+        everybody = {*members, self._host.peer_id}
+        order = order_of(token.names, token.rotations, token.secret, issued_ms=issued_ms, grace=grace, members=everybody)
+        return Prepared(token, order, trio.current_time())
+
+    async def carry_out(self, prepared: Prepared, signature: bytes, *, wait_s: float = TELL_TIMEOUT_S) -> list[str]:
+        """What was prepared, signed by the owner. Returns who of the linked was not told in `wait_s`.
+
+        Raises NotDone or StateDirUnusable, and nothing has changed.
+        """
+        now = trio.current_time()
+        try:
+            signed = SignedOrder.check(prepared.token.owner, prepared.order.encode(), signature)
+        except ProtocolViolation:
+            raise NotDone("this is not the signature of the network's owner; nothing has changed") from None
+        if now - prepared.at > PREPARED_S:
+            raise NotDone(f"the rotation was prepared more than {PREPARED_S:g} s ago; run it again")
+        if (left := self._made.left(now)) < 1:
+            wait = (1 - left) / ROTATIONS_A_SECOND
+            raise NotDone(f"the token was rotated {ROTATED_AT_ONCE} times in a minute; run it again in {wait:.0f} s")
+        if not await self._take(prepared.token, signed):
+            raise NotDone("the token was rotated meanwhile, by another node; run it again if one more is wanted")
+        self._made.take(now)
+        log.warning("this node rotated the network's token", rotations=signed.order.number, grace=_grace(signed))
+        with trio.move_on_after(wait_s):
+            while self.untold():
+                self._answered = trio.Event()
+                await self._answered.wait()
+        return self.untold()
+
+    def untold(self) -> list[str]:
+        """Peers with a link that may be told and do not have the present token yet, as far as this node knows."""
+        return [peer for peer in self._without_it() if peer in self.keyring.members]
+
+    def left_out(self) -> list[str]:
+        """Peers with a link that hold a former token and are not told the present one."""
+        return [peer for peer in self._without_it() if peer not in self.keyring.members]
+
+    # Running
+
+    def peer_up(self, link: Link) -> None:
+        if link.peer in self.left_out():
+            log.warning("a peer came with the former token and is not told the new one", peer=link.peer)
+        self._told_at.pop(link.peer, None)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Tell, and cut off who is left out when the time has come. Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                self._wake = trio.Event()
+                self._cut()
+                next_try = self._tell_untold()
+                with trio.CancelScope(deadline=min(next_try, self._next_cut())):
+                    await self._wake.wait()
+
+    def _cut(self) -> None:
+        """Close the links by which nobody may stay."""
+        valid = self.valid_keys()
+        if len(valid) == 1:  # no grace, or no longer
+            for peer in self.left_out():
+                self._host.cut(peer, "its token is no longer valid")
+            if trio.current_time() >= self._settled_at:
+                for peer in self.untold():
+                    self._host.cut(peer, "its token is no longer valid, and it did not take the new one")
+
+    def _next_cut(self) -> float:
+        """trio time."""
+        now = trio.current_time()
+        end = self.keyring.next_end(self._utc_now())
+        if end is not None:
+            return now + max((end - self._utc_now()).total_seconds(), 0.0)
+        return self._settled_at if self._settled_at > now else float("inf")
+
+    def _tell_untold(self) -> float:
+        """Returns when to look again, trio time."""
+        assert self._nursery is not None
+        now = trio.current_time()
+        next_try = float("inf")
+        for peer in self.untold():
+            if peer in self._telling:
+                continue
+            again_at = self._told_at.get(peer, -TELL_AGAIN_S) + TELL_AGAIN_S
+            if again_at <= now:
+                self._telling.add(peer)
+                self._nursery.start_soon(self._tell, peer)
+            else:
+                next_try = min(next_try, again_at)
+        return next_try
+
+    async def _tell(self, peer: str) -> None:
+        keyring = self.keyring
+        try:
+            with trio.fail_after(TELL_TIMEOUT_S):
+                async with await self._host.open_stream(peer, self._protocol) as stream:
+                    if keyring is not self.keyring or stream.link.peer not in keyring.members:
+                        return  # all that happened while the stream opened
+                    await stream.send_all(self._message)
+                    has_it = await stream.receive_some(1) == _YES
+            if has_it and keyring is self.keyring:
+                self._has_it.add(peer)
+        except (PeerUnavailable, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("a member was not told the new token yet", peer=peer, why=str(error) or type(error).__name__)
+        finally:
+            self._telling.discard(peer)
+            self._told_at[peer] = trio.current_time()
+            self._answered.set()
+            self._wake.set()
+
+    # Told
+
+    async def _answer(self, link: Link, stream: TrioStream) -> None:
+        # One at a time and not without end: each may have MAX_ORDER_BYTES, whose signature is checked between connections.
+        if link.peer in self._hearing or not self._hearings.of(link.peer).take(trio.current_time()):
+            await stream.aclose()
+            return
+        self._hearing.add(link.peer)
+        try:
+            with trio.fail_after(TELL_TIMEOUT_S):
+                async with stream:
+                    has_it = await self._hear(link, await _receive(stream))
+                    await stream.send_all(_YES if has_it else _NO)
+                    await stream.send_eof()
+        except ProtocolViolation as error:
+            self._host.offended(link.peer, error.detail)
+        except (trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("a peer did not hand on a rotation as it should", peer=link.peer, why=type(error).__name__)
+        finally:
+            self._hearing.discard(link.peer)
+
+    async def _hear(self, link: Link, told: _Told) -> bool:
+        """Whether this node has that token now. Raises ProtocolViolation for what no honest member hands on."""
+        present = self.keyring.token
+        if not self._host.knows(link):
+            return False  # it hung up behind its message
+        if hmac.compare_digest(told.secret, present.secret):
+            self._knows(link.peer)
+            return True
+        if (number_of(told.order), told.secret) <= (present.rotations, present.secret):
+            return False  # an old one, whoever signed it
+        order = SignedOrder.check(present.owner, told.order, told.signature).order
+        if order.names != present.names or order.secret_hash != hash_of(told.secret):
+            raise ProtocolViolation("a rotation with a secret that its owner did not sign, or of another network")
+        token = present.rotated(told.secret, order.number)
+        if self._host.peer_id not in order.members:
+            return False  # whom the owner leaves out takes nothing from a deputy
+        if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
+            self._host.complain("a rotation of the network's token is not taken: too many, or too far ahead", link.peer)
+            return False
+        try:
+            taken = await self._take(token, SignedOrder(order, told.signature))
+        except StateDirUnusable as error:
+            log.error("the network's token was rotated, and this node cannot keep the new one", why=error.detail)
+            return False
+        if taken:
+            log.warning("the network's token was rotated", by_way_of=link.peer, rotations=order.number)
+            self._knows(link.peer)
+        return taken
+
+    async def _refuse(self, link: Link, stream: TrioStream) -> None:
+        """What earlier versions hand over may be any member's; it is not even read."""
+        async with stream:
+            self._host.complain(
+                "a member rotated the network's token; not taken, since it has no owner", link.peer, REMIND_EVERY_S
+            )
+
+    def _knows(self, peer: str) -> None:
+        self._has_it.add(peer)
+        self._answered.set()
+
+    # Both
+
+    async def _take(self, token: Token, signed: SignedOrder) -> bool:
+        """Kept first: a node that forgot it in a restart would be out. False if there is a newer one by now.
+
+        Raises StateDirUnusable.
+        """
+        async with self._writing:
+            if not token.supersedes(self.keyring.token):
+                return False
+            keyring = self.keyring.take(token, signed, now=self._utc_now())
+            message = _message(keyring)
+            await trio.to_thread.run_sync(self._keep, keyring)
+            self.keyring, self._message = keyring, message
+        self._has_it.clear()
+        self._told_at.clear()
+        self._settled_at = trio.current_time() + SETTLE_S
+        self._on_change()
+        self._wake.set()
+        return True
+
+    def _keep(self, keyring: Keyring) -> None:
+        """On a thread: it waits for the disk."""
+        self._state.save_rotation(keyring.as_saved())
+        self._state.save_token(keyring.token.encode(), replaces=keyring.token.is_same_network)
+
+    def _without_it(self) -> list[str]:
+        own = self.keyring.token.admission_key()
+        return [peer for peer, link in self._host.links.items() if link.admission_key != own and peer not in self._has_it]
+
+
+NO_OWNER = (
+    "this network's token has no owner key, so it cannot be rotated. Make a new network: `federation token new > FILE` "
+    "(after `umask 077`), then on each machine that stays, `federation join --token-file FILE`"
+)
+
+
+def _message(keyring: Keyring) -> bytes:
+    """What members are told; empty where nobody is. Once for all of them: up to MAX_MEMBERS ids have to be sorted."""
+    if keyring.order is None:
+        return b""
+    order = keyring.order.order.encode()
+    return keyring.token.secret + keyring.order.signature + len(order).to_bytes(4, "big") + order
+
+
+def _grace(signed: SignedOrder) -> str:
+    return str(timedelta(milliseconds=signed.order.grace_ms))
+
+
+async def _receive(stream: TrioStream) -> _Told:
+    """Raises ProtocolViolation."""
+    head = await _exactly(stream, _HEAD_BYTES)
+    length = int.from_bytes(head[-4:], "big")
+    if length > MAX_ORDER_BYTES:
+        raise ProtocolViolation(f"a rotation of {length} bytes")
+    return _Told(head[:SECRET_BYTES], head[SECRET_BYTES:-4], await _exactly(stream, length))
+
+
+async def _exactly(stream: TrioStream, n: int) -> bytes:
+    """Raises BrokenResourceError at an early end: a peer may go at any time."""
+    data = bytearray()
+    while len(data) < n:
+        chunk = await stream.receive_some(n - len(data))
+        if not chunk:
+            raise trio.BrokenResourceError("the stream ended early")
+        data += chunk
+    return bytes(data)

@@ -1,0 +1,169 @@
+"""Whom this node dials, and when: what the address book says is due, a few at a time, and what came of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from federation.errors import AnotherPeer, BannedByPeer, HandshakeFailed, PeerBanned, TokenRefused, TokenRetired
+from federation.net.admission.warnings import REMIND_EVERY_S
+from federation.net.dial.hearsay import Pace
+from federation.net.dial.race import DIAL_TIMEOUT_S, Race
+from federation.ratelimit import Bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from federation.net.dial.book import PeerAddress, Target
+    from federation.net.host import Host
+
+log = structlog.get_logger(__name__)
+
+MAX_DIALS = 16
+MAX_HEARSAY_DIALS = 64  # each takes as long as silence would, so these are 12 a second that fail
+# Peers of whom we only heard may be inventions, by the thousand: they keep no known one waiting, and no line busy.
+HEARSAY_A_SECOND, HEARSAY_AT_ONCE = 20.0, 500.0
+HEARSAY_PAUSE_S = 0.25
+NO_ADDRESS = "none of its addresses can be dialled from here now"
+
+
+class Redial:
+    """`look` when the book may have something new, `routes_changed` when there may be a relay to somebody being dialled."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.not_reached: dict[str, str] = {}  # peer, or address, that was dialled in vain last time: why
+        self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # the relays through which a peer is reached
+        self._routes_changed = trio.Event()
+        self._dials = trio.CapacityLimiter(MAX_DIALS)
+        self._hearsay_dials = trio.CapacityLimiter(MAX_HEARSAY_DIALS)
+        self.pace = Pace()
+        self._hearsay = Bucket(HEARSAY_A_SECOND, HEARSAY_AT_ONCE)
+        self._races: set[Race] = set()
+        self._look = trio.Event()
+
+    def look(self) -> None:
+        self._look.set()
+
+    def routes_changed(self) -> None:
+        self._routes_changed.set()
+        self._routes_changed = trio.Event()
+
+    def start_over(self) -> None:
+        """This machine is elsewhere: nobody waits for the answers to what was sent from where it was."""
+        for race in self._races:
+            race.give_up()
+
+    async def run(self) -> None:
+        host, book = self._host, self._host.book
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._look = trio.Event()
+                now = trio.current_time()
+                look_again = float("inf")
+                for target in book.due(now, connected=_NotToDial(host), self_id=host.peer_id):
+                    if not target.proven and not self._hearsay.take(now):
+                        look_again = now + HEARSAY_PAUSE_S
+                        break
+                    book.started(target)
+                    nursery.start_soon(self._dial, target)
+                next_due = book.next_due(now)
+                with trio.CancelScope(deadline=look_again if next_due is None else min(next_due, look_again)):
+                    await self._look.wait()
+
+    async def _dial(self, target: Target) -> None:
+        host = self._host
+        race = Race(
+            target, self.routes, news=lambda: self._routes_changed, connect=host.connect, go_round=host.dial_through,
+            may=self._may_dial,
+        )  # fmt: skip
+        self._races.add(race)
+        async with trio.open_nursery() as nursery, self._dials if target.proven else self._hearsay_dials:
+            if target.peer_id not in host.links:  # it may have come while this dial waited for its turn
+                nursery.start_soon(race.run)
+                await race.settled.wait()
+            self._came_of_it(target, race)
+            is_over = race.winner is not None
+        self._races.discard(race)
+        if race.winner is not None and not is_over:  # hearsay was right after all
+            self._came_of_it(target, race)
+        for address in race.missed:
+            host.book.missed(address, trio.current_time())
+        for address in race.ourselves:
+            host.book.ourselves(address)
+
+    def _may_dial(self, address: PeerAddress) -> bool:
+        """Whether hearsay may be dialled now: at its pace, and not again before it is known what silence is."""
+        now = trio.current_time()
+        if not self.pace.take(address.host, now):
+            return False
+        self._host.book.leave_alone(address, now + DIAL_TIMEOUT_S)
+        return True
+
+    def _came_of_it(self, target: Target, race: Race) -> None:
+        host, book = self._host, self._host.book
+        now = trio.current_time()
+        for address in race.ourselves:
+            book.ourselves(address)
+        for address in race.missed:
+            book.missed(address, now)
+        self.not_reached.pop(_where(target), None)
+        if race.winner is None and target.peer_id in host.links:
+            book.reached(target, now)
+        elif race.winner is None:
+            no = next((p for p in race.problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
+            book.failed(target, now, permanent=no is not None)
+            for address in race.taken_over:
+                book.taken_over(address)
+            self._complain(target, no, race.problems)
+        elif race.winner[0] is None:
+            for address in target.addresses:  # those that did not answer until now, too
+                book.missed(address, now)
+            book.reached(target, now)
+        else:
+            if race.winner[0] in target.hearsay:
+                self.pace.found(race.winner[0].host, now)
+            book.succeeded(race.winner[0], race.winner[1].peer, now)
+        self.look()
+
+    def _complain(self, target: Target, no: HandshakeFailed | None, problems: list[Exception]) -> None:
+        where = _where(target)
+        if isinstance(no, TokenRetired):
+            self._host.token_is_retired(no)
+        elif isinstance(no, TokenRefused):
+            self._host.complain("the peer belongs to another network: it refused our token, or we its", where)
+        elif isinstance(no, PeerBanned | BannedByPeer):
+            self._host.complain(str(no), where, REMIND_EVERY_S)
+        elif any(isinstance(problem, AnotherPeer) for problem in problems):
+            self._host.complain("another peer answers at the address of this one", where, REMIND_EVERY_S)
+        elif any(isinstance(problem, HandshakeFailed) for problem in problems):
+            self._host.complain("what answers there is not a member of a federation", where)
+        else:
+            whys = list(dict.fromkeys(map(_in_words, problems))) or [NO_ADDRESS]
+            self.not_reached[where] = "; ".join(whys)
+            log.debug("peer not reached", peer=where, why=whys)
+
+
+def _where(target: Target) -> str:
+    return target.peer_id or str(target.addresses[0])
+
+
+class _NotToDial:
+    """Those peers, as a set."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def __contains__(self, peer: object) -> bool:
+        return not self._host.is_to_dial(str(peer))
+
+
+def _in_words(problem: Exception) -> str:
+    if isinstance(problem, trio.TooSlowError):
+        return f"no answer within {DIAL_TIMEOUT_S:g} s"
+    cause = problem.__cause__ if isinstance(problem, OSError) and not problem.errno else problem  # trio's, of all addresses
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(problem) or type(problem).__name__

@@ -1,0 +1,217 @@
+"""One dial: all addresses of a peer raced with a stagger, and the relays that lead to it a little behind them.
+
+When hearsay is dialled, and when the address behind it, depends on nothing that comes of it: a peer that names an address
+between two of its own, and looks when these are dialled, is not to learn whether a port there is open, closed or silent.
+
+And connections from the port where this node listens: a NAT that gives a port one outside face shows it to all alike.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from federation.errors import AnotherPeer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from federation.net.dial.book import PeerAddress, Target
+    from federation.net.link.link import Link
+    from federation.units import HostPort
+
+DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
+STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed if it is no hearsay
+BACKLOG = 8
+CIRCUIT_STAGGER_S = 0.5  # the next relay, likewise; two handshakes through one take a tenth of that
+CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay, unless none answered last time
+
+
+class Ourselves(Exception):
+    """The address leads back to this node."""
+
+
+async def _first_of(*events: trio.Event) -> None:
+    async def wait(event: trio.Event) -> None:
+        await event.wait()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for event in events:
+            nursery.start_soon(wait, event)
+
+
+async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: float) -> trio.SocketStream:
+    """A connection from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
+    sock = await _bound(listen, host)
+    try:
+        with trio.move_on_after(within_s) as patience:
+            await sock.connect((host, port))
+        if patience.cancelled_caught:
+            raise TimeoutError(f"no answer within {within_s:g} s")
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+async def listen_beside(listen: HostPort) -> tuple[HostPort, list[trio.SocketListener]]:
+    """Listen on a new port that outgoing connections can have too, in IPv4 and, where there is any, IPv6. Raises OSError."""
+    first = await _bound(replace(listen, port=0), "::" if ":" in listen.host else "0.0.0.0")
+    at = replace(listen, port=first.getsockname()[1])
+    sockets = [first]
+    if listen.is_wildcard:
+        with suppress(OSError):  # a machine without IPv6, or the port is taken there
+            sockets.append(await _bound(at, "::" if first.family == socket.AF_INET else "0.0.0.0"))
+    for sock in sockets:
+        sock.listen(BACKLOG)
+    return at, [trio.SocketListener(sock) for sock in sockets]
+
+
+async def _bound(listen: HostPort, towards: str) -> trio.socket.SocketType:
+    family = socket.AF_INET6 if ":" in towards else socket.AF_INET
+    wildcard = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        share_port(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((wildcard if listen.is_wildcard else listen.host, listen.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def share_port(sock: trio.socket.SocketType) -> None:
+    """Let outgoing connections have the listener's port. Said of the listener when it listens, so that nobody else can."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+class Race:
+    """`run` it, then read `winner`: the link, and the address that led to it (None: a relay); None if nobody answered.
+
+    `connect` and `go_round(relay, peer)` raise what they like; `problems` collects it. The losers are cancelled.
+    `relays(peer)` is asked again when `news()` is set: addresses that do not answer take their time. `may(address)`: whether
+    hearsay may be dialled now.
+
+    `settled`: there is a winner, or nobody answers where a member is known to be, nor at a relay, and hearsay had its turn;
+    where there is hearsay alone, after the time that silence would take. One that answers later may still win.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        relays: Callable[[str], Sequence[str]],
+        *,
+        news: Callable[[], trio.Event],
+        connect: Callable[[PeerAddress], Awaitable[Link]],
+        go_round: Callable[[str, str], Awaitable[Link]],
+        may: Callable[[PeerAddress], bool] = lambda _address: True,
+    ) -> None:
+        self._target = target
+        self._relays = relays
+        self._news = news
+        self._connect = connect
+        self._go_round = go_round
+        self._may = may
+        self._all_failed = trio.Event()  # as far as relays are to wait for it
+        self._won = trio.CancelScope()
+        self.settled = trio.Event()
+        self.winner: tuple[PeerAddress | None, Link] | None = None
+        self.problems: list[Exception] = []
+        self.ourselves: list[PeerAddress] = []
+        self.missed: list[PeerAddress] = []  # tried, and not the right one there
+        self.taken_over: list[PeerAddress] = []  # of them: another peer answers there
+
+    async def run(self) -> None:
+        with self._won:
+            async with trio.open_nursery() as hearsay:
+                async with trio.open_nursery() as nursery:
+                    if self._target.peer_id is not None:
+                        nursery.start_soon(self._try_relays, self._target.peer_id)
+                    await self._try_addresses(hearsay)
+                    self._all_failed.set()
+                self.settled.set()
+        self.settled.set()
+
+    def give_up(self) -> None:
+        """End it without a winner, if there is none yet."""
+        self._won.cancel()
+
+    async def _try_addresses(self, hearsay: trio.Nursery) -> None:
+        over_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for address in self._target.addresses:
+                over = trio.Event()
+                if address not in self._target.hearsay:
+                    nursery.start_soon(self._try_address, address, over)
+                elif self._may(address):
+                    over_at = trio.current_time() + DIAL_TIMEOUT_S
+                    hearsay.start_soon(self._try_hearsay, address, over_at)
+                with trio.move_on_after(STAGGER_S):
+                    await over.wait()
+        if self._target.hearsay.issuperset(self._target.addresses):
+            await trio.sleep_until(over_at)
+
+    async def _try_hearsay(self, address: PeerAddress, over_at: float) -> None:
+        """What is `missed` shows when it would for silence, too."""
+        problem = await self._attempt(address)
+        await trio.sleep_until(over_at)
+        self._note(address, problem)
+
+    async def _try_address(self, address: PeerAddress, over: trio.Event) -> None:
+        self._note(address, await self._attempt(address))
+        over.set()
+
+    async def _attempt(self, address: PeerAddress) -> Exception | None:
+        try:
+            self._win(address, await self._connect(address))
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: what a remote's bytes can raise is anybody's guess
+            return error
+        return None
+
+    def _note(self, address: PeerAddress, problem: Exception | None) -> None:
+        if isinstance(problem, Ourselves):
+            self.ourselves.append(address)
+        elif problem is not None:
+            self.problems.append(problem)
+            self.missed.append(address)
+            if isinstance(problem, AnotherPeer):
+                self.taken_over.append(address)
+
+    async def _try_relays(self, peer: str) -> None:
+        if not self._target.hopeless:
+            with trio.move_on_after(CIRCUIT_AFTER_S):
+                await self._all_failed.wait()
+        tried: set[str] = set()
+        while True:
+            news = self._news()
+            async with trio.open_nursery() as nursery:
+                for relay in [relay for relay in self._relays(peer) if relay not in tried]:
+                    tried.add(relay)
+                    failed = trio.Event()
+                    nursery.start_soon(self._try_relay, relay, peer, failed)
+                    with trio.move_on_after(CIRCUIT_STAGGER_S):
+                        await failed.wait()
+            if self._all_failed.is_set():
+                return
+            await _first_of(news, self._all_failed)
+
+    async def _try_relay(self, relay: str, peer: str, over: trio.Event) -> None:
+        try:
+            self._win(None, await self._go_round(relay, peer))
+        except Exception as error:  # noqa: BLE001  # as above
+            self.problems.append(error)
+        finally:
+            over.set()
+
+    def _win(self, address: PeerAddress | None, link: Link) -> None:
+        if self.winner is None:
+            self.winner = address, link
+        self._won.cancel()

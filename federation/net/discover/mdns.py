@@ -1,0 +1,331 @@
+"""Where addresses come from on the local network: this machine's own interfaces, and multicast DNS.
+
+What is announced: a DNS-SD service whose type and instance name are keyed hashes under the token's rendezvous, so that
+an outsider reads neither the network's name nor who belongs together. The TXT record holds peer id and addresses under
+a MAC with the same key, so that an outsider cannot make members dial addresses of his choice. SRV, A and AAAA repeat it
+for the tools of the trade (`avahi-browse -r`); members believe the TXT record alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TYPE_CHECKING
+
+import ifaddr
+import structlog
+import trio
+from zeroconf import Error as ZeroconfError
+from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
+
+from federation.errors import UsageError
+from federation.net.dial.book import MAX_ADDRESSES, PeerAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from trio_typing import TaskStatus
+
+log = structlog.get_logger(__name__)
+
+CHECK_S = 5.0  # how old a change of address may get unannounced
+RETRY_S = 60.0  # a machine without multicast may be one whose network is not up yet
+RESOLVE_MS = 3000  # zeroconf's own default
+START_TIMEOUT_S = 10.0  # zeroconf gives its own start nine
+
+_IP_MULTICAST_ALL = 49  # <linux/in.h>; Python has no name for it
+_WILDCARDS = ("", "0.0.0.0", "::")
+# Bridges to containers and virtual machines: reachable from this machine alone, and alike on every machine.
+_BRIDGES = (
+    "br-",
+    "bridge",
+    "cbr",
+    "cni",
+    "docker",
+    "flannel",
+    "lxcbr",
+    "lxdbr",
+    "podman",
+    "vboxnet",
+    "veth",
+    "virbr",
+    "vmnet",
+)
+
+
+class _Interfaces:
+    """This machine's interfaces now or, while no descriptor is left to ask the kernel with, when that last worked."""
+
+    def __init__(self) -> None:
+        self._last: list[ifaddr.Adapter] = []
+
+    def __call__(self) -> list[ifaddr.Adapter]:
+        with suppress(OSError):
+            self._last = list(ifaddr.get_adapters())
+        return self._last
+
+
+interfaces = _Interfaces()
+
+
+def local_addresses(
+    listen_host: str, port: int, *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
+) -> list[str]:
+    """The multiaddrs under which a listener is reached, best first, at most MAX_ADDRESSES.
+
+    A listener on a concrete host is reached there only. One on all interfaces (0.0.0.0 and :: both mean both families)
+    is reached at the private addresses of the LAN, then at public ones, IPv4 before IPv6, and last at those of bridges
+    on this machine. Link-local ones are left out: they mean nothing on the next link, or without a zone. Loopback
+    counts when there is nothing else: then all there is to meet are daemons on this very machine.
+    """
+    if listen_host not in _WILDCARDS:
+        return [str(PeerAddress.parse(f"[{listen_host}]:{port}" if ":" in listen_host else f"{listen_host}:{port}"))]
+    found = [
+        (adapter.name.startswith(_BRIDGES), ip)
+        for adapter in adapters()
+        for ip in (_ip(entry) for entry in adapter.ips)
+        if not ip.is_link_local
+    ]
+    outside = [(bridge, ip) for bridge, ip in found if not ip.is_loopback]
+    ranked = sorted(outside or found, key=lambda item: (item[0], item[1].version, not item[1].is_private))
+    distinct = dict.fromkeys(str(PeerAddress(str(ip), port)) for _, ip in ranked)
+    return list(distinct)[:MAX_ADDRESSES]
+
+
+def interface_ips(*, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces) -> set[str]:
+    """This machine's addresses, all of them."""
+    return {str(_ip(entry)) for adapter in adapters() for entry in adapter.ips}
+
+
+def local_networks(
+    *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces, bridges: bool = True
+) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """The subnets that this machine is in; those of bridges to its own containers too, unless told otherwise."""
+    return [
+        ipaddress.ip_network((ip, entry.network_prefix), strict=False)
+        for adapter in adapters()
+        if bridges or not adapter.name.startswith(_BRIDGES)
+        for entry in adapter.ips
+        for ip in (_ip(entry),)
+    ]
+
+
+def multicast_interfaces(
+    addresses: Iterable[PeerAddress], *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
+) -> list[str | int]:
+    """Where to speak mDNS, as zeroconf wants it: IPv4 addresses, and indexes of interfaces for IPv6.
+
+    All interfaces, loopback among them, since neighbours on this machine may listen there alone. A node that itself
+    listens on loopback alone has nothing to say elsewhere.
+    """
+    if all(address.is_loopback for address in addresses):
+        return ["127.0.0.1"]
+    interfaces = list(adapters())
+    ipv4: list[str | int] = [str(ip) for a in interfaces for ip in map(_ip, a.ips) if ip.version == 4]
+    if sys.platform != "linux":  # elsewhere zeroconf's one IPv6 socket hears no IPv4 (home-assistant/core#56584)
+        return sorted(set(ipv4), key=str)
+    ipv6 = {a.index for a in interfaces for ip in map(_ip, a.ips) if ip.version == 6 and not ip.is_loopback}
+    return sorted({*ipv4, *(index for index in ipv6 if index is not None)}, key=str)
+
+
+def _ip(entry: ifaddr.IP) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    return ipaddress.ip_address(entry.ip if isinstance(entry.ip, str) else entry.ip[0])
+
+
+# What is announced
+
+
+def service_name(rendezvous: str) -> str:
+    """DNS-SD type of the network: 15 characters at most (RFC 6763, section 7.2)."""
+    return f"_fed-{_keyed(rendezvous, 'type')[:10]}._tcp.local."
+
+
+def instance_name(rendezvous: str, peer_id: str) -> str:
+    return f"{_keyed(rendezvous, 'instance', peer_id)[:16]}.{service_name(rendezvous)}"
+
+
+def encode_txt(rendezvous: str, peer_id: str, addresses: Sequence[PeerAddress], *, nonce: str) -> dict[bytes, bytes]:
+    """The TXT record. A new nonce makes the announcement of a node that restarted news to those who know it."""
+    texts = [str(replace(address, peer_id=None)) for address in addresses][:MAX_ADDRESSES]
+    texts = [text for text in texts if len(text) <= 250]  # "aN=" and it share 255 bytes
+    fields = {"id": peer_id, "n": nonce, **{f"a{i}": text for i, text in enumerate(texts)}}
+    fields["m"] = _keyed(rendezvous, "txt", peer_id, nonce, *texts)
+    return {key.encode(): value.encode() for key, value in fields.items()}
+
+
+def decode_txt(rendezvous: str, txt: Mapping[bytes, bytes | None]) -> list[PeerAddress]:
+    """The addresses in a TXT record, with the peer id; none if a member did not write it."""
+    try:
+        fields = {key.decode("ascii"): (value or b"").decode("ascii") for key, value in txt.items()}
+        texts = [fields[key] for key in (f"a{i}" for i in range(MAX_ADDRESSES)) if key in fields]
+        mac = _keyed(rendezvous, "txt", fields["id"], fields["n"], *texts)
+        if not hmac.compare_digest(mac, fields["m"]):
+            return []
+        return [PeerAddress.parse(f"{text}/p2p/{fields['id']}") for text in texts]
+    except (KeyError, UnicodeDecodeError, UsageError):
+        return []
+
+
+def _keyed(rendezvous: str, *parts: str) -> str:
+    """HMAC-SHA256 cut to 128 bits, in hex. Lengths keep the parts apart: a remote chose them."""
+    message = "".join(f"{len(part)}:{part}" for part in ("mdns", *parts))
+    return hmac.new(rendezvous.encode(), message.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+# The service
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All that a session depends on: when it changes, a new one begins."""
+
+    addresses: tuple[PeerAddress, ...]
+    interfaces: tuple[str | int, ...]
+
+
+class Mdns:
+    """Announces this node on the local network and finds the others of its network there.
+
+    `addresses` says where this node is reached; it is asked every CHECK_S. `on_found` is called on trio's thread, once
+    for each address whenever a peer announces itself, and must not raise. `interfaces` restricts multicast to these
+    addresses of this machine.
+    """
+
+    def __init__(
+        self,
+        *,
+        rendezvous: str,
+        peer_id: str,
+        addresses: Callable[[], list[PeerAddress]],
+        on_found: Callable[[PeerAddress], None],
+        interfaces: list[str] | None = None,
+    ) -> None:
+        self._rendezvous = rendezvous
+        self._peer_id = peer_id
+        self._addresses = addresses
+        self._on_found = on_found
+        self._interfaces = interfaces
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled, then say goodbye. Where there is no multicast, warn once and retry now and then."""
+        trio_token = trio.lowlevel.current_trio_token()
+
+        def found(address: PeerAddress) -> None:
+            trio_token.run_sync_soon(self._on_found, address)
+
+        started = failing = False
+        while True:
+            plan = self._plan()
+            session = _Session(self._rendezvous, self._peer_id, found)
+            try:
+                failure = await trio.to_thread.run_sync(session.open, plan)
+                if failure and not failing:
+                    log.warning("no multicast here: peers on this network are not found by themselves", reason=failure)
+                failing = bool(failure)
+                if not started:
+                    task_status.started()
+                    started = True
+                with trio.move_on_after(RETRY_S if failing else inf):
+                    await self._until_changed(plan)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(session.close)
+
+    def _plan(self) -> _Plan:
+        addresses = tuple(self._addresses())
+        return _Plan(addresses, tuple(self._interfaces or multicast_interfaces(addresses)))
+
+    async def _until_changed(self, plan: _Plan) -> None:
+        while True:
+            await trio.sleep(CHECK_S)
+            if self._plan() != plan:
+                return
+
+
+# What zeroconf raises: sockets; an interface that went away meanwhile; its own; a loop that does not answer.
+_ZEROCONF_FAILURES = (OSError, RuntimeError, ZeroconfError, concurrent.futures.TimeoutError)
+
+
+class _Session:
+    """One zeroconf instance, with two threads of its own. Methods block: they are for worker threads."""
+
+    def __init__(self, rendezvous: str, peer_id: str, found: Callable[[PeerAddress], None]) -> None:
+        self._rendezvous = rendezvous
+        self._peer_id = peer_id
+        self._found = found
+        self._type = service_name(rendezvous)
+        self._name = instance_name(rendezvous, peer_id)
+        self._zeroconf: Zeroconf | None = None
+        self._browser: ServiceBrowser | None = None
+
+    def open(self, plan: _Plan) -> str:
+        """Listen, browse, announce. Returns why that is not possible; empty if it is."""
+        try:
+            self._zeroconf = Zeroconf(interfaces=list(plan.interfaces))
+            if not self._zeroconf.engine.senders:
+                return "no interface takes it"
+            _hear_only_joined_interfaces(self._zeroconf)
+            self._browser = ServiceBrowser(self._zeroconf, self._type, handlers=[self._changed])
+            if plan.addresses:
+                self._announce(self._zeroconf, plan.addresses)
+        except _ZEROCONF_FAILURES as error:
+            return str(error) or type(error).__name__
+        return ""
+
+    def close(self) -> None:
+        """Say goodbye and end the threads; takes about 0.3 s."""
+        try:
+            if self._browser is not None:
+                self._browser.cancel()
+            if self._zeroconf is not None:
+                self._zeroconf.close()
+        except _ZEROCONF_FAILURES as error:
+            log.debug("zeroconf did not close in order", reason=str(error))
+
+    def _announce(self, zeroconf: Zeroconf, addresses: Sequence[PeerAddress]) -> None:
+        port = addresses[0].port
+        info = ServiceInfo(
+            self._type,
+            self._name,
+            port=port,
+            properties=encode_txt(self._rendezvous, self._peer_id, addresses, nonce=secrets.token_hex(8)),
+            addresses=[address.ip.packed for address in addresses if address.ip and address.port == port],
+        )
+        # The name is a hash of the peer id, nobody else has it: `cooperating_responders` saves 1.5 s of probing for it.
+        # The synchronous call would wait for the last of three broadcasts.
+        registration = zeroconf.async_register_service(info, cooperating_responders=True)
+        assert zeroconf.loop is not None
+        asyncio.run_coroutine_threadsafe(registration, zeroconf.loop).result(START_TIMEOUT_S)
+
+    def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        """On the browser's thread, which an exception would end. zeroconf passes these parameters by name."""
+        if name == self._name or state_change is ServiceStateChange.Removed:
+            return
+        info = ServiceInfo(service_type, name)
+        info.load_from_cache(zeroconf)
+        if not info.text:  # the pointer came without it
+            try:
+                info.request(zeroconf, RESOLVE_MS)
+            except _ZEROCONF_FAILURES as error:
+                log.debug("zeroconf did not resolve a name", reason=str(error))
+        for address in decode_txt(self._rendezvous, info.properties):
+            self._found(address)
+
+
+def _hear_only_joined_interfaces(zeroconf: Zeroconf) -> None:
+    """Linux hands a wildcard socket the multicast of every interface that any process joined, and a node that listens
+    on loopback alone would answer the LAN."""
+    if sys.platform == "linux":
+        for reader in zeroconf.engine.readers:
+            sock = reader.transport.get_extra_info("socket")
+            if sock.family == socket.AF_INET:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)

@@ -1,0 +1,101 @@
+"""Finding the network's members through a public Kademlia DHT, for nodes that know nobody's address.
+
+Members provide, and look for, a key that only the token gives and that changes with the hour: whoever watches the DHT can
+neither find the network nor follow it. Each look is made under a new libp2p identity, by a process of its own (net/dht.py)
+that lives for seconds: nothing that a stranger sends can reach this one, and a failure costs one look. What is found are
+addresses, nothing more: who answers there has to prove the token like everybody. A DHT node that keeps our record learns
+that these addresses belong together, and may add some of its own, which costs a dial each.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from federation.errors import FederationError
+from federation.net.dial.book import PeerAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+log = structlog.get_logger(__name__)
+
+ALONE_EVERY_S = 20.0  # while there is nobody
+EVERY_S = 600.0  # for those who come later; below the hour that a key lives
+LOOK_TIMEOUT_S = 90.0  # by then it has ended by itself, unless reading the modules takes longer than the look: net/dht.py
+NEAR_S = 600.0  # clocks differ, and records last: so long before and after the hour both keys count
+
+
+def hours(now: datetime) -> list[int]:
+    """The hours whose keys count now, the current one first: hours since 1970, UTC."""
+    hour = int(now.timestamp()) // 3600
+    near = [int((now + timedelta(seconds=s)).timestamp()) // 3600 for s in (-NEAR_S, NEAR_S)]
+    return list(dict.fromkeys((hour, *near)))
+
+
+class Rendezvous:
+    """`key(hour)`: a multihash. `addresses()`: where this node is dialled. `is_alone()`: no member is connected.
+    `on_found(address)` is called for each address that was found, again at each look."""
+
+    def __init__(
+        self,
+        bootstraps: Sequence[str],
+        *,
+        key: Callable[[int], bytes],
+        addresses: Callable[[], Iterable[PeerAddress]],
+        is_alone: Callable[[], bool],
+        on_found: Callable[[PeerAddress], None],
+    ) -> None:
+        self._bootstraps = bootstraps
+        self._key = key
+        self._addresses = addresses
+        self._is_alone = is_alone
+        self._on_found = on_found
+        self.problem = "no look was made yet"  # of the last look; empty if it went well
+
+    async def run(self) -> None:
+        while True:
+            before = self.problem
+            try:
+                with trio.fail_after(LOOK_TIMEOUT_S):
+                    await self._look(hours(datetime.now(timezone.utc)))
+                self.problem = ""
+            except trio.TooSlowError:
+                self.problem = f"the DHT did not answer within {LOOK_TIMEOUT_S:g} s"
+            except FederationError as error:
+                self.problem = error.detail
+            except OSError as error:  # of the process
+                self.problem = str(error)
+            if self.problem and self.problem != before:
+                log.warning("the DHT could not be asked", why=self.problem[:200])
+            await trio.sleep(ALONE_EVERY_S if self.problem or self._is_alone() else EVERY_S)
+
+    async def _look(self, counting: Sequence[int]) -> None:
+        """Raises FederationError and OSError."""
+        keys = [self._key(hour).hex() for hour in counting]
+        task = {
+            "bootstraps": list(self._bootstraps),
+            "keys": keys,
+            "provided": [key for key, hour in zip(keys, counting, strict=True) if hour >= counting[0]],
+            "ours": [str(PeerAddress(a.host, a.port)) for a in self._addresses() if not a.is_loopback],
+        }
+        done = await trio.run_process(
+            [sys.executable, "-m", "federation.net.discover.dht"],
+            stdin=json.dumps(task).encode(),
+            capture_stdout=True,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        if done.returncode != 0:  # killed by one of its limits
+            raise FederationError(f"the look was given up (exit {done.returncode})")
+        found = json.loads(done.stdout)
+        for text in found["addresses"]:
+            self._on_found(PeerAddress.parse(text))
+        if found["problem"]:
+            raise FederationError(found["problem"])

@@ -1,0 +1,536 @@
+"""Stream multiplexing for one peer connection, sans-IO: frames in, frames out.
+
+Rule 1: no I/O and no clock. Plaintext records go in by `feed`, plaintext records come out by `next_record`; `wake` says
+that there is something to take out.
+Rule 2: credit. A side sends no more on a channel than the other has granted; who receives grants again what left its
+buffers. So a slow reader stops its sender and nobody else, and memory is bounded by the windows.
+Rule 3: turns. Each channel with bytes to send gets QUANTUM of them, then the next one; control frames go first.
+Rule 4: the remote's breach of the rules raises ProtocolViolation, which costs it this connection and nothing else.
+
+A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big endian), then the payload.
+
+    STREAM   -                 open a libp2p stream; libp2p negotiates its protocol inside
+    OPEN     service name      open a tunnel
+    OPENED   -                 the exit reached its backend
+    REFUSED  reason            it did not, and no byte went anywhere; the channel is gone
+    DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked; in a
+                               record, no other one of the channel follows one below QUANTUM
+    FIN      -                 no more DATA in this direction
+    RST      reason            the channel is gone in both directions
+    CREDIT   4 bytes           so many more bytes are granted, at least one
+    PING     8 bytes           channel 0; answered by PONG with the same bytes
+
+The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
+in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `grown` of the connection
+lasts. Worst case for memory: MAX_CHANNELS * INITIAL_WINDOW + GROWTH_BUDGET per connection, if the remote fills them all.
+
+Longer than our other modules: a rule's two sides, what we send and what we accept, stand together.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from federation.errors import PeerUnavailable, ProtocolViolation
+from federation.net.link.handshake import MAX_PLAINTEXT
+from federation.units import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federation.reactor.loop import Duplex
+
+STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG = range(1, 11)
+
+HEADER = struct.Struct(">BIH")
+HEADER_BYTES = HEADER.size
+_CREDIT = struct.Struct(">I")
+MAX_PAYLOAD = MAX_PLAINTEXT - HEADER_BYTES
+
+INITIAL_WINDOW = 64 * 1024
+MAX_WINDOW = 1024 * 1024  # 1 MiB in flight is 80 MB/s at 12 ms, 10 MB/s at 100 ms
+GROWTH_BUDGET = 32 * 1024 * 1024  # granted beyond INITIAL_WINDOW, all channels of a connection together
+MAX_CHANNELS = 4096  # opened by the remote, at once
+MAX_STREAMS = 64  # of them libp2p streams: a healthy peer has about six
+QUANTUM = 16 * 1024  # one turn: 16 KiB take 0.1 ms at 150 MB/s
+CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source must wait
+CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
+# What a remote may do in vain, each costing us more than it: opens that are refused or taken back unanswered, PINGs, PONGs
+# that answer nothing, grants too small to be worth a frame, frames for channels that are gone, bytes of one channel in more
+# frames than they need. An honest crowd of clients that leaves at once stays below; `tick` gives it back.
+MAX_VAIN = 32_768
+VAIN_A_TICK = 512
+STREAM_COSTS = 32  # which libp2p negotiates
+SERVICE_COSTS = 16  # of this node itself, which do more than refuse
+# What was on its way when we closed a channel: a few frames each, so of 3,000 tunnels a second a healthy link has thousands.
+STRAY_COSTS = 1 / 8
+LEAST_CREDIT = 4096  # we grant half a window at a time; by single bytes a remote would have us send one in a frame each
+MAX_CONTROL = 16_384  # control frames unsent: a remote that makes us answer and never reads
+MAX_REASON = 200
+MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
+
+
+class Handler(Protocol):
+    """What a mux tells its owner."""
+
+    def tunnel_opened(self, channel: Channel, service: str) -> None:
+        """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.peer` now."""
+
+    def stream_opened(self, channel: Channel) -> None:
+        """The remote opened a libp2p stream. Set `channel.peer` now."""
+
+    def pong(self, payload: bytes) -> None: ...
+
+
+class Opener(Protocol):
+    """Who opened a tunnel hears here how it went. One of the two, or `peer.abort` if the connection broke."""
+
+    def opened(self) -> None: ...
+
+    def refused(self, reason: str) -> None: ...
+
+
+class Channel:
+    """One stream of a connection; a Duplex whose other side is the remote. `peer` is the local end joined to it."""
+
+    __slots__ = (
+        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
+        "out_size", "peer", "queued", "remote", "small_in", "tunnel", "unreturned", "waiting", "window",
+    )  # fmt: skip
+
+    peer: Duplex
+
+    def __init__(self, mux: Mux, channel_id: int, *, tunnel: bool, remote: bool) -> None:
+        self.mux = mux
+        self.id = channel_id
+        self.tunnel = tunnel
+        self.remote = remote  # who opened it
+        self.opener: Opener | None = None
+        self.credit = INITIAL_WINDOW  # what we may still send, less what is in `_out`
+        self.granted = INITIAL_WINDOW  # what the remote may still send
+        self.window = INITIAL_WINDOW  # what `granted` is brought back to
+        self.unreturned = 0  # delivered here, not granted again yet
+        self.out_size = 0
+        self._out: deque[bytes | memoryview] = deque()
+        self.queued = False  # in the mux's ring
+        self.waiting = False  # told its source to wait; owes it a resume
+        self.answered = not (tunnel and remote)
+        self.small_in = 0  # number of the record with its latest small DATA
+        self.fin_queued = self.fin_sent = self.fin_received = self.closed = False
+
+    # Duplex
+
+    def room(self) -> int:
+        room = CHANNEL_BUFFER - self.out_size
+        if self.credit < room:
+            room = self.credit
+        if room > 0 and self.mux.out_size < CONNECTION_BUFFER and not self.closed:
+            return room
+        self.waiting = True
+        if room > 0 and not self.closed:
+            self.mux.crowded[self] = None
+        return 0
+
+    def send(self, data: bytes | memoryview) -> None:
+        if self.closed or not data:
+            return
+        n = len(data)
+        self._out.append(data if isinstance(data, bytes) else bytes(data))
+        self.credit -= n
+        self.out_size += n
+        self.mux.out_size += n
+        self._queue()
+
+    def send_eof(self) -> None:
+        if not self.fin_queued and not self.closed:
+            self.fin_queued = True
+            self._queue(late=self.fin_received)  # who has finished himself waits for nothing
+
+    def abort(self, reason: str) -> None:
+        if not self.closed:
+            self.mux.control(RST, self.id, reason.encode()[:MAX_REASON])
+            self._close()
+
+    def taken(self, n: int) -> None:
+        """Grant again in large steps: half a window at a time. The window of a reader that keeps up is doubled."""
+        self.unreturned += n
+        if self.unreturned * 2 < self.window or self.closed or self.fin_received:
+            return
+        grant = self.unreturned
+        lying = self.window - self.granted - self.unreturned  # arrived, and the reader has not got to it
+        if lying * 4 <= self.window < MAX_WINDOW and self.mux.grown + self.window <= GROWTH_BUDGET:
+            grant += self.window  # the reader keeps up: if anything holds the sender back, it is the window
+            self.mux.grown += self.window
+            self.window *= 2
+        self.granted += grant
+        self.unreturned = 0
+        self.mux.control(CREDIT, self.id, _CREDIT.pack(grant))
+
+    def resume(self) -> None:
+        """The local reader has room again: credit says all there is to say."""
+
+    # Tunnels
+
+    def accept(self) -> None:
+        if not self.closed:
+            self.answered = True
+            self.mux.control(OPENED, self.id)
+
+    def refuse(self, reason: str) -> None:
+        if not self.closed:
+            self.mux.in_vain()
+            self.mux.control(REFUSED, self.id, reason.encode()[:MAX_REASON])
+            self._close()
+
+    # Inside
+
+    def _queue(self, *, late: bool = False) -> None:
+        if not self.queued:
+            self.queued = True
+            self.mux.ring.append(self)
+            if late:
+                self.mux.wake_late()
+            else:
+                self.mux.wake()
+
+    def take(self, limit: int, parts: list[bytes | memoryview]) -> int:
+        """Append one DATA frame with at most `limit` bytes of payload to `parts`; return the size of the payload."""
+        n = min(limit, self.out_size)
+        parts.append(HEADER.pack(DATA, self.id, n))
+        left, out = n, self._out
+        while left:
+            chunk = out.popleft()
+            if len(chunk) > left:
+                view = memoryview(chunk)
+                out.appendleft(view[left:])
+                chunk = view[:left]
+            parts.append(chunk)
+            left -= len(chunk)
+        self.out_size -= n
+        self.mux.out_size -= n
+        return n
+
+    def unblock(self) -> None:
+        """Tell a source that waits that there is room again, if there is."""
+        if self.waiting and self.credit > 0 and self.out_size < CHANNEL_BUFFER and not self.closed:
+            if self.mux.out_size >= CONNECTION_BUFFER:
+                self.mux.crowded[self] = None
+                return
+            self.waiting = False
+            self.peer.resume()
+
+    def _finish(self) -> None:
+        """Both directions have ended in order."""
+        if self.fin_sent and self.fin_received and not self.closed:
+            self._close()
+
+    def _close(self) -> None:
+        self.closed = True
+        self.mux.out_size -= self.out_size
+        self.out_size = 0
+        self._out.clear()
+        self.mux.forget(self)
+
+
+class Mux:
+    """The frames of one connection. `wake` is called when `next_record` may have something that it had not before, and
+    `wake_late` where nobody waits for it."""
+
+    def __init__(
+        self,
+        *,
+        initiator: bool,
+        handler: Handler,
+        wake: Callable[[], None],
+        wake_late: Callable[[], None] | None = None,
+    ) -> None:
+        self._handler = handler
+        self.wake = wake
+        self.wake_late = wake_late or wake
+        self.ring: deque[Channel] = deque()
+        self.channels: dict[int, Channel] = {}
+        self.crowded: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
+        self.out_size = 0
+        self.grown = 0
+        self.tunnels = 0
+        self._streams = 0
+        self._remote_channels = 0
+        self._control: deque[bytes] = deque()
+        self._next_id = 1 if initiator else 2
+        self._last_remote_id = 0
+        self._remote_parity = 0 if initiator else 1
+        self.closed = False
+        self._vain_left = float(MAX_VAIN)
+        self._pings = 0  # not answered yet
+        self._records = 0  # fed
+        self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
+
+    # Ours
+
+    def open_tunnel(self, service: str, opener: Opener, peer: Duplex) -> Channel:
+        """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone."""
+        channel = self._open(OPEN, service.encode(), tunnel=True)
+        channel.opener = opener
+        channel.peer = peer
+        return channel
+
+    def open_stream(self) -> Channel:
+        """The caller sets `peer` before it lets go of the thread."""
+        return self._open(STREAM, b"", tunnel=False)
+
+    def _open(self, kind: int, payload: bytes, *, tunnel: bool) -> Channel:
+        if self.closed:
+            raise PeerUnavailable("the connection is closed")
+        if self.used_up:
+            raise PeerUnavailable("the connection has no channel numbers left")
+        channel = Channel(self, self._next_id, tunnel=tunnel, remote=False)
+        self._next_id += 2
+        self.channels[channel.id] = channel
+        self.tunnels += tunnel
+        self.control(kind, channel.id, payload)
+        return channel
+
+    @property
+    def used_up(self) -> bool:
+        """No channel can be opened on this connection any more; the next one has numbers again."""
+        return self._next_id > MAX_ID
+
+    def ping(self, payload: bytes) -> None:
+        self._pings += 1
+        self.control(PING, 0, payload)
+
+    def tick(self) -> None:
+        """To be called a few times a second."""
+        self._vain_left = min(MAX_VAIN, self._vain_left + VAIN_A_TICK)
+
+    def in_vain(self, cost: float = 1) -> None:
+        """The remote has used up some of our patience; the end of the next record finds out if that was the last of it."""
+        self._vain_left -= cost
+
+    def control(self, kind: int, channel_id: int, payload: bytes = b"") -> None:
+        if self.closed:
+            return
+        if len(self._control) < MAX_CONTROL:
+            self._control.append(HEADER.pack(kind, channel_id, len(payload)) + payload)
+        else:
+            self.overrun = True
+        self.wake()
+
+    def forget(self, channel: Channel) -> None:
+        if self.channels.pop(channel.id, None) is not None:
+            self.tunnels -= channel.tunnel
+            self.grown -= channel.window - INITIAL_WINDOW
+            if channel.remote:
+                self._remote_channels -= 1
+                self._streams -= not channel.tunnel
+            self.crowded.pop(channel, None)
+            ring = self.ring
+            if len(ring) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
+                turns = [waiting for waiting in ring if not waiting.closed]
+                ring.clear()
+                ring.extend(turns)
+
+    def abort(self, reason: str) -> None:
+        """The connection is gone: every channel's peer hears it."""
+        if self.closed:
+            return
+        self.closed = True
+        self._control.clear()
+        self.ring.clear()
+        for channel in list(self.channels.values()):
+            channel.closed = True
+            channel.peer.abort(reason)
+        self.channels.clear()
+        self.crowded.clear()
+
+    # Out
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._control and not self.ring
+
+    def next_record(self) -> bytes | None:
+        """The plaintext of the next record, 1 to MAX_PLAINTEXT bytes, or None."""
+        if self.crowded and self.out_size < CONNECTION_BUFFER // 2:
+            crowded, self.crowded = self.crowded, {}
+            for channel in crowded:
+                channel.unblock()
+        parts: list[bytes | memoryview] = []
+        room = MAX_PLAINTEXT
+        control = self._control
+        while control and len(control[0]) <= room:
+            room -= len(control[0])
+            parts.append(control.popleft())
+        taken: list[Channel] = []
+        if not control:
+            room = self._next_data(parts, room, taken)
+        if room == MAX_PLAINTEXT:
+            return None
+        for channel in taken:
+            channel.unblock()
+        return b"".join(parts)
+
+    def _next_data(self, parts: list[bytes | memoryview], room: int, taken: list[Channel]) -> int:
+        ring = self.ring
+        while ring and room > HEADER_BYTES:
+            channel = ring.popleft()
+            if channel.out_size:
+                limit = room - HEADER_BYTES
+                room -= HEADER_BYTES + channel.take(min(limit, QUANTUM) if ring else limit, parts)
+                if channel.waiting:
+                    taken.append(channel)
+            if channel.out_size:
+                ring.append(channel)
+                continue
+            if channel.fin_queued and not channel.fin_sent and not channel.closed:
+                if room < HEADER_BYTES:
+                    ring.append(channel)
+                    break
+                parts.append(HEADER.pack(FIN, channel.id, 0))
+                room -= HEADER_BYTES
+                channel.fin_sent = True
+                channel._finish()
+            channel.queued = False
+        return room
+
+    # In
+
+    def feed(self, record: bytes) -> None:
+        """One record's plaintext. Raises ProtocolViolation."""
+        at, end = 0, len(record)
+        view = memoryview(record)
+        unpack = HEADER.unpack_from
+        channels = self.channels
+        number = self._records = self._records + 1
+        while at < end:
+            if end - at < HEADER_BYTES:
+                raise ProtocolViolation("half a frame header")
+            kind, channel_id, length = unpack(record, at)
+            at += HEADER_BYTES
+            stop = at + length
+            if stop > end:
+                raise ProtocolViolation("half a frame")
+            if kind == DATA:
+                channel = channels.get(channel_id)
+                if channel is None:
+                    self._check_known(channel_id)
+                else:
+                    channel.granted -= length
+                    if channel.granted < 0 or channel.fin_received or not length:
+                        raise ProtocolViolation("DATA that was not granted, or none")
+                    if channel.opener is not None:
+                        raise ProtocolViolation("DATA before OPENED")
+                    if channel.small_in == number:  # our `take` joins all that waits
+                        self.in_vain()
+                    elif length < QUANTUM:
+                        channel.small_in = number
+                    channel.peer.send(view[at:stop])
+            else:
+                self._feed_control(kind, channel_id, record[at:stop])
+            at = stop
+        self._check_patience()
+
+    def _check_patience(self) -> None:
+        if self.overrun:
+            raise ProtocolViolation("the peer makes us answer and does not read")
+        if self._vain_left < 0:
+            raise ProtocolViolation("it floods: opens, PINGs or streams without end")
+
+    def _feed_control(self, kind: int, channel_id: int, payload: bytes) -> None:
+        if kind in (OPEN, STREAM):
+            self._remote_opens(kind, channel_id, payload)
+            return
+        if kind in (PING, PONG):
+            self._pinged(kind, channel_id, payload)
+            return
+        if not OPENED <= kind <= CREDIT:
+            raise ProtocolViolation(f"an unknown frame type {kind}")
+        channel = self.channels.get(channel_id)
+        if channel is None:
+            self._check_known(channel_id)
+            return
+        if kind == CREDIT:
+            self._credited(channel, payload)
+        elif kind == FIN:
+            if channel.fin_received or channel.opener is not None:
+                raise ProtocolViolation("a second FIN, or one before OPENED")
+            channel.fin_received = True
+            channel.peer.send_eof()
+            channel._finish()
+        elif kind == RST:
+            self.in_vain(not channel.answered)
+            channel._close()
+            channel.peer.abort(_text(payload))
+        else:
+            self._answered(channel, kind, payload)
+
+    def _pinged(self, kind: int, channel_id: int, payload: bytes) -> None:
+        if len(payload) != 8 or channel_id:
+            raise ProtocolViolation("a malformed PING")
+        if kind == PING:
+            self.in_vain()
+            self.control(PONG, 0, payload)
+        else:
+            if self._pings:
+                self._pings -= 1
+            else:
+                self.in_vain()
+            self._handler.pong(payload)
+
+    def _credited(self, channel: Channel, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ProtocolViolation("a malformed CREDIT")
+        (grant,) = _CREDIT.unpack(payload)
+        channel.credit += grant
+        if not grant or channel.credit > 2 * MAX_WINDOW:
+            raise ProtocolViolation("more CREDIT than a window holds" if grant else "CREDIT for nothing")
+        if grant < LEAST_CREDIT:
+            self.in_vain()
+        channel.unblock()
+
+    def _answered(self, channel: Channel, kind: int, payload: bytes) -> None:
+        opener, channel.opener = channel.opener, None
+        if opener is None:
+            raise ProtocolViolation("an answer to what nobody asked")
+        if kind == OPENED:
+            opener.opened()
+        else:
+            channel._close()
+            opener.refused(_text(payload))
+
+    def _remote_opens(self, kind: int, channel_id: int, payload: bytes) -> None:
+        if channel_id <= self._last_remote_id or channel_id & 1 != self._remote_parity:
+            raise ProtocolViolation("a channel number that is not the remote's next")
+        self._last_remote_id = channel_id
+        if self.closed:  # by a frame before this one
+            return
+        tunnel = kind == OPEN
+        if not tunnel:
+            self.in_vain(STREAM_COSTS)
+        if self._remote_channels >= MAX_CHANNELS or (not tunnel and self._streams >= MAX_STREAMS):
+            self.in_vain()
+            self.control(REFUSED if tunnel else RST, channel_id, b"too many at once")
+            return
+        channel = Channel(self, channel_id, tunnel=tunnel, remote=True)
+        self.channels[channel_id] = channel
+        self._remote_channels += 1
+        if tunnel:
+            self.tunnels += 1
+            self._handler.tunnel_opened(channel, _text(payload))
+        else:
+            self._streams += 1
+            self._handler.stream_opened(channel)
+
+    def _check_known(self, channel_id: int) -> None:
+        """Frames may still arrive for a channel that we closed; never for one that nobody opened."""
+        ours = channel_id & 1 != self._remote_parity
+        if not channel_id or (channel_id >= self._next_id if ours else channel_id > self._last_remote_id):
+            raise ProtocolViolation("a frame for a channel that was never opened")
+        self.in_vain(STRAY_COSTS)
+
+
+def _text(payload: bytes) -> str:
+    """The remote's words, made fit for a log line."""
+    return visible(payload[:MAX_REASON].decode("utf-8", "replace"))

@@ -1,0 +1,276 @@
+"""From a relayed link to a direct one: both sides dial each other at the same moment.
+
+A NAT lets in what looks like an answer to what went out. The relayed link carries the appointment: the side that dialled it
+leads. Each side takes a new port, listens and dials from it, and has a member outside say what the NAT makes of it: a port
+that was used before has left traces in NATs, and answers that do not fit them are lost. They tell each other where they
+are to be met; "go", and half a round trip later both connect. SYNs that cross make one connection that both sides dialled,
+so who speaks first in the handshake is agreed: the leader. Works where NATs give a port the same face to everybody;
+elsewhere the link stays relayed. Tunnels that are open on the relayed link stay there until they end.
+
+Where a peer is to be met is its word, so what it can have us do with that is little: only who has a relayed link meets us,
+once in MEET_EVERY_S; at endpoints on our own subnets and at one or two outside them; with so many knocks at each, and
+at one host, over all peers, no oftener than `hearsay.Pace` says. Ports of the system's services are nobody's.
+
+    leader:    [endpoint, ...]     "when"                       "go"
+    other:                    [endpoint, ...]     "now"
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+
+from federation.errors import FederationError, ProtocolViolation
+from federation.net import wire
+from federation.net.dial.book import PeerAddress, ip_address
+from federation.net.dial.hearsay import Pace
+from federation.net.dial.race import listen_beside, open_from_port
+from federation.net.link.link import talk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from federation.net.host import Host
+    from federation.net.link.link import Link, Path
+    from federation.net.streams import TrioStream
+    from federation.units import HostPort
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL = "/federation/punch/1"
+APPOINTMENT_S = 12.0  # from the first word to "go"
+MEETING_S = 3.5  # how long both knock: a SYN that came too early is sent again after 1 s, and after 2 s more
+# A NAT that refuses instead of dropping has to be hit at the right moment: often at first, MEETING_S in all.
+KNOCKS, KNOCK_AGAIN_S, KNOCK_SLOWER = 20, 0.05, 1.13
+WAIT_FOR_PACE_S = 0.5
+MEET_EVERY_S = 10.0
+RETRY_AFTER_S = (0.2, MEET_EVERY_S, 15.0, 60.0, 300.0)  # the last one is repeated
+MAX_ENDPOINTS = 12
+MAX_NEAR, MAX_OUTSIDE = 4, 2  # of these are knocked at: a NAT gives one face, and there may be IPv6 beside it
+MAX_GREETED = 16  # at once in a meeting: whoever finds the port may connect
+FIRST_PORT = 1024  # the kernel, and a NAT, take none below it
+MAX_MESSAGE = 2048
+NO_USE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EAFNOSUPPORT, errno.EINVAL)
+Endpoint = tuple[str, int]
+
+
+class Puncher:
+    """`face_of(listener)`: how outsiders see that port of ours; None: nobody can tell. `own_hosts()`: this machine's own
+    addresses, where a peer on the same network meets us. `is_outside(host)`: not on this machine's own subnets.
+    `may_dial(address, trusted)`: whether an address makes sense from here."""
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        face_of: Callable[[HostPort], Awaitable[Endpoint | None]],
+        own_hosts: Callable[[], Sequence[str]],
+        is_outside: Callable[[str], bool],
+        may_dial: Callable[[PeerAddress, bool], bool],
+    ) -> None:
+        self._host = host
+        self._face_of = face_of
+        self._own_hosts = own_hosts
+        self._is_outside = is_outside
+        self._may_dial = may_dial
+        self._pace = Pace()
+        self._listen: HostPort | None = None
+        self._nursery: trio.Nursery | None = None
+        self._again = trio.Event()
+        self._meeting: set[str] = set()
+        self._met: dict[str, float] = {}  # peer -> when the last meeting began, if that is not long ago
+        host.handle_stream(PROTOCOL, self._follow)
+
+    async def run(self, listen: HostPort) -> None:
+        self._listen = listen
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await trio.sleep_forever()
+
+    def peer_up(self, link: Link) -> None:
+        if link.path == "relayed" and link.is_initiator and self._nursery is not None:
+            self._nursery.start_soon(talk, link, self._lead_until_direct)
+
+    def again(self) -> None:
+        """Addresses changed, here or at a peer: what failed may work now."""
+        self._again.set()
+        self._again = trio.Event()
+
+    async def _lead_until_direct(self, link: Link) -> None:
+        tries = 0
+        while True:
+            again = self._again
+            with trio.move_on_after(RETRY_AFTER_S[min(tries, len(RETRY_AFTER_S) - 1)]):
+                await again.wait()
+                tries = 0
+            tries += 1
+            if self._host.links.get(link.peer) is not link:
+                return
+            await self._lead(link)
+
+    async def _lead(self, link: Link) -> None:
+        try:
+            async with self._door(link.peer) as (at, listeners):
+                with trio.fail_after(APPOINTMENT_S):
+                    ours = await self._endpoints(at)
+                    stream = await self._host.open_stream(link.peer, PROTOCOL)
+                    async with stream:
+                        await wire.send(stream, ours)
+                        theirs = self._meetable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
+                        started = trio.current_time()
+                        await wire.send(stream, "when")
+                        await _hear(stream, "now")
+                        rtt_s = trio.current_time() - started
+                        await wire.send(stream, "go")
+                        await stream.send_eof()
+                await trio.sleep(rtt_s / 2)
+                log.debug("dialling each other", peer=link.peer, ours=ours, theirs=theirs)
+                await self._meet(link.peer, at, listeners, theirs, leads=True)
+        except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("no appointment for a direct connection", peer=link.peer, why=str(error) or type(error).__name__)
+
+    async def _follow(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
+        async with self._door(peer) as (at, listeners):
+            with trio.fail_after(APPOINTMENT_S):
+                async with stream:
+                    theirs = self._meetable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
+                    ours = await self._endpoints(at)
+                    await wire.send(stream, ours)
+                    await _hear(stream, "when")
+                    await wire.send(stream, "now")
+                    await _hear(stream, "go")
+            log.debug("dialling each other", peer=peer, ours=ours, theirs=theirs)
+            await self._meet(peer, at, listeners, theirs, leads=False)
+
+    @asynccontextmanager
+    async def _door(self, peer: str) -> AsyncIterator[tuple[HostPort, list[trio.SocketListener]]]:
+        """A port for one meeting. Raises OSError, and ProtocolViolation if there is no cause for one, or not yet."""
+        if peer in self._meeting or self._listen is None:
+            raise ProtocolViolation("we are about to meet already")  # both had a relayed link for a moment, and both lead
+        link = self._host.links.get(peer)
+        if link is None or link.path != "relayed":
+            raise ProtocolViolation("only who is connected through a relay needs to be met")
+        now = trio.current_time()
+        self._met = {known: at for known, at in self._met.items() if now - at < MEET_EVERY_S}
+        if peer in self._met:
+            raise ProtocolViolation("we have met a moment ago")
+        self._met[peer] = now
+        self._meeting.add(peer)
+        try:
+            at, listeners = await listen_beside(self._listen)
+            try:
+                yield at, listeners
+            finally:
+                for listener in listeners:
+                    listener.socket.close()
+        finally:
+            self._meeting.discard(peer)
+
+    async def _endpoints(self, at: HostPort) -> list[Endpoint]:
+        face = await self._face_of(at)
+        own = [(host, at.port) for host in self._own_hosts()]
+        return list(dict.fromkeys((*([face] if face is not None else []), *own)))[:MAX_ENDPOINTS]
+
+    def _meetable(self, theirs: list[PeerAddress]) -> list[Endpoint]:
+        """Where we knock: those that make sense from here, on our own subnets and, fewer, outside them."""
+        sound = [a for a in dict.fromkeys(theirs) if a.port >= FIRST_PORT and self._may_dial(a, False)]
+        near = [a for a in sound if not self._is_outside(a.host)][:MAX_NEAR]
+        outside = [a for a in sound if self._is_outside(a.host)][:MAX_OUTSIDE]
+        return [(a.host, a.port) for a in (*outside, *near)]
+
+    async def _meet(
+        self, peer: str, at: HostPort, listeners: list[trio.SocketListener], theirs: list[Endpoint], *, leads: bool
+    ) -> None:
+        """Knock everywhere and open whoever knocks, until there is a direct link."""
+        found = trio.Event()
+        greeted = trio.CapacityLimiter(MAX_GREETED)
+        with trio.move_on_after(MEETING_S) as meeting:
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(self._open, nursery, greeted, listener, peer, leads, found)
+                for endpoint in theirs:
+                    nursery.start_soon(self._knock, at, endpoint, peer, leads, found)
+                await found.wait()
+                nursery.cancel_scope.cancel()
+        if meeting.cancelled_caught:
+            log.debug("no direct connection could be made; the relay stays", peer=peer)
+
+    async def _open(
+        self, nursery: trio.Nursery, greeted: trio.CapacityLimiter, listener: trio.SocketListener, peer: str, leads: bool,
+        found: trio.Event,
+    ) -> None:  # fmt: skip
+        async def greet(stream: trio.SocketStream, host: str) -> None:
+            try:
+                await self._greet(stream, host, peer, leads, found)
+            finally:
+                greeted.release_on_behalf_of(stream)
+
+        while True:
+            try:
+                stream = await listener.accept()
+                host = stream.socket.getpeername()[0]
+            except OSError:
+                await trio.sleep(KNOCK_AGAIN_S)
+                continue
+            try:
+                greeted.acquire_on_behalf_of_nowait(stream)
+            except trio.WouldBlock:
+                await trio.aclose_forcefully(stream)
+                continue
+            nursery.start_soon(greet, stream, host)
+
+    async def _knock(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> None:
+        pause_s = KNOCK_AGAIN_S
+        for _ in range(KNOCKS):
+            while not self._pace.take(endpoint[0], trio.current_time()):  # noqa: ASYNC110  # a bucket fills by itself
+                await trio.sleep(WAIT_FOR_PACE_S)
+            if not await self._knock_once(at, endpoint, peer, leads, found):
+                return
+            await trio.sleep(pause_s)
+            pause_s *= KNOCK_SLOWER
+
+    async def _knock_once(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> bool:
+        """Whether it is worth another try."""
+        try:
+            stream = await open_from_port(at, *endpoint, within_s=MEETING_S)
+        except OSError as error:
+            return _errno(error) not in NO_USE
+        await self._greet(stream, endpoint[0], peer, leads, found)
+        return True
+
+    async def _greet(self, stream: trio.SocketStream, host: str, peer: str, leads: bool, found: trio.Event) -> None:
+        path: Path = "punched" if self._is_outside(host) else "direct"
+        try:
+            await self._host.met(stream, peer, leads=leads, path=path)
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever is there
+            log.debug("somebody else, or nobody, is there", peer=peer, at=host, why=str(error) or type(error).__name__)
+        else:
+            found.set()
+
+
+async def _hear(stream: TrioStream, word: str) -> None:
+    if await wire.receive(stream, at_most=MAX_MESSAGE) != word:
+        raise ProtocolViolation("not the word that was agreed")
+
+
+def _errno(error: OSError) -> int | None:
+    return error.errno if error.errno is not None else getattr(error.__cause__, "errno", None)
+
+
+def _read_endpoints(message: Any) -> list[PeerAddress]:
+    """Raises ProtocolViolation. An older version may well name more than what makes sense here."""
+    if not isinstance(message, list) or len(message) > MAX_ENDPOINTS:
+        raise ProtocolViolation("not a list of endpoints")
+    return [_read_endpoint(item) for item in message]
+
+
+def _read_endpoint(item: Any) -> PeerAddress:
+    match item:
+        case [str(host), int(port)] if (address := ip_address(host, port)) is not None:
+            return address
+    raise ProtocolViolation("an endpoint is an IP address and a port")

@@ -1,0 +1,385 @@
+"""Can others dial this node? And if not: places at relays, so that they reach it all the same.
+
+Members tell. One from another network than ours counts: an inbound connection from it is a yes; asked, it dials us back at
+the address that it sees and says whether that was us. Nobody has it knock at another host; and since several machines may be
+behind that one, the answer takes as long for a closed port as for a silent one. A node that outsiders to its LAN can dial
+relays for others (unless told not to); one that they cannot dial takes places at up to two relays, the nearest first, and
+announces them.
+
+A place is an open tunnel to the relay (net/relay.py): it lasts as long as the link, and is taken anew with the next link.
+
+    question:  [[port, ...], hash]      ports to try, at the address from which the asker is connected; the handshake of a
+                                        connection that it has just made from the port where it listens, or nil
+    answer:    [seen, mapped, ports]    that address; the one from which that connection came, or nil; what worked
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import trio
+
+from federation.errors import FederationError, PeerUnavailable, ProtocolViolation
+from federation.net import wire
+from federation.net.dial.book import PeerAddress, ip_address
+from federation.net.dial.hearsay import Pace
+from federation.net.dial.race import open_from_port
+from federation.net.link.link import talk
+from federation.reactor.loop import Nobody
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from federation.net.host import Host
+    from federation.net.link.link import Link
+    from federation.net.streams import TrioStream
+    from federation.units import HostPort
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL = "/federation/reach/1"
+WANTED_RELAYS = 2
+ASKED_AT_ONCE = 3  # outsiders to our LAN that are asked; more tell no more
+ASK_AGAIN_S = 300.0  # port forwardings come and go
+ASK_TIMEOUT_S = 6.0
+DIAL_BACK_S = 2.5  # a NAT that drops says nothing
+ANSWER_EVERY_S = 1.0  # one member may make us dial no oftener
+MAX_PORTS = 4
+REFUSED_S = 30.0  # a relay that said no is not asked again before that
+RTT_STEP_S = 0.01  # relays that differ by less are equally near; chance spreads nodes over them
+MAX_MESSAGE = 1024
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass
+class Verdicts:
+    """What members of other networks found: who reached us, and who did not. Sans-IO."""
+
+    by_peer: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def dialable(self) -> bool | None:
+        """None: nobody could tell yet. A tie is a no: a place at a relay that is not needed costs nothing."""
+        if not self.by_peer:
+            return None
+        yes = sum(self.by_peer.values())
+        return yes * 2 > len(self.by_peer)
+
+
+def is_outside(host: str, networks: Sequence[Network]) -> bool:
+    """Whether that address is in another network than ours, so that who is there sees us as the world does."""
+    ip = ipaddress.ip_address(host)
+    return not ip.is_loopback and not ip.is_link_local and not any(ip.version == n.version and ip in n for n in networks)
+
+
+class Reach:
+    """`relays(peer)`: does that member relay. `networks()`: this machine's subnets. `on_change()`: our record changed."""
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        relays: Callable[[str], bool],
+        networks: Callable[[], Sequence[Network]],
+        on_change: Callable[[], None],
+        may_dial: Callable[[PeerAddress, bool], bool] = lambda _address, _trusted: True,
+    ) -> None:
+        """`may_dial(address, trusted)`: whether an address makes sense from here."""
+        self._host = host
+        self._may_dial = may_dial
+        self._pace = Pace()
+        self._relays = relays
+        self._networks = networks
+        self._on_change = on_change
+        self._listen: HostPort | None = None
+        self.verdicts = Verdicts()
+        self.public: dict[tuple[str, int], None] = {}  # where outsiders reached us, in their order
+        self._named: dict[str, list[tuple[str, int]]] = {}  # of that, what each one says
+        self.forwarded: int | None = None  # a port that the router says it forwards to us
+        self._asked: dict[str, float] = {}
+        self._asking = 0
+        self._answered: dict[str, float] = {}
+        self._places: dict[str, _Place] = {}
+        self._refused: dict[str, float] = {}
+        self._look = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        host.handle_stream(PROTOCOL, self._answer)
+
+    # What our record says
+
+    @property
+    def dialable(self) -> bool | None:
+        return self.verdicts.dialable
+
+    @property
+    def via(self) -> tuple[str, ...]:
+        """The relays where we have a place, nearest first."""
+        held = [peer for peer, place in self._places.items() if place.granted]
+        return tuple(sorted(held, key=self._nearness))
+
+    # What the node tells
+
+    def look(self) -> None:
+        """A link or a record has come or gone."""
+        self._look.set()
+
+    def moved(self) -> None:
+        """This machine's addresses changed: all has to be found out anew."""
+        self.verdicts = Verdicts()
+        self.public.clear()
+        self._named.clear()
+        self._asked.clear()
+        self._look.set()
+
+    def peer_up(self, link: Link) -> None:
+        if link.path == "direct" and not link.is_initiator and self._is_outside(link):
+            self._judge(link.peer, reached=True)
+        self._refused.pop(link.peer, None)
+        self._look.set()
+
+    async def run(self, listen: HostPort) -> None:
+        self._listen = listen
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                self._look = trio.Event()
+                now = trio.current_time()
+                self._ask_some(now)
+                self._take_places(now)
+                with trio.move_on_after(ASK_AGAIN_S / 10):
+                    await self._look.wait()
+
+    # Asking
+
+    def _ask_some(self, now: float) -> None:
+        assert self._nursery is not None
+        self._asked = {peer: at for peer, at in self._asked.items() if now - at < ASK_AGAIN_S}
+        for peer, link in self._host.links.items():
+            if self._asking + len(self.verdicts.by_peer) >= ASKED_AT_ONCE and peer not in self.verdicts.by_peer:
+                continue
+            if peer not in self._asked and link.path == "direct" and self._is_outside(link):
+                self._asked[peer] = now
+                self._asking += 1
+                self._nursery.start_soon(talk, link, self._ask)
+
+    def _is_outside(self, link: Link) -> bool:
+        return link.remote_address is not None and is_outside(link.remote_address[0], self._networks())
+
+    async def _ask(self, link: Link) -> None:
+        try:
+            with trio.fail_after(ASK_TIMEOUT_S):
+                assert self._listen is not None
+                shown = await self._show_port(link, self._listen)
+                likely = [self._listen.port, *([self.forwarded] if self.forwarded is not None else [])]
+                seen, mapped, ports = await self._question(link, likely, shown)
+        except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
+            return
+        finally:
+            self._asking -= 1
+        log.debug("a member says how it sees us", peer=link.peer, seen=seen, mapped=mapped, ports=ports)
+        asked_for = {*likely, *([mapped[1]] if mapped is not None else [])}
+        self._named[link.peer] = [(seen[0], port) for port in ports if port in asked_for]
+        self._believe_most()
+        self._judge(link.peer, reached=bool(self._named[link.peer]))
+        self._look.set()
+
+    def _believe_most(self) -> None:
+        """One member that names a third party as our address is not to have all others dial there, where two know better."""
+        named = [places for places in self._named.values() if places]
+        count = Counter(place for places in named for place in dict.fromkeys(places))
+        self.public.clear()
+        self.public.update(dict.fromkeys(place for place in count if count[place] * 2 >= len(named)))
+
+    async def face_of(self, listen: HostPort) -> tuple[str, int] | None:
+        """What the world sees of a port of ours: as the nearest member outside of our networks says. None: nobody can."""
+        outside = [
+            link for link in self._host.links.values()
+            if link.path == "direct" and link.is_initiator and self._is_outside(link)
+        ]  # fmt: skip
+        for link in sorted(outside, key=lambda link: self._nearness(link.peer))[:2]:
+            try:
+                with trio.fail_after(ASK_TIMEOUT_S / 2):
+                    shown = await self._show_port(link, listen)
+                    if shown is not None:
+                        return (await self._question(link, [], shown))[1]
+            except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:  # noqa: PERF203
+                log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
+        return None
+
+    async def _question(
+        self, link: Link, ports: list[int], shown: bytes | None
+    ) -> tuple[tuple[str, int], tuple[str, int] | None, list[int]]:
+        stream = await self._host.open_stream(link.peer, PROTOCOL)
+        async with stream:
+            await wire.send(stream, [ports, shown])
+            return _read_answer(await wire.receive(stream, at_most=MAX_MESSAGE))
+
+    async def _show_port(self, link: Link, listen: HostPort) -> bytes | None:
+        """A short connection from that port of ours: the member sees what a NAT between us makes of it."""
+        if not link.is_initiator or link.remote_address is None:
+            return None
+        try:
+            stream = await open_from_port(listen, *link.remote_address, within_s=DIAL_BACK_S)
+            return await self._host.probe(stream, link.peer)
+        except Exception as error:  # noqa: BLE001  # as in Host._admit; what is not learnt here only costs a hole punched
+            log.debug("our own port was not shown", peer=link.peer, why=str(error) or type(error).__name__)
+            return None
+
+    def _judge(self, peer: str, *, reached: bool) -> None:
+        before = self.dialable
+        link = self._host.links.get(peer)
+        if not reached and self.verdicts.by_peer.get(peer) and link is not None and not link.is_initiator:
+            return  # it did reach us, and may have been too busy to do so again
+        self.verdicts.by_peer[peer] = reached
+        if self.dialable != before:
+            log.info("others can dial this node" if self.dialable else "others cannot dial this node, it needs a relay")
+        self._on_change()
+
+    # Answering
+
+    async def _answer(self, link: Link, stream: TrioStream) -> None:
+        peer = link.peer
+        now = trio.current_time()
+        async with stream:
+            ports, shown = _read_question(await wire.receive(stream, at_most=MAX_MESSAGE))
+            if link.remote_address is None:
+                return
+            if ports:
+                if now - self._answered.get(peer, -1e9) < ANSWER_EVERY_S:
+                    return
+                self._answered[peer] = now
+            host = link.remote_address[0]
+            mapped = None if shown is None else self._host.seen_from.get(shown)
+            if mapped is not None and mapped[0] != host:
+                mapped = None
+            found: list[int] = []
+            to_dial = list(dict.fromkeys((*ports, *((mapped[1],) if mapped and ports else ()))))
+            async with trio.open_nursery() as nursery:
+                for port in to_dial:
+                    nursery.start_soon(self._dial_back, host, port, peer, found)
+            if len(found) < len(to_dial):
+                await trio.sleep_until(now + DIAL_BACK_S)  # closed and silent look alike
+            await wire.send(stream, [link.remote_address, mapped, found])
+            await stream.send_eof()
+
+    async def _dial_back(self, host: str, port: int, peer: str, found: list[int]) -> None:
+        """Only at the address from which the asker itself is connected: nobody has us knock at others' doors."""
+        now = trio.current_time()
+        if not self._may_dial(PeerAddress(host, port), False) or not self._pace.take(host, now):
+            return
+        try:
+            with trio.fail_after(DIAL_BACK_S):
+                await self._host.probe(await trio.open_tcp_stream(host, port), peer)
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever may answer there
+            log.debug("a member cannot be dialled", peer=peer, port=port, why=str(error) or type(error).__name__)
+        else:
+            self._pace.found(host, now)
+            found.append(port)
+
+    # Places at relays
+
+    def _take_places(self, now: float) -> None:
+        links = self._host.links
+        for peer, place in list(self._places.items()):
+            if links.get(peer) is not place.link or self.dialable:
+                del self._places[peer]
+                place.channel.abort("no longer needed")
+                self._on_change()
+        if self.dialable is not False:
+            return
+        serving = [peer for peer in self._places if self._relays(peer)]  # one that is about to stop does not count
+        candidates = [
+            peer
+            for peer, link in links.items()
+            if peer not in self._places
+            and (link.path == "punched" or (link.path == "direct" and link.is_initiator))  # a relay may have met us
+            and self._relays(peer)
+            and self._refused.get(peer, -1e9) < now - REFUSED_S
+        ]
+        for peer in sorted(candidates, key=self._nearness)[: WANTED_RELAYS - len(serving)]:
+            with suppress(PeerUnavailable):
+                self._places[peer] = _Place(self, self._host, links[peer])
+
+    def _nearness(self, peer: str) -> tuple[int, bytes]:
+        link = self._host.links.get(peer)
+        rtt_s = link.rtt_s if link is not None and link.rtt_s is not None else 0.0
+        return int(rtt_s / RTT_STEP_S), blake2b(f"{self._host.peer_id} {peer}".encode(), digest_size=8).digest()
+
+    def granted(self, place: _Place) -> None:
+        log.info("reachable through a relay", relay=place.link.peer)
+        self._on_change()
+
+    def lost(self, place: _Place, reason: str, *, refused: bool) -> None:
+        peer = place.link.peer
+        if self._places.get(peer) is place:
+            del self._places[peer]
+            log.info(
+                "no longer reachable through a relay" if place.granted else "a relay has no place", relay=peer, why=reason
+            )
+            if refused:
+                self._refused[peer] = trio.current_time()
+            self._on_change()
+            self._look.set()
+
+
+class _Place(Nobody):
+    """Our end of a reservation."""
+
+    def __init__(self, reach: Reach, host: Host, link: Link) -> None:
+        self._reach = reach
+        self.link = link
+        self.granted = False
+        self.channel = host.reserve(link, self, self)
+
+    def opened(self) -> None:
+        self.granted = True
+        self._reach.granted(self)
+
+    def refused(self, reason: str) -> None:
+        self._reach.lost(self, reason, refused=True)
+
+    def abort(self, reason: str) -> None:
+        self._reach.lost(self, reason, refused=not self.link.is_closed)
+
+    def send_eof(self) -> None:
+        self.channel.abort("given back")
+        self.abort("the relay gave it up")
+
+
+def _read_question(message: Any) -> tuple[list[int], bytes | None]:
+    match message:
+        case [ports, (bytes() | None) as shown]:
+            return _read_ports(ports), shown
+    raise ProtocolViolation("not a question about an address")
+
+
+def _read_ports(message: Any) -> list[int]:
+    if not isinstance(message, list) or len(message) > MAX_PORTS or not all(map(_is_port, message)):
+        raise ProtocolViolation("not a list of ports")
+    return message
+
+
+def _is_port(value: Any) -> bool:
+    return type(value) is int and 0 < value < 65536
+
+
+def _read_answer(message: Any) -> tuple[tuple[str, int], tuple[str, int] | None, list[int]]:
+    match message:
+        case [seen, mapped, ports]:
+            return _read_address(seen), None if mapped is None else _read_address(mapped), _read_ports(ports)
+    raise ProtocolViolation("not an answer about an address")
+
+
+def _read_address(value: Any) -> tuple[str, int]:
+    match value:
+        case [str(host), int(port)] if _is_port(port) and ip_address(host, port) is not None:
+            return host, port
+    raise ProtocolViolation("not an address")

@@ -1,0 +1,52 @@
+"""What the node does for who looks after it: pings a peer, hands out its log. doctor.py says what is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from federation import logs
+from federation.errors import ProbeFailed, UsageError
+from federation.mesh.bans import find_peer
+from federation.mesh.probe import MAX_BULK_S
+
+if TYPE_CHECKING:
+    from federation.mesh.probe import Moved
+    from federation.node import Node
+    from federation.ops import schemas
+
+
+async def ping(node: Node, text: str, count: int, bulk_bytes: int) -> schemas.Ping:
+    """Raises NotFound, UsageError or ProbeFailed."""
+    names = {record.peer_id: record.name for record in node.ledger.records()}
+    peer = find_peer(text, names, among="the nodes of this network")
+    if peer == node.peer_id:
+        raise UsageError("this is the node itself")
+    link = node.host.links.get(peer)
+    if link is None:
+        why = node.host.redial.not_reached.get(peer)
+        raise ProbeFailed(f"no connection to {node.name_of(peer) or peer}{f': {why}' if why else ''}")
+    (row,) = [row for row in node.peers() if row["peer_id"] == peer]
+    address = link.remote_address
+    times = await node.probe.echo(peer, count)
+    up = down = None
+    if bulk_bytes:
+        up = await node.probe.send(peer, bulk_bytes, MAX_BULK_S)
+        down = await node.probe.fetch(peer, bulk_bytes, MAX_BULK_S)
+    return {
+        "peer_id": peer,
+        "name": row["name"],
+        "path": row["path"],
+        "address": None if address is None else f"{address[0]}:{address[1]}",
+        "rtt_ms": [round(seconds * 1000, 3) for seconds in times],
+        "up": _moved(up),
+        "down": _moved(down),
+    }
+
+
+def log_lines(after: int, last: int) -> schemas.LogLines:
+    lines = logs.recent.after(after, last)
+    return {"lines": lines, "next": logs.recent.last}
+
+
+def _moved(moved: Moved | None) -> schemas.Bulk | None:
+    return None if moved is None else {"bytes": moved.bytes, "seconds": round(moved.seconds, 6)}

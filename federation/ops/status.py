@@ -1,0 +1,385 @@
+"""What a node says of itself when people ask: plain data for the control API. Reads everything, changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from datetime import timedelta
+from heapq import nsmallest
+from typing import TYPE_CHECKING, get_args
+
+import trio
+
+from federation import __version__
+from federation.errors import TokenRetired
+from federation.metrics import Now
+from federation.ops import schemas
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from federation.forward.frontend import Ending
+    from federation.mesh.records import Gpu, NodeData
+    from federation.net.link.link import Link
+    from federation.node import Node
+
+
+ROTATED_BY_OTHERS = (
+    "members of an earlier version have rotated this network's token, which has no owner: "
+    "nodes of this version stay with the present one. "
+    "To follow the others, run `federation invite` on one of them, and here `federation join --token-file -`"
+)
+
+
+def status(node: Node) -> schemas.Status:
+    now = node.clock.utc_now()
+    counts = node.forwarder.counts
+    received, delivered = node.forwarder.bytes_moved()
+    online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
+    return {
+        "node": {
+            "peer_id": node.peer_id,
+            "name": node.settings.name,
+            "version": __version__,
+            "addresses": [str(address) for address in node.addresses],
+            "listens": {service: str(address) for service, address in node.listens.items()},
+            "p2p": str(node.p2p),
+            "control": str(node.control),
+            "services": node.backends.services(),
+            "gpu": {
+                "source": node.gpu.source,
+                "note": node.gpu.note,
+                "total_vram": node.gpu.total_vram,
+                "available_vram": node.gpu.available_vram,
+            },
+            "in_flight": node.backends.in_flight,
+            "draining": node.draining,
+            "dialable": node.paths.reach.dialable,
+            "via": list(node.paths.reach.via),
+            "relay": _relaying(node),
+            "uptime_s": round(trio.current_time() - node.started_at, 3),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
+            "state_dir": str(node.state.path),
+            "pid": os.getpid(),
+        },
+        "network": {
+            "id": node.token.network_id,
+            "name": node.token.name,
+            "peers_online": len(online),
+            "peers_known": len(node.ledger),
+            "paths": dict(Counter(link.path for link in node.host.links.values())),
+            "services": _services(node, online),
+            "invite_addresses": node.invite_addresses(),
+            "rotations": node.token.rotations,
+            "former_until": _former_until(node),
+            "owner": node.token.owner.hex(),
+            "owner_here": node.has_owner_key,
+            "owner_at": owner_at(node),
+        },
+        "connections": {
+            "now": len(node.forwarder.active),
+            "total": counts.total,
+            "failed": counts.failed,
+            "retried": counts.retried,
+            "received": received,
+            "delivered": delivered,
+        },
+        "rates": rates(node),
+        "warnings": _warnings(node),
+    }
+
+
+def peers(node: Node) -> list[schemas.Peer]:
+    """This node first, then the others by name."""
+    own = node.own_record(node.backends.in_flight)  # not the ledger's: that is as announced, or not there yet
+    others = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
+    return [_peer_row(node, record) for record in (own, *sorted(others, key=lambda r: (r.name, r.peer_id)))]
+
+
+def explain(node: Node, last: int, connection: int | None = None) -> list[schemas.Decision]:
+    """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
+    now = trio.current_time()
+    utc_now = node.clock.utc_now()
+    decisions = list(node.forwarder.decisions)
+    decisions = decisions[-last:] if connection is None else [d for d in decisions if d.connection == connection]
+    failures = {(f.connection, f.attempt): f.why for f in node.forwarder.failures}
+    wanted = {decision.connection for decision in decisions}
+    endings = {ending.connection: ending for ending in node.forwarder.endings if ending.connection in wanted}
+    return [
+        {
+            "id": decision.connection,
+            "at": (utc_now - timedelta(seconds=now - decision.at)).isoformat(),
+            "service": decision.service,
+            "client": decision.client,
+            "attempt": decision.attempt,
+            "chosen": decision.pick.chosen.peer_id,
+            "name": node.name_of(decision.pick.chosen.peer_id),
+            "tier": decision.pick.tier,
+            "failed": failures.get((decision.connection, decision.attempt)),
+            "ended": _ended(endings.get(decision.connection)),
+            "candidates": [
+                {
+                    "peer_id": c.peer_id,
+                    "name": node.name_of(c.peer_id),
+                    "in_flight": c.in_flight,
+                    "last_used_age_s": round(decision.at - c.last_used, 3) if c.last_used >= 0 else None,
+                    "available_vram": c.available_vram,
+                    "served": c.served,
+                    "far": c.is_far,
+                    "path": _path_to(node, c.peer_id),
+                    "rtt_ms": _rtt_ms(node.host.links.get(c.peer_id)),
+                }
+                for c in decision.pick.candidates
+            ],
+        }
+        for decision in decisions
+    ]
+
+
+def turned_away(node: Node, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
+    """The newest `last` connections that nobody had at their end, or that of this number."""
+    endings = [e for e in node.forwarder.endings if not e.peer_id and connection in (None, e.connection)]
+    return [
+        {
+            "id": ending.connection,
+            "at": node.clock.utc_of(ending.ended_at).isoformat(),
+            "service": ending.service,
+            "client": ending.client,
+            "attempts": ending.attempts,
+            "seconds": round(ending.seconds, 3),
+            "why": ending.error or "the client went away while it waited for a peer",
+        }
+        for ending in endings[-last:]
+    ]
+
+
+def _ended(ending: Ending | None) -> schemas.Ended | None:
+    """None while the connection is open."""
+    if ending is None:
+        return None
+    return {
+        "peer_id": ending.peer_id,
+        "seconds": round(ending.seconds, 3),
+        "received": ending.received,
+        "delivered": ending.delivered,
+        "error": ending.error,
+    }
+
+
+def traffic(node: Node) -> tuple[float, ...]:
+    """The counters whose rates are told."""
+    counts = node.forwarder.counts
+    return (counts.total, counts.failed, counts.retried, *node.forwarder.bytes_moved())
+
+
+def rates(node: Node) -> schemas.Rates:
+    total, failed, retried, received, delivered = node.rates.per_second(trio.current_time(), traffic(node))
+    return {
+        "connections_per_s": round(total, 3),
+        "failed_per_s": round(failed, 3),
+        "retried_per_s": round(retried, 3),
+        "received_per_s": round(received),
+        "delivered_per_s": round(delivered),
+        "bytes_per_s": round(received + delivered),
+    }
+
+
+def metrics(node: Node) -> Now:
+    """What a scrape reads."""
+    forwarder, links = node.forwarder, node.host.links
+    received, delivered = forwarder.bytes_moved()
+    utc_now = node.clock.utc_now()
+    records = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
+    states = Counter(_state_of(node, record, utc_now, links.get(record.peer_id)) for record in (node.own_record(), *records))
+    known = (node.peer_id, *links)
+    return Now(
+        received=received,
+        delivered=delivered,
+        open=len(forwarder.active),
+        waiting=len(forwarder.held),
+        in_flight={peer_id: node.selector.own_in_flight(peer_id) for peer_id in known},
+        serving=node.backends.in_flight,
+        backends=node.backends.services(),
+        peers={state: states[state] for state in get_args(schemas.State)},
+        ledger_records=len(node.ledger),
+        total_vram=node.gpu.total_vram,
+        available_vram=node.gpu.available_vram,
+        draining=node.draining,
+    )
+
+
+def connections(node: Node, most: int) -> schemas.OpenConnections:
+    forwarder = node.forwarder
+    now = trio.current_time()
+    oldest = nsmallest(most, forwarder.active, key=lambda entry: entry.number)
+    return {
+        "total": len(forwarder.active),
+        "connections": [
+            {
+                "id": entry.number,
+                "service": entry.service,
+                "client": entry.client_name,
+                "peer": entry.peer_id,
+                "name": node.name_of(entry.peer_id),
+                "since_s": round(now - entry.started_at, 3),
+                "received": entry.client.received,
+                "delivered": entry.client.delivered,
+                "attempts": entry.attempts,
+                "state": "turned away" if entry in forwarder.turned_away
+                else "open" if entry.joined
+                else "opening" if entry.peer_id
+                else "waiting",
+            }
+            for entry in oldest
+        ],
+    }  # fmt: skip
+
+
+def invite(node: Node) -> schemas.Invite:
+    token = node.token.with_addresses(tuple(node.invite_addresses())).encode()
+    return {"token": token, "command": f"echo {token} | federation join --token-file -"}
+
+
+def owner_at(node: Node) -> list[str]:
+    """Which other nodes say that they have the owner's key."""
+    return sorted(
+        f"{record.name} ({record.peer_id})"
+        for record in node.ledger.records()
+        if record.owner and not record.left and record.peer_id != node.peer_id
+    )
+
+
+def named_rows(node: Node, peers: Iterable[str]) -> list[schemas.NamedPeer]:
+    return [{"peer_id": peer, "name": node.name_of(peer)} for peer in sorted(peers)]
+
+
+def rotated(node: Node, not_told: list[str], out: frozenset[str]) -> schemas.Rotated:
+    def named(peers: Iterable[str]) -> list[str]:
+        return sorted(node.name_of(peer) or peer for peer in peers)
+
+    left_out = node.rotation.left_out()
+    return {
+        "network": node.token.network_id,
+        "rotations": node.token.rotations,
+        "former_until": _former_until(node),
+        "told": named(node.host.links.keys() - {*not_told, *left_out}),
+        "not_told": named(not_told),
+        "left_out": named(left_out),
+        "excepted": named_rows(node, out.union(left_out)),
+    }
+
+
+def _services(node: Node, online: Iterable[NodeData]) -> dict[str, schemas.ServiceNodes]:
+    found: dict[str, schemas.ServiceNodes] = {service: {"nodes": 0, "up": 0} for service in node.listens}
+    own = node.own_record(node.backends.in_flight)
+    for record in (own, *(record for record in online if record.peer_id != own.peer_id)):
+        link = node.host.links.get(record.peer_id)
+        takes = not record.draining and not (link and link.suspect)
+        for service, healthy in record.services.items():
+            count = found.setdefault(service, {"nodes": 0, "up": 0})
+            count["nodes"] += 1
+            count["up"] += healthy and takes
+    return found
+
+
+def _former_until(node: Node) -> str | None:
+    end = node.rotation.keyring.grace_end(node.clock.utc_now())
+    return None if end is None else end.isoformat(timespec="seconds")
+
+
+def draining(node: Node) -> schemas.Draining:
+    return {"draining": node.draining, "in_flight": node.backends.in_flight, "clients": len(node.forwarder.active)}
+
+
+def _peer_row(node: Node, record: NodeData) -> schemas.Peer:
+    is_self = record.peer_id == node.peer_id
+    now = node.clock.utc_now()
+    link = node.host.links.get(record.peer_id)
+    state = _state_of(node, record, now, link)
+    return {
+        "peer_id": record.peer_id,
+        "name": record.name,
+        "self": is_self,
+        "online": record.is_online_at(now) and (is_self or link is not None),
+        "state": state,
+        "last_seen": record.last_seen.isoformat(),
+        "last_seen_age_s": round((now - record.last_seen).total_seconds(), 3),
+        "available_vram": record.available_vram,
+        "total_vram": record.total_vram,
+        "gpus": [_gpu(gpu) for gpu in record.gpus],
+        "in_flight": record.in_flight,
+        "in_flight_here": node.selector.own_in_flight(record.peer_id),
+        "served": node.selector.total_served(record.peer_id),
+        "capacity": record.capacity,
+        "services": record.services,
+        "draining": record.draining,
+        "path": _path_to(node, record.peer_id),
+        "via": "" if link is None else link.via_peer,
+        "rtt_ms": _rtt_ms(link),
+        "version": record.version,
+        "addresses": list(record.addresses),
+    }
+
+
+def _path_to(node: Node, peer_id: str) -> schemas.Path:
+    link = node.host.links.get(peer_id)
+    return "self" if peer_id == node.peer_id else link.path if link is not None else "none"
+
+
+def _rtt_ms(link: Link | None) -> float | None:
+    return round(link.rtt_s * 1000, 3) if link is not None and link.rtt_s is not None else None
+
+
+def _gpu(gpu: Gpu) -> schemas.PeerGpu:
+    return {"name": gpu.name, "total_vram": gpu.total_vram, "available_vram": gpu.available_vram}
+
+
+def _relaying(node: Node) -> schemas.Relaying | None:
+    relay = node.host.relay
+    if not node.paths.relays:
+        return None
+    return {"places": len(relay.reserved), "circuits": relay.circuits, "bytes": relay.bytes_relayed}
+
+
+def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) -> schemas.State:
+    """In order: the worst thing that keeps connections away from it."""
+    if record.peer_id in node.bans:
+        return "banned"
+    if record.left:
+        return "left"
+    if not record.is_online_at(now):
+        return "offline"
+    if record.peer_id != node.peer_id:
+        if link is None:
+            return "unreachable"
+        if link.suspect:
+            return "suspect"
+    if record.draining:
+        return "draining"
+    if not record.services:
+        return "no backend"
+    return "online" if any(record.services.values()) else "backend down"
+
+
+def _warnings(node: Node) -> list[str]:
+    warnings = [
+        f"backend {b.endpoint.address} ({b.endpoint.service}) does not answer: {b.why}"
+        for b in node.backends.all
+        if b.healthy is False
+    ]
+    expected = [
+        r for r in node.ledger.online(node.clock.utc_now()) if r.peer_id != node.peer_id and r.peer_id not in node.bans
+    ]
+    unreachable = [r.name or r.peer_id for r in expected if r.peer_id not in node.host.links]
+    if unreachable:
+        warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
+    if node.host.token_retired_at is not None:
+        warnings.append(str(TokenRetired()) if node.token.owner else ROTATED_BY_OTHERS)
+    if without := [node.name_of(peer) or peer for peer in node.rotation.left_out()]:
+        warnings.append(f"still here with the former token, until {_former_until(node)}: {', '.join(without[:5])}")
+    if refused := node.host.rejected["old token"]:
+        warnings.append(f"{refused} connections from nodes with the token from before the rotation were refused")
+    if refused := node.host.rejected["other token"]:
+        warnings.append(f"{refused} connections from nodes with another token were refused")
+    return warnings

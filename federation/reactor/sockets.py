@@ -1,0 +1,252 @@
+"""A local TCP socket on the reactor, as a Duplex: join it to a tunnel, or to another socket, and the bytes flow.
+
+EOF of one direction becomes shutdown(SHUT_WR) on the other side and the reverse direction goes on; a reset becomes a
+reset (SO_LINGER 0). A reader that stops fills the kernel's buffer, then `_out` up to what its peer was granted, then its
+peer waits. Nothing is dropped and nothing times out because somebody reads slowly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from federation.reactor.loop import BROKEN, ENDING, READ, WRITE, Duplex, Nobody, Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHUNK = 65_512  # fills one DATA frame of the mux to the brim: a byte more would be a record of its own
+READS_A_TURN = 4  # a quarter of a megabyte, then the other sockets have their turn
+OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window bounds it
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
+def join(a: Duplex, b: Duplex) -> None:
+    """What each end receives goes to the other."""
+    a.peer = b  # type: ignore[attr-defined]
+    b.peer = a  # type: ignore[attr-defined]
+
+
+_GONE = Nobody()  # the peer of an end that is closed
+
+
+def _nobody(_end: SocketEnd) -> None:
+    """Who was to hear of the end has heard it."""
+
+
+class SocketEnd:
+    """`sock` is connected and non-blocking; this end owns it. `on_close(end)` is called once, when it is closed for
+    good; `end.error` then says why if not in order. Counts what it `received` from the socket and `delivered` to it."""
+
+    __slots__ = (
+        "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_mask", "_on_close", "_out", "_out_size", "_paused", "_reactor",
+        "closed", "delivered", "error", "peer", "received", "sock", "was_aborted",
+    )  # fmt: skip
+
+    peer: Duplex
+
+    def __init__(self, reactor: Reactor, sock: socket.SocketType, on_close: Callable[[SocketEnd], None]) -> None:
+        self._reactor = reactor
+        self.sock = sock
+        self._fd = sock.fileno()
+        self._on_close = on_close
+        self._out: deque[bytes | memoryview] = deque()
+        self._out_size = 0
+        self._mask = -1  # not in the reactor yet
+        self._paused = False
+        self._eof_seen = self._eof_queued = self._eof_sent = False
+        self.received = self.delivered = 0
+        self.error: str | None = None
+        self.was_aborted = False  # by the other side; with an error and without this, it was this socket that broke
+        self.closed = False
+
+    def start(self, *, read: bool = True) -> None:
+        """Set `peer` first. `read` at once: a client's first bytes are usually there. What was sent may still wait."""
+        if not self.closed:
+            self._update()
+            if read:
+                self._read()
+
+    # Duplex: towards the socket
+
+    def room(self) -> int:
+        return OUT_BUFFER - self._out_size
+
+    def send(self, data: bytes | memoryview) -> None:
+        if self.closed:
+            return
+        if not self._out:
+            try:
+                sent = self.sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._broken(error)
+                return
+            if sent:
+                self.delivered += sent
+                self.peer.taken(sent)
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._out.append(bytes(data))
+        self._out_size += len(data)
+        self._update()
+
+    def send_eof(self) -> None:
+        self._eof_queued = True
+        if not self._out:
+            self._shutdown()
+
+    def abort(self, reason: str) -> None:
+        if not self.closed:
+            self.error = reason
+            self.was_aborted = True
+            self._reset()
+
+    def taken(self, n: int) -> None:
+        """Reads are paced by `peer.room()`."""
+
+    def resume(self) -> None:
+        if self._paused and not self.closed:
+            self._paused = False
+            self._update()
+            self._read()
+
+    # The socket
+
+    def _on_events(self, mask: int) -> None:
+        if mask == READ and not self._paused:  # mostly
+            self._read()
+            return
+        if mask & WRITE and self._out:
+            self._drain()
+        if self.closed:
+            return
+        if mask & READ and not self._paused:
+            self._read(is_ending=bool(mask & ENDING))
+        elif mask & BROKEN:
+            self._check_broken()
+
+    def _read(self, *, is_ending: bool = False) -> None:
+        """`is_ending`: there is an EOF behind what lies here, so that both make one trip."""
+        for _ in range(READS_A_TURN):
+            if self._eof_seen or self.closed:
+                return
+            wanted = self.peer.room()
+            if wanted > CHUNK:
+                wanted = CHUNK
+            elif wanted <= 0:
+                self._paused = True
+                self._update()
+                return
+            try:
+                data = self.sock.recv(wanted)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._broken(error)
+                return
+            if not data:
+                self._eof_seen = True
+                self.peer.send_eof()
+                self._finish()
+                return
+            self.received += len(data)
+            self.peer.send(data)
+            if len(data) < wanted and not is_ending:  # the socket is empty; the next event tells of more
+                return
+
+    def _drain(self) -> None:
+        while self._out:
+            chunk = self._out[0]
+            try:
+                sent = self.sock.send(chunk)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._broken(error)
+                return
+            self._out_size -= sent
+            self.delivered += sent
+            if sent < len(chunk):
+                self._out[0] = memoryview(chunk)[sent:]
+            else:
+                self._out.popleft()
+            self.peer.taken(sent)
+            if self.closed:
+                return
+        if self._eof_queued:
+            self._shutdown()
+        else:
+            self._update()
+        if not self.closed:
+            self.peer.resume()
+
+    def _shutdown(self) -> None:
+        if self._eof_sent or self.closed:
+            return
+        self._eof_sent = True
+        if self._eof_seen:
+            self._close()  # which says FIN as well
+            return
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._broken(error)
+            return
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._eof_seen and self._eof_sent:
+            self._close()
+        else:
+            self._update()
+
+    def _check_broken(self) -> None:
+        """ERR or HUP while nothing is to be read or written here."""
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._broken(OSError(code, os.strerror(code)))
+        elif self._paused:
+            self._reactor.drop(self._fd)  # both sides have finished, we still hold what was read: HUP would never cease
+            self._mask = -1
+
+    def _broken(self, error: OSError) -> None:
+        """The socket is reset or gone: the other side hears a reset."""
+        if self.closed:
+            return
+        self.error = error.strerror or type(error).__name__
+        peer = self.peer
+        self._reset()
+        peer.abort(self.error)
+
+    def _reset(self) -> None:
+        with suppress(OSError):  # the kernel gave it up already
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self._close()
+
+    def _close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._reactor.close(self.sock)
+        self._out.clear()
+        self._out_size = 0
+        # Lets go of those who hold it: thousands of connections a second must leave no cycles to the garbage collector.
+        on_close, self._on_close, self.peer = self._on_close, _nobody, _GONE
+        on_close(self)
+
+    def _update(self) -> None:
+        mask = (0 if self._paused or self._eof_seen else READ | ENDING) | (WRITE if self._out else 0)
+        if mask == self._mask or self.closed:
+            return
+        if self._mask < 0:
+            self._reactor.add(self._fd, mask, self._on_events)
+        else:
+            self._reactor.change(self._fd, mask)
+        self._mask = mask

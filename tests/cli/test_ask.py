@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from federation.cli import ask, main
+from federation.mesh.tokens import Token
+from federation.state import StateDir
+from tests.support.local_server import Handler, daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+class Api:
+    """A node's API: answers with what is next in line for a request, the last one for ever; keeps the requests."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[Any]] = {}
+        self.seen: list[tuple[str, Any]] = []
+        self.refuses = False
+        api = self
+
+        class Answers(Handler):
+            def reply(self, body: Any) -> tuple[int, Any]:
+                asked = f"{self.command} {self.path.removeprefix('/api/v1/')}"
+                api.seen.append((asked, body))
+                if api.refuses:
+                    return 401, {"error": "no\x1b key"}
+                line = api.answers.get(asked)
+                if not line:
+                    return 404, {"error": "There is no such thing here"}
+                return 200, line.pop(0) if len(line) > 1 else line[0]
+
+        self.handler = Answers
+
+    @property
+    def asked(self) -> list[str]:
+        return [asked for asked, _ in self.seen]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
+    for name in os.environ:
+        if name.startswith(("FEDERATION_", "XDG_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state = StateDir(tmp_path / "state")
+    state.lock()
+    state.unlock()
+    return state
+
+
+@pytest.fixture
+def api(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    api = Api()
+    for name in ("POLL_S", "WATCH_S"):
+        monkeypatch.setattr(ask, name, 0.0)
+    with daemon(state, api.handler):
+        state.save_daemon({"control": "127.0.0.1:8485"})
+        yield api
+
+
+@pytest.fixture
+def run(state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def run(*argv: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main.main([*argv, "--state-dir", str(state.path)])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def open_(in_flight: int, clients: int = 0) -> dict[str, Any]:
+    return {"draining": True, "in_flight": in_flight, "clients": clients}
+
+
+def test_drain_tells_what_is_open(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(2)]
+    assert run("drain") == (0, "draining, nothing new is sent here; 2 connections are served here\n", "")
+    assert run("drain", "--json") == (0, json.dumps(open_(2)) + "\n", "")
+
+
+def test_drain_waits_until_twice_nothing_was_open(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(1), open_(0), open_(0, 1), open_(0), open_(0), open_(0)]
+    code, out, _ = run("drain", "--wait")
+    assert (code, out) == (0, "drained: nothing is open here; it is safe to reboot\n")
+    assert api.asked.count("POST drain") >= 5
+
+
+def test_drain_gives_up_when_told_to(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(1)]
+    code, out, err = run("drain", "--wait", "--timeout", "10ms")
+    assert (code, out) == (1, "")
+    assert err == "federation: not drained within 10ms: 1 connection is served here\n"
+    assert run("drain", "--wait", "--timeout", "soon")[0] == 2
+
+
+def test_undrain(api: Api, run: Any) -> None:
+    api.answers["POST undrain"] = [{"draining": False, "in_flight": 0, "clients": 0}]
+    assert run("undrain") == (0, "this node takes connections again\n", "")
+
+
+def test_who_may_not_is_told(api: Api, run: Any) -> None:
+    api.answers["POST drain"] = [open_(0)]
+    api.refuses = True
+    code, _, err = run("drain")
+    assert code == 1
+    assert "asks for its control key" in err
+    assert err.endswith("no? key\n")
+
+
+def test_explain_asks_for_enough(api: Api, run: Any) -> None:
+    nothing: dict[str, Any] = {"decisions": [], "turned_away": []}
+    api.answers["GET explain?last=256"] = [nothing]
+    api.answers["GET explain?id=7"] = [nothing]
+    assert run("explain", "--json") == (0, json.dumps(nothing) + "\n", "")
+    assert run("explain", "--last", "3")[1] == "no connection yet: nothing to explain\n"
+    code, out, err = run("explain", "--id", "7")
+    assert (code, out) == (1, "")
+    assert err.startswith("federation: no connection #7 among the last 256 decisions")
+    for wrong in (("--last", "0"), ("--id", "x"), ("--last", "1", "--id", "1")):
+        assert run("explain", *wrong)[0] == 2
+
+
+STATUS = {
+    "node": {"name": "alpha", "in_flight": 1, "pid": 2**22 + 1},  # no such process
+    "network": {"id": "5f3a", "name": "lab"},
+    "connections": {"now": 0},
+}
+
+
+def test_leave_waits_for_the_end(api: Api, run: Any) -> None:
+    api.answers["POST leave"] = [open_(1)]
+    api.answers["GET status"] = [STATUS, STATUS, {}]
+    api.answers["GET status"][-1:] = []
+    gone = api.answers["GET status"]
+
+    def ends() -> None:
+        while ("POST leave", None) not in api.seen:
+            pass
+        gone.clear()
+
+    thread = threading.Thread(target=ends)
+    thread.start()
+    code, out, _ = run("leave")
+    thread.join()
+    assert (code, out) == (0, "left the network lab, token forgotten\n")
+    assert api.asked.count("POST leave") == 1
+
+
+def test_leave_without_a_daemon_forgets_the_token(state: StateDir, run: Any) -> None:
+    token = Token.new("lab")
+    state.save_token(token.encode())
+    code, out, _ = run("leave", "--json")
+    assert (code, json.loads(out)) == (0, {"left": token.network_id})
+    assert state.load_token() is None
+    code, _, err = run("leave")
+    assert code == 2
+    assert "no token is saved" in err
+
+
+def test_leave_asks_back(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(ask, "confirm", lambda question: asked.append(question))
+    api.answers["GET status"] = [STATUS]
+    code, _, err = run("leave")
+    assert (code, err) == (1, "federation: nothing was done: you said no\n")
+    assert "lab" in asked[0]
+    assert "POST leave" not in api.asked
+
+
+def test_watch_goes_on_until_interrupted_and_waits_for_a_restart(
+    api: Api, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.answers["GET status"] = [STATUS]
+    api.answers["GET peers"] = [{"peers": []}]
+    naps = iter(range(3))
+
+    def nap(_seconds: float) -> None:
+        if next(naps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ask.time, "sleep", nap)
+    code, out, _ = run("status", "--watch")
+    assert (code, out.count("alpha")) == (130, 3)
+    naps = iter(range(2, 3))
+    assert json.loads(run("status", "--watch", "--json")[1]) == STATUS

@@ -1,0 +1,274 @@
+"""Who may serve now. A real ledger, links that are only said to be there, and a mock clock for both times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from federation.forward.roster import REFRESH_S, Roster
+from federation.mesh.ledger import Ledger
+from federation.mesh.records import NODE_ONLINE_WINDOW, NodeData
+from tests.support.entries import settled
+from tests.support.sockets import CountingReactor, running
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+UP = {"default": True}
+
+
+@dataclass
+class FakeLink:
+    suspect: bool = False
+    least_rtt_s: float | None = None
+    path: str = "direct"
+
+
+def utc_now() -> datetime:
+    return START + timedelta(seconds=trio.current_time())
+
+
+class World:
+    """A node `own` and what it knows."""
+
+    def __init__(self, **own: Any) -> None:
+        self.own = own
+        self.ledger = Ledger()
+        self.links: dict[str, Any] = {}
+        self.reactor = CountingReactor()
+        self.changes = 0
+        self.asked = 0
+
+    def roster(self, target: str | None = None) -> Roster:
+        roster = Roster(
+            ledger=self.ledger, links=self.links, own=self.own_record, utc_now=utc_now, reactor=self.reactor, target=target,
+            path_penalty_s=0.1,
+        )  # fmt: skip
+
+        def count() -> None:
+            self.changes += 1
+
+        roster.on_change = count
+        return roster
+
+    def own_record(self) -> NodeData:
+        self.asked += 1
+        return NodeData(peer_id="own", last_seen=utc_now(), **self.own)
+
+    def hear(self, peer_id: str, *, linked: bool = True, suspect: bool = False, **fields: Any) -> None:
+        self.ledger.merge(NodeData(peer_id=peer_id, **{"services": UP, "last_seen": utc_now(), **fields}), now=utc_now())
+        if linked:
+            self.links[peer_id] = FakeLink(suspect)
+
+
+def ids(roster: Roster, service: str = "default") -> list[str]:
+    return [node.peer_id for node in roster.eligible(service)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "eligible"),
+    [
+        ({}, True),
+        ({"services": {"default": False}}, False),
+        ({"services": {"other": True}}, False),
+        ({"services": {}}, False),
+        ({"draining": True}, False),
+        ({"left": True}, False),
+        ({"linked": False}, False),
+        ({"suspect": True}, False),
+        ({"in_flight": 10, "capacity": 10}, True),  # full: the last choice, but one
+    ],
+)
+async def test_who_is_eligible(mock_clock: MockClock, fields: dict[str, Any], eligible: bool) -> None:
+    world = World()
+    world.hear("a", **fields)
+    assert ids(world.roster()) == ["a"] * eligible
+
+
+@pytest.mark.parametrize(
+    ("own", "eligible"), [({"services": UP}, True), ({}, False), ({"services": UP, "draining": True}, False)]
+)
+async def test_this_node_needs_no_link_to_itself(mock_clock: MockClock, own: dict[str, Any], eligible: bool) -> None:
+    assert ids(World(**own).roster()) == ["own"] * eligible
+
+
+async def test_this_node_is_there_once_and_as_it_is_now(mock_clock: MockClock) -> None:
+    """The ledger has its record too, as last announced."""
+    world = World(services=UP, available_vram=5)
+    world.hear("own", available_vram=1)
+    world.hear("a")
+    nodes = world.roster().eligible("default")
+    assert [(node.peer_id, node.available_vram) for node in nodes] == [("own", 5), ("a", 0)]
+
+
+async def test_this_nodes_announced_health_does_not_count(mock_clock: MockClock) -> None:
+    world = World(services={"default": False})
+    world.hear("own")
+    assert ids(world.roster()) == []
+
+
+async def test_services_are_apart(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", services={"llm": True, "tts": False})
+    world.hear("b", services={"tts": True})
+    roster = world.roster()
+    assert (ids(roster, "llm"), ids(roster, "tts"), ids(roster, "none")) == (["a"], ["b"], [])
+
+
+@pytest.mark.parametrize(("target", "expected"), [("b", ["b"]), ("the big one", ["b", "c"]), ("own", ["own"]), ("x", [])])
+async def test_a_target_is_a_peer_id_or_a_name(mock_clock: MockClock, target: str, expected: list[str]) -> None:
+    world = World(services=UP, name="here")
+    world.hear("a")
+    world.hear("b", name="the big one")
+    world.hear("c", name="the big one")
+    assert ids(world.roster(target)) == expected
+
+
+# What changes
+
+
+async def test_a_change_shows_at_once_and_is_told(mock_clock: MockClock) -> None:
+    world = World()
+    roster = world.roster()
+    world.hear("a")
+    assert ids(roster) == ["a"]
+    world.links["a"].suspect = True
+    roster.changed()
+    assert ids(roster) == []
+    world.links["a"].suspect = False
+    roster.changed()
+    assert ids(roster) == ["a"]
+    del world.links["a"]
+    roster.changed()
+    assert ids(roster) == []
+    assert world.changes == 3
+
+
+async def test_the_list_is_made_when_something_changed_and_not_for_each_connection(mock_clock: MockClock) -> None:
+    world = World(services=UP)
+    roster = world.roster()
+    world.asked = 0
+    for _ in range(1000):
+        roster.eligible("default")
+    assert world.asked == 1
+    roster.changed()
+    roster.eligible("default")
+    assert world.asked == 2
+
+
+async def test_a_peer_that_falls_silent_goes_though_nobody_says_so(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a")
+    roster = world.roster()
+    mock_clock.jump(NODE_ONLINE_WINDOW.total_seconds() - 0.01)
+    assert ids(roster) == ["a"]
+    mock_clock.jump(REFRESH_S)
+    assert ids(roster) == []
+
+
+async def test_links_are_found_by_peer(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a")
+    roster = world.roster()
+    assert roster.link("a") is world.links["a"]
+    assert roster.link("b") is None
+    assert roster.own_id == "own"
+
+
+# Penalties
+
+
+async def test_a_penalty_ends_by_itself_and_those_who_wait_hear_of_it(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a")
+    world.hear("b")
+    roster = world.roster()
+    assert ids(roster) == ["a", "b"]
+    async with running(world.reactor):
+        roster.penalize("a", 2.0)
+        assert ids(roster) == ["b"]
+        assert world.changes == 0  # nobody who waits is helped by it
+        mock_clock.jump(1.9)
+        await settled()
+        assert ids(roster) == ["b"]
+        assert world.changes == 0
+        mock_clock.jump(0.1)
+        await settled()
+        assert world.changes == 1
+        assert ids(roster) == ["a", "b"]
+
+
+async def test_a_penalty_holds_for_all_services_and_for_this_node_too(mock_clock: MockClock) -> None:
+    world = World(services={"llm": True, "tts": True})
+    roster = world.roster()
+    assert ids(roster, "llm") == ids(roster, "tts") == ["own"]
+    roster.penalize("own", 1.0)
+    assert ids(roster, "llm") == ids(roster, "tts") == []
+
+
+async def test_the_end_of_one_penalty_does_not_end_the_next(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a")
+    roster = world.roster()
+    async with running(world.reactor):
+        roster.penalize("a", 1.0)
+        mock_clock.jump(0.9)
+        roster.penalize("a", 1.0)
+        mock_clock.jump(0.1)
+        await settled()
+        assert ids(roster) == []
+        mock_clock.jump(0.9)
+        await settled()
+        assert ids(roster) == ["a"]
+
+
+async def test_a_peer_is_forgiven_at_once(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a")
+    roster = world.roster()
+    roster.penalize("a", 100.0)
+    assert ids(roster) == []
+    roster.forgive("a")
+    assert ids(roster) == ["a"]
+    assert world.changes == 1
+    roster.forgive("a")
+    roster.forgive("nobody")
+    assert world.changes == 1  # no news
+
+
+async def test_it_works_before_anybody_listens(mock_clock: MockClock) -> None:
+    world = World()
+    roster = Roster(ledger=world.ledger, links=world.links, own=world.own_record, utc_now=utc_now, reactor=world.reactor)
+    roster.changed()
+    assert ids(roster) == []
+
+
+async def test_far_is_said_of_those_who_are_eligible(autojump_clock: trio.testing.MockClock) -> None:
+    """The nearest of them is what the others are compared with; an own backend is nearer than anybody."""
+    world = World()
+    for peer_id, rtt_s, path in (
+        ("near", 0.02, "direct"),
+        ("new", None, "direct"),
+        ("far", 0.2, "direct"),
+        ("round", 0.1, "relayed"),
+    ):
+        world.hear(peer_id)
+        world.links[peer_id] = FakeLink(least_rtt_s=rtt_s, path=path)
+    world.hear("busy", services={"default": False})
+    roster = world.roster()
+    assert roster.far("default") == set()
+    assert set(ids(roster)) == {"near", "new", "far", "round"}
+    assert roster.far("default") == {"far", "round"}
+    del world.links["near"], world.links["new"]
+    roster.changed()
+    ids(roster)
+    assert roster.far("default") == set()
+    world.own["services"] = UP
+    roster.changed()
+    ids(roster)
+    assert roster.far("default") == {"far", "round"}

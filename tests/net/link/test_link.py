@@ -1,0 +1,1176 @@
+"""A link against a remote that the test plays by hand, frame by frame, and against another link."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+import select
+import socket
+import struct
+import sys
+import termios
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamEOF, MuxedStreamReset
+from structlog.testing import capture_logs
+
+from federation.errors import PeerUnavailable
+from federation.net.link import link as link_module
+from federation.net.link.handshake import MAX_PLAINTEXT, Opener, Sealer
+from federation.net.link.link import (
+    DEAD_AFTER_S,
+    DRAIN_ROUNDS,
+    PING_AFTER_S,
+    PING_EVERY_S,
+    RTT_INTERVALS,
+    SEND_BYTES,
+    SUSPECT_AFTER_S,
+    Link,
+    ping_interval,
+    talk,
+)
+from federation.net.link.mux import (
+    CHANNEL_BUFFER,
+    CONNECTION_BUFFER,
+    CREDIT,
+    DATA,
+    FIN,
+    INITIAL_WINDOW,
+    MAX_CONTROL,
+    MAX_WINDOW,
+    OPEN,
+    OPENED,
+    PING,
+    PONG,
+    RST,
+    STREAM,
+    Channel,
+)
+from federation.reactor.loop import READ, Reactor
+from tests.net.link.test_mux import credit, frame, frames
+from tests.support.links import KEYS, PEERS, End, Events, _MemoryRaw, _tcp_raw, link_pair, secure, tcp_pair, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from federation.net.streams import MuxStream
+
+BOTH = pytest.mark.parametrize("on_socket", [True, False], ids=["socket", "async"])
+TICK_S = 0.25
+
+
+@dataclass
+class Remote:
+    """The other side, by hand."""
+
+    stream: trio.abc.Stream
+    sealer: Sealer = field(default_factory=lambda: Sealer(KEYS[1]))
+    opener: Opener = field(default_factory=lambda: Opener(KEYS[0]))
+    heard: list[Any] = field(default_factory=list)
+    records: int = 0
+
+    def seal(self, *said: bytes) -> bytes:
+        return self.sealer.seal(b"".join(said))
+
+    async def say(self, *said: bytes) -> None:
+        """One record."""
+        await self.stream.send_all(self.seal(*said))
+
+    async def hear(self, kind: str = "") -> list[Any]:
+        """Read until a frame of `kind` came, or any at all; all frames since the last call."""
+        while not [item for item in self.heard if kind in ("", item[0])]:
+            data = await self.stream.receive_some(1 << 20)
+            assert data, "the link hung up"
+            self._take(data)
+        heard, self.heard = self.heard, []
+        return heard
+
+    async def hears_the_end(self) -> None:
+        """Read until the link has hung up, in whichever way."""
+        try:
+            while data := await self.stream.receive_some(1 << 20):
+                self._take(data)
+        except trio.BrokenResourceError:
+            pass
+
+    def _take(self, data: bytes) -> None:
+        for record in self.opener.feed(data):
+            self.records += 1
+            self.heard += frames(record)
+
+
+@dataclass
+class Host(Events):
+    """Records, and does with a tunnel that the remote opens what the test says."""
+
+    on_tunnel: Callable[[Link, Channel, str], None] | None = None
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+        channel.peer = End(peer=channel)
+        self.opened.append((channel, service))
+        if self.on_tunnel is not None:
+            self.on_tunnel(link, channel, service)
+
+
+async def raw_pair(*, on_socket: bool) -> tuple[Any, trio.abc.Stream]:
+    """A raw connection for a link, and the stream at its other end."""
+    if on_socket:
+        ours, theirs = await tcp_pair()
+        return _tcp_raw(ours, initiator=True), theirs
+    a, b = trio.testing.memory_stream_pair()
+    return _MemoryRaw(a), b
+
+
+@asynccontextmanager
+async def one_link(
+    *, on_socket: bool = True, host: Host | None = None, said: tuple[bytes, ...] = (), reactor: Reactor | None = None
+) -> AsyncIterator[tuple[Link, Remote, Host]]:
+    """A running link, its remote and its host. `said`: records that came behind the negotiation, read already."""
+    raw, stream = await raw_pair(on_socket=on_socket)
+    host = Host() if host is None else host
+    secured = secure(raw, initiator=True)
+    remote = Remote(stream)
+    for record in said:
+        secured.pending += secured.opener.feed(remote.seal(record))
+    async with trio.open_nursery() as nursery:
+        if reactor is None:
+            reactor = Reactor()
+            await nursery.start(reactor.run)
+        link = Link(secured, PEERS[1], reactor=reactor, events=host)
+        nursery.start_soon(link.start)
+        await link.event_started.wait()
+        try:
+            yield link, remote, host
+        finally:
+            await link.close()
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+
+
+def opened(link: Link, service: str = "default") -> tuple[Channel, End]:
+    end = End()
+    end.peer = link.open_tunnel(service, end, end)
+    return end.peer, end
+
+
+# Frames to records, records to the wire
+
+
+@BOTH
+async def test_a_tunnel_to_the_remote_and_one_from_it(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        channel, end = opened(link)
+        channel.send(b"request")
+        assert await remote.hear("DATA") == [("OPEN", 1, b"default"), ("DATA", 1, b"request")]
+        await remote.say(frame(OPENED, 1), frame(DATA, 1, b"reply"), frame(FIN, 1), frame(OPEN, 2, b"chat"))
+        await until(lambda: host.opened)
+        assert end.heard == ["OPENED", b"reply", "EOF"]
+        assert host.opened[0][1] == "chat"
+        host.opened[0][0].accept()
+        assert await remote.hear() == [("OPENED", 2, b"")]
+
+
+@BOTH
+async def test_streams_come_out_of_accept_in_order(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, _):
+        await remote.say(frame(STREAM, 2), frame(STREAM, 4), frame(DATA, 2, b"two"), frame(DATA, 4, b"four"))
+        assert await (await link.accept_stream()).read() == b"two"
+        assert await (await link.accept_stream()).read() == b"four"
+
+
+async def test_what_is_queued_at_the_same_time_travels_together() -> None:
+    async with one_link() as (link, remote, _):
+        for n in range(100):
+            opened(link)[0].send(b"%d" % n)
+        assert len(link._reactor._flushes) == 1
+        heard = await remote.hear("DATA")
+        assert len(heard) == 200
+        assert remote.records == 1
+
+
+@BOTH
+async def test_what_the_link_says_before_it_runs_is_said_when_it_does(on_socket: bool) -> None:
+    raw, stream = await raw_pair(on_socket=on_socket)
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        await nursery.start(reactor.run)
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=Host())
+        opened(link)
+        nursery.start_soon(link.start)
+        assert await Remote(stream).hear() == [("OPEN", 1, b"default")]
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_records_cut_and_joined_by_the_line_are_read_alike(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (_, remote, host):
+        said = b"".join(remote.seal(frame(OPEN, 2 * n, b"%d" % n)) for n in range(1, 50))
+        for at in range(0, len(said), 7):
+            await remote.stream.send_all(said[at : at + 7])
+        await until(lambda: len(host.opened) == 49)
+        assert [service for _, service in host.opened] == [str(n) for n in range(1, 50)]
+
+
+@BOTH
+async def test_what_came_behind_the_negotiation_is_not_lost(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket, said=(frame(OPEN, 2, b"early"), frame(DATA, 2, b"bytes"))) as (_, remote, host):
+        await until(lambda: host.opened)
+        assert host.opened[0][1] == "early"
+        await remote.say(frame(DATA, 2, b" more"))
+        await until(lambda: host.opened[0][0].peer.data == b"bytes more")
+
+
+async def test_a_half_record_behind_the_negotiation_is_finished_by_the_socket() -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    secured, remote, host = secure(raw, initiator=True), Remote(stream), Host()
+    record = remote.seal(frame(OPEN, 2, b"cut"))
+    assert secured.opener.feed(record[:9]) == []
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        await nursery.start(reactor.run)
+        link = Link(secured, PEERS[1], reactor=reactor, events=host)
+        nursery.start_soon(link.start)
+        await stream.send_all(record[9:])
+        await until(lambda: host.opened)
+        assert host.opened[0][1] == "cut"
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_a_descriptor_only_the_link_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    host, reactor = Host(), Reactor()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+
+    def no_descriptor(_fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", no_descriptor)
+    await link.start()
+    assert host.closed == ["Too many open files"]
+    assert link.event_started.is_set()
+    await stream.aclose()
+    reactor._poller.close()
+
+
+async def test_the_link_has_the_socket_to_itself_and_small_records_leave_at_once() -> None:
+    async with one_link() as (link, _, _):
+        assert link._sock is not None
+        assert link._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not link._sock.getblocking()
+
+
+# An RST right behind an OPEN
+
+
+def dials_later(gone: list[bool]) -> Callable[[Link, Channel, str], None]:
+    """What the exit does: it looks, once all is read, whether the entry is still there."""
+
+    def on_tunnel(link: Link, channel: Channel, _service: str) -> None:
+        link.when_drained(lambda: gone.append(channel.closed))
+
+    return on_tunnel
+
+
+@BOTH
+async def test_an_rst_behind_an_open_is_seen_before_anything_is_dialled(on_socket: bool) -> None:
+    gone: list[bool] = []
+    async with one_link(on_socket=on_socket, host=Host(on_tunnel=dials_later(gone))) as (_, remote, _):
+        both = remote.seal(frame(OPEN, 2)) + remote.seal(frame(RST, 2, b"too late"))  # two records, one packet
+        await remote.stream.send_all(both)
+        await until(lambda: gone)
+        await remote.say(frame(OPEN, 4))
+        await until(lambda: len(gone) == 2)
+        assert gone == [True, False]
+
+
+async def arrived(raw: Any, size: int) -> None:
+    """Wait until so much lies in the kernel for the link to read."""
+    sock = raw.stream.stream.socket
+
+    def waits() -> int:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    await until(lambda: waits() >= size)
+
+
+@pytest.mark.parametrize("rounds", [3, DRAIN_ROUNDS + 3], ids=["one turn", "several turns"])
+async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    """The exit slept: what the entry sent meanwhile waits in the kernel and takes many reads."""
+    monkeypatch.setattr(link_module, "RECV_BYTES", 4096)
+    monkeypatch.setattr(link_module, "MIN_RECV_BYTES", 4096)
+    gone: list[bool] = []
+    raw, stream = await raw_pair(on_socket=True)
+    remote = Remote(stream)
+    await remote.say(frame(OPEN, 2), frame(OPEN, 4), frame(OPEN, 6))
+    for n in range(rounds):
+        await remote.say(frame(DATA, 4 + 2 * (n % 2), bytes(4096)))
+    await remote.say(frame(RST, 2, b"too late"))
+    await arrived(raw, rounds * 4096)
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=Host(on_tunnel=dials_later(gone)))
+        await nursery.start(reactor.run)
+        nursery.start_soon(link.start)
+        await until(lambda: len(gone) == 3)
+        assert gone == [True, False, False]
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_tiny_frames_are_read_in_small_pieces_and_what_they_hold_up_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_module, "READ_TURN_S", 0.0)  # every read takes too long
+    gone: list[bool] = []
+    async with one_link(host=Host(on_tunnel=dials_later(gone))) as (link, remote, _):
+        for _ in range(6):
+            await remote.say(*[frame(PING, 0, bytes(8))] * 4000)
+        await until(lambda: link._recv_bytes == link_module.MIN_RECV_BYTES)
+        await remote.say(frame(OPEN, 2))
+        await until(lambda: gone)  # though its turn was over, and nothing comes behind it
+        monkeypatch.setattr(link_module, "READ_TURN_S", 60.0)
+        for _ in range(6):
+            await remote.say(frame(PING, 0, bytes(8)))
+            await remote.hear()
+        await until(lambda: link._recv_bytes == link_module.RECV_BYTES)
+
+
+@BOTH
+async def test_an_open_behind_the_negotiation_is_dialled_without_waiting_for_more(on_socket: bool) -> None:
+    """The entry's first tunnel: nothing else comes until it is answered."""
+    gone: list[bool] = []
+    async with one_link(on_socket=on_socket, host=Host(on_tunnel=dials_later(gone)), said=(frame(OPEN, 2),)):
+        await until(lambda: gone, seconds=1)
+        assert gone == [False]
+
+
+async def test_an_rst_on_the_socket_is_seen_before_an_open_behind_the_negotiation_is_dialled() -> None:
+    gone: list[bool] = []
+    raw, stream = await raw_pair(on_socket=True)
+    secured, remote = secure(raw, initiator=True), Remote(stream)
+    secured.pending += secured.opener.feed(remote.seal(frame(OPEN, 2)))
+    await remote.say(frame(RST, 2))
+    await arrived(raw, 1)
+    async with trio.open_nursery() as nursery:
+        reactor = Reactor()
+        await nursery.start(reactor.run)
+        link = Link(secured, PEERS[1], reactor=reactor, events=Host(on_tunnel=dials_later(gone)))
+        nursery.start_soon(link.start)
+        await until(lambda: gone)
+        assert gone == [True]
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_a_later_step_needs_nothing_to_come(on_socket: bool) -> None:
+    """The backend has accepted: is the entry still there? It waits for us and says nothing."""
+    async with one_link(on_socket=on_socket) as (link, remote, _):
+        await remote.say(frame(OPEN, 2))
+        await until(lambda: link.mux.channels)
+        looked: list[bool] = []
+        link.drain(lambda: looked.append(link.mux.channels[2].closed))
+        link.drain(lambda: looked.append(True))
+        assert looked == []
+        await until(lambda: len(looked) == 2, seconds=1)
+        assert looked == [False, True]
+
+
+@BOTH
+async def test_after_a_silence_nothing_is_dialled_before_the_pong(on_socket: bool) -> None:
+    """The network was cut. TCP brings the OPEN again first, then the RST that its entry has sent since."""
+    gone: list[bool] = []
+    async with one_link(on_socket=on_socket, host=Host(on_tunnel=dials_later(gone))) as (link, remote, host):
+        link.ping()
+        ((_, _, first),) = await remote.hear()
+        await remote.say(frame(OPEN, 2), frame(OPEN, 4))
+        await until(lambda: len(host.opened) == 2)
+        link.ping()  # silent again
+        ((_, _, second),) = await remote.hear()
+        await remote.say(frame(PONG, 0, first), frame(RST, 2, b"too late"))
+        await until(lambda: host.opened[0][0].closed)
+        link.drain(lambda: gone.append(True))  # nor is a later step of an earlier tunnel taken
+        link._reactor._flush()
+        assert gone == []
+        await remote.say(frame(PONG, 0, second))
+        await until(lambda: gone)
+        assert gone == [True, False, True]
+        await remote.say(frame(OPEN, 6))
+        await until(lambda: len(gone) == 4)
+
+
+async def test_a_later_step_sees_the_rst_that_lies_on_the_socket() -> None:
+    async with one_link() as (link, remote, host):
+        await remote.say(frame(OPEN, 2))
+        await until(lambda: host.opened)
+        channel = host.opened[0][0]
+        assert link._sock is not None
+        remote_sock = remote.stream.socket  # type: ignore[attr-defined]
+        remote_sock._sock.send(remote.seal(frame(RST, 2)))  # trio and the reactor do not run in between
+        assert select.select([link._sock], [], [], 5)[0]
+        looked: list[bool] = []
+        link.drain(lambda: looked.append(channel.closed))
+        link._reactor._flush()
+        assert looked == [True]
+
+
+async def test_read_finds_what_lies_on_the_socket() -> None:
+    async with one_link() as (link, remote, host):
+        remote_sock = remote.stream.socket  # type: ignore[attr-defined]
+        remote_sock._sock.send(remote.seal(frame(OPEN, 2)))  # trio and the reactor do not run in between
+        assert select.select([link._sock], [], [], 5)[0]
+        assert host.opened == []
+        link.read()
+        assert len(host.opened) == 1
+
+
+@BOTH
+async def test_read_finds_nothing_and_is_harmless(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, _, host):
+        link.read()
+        link.fail("gone")
+        link.read()
+        assert host.opened == []
+
+
+async def test_a_link_that_ends_takes_no_later_step() -> None:
+    async with one_link() as (link, _, _):
+        looked: list[bool] = []
+        link.drain(lambda: looked.append(True))
+        link.fail("gone")
+        link._reactor._flush()
+        assert looked == []
+
+
+async def test_a_link_that_ends_dials_nothing_any_more() -> None:
+    gone: list[bool] = []
+    async with one_link(host=Host(on_tunnel=dials_later(gone))) as (_, remote, host):
+        await remote.stream.send_all(remote.seal(frame(OPEN, 2)) + remote.seal(frame(99)))
+        await until(lambda: host.closed)
+        assert gone == []
+
+
+# Liveness: the clock stands still but for what the test says
+
+
+class Quiet:
+    """A link on memory streams whose clock stands still, ticked like its host does."""
+
+    def __init__(self, clock: trio.testing.MockClock, nursery: trio.Nursery) -> None:
+        self._clock = clock
+        clock.jump(1000)
+        self._from_link, self._to_link = trio.testing.MemorySendStream(), trio.testing.MemoryReceiveStream()
+        stream = trio.StapledStream(self._from_link, self._to_link)
+        self.remote = Remote(stream)
+        self.host = Host()
+        self.link = Link(secure(_MemoryRaw(stream), initiator=True), PEERS[1], reactor=Reactor(), events=self.host)  # type: ignore[arg-type]
+        nursery.start_soon(self.link.start)
+
+    async def says(self, *said: bytes) -> None:
+        self._to_link.put_data(self.remote.seal(*said))
+        await trio.testing.wait_all_tasks_blocked()
+
+    async def spend(self, seconds: float) -> None:
+        for _ in range(round(seconds / TICK_S)):
+            self._clock.jump(TICK_S)
+            self.link.tick(trio.current_time())
+            await trio.testing.wait_all_tasks_blocked()
+
+    def jump(self, seconds: float) -> None:
+        self._clock.jump(seconds)
+
+    def heard(self) -> list[Any]:
+        """What the link has said since the last call."""
+        with suppress(trio.WouldBlock):
+            self.remote._take(self._from_link.get_data_nowait())
+        heard, self.remote.heard = self.remote.heard, []
+        return heard
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _, _ in self.heard()]
+
+
+@pytest.fixture
+async def quiet(mock_clock: trio.testing.MockClock, nursery: trio.Nursery) -> AsyncIterator[Quiet]:
+    quiet = Quiet(mock_clock, nursery)
+    await trio.testing.wait_all_tasks_blocked()
+    yield quiet
+    await quiet.link.close()
+    quiet.link._reactor._poller.close()
+
+
+async def test_an_idle_link_says_no_more_than_a_ping_now_and_then(mock_clock: object, quiet: Quiet) -> None:
+    for _ in range(3):
+        await quiet.spend(PING_EVERY_S)
+        assert quiet.heard() == []
+        await quiet.spend(TICK_S)
+        ((kind, channel_id, payload),) = quiet.heard()
+        assert (kind, channel_id) == ("PING", 0)
+        await quiet.says(frame(PONG, 0, payload))
+    assert quiet.host.suspect == []
+    assert quiet.host.closed == []
+
+
+async def test_the_end_that_is_pinged_has_heard_enough(mock_clock: object, quiet: Quiet) -> None:
+    """Its PONG asks for no answer: it once pinged for want of one, and so did the other end for that PING's, for ever."""
+    await quiet.spend(PING_EVERY_S + TICK_S)
+    ((_, _, payload),) = quiet.heard()
+    await quiet.says(frame(PONG, 0, payload))
+    for _ in range(RTT_INTERVALS + 1):
+        await quiet.spend(PING_EVERY_S - TICK_S)
+        await quiet.says(frame(PING, 0, b"thepeers"))
+        assert quiet.kinds() == ["PONG"]
+    await quiet.spend(2 * TICK_S)
+    assert quiet.kinds() == ["PING"]  # for a round trip of its own
+
+
+def test_pings_take_no_more_however_many_links_there_are() -> None:
+    assert [ping_interval(n) for n in (0, 1, 33)] == [PING_EVERY_S] * 3
+    assert max(n * 66 / ping_interval(n) for n in range(1, 5000)) < 1101
+
+
+async def test_a_peer_that_owes_an_answer_is_asked_then_suspect_then_dead(mock_clock: object, quiet: Quiet) -> None:
+    _, end = opened(quiet.link)
+    await quiet.spend(PING_AFTER_S)
+    assert quiet.kinds() == ["OPEN"]
+    await quiet.spend(TICK_S)
+    assert quiet.kinds() == ["PING"]
+    await quiet.spend(SUSPECT_AFTER_S)
+    assert not quiet.link.suspect
+    await quiet.spend(TICK_S)
+    assert quiet.link.suspect
+    assert quiet.host.suspect == [True]
+    await quiet.spend(DEAD_AFTER_S - SUSPECT_AFTER_S - TICK_S)
+    assert quiet.kinds() == []  # one PING is enough
+    assert not quiet.link.is_closed
+    await quiet.spend(TICK_S)
+    assert quiet.link.is_closed
+    assert quiet.host.closed == [f"no answer for {DEAD_AFTER_S:g} s"]
+    assert quiet.host.suspect == [True]
+    assert end.heard == [f"RST no answer for {DEAD_AFTER_S:g} s"]
+    await quiet.spend(60)
+    assert len(quiet.host.closed) == 1
+
+
+async def test_who_has_answered_while_we_slept_is_not_suspect() -> None:
+    """The task that ticks may come before the one that reads: OPENED and PONG lie in the socket."""
+    async with one_link() as (link, remote, host):
+        _, end = opened(link)
+        now = trio.current_time()
+        link.tick(now)
+        link.ping()
+        await until(lambda: link.is_flushed)
+        ((_, opened_as, _), (_, _, payload)) = await remote.hear("PING")
+        os.write(remote.stream.socket.fileno(), remote.seal(frame(OPENED, opened_as), frame(PONG, 0, payload)))  # type: ignore[attr-defined]
+        link.tick(now + SUSPECT_AFTER_S + TICK_S)  # nothing else ran in between
+        assert end.heard == ["OPENED"]
+        assert not link.suspect
+        assert host.suspect == []
+
+
+async def test_a_peer_that_answers_in_time_is_never_suspect(mock_clock: object, quiet: Quiet) -> None:
+    channel, _ = opened(quiet.link)
+    for _ in range(20):
+        await quiet.spend(SUSPECT_AFTER_S)
+        await quiet.says(frame(CREDIT, channel.id, credit(1)))
+        channel.send(b"x")
+    assert quiet.host.suspect == []
+
+
+async def test_anything_heard_proves_that_a_suspect_lives(mock_clock: object, quiet: Quiet) -> None:
+    channel, _ = opened(quiet.link)
+    for _ in range(2):
+        channel.send(b"x")
+        await quiet.spend(4)
+        assert quiet.link.suspect
+        await quiet.says(frame(CREDIT, channel.id, credit(1)))
+        assert not quiet.link.suspect
+    assert quiet.host.suspect == [True, False, True, False]
+    quiet.heard()
+    await quiet.spend(PING_EVERY_S - TICK_S)
+    assert quiet.heard() == []  # nothing is owed
+    assert quiet.host.closed == []
+
+
+async def test_what_our_own_sleep_looks_like_is_not_held_against_the_peer(mock_clock: object, quiet: Quiet) -> None:
+    """The machine was suspended: everybody was silent for a minute."""
+    opened(quiet.link)
+    await quiet.spend(1)
+    assert quiet.kinds() == ["OPEN", "PING"]
+    quiet.jump(60)
+    await quiet.spend(TICK_S)
+    assert quiet.host.suspect == []
+    assert quiet.host.closed == []
+    await quiet.spend(SUSPECT_AFTER_S)
+    assert quiet.host.suspect == []
+    await quiet.spend(TICK_S)
+    assert quiet.host.suspect == [True]
+    await quiet.spend(DEAD_AFTER_S - SUSPECT_AFTER_S - TICK_S)
+    assert not quiet.link.is_closed
+    await quiet.spend(TICK_S)
+    assert quiet.link.is_closed
+
+
+async def test_the_round_trip_is_taken_from_the_pong_of_the_last_ping(mock_clock: object, quiet: Quiet) -> None:
+    link = quiet.link
+    await quiet.says(frame(PONG, 0, bytes(8)))  # that nobody asked for
+    await quiet.says(frame(PONG, 0, b"\xff" * 8))  # not a number
+    assert link.rtt_s is None
+    link.ping()
+    await quiet.spend(TICK_S)
+    ((_, _, first),) = quiet.heard()
+    link.ping()
+    quiet.jump(0.5)
+    await quiet.says(frame(PONG, 0, first))
+    assert link.rtt_s is None
+    ((_, _, last),) = quiet.heard()
+    await quiet.says(frame(PONG, 0, last))
+    assert link.rtt_s == pytest.approx(0.5)
+
+
+async def test_a_ping_is_answered(mock_clock: object, quiet: Quiet) -> None:
+    await quiet.says(frame(PING, 0, b"whatever"))
+    assert quiet.heard() == [("PONG", 0, b"whatever")]
+
+
+async def test_a_retired_link_lasts_as_long_as_its_tunnels(mock_clock: object, quiet: Quiet) -> None:
+    ours, _ = opened(quiet.link)
+    await quiet.says(frame(OPENED, 1), frame(OPEN, 2), frame(STREAM, 4))
+    quiet.link.retire()
+    await quiet.spend(1)
+    assert quiet.host.closed == []
+    ours.abort("done")
+    await quiet.spend(1)
+    assert quiet.host.closed == []
+    quiet.host.opened[0][0].refuse("done")
+    await quiet.spend(TICK_S)
+    assert quiet.host.closed == ["a second connection to the same peer"]  # streams do not keep it
+
+
+async def test_a_retired_link_whose_peer_is_gone_ends_with_it(mock_clock: object, quiet: Quiet) -> None:
+    opened(quiet.link)
+    quiet.link.retire()
+    await quiet.spend(DEAD_AFTER_S + 2)
+    assert quiet.host.closed == [f"no answer for {DEAD_AFTER_S:g} s"]
+
+
+async def test_a_link_without_channel_numbers_ends_with_its_tunnels(mock_clock: object, quiet: Quiet) -> None:
+    quiet.link.mux._next_id = 2**32 - 1
+    channel, _ = opened(quiet.link)
+    await quiet.says(frame(OPENED, channel.id))
+    with pytest.raises(PeerUnavailable):
+        opened(quiet.link)
+    await quiet.spend(1)
+    assert quiet.host.closed == []
+    channel.abort("done")
+    await quiet.spend(TICK_S)
+    assert len(quiet.host.closed) == 1
+
+
+# The end
+
+
+@BOTH
+async def test_the_end_is_told_once_to_everybody(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        _, end = opened(link)
+        await remote.say(frame(OPEN, 2), frame(STREAM, 4), frame(STREAM, 6))
+        await until(lambda: host.opened)
+        accepted = await link.accept_stream()
+        for reason in ("the first", "the second"):
+            link.fail(reason)
+            await link.close()
+        assert host.closed == ["the first"]
+        assert end.heard == ["RST the first"]
+        assert host.opened[0][0].peer.heard == ["RST the first"]
+        with pytest.raises(MuxedStreamReset, match="the first"):
+            await accepted.read()
+        link.tick(trio.current_time() + 100)
+        link.ping()
+        assert host.closed == ["the first"]
+        assert link.is_closed
+        with pytest.raises(PeerUnavailable):
+            link.open_tunnel("s", end, end)
+        with pytest.raises(MuxedConnUnavailable):
+            await link.open_stream()
+        with trio.fail_after(20):
+            await remote.hears_the_end()
+
+
+@BOTH
+async def test_who_waits_for_streams_hears_of_the_end(on_socket: bool, nursery: trio.Nursery) -> None:
+    ended: list[bool] = []
+    async with one_link(on_socket=on_socket) as (link, _, _):
+
+        async def accept() -> None:
+            with pytest.raises(MuxedConnUnavailable):
+                await link.accept_stream()
+            ended.append(True)
+
+        nursery.start_soon(accept)
+        await trio.testing.wait_all_tasks_blocked()
+        link.fail("gone")
+        await until(lambda: ended)
+
+
+async def test_the_socket_leaves_the_reactor_with_the_link() -> None:
+    reactor = Reactor()
+    async with link_pair(reactor=reactor) as (a, b, *_):
+        assert len(reactor) == 2
+        a.fail("done")
+        assert len(reactor) == 1
+        assert a._sock is not None
+        assert a._sock.fileno() == -1
+        await until(lambda: b.is_closed)
+        assert len(reactor) == 0
+
+
+@BOTH
+async def test_a_remote_that_hangs_up_ends_the_link(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        _, end = opened(link)
+        await remote.hear()
+        await remote.stream.send_all(remote.seal(frame(OPENED, 1), frame(DATA, 1, b"last words")) + b"half a reco")
+        await remote.stream.aclose()
+        await until(lambda: host.closed)
+        assert "closed the connection" in host.closed[0]
+        assert end.heard == ["OPENED", b"last words", f"RST {host.closed[0]}"]
+
+
+async def test_a_reset_ends_the_link_and_says_so() -> None:
+    async with one_link() as (_, remote, host):
+        assert isinstance(remote.stream, trio.SocketStream)
+        remote.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await remote.stream.aclose()
+        await until(lambda: host.closed)
+        assert host.closed == ["Connection reset by peer"]
+
+
+async def test_a_link_that_failed_before_it_ran_frees_its_connection() -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    reactor, host = Reactor(), Host()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+    link.fail("given up")
+    with trio.fail_after(20):
+        await link.start()
+        await Remote(stream).hears_the_end()
+    assert link.event_started.is_set()
+    assert len(reactor) == 0
+    assert host.closed == ["given up"]
+    await stream.aclose()
+    reactor._poller.close()
+
+
+async def test_a_link_that_fails_while_it_starts_leaves_nothing_in_the_reactor() -> None:
+    """A closed link there would be told of the same bytes again and again."""
+    raw, stream = await raw_pair(on_socket=True)
+    reactor, host = Reactor(), Host()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+    close = raw.close
+
+    async def close_and_fail() -> None:
+        await close()
+        link.fail("given up")
+
+    raw.close = close_and_fail
+    with trio.fail_after(20):
+        await link.start()
+        await Remote(stream).hears_the_end()
+    assert len(reactor) == 0
+    await stream.aclose()
+    reactor._poller.close()
+
+
+# A fault of ours
+
+
+async def test_a_fault_in_a_tick_ends_that_link_and_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with link_pair() as (a, b, events, _):
+
+        def fail(*_: object) -> None:
+            raise KeyError("on purpose")
+
+        monkeypatch.setattr(a.mux, "tick", fail)
+        with capture_logs() as logs:
+            a.tick_safely(trio.current_time(), PING_EVERY_S)
+            b.tick_safely(trio.current_time(), PING_EVERY_S)
+        assert events.closed == ["a fault of this node"]
+        assert [entry["log_level"] for entry in logs] == ["error"]
+        assert not b.is_closed
+
+
+async def test_a_fault_in_its_start_ends_that_link_and_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What leaves `start` ends py-libp2p's swarm, and so the daemon."""
+    raw, stream = await raw_pair(on_socket=True)
+    reactor, host = Reactor(), Host()
+    link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # epoll: too many watches
+
+    monkeypatch.setattr(reactor, "add", full)
+    with capture_logs() as logs, trio.fail_after(1):
+        await link.start()
+    assert link.event_started.is_set()
+    assert host.closed == ["a fault of this node"]
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    await stream.aclose()
+    reactor._poller.close()
+
+
+async def test_a_fault_in_a_talk_ends_the_link_and_not_the_daemon() -> None:
+    async with link_pair() as (a, b, events, _):
+
+        async def say(link: Link) -> None:
+            raise KeyError("on purpose")
+
+        with capture_logs() as logs:
+            await talk(a, say)
+        assert events.closed == ["a fault of this node"]
+        assert [entry["log_level"] for entry in logs] == ["error"]
+
+        async def wait(_link: Link) -> None:
+            await trio.sleep_forever()
+
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await talk(b, wait)
+        assert scope.cancelled_caught
+
+
+async def test_a_fault_of_who_hears_of_the_end_keeps_nobody_else_from_hearing_of_it() -> None:
+    async with link_pair() as (a, _b, events, _):
+
+        class Bad(End):
+            def abort(self, reason: str) -> None:
+                raise KeyError("on purpose")
+
+        a.open_tunnel("x", End(), Bad())
+        with capture_logs() as logs:
+            a.fail("over")
+        assert events.closed == ["over"]
+        assert [entry["log_level"] for entry in logs] == ["error"]
+
+
+# A breach of the rules
+
+
+BREACHES = {
+    "a forged record": lambda _remote: b"\x00\x20" + bytes(32),
+    "an impossible record": lambda _remote: b"\x00\x01\x00",
+    "an unknown frame": lambda remote: remote.seal(frame(77, 1)),
+    "a channel never opened": lambda remote: remote.seal(frame(DATA, 2, b"x")),
+    "the last record again": lambda remote: remote.seal(frame(OPEN, 8)) + Sealer(KEYS[1]).seal(frame(OPEN, 8)),
+    "behind good frames": lambda remote: remote.seal(frame(OPEN, 8), frame(FIN, 8), frame(FIN, 8)),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("breach", BREACHES.values(), ids=list(BREACHES))
+async def test_a_breach_costs_its_own_link_and_no_other(on_socket: bool, breach: Callable[[Remote], bytes]) -> None:
+    reactor = Reactor()
+    async with (
+        link_pair(on_socket=on_socket, reactor=reactor) as (a, b, *_),
+        one_link(on_socket=on_socket, reactor=reactor) as (link, remote, host),
+    ):
+        _, end = opened(link)
+        await remote.hear()
+        await remote.stream.send_all(breach(remote))
+        await until(lambda: host.closed)
+        assert "broke the protocol" in host.closed[0]
+        assert end.heard == [f"RST {host.closed[0]}"]
+        assert len(host.misused) == 1
+        stream = await a.open_stream()
+        await stream.write(b"unharmed")
+        assert await (await b.accept_stream()).read() == b"unharmed"
+
+
+@BOTH
+async def test_a_breach_behind_the_negotiation_ends_the_link(on_socket: bool) -> None:
+    async with one_link(on_socket=on_socket, said=(frame(77, 1),)) as (link, remote, host):
+        await until(lambda: host.closed)
+        assert "broke the protocol" in host.closed[0]
+        with trio.fail_after(20):
+            await remote.hears_the_end()
+        assert link.is_closed
+
+
+@BOTH
+async def test_a_remote_that_makes_us_answer_and_does_not_read_is_closed(on_socket: bool) -> None:
+    reactor = Reactor()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reactor.run)
+        host = Host()
+        if on_socket:
+            raw, stream = await raw_pair(on_socket=True)
+            raw.stream.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        else:
+            a, stream = trio.testing.lockstep_stream_pair()  # a write waits for the reader
+            raw = _MemoryRaw(a)
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=host)
+        nursery.start_soon(link.start)
+        remote = Remote(stream)
+        pings = frame(PING, 0, bytes(8)) * (MAX_PLAINTEXT // 15)
+        with trio.fail_after(20):
+            while not host.closed:
+                try:
+                    await remote.say(pings)
+                except trio.BrokenResourceError:
+                    break
+                assert len(link.mux._control) <= MAX_CONTROL
+        await until(lambda: host.closed)
+        assert "does not read" in host.closed[0]
+        await trio.aclose_forcefully(stream)
+        nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_more_to_say_than_may_wait_ends_the_link(on_socket: bool) -> None:
+    """Frames were lost: what is left would make no sense to the remote."""
+    async with one_link(on_socket=on_socket) as (link, remote, host):
+        for _ in range(MAX_CONTROL + 1):
+            link.ping()
+        await until(lambda: host.closed)
+        await remote.hears_the_end()
+        assert remote.heard == []
+
+
+async def test_a_line_that_breaks_under_a_write_ends_the_link() -> None:
+    """A relayed connection: its reader hears nothing of it."""
+
+    class Broken(_MemoryRaw):
+        async def read(self, n: int | None = None) -> bytes:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def write(self, data: bytes) -> None:
+            raise OSError("the relay is gone")
+
+    host, reactor = Host(), Reactor()
+    stream, other = trio.testing.memory_stream_pair()
+    link = Link(secure(Broken(stream), initiator=True), PEERS[1], reactor=reactor, events=host)  # type: ignore[arg-type]
+    _, end = opened(link)
+    with trio.fail_after(20):
+        await link.start()
+    assert host.closed == ["the relay is gone"]
+    assert end.heard == ["RST the relay is gone"]
+    await other.aclose()
+    reactor._poller.close()
+
+
+# Large transfers
+
+
+def pattern(n: int, size: int) -> bytes:
+    return hashlib.shake_128(b"%d" % n).digest(64 * 1024) * (size // (64 * 1024))
+
+
+async def digest_of(stream: MuxStream) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    while True:
+        try:
+            data = await stream.read()
+        except MuxedStreamEOF:
+            return size, digest.hexdigest()
+        size += len(data)
+        digest.update(data)
+
+
+@BOTH
+async def test_large_transfers_both_ways_at_once_arrive_whole(on_socket: bool) -> None:
+    size = (16 if on_socket else 2) * 1024 * 1024
+    got: dict[tuple[str, int], tuple[int, str]] = {}
+    want = {}
+    async with link_pair(on_socket=on_socket) as (a, b, *_), trio.open_nursery() as nursery:
+
+        async def write(stream: MuxStream, data: bytes) -> None:
+            await stream.write(data)
+            await stream.close()
+
+        async def read(key: tuple[str, int], stream: MuxStream) -> None:
+            got[key] = await digest_of(stream)
+
+        for n in range(3):
+            ours = await a.open_stream()
+            theirs = await b.accept_stream()
+            for key, source, sink in ((("up", n), ours, theirs), (("down", n), theirs, ours)):
+                data = pattern(len(want), size)
+                want[key] = (size, hashlib.sha256(data).hexdigest())
+                nursery.start_soon(write, source, data)
+                nursery.start_soon(read, key, sink)
+        await until(lambda: not nursery.child_tasks, seconds=30)
+    assert got == want
+
+
+@dataclass
+class Source(End):
+    """Sends `left` bytes as fast as there is room, as a socket with data does."""
+
+    left: int = 0
+
+    def push(self) -> None:
+        while self.left and (room := self.peer.room()):
+            n = min(room, self.left)
+            self.peer.send(bytes(n))
+            self.left -= n
+
+    def resume(self) -> None:
+        self.push()
+
+
+def source(link: Link, left: int) -> Source:
+    end = Source(left=left)
+    end.peer = link.open_tunnel("default", end, end)
+    return end
+
+
+@BOTH
+async def test_a_reader_that_stops_stops_its_sender_alone_and_loses_nothing(on_socket: bool) -> None:
+    total = 4 * MAX_WINDOW
+    async with link_pair(on_socket=on_socket) as (a, b, _, far):
+        slow = source(a, total)
+        await until(lambda: far.opened)
+        held = far.opened[0][0]
+        held.peer = End(credit=False, peer=held)
+        slow.push()
+        await until(lambda: len(held.peer.data) == INITIAL_WINDOW)
+        fast = source(a, total)
+        await until(lambda: len(far.opened) == 2)
+        far.opened[1][0].peer = End(peer=far.opened[1][0])
+        fast.push()
+        await until(lambda: len(far.opened[1][0].peer.data) == total)
+        assert len(held.peer.data) == INITIAL_WINDOW
+        assert slow.left == total - INITIAL_WINDOW  # nothing waits in between
+        assert a.mux.out_size == 0
+        assert not b.suspect
+        taken = 0
+        while taken < total:  # it goes on, at its own pace
+            await until(lambda: len(held.peer.data) > taken)  # noqa: B023
+            n = len(held.peer.data) - taken
+            held.taken(n)
+            taken += n
+        assert slow.left == 0
+
+
+async def test_what_waits_for_a_remote_that_does_not_read_is_bounded_and_arrives_when_it_does() -> None:
+    raw, stream = await raw_pair(on_socket=True)
+    raw.stream.stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+    async with trio.open_nursery() as nursery:
+        reactor, remote = Reactor(), Remote(stream)
+        await nursery.start(reactor.run)
+        link = Link(secure(raw, initiator=True), PEERS[1], reactor=reactor, events=Host())
+        nursery.start_soon(link.start)
+        each, many = MAX_WINDOW, 20
+        sources = [source(link, each) for _ in range(many)]
+        await remote.hear("OPEN")
+        for end in sources:
+            await remote.say(frame(OPENED, end.peer.id), frame(CREDIT, end.peer.id, credit(MAX_WINDOW)))
+            end.push()
+        await until(lambda: link._unsent is not None and link.mux.out_size >= CONNECTION_BUFFER // 2)
+        assert link.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
+        assert len(link._unsent or b"") < SEND_BYTES + 2 * MAX_PLAINTEXT
+        assert not link.is_flushed
+        received = 0
+        with trio.fail_after(20):
+            while received < each * many:
+                received += sum(len(payload) for kind, _, payload in await remote.hear("DATA") if kind == "DATA")
+                assert link.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
+        assert received == each * many
+        await until(lambda: link.is_flushed)
+        await link.close()
+        await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+class Scripted:
+    """A socket that takes no more than the script says: so many bytes, or None for BlockingIOError, and again."""
+
+    def __init__(self, sock: socket.socket, script: list[int | None]) -> None:
+        self._sock = sock
+        self._script = itertools.cycle(script)
+
+    def send(self, data: Any) -> int:
+        limit = next(self._script)
+        if limit is None:
+            raise BlockingIOError
+        return self._sock.send(data[:limit])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+@pytest.mark.parametrize("script", [[1 << 30, None], [None, 1], [1000, None, None, 1 << 30], [7]], ids=str)
+async def test_whatever_the_kernel_takes_at_a_time_all_of_it_arrives(script: list[int | None]) -> None:
+    async with one_link() as (link, remote, _):
+        assert link._sock is not None
+        link._sock = Scripted(link._sock, script)  # type: ignore[assignment]
+        for n in range(20):
+            channel, end = opened(link)
+            await remote.hear("OPEN")
+            await remote.say(frame(OPENED, channel.id))
+            await until(lambda: end.heard)  # noqa: B023
+            data = bytes([n]) * (n * 100 + 1)
+            channel.send(data)
+            channel.send_eof()
+            heard = await remote.hear("FIN")
+            assert b"".join(payload for kind, _, payload in heard if kind == "DATA") == data
+        await until(lambda: link.is_flushed and link._mask == READ)
+
+
+async def test_flushed_is_what_the_kernel_has_taken() -> None:
+    async with one_link() as (link, remote, _):
+        assert link._sock is not None
+        sock = link._sock
+        link._sock = Scripted(sock, [None])  # type: ignore[assignment]
+        await until(lambda: link.is_flushed)
+        link.ping()
+        assert not link.is_flushed
+        await until(lambda: link.mux.is_empty and not link._flush_queued)
+        assert not link.is_flushed
+        link._sock = sock
+        await until(lambda: link.is_flushed)
+        assert await remote.hear()
+
+
+async def test_a_socket_that_owes_an_answer_is_asked() -> None:
+    async with one_link() as (link, remote, _):
+        now = trio.current_time()
+        link.tick(now + PING_AFTER_S + 1)
+        opened(link)
+        await remote.hear("OPEN")
+        link.tick(now + PING_AFTER_S + 1.1)
+        assert [kind for kind, _, _ in await remote.hear()] == ["PING"]
+
+
+async def test_one_turn_of_the_reactor_sends_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other sockets' events come in between, not behind."""
+    monkeypatch.setattr(link_module, "TURN_BYTES", 2 * MAX_PLAINTEXT)
+    monkeypatch.setattr(link_module, "SEND_BYTES", 16 * 1024)
+    async with one_link() as (link, remote, _):
+        assert link._sock is not None
+        link._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        for _ in range(8):
+            source(link, INITIAL_WINDOW).push()
+        queued = link.mux.out_size
+        link._flush()
+        assert link._unsent is None  # the kernel would have taken more
+        assert 0 < queued - link.mux.out_size <= 3 * MAX_PLAINTEXT
+        assert not link.is_flushed
+        received = 0
+        while received < queued:
+            received += sum(len(payload) for kind, _, payload in await remote.hear("DATA") if kind == "DATA")
+        await until(lambda: link.is_flushed and link._mask == READ)  # and it asks for no turn that it does not need

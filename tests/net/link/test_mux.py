@@ -1,0 +1,1386 @@
+"""The frame rules of the mux, one transcript each; no loop, no socket."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from federation.errors import PeerUnavailable, ProtocolViolation
+from federation.net.link.handshake import MAX_PLAINTEXT
+from federation.net.link.mux import (
+    CHANNEL_BUFFER,
+    CONNECTION_BUFFER,
+    CREDIT,
+    DATA,
+    FIN,
+    GROWTH_BUDGET,
+    HEADER,
+    HEADER_BYTES,
+    INITIAL_WINDOW,
+    LEAST_CREDIT,
+    MAX_CHANNELS,
+    MAX_CONTROL,
+    MAX_PAYLOAD,
+    MAX_REASON,
+    MAX_STREAMS,
+    MAX_VAIN,
+    MAX_WINDOW,
+    OPEN,
+    OPENED,
+    PING,
+    PONG,
+    QUANTUM,
+    REFUSED,
+    RST,
+    STRAY_COSTS,
+    STREAM,
+    STREAM_COSTS,
+    VAIN_A_TICK,
+    Channel,
+    Mux,
+)
+from tests.support.links import End
+
+NAMES = {
+    STREAM: "STREAM", OPEN: "OPEN", OPENED: "OPENED", REFUSED: "REFUSED", DATA: "DATA",
+    FIN: "FIN", RST: "RST", CREDIT: "CREDIT", PING: "PING", PONG: "PONG",
+}  # fmt: skip
+KB = 1024
+
+
+def frame(kind: int, channel: int = 0, payload: bytes = b"") -> bytes:
+    return HEADER.pack(kind, channel, len(payload)) + payload
+
+
+def frames(record: bytes) -> list[Any]:
+    """A record as a transcript: [("DATA", 1, b"hello"), ...]."""
+    said = []
+    while record:
+        kind, channel, length = HEADER.unpack_from(record)
+        assert len(record) >= HEADER_BYTES + length
+        said.append((NAMES[kind], channel, record[HEADER_BYTES : HEADER_BYTES + length]))
+        record = record[HEADER_BYTES + length :]
+    return said
+
+
+def credit(n: int) -> bytes:
+    return struct.pack(">I", n)
+
+
+@dataclass
+class Side:
+    """A mux, and what it tells its owner. What the remote opens is joined to an End."""
+
+    initiator: bool = True
+    tunnels: list[tuple[Channel, str]] = field(default_factory=list)
+    streams: list[Channel] = field(default_factory=list)
+    pongs: list[bytes] = field(default_factory=list)
+    wakes: int = 0
+    accepts: bool = True
+    takes: bool = True  # remote channels' readers give credit at once
+
+    def __post_init__(self) -> None:
+        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake)
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def tunnel_opened(self, channel: Channel, service: str) -> None:
+        channel.peer = End(credit=self.takes, peer=channel)
+        self.tunnels.append((channel, service))
+        if self.accepts:
+            channel.accept()
+
+    def stream_opened(self, channel: Channel) -> None:
+        channel.peer = End(credit=self.takes, peer=channel)
+        self.streams.append(channel)
+
+    def pong(self, payload: bytes) -> None:
+        self.pongs.append(payload)
+
+    def open(self, service: str = "default", *, takes: bool = True) -> tuple[Channel, End]:
+        end = End(credit=takes)
+        end.peer = self.mux.open_tunnel(service, end, end)
+        return end.peer, end
+
+    def opened(self) -> tuple[Channel, End]:
+        """A tunnel that the remote has answered, with the frames of that out of the way."""
+        channel, end = self.open()
+        self.said()
+        self.mux.feed(frame(OPENED, channel.id))
+        end.heard.clear()
+        return channel, end
+
+    def records(self) -> list[bytes]:
+        said = []
+        while (record := self.mux.next_record()) is not None:
+            assert 1 <= len(record) <= MAX_PLAINTEXT
+            said.append(record)
+        return said
+
+    def said(self) -> list[Any]:
+        return [item for record in self.records() for item in frames(record)]
+
+    def check(self) -> None:
+        """The sums that the mux keeps are the sums of what it has."""
+        mux = self.mux
+        channels = mux.channels.values()
+        assert mux.out_size == sum(c.out_size for c in channels)
+        assert mux.grown == sum(c.window - INITIAL_WINDOW for c in channels) <= GROWTH_BUDGET
+        assert mux.tunnels == sum(c.tunnel for c in channels)
+        assert mux._remote_channels == sum(c.remote for c in channels) <= MAX_CHANNELS
+        assert mux._streams == sum(c.remote and not c.tunnel for c in channels) <= MAX_STREAMS
+        for channel in channels:
+            assert not channel.closed
+            assert 0 <= channel.granted <= channel.window <= MAX_WINDOW
+            assert 0 <= channel.unreturned <= channel.window
+            assert channel.out_size <= CHANNEL_BUFFER
+            assert channel.out_size == sum(map(len, channel._out))
+
+
+def pair(**b: Any) -> tuple[Side, Side]:
+    return Side(initiator=True), Side(initiator=False, **b)
+
+
+def pump(a: Side, b: Side) -> list[Any]:
+    """Carry records to and fro until both have said all; returns what was said as (who, frame)."""
+    said = []
+    while True:
+        quiet = True
+        for name, here, there in (("a", a, b), ("b", b, a)):
+            for record in here.records():
+                quiet = False
+                said += [(name, *item) for item in frames(record)]
+                there.mux.feed(record)
+        if quiet:
+            return said
+
+
+def pour(channel: Channel, data: bytes) -> int:
+    """What a source does: as much as there is room for. Returns how much went."""
+    at = 0
+    while at < len(data) and (room := channel.room()):
+        channel.send(data[at : at + room])
+        at += min(room, len(data) - at)
+    return at
+
+
+# Opening
+
+
+def test_open_goes_before_the_first_bytes_and_both_in_one_record() -> None:
+    a = Side()
+    channel, _ = a.open("chat")
+    channel.send(b"hello")
+    (record,) = a.records()
+    assert frames(record) == [("OPEN", 1, b"chat"), ("DATA", 1, b"hello")]
+
+
+def test_the_dialler_opens_odd_channels_the_other_even_ones_each_upwards() -> None:
+    a, b = pair()
+    assert [a.open()[0].id, a.mux.open_stream().id, a.open()[0].id] == [1, 3, 5]
+    assert [b.open()[0].id, b.mux.open_stream().id, b.open()[0].id] == [2, 4, 6]
+    pump(a, b)  # at once, and nobody objects
+    assert [c.id for c, _ in b.tunnels] == [1, 5]
+    assert [c.id for c, _ in a.tunnels] == [2, 6]
+    assert [c.id for c in a.streams + b.streams] == [4, 3]
+
+
+def test_a_tunnel_from_open_to_the_end() -> None:
+    a, b = pair()
+    ours, end = a.open()
+    ours.send(b"request")
+    ours.send_eof()
+    assert pump(a, b) == [
+        ("a", "OPEN", 1, b"default"),
+        ("a", "DATA", 1, b"request"),
+        ("a", "FIN", 1, b""),
+        ("b", "OPENED", 1, b""),
+    ]
+    (theirs, service), far = b.tunnels[0], b.tunnels[0][0].peer
+    assert service == "default"
+    assert far.heard == [b"request", "EOF"]
+    assert end.heard == ["OPENED"]
+    theirs.send(b"reply")
+    theirs.send_eof()
+    assert pump(a, b) == [("b", "DATA", 1, b"reply"), ("b", "FIN", 1, b"")]
+    assert end.heard == ["OPENED", b"reply", "EOF"]
+    assert ours.closed
+    assert theirs.closed
+    for side in (a, b):
+        assert not side.mux.channels
+        assert side.mux.tunnels == 0
+
+
+def test_a_refusal_reaches_the_opener_alone_and_ends_the_channel_on_both_sides() -> None:
+    a, b = pair(accepts=False)
+    ours, end = a.open()
+    ours.send(b"early")
+    pump(a, b)
+    b.tunnels[0][0].refuse("backend down")
+    assert pump(a, b) == [("b", "REFUSED", 1, b"backend down")]
+    assert end.heard == ["REFUSED backend down"]  # and no abort beside it
+    assert ours.closed
+    assert not a.mux.channels
+    assert not b.mux.channels
+    ours.send(b"late")
+    ours.send_eof()
+    ours.abort("late")
+    assert pump(a, b) == []
+
+
+def test_bytes_that_cross_a_refusal_are_dropped_silently() -> None:
+    a, b = pair(accepts=False)
+    ours, end = a.open()
+    pump(a, b)
+    ours.send(b"on the way")
+    ours.send_eof()
+    b.tunnels[0][0].refuse("no")
+    assert pump(a, b)
+    assert end.heard == ["REFUSED no"]
+    assert b.tunnels[0][0].peer.heard == []
+
+
+def test_an_answer_to_a_tunnel_given_up_is_ignored() -> None:
+    for answer in (OPENED, REFUSED):
+        a = Side()
+        ours, end = a.open()
+        ours.abort("too slow")
+        assert a.said() == [("OPEN", 1, b"default"), ("RST", 1, b"too slow")]
+        a.mux.feed(frame(answer, 1))
+        assert end.heard == []
+
+
+def test_a_stream_is_not_a_tunnel() -> None:
+    a, b = pair()
+    ours = a.mux.open_stream()
+    ours.peer = End()
+    assert pump(a, b) == [("a", "STREAM", 1, b"")]
+    assert b.streams[0].id == 1
+    assert a.mux.tunnels == b.mux.tunnels == 0
+    b.open()
+    pump(a, b)
+    assert a.mux.tunnels == b.mux.tunnels == 1
+
+
+def test_an_open_for_which_there_is_no_channel_left_is_refused_and_costs_the_others_nothing() -> None:
+    b = Side(initiator=False, accepts=False)
+    b.mux.feed(b"".join(frame(OPEN, 2 * n + 1) for n in range(MAX_CHANNELS + 1)))
+    last = 2 * MAX_CHANNELS + 1
+    assert b.said() == [("REFUSED", last, b"too many at once")]
+    assert len(b.tunnels) == len(b.mux.channels) == MAX_CHANNELS
+    b.mux.feed(frame(DATA, last, b"x") + frame(DATA, 1, b"y"))  # the refused one's early bytes
+    assert b.tunnels[0][0].peer.data == b"y"
+    b.tunnels[7][0].refuse("done")
+    b.mux.feed(frame(OPEN, last + 2))
+    assert len(b.tunnels) == MAX_CHANNELS + 1
+    b.check()
+
+
+def test_what_comes_for_a_channel_that_is_gone_costs_little_of_the_patience() -> None:
+    """It was on its way when we closed it: a crowd of clients that leaves is none the worse for it."""
+    b = Side(initiator=False)
+    for n in range(2 * MAX_VAIN):
+        b.mux.feed(frame(OPEN, 2 * n + 1))
+        b.tunnels.pop()[0].abort("the backend is gone")
+        b.mux.feed(frame(DATA, 2 * n + 1, b"x") + frame(CREDIT, 2 * n + 1, credit(INITIAL_WINDOW)) + frame(FIN, 2 * n + 1))
+        b.mux.next_record()
+
+
+def test_credit_for_nothing_is_a_violation() -> None:
+    """Nobody of ours ever granted less than half a window."""
+    a = Side()
+    channel, end = a.opened()
+    with pytest.raises(ProtocolViolation, match="nothing"):
+        a.mux.feed(frame(CREDIT, channel.id, credit(0)))
+    assert end.heard == []
+
+
+def test_what_we_grant_is_never_little() -> None:
+    b = Side(initiator=False, takes=False)
+    b.mux.feed(frame(OPEN, 1))
+    channel = b.tunnels[0][0]
+    for _ in range(1000):
+        b.mux.feed(frame(DATA, 1, bytes(100)))
+        channel.taken(100)
+    grants = [struct.unpack(">I", payload)[0] for kind, _, payload in b.said() if kind == "CREDIT"]
+    assert grants
+    assert min(grants) >= INITIAL_WINDOW // 2 >= LEAST_CREDIT
+
+
+def test_an_answer_to_our_ping_costs_the_peer_nothing() -> None:
+    a = Side()
+    for _ in range(2 * MAX_VAIN):
+        a.mux.ping(bytes(8))
+        a.mux.next_record()
+        a.mux.feed(frame(PONG, 0, bytes(8)))
+    assert a.mux._vain_left == MAX_VAIN
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 100_000)), max_size=30), st.integers(1, 4))
+def test_what_we_send_is_never_in_more_frames_than_it_needs(writes: list[tuple[int, int]], records: int) -> None:
+    """Whatever is queued, in whatever order, and taken out in between."""
+    a, b = Side(), Side(initiator=False)
+    channels = [a.opened()[0] for _ in range(5)]
+    for channel in channels:
+        b.mux.feed(frame(OPEN, channel.id))
+    a.records()
+    for which, size in writes:
+        channel = channels[which]
+        if n := min(size, channel.room()):
+            channel.send(bytes(n))
+        for record in a.records()[:records] if size % 2 else []:
+            b.mux.feed(record)
+    for record in a.records():
+        b.mux.feed(record)
+    assert b.mux._vain_left == MAX_VAIN
+
+
+def test_bytes_in_more_frames_than_they_need_are_priced() -> None:
+    b = Side(initiator=False)
+    b.mux.feed(frame(OPEN, 1))
+    channel = b.tunnels[0][0]
+    crumbs = frame(DATA, 1, b"x") * 1001
+    for n in range(1, MAX_VAIN // 1000 + 1):
+        b.mux.feed(crumbs)
+        channel.taken(1001)
+        b.mux.next_record()
+        assert b.mux._vain_left == MAX_VAIN - n * 1000
+    with pytest.raises(ProtocolViolation, match="floods"):
+        b.mux.feed(crumbs)
+
+
+LAVISH = {
+    "pongs": (lambda n: frame(PONG, 0, bytes(8)), 1.0),
+    "grants of a byte": (lambda n: frame(CREDIT, 1, credit(1)), 1.0),
+    "frames for what is gone": (lambda n: frame(FIN, 3), STRAY_COSTS),
+}
+
+
+@pytest.mark.parametrize(("flood", "price"), LAVISH.values(), ids=list(LAVISH))
+def test_what_costs_us_more_than_the_peer_is_priced(flood: Any, price: float) -> None:
+    a = Side()
+    a.opened()
+    a.opened()[0].abort("gone")
+    allowed = int(MAX_VAIN / price)
+    for n in range(allowed):
+        a.mux.feed(flood(n))
+        a.mux.next_record()
+    with pytest.raises(ProtocolViolation, match="floods"):
+        a.mux.feed(flood(allowed))
+
+
+FLOODS = {
+    "opens taken back": lambda n: frame(OPEN, 2 * n + 1) + frame(RST, 2 * n + 1),
+    "pings": lambda n: frame(PING, 0, bytes(8)),
+    "streams": lambda n: frame(STREAM, 2 * n + 1) + frame(RST, 2 * n + 1),
+    "opens that are refused": lambda n: frame(OPEN, 2 * n + 1, b"no such service"),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=list(FLOODS))
+def test_a_flood_costs_the_flooder_its_connection(flood: Any) -> None:
+    b = Side(initiator=False, accepts=False)
+    allowed = MAX_VAIN // STREAM_COSTS if flood is FLOODS["streams"] else MAX_VAIN
+
+    def feed(n: int) -> None:
+        b.mux.feed(flood(n))
+        if b.tunnels and not b.tunnels[-1][0].closed:
+            b.tunnels.pop()[0].refuse("not here")
+        b.mux.next_record()
+
+    for n in range(allowed):
+        feed(n)
+    with pytest.raises(ProtocolViolation, match="floods"):
+        for n in range(allowed, allowed + 3):
+            feed(n)
+
+
+def test_patience_comes_back_with_time_and_use_costs_none() -> None:
+    b = Side(initiator=False)
+    for n in range(3 * MAX_VAIN):
+        if n % VAIN_A_TICK == 0:
+            b.mux.tick()
+        b.mux.feed(frame(PING, 0, bytes(8)))
+        b.mux.next_record()
+    for n in range(MAX_VAIN + 10):  # and now without a tick: tunnels that are opened and then reset
+        b.mux.feed(frame(OPEN, 2 * n + 1))
+        b.mux.feed(frame(RST, 2 * n + 1))
+        b.mux.next_record()
+    b.mux.feed(frame(PING, 0, bytes(8)))
+    assert not b.mux.channels
+
+
+def test_a_stream_too_many_is_reset_and_tunnels_go_on() -> None:
+    b = Side(initiator=False)
+    b.mux.feed(b"".join(frame(STREAM, 2 * n + 1) for n in range(MAX_STREAMS + 1)))
+    last = 2 * MAX_STREAMS + 1
+    assert b.said() == [("RST", last, b"too many at once")]
+    b.mux.feed(frame(OPEN, last + 2, b"s"))
+    assert [service for _, service in b.tunnels] == ["s"]
+    b.mux.feed(frame(RST, 1))
+    b.mux.feed(frame(STREAM, last + 4))
+    assert len(b.streams) == MAX_STREAMS + 1
+    b.check()
+
+
+def test_our_own_channels_are_not_counted_against_the_remote() -> None:
+    b = Side(initiator=False)
+    for _ in range(MAX_STREAMS + 1):
+        b.mux.open_stream().peer = End()
+    b.records()
+    b.mux.feed(frame(STREAM, 1))
+    assert len(b.streams) == 1
+    b.check()
+
+
+def test_nothing_opens_on_a_closed_connection() -> None:
+    a = Side()
+    a.mux.abort("gone")
+    with pytest.raises(PeerUnavailable):
+        a.open()
+    with pytest.raises(PeerUnavailable):
+        a.mux.open_stream()
+
+
+def test_channel_numbers_run_out_in_order() -> None:
+    """At 3000 tunnels a second that is after eight days."""
+    a = Side()
+    a.mux._next_id = 2**32 - 1
+    channel, _ = a.open()
+    with pytest.raises(PeerUnavailable):
+        a.open()
+    assert a.said() == [("OPEN", 2**32 - 1, b"default")]
+    assert list(a.mux.channels) == [channel.id]
+    assert a.mux.tunnels == 1
+    assert a.mux.used_up
+
+
+def test_the_remotes_words_are_fit_for_a_log_line() -> None:
+    a, b = pair()
+    b.mux.feed(frame(OPEN, 1, b"ol\xffl\x1b[31mam\na" + b"x" * 1000))
+    service = b.tunnels[0][1]
+    assert service.startswith("ol\ufffdl?[31mam?a")
+    assert len(service) == MAX_REASON
+    ours, end = a.open()
+    a.mux.feed(frame(RST, ours.id, b"a\r\nb\xc3"))
+    assert end.heard == ["RST a??b\ufffd"]
+
+
+def test_our_reasons_are_cut_to_what_the_remote_reads() -> None:
+    a, b = pair(accepts=False)
+    a.open()
+    a.open()
+    pump(a, b)
+    b.tunnels[0][0].refuse("é" * 1000)
+    b.tunnels[1][0].abort("é" * 1000)
+    assert [len(reason) for _, _, _, reason in pump(a, b)] == [MAX_REASON] * 2
+
+
+def test_wake_is_called_when_there_is_something_to_take_out() -> None:
+    a = Side()
+    channel, _ = a.opened()
+    told = a.wakes
+    for act in (lambda: channel.send(b"x"), channel.send_eof, lambda: a.mux.ping(bytes(8)), lambda: channel.abort("")):
+        act()
+        assert a.wakes > told
+        assert a.said()
+        told = a.wakes
+    assert a.mux.is_empty
+    assert a.mux.next_record() is None
+    assert a.wakes == told
+
+
+def test_the_fin_that_ends_a_channel_in_order_is_nothing_to_wake_anybody_for() -> None:
+    a = Side()
+    late: list[Channel] = []
+    a.mux.wake_late = lambda: late.append(ours)
+    ours, _ = a.opened()
+    other, _ = a.opened()
+    a.mux.feed(frame(FIN, ours.id))
+    told = a.wakes
+    ours.send_eof()
+    assert (a.wakes, len(late)) == (told, 1)
+    other.send_eof()  # the remote may wait for this one
+    assert (a.wakes, len(late)) == (told + 1, 1)
+    assert sorted(a.said()) == [("FIN", ours.id, b""), ("FIN", other.id, b"")]
+    assert ours.closed
+
+
+# Credit
+
+
+def test_a_side_sends_no_more_than_was_granted_and_hears_when_more_is() -> None:
+    a = Side()
+    channel, end = a.opened()
+    sent = 0
+    while room := channel.room():
+        channel.send(bytes(room))
+        sent += room
+        a.records()
+    assert sent == INITIAL_WINDOW
+    a.mux.feed(frame(CREDIT, channel.id, credit(10)))
+    assert end.heard == ["resume"]
+    assert channel.room() == 10
+    a.mux.feed(frame(CREDIT, channel.id, credit(10)))
+    assert end.heard == ["resume"]  # once for each time that it was told to wait
+    assert channel.room() == 20
+
+
+def test_who_receives_grants_again_in_halves_of_the_window_what_left_its_buffers() -> None:
+    b = Side(initiator=False, takes=False)
+    b.mux.feed(frame(OPEN, 1))
+    channel = b.tunnels[0][0]
+    b.said()
+    for n in (40 * KB, 24 * KB):
+        b.mux.feed(frame(DATA, 1, bytes(n)))
+    assert b.said() == []  # it lies here
+    channel.taken(INITIAL_WINDOW // 2 - 1)
+    assert b.said() == []
+    channel.taken(1)
+    assert b.said() == [("CREDIT", 1, credit(INITIAL_WINDOW // 2))]
+    assert channel.granted == INITIAL_WINDOW // 2
+
+
+def test_data_that_was_not_granted_is_a_violation() -> None:
+    b = Side(initiator=False, takes=False)
+    b.mux.feed(frame(OPEN, 1))
+    b.mux.feed(frame(DATA, 1, bytes(MAX_PAYLOAD)))
+    b.mux.feed(frame(DATA, 1, bytes(INITIAL_WINDOW - MAX_PAYLOAD)))  # the last byte of it
+    with pytest.raises(ProtocolViolation, match="granted"):
+        b.mux.feed(frame(DATA, 1, b"x"))
+    assert len(b.tunnels[0][0].peer.data) == INITIAL_WINDOW
+
+
+def test_empty_data_is_a_violation() -> None:
+    """It costs no credit, so that a reader that waits would pile it up without a bound; and b"" read is EOF to many."""
+    b = Side(initiator=False, takes=False)
+    b.mux.feed(frame(OPEN, 1))
+    with pytest.raises(ProtocolViolation):
+        b.mux.feed(frame(DATA, 1))
+    assert b.tunnels[0][0].peer.heard == []
+
+
+def test_empty_data_is_never_sent() -> None:
+    a = Side()
+    channel, _ = a.opened()
+    channel.send(b"")
+    assert a.said() == []
+
+
+def test_a_slow_reader_stops_its_own_sender_only() -> None:
+    a, b = pair(takes=False)
+    slow, _ = a.open()
+    fast, _ = a.open()
+    pump(a, b)
+    b.tunnels[1][0].peer.credit = True
+    assert pour(slow, bytes(1_000_000)) == INITIAL_WINDOW
+    pump(a, b)
+    assert slow.room() == 0
+    left = 1_000_000
+    while left:
+        went = pour(fast, bytes(left))
+        assert went
+        left -= went
+        pump(a, b)
+    assert len(b.tunnels[1][0].peer.data) == 1_000_000
+
+
+def test_more_credit_than_a_window_holds_is_a_violation() -> None:
+    a = Side()
+    channel, _ = a.opened()
+    a.mux.feed(frame(CREDIT, channel.id, credit(2 * MAX_WINDOW - INITIAL_WINDOW)))
+    with pytest.raises(ProtocolViolation, match="CREDIT"):
+        a.mux.feed(frame(CREDIT, channel.id, credit(1)))
+
+
+def test_what_is_queued_is_paid_for() -> None:
+    """Credit is spent when bytes are queued: a remote cannot tell queued ones from sent ones, and must not be overdrawn."""
+    a = Side()
+    channel, _ = a.opened()
+    pour(channel, bytes(INITIAL_WINDOW))
+    assert channel.credit == 0
+    a.mux.feed(frame(CREDIT, channel.id, credit(100)))
+    assert channel.room() == 100
+
+
+def test_no_credit_is_wasted_on_who_has_finished() -> None:
+    b = Side(initiator=False, takes=False)
+    b.mux.feed(frame(OPEN, 1) + frame(DATA, 1, bytes(INITIAL_WINDOW // 2)) + frame(FIN, 1))
+    b.said()
+    b.tunnels[0][0].taken(INITIAL_WINDOW // 2)
+    assert b.said() == []
+
+
+# Window growth
+
+
+def _stream_in(b: Side, channel: Channel, total: int, *, chunk: int) -> None:
+    """The remote sends `total` bytes in frames of `chunk` and stays within what it was granted."""
+    while total:
+        n = min(chunk, total, channel.granted)
+        assert n, "out of credit although the reader takes all"
+        b.mux.feed(frame(DATA, channel.id, bytes(n)))
+        total -= n
+
+
+@pytest.mark.parametrize("chunk", [1000, QUANTUM, MAX_PAYLOAD], ids=["small", "quantum", "large"])
+def test_the_window_of_a_reader_that_keeps_up_grows_to_the_most(chunk: int) -> None:
+    b = Side(initiator=False)
+    b.mux.feed(frame(OPEN, 1))
+    channel = b.tunnels[0][0]
+    _stream_in(b, channel, INITIAL_WINDOW // 2 - 1, chunk=1000)
+    assert channel.window == INITIAL_WINDOW  # a small exchange grows nothing
+    _stream_in(b, channel, 4 * MAX_WINDOW, chunk=chunk)
+    assert channel.window == MAX_WINDOW
+    assert b.mux.grown == MAX_WINDOW - INITIAL_WINDOW
+    b.check()
+
+
+def test_the_window_of_a_reader_that_lags_does_not_grow() -> None:
+    """It always holds what it was sent but for the half that it has just taken."""
+    b = Side(initiator=False, takes=False)
+    b.mux.feed(frame(OPEN, 1))
+    channel = b.tunnels[0][0]
+    for _ in range(100):
+        while n := min(channel.granted, MAX_PAYLOAD):
+            b.mux.feed(frame(DATA, 1, bytes(n)))
+        channel.taken(INITIAL_WINDOW // 2)
+    assert channel.window == INITIAL_WINDOW
+
+
+def test_growth_is_credit_that_the_remote_gets_and_may_use() -> None:
+    a, b = pair()
+    ours, _ = a.open()
+    pump(a, b)
+    for _ in range(20):
+        pour(ours, bytes(CHANNEL_BUFFER))
+        pump(a, b)
+    theirs = b.tunnels[0][0]
+    assert theirs.window == MAX_WINDOW
+    assert ours.credit == theirs.granted == MAX_WINDOW - theirs.unreturned > MAX_WINDOW // 2
+
+
+def test_growth_ends_with_the_connections_budget_and_comes_back_with_the_channels() -> None:
+    b = Side(initiator=False)
+    each = MAX_WINDOW - INITIAL_WINDOW
+    many = GROWTH_BUDGET // each + 4  # after those that fit whole, two get what is left of it
+    for n in range(many):
+        b.mux.feed(frame(OPEN, 2 * n + 1))
+        _stream_in(b, b.tunnels[n][0], 4 * MAX_WINDOW, chunk=QUANTUM)
+        b.records()
+        b.check()
+    windows = [channel.window for channel, _ in b.tunnels]
+    assert windows[: many - 4] == [MAX_WINDOW] * (many - 4)
+    assert windows[-1] == INITIAL_WINDOW
+    assert GROWTH_BUDGET - INITIAL_WINDOW < b.mux.grown <= GROWTH_BUDGET
+    for channel, _ in b.tunnels[:-1]:
+        channel.abort("done")
+    assert b.mux.grown == 0
+    _stream_in(b, b.tunnels[-1][0], 4 * MAX_WINDOW, chunk=QUANTUM)
+    assert b.tunnels[-1][0].window == MAX_WINDOW
+
+
+# FIN
+
+
+def test_fin_follows_the_data_and_is_sent_once() -> None:
+    a = Side()
+    channel, _ = a.opened()
+    channel.send_eof()
+    channel.send_eof()
+    assert a.said() == [("FIN", 1, b"")]
+    channel.send_eof()
+    assert a.said() == []
+
+    channel, _ = a.opened()
+    pour(channel, bytes(INITIAL_WINDOW))
+    channel.send_eof()
+    said = a.said()
+    assert [kind for kind, _, _ in said] == ["DATA"] * (len(said) - 1) + ["FIN"]
+
+
+def test_fin_leaves_the_other_direction_open_whichever_side_was_first() -> None:
+    for first in (0, 1):
+        a, b = pair()
+        ours, end = a.open()
+        pump(a, b)
+        theirs = b.tunnels[0][0]
+        ends = [(ours, theirs, theirs.peer), (theirs, ours, end)]
+        done, going, _ = ends[first]
+        done.send_eof()
+        pump(a, b)
+        assert not done.closed
+        assert not going.closed
+        going.send(b"still")
+        pump(a, b)
+        going.send(b" here")
+        going.send_eof()
+        pump(a, b)
+        assert ends[1 - first][2].data == b"still here"
+        assert done.closed
+        assert going.closed
+
+
+def test_fin_waits_for_a_record_with_room() -> None:
+    """DATA fills the record but for 1 to 6 bytes, or to the last."""
+    for spare in range(HEADER_BYTES + 1):
+        a, b = pair()
+        ours, _ = a.open()
+        pump(a, b)
+        data = bytes(MAX_PAYLOAD - spare)
+        ours.send(data)
+        ours.send_eof()
+        records = a.records()
+        assert len(records) == (1 if spare == HEADER_BYTES else 2), spare
+        for record in records:
+            b.mux.feed(record)
+        assert b.tunnels[0][0].peer.heard == [data, "EOF"]
+
+
+def test_data_or_fin_after_fin_is_a_violation() -> None:
+    for late in (frame(DATA, 1, b"x"), frame(FIN, 1)):
+        b = Side(initiator=False)
+        b.mux.feed(frame(OPEN, 1) + frame(FIN, 1))
+        with pytest.raises(ProtocolViolation):
+            b.mux.feed(late)
+        assert b.tunnels[0][0].peer.heard == ["EOF"]
+
+
+def test_frames_of_any_kind_may_cross_the_end_of_a_channel() -> None:
+    crossing = [
+        frame(DATA, 1, b"x"), frame(FIN, 1), frame(RST, 1, b"x"), frame(CREDIT, 1, credit(1)), frame(OPENED, 1),
+        frame(REFUSED, 1),
+    ]  # fmt: skip
+    for late in crossing:
+        for ours in (True, False):
+            side = Side(initiator=ours)
+            if ours:
+                channel, end = side.opened()
+            else:
+                side.mux.feed(frame(OPEN, 1))
+                channel, end = side.tunnels[0][0], side.tunnels[0][0].peer
+            channel.abort("enough")
+            end.heard.clear()
+            side.mux.feed(late)
+            assert end.heard == []
+
+
+# OPENED and REFUSED
+
+
+@pytest.mark.parametrize("early", [frame(DATA, 1, b"x"), frame(FIN, 1)], ids=["DATA", "FIN"])
+def test_nothing_comes_through_a_tunnel_before_its_answer(early: bytes) -> None:
+    """The entry may give it to another peer still: bytes of this one must not reach the client."""
+    a = Side()
+    _, end = a.open()
+    with pytest.raises(ProtocolViolation):
+        a.mux.feed(early)
+    assert end.heard == []
+
+
+@pytest.mark.parametrize("second", [OPENED, REFUSED])
+def test_a_tunnel_is_answered_once(second: int) -> None:
+    a = Side()
+    channel, _ = a.opened()
+    with pytest.raises(ProtocolViolation):
+        a.mux.feed(frame(second, channel.id))
+
+
+@pytest.mark.parametrize("answer", [OPENED, REFUSED])
+def test_who_did_not_ask_is_not_answered(answer: int) -> None:
+    a = Side()
+    stream = a.mux.open_stream()
+    stream.peer = End()
+    with pytest.raises(ProtocolViolation):
+        a.mux.feed(frame(answer, stream.id))
+    a.mux.feed(frame(OPEN, 2))
+    with pytest.raises(ProtocolViolation):
+        a.mux.feed(frame(answer, 2))
+
+
+# RST
+
+
+def test_rst_reaches_the_peer_and_frees_what_was_queued() -> None:
+    a, b = pair(takes=False)
+    ours, end = a.open()
+    pump(a, b)
+    end.heard.clear()
+    pour(ours, bytes(INITIAL_WINDOW))
+    b.tunnels[0][0].abort("backend reset")
+    b.mux.feed(b"")
+    for record in b.records():
+        a.mux.feed(record)
+    assert end.heard == ["RST backend reset"]
+    assert a.mux.out_size == 0
+    assert not ours._out
+    assert a.said() == []
+    assert not a.mux.channels
+    ours.abort("again")
+    assert a.said() == []
+
+
+def test_rst_overtakes_the_data_of_its_channel() -> None:
+    a = Side()
+    channel, _ = a.opened()
+    other, _ = a.opened()
+    pour(channel, bytes(INITIAL_WINDOW))
+    other.send(b"other")
+    channel.send_eof()
+    channel.abort("client gone")
+    assert a.said() == [("RST", 1, b"client gone"), ("DATA", 3, b"other")]
+
+
+def test_open_and_rst_keep_their_order() -> None:
+    """An exit that wakes up late sees that the entry gave up."""
+    a, b = pair(accepts=False)
+    ours, _ = a.open()
+    ours.send(b"request")
+    ours.abort("no answer")
+    (record,) = a.records()
+    assert frames(record) == [("OPEN", 1, b"default"), ("RST", 1, b"no answer")]
+    b.mux.feed(record)
+    assert b.tunnels[0][0].peer.heard == ["RST no answer"]
+    b.tunnels[0][0].accept()
+    b.tunnels[0][0].refuse("late")
+    assert b.said() == []
+
+
+def test_an_aborted_connection_tells_every_channel_once_and_says_no_more() -> None:
+    a, b = pair()
+    ends = [a.open()[1] for _ in range(3)]
+    pump(a, b)
+    stream = a.mux.open_stream()
+    stream.peer = End()
+    for end in ends:
+        end.heard.clear()
+        pour(end.peer, b"unsent")
+    a.mux.abort("the cable")
+    a.mux.abort("again")
+    for end in [*ends, stream.peer]:
+        assert end.heard == ["RST the cable"]
+        end_channel = stream if end is stream.peer else end.peer
+        assert end_channel.room() == 0
+        end_channel.send(b"x")
+        end_channel.send_eof()
+        end_channel.taken(1_000_000)
+        end_channel.abort("x")
+    assert not a.mux.crowded
+    assert a.said() == []
+    assert a.mux.is_empty
+
+
+def test_a_frame_after_the_connections_end_opens_nothing() -> None:
+    """The rest of a record, when a frame before it ended the connection."""
+    b = Side(initiator=False)
+    b.mux.abort("gone")
+    b.mux.feed(frame(OPEN, 1, b"s") + frame(STREAM, 3) + frame(PING, 0, bytes(8)) + frame(DATA, 1, b"x"))
+    assert b.tunnels == []
+    assert b.streams == []
+    assert not b.mux.channels
+
+
+# Turns
+
+
+def test_a_small_channel_waits_for_one_quantum_of_a_bulk_one() -> None:
+    a = Side()
+    bulk, _ = a.opened()
+    small, _ = a.opened()
+    pour(bulk, bytes(INITIAL_WINDOW))
+    small.send(b"token")
+    said = a.said()
+    assert said[:2] == [("DATA", bulk.id, bytes(QUANTUM)), ("DATA", small.id, b"token")]
+    assert sum(len(p) for _, c, p in said if c == bulk.id) == INITIAL_WINDOW
+
+
+def test_a_bulk_channel_alone_fills_the_record() -> None:
+    a = Side()
+    bulk, _ = a.opened()
+    pour(bulk, bytes(INITIAL_WINDOW))
+    assert [len(p) for _, _, p in a.said()] == [MAX_PAYLOAD, INITIAL_WINDOW - MAX_PAYLOAD]
+
+
+def test_bulk_channels_take_turns() -> None:
+    a = Side()
+    channels = [a.opened()[0] for _ in range(5)]
+    for channel in channels:
+        pour(channel, bytes(INITIAL_WINDOW))
+    sent = dict.fromkeys((c.id for c in channels), 0)
+    while (record := a.mux.next_record()) is not None:
+        for _, channel_id, payload in frames(record):
+            sent[channel_id] += len(payload)
+        behind = min(sent.values())
+        assert max(sent.values()) - behind <= 2 * QUANTUM
+    assert set(sent.values()) == {INITIAL_WINDOW}
+
+
+def test_a_channel_that_goes_on_sending_keeps_its_place_and_gets_no_second_one() -> None:
+    a = Side()
+    one, _ = a.opened()
+    two, _ = a.opened()
+    for n in range(10):
+        one.send(b"%d" % n)
+        two.send(b"%d" % n)
+    assert a.said() == [("DATA", one.id, b"0123456789"), ("DATA", two.id, b"0123456789")]
+
+
+def test_control_frames_go_first() -> None:
+    a = Side()
+    bulk, _ = a.opened()
+    pour(bulk, bytes(INITIAL_WINDOW))
+    a.records()
+    a.mux.feed(frame(CREDIT, 1, credit(INITIAL_WINDOW)))
+    pour(bulk, bytes(INITIAL_WINDOW))
+    a.mux.ping(b"12345678")
+    a.open("late")
+    said = a.said()
+    assert said[:2] == [("PING", 0, b"12345678"), ("OPEN", 3, b"late")]
+    assert said[2][0] == "DATA"
+
+
+def test_no_data_overtakes_an_open_that_did_not_fit_the_record() -> None:
+    a = Side()
+    many = 2 * MAX_PLAINTEXT // (HEADER_BYTES + len("default"))
+    for n in range(many):
+        channel, _ = a.open()
+        channel.send(b"%d" % n)
+    known = set()
+    records = a.records()
+    for record in records:
+        for kind, channel_id, _ in frames(record):
+            if kind == "OPEN":
+                known.add(channel_id)
+            else:
+                assert channel_id in known
+    assert len(known) == many
+
+
+def test_a_record_that_is_all_but_full_ends_there() -> None:
+    """Room for a header and 2 bytes down to none: no DATA of nothing, and the rest in the next one."""
+    for spare in range(HEADER_BYTES + 3):
+        a, b = pair()
+        channels = [a.open()[0] for _ in range(5)]
+        pump(a, b)
+        left = MAX_PLAINTEXT - spare
+        for channel in channels[:4]:
+            n = min(QUANTUM, left - HEADER_BYTES)
+            channel.send(bytes(n))
+            left -= HEADER_BYTES + n
+        assert left == 0
+        channels[4].send(b"last")
+        pump(a, b)
+        first = max(0, spare - HEADER_BYTES)
+        assert b.tunnels[4][0].peer.heard == [part for part in (b"last"[:first], b"last"[first:]) if part]
+
+
+def test_chunks_are_joined_and_split_without_loss() -> None:
+    a, b = pair()
+    ours, _ = a.open()
+    pump(a, b)
+    data = bytes(n % 251 for n in range(INITIAL_WINDOW))
+    for at in range(0, len(data), 777):
+        ours.send(memoryview(data)[at : at + 777])
+    pump(a, b)
+    assert b.tunnels[0][0].peer.data == data
+
+
+def test_a_memoryview_is_copied_before_its_owner_reuses_it() -> None:
+    a = Side()
+    channel, _ = a.opened()
+    scratch = bytearray(b"mine")
+    channel.send(memoryview(scratch))
+    scratch[:] = b"next"
+    assert a.said() == [("DATA", 1, b"mine")]
+
+
+# Budgets
+
+
+def _granted(a: Side, n: int) -> list[tuple[Channel, End]]:
+    """Channels whose remote grants as much as may be."""
+    channels = [a.opened() for _ in range(n)]
+    for channel, _ in channels:
+        a.mux.feed(frame(CREDIT, channel.id, credit(MAX_WINDOW)))
+    return channels
+
+
+def test_a_channel_holds_no_more_than_its_buffer_and_resumes_its_source() -> None:
+    a = Side()
+    ((channel, end),) = _granted(a, 1)
+    assert pour(channel, bytes(MAX_WINDOW)) == CHANNEL_BUFFER
+    assert channel.room() == 0
+    a.mux.next_record()
+    assert end.heard == ["resume"]
+    assert channel.room() == MAX_PLAINTEXT - HEADER_BYTES
+
+
+def test_all_channels_together_hold_no_more_than_the_connections_buffer() -> None:
+    a = Side()
+    channels = _granted(a, 40)
+    for channel, _ in channels:
+        pour(channel, bytes(CHANNEL_BUFFER))
+    assert CONNECTION_BUFFER <= a.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
+    waiting = [end for channel, end in channels if channel.waiting]
+    assert len(waiting) >= 30
+    records = 0
+    while a.mux.out_size >= CONNECTION_BUFFER // 2:
+        a.mux.next_record()
+        records += 1
+        assert records < 20
+    a.records()
+    assert all("resume" in end.heard for end in waiting)
+
+
+def test_crowded_channels_all_get_through() -> None:
+    """Forty sources that want to send a megabyte each, over a link that takes a record at a time."""
+    a, b = pair()
+    channels = [a.open() for _ in range(40)]
+    pump(a, b)
+    total, sent = 1_000_000, dict.fromkeys(range(40), 0)
+
+    def push() -> None:
+        for n, (channel, _) in enumerate(channels):
+            sent[n] += pour(channel, bytes(total - sent[n]))
+
+    push()
+    while (record := a.mux.next_record()) is not None:
+        b.mux.feed(record)
+        for answer in b.records():
+            a.mux.feed(answer)
+        for n, (channel, end) in enumerate(channels):
+            if "resume" in end.heard:
+                end.heard.clear()
+                sent[n] += pour(channel, bytes(total - sent[n]))
+    assert set(sent.values()) == {total}
+    assert {len(channel.peer.data) for channel, _ in b.tunnels} == {total}
+
+
+def test_the_crowd_goes_on_when_those_who_crowded_are_reset() -> None:
+    """Nothing is left to send then: no record goes out that would wake them."""
+    a = Side()
+    full = _granted(a, CONNECTION_BUFFER // CHANNEL_BUFFER)
+    ((waits, end),) = _granted(a, 1)
+    for channel, _ in full:
+        pour(channel, bytes(CHANNEL_BUFFER))
+    assert waits.room() == 0
+    for channel, _ in full:
+        a.mux.feed(frame(RST, channel.id))
+    assert a.mux.out_size == 0
+    a.records()
+    assert end.heard == ["resume"]
+    assert waits.room() == CHANNEL_BUFFER
+
+
+def test_nothing_piles_up_while_the_remote_grants_and_does_not_read() -> None:
+    """CREDIT of a byte wakes a source that is told to wait again: it stands in the queue once, however often."""
+    a = Side()
+    full = _granted(a, CONNECTION_BUFFER // CHANNEL_BUFFER)
+    ((waits, _),) = _granted(a, 1)
+    for channel, _ in full:
+        pour(channel, bytes(CHANNEL_BUFFER))
+    for _ in range(1000):
+        assert waits.room() == 0
+        a.mux.feed(frame(CREDIT, waits.id, credit(1)))
+    assert len(a.mux.crowded) == 1
+
+
+def test_nothing_piles_up_while_the_remote_opens_and_resets_and_does_not_read() -> None:
+    b = Side(initiator=False, takes=False)
+    full = _granted(b, CONNECTION_BUFFER // CHANNEL_BUFFER)
+    for channel, _ in full:
+        pour(channel, bytes(CHANNEL_BUFFER - 100))
+    for n in range(5000):
+        b.mux.tick()  # slowly
+        b.mux.feed(frame(STREAM, 2 * n + 1))
+        channel = b.streams.pop()
+        pour(channel, b"/multistream/1.0.0\n")
+        assert channel.room() >= 0
+        b.mux.feed(frame(RST, channel.id))
+    assert len(b.mux.ring) + len(b.mux.crowded) < 200
+    assert sum(len(p) for _, _, p in b.said()) == len(full) * (CHANNEL_BUFFER - 100)  # nobody lost a turn
+    b.check()
+
+
+# PING and PONG
+
+
+def test_ping_is_answered_by_pong_with_the_same_bytes() -> None:
+    a, b = pair()
+    a.mux.ping(b"12345678")
+    assert pump(a, b) == [("a", "PING", 0, b"12345678"), ("b", "PONG", 0, b"12345678")]
+    assert a.pongs == [b"12345678"]
+    assert b.pongs == []
+
+
+def test_a_remote_that_makes_us_answer_and_does_not_read_is_found() -> None:
+    b = Side(initiator=False)
+    ping = frame(PING, 0, bytes(8))
+    b.mux.feed(ping * MAX_CONTROL)
+    assert not b.mux.overrun
+    with pytest.raises(ProtocolViolation, match="does not read"):
+        b.mux.feed(ping)
+    assert b.mux.overrun
+    assert len(b.said()) == MAX_CONTROL
+
+
+# Violations
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        pytest.param(b"\x05", id="half a header"),
+        pytest.param(frame(PING, 0, bytes(8)) + b"\x05\x00\x00", id="half a header behind a frame"),
+        pytest.param(HEADER.pack(DATA, 1, 5) + b"four", id="half a frame"),
+        pytest.param(HEADER.pack(PING, 0, 8), id="no payload"),
+        pytest.param(frame(0), id="type 0"),
+        pytest.param(frame(PONG + 1), id="type 11"),
+        pytest.param(frame(255, 1), id="type 255"),
+        pytest.param(frame(OPEN, 0), id="OPEN of channel 0"),
+        pytest.param(frame(STREAM, 0), id="STREAM of channel 0"),
+        pytest.param(frame(OPEN, 2), id="OPEN with our parity"),
+        pytest.param(frame(OPEN, 5) + frame(OPEN, 5), id="OPEN of an open channel"),
+        pytest.param(frame(OPEN, 5) + frame(OPEN, 3), id="OPEN downwards"),
+        pytest.param(frame(OPEN, 5) + frame(RST, 5) + frame(OPEN, 5), id="OPEN of a closed channel"),
+        pytest.param(frame(STREAM, 5) + frame(STREAM, 5), id="STREAM of an open channel"),
+        pytest.param(frame(DATA, 0, b"x"), id="DATA on channel 0"),
+        pytest.param(frame(DATA, 1, b"x"), id="DATA on the remote's unopened channel"),
+        pytest.param(frame(DATA, 2, b"x"), id="DATA on our unopened channel"),
+        pytest.param(frame(FIN, 1), id="FIN on an unopened channel"),
+        pytest.param(frame(RST, 2), id="RST on an unopened channel"),
+        pytest.param(frame(CREDIT, 0, credit(1)), id="CREDIT on channel 0"),
+        pytest.param(frame(OPENED, 2), id="OPENED of an unopened channel"),
+        pytest.param(frame(REFUSED, 2), id="REFUSED of an unopened channel"),
+        pytest.param(frame(OPEN, 1) + frame(OPENED, 1), id="OPENED of the remote's own channel"),
+        pytest.param(frame(OPEN, 1) + frame(CREDIT, 1, b"abc"), id="CREDIT of 3 bytes"),
+        pytest.param(frame(OPEN, 1) + frame(CREDIT, 1, b"abcde"), id="CREDIT of 5 bytes"),
+        pytest.param(frame(OPEN, 1) + frame(CREDIT, 1, b"\xff\xff\xff\xff"), id="CREDIT of 4 GiB"),
+        pytest.param(frame(PING, 0, bytes(7)), id="PING of 7 bytes"),
+        pytest.param(frame(PONG, 0, bytes(9)), id="PONG of 9 bytes"),
+        pytest.param(frame(PING, 1, bytes(8)), id="PING on a channel"),
+        pytest.param(frame(PONG, 2, bytes(8)), id="PONG on a channel"),
+    ],
+)
+def test_a_breach_of_the_rules_raises(record: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        Side(initiator=False).mux.feed(record)
+
+
+def test_a_window_and_a_record_fit_their_fields() -> None:
+    assert MAX_PAYLOAD < 2**16
+    assert 2 * MAX_WINDOW < 2**32
+    assert len(HEADER.pack(DATA, 2**32 - 1, MAX_PAYLOAD)) + MAX_PAYLOAD == MAX_PLAINTEXT
+
+
+# Whatever comes
+
+
+@given(st.binary(max_size=400), st.booleans())
+def test_arbitrary_bytes_raise_protocol_violation_or_nothing(data: bytes, initiator: bool) -> None:
+    side = Side(initiator=initiator)
+    try:
+        side.mux.feed(data)
+    except ProtocolViolation:
+        return
+    side.check()
+    side.said()
+
+
+_some_frame = st.builds(
+    frame,
+    st.integers(0, 12),
+    st.integers(0, 9),
+    st.one_of(st.binary(max_size=9), st.integers(0, 2**32 - 1).map(credit), st.just(bytes(40_000)), st.just(bytes(8))),
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(_some_frame, max_size=40), st.booleans())
+def test_arbitrary_frames_raise_protocol_violation_or_nothing(said: list[bytes], initiator: bool) -> None:
+    """Frames that are well-formed more often than not, on channels some of which are open, ours among them."""
+    side = Side(initiator=initiator)
+    side.open()
+    side.open()
+    side.mux.open_stream().peer = End()
+    for one in said:
+        try:
+            side.mux.feed(one)
+        except ProtocolViolation:
+            return
+        side.check()
+        side.records()
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_cut_anywhere_a_valid_record_is_a_violation_or_its_first_frames(data: st.DataObject) -> None:
+    a = Side()
+    channel, _ = a.open()
+    channel.send(b"hello")
+    channel.send_eof()
+    (record,) = a.records()
+    cut = data.draw(st.integers(0, len(record)))
+    ends = {0}
+    at = 0
+    for _, _, payload in frames(record):
+        at += HEADER_BYTES + len(payload)
+        ends.add(at)
+    b = Side(initiator=False)
+    if cut in ends:
+        b.mux.feed(record[:cut])
+    else:
+        with pytest.raises(ProtocolViolation):
+            b.mux.feed(record[:cut])
+
+
+# Two muxes back to back
+
+
+class BackToBack(RuleBasedStateMachine):
+    """Whatever is sent in whatever sizes and order, records carried one at a time: what arrives is a prefix of what was
+    sent, and in the end all of it; nobody is overdrawn, and nobody who waits is forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = [Side(initiator=True, takes=False), Side(initiator=False, takes=False)]
+        self.sent: dict[Channel, bytearray] = {}
+        self.taken: dict[Channel, int] = {}
+        self.finished: set[Channel] = set()
+        self.reset: set[Channel] = set()
+        self.byte = 0
+
+    def _channels(self) -> list[Channel]:
+        return [channel for channel in self.sent if channel not in self.reset]
+
+    def _other(self, channel: Channel) -> Channel | None:
+        """The same channel at the other side, once its OPEN is there."""
+        return next((c for c in self.sent if c.id == channel.id and c is not channel), None)
+
+    def _know(self, channel: Channel) -> None:
+        self.sent[channel] = bytearray()
+        self.taken[channel] = 0
+
+    @precondition(lambda self: len(self.sent) < 12)
+    @rule(who=st.integers(0, 1))
+    def open(self, who: int) -> None:
+        self._know(self.sides[who].open(takes=False)[0])
+
+    @precondition(lambda self: self._channels())
+    @rule(data=st.data(), size=st.sampled_from([1, 100, QUANTUM, MAX_PAYLOAD, MAX_PAYLOAD - 3, 200_000]))
+    def send(self, data: st.DataObject, size: int) -> None:
+        channel = data.draw(st.sampled_from(self._channels()))
+        if channel not in self.finished:
+            self.byte = (self.byte + 1) % 256
+            chunk = bytes([self.byte]) * min(channel.room(), size)
+            channel.send(chunk)
+            self.sent[channel] += chunk
+
+    @precondition(lambda self: self._channels())
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        channel = data.draw(st.sampled_from(self._channels()))
+        channel.send_eof()
+        self.finished.add(channel)
+
+    @precondition(lambda self: self._channels())
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        channel = data.draw(st.sampled_from(self._channels()))
+        channel.abort("x")
+        self.reset |= {channel, self._other(channel) or channel}
+
+    @rule(who=st.integers(0, 1))
+    def carry_one_record(self, who: int) -> None:
+        self._carry(who)
+
+    def _carry(self, who: int) -> bool:
+        record = self.sides[who].mux.next_record()
+        if record is None:
+            return False
+        there = self.sides[1 - who]
+        there.mux.feed(record)
+        for channel, _ in there.tunnels:
+            if channel not in self.sent:
+                self._know(channel)
+                if self._other(channel) in self.reset:
+                    self.reset.add(channel)
+        return True
+
+    @precondition(lambda self: self._channels())
+    @rule(data=st.data(), part=st.sampled_from([0.1, 0.5, 1.0]))
+    def take(self, data: st.DataObject, part: float) -> None:
+        self._take(data.draw(st.sampled_from(self._channels())), part)
+
+    def _take(self, channel: Channel, part: float = 1.0) -> bool:
+        """The local reader has read some of what lies there."""
+        n = int((len(channel.peer.data) - self.taken[channel]) * part)
+        self.taken[channel] += n
+        channel.taken(n)
+        return n > 0
+
+    @invariant()
+    def sums_hold(self) -> None:
+        for side in self.sides:
+            side.check()
+
+    @invariant()
+    def what_arrived_is_a_prefix_of_what_was_sent(self) -> None:
+        for channel in self._channels():
+            other = self._other(channel)
+            if other is not None:
+                assert self.sent[channel].startswith(other.peer.data)
+                assert not (channel.closed and other.closed) or self.sent[channel] == other.peer.data
+
+    @invariant()
+    def sender_and_receiver_agree_on_the_credit(self) -> None:
+        """What may be sent, what is queued, and the grants on their way are what the receiver expects at most."""
+        for channel in self._channels():
+            other = self._other(channel)
+            if other is not None and not channel.closed and not other.closed:
+                coming = sum(
+                    struct.unpack(">I", payload)[0]
+                    for kind, channel_id, payload in frames(b"".join(other.mux._control))
+                    if kind == "CREDIT" and channel_id == channel.id
+                )
+                assert channel.credit + channel.out_size + coming == other.granted
+
+    def teardown(self) -> None:
+        """Everybody reads all: everything that was sent arrives, and every EOF."""
+        while any([self._carry(0), self._carry(1), *[self._take(c) for c in self._channels()]]):
+            pass
+        assert all(side.mux.is_empty and side.mux.out_size == 0 for side in self.sides)
+        for channel in self._channels():
+            self._check_end(channel)
+        for channel in self.reset:
+            assert channel.closed
+            assert channel.peer.heard.count("RST x") <= 1
+
+    def _check_end(self, channel: Channel) -> None:
+        other = self._other(channel)
+        assert other is not None
+        assert self.sent[channel] == other.peer.data
+        assert other.peer.heard.count("EOF") == (channel in self.finished)
+        if channel not in self.finished:
+            assert channel.room() > 0  # all was read: nobody is left waiting for credit
+        assert channel.closed == (channel in self.finished and other in self.finished)
+
+
+TestBackToBack = BackToBack.TestCase
+TestBackToBack.settings = settings(
+    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def test_the_numbers_of_the_frame_types_are_the_protocol() -> None:
+    """A change of one is a change of the muxer's protocol id, and splits the network."""
+    assert list(NAMES) == list(range(1, 11))
+    assert HEADER.size == 7

@@ -1,0 +1,244 @@
+"""Links through a relay: hosts on loopback, each circuit two tunnels and a link inside."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from federation.errors import PeerUnavailable
+from federation.net import host as host_module
+from federation.net.admission import carriers, gate
+from federation.net.nat.circuit import open_circuit
+from federation.net.nat.relay import CIRCUIT
+from tests.net.test_host import assert_serves, echo
+from tests.support.hosts import Reservation, linked, star
+from tests.support.links import End, until
+
+if TYPE_CHECKING:
+    from federation.net.link.link import Link
+    from tests.support.hosts import Peer
+
+PROTOCOL = "/test/1"
+
+
+async def reserve(holder: Peer, relay: Peer) -> Reservation:
+    place = Reservation(holder, relay)
+    await until(lambda: place.answers)
+    return place
+
+
+async def go_round(a: Peer, relay: Peer, b: Peer) -> Link:
+    link = await a.host.dial_through(relay.id, b.id)
+    await until(lambda: b.has(a, relay))
+    return link
+
+
+async def send(link: Link, to: Peer, data: bytes) -> bytes:
+    """Through a tunnel of `link`; what arrived."""
+    far = End()
+    heard = len(to.events.opened)
+    channel = link.open_tunnel("default", End(), End())
+    await until(lambda: len(to.events.opened) > heard)
+    arrived = to.events.opened[-1][0]
+    far.peer = arrived
+    arrived.peer = far
+    arrived.accept()
+    view = memoryview(data)
+    while view:
+        await until(lambda: channel.room() > 0)
+        n = min(len(view), channel.room())
+        channel.send(view[:n])
+        view = view[n:]
+    channel.send_eof()
+    await until(lambda: far.heard and far.heard[-1] == "EOF", seconds=20)
+    return far.data
+
+
+@pytest.fixture(autouse=True)
+def tunnels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until somebody takes them, tunnels that the remote opened keep what comes."""
+    from tests.support.hosts import HostEvents
+
+    recorded = HostEvents.tunnel_opened
+
+    def keep(self: HostEvents, link: Link, channel: object, service: str) -> None:
+        channel.peer = End()  # type: ignore[attr-defined]
+        recorded(self, link, channel, service)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HostEvents, "tunnel_opened", keep)
+
+
+class TestCircuit:
+    async def test_two_who_cannot_dial_each_other_are_linked(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            assert link.path == b.host.links[a.id].path == "relayed"
+            assert a.host.links[relay.id].path == "direct"
+            assert link.peer == b.id
+            assert link.remote_address is None
+            b.host.handle_stream(PROTOCOL, echo)
+            await assert_serves(b, a)
+            await assert_serves(a, b)
+            assert relay.host.relay.circuits == 1
+
+    async def test_bytes_arrive_exactly_in_both_directions(self) -> None:
+        data = random.Random(1).randbytes(5_000_000)
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            for source, to in ((link, b), (b.host.links[a.id], a)):
+                arrived = await send(source, to, data)
+                assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
+            assert relay.host.relay.bytes_relayed > 2 * len(data)
+
+    async def test_to_read_it_is_to_read_the_link_to_the_relay(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            read: list[str] = []
+            monkeypatch.setattr(a.host.links[relay.id], "read", lambda: read.append("relay"))
+            link.read()
+            assert read == ["relay"]
+
+    async def test_without_a_place_there_is_no_circuit(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            with pytest.raises(PeerUnavailable, match="no place"):
+                await a.host.dial_through(relay.id, b.id)
+            assert a.has(relay)
+            assert relay.host.relay.circuits == 0
+
+    async def test_the_relays_end_ends_the_link_at_once(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            await go_round(a, relay, b)
+            relay.host.links[a.id].fail("cut")
+            await until(lambda: b.id not in a.host.links and a.id not in b.host.links)
+            await until(lambda: relay.host.relay.circuits == 0)
+
+    async def test_closing_it_ends_it_at_the_other_end_and_at_the_relay(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            await link.close()
+            await until(lambda: a.id not in b.host.links)
+            await until(lambda: relay.host.relay.circuits == 0)
+            assert not relay.host.links[a.id].mux.tunnels
+
+    async def test_a_direct_link_takes_over_and_open_tunnels_stay(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            relayed = await go_round(a, relay, b)
+            channel = relayed.open_tunnel("default", End(), End())
+            await until(lambda: b.events.opened)
+            a.knows(b)
+            a.host.links.pop(b.id)  # so that it is dialled
+            a.host.look_at_book()
+            await until(lambda: a.host.links.get(b.id) is not None and b.host.links[a.id].path == "direct")
+            assert a.host.links[b.id].path == "direct"
+            assert not channel.closed
+            assert b.host._retired
+
+    async def test_a_relayed_link_does_not_take_the_place_of_a_direct_one(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            a.knows(b)
+            await until(lambda: a.has(relay, b) and b.has(relay, a))
+            direct = a.host.links[b.id]
+            await a.host.dial_through(relay.id, b.id)
+            assert a.host.links[b.id] is direct
+            await until(lambda: relay.host.relay.circuits == 0, seconds=8)  # it is given up
+
+    async def test_one_who_hangs_up_does_not_disturb_the_others(self) -> None:
+        data = random.Random(2).randbytes(3_000_000)
+        async with star(4) as (relay, (hidden, *others)):
+            await reserve(hidden, relay)
+            links = [await other.host.dial_through(relay.id, hidden.id) for other in others]
+            await until(lambda: hidden.has(relay, *others))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(links[0].close)
+                arrived = await send(links[1], hidden, data)
+            assert arrived == data
+            await until(lambda: hidden.has(relay, *others[1:]))
+
+    async def test_through_a_relay_there_are_no_places_at_others(self) -> None:
+        """A circuit on a circuit would cost its relays twice, for a node that has a relay."""
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            await go_round(a, relay, b)
+            place = await reserve(a, b)
+            assert place.answers == ["the relay itself is reached through a relay"]
+
+
+class TestWhoBringsThem:
+    async def test_circuits_come_from_no_member_but_a_relay_with_a_place_of_ours(self) -> None:
+        """Or each member would be as many as it likes, on one connection."""
+        async with linked() as (a, b):
+            opener = End()
+            a.host.links[b.id].open_tunnel(f"{CIRCUIT}/x", opener, opener)
+            await until(lambda: opener.heard)
+            assert opener.heard == ["REFUSED this node has no place there"]
+            assert not b.host._strangers
+
+    async def test_nor_on_a_circuit(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            opener = End()
+            link.open_tunnel(f"{CIRCUIT}/x", opener, opener)
+            await until(lambda: opener.heard)
+            assert opener.heard == ["REFUSED this node has no place there"]
+
+    async def test_one_source_has_so_many_and_others_by_the_same_relay_their_own(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(carriers, "SOURCE_BURST", 2.0)
+        monkeypatch.setattr(carriers, "SOURCE_RATE", 0.001)
+        async with star(3) as (relay, (a, b, c)):
+            await reserve(b, relay)
+            for _ in range(2):
+                await (await open_circuit(a.host.links[relay.id], b.id)).close()
+            with pytest.raises(PeerUnavailable, match="too often"):
+                await open_circuit(a.host.links[relay.id], b.id)
+            await go_round(c, relay, b)
+            assert relay.host.links[b.id].is_closed is False
+
+    async def test_they_count_as_connections_of_the_relays_machine(self) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            pace = b.host._strangers._paces.of("127.0.0.1")
+            await (await open_circuit(a.host.links[relay.id], b.id)).close()
+            pace.spend(trio.current_time(), 2 * gate.ACCEPT_BURST)
+            with pytest.raises(PeerUnavailable, match="too often"):
+                await open_circuit(a.host.links[relay.id], b.id)
+
+    async def test_after_a_few_bad_ones_nobody_is_let_in_by_that_relay_for_a_while(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The relay keeps its link, and those who are here stay: it cannot see what its members do."""
+        monkeypatch.setattr(carriers, "FREE_OFFENCES", 1.0)
+        async with star(5) as (relay, (b, good, late, *bad)):
+            await reserve(b, relay)
+            await go_round(good, relay, b)
+            with capture_logs() as logs:
+                for evil in bad:
+                    await evil.host.dial_through(relay.id, b.id)
+                    await until(lambda evil=evil: evil.id in b.host.links)
+                    b.host.offended(evil.id, "on purpose")
+            assert len([entry for entry in logs if "for now nobody is let in" in entry["event"]]) == 1
+            with pytest.raises(PeerUnavailable, match="too often"):
+                await late.host.dial_through(relay.id, b.id)
+            assert b.has(relay, good)
+            assert relay.has(b, good, late, *bad)
+
+    async def test_a_full_node_takes_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            monkeypatch.setattr(host_module, "MAX_LINKS", 1)
+            with pytest.raises(PeerUnavailable, match="too many at once"):
+                await a.host.dial_through(relay.id, b.id)

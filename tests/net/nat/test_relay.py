@@ -1,0 +1,83 @@
+"""What a relay allows: places, circuits, bytes a second; and what a node that does not relay says."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from federation.errors import PeerUnavailable
+from federation.net.nat import relay as relay_module
+from federation.net.nat.circuit import open_circuit
+from federation.net.nat.relay import RelayLimits
+from tests.net.nat.test_circuit import go_round, reserve, send, tunnels_are_kept  # noqa: F401  # the last is a fixture
+from tests.support.hosts import star
+from tests.support.links import End, until
+
+
+async def test_places() -> None:
+    async with star(2, limits=RelayLimits(reservations=1)) as (relay, (a, b)):
+        assert (await reserve(a, relay)).answers == ["yes"]
+        assert (await reserve(b, relay)).answers == ["all places are taken"]
+        again = await reserve(a, relay)
+        assert again.answers == ["yes"]
+        again.channel.abort("no longer")
+        await until(lambda: not relay.host.relay.reserved)
+        assert (await reserve(b, relay)).answers == ["yes"]
+
+
+async def test_one_member_has_a_quarter_of_the_circuits() -> None:
+    async with star(2, limits=RelayLimits(circuits=8)) as (relay, (a, b)):
+        await reserve(b, relay)
+        async with trio.open_nursery() as nursery:  # raw ones, so that no duplicate is retired
+            conns = [await open_circuit(a.host.links[relay.id], b.id) for _ in range(2)]
+            with pytest.raises(PeerUnavailable, match="too many circuits"):
+                await open_circuit(a.host.links[relay.id], b.id)
+            for conn in conns:
+                await conn.close()
+            nursery.cancel_scope.cancel()
+        await until(lambda: relay.host.relay.circuits == 0)
+
+
+async def test_one_member_asks_for_so_many_and_the_others_are_none_the_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer at the far end blames the relay for what it brings."""
+    monkeypatch.setattr(relay_module, "ASKED_AT_ONCE", 3.0)
+    monkeypatch.setattr(relay_module, "ASKED_A_SECOND", 0.001)
+    async with star(3) as (relay, (a, b, c)):
+        await reserve(b, relay)
+        for _ in range(3):
+            await (await open_circuit(a.host.links[relay.id], b.id)).close()
+        with pytest.raises(PeerUnavailable, match="too often"):
+            await open_circuit(a.host.links[relay.id], b.id)
+        await (await open_circuit(c.host.links[relay.id], b.id)).close()
+
+
+async def test_bytes_per_second() -> None:
+    rate = 2_000_000
+    data = random.Random(3).randbytes(2 * rate)
+    async with star(2, limits=RelayLimits(rate=rate)) as (relay, (a, b)):
+        await reserve(b, relay)
+        link = await go_round(a, relay, b)
+        started = trio.current_time()
+        assert await send(link, b, data) == data
+        took = trio.current_time() - started
+        assert 1.5 < took < 5, took  # 2 s, less what may go at once
+
+
+async def test_a_node_that_does_not_relay() -> None:
+    async with star(1) as (relay, (a,)):
+        relay.host.relay.close()
+        assert (await reserve(a, relay)).answers == ["this node does not relay"]
+
+
+async def test_unknown_services_are_refused() -> None:
+    class Opener(End):
+        def refused(self, reason: str) -> None:
+            self.heard.append(reason)
+
+    async with star(1) as (relay, (a,)):
+        opener = Opener()
+        a.host.links[relay.id].open_tunnel("/what/7/x", opener, End())
+        await until(lambda: opener.heard == ["this node does not know that service"])
+        assert relay.events.opened == []

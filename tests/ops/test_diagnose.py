@@ -1,0 +1,43 @@
+"""Over whole nodes in this process, as in test_node.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from federation.errors import NotFound, PeerUnavailable, UsageError
+from tests.support.links import until
+from tests.test_node import MakeNode, link, make, quiet, running, states
+
+__all__ = ["make", "quiet"]  # fixtures
+
+
+class TestPing:
+    async def test_round_trips_and_bulk(self, make: MakeNode) -> None:
+        one, two = make("one"), make("two")
+        async with running(one), running(two):
+            link(one, two)
+            await until(lambda: "two" in states(one))
+            answer = await one.ping("two", 3, 0)
+            assert (answer["peer_id"], answer["name"], answer["path"]) == (two.peer_id, "two", "direct")
+            assert answer["address"] == f"127.0.0.1:{two.p2p.port}"
+            assert len(answer["rtt_ms"]) == 3
+            assert answer["up"] is answer["down"] is None
+            answer = await two.ping(one.peer_id[-6:], 1, 100_000)
+            assert answer["up"]["bytes"] == answer["down"]["bytes"] == 100_000
+
+    async def test_a_peer_that_is_not_there_says_why(self, make: MakeNode) -> None:
+        one, two = make("one"), make("two")
+        async with running(one):
+            async with running(two):
+                link(one, two)
+                await until(lambda: "two" in states(one))
+            with pytest.raises(PeerUnavailable, match="no connection to two"):
+                await one.ping("two", 1, 0)
+
+    async def test_nobody_and_oneself(self, make: MakeNode) -> None:
+        one = make("one")
+        with pytest.raises(NotFound):
+            await one.ping("nobody", 1, 0)
+        async with running(one):
+            with pytest.raises(UsageError, match="the node itself"):
+                await one.ping("one", 1, 0)

@@ -1,0 +1,351 @@
+"""Helpers for tests of the entry: a forwarder with real clients and real backends of its own, between them peers and
+tunnels whose every answer the test gives. Time is trio's mock clock where a test has one: it moves only when told to."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio.testing
+
+from federation.config import Settings
+from federation.errors import PeerUnavailable
+from federation.forward.backends import Backends
+from federation.forward.frontend import Forwarder
+from federation.forward.selection import Policy, Selector
+from federation.mesh.records import NodeData
+from federation.metrics import Metrics
+from federation.net.link.mux import INITIAL_WINDOW
+from federation.units import Endpoint
+from tests.support.links import SLACK
+from tests.support.sockets import CountingReactor, Listener, reset, running, stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from federation.net.link.mux import Opener
+    from federation.reactor.loop import Duplex
+
+OWN = "own"
+
+
+async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float = 5.0) -> None:
+    """Wait until everybody has done what there was to do, and `condition()`. In real time: the clock is a mock."""
+    deadline = time.monotonic() + SLACK * seconds
+    while True:
+        await trio.testing.wait_all_tasks_blocked(0.001)
+        if condition():
+            return
+        assert time.monotonic() < deadline, "it did not come to that"
+
+
+class Tunnel:
+    """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
+
+    def __init__(self, peer_id: str, service: str, opener: Opener, peer: Duplex) -> None:
+        self.peer_id = peer_id
+        self.service = service
+        self.opener: Opener | None = opener
+        self.peer = peer
+        self.client_name = peer._entry.client_name  # type: ignore[attr-defined]
+        self.data = b""  # sent by the entry
+        self.credit = INITIAL_WINDOW
+        self.taken_bytes = 0
+        self.waiting = False
+        self.eof = False  # the entry's
+        self.ended = False  # ours
+        self.reset: str | None = None  # the entry's reason
+        self.closed = False
+
+    # For the entry
+
+    def room(self) -> int:
+        if self.closed or self.credit <= 0:
+            self.waiting = True
+            return 0
+        return self.credit
+
+    def send(self, data: bytes | memoryview) -> None:
+        if self.closed:
+            return
+        assert not self.eof, "bytes behind the EOF"
+        assert len(data) <= self.credit, "more than was granted: the peer would close the whole connection for that"
+        self.credit -= len(data)
+        self.data += bytes(data)
+
+    def send_eof(self) -> None:
+        if not self.closed and not self.eof:
+            self.eof = True
+            self._finish()
+
+    def abort(self, reason: str) -> None:
+        if not self.closed:
+            self.closed = True
+            self.reset = reason
+
+    def taken(self, n: int) -> None:
+        self.taken_bytes += n
+
+    def resume(self) -> None: ...
+
+    # For the test; a closed tunnel hears nothing, as with the mux
+
+    def answers(self) -> None:
+        """OPENED."""
+        if not self.closed and self.opener is not None:
+            opener, self.opener = self.opener, None
+            opener.opened()
+
+    def refuses(self, reason: str = "no") -> None:
+        if not self.closed and self.opener is not None:
+            opener, self.opener = self.opener, None
+            self.closed = True
+            opener.refused(reason)
+
+    def sends(self, data: bytes) -> None:
+        if not self.closed and not self.ended and self.opener is None:
+            view = memoryview(bytearray(data))  # valid during the call only
+            self.peer.send(view)
+            view.release()
+
+    def ends(self) -> None:
+        if not self.closed and not self.ended and self.opener is None:
+            self.ended = True
+            self.peer.send_eof()
+            self._finish()
+
+    def breaks(self, reason: str = "gone") -> None:
+        if not self.closed:
+            self.closed = True
+            self.peer.abort(reason)
+
+    def grants(self, n: int) -> None:
+        if self.closed:
+            return
+        self.credit += n
+        if self.waiting and self.credit > 0:
+            self.waiting = False
+            self.peer.resume()
+
+    def _finish(self) -> None:
+        self.closed = self.closed or (self.eof and self.ended)
+
+
+class FakeLink:
+    def __init__(self, peer_id: str, tunnels: list[Tunnel]) -> None:
+        self.peer_id = peer_id
+        self.tunnels = tunnels
+        self.pings = 0
+        self.is_closed = False
+        self.arrived: Callable[[], None] = lambda: None  # what lies in its socket
+
+    def read(self) -> None:
+        self.arrived()
+
+    def open_tunnel(self, service: str, opener: Opener, peer: Duplex) -> Tunnel:
+        if self.is_closed:
+            raise PeerUnavailable("the connection is closed")
+        tunnel = Tunnel(self.peer_id, service, opener, peer)
+        self.tunnels.append(tunnel)
+        return tunnel
+
+    def ping(self) -> None:
+        self.pings += 1
+
+
+class FakeRoster:
+    """The test says who is eligible. Who is penalized is not, until the test says otherwise."""
+
+    def __init__(self, services: Callable[[], dict[str, bool]]) -> None:
+        self.own_id = OWN
+        self.nodes: dict[str, NodeData] = {}
+        self.links: dict[str, FakeLink] = {}
+        self.penalties: list[tuple[str, float]] = []
+        self.barred: set[str] = set()
+        self._services = services
+
+    def eligible(self, service: str) -> list[NodeData]:
+        own = record(OWN, services=self._services())
+        nodes = [own, *self.nodes.values()]
+        return [node for node in nodes if node.offers(service) and node.peer_id not in self.barred]
+
+    def far(self, _service: str) -> frozenset[str]:
+        return frozenset()
+
+    def link(self, peer_id: str) -> Any:
+        return self.links.get(peer_id)
+
+    def penalize(self, peer_id: str, seconds: float) -> None:
+        assert peer_id, "nobody was penalized"
+        self.penalties.append((peer_id, seconds))
+        self.barred.add(peer_id)
+
+
+def record(peer_id: str, **fields: Any) -> NodeData:
+    fields = {"services": {"default": True}, "last_seen": datetime.now(timezone.utc), **fields}
+    return NodeData(peer_id=peer_id, **fields)
+
+
+@dataclass
+class Net:
+    """One entry and the world around it."""
+
+    clock: trio.testing.MockClock | None
+    reactor: CountingReactor
+    forwarder: Forwarder
+    roster: FakeRoster
+    selector: Selector
+    backends: Backends
+    port: int
+    backend: Listener | None
+    metrics: Metrics
+    tunnels: list[Tunnel] = field(default_factory=list)
+    clients: list[trio.SocketStream] = field(default_factory=list)
+
+    def add(self, *peers: str, tell: bool = True) -> None:
+        """Peers that serve; the first ones are picked first."""
+        for n, peer_id in enumerate(peers):
+            self.roster.nodes[peer_id] = record(peer_id, available_vram=(100 - len(self.roster.nodes) - n) << 30)
+            self.roster.links[peer_id] = FakeLink(peer_id, self.tunnels)
+            self.roster.barred.discard(peer_id)
+        if tell:
+            self.forwarder.roster_changed()
+
+    def forgive(self) -> None:
+        self.roster.barred.clear()
+        self.forwarder.roster_changed()
+
+    def own_backend_is_up(self) -> None:
+        assert self.backend is not None
+        self.backends.all[0].healthy = True
+        self.backends.all[0].target = (socket.AF_INET, (self.backend.host, self.backend.port))
+
+    async def connect(self, *, sends: bytes = b"", port: int | None = None) -> trio.SocketStream:
+        """A client whose bytes are at the entry."""
+        total = self.forwarder.counts.total
+        sock = socket.socket()
+        sock.connect(("127.0.0.1", port or self.port))
+        client = stream(sock)
+        self.clients.append(client)
+        await settled(lambda: self.forwarder.counts.total == total + 1)
+        if sends:
+            received = self.received()
+            await client.send_all(sends)
+            await settled(lambda: self.received() == received + len(sends))
+        return client
+
+    async def server(self) -> trio.SocketStream:
+        """The next connection at our own backend."""
+        assert self.backend is not None
+        self.clients.append(await self.backend.accept())
+        return self.clients[-1]
+
+    def received(self) -> int:
+        return sum(entry.client.received for entry in self.forwarder.active)
+
+    async def passes(self, seconds: float) -> None:
+        """Time."""
+        assert self.clock is not None
+        self.clock.jump(seconds)
+        await settled()
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """The latest."""
+        return self.tunnels[-1]
+
+    def in_flight(self) -> dict[str, int]:
+        """Whom this entry believes to have connections of its own, and how many."""
+        peers = (OWN, *self.roster.nodes)
+        return {peer: own for peer in peers if (own := self.selector.own_in_flight(peer))}
+
+    def finished(self, result: str) -> float:
+        return self.metric("federation_connections_finished_total", result=result)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all series with these labels."""
+        return sum(
+            sample.value
+            for metric in self.metrics.collect()
+            for sample in metric.samples
+            if sample.name == name and sample.labels.items() >= labels.items()
+        )
+
+
+@asynccontextmanager
+async def network(
+    clock: trio.testing.MockClock | None = None, *, own_backend: bool = False, **settings: Any
+) -> AsyncIterator[Net]:
+    """When the block ends all clients leave, and nothing may be left of them."""
+    backend = Listener() if own_backend else None
+    made = Settings(backends=(backend.address,) if backend else (), **settings)
+    reactor = CountingReactor()
+    selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
+    backends = Backends(reactor, made, on_change=lambda: forwarder.roster_changed(), on_load=lambda: None)
+    roster = FakeRoster(backends.services)
+    metrics = Metrics()
+    forwarder = Forwarder(
+        reactor,
+        made,
+        roster=roster,
+        selector=selector,
+        backends=backends,
+        metrics=metrics,
+    )
+    _, port = forwarder.listen(Endpoint.parse("127.0.0.1:0"))
+    net = Net(clock, reactor, forwarder, roster, selector, backends, port, backend, metrics)
+    try:
+        async with running(reactor), in_real_time(20.0):
+            yield net
+            await everybody_leaves(net)
+            forwarder.stop_listening()
+            assert len(reactor) == 0, "a descriptor was left in the set"
+    finally:
+        forwarder.stop_listening()
+        for client in net.clients:
+            client.socket.close()
+        if backend is not None:
+            backend.close()
+
+
+@asynccontextmanager
+async def in_real_time(seconds: float) -> AsyncIterator[None]:
+    """A deadline that does not wait for the mock clock."""
+    over = threading.Event()
+
+    def watch() -> None:
+        assert over.wait(seconds), "the test hangs"
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(trio.to_thread.run_sync, watch, abandon_on_cancel=True))
+        try:
+            yield
+        finally:
+            over.set()
+
+
+async def everybody_leaves(net: Net) -> None:
+    forwarder = net.forwarder
+    for client in net.clients:
+        if client.socket.fileno() >= 0:
+            reset(client)
+    await settled(lambda: not forwarder.active)
+    assert net.in_flight() == {}, "a peer's counter was not given back"
+    assert forwarder.idle.is_set()
+    assert not forwarder.held
+    await settled(lambda: net.backends.in_flight == 0)
+    timers = [timer.callback for queue in net.reactor._timers.values() for timer in queue]
+    assert timers == [], "a timer was left"
+    assert [t.peer_id for t in net.tunnels if not t.closed and not t.eof] == [], "a tunnel was left open"
+    assert net.metric("federation_connections_finished_total") == forwarder.counts.total
+
+
+__all__ = ["OWN", "FakeLink", "FakeRoster", "Net", "Tunnel", "everybody_leaves", "network", "record", "settled"]

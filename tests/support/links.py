@@ -1,0 +1,195 @@
+"""Helpers for tests: two links joined by a real socket pair or by memory streams, without libp2p's negotiation."""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+
+from federation.net.link.handshake import Opener, Sealer, SecureConn
+from federation.net.link.link import Link
+from federation.reactor.loop import Reactor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from federation.net.link.mux import Channel
+
+# What takes seconds on a machine with nothing else to do may take this much longer on one with two cores and six test runs.
+SLACK = 6.0
+MAX_WAIT_S = 90.0  # pytest ends a test that hangs for longer, and the whole run with it
+KEYS = (b"a" * 32, b"b" * 32)
+PEERS = [ID.from_pubkey(create_new_key_pair(bytes([n]) * 32).public_key) for n in (1, 2)]
+
+
+@dataclass
+class Events:
+    """Records what a link tells its host."""
+
+    opened: list[tuple[Channel, str]] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+    misused: list[str] = field(default_factory=list)
+    suspect: list[bool] = field(default_factory=list)
+    peer: Any = None  # what tunnels opened by the remote are joined to
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+        channel.peer = self.peer
+        self.opened.append((channel, service))
+
+    def link_closed(self, link: Link, reason: str) -> None:
+        self.closed.append(reason)
+
+    def link_misused(self, link: Link, what: str) -> None:
+        self.misused.append(what)
+
+    def link_suspect(self, link: Link) -> None:
+        self.suspect.append(link.suspect)
+
+
+@dataclass
+class End:
+    """A Duplex that records what it hears. `space` is its room; `credit` False keeps what arrives unacknowledged."""
+
+    heard: list[Any] = field(default_factory=list)
+    space: int = 1 << 30
+    credit: bool = True
+    peer: Any = None
+
+    def room(self) -> int:
+        return self.space
+
+    def send(self, data: bytes | memoryview) -> None:
+        self.heard.append(bytes(data))
+        if self.credit and self.peer is not None:
+            self.peer.taken(len(data))
+
+    def send_eof(self) -> None:
+        self.heard.append("EOF")
+
+    def abort(self, reason: str) -> None:
+        self.heard.append(f"RST {reason}")
+
+    def taken(self, n: int) -> None: ...
+
+    def resume(self) -> None:
+        self.heard.append("resume")
+
+    def opened(self) -> None:
+        self.heard.append("OPENED")
+
+    def refused(self, reason: str) -> None:
+        self.heard.append(f"REFUSED {reason}")
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(item for item in self.heard if isinstance(item, bytes))
+
+
+class _Session:
+    def __init__(self, *, is_initiator: bool) -> None:
+        self.is_initiator = is_initiator
+
+
+def secure(raw: RawConnection, *, initiator: bool) -> SecureConn:
+    ours, theirs = KEYS if initiator else KEYS[::-1]
+    return SecureConn(raw, _Session(is_initiator=initiator), Sealer(ours), Opener(theirs))  # type: ignore[arg-type]
+
+
+class _MemoryRaw:
+    """A raw connection without a socket: what a relayed one looks like to the link."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+
+    async def read(self, n: int | None = None) -> bytes:
+        try:
+            return await self.stream.receive_some(n)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return b""
+
+    async def write(self, data: bytes) -> None:
+        try:
+            await self.stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise OSError("broken") from error
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self.stream)
+
+    def get_remote_address(self) -> None:
+        return None
+
+    def get_transport_addresses(self) -> list[Any]:
+        return []
+
+    def get_connection_type(self) -> None:
+        return None
+
+
+@asynccontextmanager
+async def link_pair(
+    *, on_socket: bool = True, reactor: Reactor | None = None
+) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
+    """(initiator, responder, and what each told its host), running."""
+    reactor = Reactor() if reactor is None else reactor  # an empty one is false
+    raws: list[Any]
+    if on_socket:
+        raws = [_tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
+    else:
+        raws = [_MemoryRaw(stream) for stream in trio.testing.lockstep_stream_pair()]
+    events = Events(), Events()
+    links = [
+        Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n]) for n, raw in enumerate(raws)
+    ]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reactor.run)
+        for link in links:
+            nursery.start_soon(link.start)
+        for link in links:
+            await link.event_started.wait()
+        yield links[0], links[1], *events
+        for link in links:
+            await link.close()
+        nursery.cancel_scope.cancel()
+
+
+def _tcp_raw(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
+    return RawConnection(TrioTCPStream(stream), initiator)
+
+
+async def tcp_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    client = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+    server = await listener.accept()
+    await listener.aclose()
+    return client, server
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected TCP sockets on loopback, non-blocking."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        a = socket.create_connection(listener.getsockname())
+        b, _ = listener.accept()
+    a.setblocking(False)
+    b.setblocking(False)
+    return a, b
+
+
+async def until(condition: Any, *, seconds: float = 5.0) -> None:
+    """Wait for `condition()`; trio's scheduler and the reactor run in between. `seconds`: on an idle machine."""
+    with trio.fail_after(min(SLACK * seconds, MAX_WAIT_S)):
+        while not condition():  # noqa: ASYNC110  # whatever the condition is, it has no event
+            await trio.sleep(0.001)
+
+
+__all__ = ["End", "Events", "deque", "link_pair", "secure", "socket_pair", "tcp_pair", "until"]

@@ -1,0 +1,99 @@
+"""A node as this process: how it ends, and what the signals do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from federation import daemon as module
+from federation.config import Settings
+from federation.errors import FederationError, ListenFailed, UsageError
+from federation.state import StateDir
+from tests.test_node import TOKEN, no_control, only, quiet  # noqa: F401  # quiet is a fixture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+
+@dataclass
+class Daemon:
+    settings: Settings
+    state: StateDir
+    notified: list[str] = field(default_factory=list)
+
+    def serve(self, *signals: signal.Signals, read_settings: Any = None) -> int:
+        """Run it; the signals come, one after the other, as soon as it is ready."""
+
+        def on_ready(_status: object) -> None:
+            for number in signals:
+                os.kill(os.getpid(), number)
+
+        return module.serve(
+            self.settings, self.state, TOKEN, serve_control=no_control, on_ready=on_ready, read_settings=read_settings
+        )
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    settings = Settings(
+        name="x", listens=("127.0.0.1:0",), p2p_listen="127.0.0.1:0", control="127.0.0.1:0", mdns=False,
+        vram_bytes=1, state_dir=tmp_path / "x",
+    )  # fmt: skip
+    daemon = Daemon(settings, StateDir(settings.state_dir))
+    monkeypatch.setattr(module.sdnotify, "notify", daemon.notified.append)
+    daemon.state.lock()
+    yield daemon
+    daemon.state.unlock()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(daemon: Daemon, number: signal.Signals) -> None:
+    assert daemon.serve(number) == 0
+    assert sorted(daemon.notified) == sorted([module.sdnotify.READY, module.sdnotify.STOPPING])
+    assert not (daemon.settings.state_dir / "daemon.json").exists()
+
+
+def test_a_second_one_ends_it_now(daemon: Daemon) -> None:
+    with capture_logs() as logs:
+        assert daemon.serve(signal.SIGTERM, signal.SIGINT) == 1
+    assert "second signal: ending now" in [entry["event"] for entry in logs]
+
+
+def test_sighup_reads_the_settings_again(daemon: Daemon) -> None:
+    def read() -> Settings:
+        return daemon.settings.model_copy(update={"hold_s": 7.0})
+
+    with capture_logs() as logs:
+        assert daemon.serve(signal.SIGHUP, signal.SIGTERM, read_settings=read) == 0
+    assert [entry["changed"] for entry in logs if entry["event"] == "settings read again"] == [["hold"]]
+
+
+def test_settings_that_are_wrong_change_nothing(daemon: Daemon) -> None:
+    def read() -> Settings:
+        raise UsageError("hold: what is that?")
+
+    with capture_logs() as logs:
+        assert daemon.serve(signal.SIGHUP, signal.SIGTERM, read_settings=read) == 0
+    assert "the settings are wrong, and the old ones stay in force" in [entry["event"] for entry in logs]
+
+
+def test_it_ends_with_the_error_of_the_start(daemon: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(
+            name="x", listens=("127.0.0.1:0",), p2p_listen=f"127.0.0.1:{taken.getsockname()[1]}", control="127.0.0.1:0",
+            mdns=False, state_dir=daemon.settings.state_dir,
+        )  # fmt: skip
+        with pytest.raises((FederationError, ExceptionGroup)) as caught:
+            module.serve(settings, daemon.state, TOKEN, serve_control=no_control, on_ready=lambda _: None)
+    assert isinstance(only(caught.value), ListenFailed)
