@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
 
-# One member by one relay, so that it does not use up what all by that relay have (strangers.py); a redial takes seconds.
+# One member by one relay, so that it does not use up what all by that relay have (gate.py); a redial takes seconds.
 SOURCE_RATE = 1.0  # a second
 SOURCE_BURST = 16.0
 # Offences of those that one relay carries: so many are theirs alone, and one more every now and then.

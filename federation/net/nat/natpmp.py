@@ -1,6 +1,6 @@
 """A port forwarding on the router, asked for by NAT-PMP (RFC 6886), which routers that speak PCP answer too.
 
-The router is believed in nothing but the port: whether others reach this node there, members find out (net/reach.py), and
+The router is believed in nothing but the port: whether others reach this node there, members find out (reachability.py), and
 only then it is announced. The forwarding is asked for again before it runs out, and given back at the end.
 """
 

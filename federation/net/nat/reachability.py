@@ -6,7 +6,7 @@ behind that one, the answer takes as long for a closed port as for a silent one.
 relays for others (unless told not to); one that they cannot dial takes places at up to two relays, the nearest first, and
 announces them.
 
-A place is an open tunnel to the relay (net/relay.py): it lasts as long as the link, and is taken anew with the next link.
+A place is an open tunnel to the relay (relay.py): it lasts as long as the link, and is taken anew with the next link.
 
     question:  [[port, ...], hash]      ports to try, at the address from which the asker is connected; the handshake of a
                                         connection that it has just made from the port where it listens, or nil

@@ -6,7 +6,7 @@ Both services are ordinary tunnels on members' links, so there is nothing to ren
     OPEN /relay/1/PEER       a circuit to PEER, if it has a place: the relay opens its half,
     OPEN /circuit/1/FROM     at PEER, and joins the two. REFUSED says why not.
 
-The two ends do their own handshake inside (net/circuit.py): a relay sees sealed records, who talks to whom and how much.
+The two ends do their own handshake inside (net/nat/circuit.py): a relay sees sealed records, who talks to whom and how much.
 A service's name has no slash, so nobody's service is in the way.
 
 What a circuit holds here is bounded by the tunnels' credit: bytes are granted again when they are on their way to the
