@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -23,112 +23,21 @@ from structlog.testing import capture_logs
 from federation import node as node_module
 from federation.api import server
 from federation.cli import client
-from federation.config import Settings
 from federation.errors import ListenFailed, NotFound, UsageError
 from federation.mesh import connectivity
-from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
 from federation.net.dial.book import PeerAddress
 from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
-from federation.state import StateDir
 from federation.units import HostPort
 from tests.support.links import until
+from tests.support.nodes import GIB, TOKEN, MakeNode, Run, link, only, rows, running, states
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
-
-    from trio_typing import TaskStatus
-
-KEY = OwnerKey(b"o" * 32)
-TOKEN = Token(b"n" * 32, "testnet", owner=KEY.public)
-GIB = 1 << 30
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No freezing of this process's objects, and no shouting by py-libp2p."""
-    monkeypatch.setattr(gc, "freeze", lambda: None)
-    threshold = gc.get_threshold()
-    caplog.set_level("ERROR", "libp2p")
-    yield
-    gc.set_threshold(*threshold)
-
-
-async def no_control(
-    _node: object, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
-) -> None:
-    task_status.started(address)
-    await trio.sleep_forever()
+    from collections.abc import AsyncIterator
 
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
-
-MakeNode = Any  # (name, **settings) -> Node
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> MakeNode:
-    """Makes nodes, by name; the same name is the same state directory."""
-
-    def make(name: str = "one", *, token: Token = TOKEN, serve_control: Any = no_control, **fields: Any) -> Node:
-        settings = Settings(
-            **{
-                "name": name, "listens": ("127.0.0.1:0",), "p2p_listen": "127.0.0.1:0", "control": "127.0.0.1:0",
-                "mdns": False, "vram_bytes": 8 * GIB, "drain_timeout_s": 5.0, "health_interval_s": 0.2, "hold_s": 0.0,
-                "state_dir": tmp_path / name, **fields,
-            }
-        )  # fmt: skip
-        state = StateDir(settings.state_dir)
-        state.lock()
-        state.unlock()
-        return Node(settings, state, token, serve_control)
-
-    return make
-
-
-class Run:
-    """A node that runs; `status` is what it reported when it was ready."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.status: dict[str, Any] = {}
-        self.ended = trio.Event()
-        self.scope = trio.CancelScope()
-
-    async def stopped(self, seconds: float = 3.0) -> None:
-        self.node.stop()
-        with trio.fail_after(seconds):
-            await self.ended.wait()
-
-    @property
-    def client_address(self) -> HostPort:
-        return self.node.listens["default"]
-
-
-@asynccontextmanager
-async def running(node: Node) -> AsyncIterator[Run]:
-    """Stops it at the end, if the test has not done so."""
-    run, ready = Run(node), trio.Event()
-
-    def on_ready(status: dict[str, Any]) -> None:
-        run.status = status
-        ready.set()
-
-    async def serve() -> None:
-        try:
-            with run.scope:
-                await node.run(on_ready)
-        finally:
-            run.ended.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        with trio.fail_after(20):
-            await ready.wait()
-        yield run
-        await run.stopped()
+    from exceptiongroup import ExceptionGroup
 
 
 @asynccontextmanager
@@ -150,19 +59,6 @@ async def echo_server() -> AsyncIterator[str]:
 
 async def client_of(run: Run) -> trio.SocketStream:
     return await trio.open_tcp_stream(run.client_address.host, run.client_address.port)
-
-
-def link(newcomer: Node, member: Node) -> None:
-    newcomer.book.add(PeerAddress("127.0.0.1", member.p2p.port, member.peer_id), source="peer")
-    newcomer.host.look_at_book()
-
-
-def rows(node: Node) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in node.peers()}
-
-
-def states(node: Node) -> dict[str, str]:
-    return {name: row["state"] for name, row in rows(node).items()}
 
 
 def is_heard(node: Node) -> bool:
@@ -307,13 +203,6 @@ class TestBan:
                 run.node.unban("nobody")
             with pytest.raises(NotFound, match="not banned here"):
                 run.node.unban(run.node.peer_id)
-
-
-def only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        assert len(error.exceptions) == 1
-        error = error.exceptions[0]
-    return error
 
 
 class TestStop:
