@@ -28,7 +28,7 @@ from federation.net.host import Host
 from federation.net.link import handshake
 from federation.net.link import link as link_module
 from federation.units import HostPort
-from tests.support.hosts import KEY, Peer, linked, new_peer, peers, reactor_running
+from tests.support.hosts import KEY, PROTOCOL, Peer, assert_serves, echo, linked, new_peer, peers, reactor_running
 from tests.support.links import End, tcp_pair, until
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from federation.net.streams import TrioStream
 
 OTHER_KEY = b"o" * 32
-PROTOCOL = "/test/1"
 STRANGERS = 200
 
 
@@ -51,22 +50,6 @@ def open_files() -> int:
 def connect(peer: Peer) -> socket.socket:
     """A stranger at the listener's door."""
     return socket.create_connection((peer.address.host, peer.address.port), timeout=5)
-
-
-async def echo(_link: Link, stream: TrioStream) -> None:
-    async with stream:
-        await stream.send_all(await stream.receive_some(100))
-
-
-async def assert_serves(server: Peer, client: Peer) -> None:
-    """Still in working order: a stream from the one to the other answers."""
-    server.host.handle_stream(PROTOCOL, echo)
-    with trio.fail_after(20):
-        async with await client.host.open_stream(server.id, PROTOCOL) as stream:
-            await stream.send_all(b"there?")
-            assert await stream.receive_some(100) == b"there?"
-    assert server.host.swarm.manager.is_running  # type: ignore[attr-defined]
-    assert client.host.swarm.manager.is_running  # type: ignore[attr-defined]
 
 
 def live_links(peer: Peer) -> int:
