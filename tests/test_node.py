@@ -31,6 +31,7 @@ from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
 from federation.units import HostPort
 from tests.support.links import until
 from tests.support.nodes import GIB, TOKEN, MakeNode, Run, link, only, rows, running, states
+from tests.support.sockets import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -65,10 +66,6 @@ def is_heard(node: Node) -> bool:
     """Its topic reaches its neighbours: knowing each other comes sooner, by sync."""
     mesh = node.gossip._topic._router.mesh
     return any(mesh.values())
-
-
-def open_files() -> int:
-    return len(os.listdir("/dev/fd"))
 
 
 class TestStart:
@@ -134,7 +131,7 @@ class TestStart:
         flag = {"p2p_listen": "--p2p-listen", "listens": "--listen", "control": "--control"}[serves]
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-            files = open_files()
+            files = open_descriptors()
             node = make(serve_control=server.serve_node, **{serves: (address,) if serves == "listens" else address})
             ready: list[object] = []
             with pytest.raises((ListenFailed, ExceptionGroup)) as caught, trio.fail_after(20):
@@ -146,7 +143,7 @@ class TestStart:
             assert ready == []
             del node, caught, error
             gc.collect()
-            assert open_files() <= files
+            assert open_descriptors() <= files
 
     async def test_several_services_have_a_port_each(self, make: MakeNode) -> None:
         async with running(make(listens=("chat=127.0.0.1:0", "127.0.0.1:0"))) as run:
@@ -209,7 +206,7 @@ class TestStop:
     async def test_leaves_no_task_no_socket_no_thread(self, make: MakeNode) -> None:
         async with echo_server() as backend:
             await trio.to_thread.run_sync(lambda: None)  # trio keeps its worker threads for a while
-            tasks, files = trio.lowlevel.current_statistics().tasks_living, open_files()
+            tasks, files = trio.lowlevel.current_statistics().tasks_living, open_descriptors()
             threads = {t for t in threading.enumerate() if "trio" not in t.name.lower()}
             one = make("one", backends=(backend,), serve_control=server.serve_node)
             two = make("two", serve_control=server.serve_node)
@@ -226,7 +223,7 @@ class TestStop:
             one.state.unlock()
             two.state.unlock()
             await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
-            await until(lambda: open_files() <= files)
+            await until(lambda: open_descriptors() <= files)
             await until(lambda: {t for t in threading.enumerate() if "trio" not in t.name.lower()} <= threads)
 
     async def test_closes_the_clients_port_at_once(self, make: MakeNode) -> None:
@@ -367,7 +364,7 @@ class TestStop:
 
     async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
         """A second signal cancels it."""
-        files = open_files()
+        files = open_descriptors()
         made = make(serve_control=server.serve_node)
         made.state.lock()
         async with running(made) as run, await client_of(run):
@@ -378,7 +375,7 @@ class TestStop:
         made.state.unlock()
         del run, made
         gc.collect()
-        await until(lambda: open_files() <= files)
+        await until(lambda: open_descriptors() <= files)
 
 
 class TestTogether:
