@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -10,9 +10,6 @@ from federation.cli import ask
 from federation.mesh.tokens import Token
 from federation.state import StateDir
 from tests.support.cli import Api
-
-if TYPE_CHECKING:
-    pass
 
 
 def open_(in_flight: int, clients: int = 0) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -18,9 +17,6 @@ from federation.net.nat.relay import CIRCUIT
 from tests.support.circuits import go_round, reserve, send
 from tests.support.hosts import assert_serves, echo, linked, star
 from tests.support.links import End, until
-
-if TYPE_CHECKING:
-    pass
 
 PROTOCOL = "/test/1"
 
