@@ -146,7 +146,7 @@ def add(
             peer=peer_id,
             path="direct",
             via_peer="",
-            admission_key=node.token.admission_key(),
+            admission_key=TOKEN.admission_key(),
         )
     return peer_id
 
