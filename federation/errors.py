@@ -1,8 +1,8 @@
 """Every error that we raise. The first paragraph of a class's docstring is the message that a person reads.
 
-An error is one line that says what is wrong and what to do. `exit_code` is 2 where the person's input is at fault
-(usage) and 1 where the world is (failure). Detail that differs from case to case is passed in and ends the line, or is
-all of it where the class only says what kind it is (`detail_says_all`); it never holds a secret.
+An error is one line that says what is wrong and what to do. `exit_code` is 2 if the person's input is at fault (usage)
+and 1 if the world is (failure). The raiser passes in detail that differs from case to case: the detail ends the line, or is
+the whole line if the class only names a kind (`detail_says_all`). It never holds a secret.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class NodeRefused(FederationError):
 
 
 def refusal(status: int, why: str) -> FederationError:
-    """What the control API's refusal is to a person: 400 is for what was asked wrongly (see web.py)."""
+    """The error for a refusal of the control API: 400 means that the request was wrong (see api/routing.py)."""
     return UsageError(why) if status == 400 else NodeRefused(why)
 
 
@@ -185,7 +185,7 @@ class ProtocolViolation(NetworkError):
 
 
 def listen_problem(what: str, address: str, flag: str, error: OSError) -> str:
-    """The plain words for a port that cannot be had."""
+    """Plain words for a port that cannot be opened."""
     if error.errno == errno.EADDRINUSE:
         return f"for {what} on {address}: the port is in use; stop what uses it, or choose another with {flag}"
     if error.errno in (errno.EACCES, errno.EPERM):

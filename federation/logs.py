@@ -1,10 +1,10 @@
 """Logging: one handler on stderr for structlog and for every library that uses the standard library's logging.
 
-Libraries' loggers speak from WARNING on, in one line, without tracebacks: a remote that misbehaves is no fault of ours,
-and py-libp2p logs a page of stack for each. (`--log-level debug` shows them.) Ours keep theirs: they are bugs.
+Libraries log from WARNING on, in one line, without tracebacks: a remote that misbehaves is no fault of ours, and py-libp2p
+logs a page of stack for each. (`--log-level debug` shows them.) Our own loggers keep tracebacks: these are bugs.
 
-Whatever is logged, no secret gets out: values of keys that name one are replaced, and so is anything that looks like a
-token, wherever it stands. Texts from the network cannot forge lines or move the terminal's cursor.
+No secret gets into the log: the handler replaces values of keys that name a secret, and all texts that look like a token.
+Texts from the network cannot forge lines or move the terminal's cursor.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 OURS = "federation"
 EVENTS_KEPT = 1000  # for `federation logs`
-CONNECTIONS_KEPT = 2000  # and a batch, apart from the others, which a busy minute would push out
-QUIET = ("libp2p", "hypercorn", "zeroconf")  # kept from building records that the handler would drop
+CONNECTIONS_KEPT = 2000  # and one batch more; kept apart, since a busy minute would push out all other lines
+QUIET = ("libp2p", "hypercorn", "zeroconf")  # these build no records that the handler would drop
 
 _SECRET_KEY = re.compile(r"(.*[_-])?(token|secret|key|password|authorization)s?", re.IGNORECASE)
 _MULTILINE_KEYS = {"exception", "stack"}  # our own tracebacks
@@ -65,7 +65,7 @@ def configure(level: str, style: str, *, stream: TextIO, colors: bool = False) -
     root.setLevel(threshold)
     for name in QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, threshold))
-    # At its import libp2p takes its logger off the root (trap M); what has no handler of its own comes here, too.
+    # At its import libp2p takes its logger off the root (trap M); loggers without a handler of their own come here, too.
     logging.lastResort = handler
     logging.raiseExceptions = False  # a closed stderr is no reason to write to it
     logging.captureWarnings(True)
@@ -80,14 +80,14 @@ def configure(level: str, style: str, *, stream: TextIO, colors: bool = False) -
 
 
 class Ended(Protocol):
-    """Connections that ended, in their order. Each becomes a line or an event only where somebody wants it."""
+    """Connections that ended, in their order. Each becomes a line or an event only on demand."""
 
     def __len__(self) -> int: ...
     def line(self, at: int) -> str:
-        """As ConsoleRenderer would write it, at a hundredth of its price."""
+        """The line of ConsoleRenderer, at a hundredth of its cost."""
 
     def event(self, at: int) -> dict[str, Any]:
-        """A new one at each call."""
+        """A new event at each call."""
 
 
 class Recent:
@@ -100,7 +100,7 @@ class Recent:
         self._connections = 0  # in all of them
 
     def add(self, event: dict[str, Any]) -> None:
-        """The event is ours from now on."""
+        """Keep an event. The caller must not change it afterwards."""
         self.last += 1
         event["number"] = self.last
         self._events.append(event)
@@ -113,7 +113,7 @@ class Recent:
             self._connections -= len(self._ended.popleft()[1])
 
     def after(self, number: int, newest: int) -> list[dict[str, Any]]:
-        """Lines behind that number, `newest` of them at most, in order."""
+        """Lines with higher numbers, in order: the `newest` of them at most."""
         lines = [event for event in self._events if event["number"] > number]
         wanted = newest
         for first, ended in reversed(self._ended):
@@ -158,7 +158,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]  # no generic a
 
 
 def harmless(text: str) -> str:
-    """What others had a hand in, without secrets and control characters."""
+    """A text that remotes may have written, without secrets and control characters."""
     return _printable(without_tokens(text))
 
 
@@ -212,14 +212,14 @@ _python = logging.getLogger("python")  # what the interpreter would print itself
 
 
 class _Foreign(logging.Filter):
-    """Makes libraries brief: nothing below WARNING, the first line only, and tracebacks only where asked for."""
+    """Makes libraries brief: from WARNING on, the first line only, and tracebacks only at level debug."""
 
     def __init__(self, *, tracebacks: bool) -> None:
         super().__init__()
         self._tracebacks = tracebacks
 
     def _is_noise(self, record: logging.LogRecord) -> bool:
-        """py-libp2p's errors are about peers that come and go: net/ says in our words what a person needs to know."""
+        """Whether a record is one of py-libp2p's errors about peers that come and go: net/ logs these in our words."""
         return not self._tracebacks and record.name.partition(".")[0] == "libp2p"
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -1,11 +1,11 @@
-"""Counters of the data path as plain numbers, and what Prometheus makes of them when it asks.
+"""Counters of the data path as plain numbers, and the text that Prometheus scrapes.
 
-Names follow Prometheus: base units, `_total` for what only rises. The help text of each says what is counted, and what
-is not. Nothing a remote chooses becomes a label: services are this node's own, results and reasons are closed sets, and
-of peers those appear that are known or hold connections now.
+Names follow Prometheus: base units, `_total` for counters that only rise. The help text of each says which events it counts
+and which not. No text of a remote becomes a label: services are this node's own, results and reasons are closed sets, and
+peers appear while they are known or hold connections.
 
 prometheus-client's own counters take a lock and a look-up each, which for a short connection is some percent of all that
-it costs. Here counting is adding to an int (one thread does it); what the parts know anyway is read at the scrape (`now`).
+it costs. Here counting is adding to an int (one thread does it); the scrape reads values that the parts keep anyway (`now`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 
 
 
 class Distribution:
-    """A histogram: how many were at most each bound, and their sum."""
+    """A histogram: the number of values up to each bound, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -52,16 +52,16 @@ class Distribution:
         self.sum += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """As Prometheus has them: cumulative, the last one has no bound."""
+        """Buckets as Prometheus has them: cumulative, the last one without a bound."""
         names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return [(name, float(count)) for name, count in zip(names, accumulate(self.counts), strict=True)]
 
 
 @dataclass(frozen=True)
 class Now:
-    """What is read at the scrape. Bytes for VRAM."""
+    """Values that are read at the scrape. VRAM in bytes."""
 
-    received: int = 0  # bytes from clients, by connections that are over and those that are open
+    received: int = 0  # bytes from clients, of ended and open connections
     delivered: int = 0
     open: int = 0
     waiting: int = 0
@@ -76,7 +76,7 @@ class Now:
 
 
 class Metrics(Collector):
-    """All metrics of one node. `now` is set by whoever knows."""
+    """All metrics of one node. The node sets `now`, which returns a Now."""
 
     def __init__(self) -> None:
         self.started: Counter[str] = Counter()  # by service
@@ -93,7 +93,7 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)  # its CPU time, memory and descriptors, where /proc has them
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """What a scraper gets that sent this Accept header, and its content type."""
+        """The answer to a scraper that sent this Accept header, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 

@@ -1,6 +1,6 @@
-"""How often somebody may do something: token buckets. Rule 1: no clock; callers pass `now`, seconds of a monotonic one.
+"""Rate limits: token buckets. Rule 1: no clock; callers pass `now`, seconds of a monotonic one.
 
-A bucket holds `burst` at most and gets `rate` a second. What is asked for beyond that is refused, or has to wait.
+A bucket holds `burst` at most and gets `rate` a second. Callers refuse requests beyond that, or make them wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ K = TypeVar("K", bound="Hashable")
 
 
 class Bucket:
-    """Starts full."""
+    """One bucket, full at first."""
 
     __slots__ = ("_at", "_left", "burst", "rate")
 
@@ -25,28 +25,28 @@ class Bucket:
         self._at: float | None = None  # when `_left` was right
 
     def left(self, now: float) -> float:
-        """What can be taken at once; negative while what was spent ahead of time is being waited for."""
+        """The amount that can be taken at once; negative after `spend` took more than there was."""
         if self._at is not None and now > self._at:
             self._left = min(self.burst, self._left + (now - self._at) * self.rate)
         self._at = now if self._at is None else max(self._at, now)
         return self._left
 
     def take(self, now: float, n: float = 1.0) -> bool:
-        """Take `n` if they are there."""
+        """Take `n` if they are there. Returns whether they were."""
         if self.left(now) < n:
             return False
         self._left -= n
         return True
 
     def spend(self, now: float, n: float = 1.0) -> float:
-        """Take `n`, there or not; how many seconds to wait before going on."""
+        """Take `n`, there or not. Returns the seconds to wait before going on."""
         left = self.left(now) - n
         self._left = left
         return max(0.0, -left / self.rate)
 
 
 class Buckets(Generic[K]):
-    """A bucket a key, `max_keys` of them: where there are more, the one that was asked for longest ago starts afresh."""
+    """A bucket for each key, `max_keys` at most: a further key replaces the one that was used longest ago."""
 
     def __init__(self, rate: float, burst: float, *, max_keys: int) -> None:
         self._rate = rate

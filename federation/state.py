@@ -1,24 +1,24 @@
-"""The state directory: what a node must find again after a restart. One daemon uses it at a time.
+"""The state directory: all that a node must find again after a restart. One daemon uses it at a time.
 
     identity         Ed25519 seed, 32 bytes: the node's peer id. Created once; never replaced, even when damaged.
-    token            the network's token; token.previous has those that it replaced, newest first, MAX_PREVIOUS of them
-    owner-ID.key     the owner key of the network ID, with which its token is rotated; never replaced or removed
-    control.key      what the control API asks of the owner; made at the first start
-    rotation.json    former tokens' keys while they admit, and who may be told the present token
+    token            the network's token; token.previous has its MAX_PREVIOUS predecessors, newest first
+    owner-ID.key     the owner key of the network ID, which signs its rotations; never replaced or removed
+    control.key      the key that the control API asks of the owner; made at the first start
+    rotation.json    former tokens' keys while they admit, and the members that may receive the present token
     banned.json      peers that this node keeps away
     dashboard.html   leads a browser to the dashboard; written by `federation dashboard --open`
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
     daemon.json      where the running daemon listens, for the command line
-    control.sock     where the command line asks the running daemon; whoever can open it is the owner
+    control.sock     where the command line asks the running daemon; a user who can open it is the owner
     lock             held by the running daemon
 
-Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. No file that is a link is
-read, written or created through. A damaged file costs a warning and counts as absent, but for what a person or the network
-would miss: identity, token and bans stop the start. A disk that is full or read-only costs a warning where what would be
-written can be done without.
+Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. This module follows no
+link when it reads, writes or creates a file. A damaged file costs a warning and counts as absent, except identity, token and
+bans, which a person or the network would miss: these stop the start. A disk that is full or read-only costs a warning if the
+node can do without the file.
 
-No structlog here: the command line reads daemon.json where it must answer at once.
+No structlog here: the command line reads daemon.json and has to answer at once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
 
 
 class StateDir:
-    """The files of one node. Nothing is touched before the first call."""
+    """The files of one node. Touches nothing before the first call."""
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.path = path
@@ -66,7 +66,7 @@ class StateDir:
         self._lock_fd: int | None = None
 
     def lock(self) -> None:
-        """Make the directory and take it for this process, until `unlock` or the process's end. Taken twice is once."""
+        """Make the directory and lock it for this process, until `unlock` or the end. A second call does nothing."""
         if self._lock_fd is not None:
             return
         self._create()
@@ -90,13 +90,13 @@ class StateDir:
             os.pwrite(fd, str(os.getpid()).encode(), 0)
 
     def holder(self) -> str | None:
-        """The process that has the lock, as it wrote itself down; None where nobody has it."""
+        """The process that has the lock, as it named itself there; None if no process has it."""
         try:
             fd = os.open(self.path / "lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once, by the close
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once, by the close
         except BlockingIOError:
             return _process(fd)
         except OSError:
@@ -111,7 +111,7 @@ class StateDir:
             self._lock_fd = None
 
     def identity(self) -> bytes:
-        """The node's Ed25519 seed. Raises StateDirUnusable rather than to start as somebody else."""
+        """The node's Ed25519 seed. Raises StateDirUnusable rather than start under another identity."""
         seed = self._read_own("identity")
         if seed is None:
             seed = secrets.token_bytes(SEED_BYTES)
@@ -121,14 +121,14 @@ class StateDir:
         return seed
 
     def load_token(self) -> str | None:
-        """The saved token's text; None before there is one. It stops the start when it cannot be read."""
+        """The saved token's text; None before there is one. Raises StateDirUnusable if the file cannot be read."""
         data = self._read_own("token")
         return None if data is None else data.decode("ascii", errors="replace").strip()
 
     def save_token(self, text: str, *, keep_old: bool = True, replaces: Callable[[str], bool] = lambda _text: False) -> None:
-        """Save `text`. What it replaces is kept in token.previous, unless told that it is the same network's.
+        """Save `text`. With `keep_old`, token.previous keeps the token that it replaces.
 
-        Of those kept there, what `replaces` says is outdated goes: rotations do not push out what a person gave.
+        Tokens there for which `replaces` is true go, so that rotations do not push out tokens that a person gave.
         """
         old = self.load_token()
         if old == text:
@@ -139,7 +139,7 @@ class StateDir:
         self._write("token", _lines([text]))
 
     def save_owner_key(self, network_id: str, text: str) -> Path:
-        """Raises StateDirUnusable, also where there is one already."""
+        """Save an owner key. Raises StateDirUnusable, also if there is one already."""
         self._create()
         path = self.owner_key_path(network_id)
         try:
@@ -149,7 +149,7 @@ class StateDir:
         return path
 
     def load_owner_key(self, network_id: str) -> str | None:
-        """As saved; None where it is not here. Raises StateDirUnusable where it is and cannot be read."""
+        """The saved owner key; None if it is not here. Raises StateDirUnusable if it is here and cannot be read."""
         data = self._read_own(self.owner_key_path(network_id).name)
         return None if data is None else data[:MAX_KEY_BYTES].decode("ascii", errors="replace")
 
@@ -157,7 +157,7 @@ class StateDir:
         return self.path / f"owner-{network_id}.key"
 
     def forget_network(self, is_its: Callable[[str], bool]) -> None:
-        """Remove the token, those in token.previous that `is_its` says are the same network's, and members' addresses."""
+        """Remove the token, tokens of the same network (`is_its`) from token.previous, and members' addresses."""
         kept = self._previous_tokens()
         others = [text for text in kept if not is_its(text)]
         if others != kept:
@@ -169,7 +169,7 @@ class StateDir:
         return (self._read_own("token.previous") or b"").decode("ascii", errors="replace").split()
 
     def control_key(self) -> str:
-        """What makes an owner, for the control API. Created once; a damaged one is replaced."""
+        """The control API's key. Created once; a new one replaces a damaged one."""
         key = self.load_control_key()
         if key is None:
             key = secrets.token_urlsafe(SEED_BYTES)
@@ -177,7 +177,7 @@ class StateDir:
         return key
 
     def load_control_key(self) -> str | None:
-        """None where no daemon has run yet. Raises StateDirUnusable when it is there and not for us to read."""
+        """The control key; None if no daemon has run yet. Raises StateDirUnusable if this user may not read it."""
         data = self._read_own("control.key")
         if data is None:
             return None
@@ -188,15 +188,15 @@ class StateDir:
         return key
 
     def save_page(self, text: str) -> Path:
-        """A page that leads to the dashboard, with a code that opens it once: for the owner's browser alone."""
+        """Save a page that leads to the dashboard, with a code that opens it once: for the owner's browser alone."""
         self._create()
         self._write("dashboard.html", text.encode())
         return self.path / "dashboard.html"
 
     def next_incarnation(self) -> int:
-        """Higher than at each start before: the clock, and one more than the last where the clock went back.
+        """A number higher than at each start before: the clock, or one more than the last if the clock went back.
 
-        The clock makes it rise even after the file got lost.
+        The clock makes it rise even after a lost file.
         """
         last = 0
         data = self._read("incarnation")
@@ -213,7 +213,7 @@ class StateDir:
         return incarnation
 
     def load_peers(self) -> dict[str, list[str]]:
-        """Peer id -> multiaddrs, as last saved."""
+        """Peer id -> multiaddrs, from `save_peers`."""
         peers = self._read_json("peers.json")
         if not all(isinstance(a, list) and all(isinstance(address, str) for address in a) for a in peers.values()):
             self._ignore("peers.json", "it is not a map of peers to addresses")
@@ -221,21 +221,21 @@ class StateDir:
         return peers
 
     def save_peers(self, peers: dict[str, list[str]]) -> None:
-        """A convenience for the next start, so a full disk costs a warning and not the daemon."""
+        """Save addresses for the next start. They are a convenience, so a full disk costs a warning only."""
         try:
             self._write_json("peers.json", peers)
         except StateDirUnusable as error:
             log.warning("the peers' addresses were not saved: %s", error.detail)
 
     def load_rotation(self) -> dict[str, Any]:
-        """As `save_rotation` was given it; empty where the token was never rotated."""
+        """The value of the last `save_rotation`; empty if the token was never rotated."""
         return self._read_json("rotation.json")
 
     def save_rotation(self, rotation: dict[str, Any]) -> None:
         self._write_json("rotation.json", rotation)
 
     def load_bans(self) -> dict[str, dict[str, str]]:
-        """Peer id -> its name and since when. Raises StateDirUnusable rather than to let in who was banned."""
+        """Peer id -> its name and the time of its ban. Raises StateDirUnusable rather than let banned peers in."""
         data = self._read_own("banned.json")
         if data is None:
             return {}
@@ -248,7 +248,7 @@ class StateDir:
         self._write_json("banned.json", bans)
 
     def load_daemon(self) -> dict[str, Any] | None:
-        """Where the daemon listens that uses this directory; None when none does, as far as its file tells."""
+        """The addresses of the daemon that uses this directory; None if, by its file, no daemon runs."""
         return self._read_json("daemon.json") or None
 
     def save_daemon(self, info: dict[str, Any]) -> None:
@@ -263,8 +263,9 @@ class StateDir:
             self._remove("daemon.json")
 
     def listen_control(self) -> socket.socket | None:
-        """A new socket for the command line in place of what a killed daemon left. None, and a warning, where the disk takes
-        no sockets: the command line then asks by the control port, with a proof of the key. Only for who holds the lock.
+        """Make a socket for the command line, in place of one that a killed daemon left. Call this with the lock held.
+
+        Returns None, with a warning, if the disk takes no sockets: the command line then asks at the control port, by proof.
         """
         if self._lock_fd is None:
             raise StateDirUnusable(f"{self.path} is not locked")
@@ -275,7 +276,7 @@ class StateDir:
             return None
 
     def connect_control(self, timeout_s: float) -> socket.socket:
-        """The daemon of this directory. Raises NotOurs where it is somebody else's, OSError where none listens."""
+        """Connect to this directory's daemon. Raises NotOurs if it is another user's, OSError if none listens."""
         try:
             connection = unixsocket.connect(self.path, CONTROL_SOCKET, timeout_s)
         except PermissionError:
@@ -287,7 +288,7 @@ class StateDir:
         return connection
 
     def _owners(self) -> set[int]:
-        """Users whose files here are believed: ourselves and root, and for root whoever has the directory."""
+        """Users whose files here are trusted: this user and root, and for root also the directory's owner."""
         owners = {os.geteuid(), 0}
         if os.geteuid() == 0:
             owners.add(self.path.stat().st_uid)
@@ -312,7 +313,7 @@ class StateDir:
             log.warning("the state directory %s belongs to %s, who can read its secrets", self.path, self._owner_name())
 
     def _open(self, name: str, owners: set[int] | None = None) -> BinaryIO:
-        """A file of ours for reading. Raises OSError: for a link too, and for a file that is of none of `owners`."""
+        """Open a file for reading. Raises OSError, also for a link, and for a file that belongs to none of `owners`."""
         fd = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
@@ -326,7 +327,7 @@ class StateDir:
             raise
 
     def _read_own(self, name: str) -> bytes | None:
-        """A secret file. Raises StateDirUnusable when it is there and cannot be read, or is not ours."""
+        """Read a secret file. Raises StateDirUnusable if it is there and cannot be read, or belongs to another user."""
         path = self.path / name
         try:
             with self._open(name, self._owners()) as file:
@@ -370,7 +371,7 @@ class StateDir:
         path = self.path / name
         temporary = path.with_name(f".{name}.{os.getpid()}")
         try:
-            # O_EXCL after unlink: never through a link that somebody else put there, and 0600 from the first byte.
+            # O_EXCL after unlink: never through a link that another user put there, and 0600 from the first byte.
             temporary.unlink(missing_ok=True)
             with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(data)
@@ -395,7 +396,7 @@ class StateDir:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """A new file, for its owner only. Raises OSError; FileExistsError where something is there, be it a link."""
+    """Write a new file, for its owner only. Raises OSError; FileExistsError if there is a file or link already."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         try:
             file.write(data)
@@ -408,7 +409,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def _open_lock(path: Path) -> int:
-    """Raises OSError."""
+    """Open the lock file. Raises OSError."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -418,7 +419,7 @@ def _open_lock(path: Path) -> int:
 
 
 def _flock(fd: int) -> None:
-    """Raises BlockingIOError where another process has the lock, and not just looks whether anybody has (see `holder`)."""
+    """Lock. Raises BlockingIOError if another process holds the lock, and does not just look at it (see `holder`)."""
     for _ in range(LOCK_LOOKS):
         with suppress(BlockingIOError):
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -439,7 +440,7 @@ def _lines(lines: list[str]) -> bytes:
 
 
 def _process(lock_fd: int) -> str:
-    """Who holds the lock, by what is written there."""
+    """The process that holds the lock, by the text in the file."""
     return visible(os.pread(lock_fd, 32, 0).decode(errors="replace").strip()) or "unknown"
 
 

@@ -1,6 +1,6 @@
-"""Values as people write them: addresses, sizes, durations. A ValueError says in plain words what is wrong with one.
+"""Values as people write them: addresses, sizes, durations. A ValueError says in plain words what is wrong.
 
-No pydantic here: the command line needs these where it must answer at once.
+No pydantic here: the command line needs these and has to answer at once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class HostPort:
 
     @property
     def multiaddr(self) -> str:
-        """The same address as libp2p writes it: /ip4/192.0.2.1/tcp/4484."""
+        """This address as libp2p writes it: /ip4/192.0.2.1/tcp/4484."""
         try:
             kind = f"ip{ip_address(self.host).version}"
         except ValueError:
@@ -103,7 +103,7 @@ class HostPort:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A service and the local address where it is offered, or asked for."""
+    """A service and the local address of its backend or of its clients' port."""
 
     service: str
     address: HostPort
@@ -145,13 +145,13 @@ def parse_duration(value: object) -> float:
 
 
 def without_tokens(text: str) -> str:
-    """`text` with everything replaced that looks like a network's token, or its owner's key."""
+    """`text` with all parts replaced that look like a network's token or its owner's key."""
     return _TOKEN.sub(REDACTED, text)
 
 
 def visible(text: str) -> str:
-    """`text` with a ? for each character that shows nothing, or moves or turns what others show: control characters, bidi
-    overrides, zero widths, line separators. dashboard/format.js has the same rule for the page.
+    """`text` with a ? for each character that is invisible, or moves or turns other characters: control characters, bidi
+    overrides, zero widths, line separators. `api/dashboard/format.js` has this rule for the page.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 

@@ -1,4 +1,4 @@
-"""A Unix socket in a directory: under a path of any length, for this user alone; and who is at its other end."""
+"""A Unix socket in a directory: under a path of any length, for this user alone; and the user at its other end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _MACOS_LOCAL_PEERCRED = 1
 
 
 class HasOptions(Protocol):
-    """A socket of the standard library's, or of trio's."""
+    """A socket of the standard library or of trio."""
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
 
 
 def listen(directory: Path, name: str) -> socket.socket:
-    """Raises OSError. What is there under that name goes, a link itself and not what it points to: call this only for who
-    has the directory's lock.
+    """Make a listening socket. Raises OSError.
+
+    It replaces a file or link of that name (the link itself, not its target), so call it with the directory's lock held.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -38,7 +39,7 @@ def listen(directory: Path, name: str) -> socket.socket:
             with _address(directory, fd, name) as address:
                 listener.bind(address)
             os.chmod(name, 0o600, dir_fd=fd)
-        listener.listen(BACKLOG)  # only now can anybody connect
+        listener.listen(BACKLOG)  # clients can connect from now on
     except BaseException:
         listener.close()
         raise
@@ -46,7 +47,7 @@ def listen(directory: Path, name: str) -> socket.socket:
 
 
 def connect(directory: Path, name: str, timeout_s: float) -> socket.socket:
-    """Raises OSError."""
+    """Connect to the socket of that name. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout_s)
@@ -59,7 +60,7 @@ def connect(directory: Path, name: str, timeout_s: float) -> socket.socket:
 
 
 def peer_uid(connection: HasOptions) -> int | None:
-    """The user at the other end, as the kernel has it; None on a system that does not tell."""
+    """The user id at the other end, from the kernel; None on a system that does not tell."""
     if sys.platform == "linux":
         uid = _LINUX_PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _LINUX_PEER.size))[1]
     elif sys.platform == "darwin":
@@ -80,7 +81,7 @@ def _opened(directory: Path) -> Iterator[int]:
 
 @contextmanager
 def _address(directory: Path, fd: int, name: str) -> Iterator[str]:
-    """A path for the kernel that fits its field, however long the directory's own is."""
+    """A path that fits the kernel's field, even if the directory's own path does not."""
     path = os.path.join(directory, name)
     if len(os.fsencode(path)) <= MAX_PATH_BYTES:
         yield path

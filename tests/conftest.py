@@ -1,11 +1,38 @@
-"""What the process that prints the summary does, also when xdist's workers ran the tests."""
+"""Fixtures of several files, and what the process that prints the summary does, also when xdist's workers ran the tests."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.nodes import MakeNode
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No freezing of this process's objects, and no shouting by py-libp2p."""
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    threshold = gc.get_threshold()
+    caplog.set_level("ERROR", "libp2p")
+    yield
+    gc.set_threshold(*threshold)
+
+
+@pytest.fixture
+def make(tmp_path: Path, quiet: None) -> MakeNode:
+    """Makes nodes, by name; the same name is the same state directory."""
+    from tests.support.nodes import node  # all of libp2p: not for those who need no node
+
+    def make(name: str = "one", **fields: Any) -> object:
+        return node(tmp_path / name, **{"name": name, **fields})
+
+    return make
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

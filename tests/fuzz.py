@@ -39,8 +39,7 @@ from federation.net.dial.book import PeerAddress
 from federation.net.link import mux
 from federation.net.link.handshake import MAX_PLAINTEXT, Opener, Sealer, TokenNoise
 from federation.net.pubsub import canonical, is_genuine
-from tests.mesh.test_gossip import TOKEN, FakeTopic, Member, sign
-from tests.net.test_pubsub import foreign_topic
+from tests.support.gossip import TOKEN, FakeTopic, Member, foreign_topic, sign
 from tests.support.links import End, _MemoryRaw
 
 if TYPE_CHECKING:

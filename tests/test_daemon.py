@@ -16,7 +16,7 @@ from federation import daemon as module
 from federation.config import Settings
 from federation.errors import FederationError, ListenFailed, UsageError
 from federation.state import StateDir
-from tests.test_node import TOKEN, no_control, only, quiet  # noqa: F401  # quiet is a fixture
+from tests.support.nodes import TOKEN, no_control, only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
+
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -23,112 +23,22 @@ from structlog.testing import capture_logs
 from federation import node as node_module
 from federation.api import server
 from federation.cli import client
-from federation.config import Settings
 from federation.errors import ListenFailed, NotFound, UsageError
 from federation.mesh import connectivity
-from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
 from federation.net.dial.book import PeerAddress
 from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
-from federation.state import StateDir
 from federation.units import HostPort
 from tests.support.links import until
+from tests.support.nodes import GIB, TOKEN, MakeNode, Run, link, only, rows, running, states
+from tests.support.sockets import open_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
-
-    from trio_typing import TaskStatus
-
-KEY = OwnerKey(b"o" * 32)
-TOKEN = Token(b"n" * 32, "testnet", owner=KEY.public)
-GIB = 1 << 30
-
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No freezing of this process's objects, and no shouting by py-libp2p."""
-    monkeypatch.setattr(gc, "freeze", lambda: None)
-    threshold = gc.get_threshold()
-    caplog.set_level("ERROR", "libp2p")
-    yield
-    gc.set_threshold(*threshold)
-
-
-async def no_control(
-    _node: object, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
-) -> None:
-    task_status.started(address)
-    await trio.sleep_forever()
+    from collections.abc import AsyncIterator
 
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
-
-MakeNode = Any  # (name, **settings) -> Node
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> MakeNode:
-    """Makes nodes, by name; the same name is the same state directory."""
-
-    def make(name: str = "one", *, token: Token = TOKEN, serve_control: Any = no_control, **fields: Any) -> Node:
-        settings = Settings(
-            **{
-                "name": name, "listens": ("127.0.0.1:0",), "p2p_listen": "127.0.0.1:0", "control": "127.0.0.1:0",
-                "mdns": False, "vram_bytes": 8 * GIB, "drain_timeout_s": 5.0, "health_interval_s": 0.2, "hold_s": 0.0,
-                "state_dir": tmp_path / name, **fields,
-            }
-        )  # fmt: skip
-        state = StateDir(settings.state_dir)
-        state.lock()
-        state.unlock()
-        return Node(settings, state, token, serve_control)
-
-    return make
-
-
-class Run:
-    """A node that runs; `status` is what it reported when it was ready."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.status: dict[str, Any] = {}
-        self.ended = trio.Event()
-        self.scope = trio.CancelScope()
-
-    async def stopped(self, seconds: float = 3.0) -> None:
-        self.node.stop()
-        with trio.fail_after(seconds):
-            await self.ended.wait()
-
-    @property
-    def client_address(self) -> HostPort:
-        return self.node.listens["default"]
-
-
-@asynccontextmanager
-async def running(node: Node) -> AsyncIterator[Run]:
-    """Stops it at the end, if the test has not done so."""
-    run, ready = Run(node), trio.Event()
-
-    def on_ready(status: dict[str, Any]) -> None:
-        run.status = status
-        ready.set()
-
-    async def serve() -> None:
-        try:
-            with run.scope:
-                await node.run(on_ready)
-        finally:
-            run.ended.set()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        with trio.fail_after(20):
-            await ready.wait()
-        yield run
-        await run.stopped()
+    from exceptiongroup import ExceptionGroup
 
 
 @asynccontextmanager
@@ -152,27 +62,10 @@ async def client_of(run: Run) -> trio.SocketStream:
     return await trio.open_tcp_stream(run.client_address.host, run.client_address.port)
 
 
-def link(newcomer: Node, member: Node) -> None:
-    newcomer.book.add(PeerAddress("127.0.0.1", member.p2p.port, member.peer_id), source="peer")
-    newcomer.host.look_at_book()
-
-
-def rows(node: Node) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in node.peers()}
-
-
-def states(node: Node) -> dict[str, str]:
-    return {name: row["state"] for name, row in rows(node).items()}
-
-
 def is_heard(node: Node) -> bool:
     """Its topic reaches its neighbours: knowing each other comes sooner, by sync."""
     mesh = node.gossip._topic._router.mesh
     return any(mesh.values())
-
-
-def open_files() -> int:
-    return len(os.listdir("/dev/fd"))
 
 
 class TestStart:
@@ -238,7 +131,7 @@ class TestStart:
         flag = {"p2p_listen": "--p2p-listen", "listens": "--listen", "control": "--control"}[serves]
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
-            files = open_files()
+            files = open_descriptors()
             node = make(serve_control=server.serve_node, **{serves: (address,) if serves == "listens" else address})
             ready: list[object] = []
             with pytest.raises((ListenFailed, ExceptionGroup)) as caught, trio.fail_after(20):
@@ -250,7 +143,7 @@ class TestStart:
             assert ready == []
             del node, caught, error
             gc.collect()
-            assert open_files() <= files
+            assert open_descriptors() <= files
 
     async def test_several_services_have_a_port_each(self, make: MakeNode) -> None:
         async with running(make(listens=("chat=127.0.0.1:0", "127.0.0.1:0"))) as run:
@@ -309,18 +202,11 @@ class TestBan:
                 run.node.unban(run.node.peer_id)
 
 
-def only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        assert len(error.exceptions) == 1
-        error = error.exceptions[0]
-    return error
-
-
 class TestStop:
     async def test_leaves_no_task_no_socket_no_thread(self, make: MakeNode) -> None:
         async with echo_server() as backend:
             await trio.to_thread.run_sync(lambda: None)  # trio keeps its worker threads for a while
-            tasks, files = trio.lowlevel.current_statistics().tasks_living, open_files()
+            tasks, files = trio.lowlevel.current_statistics().tasks_living, open_descriptors()
             threads = {t for t in threading.enumerate() if "trio" not in t.name.lower()}
             one = make("one", backends=(backend,), serve_control=server.serve_node)
             two = make("two", serve_control=server.serve_node)
@@ -337,7 +223,7 @@ class TestStop:
             one.state.unlock()
             two.state.unlock()
             await until(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
-            await until(lambda: open_files() <= files)
+            await until(lambda: open_descriptors() <= files)
             await until(lambda: {t for t in threading.enumerate() if "trio" not in t.name.lower()} <= threads)
 
     async def test_closes_the_clients_port_at_once(self, make: MakeNode) -> None:
@@ -478,7 +364,7 @@ class TestStop:
 
     async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
         """A second signal cancels it."""
-        files = open_files()
+        files = open_descriptors()
         made = make(serve_control=server.serve_node)
         made.state.lock()
         async with running(made) as run, await client_of(run):
@@ -489,7 +375,7 @@ class TestStop:
         made.state.unlock()
         del run, made
         gc.collect()
-        await until(lambda: open_files() <= files)
+        await until(lambda: open_descriptors() <= files)
 
 
 class TestTogether:

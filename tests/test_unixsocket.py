@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from federation import unixsocket
+from tests.support.sockets import open_descriptors
 
 
 @pytest.fixture(params=["short", "x" * 120, "y" * 200])
@@ -61,12 +62,12 @@ def test_a_link_goes_and_what_it_points_to_stays(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_said_plainly_closes_what_it_opened(tmp_path: Path) -> None:
-    files = len(os.listdir("/proc/self/fd"))
+    files = open_descriptors()
     (tmp_path / "s").mkdir()
     for call in (lambda: unixsocket.listen(tmp_path, "s"), lambda: unixsocket.connect(tmp_path / "none", "s", 1.0)):
         with pytest.raises(OSError, match=r"directory|permitted"):
             call()
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert open_descriptors() == files
 
 
 def test_who_is_at_the_other_end_is_asked_of_the_kernel() -> None:

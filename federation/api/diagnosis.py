@@ -1,4 +1,4 @@
-"""Routes for who looks after a node or owns the network: log, round trips, what is wrong, rotation. See api.py."""
+"""Routes for who looks after a node or owns the network: log, round trips, what is wrong, rotation. See routes.py."""
 
 from __future__ import annotations
 

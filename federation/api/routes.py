@@ -1,4 +1,4 @@
-"""The control API's routes, one function each; answers.py has their shapes, web.py the mechanics, control.py the server.
+"""The control API's routes, one function each; schemas.py has their shapes, routing.py the mechanics, server.py the server.
 
 Reading needs no key on loopback. What changes something, or shows a secret, is for the owner: `owner=True`.
 """

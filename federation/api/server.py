@@ -1,4 +1,4 @@
-"""The control API's server: who may ask, how much, and how requests meet routes (api.py).
+"""The control API's server: who may ask, how much, and how requests meet routes (routes.py).
 
 Two ways lead in. The socket in the state directory is for the daemon's own user, who is the owner: what comes by it is asked
 for nothing. It has connections of its own, so that nobody at the port can be in the way.

@@ -1,4 +1,4 @@
-"""The command line's grammar: commands, options, help. It neither prints nor decides; cli.py does.
+"""The command line's grammar: commands, options, help. It neither prints nor decides; main.py does.
 
 argparse, and options as texts that config.py reads: typer imports pydantic for every command (0.3 s), and `--help` and
 `status` answer at once. The option's destination is the name of its field in Settings; a test holds the two together.

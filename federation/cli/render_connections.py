@@ -1,4 +1,4 @@
-"""What commands about connections show, as text; cli_output.py has status and peers. Nothing is printed here."""
+"""What commands about connections show, as text; render.py has status and peers. Nothing is printed here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers that this node keeps away. Kept by id in the state directory; a ban holds for this node alone, and over restarts.
+"""Peers that this node keeps away. The state directory keeps them by id; a ban holds for this node alone, over restarts too.
 
 Standard library only: the command line uses it too, while no daemon runs.
 """
@@ -34,11 +34,11 @@ class Bans:
 
     @property
     def names(self) -> dict[str, str]:
-        """Peer id -> what it was called when it was banned."""
+        """Peer id -> the peer's name at the time of the ban."""
         return {peer_id: row["name"] for peer_id, row in self._rows.items()}
 
     def rows(self) -> list[BannedPeer]:
-        """In the order in which they were banned."""
+        """The banned peers, in the order of their bans."""
         return [{"peer_id": peer_id, "name": row["name"], "since": row["since"]} for peer_id, row in self._rows.items()]
 
     def ban(self, peer_id: str, name: str) -> None:
@@ -59,8 +59,8 @@ class Bans:
 def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     """The peer id that a person means: an id, the end of one, or a name, of those in `names` (id -> name).
 
-    A whole id need not be among them. Names are their nodes' own choice, so one that is also the end of another's id says
-    nothing. Raises NotFound, which says `among` what was looked, and UsageError where several fit.
+    A whole id passes even if `names` lacks it. A node chooses its own name, so a name that is also the end of another peer's
+    id is ambiguous. Raises NotFound, whose text says `among` what this looked, and UsageError where several peers fit.
     """
     text = text.strip()
     if text in names or _PEER_ID.fullmatch(text):

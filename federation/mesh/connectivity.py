@@ -1,8 +1,8 @@
-"""The ways to this node and from it: its addresses, whether others can dial them, and relays where they cannot; and which
-of the addresses that others name make sense from here.
+"""The ways to this node and from it: its addresses, whether other nodes can dial them, relays where they cannot, and which
+addresses that other nodes announce make sense from here.
 
-Watches this machine's interfaces. When they change, links that hang on an address that is gone are closed at once (the
-other side would notice by itself much later), all is announced anew, and what others see is asked for again.
+This module watches the machine's interfaces. When they change, it closes at once all links on an address that is gone (the
+peer would notice much later), announces all addresses anew, and asks members again how they see this node.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def relay_limits(settings: Settings) -> RelayLimits | None:
 
 
 class Paths:
-    """`on_change()`: this node's record changed. Call `listens` before anything else is asked."""
+    """Calls `on_change()` when this node's record changed. Call `listens` before any other method."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Paths:
         on_change: Callable[[], None],
         own_ports: Callable[[], Iterable[HostPort]] = tuple,
     ) -> None:
-        """`own_ports()`: where this node listens besides its p2p port."""
+        """`own_ports()` returns the ports on which this node listens besides its p2p port."""
         self.addresses: list[PeerAddress] = []
         self._resolved: list[PeerAddress] = []  # what the names among our own addresses stand for
         self._host = host
@@ -95,7 +95,7 @@ class Paths:
 
     @property
     def relays(self) -> bool:
-        """Whether others may ask this node to relay."""
+        """Whether other members may ask this node to relay."""
         return self._host.relay.limits is not None and self.reach.dialable is True
 
     def listens(self, at: HostPort) -> None:
@@ -103,7 +103,7 @@ class Paths:
         self.read()
 
     def read(self) -> bool:
-        """Whether the addresses that we announce changed."""
+        """Read this node's addresses. Returns whether those that it announces changed."""
         if self._announce:
             texts = [address.multiaddr for address in self._announce]
         else:
@@ -155,7 +155,7 @@ class Paths:
             self._host.look_at_book()
 
     def record_changed(self, record: NodeData, before: NodeData | None) -> bool:
-        """Whether there is a new way to the peer."""
+        """Take in a peer's record. Returns whether there is a new way to the peer."""
         self.reach.look()
         if before is not None and before.addresses != record.addresses:
             self._peer_moved(record, before)
@@ -169,8 +169,8 @@ class Paths:
         return True
 
     def _peer_moved(self, record: NodeData, before: NodeData) -> None:
-        """Its machine's addresses changed. What we send to one on our own network that it no longer has nobody hears, and it
-        cannot tell us so there. Whether a link by way of a NAT still leads to it a PING finds out."""
+        """The addresses of the peer's machine changed. Close links to an address on this node's own network that the peer no
+        longer has: nobody hears them, and the peer cannot say so there. A PING tests links by way of a NAT."""
         link = self._host.links.get(record.peer_id)
         if link is None or link.remote_address is None or record.left:
             return
@@ -195,19 +195,19 @@ class Paths:
                 nursery.start_soon(PortMapping(self._listen.port, self._forwarded).run)
 
     def _forwarded(self, port: int | None) -> None:
-        """The router's word; members are to find out whether it is so."""
+        """Take the port that the router named. It counts only once members have reached this node there."""
         self.reach.forwarded = port
         self.reach.moved()
 
     async def _resolve_forever(self, names: Sequence[PeerAddress]) -> None:
-        """Nobody dials a name that another machine announces: its owner says what it stands for, and that may change."""
+        """Announce the addresses behind our names: no member dials a name of another machine, and these may change."""
         while True:
             found = [PeerAddress(a.host, a.port, self._host.peer_id) for name in names for a in await self._stands_for(name)]
             if not found and not self._resolved:
                 self._host.complain(
                     "a name to announce stands for no address here, and others do not dial names", str(names[0])
                 )
-            if found and found != self._resolved:  # while nobody resolves it, what it was stands
+            if found and found != self._resolved:  # if resolving fails, the last result stands
                 self._resolved = found
                 self._reach_changed()
             await trio.sleep(RESOLVE_EVERY_S)

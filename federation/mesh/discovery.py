@@ -1,5 +1,5 @@
 """Where members may be, besides what gossip says: the token's addresses and --peer, those saved last time, multicast on
-the local network, a public DHT. All of it goes into the address book; whom to dial is the host's affair.
+the local network, a public DHT. All addresses go into the address book; the host decides which of them it dials.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SAVE_EVERY_S = 1.0  # at most: members may invent news without end
 
 
 class Finding:
-    """`token` and `addresses`, our own, may change.
+    """Fills the address book. The callables `token` and `addresses` return this node's own, which may change.
 
-    `remembered`: peer -> addresses, as saved. `mdns_seen`: the peers that multicast told of.
+    `remembered`: peer -> addresses, as saved. `mdns_seen`: the peers that multicast announced.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Finding:
                 host.book.add(address, source="saved")
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Started when this node can be found itself."""
+        """Search until cancelled. Counts as started once other nodes can find this one."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._save_forever)
@@ -83,15 +83,15 @@ class Finding:
     # Saved
 
     def learnt(self) -> None:
-        """There is something worth saving: a node that is killed must find the network again too."""
+        """Save soon: a node that is killed must find the network again too."""
         self._is_news.set()
 
     async def save(self) -> None:
-        """Members' addresses, so that a restart finds the network without the token's. Who is off now is not forgotten."""
+        """Save members' addresses, so that a restart finds the network without the token. Offline members stay saved."""
         records = [record for record in self._ledger.records() if record.peer_id != self._host.peer_id]
-        records.sort(key=lambda record: record.peer_id in self._host.links)  # who is real goes last, and is forgotten last
+        records.sort(key=lambda record: record.peer_id in self._host.links)  # linked peers are real: last in, last out
         for record in records:
-            self.remembered.pop(record.peer_id, None)  # and in again, behind those that were not heard of
+            self.remembered.pop(record.peer_id, None)  # and in again, behind peers that gossip does not know
             addresses = [str(address) for address in self._host.book.worth_saving(record.peer_id)]
             if addresses and not record.left:
                 self.remembered[record.peer_id] = addresses
@@ -111,9 +111,9 @@ class Finding:
     # Multicast
 
     def token_changed(self, grace_s: float) -> None:
-        """On the local network members are known by the new token from now on, and by the former while it is good.
+        """Search the local network by the new token from now on, and by the former one while it is valid.
 
-        By those before that one no longer: a session costs sockets and threads.
+        Sessions of earlier tokens end: each costs sockets and threads.
         """
         if self._settings.mdns and self._nursery is not None:
             for scope in self._mdns_scopes[:-1]:
@@ -142,7 +142,7 @@ class Finding:
 
     def _rendezvous(self) -> Callable[[], Awaitable[None]]:
         from federation.net.discover.rendezvous import (
-            Rendezvous,  # a Kademlia with all that it imports: only for who wants it
+            Rendezvous,  # a Kademlia with all that it imports: only with --dht
         )
 
         return Rendezvous(
@@ -156,7 +156,7 @@ class Finding:
 
 
 def parsed(texts: Iterable[str], *, whose: str) -> Iterator[PeerAddress]:
-    """Those that are addresses: others' words and old files may hold anything."""
+    """The addresses among `texts`: other nodes and old files may contain anything."""
     for text in texts:
         try:
             yield PeerAddress.parse(text)

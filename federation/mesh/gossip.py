@@ -1,12 +1,13 @@
 """Gossip: this node's record to all others, and theirs into the ledger.
 
-Three ways, one rule: whatever brought it, a record counts only with its own node's signature.
+Records travel three ways under one rule: a record counts only with its own node's signature.
 
 * The topic carries each announcement to everybody: every `announce_interval_s`, stretched with the number of nodes, and at
   once when something that matters to selection changed, at most four times a second. Links tell who is alive, so records
   need renewing only now and then: in a large network they say how rarely (`announce_every_s`), and are good for as long.
 * On a new link both sides exchange digests and hand over what the other lacks (anti-entropy), so a newcomer knows
-  everybody in one round trip. Who was news to us and is online goes on by the topic. Of very many links a sample will do.
+  everybody in one round trip. Records that are new and online are republished on the topic. With many links, a node syncs
+  with a random sample only.
 * Leaving publishes a tombstone.
 
 Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 FASTEST_S = 0.25  # four announcements a second
-# An announcement costs each node about 3.6 kB, in and out together (540 bytes a copy, three copies each way, and who has
-# it): 0.75 a second from all nodes together leave room for the PINGs of 1,000 links in a budget of 5 kB/s.
+# An announcement costs each node about 3.6 kB, in and out together (540 bytes a copy, three copies each way, and IHAVE
+# lists): 0.75 a second from all nodes together leave room for the PINGs of 1,000 links in a budget of 5 kB/s.
 NODES_AT_BASE = 3  # so many nodes announce at the base interval; more stretch it in proportion
 SLOWEST_S = float(RAREST_ANNOUNCE_S)
 JITTER = 0.1  # share of a stretched interval that is random: nodes that started together do not announce together
@@ -88,13 +89,13 @@ def load_interval(nodes: int) -> float:
 
 
 def is_urgent(before: NodeData | None, after: NodeData) -> bool:
-    """Whether more has changed than load: who is sent there now may be refused."""
+    """Whether more than load has changed: a client sent to that node now may be refused."""
     ignored = _QUIET | _LOAD
     return before is None or before.model_dump(exclude=ignored) != after.model_dump(exclude=ignored)
 
 
 def matters(before: NodeData | None, after: NodeData) -> bool:
-    """Whether selection elsewhere should hear of it before the next announcement is due."""
+    """Whether entries should hear of the change before the next announcement is due."""
     if before is None or before.in_flight != after.in_flight:
         return True
     step = max(before.available_vram, after.available_vram) * VRAM_STEP
@@ -102,7 +103,8 @@ def matters(before: NodeData | None, after: NodeData) -> bool:
 
 
 class Gossip:
-    """`describe()` gives this node's record as of now (seq is set here); `on_change` hears what the ledger learnt."""
+    """Announces this node and fills the ledger. `describe()` returns this node's record as of now (seq is set here);
+    `on_change` gets each change of the ledger."""
 
     def __init__(
         self,
@@ -141,7 +143,7 @@ class Gossip:
     # Ours
 
     def stir(self) -> None:
-        """Something about this node may have changed."""
+        """Look at this node's record soon, and announce it if it changed."""
         self._stir.set()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -190,7 +192,7 @@ class Gossip:
         self._ledger.merge(record, signed=signed, now=self._utc_now())
 
     async def leave(self) -> None:
-        """Say good-bye. Nothing is announced afterwards, or others would take this node for one that came back."""
+        """Publish a tombstone. Announce nothing afterwards, or other nodes would think that this node came back."""
         self._left = True
         await self.announce(self._describe().model_copy(update={"left": True, "draining": True}))
         await self._topic.flushed(GOODBYE_S)
@@ -205,7 +207,7 @@ class Gossip:
     # Theirs
 
     def _accept(self, signer: str, data: bytes, signed: bytes) -> bool:
-        """From the topic: whether it is to go on to others. Never raises."""
+        """Take a message of the topic. Returns whether to forward it. Never raises."""
         self._metrics.gossip_messages["in"] += 1
         self._metrics.gossip_bytes["in"] += len(signed)
         try:
@@ -219,8 +221,8 @@ class Gossip:
     def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
         """Take in a record whose signature was checked; whether it is the newest. Raises RecordInvalid.
 
-        `age` None: it came by the topic, so it is new. Either way a version that is here already may be anybody's
-        repetition, which says nothing about its node now: the first hearing stands, and no claim makes it younger.
+        `age` is None for topic messages (age 0). If this version is known already, its first arrival time stands: any member
+        can repeat a record.
         """
         now = self._utc_now()
         record = decode(data, received_at=now)
@@ -250,10 +252,10 @@ class Gossip:
     # Anti-entropy
 
     async def sync(self, link: Link) -> None:
-        """Exchange with a peer that this node dialled. A failure is the next announcement's business.
+        """Exchange ledgers with a peer that this node dialled. After a failure the next announcement repairs the gap.
 
-        With more than SYNCED_LINKS links, only with so many of them on average: after a join or a healed partition that is
-        enough for both sides to know all, as what was news goes on by the topic.
+        With more than SYNCED_LINKS links, it does so with that many of them on average: after a join or a healed partition
+        that is enough for both sides to know all, since new records are republished on the topic.
         """
         if self._rng.random() * len(self._host.links) >= SYNCED_LINKS:
             return
@@ -320,7 +322,7 @@ class Gossip:
             case _:
                 raise ProtocolViolation("a row is a signed record and its age")
         try:
-            signer, data, signed = self._topic.open_signed(signed)  # what a former version lets others add is left out
+            signer, data, signed = self._topic.open_signed(signed)  # without what a former version lets others add
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:
@@ -331,7 +333,7 @@ class Gossip:
             return
         entry = self._ledger.get(signer)
         if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):
-            await self._topic.forward(peer, signed)  # the topic carries no age: who is offline would come back by it
+            await self._topic.forward(peer, signed)  # the topic carries no age: an offline node would come back by it
 
 
 async def _receive_digest(stream: TrioStream) -> dict[str, tuple[int, int]]:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 READ_TIMEOUT_S = 4.0  # a driver may need 2-3 s to wake a GPU; a node announces itself every 5 s
 
 _MAX_GPUS = 64  # as in a record
-_MAX_NAME_CHARS = 64  # likewise
+_MAX_NAME_CHARS = 64  # as in a record
 _NVML_LIBRARY = "libnvidia-ml.so.1"
 _NVML_NOT_SUPPORTED = 3  # NVML_ERROR_NOT_SUPPORTED
 _CARD = re.compile(r"card(\d+)")  # but not its connectors, card0-HDMI-A-1
@@ -54,15 +54,15 @@ class GpuReading:
 
 
 def run_command(argv: Sequence[str]) -> str:
-    """What the command prints. Raises OSError or subprocess.SubprocessError."""
+    """Run a command and return its output. Raises OSError or subprocess.SubprocessError."""
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=READ_TIMEOUT_S).stdout
 
 
 class GpuProbe:
     """Reads the GPUs of this machine, in a worker thread: a driver may block for seconds, or for good.
 
-    `nvml` is a module like pynvml (None: pynvml), `run` runs a command and returns what it prints, `fixed_bytes` is
-    the free VRAM as the person stated it: then nothing is probed.
+    `nvml` is a module like pynvml (None: pynvml), `run` runs a command and returns its output, `fixed_bytes` is the free
+    VRAM that a person stated: then the probe reads nothing.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class GpuProbe:
 
 
 class _Nvml:
-    """NVML is initialised once. After an error it is started anew: the driver may have been reloaded, or upgraded."""
+    """Initialises NVML once. After an error it starts NVML anew: the driver may have been reloaded, or upgraded."""
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
@@ -194,7 +194,7 @@ def _amd_name(device: Path) -> str:
 
 
 def _read_apple(run: Callable[[Sequence[str]], str]) -> tuple[Gpu | None, str]:
-    """CPU and GPU share the memory: what could be freed at once counts as free."""
+    """Read Apple's shared memory: bytes that the system could free at once count as free."""
     try:
         total, name = run(["sysctl", "-n", "hw.memsize", "machdep.cpu.brand_string"]).splitlines()
         vm_stat = run(["vm_stat"])
@@ -212,7 +212,7 @@ def _read_apple(run: Callable[[Sequence[str]], str]) -> tuple[Gpu | None, str]:
 
 
 def _sort_out(results: Iterable[Gpu | str]) -> tuple[list[Gpu], str]:
-    """The GPUs, and the notes on those that could not be read."""
+    """Separate the GPUs from the notes on those that could not be read."""
     seen = list(results)
     gpus = [result for result in seen if isinstance(result, Gpu)]
     notes = [result for result in seen if isinstance(result, str) and result]
@@ -220,7 +220,7 @@ def _sort_out(results: Iterable[Gpu | str]) -> tuple[list[Gpu], str]:
 
 
 def _gpu(name: str | bytes, total: int, free: int) -> Gpu:
-    """Raises ValueError (pydantic's) for numbers out of range."""
+    """Make a Gpu. Raises ValueError (pydantic's) for numbers out of range."""
     text = name.decode(errors="replace") if isinstance(name, bytes) else name
     printable = "".join(filter(str.isprintable, text))
     return Gpu(name=printable[:_MAX_NAME_CHARS], total_vram=total, available_vram=max(0, min(free, total)))

@@ -1,8 +1,8 @@
 """Which tokens admit now: this node's own, and for a while those from before a rotation. Rule: no I/O and no clock; callers
 pass `now` (aware, UTC), and every change comes back as a value.
 
-A rotation is an order of the network's owner (owner.py). It is kept with the token that it is about, so that this node
-can hand both on, over restarts too: to the order's members, and to nobody else.
+A rotation is an order of the network's owner (owner.py). The keyring keeps the order with its token, so that this node can
+hand both on, over restarts too: to the order's members, and to no other peer.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from federation.mesh.tokens import Token
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-MAX_FORMER = 8  # the last ones; who has missed more rotations than these is refused like a stranger
+MAX_FORMER = 8  # the last ones; a node that missed more rotations than these is refused like a stranger
 
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """A key that admits until then, and from then on tells its holder that it is retired."""
+    """A key that admits until `until`. From then on a peer that shows it hears that it is retired."""
 
     key: bytes = field(repr=False)
     until: datetime
@@ -35,13 +35,15 @@ class Former:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
+    """This node's token, and the former keys that still admit or are known as retired."""
+
     token: Token
     former: tuple[Former, ...] = ()  # the last one first
     order: SignedOrder | None = None  # by which `token` came; None where a person gave it
 
     @property
     def members(self) -> frozenset[str]:
-        """Who may be told `token`."""
+        """Peer ids that may receive `token`."""
         return self.order.order.members if self.order is not None else frozenset()
 
     def valid_keys(self, now: datetime) -> list[bytes]:
@@ -52,16 +54,16 @@ class Keyring:
         return [former.key for former in self.former if now >= former.until]
 
     def grace_end(self, now: datetime) -> datetime | None:
-        """When the last of the former keys stops to admit; None when none does any more."""
+        """When the last of the former keys stops admitting; None if all of them have stopped."""
         return max((former.until for former in self.former if now < former.until), default=None)
 
     def next_end(self, now: datetime) -> datetime | None:
         return min((former.until for former in self.former if now < former.until), default=None)
 
     def take(self, token: Token, order: SignedOrder, *, now: datetime) -> Keyring:
-        """With `token`, which supersedes the present one. That one admits for the order's grace, and no earlier one longer.
+        """A keyring with `token` as its token. The present token admits for the order's grace, and no earlier token longer.
 
-        The grace runs from when the order was signed; where that lies ahead of our clock, from now.
+        The grace runs from the time of signing; if that lies ahead of our clock, from now.
         """
         grace = timedelta(milliseconds=order.order.grace_ms)
         age = now - _EPOCH - timedelta(milliseconds=order.order.issued_ms)
@@ -83,7 +85,7 @@ class Keyring:
 
     @classmethod
     def from_saved(cls, token: Token, saved: Mapping[str, Any]) -> Keyring:
-        """For `token`. What is damaged, or was saved beside another token (a person gave this one), counts as absent."""
+        """The saved keyring of `token`. A damaged one, or one that was saved beside another token, counts as absent."""
         if saved.get("of") != _fingerprint(token):
             return cls(token)
         try:
@@ -94,7 +96,7 @@ class Keyring:
 
 
 def _order_of(token: Token, saved: Any) -> SignedOrder | None:
-    """None where it is not the owner's, or about another secret."""
+    """The saved order; None if the owner did not sign it, or if it is about another secret."""
     with suppress(LookupError, TypeError, ValueError, ProtocolViolation):
         signed = SignedOrder.check(token.owner, bytes.fromhex(saved["order"]), bytes.fromhex(saved["signature"]))
         order = signed.order
@@ -111,5 +113,5 @@ def _utc(text: str) -> datetime:
 
 
 def _fingerprint(token: Token) -> str:
-    """Tells which token; admits nobody."""
+    """Identifies a token without admitting anybody."""
     return hashlib.sha256(b"federation keyring" + token.admission_key()).hexdigest()[:16]

@@ -1,12 +1,12 @@
-"""The ledger: this node's copy of everybody's newest record.
+"""The ledger: this node's copy of every node's newest record.
 
 Rule 1: no I/O and no clock; callers pass `now`. Rule 2: every change comes back as a value. Rule 3: while there is
-room, the outcome does not depend on the order, grouping or repetition of merges, so that all ledgers which heard the
+room, the outcome does not depend on the order, grouping or repetition of merges, so that all ledgers that heard the
 same records agree without asking each other.
 
-The newest (incarnation, seq) wins whole. Of two different records with one version (an identity that was copied, or a
-liar) the larger in bytes wins everywhere. Time is the receiver's: `last_seen` is `now` less the `age` that the record
-had on arrival, and the sender's own idea of time is never used.
+The newest (incarnation, seq) wins whole. Of two different records with one version (a copied identity, or a
+lying node) the larger in bytes wins everywhere. Time is the receiver's: `last_seen` is `now` less the `age` that the record
+had on arrival, and the ledger never uses the sender's clock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NO_AGE = timedelta(0)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record and the bytes its node signed, which anti-entropy passes on and which mean nothing here."""
+    """A record, and the bytes that its node signed. Anti-entropy passes these bytes on; the ledger does not read them."""
 
     record: NodeData
     signed: bytes
@@ -45,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to one peer's row. `before` None: new; `after` None: forgotten."""
+    """A change of one peer's row. `before` is None for a new row, `after` is None for a forgotten one."""
 
     peer_id: str
     before: NodeData | None
@@ -54,7 +54,7 @@ class Change:
 
 
 class Ledger:
-    """A last-writer-wins map of records, bounded in size. `is_linked(peer_id)` says who is known to be real."""
+    """A last-writer-wins map of records, bounded in size. If `is_linked(peer_id)`, that peer is known to be real."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class Ledger:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._is_linked = is_linked
-        self._full_until: datetime | None = None  # nobody gives way before that
+        self._full_until: datetime | None = None  # no row gives way before that
 
     def merge(self, record: NodeData, *, signed: bytes = b"", now: datetime, age: timedelta = NO_AGE) -> Change | None:
-        """Take in a record that was `age` old when it arrived; None if that changed nothing worth acting on.
+        """Take in a record that was `age` old when it arrived. Returns None if no caller has to act on it.
 
-        To hear of a known version again moves its `last_seen` at most, which counts if it brings the peer back online.
+        A known version moves only `last_seen`, which is a change if it brings the peer back online.
         """
-        age = max(age, NO_AGE)  # it is a remote's claim: nobody was seen in the future
+        age = max(age, NO_AGE)  # a remote claims it: no node was seen in the future
         if age >= FORGET_AFTER:
             return None
         incoming = Entry(record.model_copy(update={"last_seen": now - age}), signed)
@@ -95,18 +95,18 @@ class Ledger:
         return Change(record.peer_id, before, after)
 
     def expire(self, now: datetime) -> list[Change]:
-        """Forget peers that were silent, or have been gone, for FORGET_AFTER."""
+        """Forget peers that were silent, or gone, for FORGET_AFTER."""
         records = [record for record in self.records() if now - record.last_seen >= FORGET_AFTER]
         for record in records:
             self._bytes -= len(self._entries.pop(record.peer_id).signed)
         return [Change(record.peer_id, record, None) for record in records]
 
     def digest(self) -> dict[str, tuple[int, int]]:
-        """Which version of each peer's record is here."""
+        """Peer id -> the version of its record here."""
         return {peer_id: entry.version for peer_id, entry in self._entries.items()}
 
     def missing(self, digest: Mapping[str, tuple[int, int]]) -> list[Entry]:
-        """What the owner of `digest` lacks or has an older version of."""
+        """The rows that the sender of `digest` lacks or has in an older version."""
         return [
             entry for peer_id, entry in self._entries.items() if peer_id not in digest or digest[peer_id] < entry.version
         ]
@@ -127,10 +127,10 @@ class Ledger:
         return peer_id in self._entries
 
     def _admit(self, newcomer: Entry, now: datetime) -> Change | None:
-        """Add a peer; in a full ledger only in place of one that is offline and was seen before it.
+        """Add a peer. A full ledger adds it only in place of an offline peer that was seen earlier.
 
-        Nobody online gives way, or a flood of made-up peers could push out the real ones; but whoever is linked here is
-        real, so any other gives way to it, and it to nobody.
+        Online peers keep their rows, or a flood of made-up peers could push out real ones. A linked peer is real: all others
+        give way to it, and it gives way to none.
         """
         peer_id, evicted = newcomer.record.peer_id, None
         if self._is_full_with(newcomer):
@@ -146,7 +146,7 @@ class Ledger:
         return len(self._entries) >= self._max_entries or self._bytes + len(newcomer.signed) > self._max_bytes
 
     def _find_place(self, newcomer: NodeData, now: datetime) -> NodeData | None:
-        """Who gives way. A flood asks this for each of its peers, so that nobody did is remembered for a while."""
+        """Choose a row to evict. If none qualifies, cache that answer for FULL_FOR, because a flood asks repeatedly."""
         is_linked = self._is_linked(newcomer.peer_id)
         if not self._entries or (not is_linked and self._full_until is not None and now < self._full_until):
             return None

@@ -1,11 +1,11 @@
-"""The owner's key: who may give a network a new token. And what that key signs: a rotation.
+"""The owner's key, which alone may give a network a new token, and the rotation orders that it signs.
 
 A network that has an owner carries the public half in its token (tokens.py). The private half stays where the network was
 made, or in a file; as text it is ``fedkey1_`` and, as unpadded base64url, the Ed25519 seed and a checksum.
 
-An order is what the owner decided of one rotation. Whoever hands it on changes nothing: its bytes are signed as they are.
-They are, big endian: the network's names (40), the rotation's number (4), a hash of the new secret (32), when it was signed
-(ms since 1970, 8), the grace in ms (8), and the ids of those who may be told, sorted, a newline between two.
+An order contains all that the owner decided about one rotation. Members pass it on unchanged, since its bytes are signed.
+Big endian: the network's names (40), the rotation's number (4), a hash of the new secret (32), the time of signing
+(ms since 1970, 8), the grace in ms (8), and the ids of the members that may receive it, sorted, a newline between two.
 
 Rule: no I/O and no clock.
 """
@@ -47,7 +47,7 @@ _IDS = re.compile(rb"[!-~]{1,128}(?:\n[!-~]{1,128})*")
 
 @dataclass(frozen=True, slots=True)
 class OwnerKey:
-    """The private half. Whoever has it decides who is a member."""
+    """The private half of the key. Its holder decides which nodes are members."""
 
     seed: bytes = field(repr=False)
 
@@ -57,7 +57,7 @@ class OwnerKey:
 
     @classmethod
     def decode(cls, text: str) -> OwnerKey:
-        """Raises OwnerKeyWrong, which does not repeat the text."""
+        """Read a key as a person pasted it. Raises OwnerKeyWrong, which does not repeat the text."""
         text = "".join(text.split())
         if not text.startswith(_PREFIX):
             raise OwnerKeyWrong
@@ -71,7 +71,7 @@ class OwnerKey:
         return key
 
     def encode(self) -> str:
-        """One line of text. A secret."""
+        """The key as one line of text. A secret."""
         checksum = hashlib.sha256(_PREFIX.encode() + self.seed).digest()[:CHECKSUM_BYTES]
         return _PREFIX + base64.urlsafe_b64encode(self.seed + checksum).decode().rstrip("=")
 
@@ -80,13 +80,13 @@ class OwnerKey:
         return Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw()
 
     def sign(self, order: bytes) -> bytes:
-        """`order`: an Order's bytes."""
+        """Sign the bytes of an Order."""
         return Ed25519PrivateKey.from_private_bytes(self.seed).sign(_CONTEXT + order)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the owner decided of one rotation. `issued_ms`: since 1970, UTC, by the clock of who signed."""
+    """All that the owner decided about one rotation. `issued_ms`: since 1970, UTC, by the signer's clock."""
 
     names: bytes
     number: int
@@ -101,7 +101,7 @@ class Order:
 
     @classmethod
     def decode(cls, data: bytes) -> Order:
-        """Raises ProtocolViolation, whatever the bytes."""
+        """Read an order. Raises ProtocolViolation, whatever the bytes."""
         if not _HEAD.size <= len(data) <= MAX_ORDER_BYTES:
             raise ProtocolViolation("a rotation that is too short or too long")
         names, number, secret_hash, issued_ms, grace_ms = _HEAD.unpack_from(data)
@@ -118,14 +118,14 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class SignedOrder:
-    """An order with the owner's signature, as it is kept and handed on."""
+    """An order with the owner's signature, as nodes keep it and hand it on."""
 
     order: Order
     signature: bytes
 
     @classmethod
     def check(cls, owner: bytes, data: bytes, signature: bytes) -> SignedOrder:
-        """The signature first: nobody else's bytes are looked into. Raises ProtocolViolation."""
+        """Verify the signature, then read the order: bytes of anybody else are not parsed. Raises ProtocolViolation."""
         if len(data) > MAX_ORDER_BYTES:
             raise ProtocolViolation("a rotation that is too long")
         try:
@@ -141,10 +141,10 @@ def order_of(names: bytes, number: int, secret: bytes, *, issued_ms: int, grace:
 
 
 def number_of(order: bytes) -> int:
-    """What an order's bytes say of its number, whoever wrote them; 0 where they are too short."""
+    """The rotation's number in an order's bytes, unchecked; 0 if they are too short."""
     return int.from_bytes(order[40:44], "big") if len(order) >= _HEAD.size else 0
 
 
 def hash_of(secret: bytes) -> bytes:
-    """Tells which secret an order is about; reveals nothing of it, since a secret is 32 random bytes."""
+    """Identifies the secret of an order without revealing it: a secret is 32 random bytes."""
     return hashlib.sha256(b"federation/1 rotated secret" + secret).digest()

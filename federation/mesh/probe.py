@@ -1,6 +1,6 @@
-"""Questions to a peer that no backend sees: is the way there good, and does its clock agree with ours?
+"""Questions to a peer that no backend sees: how good is the way there, and does the peer's clock agree with ours?
 
-On a libp2p stream of a link, so that they travel as everything else does between the two nodes. A request begins with one
+They use a libp2p stream of the link, so they travel as all traffic between the two nodes does. A request begins with one
 byte; a stream of echoes may hold many, the others hold one.
 
     e + 16 bytes              -> the same 16 bytes
@@ -39,7 +39,7 @@ ECHO_BYTES = 16
 MAX_ECHOES = 100  # a stream
 MAX_BULK_BYTES = 256 * 1024**2
 MAX_BULK_S = 10.0  # whichever comes first; then the rate is known well enough
-MAX_BULKS = 2  # at once, for all who ask: it is a measurement, and clients come first
+MAX_BULKS = 2  # at once, over all peers: it is a measurement, and clients come first
 CHUNK = 64 * 1024
 ANSWER_S = 5.0
 MAX_TOLD_BYTES = 1024
@@ -47,8 +47,8 @@ _LONG = struct.Struct(">Q")
 
 
 class Told(NamedTuple):
-    """What a peer says. `ahead_s`: how far its wall clock is ahead of ours; `seen`: the address under which it sees us,
-    which is an IP address without a zone, whatever it said."""
+    """A peer's answer. `ahead_s`: how far its wall clock is ahead of ours; `seen`: the address from which it sees us,
+    checked to be an IP address without a zone."""
 
     ahead_s: float
     rtt_s: float
@@ -57,14 +57,14 @@ class Told(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """How much went through in what time."""
+    """Bytes that went through, and the time that they took."""
 
     bytes: int
     seconds: float
 
 
 class Probe:
-    """Asks, and answers. Failures of asking are ProbeFailed. `wall()`: the wall clock, in seconds since 1970."""
+    """Asks peers and answers them. Raises ProbeFailed if asking fails. `wall()`: the wall clock, in seconds since 1970."""
 
     def __init__(self, host: Host, *, wall: Callable[[], float] = time.time) -> None:
         self._host = host
@@ -75,7 +75,7 @@ class Probe:
     # Asking
 
     async def echo(self, peer: str, count: int) -> list[float]:
-        """Round trips, one after the other, in seconds."""
+        """Measure `count` round trips, one after the other, in seconds."""
         times = []
         async with await self._open(peer) as stream:
             with _failing_well(ANSWER_S):
@@ -106,7 +106,7 @@ class Probe:
         raise ProbeFailed("its answer makes no sense")
 
     async def send(self, peer: str, limit: int, seconds: float) -> Moved:
-        """Up: `limit` bytes at most, for `seconds` at most. What counts has arrived there."""
+        """Send at most `limit` bytes for at most `seconds`. Counts the bytes that the peer received."""
         chunk = bytes(CHUNK)
         async with await self._open(peer) as stream:
             with _failing_well(seconds + ANSWER_S):
@@ -121,7 +121,7 @@ class Probe:
                 return Moved(min(arrived, sent), trio.current_time() - begun)
 
     async def fetch(self, peer: str, limit: int, seconds: float) -> Moved:
-        """Down: the same."""
+        """Receive at most `limit` bytes for at most `seconds`."""
         async with await self._open(peer) as stream:
             with _failing_well(seconds + ANSWER_S):
                 begun = trio.current_time()
@@ -199,7 +199,7 @@ async def _fill(stream: TrioStream) -> None:
 
 @contextmanager
 def _failing_well(seconds: float) -> Iterator[None]:
-    """Whatever goes wrong on the way is ProbeFailed."""
+    """Turn every failure on the way into ProbeFailed."""
     try:
         with trio.fail_after(seconds):
             yield

@@ -1,11 +1,11 @@
-"""NodeData, what a node says about itself to all others, and its msgpack form.
+"""NodeData, a node's description of itself for all others, and its msgpack form.
 
 Wire: one map with string keys. A key that is not known is ignored and one that is missing takes its default (defaults
 are not sent), so that versions mix: a node that does not announce VRAM has none, the lowest tier. Everything has a
 bound, and whatever the bytes, decoding raises RecordInvalid and nothing else.
 
-`last_seen` does not travel: it is the receiver's clock that says when a node was seen, so nobody's wrong clock matters.
-How long a record is good for depends on how often its node renews it, which grows with the network: the record says so.
+`last_seen` does not travel: the receiver's clock decides when a node was seen, so no other node's wrong clock matters.
+A record says how rarely its node renews it, which depends on the size of the network, and is valid for that much longer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANNOUNCEMENTS_A_WINDOW = 2.5  # of nodes that announce so rarely that this is lo
 RAREST_ANNOUNCE_S = 1400  # whatever a record claims: with the window behind it, less than the ledger's FORGET_AFTER
 MAX_RECORD_BYTES = 16384  # a record with every field in use has about 1 kB
 
-# Strict, because the wire has real types: "1", 1.0 and true are not the number 1, and bytes are not text.
+# Strict, because the wire has real types: "1", 1.0 and true are not the number 1, and bytes are no text.
 Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Flag = Annotated[bool, Field(strict=True)]
 # Shown in terminals and logs: one line, no control characters.
@@ -52,7 +52,7 @@ class NodeData(BaseModel):
     version: Text = ""
     incarnation: Count = 0
     seq: Count = 0
-    last_seen: AwareDatetime  # UTC, by the clock of whoever holds this copy
+    last_seen: AwareDatetime  # UTC, by the clock of the node that holds this copy
     available_vram: Count = 0  # bytes
     total_vram: Count = 0  # bytes
     gpus: Annotated[tuple[Gpu, ...], Field(max_length=64)] = ()
@@ -61,10 +61,10 @@ class NodeData(BaseModel):
     services: Annotated[dict[Text, Flag], Field(max_length=64)] = {}  # name -> healthy
     draining: Flag = False
     addresses: Annotated[tuple[Address, ...], Field(max_length=32)] = ()  # multiaddrs
-    relays: Flag = False  # others can dial it, and it relays for those whom they cannot
+    relays: Flag = False  # others can dial this node, and it relays for nodes that they cannot dial
     via: Annotated[tuple[PeerId, ...], Field(max_length=8)] = ()  # relays through which it is reached, best first
-    owner: Flag = False  # says that it has the owner's key: where to rotate the token. Nobody trusts it for that
-    left: Flag = False  # a tombstone: said good-bye
+    owner: Flag = False  # claims to have the owner's key, so that people know where to rotate; gives no rights
+    left: Flag = False  # a tombstone: the node left
     announce_every_s: Count = 0  # the next announcement comes by then; 0: often enough for NODE_ONLINE_WINDOW
 
     def is_online_at(self, now: datetime) -> bool:
@@ -82,7 +82,7 @@ class NodeData(BaseModel):
         return self.is_online_at(datetime.now(timezone.utc))
 
     def offers(self, service: str) -> bool:
-        """Takes new connections for `service`, as far as the node itself knows."""
+        """Whether the node takes new connections for `service`, as far as it knows itself."""
         return self.services.get(service, False) and not self.draining and not self.left
 
 

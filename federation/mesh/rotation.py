@@ -1,14 +1,13 @@
 """Rotation: a new token for the network, by order of its owner, handed from member to member.
 
-The owner's key signs the order (owner.py), at one member. That member tells order and secret to each member that it is
-linked with, each of those tells theirs, and every node keeps both before it says that it has them. While the grace lasts the
-former token admits too, so that nobody is cut off on the way; then links whose peer is not known to have the new one are
-closed.
+The owner's key signs the order (owner.py), at one member. That member hands order and secret to each member that it is
+linked with, and these to theirs. Every node saves both before it acknowledges them. During the grace the former token admits
+too, so that no member is cut off on the way; afterwards a node closes links to peers that may still lack the new token.
 
-Rule 1: the new secret goes only over a link, so only to a peer that proved its identity and a valid token, and only to whom
-the order names.
-Rule 2: it is taken only with the owner's signature, and only over a link that is here: who hands it on decides nothing.
-Rule 3: without an owner nothing is handed on or taken. What members of earlier versions hand over is refused.
+Rule 1: the new secret goes only over a link, so only to a peer that proved its identity and a valid token, and only if the
+order names that peer.
+Rule 2: a node takes the secret only with the owner's signature, and only over a live link: the teller decides nothing.
+Rule 3: without an owner a node hands on and takes nothing. It refuses rotations from members of earlier versions.
 
 On a libp2p stream:
     teller:  the secret (32 bytes), the signature (64), the order's length (4, big endian), the order
@@ -56,8 +55,8 @@ log = structlog.get_logger(__name__)
 TELL_TIMEOUT_S = 5.0
 TELL_AGAIN_S = 5.0  # a member that did not answer
 SETTLE_S = 10.0  # without a grace, linked members get this long to be told before their links are closed
-# Each is kept on disk and begins a multicast session. An owner may correct a rotation at once; the others take one more, as
-# what is told late comes closer to the next one than it was signed.
+# A node saves each rotation and begins a multicast session. An owner may correct a rotation at once; other nodes take one
+# more, because a late messenger brings two rotations closer together than they were signed.
 ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
 HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
 MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
@@ -77,7 +76,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What a peer hands on, unchecked."""
+    """A rotation as a peer handed it over, unchecked."""
 
     secret: bytes = field(repr=False)
     signature: bytes
@@ -85,7 +84,7 @@ class _Told:
 
 
 class Rotation:
-    """`keyring` is what admits now; `on_change()` is called when its token is another one."""
+    """Spreads rotations. `keyring` has the keys that admit now; this calls `on_change()` when its token changed."""
 
     def __init__(
         self,
@@ -102,22 +101,22 @@ class Rotation:
         self._utc_now = utc_now
         self._on_change = on_change
         self._message = _message(keyring)
-        self._has_it: set[str] = set()  # peers that have the present token: it told them, or they it
+        self._has_it: set[str] = set()  # peers that have the present token: this node told them, or they told this node
         self._telling: set[str] = set()
         self._hearing: set[str] = set()
         self._told_at: dict[str, float] = {}  # trio time of the last try
-        self._settled_at = 0.0  # trio time up to which links may stay whose peer is still to be told
+        self._settled_at = 0.0  # trio time until which links to untold peers may stay
         self._made = Bucket(ROTATIONS_A_SECOND, ROTATED_AT_ONCE)
         self._taken = Bucket(ROTATIONS_A_SECOND, TAKEN_AT_ONCE)
         self._hearings: Buckets[str] = Buckets(HEARINGS_A_SECOND, HEARINGS_AT_ONCE, max_keys=MAX_MEMBERS)
         self._writing = trio.Lock()
         self._wake = trio.Event()
-        self._answered = trio.Event()  # by somebody
+        self._answered = trio.Event()  # by some peer
         self._nursery: trio.Nursery | None = None
         self._protocol = keyring.token.rotation_protocol()
         host.handle_stream(self._protocol, self._answer if keyring.token.owner else self._refuse)
 
-    # What the handshake asks
+    # For the handshake
 
     def valid_keys(self) -> list[bytes]:
         return self.keyring.valid_keys(self._utc_now())
@@ -125,17 +124,17 @@ class Rotation:
     def retired_keys(self) -> list[bytes]:
         return self.keyring.retired_keys(self._utc_now())
 
-    # What people ask
+    # For people
 
     def prepare(self, *, grace: timedelta, members: Iterable[str]) -> Prepared:
-        """A new token for the network, and the order about it, to be signed; `members` (peer ids) may be told.
+        """Make a new token and an unsigned order that lets `members` (peer ids) receive the token.
 
-        Nothing has changed yet. Raises NotDone where the network has no owner, or was rotated as often as can be.
+        This changes nothing yet. Raises NotDone if the network has no owner, or was rotated as often as can be.
         """
         present = self.keyring.token
         if not present.owner:
             raise NotDone(NO_OWNER)
-        if self.keyring.grace_end(self._utc_now()) is not None:  # whom the last rotation left out stays out
+        if self.keyring.grace_end(self._utc_now()) is not None:  # peers that the last rotation left out stay out
             left_in = self.keyring.members | (self._host.links.keys() - set(self._without_it()))
             members = left_in.intersection(members)
         try:
@@ -148,9 +147,9 @@ class Rotation:
         return Prepared(token, order, trio.current_time())
 
     async def carry_out(self, prepared: Prepared, signature: bytes, *, wait_s: float = TELL_TIMEOUT_S) -> list[str]:
-        """What was prepared, signed by the owner. Returns who of the linked was not told in `wait_s`.
+        """Carry out a prepared rotation that the owner signed. Returns the linked members not told within `wait_s`.
 
-        Raises NotDone or StateDirUnusable, and nothing has changed.
+        Raises NotDone or StateDirUnusable; then nothing has changed.
         """
         now = trio.current_time()
         try:
@@ -173,11 +172,11 @@ class Rotation:
         return self.untold()
 
     def untold(self) -> list[str]:
-        """Peers with a link that may be told and do not have the present token yet, as far as this node knows."""
+        """Linked peers that may receive the present token and, as far as this node knows, do not have it yet."""
         return [peer for peer in self._without_it() if peer in self.keyring.members]
 
     def left_out(self) -> list[str]:
-        """Peers with a link that hold a former token and are not told the present one."""
+        """Linked peers that hold a former token and may not receive the present one."""
         return [peer for peer in self._without_it() if peer not in self.keyring.members]
 
     # Running
@@ -189,7 +188,7 @@ class Rotation:
         self._wake.set()
 
     async def run(self) -> None:
-        """Tell, and cut off who is left out when the time has come. Until cancelled."""
+        """Hand the token on, and close the links of left-out peers when the time has come. Until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             while True:
@@ -200,7 +199,7 @@ class Rotation:
                     await self._wake.wait()
 
     def _cut(self) -> None:
-        """Close the links by which nobody may stay."""
+        """Close the links whose key or peer is no longer admitted."""
         valid = self.valid_keys()
         if len(valid) == 1:  # no grace, or no longer
             for peer in self.left_out():
@@ -210,7 +209,7 @@ class Rotation:
                     self._host.cut(peer, "its token is no longer valid, and it did not take the new one")
 
     def _next_cut(self) -> float:
-        """trio time."""
+        """When `_cut` has to run next, trio time."""
         now = trio.current_time()
         end = self.keyring.next_end(self._utc_now())
         if end is not None:
@@ -218,7 +217,7 @@ class Rotation:
         return self._settled_at if self._settled_at > now else float("inf")
 
     def _tell_untold(self) -> float:
-        """Returns when to look again, trio time."""
+        """Hand the token to members that lack it. Returns when to look again, trio time."""
         assert self._nursery is not None
         now = trio.current_time()
         next_try = float("inf")
@@ -239,7 +238,7 @@ class Rotation:
             with trio.fail_after(TELL_TIMEOUT_S):
                 async with await self._host.open_stream(peer, self._protocol) as stream:
                     if keyring is not self.keyring or stream.link.peer not in keyring.members:
-                        return  # all that happened while the stream opened
+                        return  # the link or the token changed while the stream opened
                     await stream.send_all(self._message)
                     has_it = await stream.receive_some(1) == _YES
             if has_it and keyring is self.keyring:
@@ -255,7 +254,7 @@ class Rotation:
     # Told
 
     async def _answer(self, link: Link, stream: TrioStream) -> None:
-        # One at a time and not without end: each may have MAX_ORDER_BYTES, whose signature is checked between connections.
+        # One at a time and bounded: each order may have MAX_ORDER_BYTES, and its signature is checked between connections.
         if link.peer in self._hearing or not self._hearings.of(link.peer).take(trio.current_time()):
             await stream.aclose()
             return
@@ -274,21 +273,21 @@ class Rotation:
             self._hearing.discard(link.peer)
 
     async def _hear(self, link: Link, told: _Told) -> bool:
-        """Whether this node has that token now. Raises ProtocolViolation for what no honest member hands on."""
+        """Check and take a token. Returns whether this node has it now. Raises ProtocolViolation for a forged one."""
         present = self.keyring.token
         if not self._host.knows(link):
-            return False  # it hung up behind its message
+            return False  # the peer hung up behind its message
         if hmac.compare_digest(told.secret, present.secret):
             self._knows(link.peer)
             return True
         if (number_of(told.order), told.secret) <= (present.rotations, present.secret):
-            return False  # an old one, whoever signed it
+            return False  # an old rotation, whatever its signature
         order = SignedOrder.check(present.owner, told.order, told.signature).order
         if order.names != present.names or order.secret_hash != hash_of(told.secret):
             raise ProtocolViolation("a rotation with a secret that its owner did not sign, or of another network")
         token = present.rotated(told.secret, order.number)
         if self._host.peer_id not in order.members:
-            return False  # whom the owner leaves out takes nothing from a deputy
+            return False  # a node that the owner leaves out takes nothing from a deputy
         if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
             self._host.complain("a rotation of the network's token is not taken: too many, or too far ahead", link.peer)
             return False
@@ -303,7 +302,7 @@ class Rotation:
         return taken
 
     async def _refuse(self, link: Link, stream: TrioStream) -> None:
-        """What earlier versions hand over may be any member's; it is not even read."""
+        """Refuse, unread, a rotation of an earlier version: any member could have made it."""
         async with stream:
             self._host.complain(
                 "a member rotated the network's token; not taken, since it has no owner", link.peer, REMIND_EVERY_S
@@ -316,7 +315,7 @@ class Rotation:
     # Both
 
     async def _take(self, token: Token, signed: SignedOrder) -> bool:
-        """Kept first: a node that forgot it in a restart would be out. False if there is a newer one by now.
+        """Save the token, then use it: a node that forgot it in a restart would be out. False if a newer one came meanwhile.
 
         Raises StateDirUnusable.
         """
@@ -335,7 +334,7 @@ class Rotation:
         return True
 
     def _keep(self, keyring: Keyring) -> None:
-        """On a thread: it waits for the disk."""
+        """Save the keyring. Runs on a thread, because it waits for the disk."""
         self._state.save_rotation(keyring.as_saved())
         self._state.save_token(keyring.token.encode(), replaces=keyring.token.is_same_network)
 
@@ -351,7 +350,7 @@ NO_OWNER = (
 
 
 def _message(keyring: Keyring) -> bytes:
-    """What members are told; empty where nobody is. Once for all of them: up to MAX_MEMBERS ids have to be sorted."""
+    """The message to members; empty if there is none to tell. Made once, because it sorts up to MAX_MEMBERS ids."""
     if keyring.order is None:
         return b""
     order = keyring.order.order.encode()
@@ -363,7 +362,7 @@ def _grace(signed: SignedOrder) -> str:
 
 
 async def _receive(stream: TrioStream) -> _Told:
-    """Raises ProtocolViolation."""
+    """Read a teller's message. Raises ProtocolViolation."""
     head = await _exactly(stream, _HEAD_BYTES)
     length = int.from_bytes(head[-4:], "big")
     if length > MAX_ORDER_BYTES:
@@ -372,7 +371,7 @@ async def _receive(stream: TrioStream) -> _Told:
 
 
 async def _exactly(stream: TrioStream, n: int) -> bytes:
-    """Raises BrokenResourceError at an early end: a peer may go at any time."""
+    """Read `n` bytes. Raises BrokenResourceError at an early end: a peer may go at any time."""
     data = bytearray()
     while len(data) < n:
         chunk = await stream.receive_some(n - len(data))

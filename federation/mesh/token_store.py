@@ -1,7 +1,7 @@
-"""Which network this node is in: that of the token given at this start, else of the saved one. Of two tokens of one network
-the one that was rotated last: what a service file says does not undo a rotation.
+"""Which network this node is in: that of the token given at this start, else that of the saved token. Of two tokens of one
+network the node uses the one that was rotated last: an old token in a service file does not undo a rotation.
 
-Rule: what a person typed is not lost; a token that another one replaces is kept.
+Rule: nothing that a person typed is lost; the state directory keeps a token that another one replaces.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The token to use; `left_behind` when it replaced another network's, which token.previous keeps."""
+    """The token to use. `left_behind`: it replaced the token of another network, which token.previous keeps."""
 
     token: Token
     left_behind: bool = False
-    outdated: bool = False  # the given one is from before a rotation, and the saved one is used
+    outdated: bool = False  # the given token is from before a rotation, so the saved one is used
 
 
 def saved_token(state: StateDir) -> Token | None:
-    """Raises TokenError, which names the file, where it is damaged: to start a new network instead would hide it."""
+    """The token in the state directory. A damaged file raises TokenError: a new network instead would hide the damage."""
     text = state.load_token()
     if text is None:
         return None
@@ -58,7 +58,7 @@ def take_up(given: Token, state: StateDir) -> Membership:
     try:
         saved = None if text is None else Token.decode(text)
     except TokenError:
-        saved = None  # damaged: kept beside the new one all the same
+        saved = None  # damaged: still kept beside the new one
     if saved is not None and saved.secret == given.secret and saved.names_the_network_of(given):
         # The same token. A person may have typed the addresses of either: keep both, the new ones first.
         addresses = tuple(dict.fromkeys(given.addresses + saved.addresses))[:MAX_ADDRESSES]
@@ -70,5 +70,5 @@ def take_up(given: Token, state: StateDir) -> Membership:
     state.save_token(given.encode())
     if saved is not None and given.supersedes(saved):
         return Membership(given)
-    state.save_peers({})  # they are members of the network that is left
+    state.save_peers({})  # they are members of the network that this node leaves
     return Membership(given, left_behind=text is not None)

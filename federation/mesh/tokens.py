@@ -1,20 +1,20 @@
-"""The network token: one secret, printable as one line, that makes everybody who holds it a network.
+"""The network token: one secret, printable as one line. All nodes that hold it are one network.
 
 Text: ``fed1_`` and, as unpadded base64url, payload and checksum. The payload is the secret followed by UTF-8 lines: the
 network's name, then one bootstrap address a line. The checksum tells a damaged copy from another network's token; it
 protects nothing, the secret does.
 
-Secret and owner make the network: name and addresses may differ from copy to copy. Whatever leaves the machine is
-derived by HKDF, with a label of its own, so that no use of it reveals another.
+Secret and owner make the network; name and addresses may differ from copy to copy. Every value that leaves the machine is
+derived by HKDF with a label of its own, so that no value reveals another.
 
 A network with an owner (owner.py) is written as ``fed3_``: behind the secret are the owner's public key (32 bytes), the
 number of rotations (4, big endian) and, if that is not 0, the network's root (16). The root comes from the first secret
-and goes along when the secret changes; root and owner together give what members call the network (its id, topic and
-protocols), and those names enter into what admits. So nobody can exchange the owner: with another one it is another
-network, whatever the secret.
+and goes along when the secret changes; root and owner together give the network's names (id, topic and protocols),
+and these names are part of the admission key. So nobody can exchange the owner: with another owner it is another network,
+whatever the secret.
 
 Networks from before there were owners go on with ``fed1_``, and ``fed2_`` where an earlier version rotated the token: behind
-the secret are the number of rotations and the network's names themselves (40 bytes). This version rotates them no more.
+the secret are the number of rotations and the network's names themselves (40 bytes). This version does not rotate them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from federation.errors import TokenChecksumWrong, TokenError, TokenMalformed, To
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 1  # of what is derived
+VERSION = 1  # of the derivation
 ROTATED = 2  # the format of a token without owner that was rotated
 OWNED = 3  # the format of a token with an owner
 SECRET_BYTES = 32
@@ -58,7 +58,7 @@ _ADDRESS = re.compile(rf"[!-~]{{1,{MAX_ADDRESS_CHARS}}}")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A network's secret, with its name and bootstrap addresses (multiaddrs; checked by whoever dials them)."""
+    """A network's secret, with its name and bootstrap addresses (multiaddrs; the dialler checks them)."""
 
     secret: bytes = field(repr=False)
     name: str = ""
@@ -133,7 +133,7 @@ class Token:
         return _seal(VERSION, self.secret + text)
 
     def rotated(self, secret: bytes | None = None, rotations: int | None = None) -> Token:
-        """The same network with another secret: by default a fresh one, of the next rotation. Raises TokenError."""
+        """This network's token with another secret: by default a fresh one, of the next rotation. Raises TokenError."""
         return replace(
             self,
             secret=secrets.token_bytes(SECRET_BYTES) if secret is None else secret,
@@ -142,7 +142,7 @@ class Token:
         )
 
     def with_addresses(self, addresses: Iterable[str]) -> Token:
-        """The same network with these bootstrap addresses instead."""
+        """This token with other bootstrap addresses."""
         return replace(self, addresses=tuple(addresses))
 
     def is_same_network(self, text: str) -> bool:
@@ -156,13 +156,13 @@ class Token:
         return self.owner == other.owner and self.names == other.names
 
     def supersedes(self, other: Token) -> bool:
-        """Whether it is the newer token of one network. Of two rotations at once, all members take the same for it."""
+        """Whether this is the newer of two tokens of one network. All members agree, also on two rotations at once."""
         newer = (self.rotations, self.secret) > (other.rotations, other.secret)
         return newer and self.names_the_network_of(other)
 
     @property
     def network_id(self) -> str:
-        """Names the network to people; tells nothing about the secret."""
+        """Names the network to people and reveals nothing about the secret."""
         return self.names[:NETWORK_ID_BYTES].hex()
 
     def admission_key(self) -> bytes:
@@ -178,11 +178,11 @@ class Token:
         return f"/federation/{VERSION}/ledger/{self._path('ledger').hex()}"
 
     def rotation_protocol(self) -> str:
-        """The libp2p protocol id by which a rotation is handed on. Without an owner: by which earlier versions do it."""
+        """The libp2p protocol id of rotations. Without an owner: the id that earlier versions use."""
         return f"/federation/{VERSION}/{'rotation' if self.owner else 'token'}/{self._path('ledger').hex()}"
 
     def dht_key(self, hour: int) -> bytes:
-        """Where members look for each other in a public DHT in that hour since 1970: a multihash that tells nothing."""
+        """The key under which members look for each other in a public DHT in that hour since 1970: an opaque multihash."""
         return b"\x12\x20" + self._derive(f"dht {hour}", 32)
 
     def rendezvous(self) -> str:
@@ -195,7 +195,7 @@ class Token:
 
     @property
     def names(self) -> bytes:
-        """What members call the network, over all rotations: its id, and the ends of topic and protocols."""
+        """The network's names over all rotations: its id, and the ends of topic and protocols."""
         if self.owner:
             return _hkdf(self._root(), "names", NAMES_BYTES, salt=self.owner)
         if self.rotations:

@@ -1,14 +1,14 @@
 """Identities: an Ed25519 key and nothing else, checked on the bytes before any library sees a key.
 
-libp2p has several kinds of keys, and a reader that takes them all has the slowest of them on the thread: an "RSA key" of
-4 kB, a private one with huge factors, costs its reader 9 s. Every version of this program makes Ed25519 identities, in one
-form only, so that form is all there is: whatever else claims to be a key, a peer id or a signature is not read.
+libp2p has several kinds of keys, and a program that reads them all pays for the slowest: an "RSA key" of 4 kB, a private one
+with huge factors, takes its thread for 9 s. Every version of this program makes Ed25519 identities in one form, so this
+module reads no key, peer id or signature of any other form.
 
     public key    08 01 12 20, then 32 bytes       (libp2p's protobuf: type Ed25519, data)
     peer id       00 24, then the public key       (multihash: identity); in base58 12D3KooW..., 52 characters
 
-The signature itself is checked by the routine that all versions share. One that is a little less strict (OpenSSL takes keys
-of small order) would have this node pass on what its neighbours call a forgery, for which they cut it off.
+All versions check signatures by one routine. With a less strict routine (OpenSSL takes keys of small order) this node would
+pass on messages that its neighbours call forgeries, and they would cut it off.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def key_in(encoded: bytes) -> bytes | None:
 
 
 def key_of(peer_id: bytes) -> bytes | None:
-    """The public key that a binary peer id is; None if it is not one of ours."""
+    """The public key inside a binary peer id; None if the id has not our one form."""
     return _after(ID_PREFIX, peer_id)
 
 
@@ -51,12 +51,12 @@ def _after(prefix: bytes, data: bytes) -> bytes | None:
 
 
 def peer_id(key: bytes) -> ID:
-    """Whose public key of 32 bytes it is."""
+    """The peer id of a public key of 32 bytes."""
     return ID(ID_PREFIX + key)
 
 
 def read_peer_id(text: str) -> ID:
-    """The id that somebody named. Raises ValueError if no node can have it."""
+    """Read a peer id as text. Raises ValueError if no node can have it."""
     if not _TEXT.fullmatch(text):
         raise ValueError("not the id of a node")
     number = 0
@@ -69,7 +69,7 @@ def read_peer_id(text: str) -> ID:
 
 
 def is_signed(data: bytes, signature: bytes, key: bytes) -> bool:
-    """Whether the owner of `key`, 32 bytes, signed `data`. Whatever the bytes, it takes 0.1 ms and a hash of `data`."""
+    """Whether the owner of `key`, 32 bytes, signed `data`. Takes 0.1 ms and a hash of `data`, whatever the bytes."""
     if len(signature) != SIGNATURE_BYTES:
         return False
     return Ed25519PublicKey.from_bytes(key).verify(data, signature)
@@ -79,14 +79,14 @@ def is_signed(data: bytes, signature: bytes, key: bytes) -> bool:
 
 
 def write_payload(key_pair: KeyPair, static_key: bytes) -> bytes:
-    """What a node says of itself in a handshake: its identity, and that the handshake's own key is its own."""
+    """A node's handshake payload: its identity, and its signature of the handshake's static key."""
     return NoiseHandshakePayload(
         identity_key=key_pair.public_key.serialize(), identity_sig=key_pair.private_key.sign(STATIC_KEY_PREFIX + static_key)
     ).SerializeToString()
 
 
 def read_payload(payload: bytes, static_key: bytes) -> ID:
-    """Who says so in a handshake, whose own key `static_key` is. Extensions, which other versions may send, are passed over.
+    """The identity that signed `static_key`, the handshake's key. Ignores extensions, which other versions may send.
 
     The caller bounds `payload`. Raises ProtocolViolation, whatever the bytes.
     """

@@ -1,21 +1,21 @@
 """The gossip topic: GossipSub, hardened, with every message signed by its node.
 
-A message is one node's bytes. Before anything else sees it: its signature is checked, then `accept` decides whether it
-is news. What is not is not passed on. The signed form can be kept and handed to others later (anti-entropy): `open_signed`
-checks it the same way, so nobody can speak for another whichever way a message came.
+A message is one node's bytes. The topic first checks its signature, then `accept` decides whether the message is news. The
+topic passes on nothing else. A node can keep the signed form and hand it to other nodes later (anti-entropy): `open_signed`
+checks that form by the same rules, so no node can speak for another, whichever way a message came.
 
-A message is its canonical bytes: what its signature covers, and the signature. Whatever else comes along in it (a key,
-fields of no version) is left out, so what a node keeps, passes on and hands over is bounded, and no neighbour takes
-offence at it. Former versions pass on more: RPCs of up to 1 MiB, padded messages, other kinds of identities. These are
-passed over and cost nobody a link: the node that brings them may be honest.
+A message is its canonical bytes: what its signature covers, and the signature. The topic leaves out everything else in it (a
+key, fields of no version), so a node keeps and passes on bounded messages, and no neighbour takes offence. Former versions
+pass on more: RPCs of up to 1 MiB, padded messages, other kinds of identities. The topic ignores these, and they cost no
+link: the node that sends them may be honest.
 
-A member cannot drown the others in messages either. What a neighbour sends is read at a pace: its queue fills up, not ours.
-A signer's messages beyond its ration are dropped before their signature is checked, and so are those of signers never
-heard of beyond what a neighbour may introduce. An honest node passes no forged message on and speaks no faster than its
-ration, so who does is an offender.
+No member can drown the others in messages. The topic reads each neighbour at a pace: that neighbour's queue fills up, not
+ours. It drops a signer's messages beyond the signer's ration before it checks their signatures, and messages of unknown
+signers beyond the number that a neighbour may introduce. An honest node passes on no forged message and publishes no faster
+than its ration, so a node that does either is an offender.
 
-Every node has a link to every other, so the mesh is kept as thin as still reaches everybody: what a message costs a node
-is the number of its mesh neighbours, not of its links (docs/reliability.md, "Growth", has the arithmetic and the runs).
+Every node has a link to every other, so the mesh is as thin as reaches all nodes: a message costs a node as many copies as
+it has mesh neighbours, not links (docs/reliability.md, "Growth", has the arithmetic and the runs).
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ log = structlog.get_logger(__name__)
 PROTOCOL_ID = "/meshsub/1.1.0"
 HEARTBEAT_S = 1
 # A node asks two others to be its mesh neighbours and is asked by two on average: four copies of each message. A graph in
-# which everybody chose two at random is connected; who is missed all the same is told by the lazy peers.
+# which every node chose two at random is connected; lazy peers tell the nodes that it still misses.
 DEGREE = DEGREE_LOW = 2
 DEGREE_HIGH = 100  # above the number of neighbours: the hub of a star is the only neighbour that its leaves have
 EXCHANGE_S = 300  # after which a neighbour that this node asked is exchanged, or the oldest nodes would be asked most
-SPARE_PEERS = 4  # with so many more to choose from, a neighbour that was taken because it came first gives way
-LAZY_PEERS = 2  # are told each second what is new, and ask for what they lack; theirs tells a quarter of all peers
-LAZY_HEARTBEATS = 1  # each message is told of once
+SPARE_PEERS = 4  # with so many more to choose from, a neighbour that only came first gives way
+LAZY_PEERS = 2  # hear of new messages each second and ask for those they lack; py-libp2p tells a quarter of all peers
+LAZY_HEARTBEATS = 1  # a lazy peer hears of each message once
 # An RPC, sent or read. A record has 16 KiB at most; GossipSub's control messages ride along. Every version cuts off a
-# neighbour that sends it more than this, and f919b4d does send more, though honest: what was padded by somebody else.
+# neighbour that sends more. f919b4d, though honest, does send more: messages that another node padded.
 MAX_MESSAGE_BYTES = 32 * 1024
-MAX_FORMER_BYTES = 1024 * 1024  # f919b4d sends no RPC above this; what is between the two is not parsed
+MAX_FORMER_BYTES = 1024 * 1024  # f919b4d sends no RPC above this; the topic does not parse an RPC between the two
 SEQNO_BYTES = 8
 MESSAGE_ID_BYTES = identity.ID_BYTES + SEQNO_BYTES
 PRUNE_BACKOFF_S = 5
@@ -82,13 +82,13 @@ BYTES_AN_RPC = 4096  # a larger one counts as several; an announcement has 540 b
 WANTED_AT_ONCE, WANTED_AN_IWANT = 192, 24
 SIGNED_A_SECOND, SIGNED_AT_ONCE = 8.0, 40.0  # by one node; gossip.py says at most four a second
 NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; those left out announce themselves again
-EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration, and the neighbour is an offender
+EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration; further ones make the neighbour an offender
 MAX_SIGNERS = 8192  # that rations are kept for; a few MB
 QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, and one sync brings more
 
 
 class _Router(GossipSub):
-    """py-libp2p's, but what it sends does not grow with the number of links, nor with what a neighbour asks for."""
+    """py-libp2p's router, but its traffic grows neither with the number of links nor with a neighbour's requests."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -97,7 +97,7 @@ class _Router(GossipSub):
             heartbeat_interval=HEARTBEAT_S, prune_back_off=PRUNE_BACKOFF_S,
             adaptive_gossip_enabled=False, spam_protection_enabled=False, eclipse_protection_enabled=False,
         )  # fmt: skip
-        self.scorer = None  # theirs, unasked for, grafts and exchanges neighbours every second until everybody is one
+        self.scorer = None  # py-libp2p's scorer grafts neighbours every second until every peer is one
         # Theirs notes the time of each message for ever, and reads the list only for adaptive gossip.
         self.recent_message_deliveries = defaultdict(lambda: deque(maxlen=0))  # type: ignore[arg-type,return-value]
         self._asked: set[ID] = set()  # mesh neighbours that this node asked
@@ -106,14 +106,14 @@ class _Router(GossipSub):
         self._handed: dict[ID, set[bytes]] = {}  # of the cached messages, those that a neighbour asked for and got
 
     def _check_equivocation(self, msg: rpc_pb2.Message) -> bool:
-        """Theirs keeps up to 1,000 messages to compare with, over a megabyte; `push_msg` takes no number twice anyway."""
+        """Pass: py-libp2p keeps up to 1,000 messages, over a megabyte, to compare with. `push_msg` takes no number twice."""
         return True
 
     def _get_adaptive_gossip_peers_count(self, topic: str, total_peers: int) -> int:
         return LAZY_PEERS
 
     async def handle_ihave(self, ihave_msg: rpc_pb2.ControlIHave, sender_peer_id: ID) -> None:
-        """Theirs asks for all of it in one IWANT, whose answer may be larger than what a neighbour reads."""
+        """Ask for a part only: py-libp2p asks for all in one IWANT, and the answer may exceed an RPC."""
         assert self.pubsub is not None
         seen = self.pubsub.seen_messages
         ids = dict.fromkeys(mid for mid in ihave_msg.messageIDs if len(mid) == MESSAGE_ID_BYTES and not seen.has(mid))
@@ -124,7 +124,7 @@ class _Router(GossipSub):
             await self.emit_control_message(control, sender_peer_id)
 
     async def handle_iwant(self, iwant_msg: rpc_pb2.ControlIWant, sender_peer_id: ID) -> None:
-        """Theirs hands the same message over as often as it is asked for: 16 KiB for 46 bytes."""
+        """Hand a message once to each neighbour: py-libp2p does so as often as it is asked, 16 KiB for 46 bytes."""
         handed = self._handed.setdefault(sender_peer_id, set())
         wanted = [mid for mid in dict.fromkeys(iwant_msg.messageIDs) if mid in self.mcache.msgs and mid not in handed]
         if wanted:
@@ -132,12 +132,12 @@ class _Router(GossipSub):
             self.send_rpc(sender_peer_id, rpc_pb2.RPC(publish=[self.mcache.msgs[mid] for mid in wanted]))
 
     async def handle_prune(self, prune_msg: rpc_pb2.ControlPrune, sender_peer_id: ID) -> None:
-        """Theirs dials whom the neighbour names, and believes it for how long to keep away."""
+        """Drop the named peers and bound the backoff: py-libp2p dials the peers, and believes any backoff."""
         known = rpc_pb2.ControlPrune(topicID=prune_msg.topicID, backoff=min(prune_msg.backoff, MAX_BACKOFF_S))
         await super().handle_prune(known, sender_peer_id)
 
     async def handle_idontwant(self, idontwant_msg: rpc_pb2.ControlIDontWant, sender_peer_id: ID) -> None:
-        """Of GossipSub 1.2, which nobody here speaks; theirs keeps ids of any length."""
+        """Ignore this part of GossipSub 1.2, which no version here uses: py-libp2p keeps ids of any length."""
 
     def remove_peer(self, peer_id: ID) -> None:
         super().remove_peer(peer_id)
@@ -157,7 +157,7 @@ class _Router(GossipSub):
             self.mcache.window_size = whole
 
     def _select_peers_for_pruning(self, topic: str, num_to_prune: int) -> list[ID]:
-        """Theirs prunes down to `degree`: too many leaves of a large star at once."""
+        """Prune few: py-libp2p prunes down to `degree`, too many leaves of a large star at once."""
         return super()._select_peers_for_pruning(topic, len(self.mesh[topic]) - DEGREE_HIGH)
 
     async def on_peer_subscribed(self, peer_id: ID, topic: str) -> None:
@@ -168,7 +168,7 @@ class _Router(GossipSub):
         self._hasty |= asked
 
     def mesh_heartbeat(self) -> tuple[defaultdict[ID, list[str]], defaultdict[ID, list[str]]]:
-        """Everybody meets the same few nodes first. Exchange these for neighbours chosen from all, or they carry it all."""
+        """Exchange the first neighbours for ones chosen from all nodes: the few that all nodes meet first carried it all."""
         to_graft, to_prune = super().mesh_heartbeat()
         self._exchange_in -= 1
         for topic, mesh in self.mesh.items():
@@ -191,7 +191,7 @@ class _Router(GossipSub):
 
 
 class _Queues(dict[ID, "RpcQueue"]):
-    """Of messages on their way to each peer, cut to what it reads."""
+    """Queues of messages on their way to each peer, split to the size that it reads."""
 
     def __setitem__(self, peer: ID, queue: RpcQueue) -> None:
         queue.max_message_size = MAX_MESSAGE_BYTES
@@ -200,7 +200,7 @@ class _Queues(dict[ID, "RpcQueue"]):
 
 
 class _GuardedPubsub(Pubsub):
-    """py-libp2p's, but no message can end it (trap A), nor have it dial (trap P)."""
+    """py-libp2p's pubsub, but no message can end it (trap A) or make it dial (trap P)."""
 
     _writing = 0
     _wrote = trio.Event()
@@ -212,16 +212,16 @@ class _GuardedPubsub(Pubsub):
         self._registering: defaultdict[ID, trio.Lock] = defaultdict(trio.Lock)
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
-        """Two nodes that dial each other have two links at first. Theirs, called for both at once, opens two streams and
-        leaves a task behind, for good, that waits on the queue of the first.
+        """Open a stream to the peer, once. Two nodes that dial each other have two links at first, and py-libp2p, called for
+        both, opens two streams and leaves a task behind for good that waits on the queue of the first.
 
-        And it tries again after two kinds of errors only: a stream that the peer resets, since it is still starting, would
-        be the last, and none of our messages would reach it by this link.
+        It also tries again after two kinds of errors only: if a peer that is still starting reset the stream, none of our
+        messages would reach it by this link.
         """
         lock = self._registering[peer_id]
         try:
             async with lock:
-                if not self._peer_is_connected(peer_id):  # theirs has the swarm dial it
+                if not self._peer_is_connected(peer_id):  # py-libp2p has the swarm dial the peer
                     raise SwarmException("no connection to it")
                 await super()._handle_new_peer(peer_id)
         except Exception as error:
@@ -231,7 +231,7 @@ class _GuardedPubsub(Pubsub):
                 self._registering.pop(peer_id, None)
 
     def _schedule_peer_stream_retry(self, peer_id: ID) -> None:
-        """Theirs makes the new sender a child of the one that failed, which then stays: two tasks more for each failure."""
+        """Start the new sender apart: as a child of the one that failed it would leave two tasks more for each failure."""
         trio.lowlevel.current_trio_token().run_sync_soon(self._retry_at_the_root, peer_id)
 
     def _retry_at_the_root(self, peer_id: ID) -> None:
@@ -239,7 +239,7 @@ class _GuardedPubsub(Pubsub):
             super()._schedule_peer_stream_retry(peer_id)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
-        """Theirs caches what a validator said, by an id that anybody can guess before the signer used it."""
+        """Check without a cache: py-libp2p caches verdicts by an id that any node can guess before the signer used it."""
         try:
             if self._is_msg_seen(msg):
                 return
@@ -249,11 +249,11 @@ class _GuardedPubsub(Pubsub):
             self._mark_msg_seen(msg)
             if self.gate.accepts(msg_forwarder, msg):
                 await self.router.publish(msg_forwarder, msg)
-        except Exception as error:  # noqa: BLE001  # nothing that a message makes us do ends the host
+        except Exception as error:  # noqa: BLE001  # no message ends the host
             log.debug("a gossip message failed", peer=str(msg_forwarder), why=type(error).__name__)
 
     async def continuously_read_stream(self, stream: INetStream) -> None:
-        """Theirs begins a task a message, as fast as they come, and checks a signed address record in each."""
+        """Read one message after the other: py-libp2p begins a task for each and checks a signed address record in it."""
         peer = stream.muxed_conn.peer_id
         try:
             while self.manager.is_running:
@@ -290,12 +290,12 @@ class _GuardedPubsub(Pubsub):
             await self.router.handle_rpc(rpc, peer)
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
-        """No node takes it back before it leaves. Who did, and subscribed again, would be handed all recent messages."""
+        """Take a subscription, and no end of one: a node that subscribed again would get all recent messages again."""
         if sub_message.subscribe:
             super().handle_subscription(origin_id, sub_message)
 
     def get_hello_packet(self) -> rpc_pb2.RPC:
-        """Theirs has our addresses in it."""
+        """The hello without our addresses, which py-libp2p adds."""
         return rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic) for topic in self.topic_ids])
 
     async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
@@ -318,7 +318,7 @@ class _GuardedPubsub(Pubsub):
             await self._wrote.wait()
 
     async def handle_dead_peer_queue(self) -> None:
-        """Theirs ignores the end of a connection while there is another one, and the stream that went with it."""
+        """Notice the end of each stream: py-libp2p ignores the end of a connection while the peer has another one."""
         async with self.dead_peer_receive_channel:
             self.event_handle_dead_peer_queue_started.set()
             async for peer_id in self.dead_peer_receive_channel:
@@ -327,26 +327,26 @@ class _GuardedPubsub(Pubsub):
                     self._handle_dead_peer(peer_id)
 
     async def _send_recent_messages_to_new_peer(self, peer_id: ID) -> None:
-        """Its stream is there. If it subscribed before, it is in the mesh from now on, and not from the next heartbeat."""
+        """The stream to the peer is open. A peer that subscribed before joins the mesh now, not at the next heartbeat."""
         for topic in [topic for topic, peers in self.peer_topics.items() if peer_id in peers]:
             await self.router.on_peer_subscribed(peer_id, topic)
         await super()._send_recent_messages_to_new_peer(peer_id)
 
     def _forget_all_subscriptions(self, peer_id: ID) -> None:
-        """Theirs does so whenever our stream to the peer fails, but the peer says only once what it subscribes to."""
+        """Keep them while there is a link: py-libp2p forgets them when a stream fails, but a peer sends them only once."""
         if self._peer_is_connected(peer_id):
             self._replayed_recent_topics.pop(peer_id, None)  # the new stream begins with what the old one may have lost
         else:
             super()._forget_all_subscriptions(peer_id)
 
     def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
-        """`accept` has it; nobody reads the subscription, whose queue would fill up."""
+        """Do nothing: `accept` has the message already, and the subscription's queue, which has no reader, would fill up."""
 
 
 def canonical(message: rpc_pb2.Message) -> rpc_pb2.Message | None:
-    """What the signature of `message` covers, and the signature, without anything else; its bytes are what is passed on.
+    """`message` reduced to its signature and what that covers; nodes pass on these bytes.
 
-    None: no version of this program signs such a message.
+    None if no version of this program signs such a message.
     """
     if (
         identity.key_of(message.from_id) is None
@@ -365,7 +365,7 @@ def canonical(message: rpc_pb2.Message) -> rpc_pb2.Message | None:
 
 
 def is_genuine(message: rpc_pb2.Message) -> bool:
-    """Whether who it says signed it."""
+    """Whether the named signer signed the message."""
     key = identity.key_of(message.from_id)
     if key is None:
         return False
@@ -390,7 +390,7 @@ async def _read_over(stream: INetStream, n: int) -> None:
 
 
 class _Gate:
-    """What a message must pass: rations, its signature, and the owner's `accept`."""
+    """The checks of a message: rations, its signature, and the caller's `accept`."""
 
     def __init__(self, host: Host, name: str, accept: Callable[[str, bytes, bytes], bool]) -> None:
         self._host = host
@@ -418,7 +418,7 @@ class _Gate:
             await trio.sleep(wait_s)
 
     def knows_topics(self, peer: ID, control: rpc_pb2.ControlMessage) -> bool:
-        """Whether it speaks of this topic alone. Every node of a network has one, the same, through all rotations."""
+        """Whether a neighbour's control message names this topic alone. A network has one topic, through all rotations."""
         named = (*control.ihave, *control.graft, *control.prune)
         if all(part.topicID == self._name for part in named):  # type: ignore[attr-defined]  # of three kinds
             return True
@@ -426,7 +426,7 @@ class _Gate:
         return False
 
     def rations(self, peer: ID, message: rpc_pb2.Message) -> bool:
-        """Whether there is anything left for this signer. Its name is only a claim as yet, so nothing is taken from it."""
+        """Whether the signer has any ration left. The name is still a claim, so this takes nothing from the ration."""
         now = trio.current_time()
         if message.from_id not in self._signers:
             if self._introductions.of(peer).take(now):
@@ -440,7 +440,7 @@ class _Gate:
         return False
 
     def accepts(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
-        """Whether this genuine message of our topic is news, to be passed on."""
+        """Whether a genuine message of our topic is news, to be passed on."""
         if forwarder.to_base58() == self._host.peer_id:
             return True
         if not self._signers.of(message.from_id).take(trio.current_time()):
@@ -455,11 +455,11 @@ class _Gate:
 
 
 class Opened(NamedTuple):
-    """A genuine message."""
+    """A message whose signature was checked."""
 
     signer: str
     data: bytes
-    signed: bytes  # what is kept of it and passed on: its canonical bytes
+    signed: bytes  # its canonical bytes, which nodes keep and pass on
 
 
 class Topic:
@@ -476,7 +476,7 @@ class Topic:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Inside `host.running()`, but before the first peer connects."""
+        """Run the topic. Enter this inside `host.running()`, before the first peer connects."""
         async with background_trio_service(self._pubsub), background_trio_service(self._router):
             await self._pubsub.wait_until_ready()
             await self._pubsub.subscribe(self.name)
@@ -486,18 +486,18 @@ class Topic:
                 self._pubsub.seen_messages.stop()  # its thread
 
     async def publish(self, data: bytes) -> bytes:
-        """Send `data` to all; returns the signed message."""
+        """Sign `data` and send it to all nodes. Returns the signed message."""
         message = self.sign(data)
         await self._pubsub.push_msg(self._pubsub.my_id, message)
         return message.SerializeToString()
 
     async def forward(self, peer: str, signed: bytes) -> None:
-        """Pass on what `peer` handed us outside the topic, as if it had come by the topic. `signed` is `open_signed`'s."""
+        """Pass on a message that `peer` handed over outside the topic. `signed` comes from `open_signed`."""
         await self._pubsub.push_msg(identity.read_peer_id(peer), rpc_pb2.Message.FromString(signed))
         await trio.lowlevel.checkpoint()  # a sync calls this many times in a row: let the peers' queues drain
 
     async def flushed(self, timeout_s: float) -> None:
-        """Wait until what was published is on the links, `timeout_s` at most."""
+        """Wait until all published messages are on the links, `timeout_s` at most."""
         with trio.move_on_after(timeout_s):
             await self._pubsub.flushed()
 
@@ -512,8 +512,8 @@ class Topic:
         return message
 
     def open_signed(self, signed: bytes) -> Opened:
-        """Check a signed message of this topic. Raises RecordForged if no honest node hands it over, whatever the bytes, and
-        RecordInvalid if one of a former version might."""
+        """Check a signed message of this topic. Raises RecordForged if no honest node can have sent it, whatever the bytes,
+        and RecordInvalid if an honest node of a former version can."""
         if len(signed) > MAX_MESSAGE_BYTES:
             raise RecordInvalid(f"it has {len(signed)} bytes with its signature")
         try:

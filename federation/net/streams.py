@@ -1,4 +1,4 @@
-"""The async face of a mux channel: what libp2p reads and writes, and a trio stream for our own protocols and tests."""
+"""The async face of a mux channel: libp2p's stream, and a trio stream for our own protocols and tests."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class MuxStream(IMuxedStream):
         self.wake()
 
     def taken(self, n: int) -> None:
-        """Writes are not counted here: credit is the channel's business."""
+        """Do nothing: the channel counts credit."""
 
     def resume(self) -> None:
         self._writable.set()
@@ -66,8 +66,8 @@ class MuxStream(IMuxedStream):
     async def read(self, n: int | None = None) -> bytes:
         """At least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline).
 
-        Nobody here waits for more than MAX_CHUNK at once. Who asks for more believes a length that the peer wrote, as
-        multistream does, and would collect that much outside the channel's window.
+        No caller of ours waits for more than MAX_CHUNK at once. A caller that asks for more believes a length that the peer
+        wrote, as multistream does, and would collect that much outside the channel's window.
         """
         if n is not None and n > MAX_CHUNK:
             raise MuxedStreamReset("the peer announces more than anybody reads")
@@ -87,7 +87,7 @@ class MuxStream(IMuxedStream):
         return chunk
 
     async def write(self, data: bytes) -> None:
-        """Returns when all of it is queued within the credit. Cancelled, some of it may have gone, never half a record."""
+        """Return when all bytes are queued within the credit. After a cancel some may have gone, but never half a record."""
         view = memoryview(data)
         with trio.fail_after(self._timeout_s):
             while view:
@@ -103,13 +103,13 @@ class MuxStream(IMuxedStream):
                     await self._writable.wait()
 
     async def close(self) -> None:
-        """FIN: the other side may go on."""
+        """Send FIN; the other side may go on."""
         if not self._write_closed:
             self._write_closed = True
             self.channel.send_eof()
 
     async def close_both(self) -> None:
-        """FIN for what was written; whoever sends more gets a reset, as with TCP."""
+        """Send FIN, and stop reading: a remote that sends more gets a reset, as with TCP."""
         if self._in:
             await self.reset()
         else:
@@ -132,7 +132,7 @@ class MuxStream(IMuxedStream):
         return unread, self._reset or ("the other side has finished" if self._eof else None)
 
     def wake(self) -> None:
-        """Have whoever waits look again."""
+        """Wake the tasks that wait, so that they look again."""
         self._arrived.set()
         self._writable.set()
 
@@ -214,7 +214,7 @@ class TrioStream(trio.abc.HalfCloseableStream):
             except (MuxedStreamReset, MuxedStreamClosed) as error:
                 self._check_open()
                 raise trio.BrokenResourceError(str(error)) from error
-            if self.link.is_closed:  # who was put out says nothing behind that, though it had sent it before
+            if self.link.is_closed:  # a peer that was put out is not heard any more, even with bytes that it sent before
                 raise trio.BrokenResourceError("the connection is closed")
             return data
 

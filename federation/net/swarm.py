@@ -1,9 +1,9 @@
-"""py-libp2p's swarm without what makes connections: it dials nobody, listens nowhere, and takes links from the host only.
+"""py-libp2p's swarm without its ways to connect: it does not dial or listen, and takes links from the host alone.
 
-What is left of it negotiates protocols on streams and tells pubsub who is there. py-libp2p itself dials from many places:
-a stream to a peer without a connection, peer exchange in gossip, replacements, addresses out of identify. A connection so
-made would be one that the host neither counts, pings, lists nor cuts, so every one of these raises, and there is no
-transport that could dial (P).
+The rest of it negotiates protocols on streams and tells pubsub which peers are there. py-libp2p itself dials from many
+places: a stream to a peer without a connection, peer exchange in gossip, replacements, addresses out of identify. The host
+would not count, ping, list or cut such a connection, so all of these ways raise, and there is no transport that could dial
+(P).
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ class HostSwarm(Swarm):
         self._preferred = preferred
 
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
-        """Of `Host.upgrade` alone. Raises SwarmException."""
+        """Take a link; only `Host.upgrade` calls this. Raises SwarmException."""
         if not isinstance(muxed_conn, Link) or not self._knows(muxed_conn):
             await muxed_conn.close()
             raise SwarmException("a connection that the host did not make")
         return await super().add_conn(muxed_conn, direction)
 
     def _select_connection(self, connections: list[INetConn], peer_id: ID) -> INetConn:
-        """Where a stream is opened: on the link that counts, not on a duplicate, which is about to go."""
+        """Choose the connection for a new stream: the preferred link, not a duplicate that is about to end."""
         link = self._preferred(str(peer_id))
         return next((conn for conn in connections if conn.muxed_conn is link), None)  # type: ignore[return-value]  # none
 
     def links_of(self, peer_id: str) -> list[Link]:
-        """All links with that peer that it was ever given and that it has not let go of."""
+        """All links with that peer that the swarm took and has not released."""
         try:
             conns = self.connections.get(ID.from_base58(peer_id), [])
         except ValueError:
@@ -87,7 +87,7 @@ class StreamHost(BasicHost):
         self.multiselect.handlers.clear()
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
-        """Theirs asks in a task whose failure would end the process."""
+        """Do nothing: py-libp2p's method asks in a task whose failure would end the process."""
 
 
 async def _raises(*_: object, **__: object) -> NoReturn:

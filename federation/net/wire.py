@@ -32,7 +32,7 @@ async def receive(stream: TrioStream, *, at_most: int) -> Any:
 
 
 async def receive_rows(stream: TrioStream, *, at_most: int, rows: int, fields: int) -> list[list[Any]]:
-    """The next message, if it is a list of at most so many rows of so many plain values; nothing else is built of its bytes.
+    """The next message, if it is a list of at most so many rows of so many plain values; builds no other objects from it.
 
     Raises ProtocolViolation, whatever the bytes.
     """

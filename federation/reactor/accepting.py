@@ -1,8 +1,8 @@
-"""What follows an error of accept(2), at the ports of clients, of peers and of the control API. A listener is never lost.
+"""The rule for errors of accept(2), at the ports of clients, of peers and of the control API. A listener is never lost.
 
-Linux reports there what became of the very connection that would have been accepted (a network error that was pending, a
-firewall's verdict; see accept(2)): that client is lost, the next one is taken at once. Without a descriptor to spare,
-accepting pauses. Any other error is said, and accept is tried again after the same pause, lest it takes a whole processor.
+Linux reports in accept(2) the fate of the connection that it would have returned (a pending network error, a firewall's
+verdict): that client is lost, and the listener takes the next one at once. Without a spare descriptor accepting pauses. Any
+other error is logged, and the listener tries again after the same pause, so that it does not take a whole processor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 PAUSE_S = 0.1  # closing connections frees descriptors meanwhile
 COMPLAIN_EVERY_S = 10.0
 OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-# Those that trio's SocketListener passes over, too. Not each system has each.
+# The errors that trio's SocketListener ignores, too. Not every system has all of them.
 ONE_CLIENT = frozenset(
     getattr(errno, name)
     for name in (
@@ -56,7 +56,7 @@ class Accepting:
         return PAUSE_S
 
     async def next(self, listener: trio.SocketListener) -> trio.SocketStream:
-        """The next connection, however many errors come first. Raises trio.ClosedResourceError if we closed the listener."""
+        """Accept the next connection, past any errors. Raises trio.ClosedResourceError if this node closed the listener."""
         while True:
             try:
                 return await listener.accept()

@@ -1,8 +1,8 @@
 """File descriptors: how many a process may have, and whether they are about to run out.
 
 The kernel gives out the lowest number that is free, so a number close to the limit says that nearly all below it are taken.
-Clients and their backends get all but the last few: these are for what keeps a node a node, such as its API, checks of its
-backends, its state files and a peer's new link.
+Clients and their backends get all but the last few: these are for the node itself, such as its API, checks of its backends,
+its state files and a peer's new link.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REASON = "no descriptor left (ulimit -n)"
 
 
 def raise_limit() -> None:
-    """As far as WANTED and the hard limit let us. The usual soft limit of 1,024 is there for programs that use select()."""
+    """Raise the soft limit to WANTED or the hard limit. The usual 1,024 is there for programs that use select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -34,7 +34,7 @@ def is_reserve(fd: int) -> bool:
 
 
 def are_left(fd: int) -> bool:
-    """Whether there are any but the last few. `fd`: any that is open."""
+    """Whether more than the last few are free. `fd`: any open descriptor."""
     try:
         probe = os.dup(fd)
     except OSError:

@@ -1,10 +1,10 @@
 """One epoll/kqueue set that a single trio task waits on: ready sockets -> callbacks, then one flush.
 
 Rule 1: a callback never blocks and never awaits; it runs to its end before the next one.
-Rule 2: writes are collected. Who has something to send says `flush_soon(f)`; `f` runs once, after all events of the batch
-and those that came meanwhile. What nobody waits for says `flush_late(f)`, and mostly finds a flush of somebody else's.
-Rule 3: everything runs on the trio thread, so callers need no locks. Callbacks handle the errors they expect; one that
-raises all the same is a bug of ours: it is logged and its descriptor is dropped, the daemon goes on.
+Rule 2: writes are collected. To send data, call `flush_soon(f)`: `f` runs once, after all events of the batch and those that
+came meanwhile. For data that is not urgent call `flush_late(f)`: it usually shares a later flush.
+Rule 3: everything runs on the trio thread, so callers need no locks. Callbacks handle the errors that they expect. Any other
+exception is a bug of ours: the reactor logs it and drops the descriptor, and the daemon goes on.
 
 Why not two trio tasks a connection: a wake-up through trio's scheduler costs about 35 us, a callback about 2 us.
 """
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 READ = 1
 WRITE = 4
-ENDING = 0x2000  # asked for with READ: the remote has finished, and all that it sent is here (epoll only)
+ENDING = 0x2000  # asked for with READ: the remote has finished, and all its bytes are here (epoll only)
 BROKEN = 8 | 16  # the kernel says ERR or HUP; reported whether asked for or not (epoll only)
 
 # How long the set waits for the next event itself before it hands the thread back to trio. One wake-up through trio
@@ -48,8 +48,8 @@ SPIN_S = 0.00005
 SCRATCH_BYTES = 384 * 1024  # one recv of up to 256 KiB behind a half record
 SEALED_BYTES = 256 * 1024  # the records of one send
 MAX_EVENTS = 256  # a batch: bounds how long the flush, and so everybody's answer, can be put off
-# A batch of several events is rarely the last of its crowd: before its flush the set looks for more that often, unless
-# it has ENOUGH. So more frames share a record and a send. One event alone, and what added a socket, are flushed at once.
+# After a batch of several events more usually follow: before the flush the set looks for more that often, unless it has
+# ENOUGH. So more frames share a record and a send. A single event, or a batch that added a socket, is flushed at once.
 LOOKS = 2
 ENOUGH = 64
 
@@ -90,7 +90,7 @@ class Nobody:
 
 
 class Timer:
-    """A callback at a time, in a queue of them. Most are cancelled, which leaves nothing behind."""
+    """A callback at a time, in a queue of timers. Most are cancelled, which leaves nothing behind."""
 
     __slots__ = ("_queue", "callback", "when")
 
@@ -101,7 +101,7 @@ class Timer:
         queue[self] = None
 
     def cancel(self) -> bool:
-        """Whether its time had not come yet, and nobody had cancelled it."""
+        """Cancel it. Returns whether it was still to run."""
         return self._queue.pop(self, self) is None
 
 
@@ -135,7 +135,7 @@ class _SelectorPoller:
 
     def poll(self, timeout: float, maxevents: int) -> list[tuple[int, int]]:
         ready = self._selector.select(timeout)
-        if len(ready) > maxevents:  # whom the last batch left out, this one has: epoll takes turns by itself
+        if len(ready) > maxevents:  # a batch begins with descriptors that the last one left out, as epoll does by itself
             self._turn = (self._turn + maxevents) % len(ready)
             ready = (ready[self._turn :] + ready[: self._turn])[:maxevents]
         return [
@@ -169,7 +169,7 @@ class Reactor:
         self._spins = False
         self.now: Callable[[], float] = trio.current_time
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))  # to receive into; valid until the callback returns
-        self.sealed = memoryview(bytearray(SEALED_BYTES))  # to seal into and send from; likewise
+        self.sealed = memoryview(bytearray(SEALED_BYTES))  # to seal into and send from; valid until the callback returns
 
     # Descriptors
 
@@ -184,7 +184,7 @@ class Reactor:
     def drop(self, fd: int) -> None:
         """Forget `fd`. Unknown descriptors are fine."""
         if self._handlers.pop(fd, None) is not None:
-            with suppress(OSError):  # closed already, by a callback that then raised
+            with suppress(OSError):  # closed already, by a callback that raised afterwards
                 self._poller.unregister(fd)
 
     def close(self, sock: socket.SocketType) -> None:
@@ -199,13 +199,13 @@ class Reactor:
     # Work
 
     def flush_soon(self, flush: Callable[[], None]) -> None:
-        """Run `flush` after this batch of events; from elsewhere, as soon as trio lets us. The caller avoids doubles."""
+        """Run `flush` after this batch of events; outside a batch, as soon as trio runs us. The caller avoids doubles."""
         if not self._in_batch and not self._flushes:
             self._kick.set()
         self._flushes.append(flush)
 
     def flush_late(self, flush: Callable[[], None]) -> None:
-        """The same before the set sleeps or hands the thread back to trio: STAY_S from now at most. Doubles are one."""
+        """Run `flush` before the set sleeps or yields to trio, within STAY_S. Calling it twice schedules it once."""
         if self._in_batch:
             self._late[flush] = None
         else:
@@ -238,7 +238,7 @@ class Reactor:
             self._handlers.clear()
 
     async def _run_flushes(self) -> None:
-        """What trio tasks queued outside a batch."""
+        """Run flushes that trio tasks queued outside a batch."""
         while True:
             await self._kick.wait()
             self._kick = trio.Event()
@@ -253,7 +253,7 @@ class Reactor:
                 await self._timer_added.wait()
                 continue
             for timer in self._due(trio.current_time()):
-                if timer.cancel():  # else one before it has
+                if timer.cancel():  # else an earlier callback has cancelled it
                     self.guard(timer.callback)
             self._flush()
 
@@ -295,13 +295,13 @@ class Reactor:
         self._in_batch = False
 
     def _next_events(self, now: float) -> list[tuple[int, int]]:
-        """Those that come within LINGER_S, asked for without sleep at first if that paid off the last time."""
+        """Events within LINGER_S. Asks without sleep at first if that paid off the last time."""
         poll = self._poller.poll
         if self._spins:
             until = now + SPIN_S
             events = poll(0, MAX_EVENTS)
             while not events and clock() < until:
-                sched_yield()  # whoever else wants this core has it first
+                sched_yield()  # another process that wants this core has it first
                 events = poll(0, MAX_EVENTS)
             if events:
                 return events
@@ -323,7 +323,7 @@ class Reactor:
             self._flush()
 
     def guard(self, callback: Callable[[], None]) -> None:
-        """Run it as the set runs its callbacks (rule 3), from a task that such a fault would end."""
+        """Run a callback under rule 3, from a task that its exception would end."""
         try:
             callback()
         except Exception:  # rule 3

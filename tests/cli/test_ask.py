@@ -1,85 +1,15 @@
 from __future__ import annotations
 
-import io
 import json
-import os
-import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from federation.cli import ask, main
+from federation.cli import ask
 from federation.mesh.tokens import Token
 from federation.state import StateDir
-from tests.support.local_server import Handler, daemon
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-
-class Api:
-    """A node's API: answers with what is next in line for a request, the last one for ever; keeps the requests."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[Any]] = {}
-        self.seen: list[tuple[str, Any]] = []
-        self.refuses = False
-        api = self
-
-        class Answers(Handler):
-            def reply(self, body: Any) -> tuple[int, Any]:
-                asked = f"{self.command} {self.path.removeprefix('/api/v1/')}"
-                api.seen.append((asked, body))
-                if api.refuses:
-                    return 401, {"error": "no\x1b key"}
-                line = api.answers.get(asked)
-                if not line:
-                    return 404, {"error": "There is no such thing here"}
-                return 200, line.pop(0) if len(line) > 1 else line[0]
-
-        self.handler = Answers
-
-    @property
-    def asked(self) -> list[str]:
-        return [asked for asked, _ in self.seen]
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StateDir:
-    for name in os.environ:
-        if name.startswith(("FEDERATION_", "XDG_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    state = StateDir(tmp_path / "state")
-    state.lock()
-    state.unlock()
-    return state
-
-
-@pytest.fixture
-def api(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    api = Api()
-    for name in ("POLL_S", "WATCH_S"):
-        monkeypatch.setattr(ask, name, 0.0)
-    with daemon(state, api.handler):
-        state.save_daemon({"control": "127.0.0.1:8485"})
-        yield api
-
-
-@pytest.fixture
-def run(state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def run(*argv: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main.main([*argv, "--state-dir", str(state.path)])
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
+from tests.support.cli import Api
 
 
 def open_(in_flight: int, clients: int = 0) -> dict[str, Any]:

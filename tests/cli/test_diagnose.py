@@ -7,12 +7,11 @@ import pytest
 
 from federation.cli import diagnose
 from federation.mesh.tokens import Token
-from tests.cli.test_ask import Api, api, run, state
+from tests.support.cli import Api
 
 if TYPE_CHECKING:
     from federation.state import StateDir
 
-__all__ = ["api", "run", "state"]  # fixtures
 
 PONG = {
     "peer_id": "12D3KooWabcdef", "name": "bergen", "path": "direct", "address": "192.0.2.1:4484", "rtt_ms": [1.5],

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import struct
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation.errors import PeerUnavailable, RecordForged
+from federation.errors import PeerUnavailable
 from federation.mesh import gossip as gossip_module
 from federation.mesh.gossip import (
     FASTEST_S,
@@ -30,22 +29,17 @@ from federation.mesh.gossip import (
     load_interval,
     matters,
 )
-from federation.mesh.ledger import FORGET_AFTER, MAX_ENTRIES, Change, Ledger
+from federation.mesh.ledger import FORGET_AFTER, MAX_ENTRIES, Ledger
 from federation.mesh.records import Gpu, NodeData, encode
-from federation.mesh.tokens import Token
 from federation.metrics import Metrics
-from federation.net.pubsub import Opened
+from tests.support.gossip import BASE, START, TOKEN, FakeHost, FakeTopic, Member, record, sign
 from tests.support.hosts import HostEvents, Peer, new_peer, reactor_running
 from tests.support.links import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from federation.net.link.link import Link
-
-START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-TOKEN = Token(b"t" * 32)
-BASE = NodeData(peer_id="me", last_seen=START, available_vram=10_000, in_flight=3, services={"default": True})
 
 
 @pytest.mark.parametrize(
@@ -125,133 +119,6 @@ def test_the_first_record_and_vram_out_of_nothing_matter() -> None:
 
 
 # Without a network
-
-
-class FakeTopic:
-    """Signs as `<signer>|<data>`; what is published stays here, with its time."""
-
-    def __init__(self, host: FakeHost, name: str, accept: Callable[[str, bytes, bytes], bool]) -> None:
-        self.host = host
-        self.accept = accept
-        self.published: list[tuple[float, NodeData]] = []
-        self.forwarded: list[tuple[str, bytes]] = []
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        yield
-
-    async def publish(self, data: bytes) -> bytes:
-        await trio.lowlevel.checkpoint()
-        self.published.append((trio.current_time(), read(data)))
-        return sign(self.host.peer_id, data)
-
-    async def forward(self, peer: str, signed: bytes) -> None:
-        signer, data, signed = self.open_signed(signed)
-        if self.accept(signer, data, signed):
-            self.forwarded.append((peer, signed))
-
-    async def flushed(self, timeout_s: float) -> None: ...
-
-    def open_signed(self, signed: bytes) -> Opened:
-        signer, bar, data = signed.partition(b"|")
-        if not bar or not signer.isalnum():
-            raise RecordForged("forged")
-        return Opened(signer.decode(), data, signed)
-
-    @property
-    def times(self) -> list[float]:
-        return [time for time, _ in self.published]
-
-
-class FakeHost:
-    """`others` are reached by streams in memory."""
-
-    def __init__(self, peer_id: str) -> None:
-        self.peer_id = peer_id
-        self.others: dict[str, FakeHost] = {}
-        self.nursery: trio.Nursery | None = None
-        self.handlers: dict[str, Callable[..., Any]] = {}
-        self.offences: list[tuple[str, str]] = []
-        self.complaints: list[tuple[str, str]] = []
-
-    def offended(self, peer: str, what: str) -> None:
-        self.offences.append((peer, what))
-
-    def complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
-        self.complaints.append((event, where))
-
-    @property
-    def links(self) -> dict[str, FakeHost]:
-        return self.others
-
-    def handle_stream(self, protocol: str, handler: Callable[..., Any]) -> None:
-        self.handlers[protocol] = handler
-
-    async def open_stream(self, peer: str, protocol: str) -> trio.abc.HalfCloseableStream:
-        await trio.lowlevel.checkpoint()
-        if peer not in self.others:
-            raise PeerUnavailable("no connection to it")
-        ours, theirs = trio.testing.memory_stream_pair()
-        assert self.nursery is not None
-        self.nursery.start_soon(self.others[peer].handlers[protocol], SimpleNamespace(peer=self.peer_id), theirs)
-        return ours
-
-
-@dataclass
-class Member:
-    """One node's gossip. `record` is what it says of itself; `ahead` is how wrong its clock is."""
-
-    name: str
-    ahead: timedelta = timedelta(0)
-    record: NodeData = BASE
-    changes: list[Change] = field(default_factory=list)
-    described: int = 0
-
-    def __post_init__(self) -> None:
-        self.host = FakeHost(self.name)
-        self.record = self.record.model_copy(update={"peer_id": self.name})
-        self.ledger = Ledger()
-        self.gossip = Gossip(
-            host=self.host, token=TOKEN, ledger=self.ledger, describe=self.describe, utc_now=self.now,
-            on_change=self.changes.append, interval_s=5.0, metrics=Metrics(),
-        )  # fmt: skip
-        self.topic: FakeTopic = self.gossip._topic  # type: ignore[assignment]
-
-    def now(self) -> datetime:
-        return START + self.ahead + timedelta(seconds=trio.current_time())
-
-    def describe(self) -> NodeData:
-        self.described += 1
-        return self.record.model_copy(update={"last_seen": self.now()})
-
-    def becomes(self, **change: Any) -> None:
-        self.record = self.record.model_copy(update=change)
-        self.gossip.stir()
-
-    def hears(self, record: NodeData, signer: str | None = None) -> bool:
-        """By the topic."""
-        data, signer = encode(record), signer or record.peer_id
-        return self.topic.accept(signer, data, sign(signer, data))
-
-    def knows(self, record: NodeData, age: timedelta = timedelta(0)) -> None:
-        self.ledger.merge(record, signed=sign(record.peer_id, encode(record)), now=self.now(), age=age)
-
-    def age_of(self, peer_id: str) -> float:
-        entry = self.ledger.get(peer_id)
-        assert entry is not None
-        return (self.now() - entry.record.last_seen).total_seconds()
-
-
-def sign(signer: str, data: bytes) -> bytes:
-    return signer.encode() + b"|" + data
-
-
-def read(data: bytes) -> NodeData:
-    return NodeData.model_validate(msgpack.unpackb(data) | {"last_seen": START})
-
-
-def record(peer_id: str, **fields: Any) -> NodeData:
-    return NodeData(peer_id=peer_id, last_seen=START, **{"incarnation": 1, "seq": 1, **fields})
 
 
 @pytest.fixture
@@ -873,7 +740,7 @@ class TestLive:
             a, node_a = await network.join(1)
             b, node_b = await network.join(2)
             b.knows(a)
-            await until(lambda: names(node_a) == names(node_b) == {"n1", "n2"}, seconds=2)
+            await until(lambda: names(node_a) == names(node_b) == {"n1", "n2"})
             c, node_c = await network.join(3)
             c.knows(b)
             await until(lambda: names(node_a) == names(node_b) == names(node_c) == {"n1", "n2", "n3"}, seconds=2)
@@ -907,7 +774,7 @@ class TestLive:
             await until(lambda: len(names(node_a)) == len(names(node_b)) == len(names(node_c)) == 3)
             await node_c.gossip.leave()
             node_c.gossip.stir()
-            await until(lambda: names(node_a) == names(node_b) == {"n1", "n2"}, seconds=2)
+            await until(lambda: names(node_a) == names(node_b) == {"n1", "n2"})
             node_c.scope.cancel()
             late, node_late = await network.join(4)
             late.knows(a)

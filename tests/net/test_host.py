@@ -28,8 +28,9 @@ from federation.net.host import Host
 from federation.net.link import handshake
 from federation.net.link import link as link_module
 from federation.units import HostPort
-from tests.support.hosts import KEY, Peer, linked, new_peer, peers, reactor_running
+from tests.support.hosts import KEY, PROTOCOL, Peer, assert_serves, echo, linked, new_peer, peers, reactor_running
 from tests.support.links import End, tcp_pair, until
+from tests.support.sockets import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,33 +41,12 @@ if TYPE_CHECKING:
     from federation.net.streams import TrioStream
 
 OTHER_KEY = b"o" * 32
-PROTOCOL = "/test/1"
 STRANGERS = 200
-
-
-def open_files() -> int:
-    return len(os.listdir("/dev/fd"))
 
 
 def connect(peer: Peer) -> socket.socket:
     """A stranger at the listener's door."""
     return socket.create_connection((peer.address.host, peer.address.port), timeout=5)
-
-
-async def echo(_link: Link, stream: TrioStream) -> None:
-    async with stream:
-        await stream.send_all(await stream.receive_some(100))
-
-
-async def assert_serves(server: Peer, client: Peer) -> None:
-    """Still in working order: a stream from the one to the other answers."""
-    server.host.handle_stream(PROTOCOL, echo)
-    with trio.fail_after(20):
-        async with await client.host.open_stream(server.id, PROTOCOL) as stream:
-            await stream.send_all(b"there?")
-            assert await stream.receive_some(100) == b"there?"
-    assert server.host.swarm.manager.is_running  # type: ignore[attr-defined]
-    assert client.host.swarm.manager.is_running  # type: ignore[attr-defined]
 
 
 def live_links(peer: Peer) -> int:
@@ -502,7 +482,7 @@ class TestStrangers:
         monkeypatch.setattr(gate, "UPGRADE_TIMEOUT_S", 1.0)
 
     async def assert_unharmed(self, peer: Peer, files_before: int) -> None:
-        await until(lambda: not peer.host._strangers and open_files() <= files_before)
+        await until(lambda: not peer.host._strangers and open_descriptors() <= files_before)
         assert peer.has()
         assert peer.events.up == []
         async with reactor_running() as reactor:
@@ -514,7 +494,7 @@ class TestStrangers:
 
     async def test_random_bytes(self) -> None:
         async with peers(1) as (a,):
-            files = open_files()
+            files = open_descriptors()
             for n in range(STRANGERS):
                 with connect(a) as sock:
                     sock.sendall(os.urandom(1 + 17 * n))
@@ -523,7 +503,7 @@ class TestStrangers:
 
     async def test_silence(self) -> None:
         async with peers(1) as (a,):
-            files = open_files()
+            files = open_descriptors()
             with capture_logs() as logs:
                 silent = [connect(a) for _ in range(STRANGERS)]
                 await until(lambda: a.host.rejected["too many"] + a.host.rejected["too slow"] == STRANGERS)
@@ -535,7 +515,7 @@ class TestStrangers:
 
     async def test_a_half_handshake(self) -> None:
         async with peers(1) as (a,):
-            files = open_files()
+            files = open_descriptors()
             for n in range(40):
                 with connect(a) as sock:
                     sock.sendall((b"\x13/multistream/1.0.0\n\x14/federation/noise/1\n" + b"\x00\x20" + bytes(64))[: 2 * n])
@@ -544,7 +524,7 @@ class TestStrangers:
 
     async def test_a_stock_libp2p_host(self) -> None:
         async with peers(1) as (a,):
-            files = open_files()
+            files = open_descriptors()
             stranger = new_host()
             address = Multiaddr(f"/ip4/127.0.0.1/tcp/{a.address.port}")
             async with stranger.run([]):
@@ -601,7 +581,7 @@ class TestStrangers:
     async def test_no_more_is_read_than_a_handshake_takes(self, length: bytes) -> None:
         """py-libp2p believes a length prefix: 2 GiB, 2^63. It would read them, or ask for that much memory."""
         async with peers(1) as (a,):
-            files = open_files()
+            files = open_descriptors()
             with capture_logs() as logs, connect(a) as sock:
                 sock.sendall(length + bytes(handshake.MAX_HANDSHAKE_BYTES))
                 await until(lambda: a.host.rejected["handshake"] > 0)
@@ -665,10 +645,10 @@ class TestListen:
     async def test_a_port_in_use(self) -> None:
         async with peers(1) as (a,):
             address = HostPort(a.address.host, a.address.port)
-            files = open_files()
+            files = open_descriptors()
             with pytest.raises(ListenFailed, match=r"in use.*--p2p-listen"):
                 await bare_host().listen(address)
-            assert open_files() <= files + 1  # the reactor's
+            assert open_descriptors() <= files + 1  # the reactor's
 
     async def test_an_address_of_another_machine(self) -> None:
         with pytest.raises(ListenFailed, match="does not have that address"):
@@ -750,7 +730,7 @@ def ipv6_works() -> bool:
 class TestStop:
     async def test_leaves_no_socket_and_tells_the_peers(self) -> None:
         """Trap L."""
-        files = open_files()
+        files = open_descriptors()
         async with reactor_running() as reactor:
             staying, leaving = await new_peer(1, reactor), await new_peer(2, reactor)
             async with staying.host.running():
@@ -761,7 +741,7 @@ class TestStop:
                 await until(lambda: staying.has())
                 with pytest.raises(ConnectionRefusedError):
                     connect(leaving)
-        await until(lambda: open_files() <= files)
+        await until(lambda: open_descriptors() <= files)
 
     async def test_does_not_take_longer_with_more_peers(self) -> None:
         async with reactor_running() as reactor, trio.open_nursery() as nursery:

@@ -49,6 +49,7 @@ from federation.net.pubsub import (
     canonical,
     is_genuine,
 )
+from tests.support.gossip import NAME, foreign_topic
 from tests.support.hosts import Peer, new_peer, peers, reactor_running, seed
 from tests.support.links import PEERS, until
 
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from federation.net.streams import TrioStream
-
-NAME = "/federation/test"
 
 
 @pytest.fixture(autouse=True)
@@ -109,17 +108,6 @@ def mesh(member: Heard) -> set[ID]:
 def caught_up(member: Heard) -> set[str]:
     """Who was handed the recent messages, as newcomers are: what is said from now on reaches them by the mesh alone."""
     return {str(peer) for peer, topics in member.topic._pubsub._replayed_recent_topics.items() if NAME in topics}
-
-
-def foreign_topic(n: int = 77) -> Topic:
-    """Of a node that is not here, to sign with."""
-    from federation.net.dial.book import AddressBook
-    from federation.net.host import Host
-    from federation.reactor.loop import Reactor
-    from tests.support.hosts import KEY, HostEvents
-
-    host = Host(seed=seed(n), reactor=Reactor(), events=HostEvents(), book=AddressBook(), admission_keys=lambda: [KEY])
-    return Topic(host, NAME, lambda *_: True)
 
 
 class TestSpread:

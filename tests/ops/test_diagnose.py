@@ -6,9 +6,7 @@ import pytest
 
 from federation.errors import NotFound, PeerUnavailable, UsageError
 from tests.support.links import until
-from tests.test_node import MakeNode, link, make, quiet, running, states
-
-__all__ = ["make", "quiet"]  # fixtures
+from tests.support.nodes import MakeNode, link, running, states
 
 
 class TestPing:

@@ -1,7 +1,8 @@
-"""Each finding over a node that does not run; its state is set by hand. See test_report.py."""
+"""Each finding over a node that does not run; its state is set by hand. See test_status.py."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -16,15 +17,17 @@ from federation.net.admission.warnings import Refusal
 from federation.net.dial.book import PeerAddress
 from federation.ops import doctor
 from federation.units import HostPort
-from tests.ops.test_status import MakeNode, add, make
+from tests.support.nodes import GIB, MakeNode, add, idle_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from federation.ops.schemas import Finding
 
-__all__ = ["make"]
-GIB = 1 << 30
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeNode:
+    return partial(idle_node, tmp_path / "s")
 
 
 def only(findings: Iterable[Finding]) -> tuple[str, str, str]:

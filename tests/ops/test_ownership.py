@@ -12,12 +12,10 @@ from federation.mesh.owner import Order, OwnerKey
 from federation.mesh.tokens import Token
 from federation.ops.ownership import Wish
 from tests.support.links import until
-from tests.test_node import KEY, TOKEN, MakeNode, link, make, quiet, rows, running
+from tests.support.nodes import KEY, TOKEN, MakeNode, link, rows, running
 
 if TYPE_CHECKING:
     from federation.node import Node
-
-__all__ = ["make", "quiet"]  # fixtures
 
 
 def gives_key(node: Node, key: OwnerKey = KEY) -> None:

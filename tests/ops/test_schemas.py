@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
 from federation.ops import schemas
-from tests.test_node import MakeNode, make, quiet, running  # noqa: F401  # the first and the third are fixtures
+from tests.support.nodes import MakeNode, running
 
 SHAPES = {name: shape for name, shape in vars(schemas).items() if is_typeddict(shape)}
 
@@ -21,7 +21,7 @@ def test_each_has_a_description(name: str) -> None:
     assert set(schema.get("required", ())) <= set(schema["properties"])
 
 
-async def test_what_a_node_says_fits(make: MakeNode) -> None:  # noqa: F811
+async def test_what_a_node_says_fits(make: MakeNode) -> None:
     async with running(make("one", backends=("127.0.0.1:1",))) as run:
         node = run.node
         said: list[tuple[Any, Any]] = [

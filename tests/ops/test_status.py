@@ -4,78 +4,32 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
-from federation.config import Settings
 from federation.forward.frontend import Decision, Ending, Failure
 from federation.forward.selection import Candidate, Policy, Selector
 from federation.mesh.gpu import GpuReading
 from federation.mesh.keyring import Keyring
-from federation.mesh.owner import OwnerKey
-from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData
+from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu
 from federation.mesh.tokens import Token
-from federation.node import Node
 from federation.ops import status
 from federation.ops.ownership import Wish
-from federation.state import StateDir
+from tests.support.nodes import GIB, KEY, TOKEN, MakeNode, add, idle_node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-KEY = OwnerKey(b"o" * 32)
-TOKEN = Token(b"r" * 32, "testnet", ("/ip4/192.0.2.1/tcp/4484",), owner=KEY.public)
-GIB = 1 << 30
-
-MakeNode = Any
+    from federation.node import Node
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Node]:
-    def make(**fields: Any) -> Node:
-        settings = Settings(**{"name": "me", "p2p_listen": "127.0.0.1:4484", "state_dir": tmp_path / "s", **fields})
-        state = StateDir(settings.state_dir)
-        state.lock()
-        state.unlock()
-
-        async def never(*_: object) -> None: ...
-
-        return Node(settings, state, TOKEN, never)
-
-    return make
-
-
-def add(
-    node: Node,
-    name: str,
-    /,
-    *,
-    age_s: float = 1.0,
-    linked: bool = True,
-    suspect: bool = False,
-    rtt_s: float | None = None,
-    **fields: Any,
-) -> str:
-    """A peer of that name, as if it had been heard of `age_s` ago."""
-    peer_id = "12D3KooW" + name * 4
-    fields = {"services": {"default": True}, "incarnation": 1, "name": name, **fields}
-    record = NodeData(peer_id=peer_id, last_seen=node.clock.utc_now(), **fields)
-    node.ledger.merge(record, now=node.clock.utc_now(), age=timedelta(seconds=age_s))
-    if linked:
-        node.host.links[peer_id] = SimpleNamespace(
-            remote_address=None,  # type: ignore[assignment]
-            suspect=suspect,
-            rtt_s=rtt_s,
-            peer=peer_id,
-            path="direct",
-            via_peer="",
-            admission_key=TOKEN.admission_key(),
-        )
-    return peer_id
+def make(tmp_path: Path) -> MakeNode:
+    return partial(idle_node, tmp_path / "s")
 
 
 def row(node: Node, name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from federation.reactor import fdlimit
 from federation.reactor.connect import Dial
 from federation.reactor.loop import Reactor
 from tests.support.links import until
+from tests.support.sockets import open_descriptors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -63,12 +63,12 @@ async def test_refused(reactor: Reactor) -> None:
 
 async def test_the_last_descriptors_are_not_for_it(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fdlimit, "is_reserve", lambda _fd: True)
-    files = len(os.listdir("/dev/fd"))
+    files = open_descriptors()
     with socket.create_server(("127.0.0.1", 0)) as server:
         _, heard = dial(reactor, server.getsockname())
         await until(lambda: heard)
         assert heard == [(None, fdlimit.REASON)]
-    assert len(os.listdir("/dev/fd")) == files
+    assert open_descriptors() == files
 
 
 async def test_no_answer(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:

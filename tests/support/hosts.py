@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
+    from federation.net.streams import TrioStream
 
 KEY = b"k" * 32
 ANY_PORT = HostPort("127.0.0.1", 0)
+PROTOCOL = "/test/1"
 
 
 @dataclass
@@ -150,3 +152,19 @@ async def linked() -> AsyncIterator[tuple[Peer, Peer]]:
         a.knows(b)
         await until(lambda: a.has(b) and b.has(a))
         yield a, b
+
+
+async def echo(_link: Link, stream: TrioStream) -> None:
+    async with stream:
+        await stream.send_all(await stream.receive_some(100))
+
+
+async def assert_serves(server: Peer, client: Peer) -> None:
+    """Still in working order: a stream from the one to the other answers."""
+    server.host.handle_stream(PROTOCOL, echo)
+    with trio.fail_after(20):
+        async with await client.host.open_stream(server.id, PROTOCOL) as stream:
+            await stream.send_all(b"there?")
+            assert await stream.receive_some(100) == b"there?"
+    assert server.host.swarm.manager.is_running  # type: ignore[attr-defined]
+    assert client.host.swarm.manager.is_running  # type: ignore[attr-defined]

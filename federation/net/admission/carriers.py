@@ -1,9 +1,9 @@
-"""Relays that bring others to this node: which may, how fast, and what it costs them when those others break the rules.
+"""Relays that bring other members to this node: which ones may, how fast, and the price when those members break the rules.
 
-A relay sees sealed records, so it cannot answer for what its members do inside; but one who bends it can invent members at
-the far end of its link, for nothing. So circuits are taken from a relay only where this node has a place, at a pace, and not
-for a while after more than a few of those that came by it were put out. The link to the relay itself, and the circuits that
-are there, stay: an honest relay loses nothing by it, and its members come by another one.
+A relay sees sealed records, so it cannot answer for its members; but a malicious relay can invent members at the far end of
+its link for nothing. So this node takes circuits only from relays where it has a reservation, at a pace, and pauses for a
+while after more than a few offenders came by way of one relay. The link to that relay and the circuits already there stay:
+an honest relay loses nothing, and its members come by another relay.
 
 Rule 1: no clock; callers pass `now`, seconds of a monotonic one.
 """
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
 
-# One member by one relay, so that it does not use up what all by that relay have (strangers.py); a redial takes seconds.
+# Of one member by one relay, so that it does not use up the relay's share at the gate (gate.py); a redial takes seconds.
 SOURCE_RATE = 1.0  # a second
 SOURCE_BURST = 16.0
-# Offences of those that one relay carries: so many are theirs alone, and one more every now and then.
+# Offences of members that one relay brought: so many cost the relay nothing, and one more every FORGIVEN_A_SECOND.
 FREE_OFFENCES = 4.0
 FORGIVEN_A_SECOND = 1 / 900
 MAX_SOURCES = 4096
@@ -30,6 +30,8 @@ MAX_CARRIERS = 1024
 
 
 class Carriers:
+    """Reservations at relays, and the relays' paces and offences."""
+
     def __init__(self) -> None:
         self._places: dict[Link, Channel] = {}  # our reservations, by the link to their relay
         self._sources = Buckets[tuple[str, str]](SOURCE_RATE, SOURCE_BURST, max_keys=MAX_SOURCES)
@@ -40,7 +42,7 @@ class Carriers:
         self._places[link] = channel
 
     def forget(self, link: Link) -> None:
-        """It has ended."""
+        """The link has ended."""
         self._places.pop(link, None)
 
     def has_place(self, link: Link) -> bool:
@@ -52,7 +54,7 @@ class Carriers:
         return not self._avoided.keep_away(carrier, now) and self._sources.of((carrier, source)).take(now)
 
     def carried_offender(self, carrier: str, now: float) -> bool:
-        """Somebody who came by way of `carrier` broke the rules. Whether from now on nobody may for a while."""
+        """A member that came by way of `carrier` broke the rules. Returns whether `carrier` is refused for a while."""
         if self._offences.of(carrier).take(now):
             return False
         self._avoided.add(carrier, now)

@@ -1,6 +1,6 @@
-"""Who has not proved yet that it is a member: how often one address may try, and how many handshakes there are at once.
+"""Limits before the proof of the token: how often one address may connect, and how many handshakes run at once.
 
-Whatever a stranger does costs it its connection, and us one of MAX_HANDSHAKES places for UPGRADE_TIMEOUT_S at most.
+An outsider costs this node at most one of MAX_HANDSHAKES places for UPGRADE_TIMEOUT_S, and then loses its connection.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UPGRADE_TIMEOUT_S = 5.0  # from accept to an admitted, multiplexed connection
-MAX_HANDSHAKES = 128  # at once; strangers beyond that are hung up on
+MAX_HANDSHAKES = 128  # at once; the node hangs up on further ones
 MAX_HANDSHAKES_PER_ADDRESS = 32
-PATIENCE_S = 1.0  # while handshakes are all taken, one that lasts longer gives way to a newcomer
-# Connects from one address: a site whose hundred machines restart behind one NAT is let in at once; who goes on like that
-# costs us a tenth of a core at most. IPv6 addresses count by the /64 that one machine has to itself.
+PATIENCE_S = 1.0  # if all places are taken, a handshake that lasts longer gives way to a newcomer
+# Connects from one address: a site whose hundred machines restart behind one NAT gets in at once; an address that goes on
+# like that costs a tenth of a core at most. IPv6 addresses count by the /64 that one machine has to itself.
 ACCEPT_RATE = 20.0  # a second
 ACCEPT_BURST = 256.0
 MAX_PACED_ADDRESSES = 4096
 
 
 class Strangers:
-    """`where` is the remote's address, or the relay that it comes through."""
+    """Handshakes under way, and each address's rate. `where` is the remote's address, or the relay that brings it."""
 
     def __init__(self) -> None:
         self._paces: Buckets[str] = Buckets(ACCEPT_RATE, ACCEPT_BURST, max_keys=MAX_PACED_ADDRESSES)
@@ -40,14 +40,14 @@ class Strangers:
         return self._begun.total()
 
     def of(self, where: str) -> int:
-        """Handshakes under way."""
+        """Number of handshakes under way from `where`."""
         return self._begun[where]
 
     def may_connect(self, host: str, now: float) -> bool:
         return self._paces.of(machine_of(host)).take(now)
 
     def make_room(self, where: str, now: float) -> bool:
-        """Whether one more handshake may begin; if need be the slowest, of this address or of the busiest one, is ended."""
+        """Whether one more handshake may begin. If need be, ends the slowest of this address or of the busiest one."""
         if self._begun[where] < MAX_HANDSHAKES_PER_ADDRESS:
             if len(self) < MAX_HANDSHAKES:
                 return True
@@ -55,17 +55,17 @@ class Strangers:
         slowest = next(iter(self._waiting.get(where, ())), None)
         if slowest is None or slowest.deadline - now > UPGRADE_TIMEOUT_S - PATIENCE_S:
             return False
-        del self._waiting[where][slowest]  # here already, so that the next newcomer does not count on it as well
+        del self._waiting[where][slowest]  # already now, so that the next newcomer does not count on it as well
         slowest.cancel()
         return True
 
     def begin(self, where: str) -> None:
-        """Take a place; the task that `handshake` runs in gives it back."""
+        """Take a place; the task that runs `handshake` gives it back."""
         self._begun[where] += 1
 
     @contextmanager
     def handshake(self, where: str) -> Iterator[None]:
-        """Begun before. Raises trio.TooSlowError when its time is over, or when it gave way."""
+        """Run a handshake after `begin`. Raises trio.TooSlowError when its time is over, or when it gave way."""
         waiting = self._waiting.setdefault(where, {})
         try:
             with trio.fail_after(UPGRADE_TIMEOUT_S) as scope:
@@ -81,7 +81,7 @@ class Strangers:
 
 
 def machine_of(host: str) -> str:
-    """The address, or of an IPv6 address the /64: a machine has that many for the asking."""
+    """The machine behind an address: IPv4 as it is, IPv6 by its /64, since a machine gets a /64 for the asking."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

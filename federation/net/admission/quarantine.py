@@ -1,4 +1,4 @@
-"""Members that broke the rules: each is kept away for a while, twice as long each time again, and forgiven in the end.
+"""Members that broke the rules: this node refuses each for a while, longer each further time, and forgives in the end.
 
 A fault of ours must not part two nodes for good. Rule 1: no clock; callers pass `now`, seconds of a monotonic one.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 KEEP_AWAY_S = 5.0
 KEEP_AWAY_MAX_S = 600.0
 FORGIVE_S = 3600.0
-MAX_OFFENDERS = 1024  # beyond that the one is forgotten that offended longest ago
+MAX_OFFENDERS = 1024  # beyond that the node forgets the one that offended longest ago
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class Offenders:
         return len(self._of)
 
     def add(self, peer: str, now: float) -> bool:
-        """It did it again, or for the first time: True, as it is after FORGIVE_S."""
+        """Note an offence of `peer`. Returns True for its first one, or its first one after FORGIVE_S."""
         offender = self._of.pop(peer, None)
         is_first = offender is None or now - offender.until > FORGIVE_S
         if offender is None or is_first:
@@ -44,5 +44,5 @@ class Offenders:
         return offender is not None and now < offender.until
 
     def any_back(self, since: float, now: float) -> bool:
-        """Whether anybody's time was over in between."""
+        """Whether the quarantine of any peer ended between `since` and `now`."""
         return any(since <= offender.until < now for offender in self._of.values())

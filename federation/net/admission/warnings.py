@@ -1,4 +1,4 @@
-"""Warnings about strangers and peers: each is said, none so often that somebody outside can fill the disk with it."""
+"""Warnings about outsiders and peers: the node logs each one, and none so often that an outsider can fill the disk."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import trio
 
 log = structlog.get_logger(__name__)
 
-COMPLAIN_EVERY_S = 10.0  # the same one is logged at most so often,
-REMIND_EVERY_S = 3600.0  # and that of what a person knows and has to see to: a peer that is banned, a token that is old
-MAX_COMPLAINTS = 1000  # so many different ones in that time
+COMPLAIN_EVERY_S = 10.0  # the same warning is logged at most so often,
+REMIND_EVERY_S = 3600.0  # and one that a person knows about and has to act on at most so often: a banned peer, an old token
+MAX_COMPLAINTS = 1000  # so many different warnings in that time
 REFUSALS_KEPT = 64  # for `federation doctor`
 
 
 class Refusal(NamedTuple):
-    """A handshake that failed, at this node or elsewhere: at trio's time `at`, with whom, and why."""
+    """A handshake that failed here or at the remote: when (trio's time `at`), with which remote, and why."""
 
     at: float
     where: str
@@ -30,13 +30,13 @@ class Complaints:
         self._said_at: dict[tuple[str, str], float] = {}
 
     def say(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
-        """`where`: an address or a peer; the same `event` about it is a complaint of its own."""
+        """Log `event` about `where`, an address or a peer, unless the same pair was logged less than `every_s` ago."""
         now = trio.current_time()
         if now - self._said_at.get((event, where), -1e9) < (every_s or COMPLAIN_EVERY_S):
             return
         if len(self._said_at) >= MAX_COMPLAINTS:
             self._said_at = {key: at for key, at in self._said_at.items() if now - at < COMPLAIN_EVERY_S}
-            if len(self._said_at) >= MAX_COMPLAINTS:  # one stranger has many addresses
+            if len(self._said_at) >= MAX_COMPLAINTS:  # one outsider has many addresses
                 return
         self._said_at[event, where] = now
         self.refusals.append(Refusal(now, where, f"{event} ({details['why']})" if "why" in details else event))

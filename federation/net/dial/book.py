@@ -6,7 +6,7 @@ A target is what one dial is about: a peer with all its addresses, or an address
 asks for what is `due`, says `started`, and reports `succeeded`, `failed` or `ourselves`.
 
 Hearsay is an address that no person gave and where no member has proved itself yet. It is dialled where `may_dial` says that
-it makes sense (net/hearsay.py), and left alone for a fixed time after that, whatever came of it.
+it makes sense (net/dial/hearsay.py), and left alone for a fixed time after that, whatever came of it.
 
 Longer than our other modules: addresses as values and the book that ranks them share every rule of what may be dialled.
 """

@@ -1,4 +1,4 @@
-"""Whom this node dials, and when: what the address book says is due, a few at a time, and what came of each."""
+"""The dial loop: takes targets that are due from the address book, dials a few at a time, and notes each result."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_DIALS = 16
-MAX_HEARSAY_DIALS = 64  # each takes as long as silence would, so these are 12 a second that fail
-# Peers of whom we only heard may be inventions, by the thousand: they keep no known one waiting, and no line busy.
+MAX_HEARSAY_DIALS = 64  # each lasts as long as silence would, so 12 a second can fail
+# Unverified peers may be fake and numerous, so they have their own limit and never delay dials to known peers.
 HEARSAY_A_SECOND, HEARSAY_AT_ONCE = 20.0, 500.0
 HEARSAY_PAUSE_S = 0.25
 NO_ADDRESS = "none of its addresses can be dialled from here now"
 
 
 class Redial:
-    """`look` when the book may have something new, `routes_changed` when there may be a relay to somebody being dialled."""
+    """Call `look` when the book may have news, `routes_changed` when there may be a new relay to a peer being dialled."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.not_reached: dict[str, str] = {}  # peer, or address, that was dialled in vain last time: why
-        self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # the relays through which a peer is reached
+        self.not_reached: dict[str, str] = {}  # peer or address whose last dial failed -> reason
+        self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # peer -> its relays
         self._routes_changed = trio.Event()
         self._dials = trio.CapacityLimiter(MAX_DIALS)
         self._hearsay_dials = trio.CapacityLimiter(MAX_HEARSAY_DIALS)
@@ -52,7 +52,7 @@ class Redial:
         self._routes_changed = trio.Event()
 
     def start_over(self) -> None:
-        """This machine is elsewhere: nobody waits for the answers to what was sent from where it was."""
+        """This machine has moved: give up the dials that began at its former addresses, and dial anew."""
         for race in self._races:
             race.give_up()
 
@@ -81,7 +81,7 @@ class Redial:
         )  # fmt: skip
         self._races.add(race)
         async with trio.open_nursery() as nursery, self._dials if target.proven else self._hearsay_dials:
-            if target.peer_id not in host.links:  # it may have come while this dial waited for its turn
+            if target.peer_id not in host.links:  # the peer may have connected while this dial waited for its turn
                 nursery.start_soon(race.run)
                 await race.settled.wait()
             self._came_of_it(target, race)
@@ -95,7 +95,7 @@ class Redial:
             host.book.ourselves(address)
 
     def _may_dial(self, address: PeerAddress) -> bool:
-        """Whether hearsay may be dialled now: at its pace, and not again before it is known what silence is."""
+        """Whether hearsay may be dialled now: within its pace, and not again before the time that silence takes."""
         now = trio.current_time()
         if not self.pace.take(address.host, now):
             return False
@@ -119,7 +119,7 @@ class Redial:
                 book.taken_over(address)
             self._complain(target, no, race.problems)
         elif race.winner[0] is None:
-            for address in target.addresses:  # those that did not answer until now, too
+            for address in target.addresses:  # also those that have not answered yet
                 book.missed(address, now)
             book.reached(target, now)
         else:
@@ -151,7 +151,7 @@ def _where(target: Target) -> str:
 
 
 class _NotToDial:
-    """Those peers, as a set."""
+    """The peers that this node does not dial, as a set for the book."""
 
     def __init__(self, host: Host) -> None:
         self._host = host

@@ -1,7 +1,7 @@
 """Finding the network's members through a public Kademlia DHT, for nodes that know nobody's address.
 
 Members provide, and look for, a key that only the token gives and that changes with the hour: whoever watches the DHT can
-neither find the network nor follow it. Each look is made under a new libp2p identity, by a process of its own (net/dht.py)
+neither find the network nor follow it. Each look is made under a new libp2p identity, by a process of its own (dht.py)
 that lives for seconds: nothing that a stranger sends can reach this one, and a failure costs one look. What is found are
 addresses, nothing more: who answers there has to prove the token like everybody. A DHT node that keeps our record learns
 that these addresses belong together, and may add some of its own, which costs a dial each.
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 ALONE_EVERY_S = 20.0  # while there is nobody
 EVERY_S = 600.0  # for those who come later; below the hour that a key lives
-LOOK_TIMEOUT_S = 90.0  # by then it has ended by itself, unless reading the modules takes longer than the look: net/dht.py
+LOOK_TIMEOUT_S = 90.0  # by then it has ended by itself, unless reading the modules takes longer than the look: dht.py
 NEAR_S = 600.0  # clocks differ, and records last: so long before and after the hour both keys count
 
 

@@ -1,7 +1,7 @@
 """A connection through a relay: one tunnel to the relay, one from there to the peer, and a link inside.
 
-The relay joins two tunnels and sees what crosses them: records sealed end to end. Inside runs all that runs on a
-socket: Noise, the proof of the token, the mux. A `CircuitConn` is the tunnel's end as libp2p's negotiation wants it; a
+The relay joins two tunnels and sees only records that are sealed end to end. Inside run all protocols of a socket: Noise,
+the proof of the token, the mux. A `CircuitConn` is the tunnel's end as libp2p's negotiation wants it; a
 `CircuitLink` takes the tunnel over and then rides it from callback to callback, without a task, like a link on a socket.
 """
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from federation.net.link.mux import Channel
     from federation.reactor.loop import Reactor
 
-SETTLE_S = 3.0  # a circuit that is given up stays so long: what the other side has just opened on it is on its way
+SETTLE_S = 3.0  # a retired circuit stays so long: frames that the other side has just sent on it are on their way
 
 
 class _Stream(MuxStream):
-    """Says when the tunnel breaks, even to who does not read."""
+    """Reports a broken tunnel even when nobody is reading."""
 
     def __init__(self, channel: Channel, link: Link, on_end: Callable[[str], None] | None) -> None:
         super().__init__(channel, link)
@@ -85,7 +85,7 @@ class CircuitConn(IRawConnection):
         return self._stream.take_unread()
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return None  # the relay's would be mistaken for the peer's
+        return None  # the relay's address would be mistaken for the peer's
 
     def get_transport_addresses(self) -> list[Multiaddr]:
         return []
@@ -95,7 +95,7 @@ class CircuitConn(IRawConnection):
 
 
 async def open_circuit(via: Link, peer: str) -> CircuitConn:
-    """A circuit to `peer` through the relay behind `via`. Raises PeerUnavailable."""
+    """Open a circuit to `peer` through the relay behind `via`. Raises PeerUnavailable."""
     answer = _Answer()
     conn = CircuitConn(via, via.open_tunnel(f"{RELAY}/{peer}", answer, Nobody()), initiator=True, on_end=answer.refused)
     try:
@@ -109,7 +109,7 @@ async def open_circuit(via: Link, peer: str) -> CircuitConn:
 
 
 class _Answer:
-    """The relay's, to the one who opens a circuit."""
+    """The relay's answer to a node that opens a circuit."""
 
     def __init__(self) -> None:
         self.came = trio.Event()
@@ -165,11 +165,11 @@ class CircuitLink(Link):
         super().tick(now, ping_every_s)
 
     def read(self) -> None:
-        """What the relay has sent."""
+        """Process all bytes that the relay has sent."""
         self.via.read()
 
     def drain(self, callback: Callable[[], None]) -> None:
-        """When the link to the relay was read empty; what is still on its way at the relay is not known."""
+        """Call back once the link to the relay was read empty. Bytes may still be on their way at the relay."""
         self.when_drained(callback)
         self.via.drain(self._run_drained)
 
@@ -199,7 +199,7 @@ class CircuitLink(Link):
     # Duplex, for the tunnel
 
     def room(self) -> int:
-        return self._channel.window  # what the tunnel grants is all that bounds it
+        return self._channel.window  # the tunnel's credit is the only bound
 
     def send(self, data: bytes | memoryview) -> None:
         """Sealed bytes from the other end."""
@@ -208,7 +208,7 @@ class CircuitLink(Link):
         try:
             plaintexts = self._opener.feed(bytes(data))
         except ProtocolViolation as error:
-            self.fail(f"{error}, or the relay did")  # who changed the bytes cannot be told: nobody is kept away for it
+            self.fail(f"{error}, or the relay did")  # peer or relay may have changed the bytes, so neither is quarantined
             return
         self._heard()
         try:
@@ -228,7 +228,7 @@ class CircuitLink(Link):
         self.fail(f"the circuit broke: {reason}")
 
     def taken(self, n: int) -> None:
-        """The channel's credit is what paces us."""
+        """Do nothing: the channel's credit paces this end."""
 
     def resume(self) -> None:
         """The tunnel has room again."""

@@ -1,15 +1,16 @@
 """From a relayed link to a direct one: both sides dial each other at the same moment.
 
-A NAT lets in what looks like an answer to what went out. The relayed link carries the appointment: the side that dialled it
-leads. Each side takes a new port, listens and dials from it, and has a member outside say what the NAT makes of it: a port
-that was used before has left traces in NATs, and answers that do not fit them are lost. They tell each other where they
-are to be met; "go", and half a round trip later both connect. SYNs that cross make one connection that both sides dialled,
-so who speaks first in the handshake is agreed: the leader. Works where NATs give a port the same face to everybody;
-elsewhere the link stays relayed. Tunnels that are open on the relayed link stay there until they end.
+A NAT lets in a packet that looks like an answer to one that went out. The two sides agree over the relayed link; the side
+that dialled it leads. Each side takes a new port, listens and dials from it, and asks a member outside for the address that
+the NAT gives this port. (A used port has left traces in NATs, and answers that do not fit them are lost.) The sides
+exchange these addresses; the leader says "go", and half a round trip later both connect. SYNs that cross make one
+connection that both sides dialled, so the leader speaks first in the handshake. This works where a NAT maps a port to one
+address for all remotes; elsewhere the link stays relayed. Tunnels that are open on the relayed link stay there until they
+end.
 
-Where a peer is to be met is its word, so what it can have us do with that is little: only who has a relayed link meets us,
-once in MEET_EVERY_S; at endpoints on our own subnets and at one or two outside them; with so many knocks at each, and
-at one host, over all peers, no oftener than `hearsay.Pace` says. Ports of the system's services are nobody's.
+A peer's endpoints are its own claim, so they are bounded: this node meets only a peer to which it has a relayed link, once
+in MEET_EVERY_S, at endpoints on its own subnets and at one or two outside them. It dials each endpoint so many times, and
+one host, over all peers, no more often than `hearsay.Pace` allows. Ports of the system's services are excluded.
 
     leader:    [endpoint, ...]     "when"                       "go"
     other:                    [endpoint, ...]     "now"
@@ -43,15 +44,15 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL = "/federation/punch/1"
 APPOINTMENT_S = 12.0  # from the first word to "go"
-MEETING_S = 3.5  # how long both knock: a SYN that came too early is sent again after 1 s, and after 2 s more
-# A NAT that refuses instead of dropping has to be hit at the right moment: often at first, MEETING_S in all.
+MEETING_S = 3.5  # how long both sides dial: the kernel repeats a SYN that came too early after 1 s, and after 2 s more
+# With a NAT that refuses instead of dropping, timing matters: dial often at first, for MEETING_S in all.
 KNOCKS, KNOCK_AGAIN_S, KNOCK_SLOWER = 20, 0.05, 1.13
 WAIT_FOR_PACE_S = 0.5
 MEET_EVERY_S = 10.0
 RETRY_AFTER_S = (0.2, MEET_EVERY_S, 15.0, 60.0, 300.0)  # the last one is repeated
 MAX_ENDPOINTS = 12
-MAX_NEAR, MAX_OUTSIDE = 4, 2  # of these are knocked at: a NAT gives one face, and there may be IPv6 beside it
-MAX_GREETED = 16  # at once in a meeting: whoever finds the port may connect
+MAX_NEAR, MAX_OUTSIDE = 4, 2  # endpoints to dial: a NAT gives one address, and there may be IPv6 beside it
+MAX_GREETED = 16  # at once in a meeting: any machine that finds the port may connect
 FIRST_PORT = 1024  # the kernel, and a NAT, take none below it
 MAX_MESSAGE = 2048
 NO_USE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EAFNOSUPPORT, errno.EINVAL)
@@ -59,8 +60,8 @@ Endpoint = tuple[str, int]
 
 
 class Puncher:
-    """`face_of(listener)`: how outsiders see that port of ours; None: nobody can tell. `own_hosts()`: this machine's own
-    addresses, where a peer on the same network meets us. `is_outside(host)`: not on this machine's own subnets.
+    """Turns relayed links into direct ones. `face_of(listener)`: the address that outsiders see for that port; None: no
+    member can tell. `own_hosts()`: this machine's addresses, for peers nearby. `is_outside(host)`: not on its subnets.
     `may_dial(address, trusted)`: whether an address makes sense from here."""
 
     def __init__(
@@ -96,7 +97,7 @@ class Puncher:
             self._nursery.start_soon(talk, link, self._lead_until_direct)
 
     def again(self) -> None:
-        """Addresses changed, here or at a peer: what failed may work now."""
+        """Forget failures: addresses changed, here or at a peer."""
         self._again.set()
         self._again = trio.Event()
 
@@ -149,9 +150,9 @@ class Puncher:
 
     @asynccontextmanager
     async def _door(self, peer: str) -> AsyncIterator[tuple[HostPort, list[trio.SocketListener]]]:
-        """A port for one meeting. Raises OSError, and ProtocolViolation if there is no cause for one, or not yet."""
+        """Bind a port for one meeting. Raises OSError, and ProtocolViolation if a meeting makes no sense, or not yet."""
         if peer in self._meeting or self._listen is None:
-            raise ProtocolViolation("we are about to meet already")  # both had a relayed link for a moment, and both lead
+            raise ProtocolViolation("we are about to meet already")  # both dialled a relayed link at once, and both lead
         link = self._host.links.get(peer)
         if link is None or link.path != "relayed":
             raise ProtocolViolation("only who is connected through a relay needs to be met")
@@ -177,7 +178,7 @@ class Puncher:
         return list(dict.fromkeys((*([face] if face is not None else []), *own)))[:MAX_ENDPOINTS]
 
     def _meetable(self, theirs: list[PeerAddress]) -> list[Endpoint]:
-        """Where we knock: those that make sense from here, on our own subnets and, fewer, outside them."""
+        """The endpoints to dial: those that make sense from here, on our own subnets and, fewer, outside them."""
         sound = [a for a in dict.fromkeys(theirs) if a.port >= FIRST_PORT and self._may_dial(a, False)]
         near = [a for a in sound if not self._is_outside(a.host)][:MAX_NEAR]
         outside = [a for a in sound if self._is_outside(a.host)][:MAX_OUTSIDE]
@@ -186,7 +187,7 @@ class Puncher:
     async def _meet(
         self, peer: str, at: HostPort, listeners: list[trio.SocketListener], theirs: list[Endpoint], *, leads: bool
     ) -> None:
-        """Knock everywhere and open whoever knocks, until there is a direct link."""
+        """Dial all endpoints, and accept connections at our port, until there is a direct link."""
         found = trio.Event()
         greeted = trio.CapacityLimiter(MAX_GREETED)
         with trio.move_on_after(MEETING_S) as meeting:
@@ -235,7 +236,7 @@ class Puncher:
             pause_s *= KNOCK_SLOWER
 
     async def _knock_once(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> bool:
-        """Whether it is worth another try."""
+        """Dial an endpoint once. Returns whether another try makes sense."""
         try:
             stream = await open_from_port(at, *endpoint, within_s=MEETING_S)
         except OSError as error:
@@ -247,7 +248,7 @@ class Puncher:
         path: Path = "punched" if self._is_outside(host) else "direct"
         try:
             await self._host.met(stream, peer, leads=leads, path=path)
-        except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever is there
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: any program may answer there
             log.debug("somebody else, or nobody, is there", peer=peer, at=host, why=str(error) or type(error).__name__)
         else:
             found.set()
@@ -263,7 +264,7 @@ def _errno(error: OSError) -> int | None:
 
 
 def _read_endpoints(message: Any) -> list[PeerAddress]:
-    """Raises ProtocolViolation. An older version may well name more than what makes sense here."""
+    """Read a peer's endpoints. Raises ProtocolViolation. Older versions may name more endpoints than make sense here."""
     if not isinstance(message, list) or len(message) > MAX_ENDPOINTS:
         raise ProtocolViolation("not a list of endpoints")
     return [_read_endpoint(item) for item in message]

@@ -1,7 +1,7 @@
 """A port forwarding on the router, asked for by NAT-PMP (RFC 6886), which routers that speak PCP answer too.
 
-The router is believed in nothing but the port: whether others reach this node there, members find out (net/reach.py), and
-only then it is announced. The forwarding is asked for again before it runs out, and given back at the end.
+The node believes the router's port only once members have reached it there (reachability.py), and announces it then. It
+renews the forwarding before it runs out, and gives it back at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PORT = 5351
-LIFETIME_S = 3600  # a router that restarts forgets; it is asked again every half of that
+LIFETIME_S = 3600  # a router that restarts forgets; the node asks again every half of that
 RETRY_S = 120.0
 FIRST_WAIT_S, WAITS = 0.25, 5  # each wait twice as long as the one before, as the RFC has it
 GOODBYE_S = 0.5
@@ -38,7 +38,7 @@ _RESULTS = {
 
 
 def default_gateway(routes: Path = Path("/proc/net/route")) -> str | None:
-    """The router's IPv4 address, by the kernel's table; None where there is none, or no such table."""
+    """The router's IPv4 address, from the kernel's table; None without a router or without such a table."""
     try:
         lines = routes.read_text().splitlines()[1:]
     except OSError:
@@ -51,7 +51,7 @@ def default_gateway(routes: Path = Path("/proc/net/route")) -> str | None:
 
 
 class MappingRefused(Exception):
-    """In words for a person."""
+    """The router's refusal, in words for a person."""
 
 
 async def map_port(gateway: str, internal: int, external: int, lifetime_s: int, *, port: int = PORT) -> tuple[int, int]:
@@ -62,7 +62,7 @@ async def map_port(gateway: str, internal: int, external: int, lifetime_s: int, 
     request = _REQUEST.pack(0, MAP_TCP, 0, internal, external, lifetime_s)
     with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
-            await sock.connect((gateway, port))  # so that nobody else's answers arrive
+            await sock.connect((gateway, port))  # so that answers of other machines do not arrive
             for number in range(WAITS):
                 await sock.send(request)
                 with trio.move_on_after(FIRST_WAIT_S * 2**number):
@@ -89,7 +89,7 @@ async def _answer(sock: trio.socket.SocketType, internal: int) -> tuple[int, int
 
 
 class PortMapping:
-    """`on_mapped(port)`: the router's port that leads here now; None: none does any more."""
+    """Keeps a forwarding. Calls `on_mapped(port)` with the router's port that leads here, or None once none does."""
 
     def __init__(self, port: int, on_mapped: Callable[[int | None], None]) -> None:
         self._port = port
@@ -110,7 +110,7 @@ class PortMapping:
                     await self._give_back(gateway)
 
     async def _renew(self, gateway: str | None) -> float:
-        """How many seconds until the next time."""
+        """Ask once. Returns the seconds until the next request."""
         try:
             if gateway is None:
                 raise MappingRefused("no router is known to this machine")
@@ -127,7 +127,7 @@ class PortMapping:
         if external != self.external:
             log.info("the router forwards a port to this node", port=external)
         self._set(external)
-        return max(60.0, min(lifetime_s, LIFETIME_S) / 2)  # whoever answers for a router can claim 68 years
+        return max(60.0, min(lifetime_s, LIFETIME_S) / 2)  # a false router can claim 68 years
 
     def _set(self, external: int | None) -> None:
         if external != self.external:

@@ -1,12 +1,13 @@
-"""Can others dial this node? And if not: places at relays, so that they reach it all the same.
+"""Can other members dial this node? If not, the node reserves at relays, so that they reach it all the same.
 
-Members tell. One from another network than ours counts: an inbound connection from it is a yes; asked, it dials us back at
-the address that it sees and says whether that was us. Nobody has it knock at another host; and since several machines may be
-behind that one, the answer takes as long for a closed port as for a silent one. A node that outsiders to its LAN can dial
-relays for others (unless told not to); one that they cannot dial takes places at up to two relays, the nearest first, and
-announces them.
+Members of other networks than ours tell. An inbound connection from one is a yes. On request such a member dials back at
+the address from which it sees the asker, and says whether the asker answered. It dials no other host; and since several
+machines may share that address, its answer takes as long for a closed port as for a silent one. A node that members outside
+its LAN can dial relays for others (unless told not to). A node that they cannot dial takes reservations at up to two
+relays, the nearest first, and announces them.
 
-A place is an open tunnel to the relay (net/relay.py): it lasts as long as the link, and is taken anew with the next link.
+A reservation is an open tunnel to the relay (relay.py): it lasts as long as the link, and the node takes it anew with the
+next link.
 
     question:  [[port, ...], hash]      ports to try, at the address from which the asker is connected; the handshake of a
                                         connection that it has just made from the port where it listens, or nil
@@ -45,13 +46,13 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL = "/federation/reach/1"
 WANTED_RELAYS = 2
-ASKED_AT_ONCE = 3  # outsiders to our LAN that are asked; more tell no more
+ASKED_AT_ONCE = 3  # members outside our LAN that the node asks; more would tell no more
 ASK_AGAIN_S = 300.0  # port forwardings come and go
 ASK_TIMEOUT_S = 6.0
 DIAL_BACK_S = 2.5  # a NAT that drops says nothing
-ANSWER_EVERY_S = 1.0  # one member may make us dial no oftener
+ANSWER_EVERY_S = 1.0  # one member may make this node dial no more often
 MAX_PORTS = 4
-REFUSED_S = 30.0  # a relay that said no is not asked again before that
+REFUSED_S = 30.0  # the node does not ask a relay that refused again before that
 RTT_STEP_S = 0.01  # relays that differ by less are equally near; chance spreads nodes over them
 MAX_MESSAGE = 1024
 
@@ -60,13 +61,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass
 class Verdicts:
-    """What members of other networks found: who reached us, and who did not. Sans-IO."""
+    """Results of members of other networks: which reached this node, and which did not. Sans-IO."""
 
     by_peer: dict[str, bool] = field(default_factory=dict)
 
     @property
     def dialable(self) -> bool | None:
-        """None: nobody could tell yet. A tie is a no: a place at a relay that is not needed costs nothing."""
+        """Whether members can dial this node; None: none could tell yet. A tie is a no: a needless reservation is cheap."""
         if not self.by_peer:
             return None
         yes = sum(self.by_peer.values())
@@ -74,13 +75,13 @@ class Verdicts:
 
 
 def is_outside(host: str, networks: Sequence[Network]) -> bool:
-    """Whether that address is in another network than ours, so that who is there sees us as the world does."""
+    """Whether an address is in another network than ours, so that a node there sees this one as the world does."""
     ip = ipaddress.ip_address(host)
     return not ip.is_loopback and not ip.is_link_local and not any(ip.version == n.version and ip in n for n in networks)
 
 
 class Reach:
-    """`relays(peer)`: does that member relay. `networks()`: this machine's subnets. `on_change()`: our record changed."""
+    """`relays(peer)`: whether that member relays. `networks()`: this machine's subnets. Calls `on_change()`."""
 
     def __init__(
         self,
@@ -100,8 +101,8 @@ class Reach:
         self._on_change = on_change
         self._listen: HostPort | None = None
         self.verdicts = Verdicts()
-        self.public: dict[tuple[str, int], None] = {}  # where outsiders reached us, in their order
-        self._named: dict[str, list[tuple[str, int]]] = {}  # of that, what each one says
+        self.public: dict[tuple[str, int], None] = {}  # where members outside reached this node, in their order
+        self._named: dict[str, list[tuple[str, int]]] = {}  # of these addresses, those that each member named
         self.forwarded: int | None = None  # a port that the router says it forwards to us
         self._asked: dict[str, float] = {}
         self._asking = 0
@@ -120,18 +121,18 @@ class Reach:
 
     @property
     def via(self) -> tuple[str, ...]:
-        """The relays where we have a place, nearest first."""
+        """The relays where this node has a reservation, nearest first."""
         held = [peer for peer, place in self._places.items() if place.granted]
         return tuple(sorted(held, key=self._nearness))
 
     # What the node tells
 
     def look(self) -> None:
-        """A link or a record has come or gone."""
+        """Look anew: a link or a record has come or gone."""
         self._look.set()
 
     def moved(self) -> None:
-        """This machine's addresses changed: all has to be found out anew."""
+        """Forget all results: this machine's addresses changed."""
         self.verdicts = Verdicts()
         self.public.clear()
         self._named.clear()
@@ -192,14 +193,14 @@ class Reach:
         self._look.set()
 
     def _believe_most(self) -> None:
-        """One member that names a third party as our address is not to have all others dial there, where two know better."""
+        """Keep the addresses that most members name: one member that lies must not have all others dial a third party."""
         named = [places for places in self._named.values() if places]
         count = Counter(place for places in named for place in dict.fromkeys(places))
         self.public.clear()
         self.public.update(dict.fromkeys(place for place in count if count[place] * 2 >= len(named)))
 
     async def face_of(self, listen: HostPort) -> tuple[str, int] | None:
-        """What the world sees of a port of ours: as the nearest member outside of our networks says. None: nobody can."""
+        """The address that outsiders see for a port of ours, by the nearest of them. None: none can tell."""
         outside = [
             link for link in self._host.links.values()
             if link.path == "direct" and link.is_initiator and self._is_outside(link)
@@ -223,7 +224,7 @@ class Reach:
             return _read_answer(await wire.receive(stream, at_most=MAX_MESSAGE))
 
     async def _show_port(self, link: Link, listen: HostPort) -> bytes | None:
-        """A short connection from that port of ours: the member sees what a NAT between us makes of it."""
+        """Make a short connection from that port, so that the member sees the address that a NAT gives it."""
         if not link.is_initiator or link.remote_address is None:
             return None
         try:
@@ -237,7 +238,7 @@ class Reach:
         before = self.dialable
         link = self._host.links.get(peer)
         if not reached and self.verdicts.by_peer.get(peer) and link is not None and not link.is_initiator:
-            return  # it did reach us, and may have been too busy to do so again
+            return  # it has reached this node before, and may be too busy to do so again
         self.verdicts.by_peer[peer] = reached
         if self.dialable != before:
             log.info("others can dial this node" if self.dialable else "others cannot dial this node, it needs a relay")
@@ -271,14 +272,14 @@ class Reach:
             await stream.send_eof()
 
     async def _dial_back(self, host: str, port: int, peer: str, found: list[int]) -> None:
-        """Only at the address from which the asker itself is connected: nobody has us knock at others' doors."""
+        """Dial the asker at the address from which it is connected, so no member can make this node dial other hosts."""
         now = trio.current_time()
         if not self._may_dial(PeerAddress(host, port), False) or not self._pace.take(host, now):
             return
         try:
             with trio.fail_after(DIAL_BACK_S):
                 await self._host.probe(await trio.open_tcp_stream(host, port), peer)
-        except Exception as error:  # noqa: BLE001  # as in Host._admit: whoever may answer there
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: any program may answer there
             log.debug("a member cannot be dialled", peer=peer, port=port, why=str(error) or type(error).__name__)
         else:
             self._pace.found(host, now)
@@ -331,7 +332,7 @@ class Reach:
 
 
 class _Place(Nobody):
-    """Our end of a reservation."""
+    """This node's end of a reservation."""
 
     def __init__(self, reach: Reach, host: Host, link: Link) -> None:
         self._reach = reach

@@ -1,16 +1,16 @@
-"""Relaying for other members: who reserved a place here can be reached through this node by any member.
+"""Relaying for other members: any member can reach, through this node, a member that holds a reservation here.
 
 Both services are ordinary tunnels on members' links, so there is nothing to renew or to expire:
 
-    OPEN /reserve/1          a place, for as long as the tunnel is open; no byte ever flows on it
-    OPEN /relay/1/PEER       a circuit to PEER, if it has a place: the relay opens its half,
+    OPEN /reserve/1          a reservation, while the tunnel is open; no byte ever flows on it
+    OPEN /relay/1/PEER       a circuit to PEER, if PEER has a reservation: the relay opens its half,
     OPEN /circuit/1/FROM     at PEER, and joins the two. REFUSED says why not.
 
-The two ends do their own handshake inside (net/circuit.py): a relay sees sealed records, who talks to whom and how much.
-A service's name has no slash, so nobody's service is in the way.
+The two ends do their own handshake inside (circuit.py): a relay sees sealed records, the two ids, and the amount of bytes.
+A service's name has no slash, so no service can have one of these names.
 
-What a circuit holds here is bounded by the tunnels' credit: bytes are granted again when they are on their way to the
-other side. Members only, by construction: nobody else has a link. One member gets a quarter of the circuits at most.
+The tunnels' credit bounds the memory of a circuit: the relay grants bytes again when they are on their way to the other
+side. Only members can relay, since only members have a link. One member gets a quarter of the circuits at most.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RelayLimits:
 
 
 class Relay:
-    """`links` are this node's; `complain(event, where, **details)` logs, but not without end. `limits` None: not here."""
+    """`links` are this node's; `complain(event, where, **details)` logs within limits. `limits` None: no relaying here."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Relay:
 
     @property
     def reserved(self) -> list[str]:
-        """Who has a place here, by peer id."""
+        """Peer ids of the members that have a reservation here."""
         return list(self._places)
 
     @property
@@ -85,7 +85,7 @@ class Relay:
         return self._circuits.total()
 
     def close(self) -> None:
-        """Nobody has a place here any more: this node is about to go. Circuits last as long as it does."""
+        """End all reservations, because this node is about to stop. Circuits last as long as the node does."""
         self.limits = None
         for place in list(self._places.values()):
             place.channel.abort("the relay stops")
@@ -116,7 +116,7 @@ class Relay:
     # Circuits
 
     def connect(self, link: Link, channel: Channel, target: str) -> None:
-        """`link`'s peer wants a circuit to `target`."""
+        """Open a circuit to `target` for the peer of `link`."""
         circuit = _Circuit(self, self._reactor, link.peer, self.limits.rate if self.limits else 0)
         channel.peer = circuit.there
         why = self._why_not(link.peer, target)
@@ -140,7 +140,7 @@ class Relay:
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
             self._complain("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
             return "too many circuits"
-        if not self._asked.of(source).take(trio.current_time()):  # the relay would be blamed for what it brings there
+        if not self._asked.of(source).take(trio.current_time()):  # the target would blame the relay
             self._complain("a member asks for circuits without end; some are refused", source)
             return "too often"
         return ""
@@ -171,7 +171,7 @@ class _Place(Nobody):
 
 
 class _Circuit:
-    """Two joined tunnels. As the opener of the far one it waits; each `_Way` then moves one direction."""
+    """Two joined tunnels. Waits for the target's tunnel to open; then each `_Way` moves one direction."""
 
     def __init__(self, relay: Relay, reactor: Reactor, source: str, rate: int) -> None:
         self._relay = relay
@@ -207,7 +207,7 @@ class _Circuit:
     # For its ways
 
     def allowance(self) -> int:
-        """Bytes that may move now. With none left, both ways are tried again when there are some."""
+        """Bytes that may move now. If there are none, both ways try again as soon as there are."""
         if not self._rate:
             return 1 << 30
         now = trio.current_time()
@@ -247,7 +247,7 @@ class _Circuit:
 
 
 class _Way:
-    """What one tunnel of a circuit brings, on its way into the other."""
+    """One direction of a circuit: bytes of one tunnel on their way into the other."""
 
     __slots__ = ("_back", "_circuit", "_eof", "_from", "_held", "_to", "is_finished")
 
@@ -264,7 +264,7 @@ class _Way:
         self.move()
 
     def move(self) -> None:
-        """As much as there is room, and as the circuit's rate allows."""
+        """Move as many bytes as the other tunnel has room for and the circuit's rate allows."""
         source, to, held = self._from, self._to, self._held
         if source is None or to is None or self.is_finished:
             return

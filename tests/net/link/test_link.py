@@ -55,7 +55,7 @@ from federation.net.link.mux import (
     Channel,
 )
 from federation.reactor.loop import READ, Reactor
-from tests.net.link.test_mux import credit, frame, frames
+from tests.support.frames import credit, frame, frames
 from tests.support.links import KEYS, PEERS, End, Events, _MemoryRaw, _tcp_raw, link_pair, secure, tcp_pair, until
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -15,62 +14,13 @@ from federation.net import host as host_module
 from federation.net.admission import carriers, gate
 from federation.net.nat.circuit import open_circuit
 from federation.net.nat.relay import CIRCUIT
-from tests.net.test_host import assert_serves, echo
-from tests.support.hosts import Reservation, linked, star
+from tests.support.circuits import go_round, reserve, send
+from tests.support.hosts import assert_serves, echo, linked, star
 from tests.support.links import End, until
-
-if TYPE_CHECKING:
-    from federation.net.link.link import Link
-    from tests.support.hosts import Peer
 
 PROTOCOL = "/test/1"
 
-
-async def reserve(holder: Peer, relay: Peer) -> Reservation:
-    place = Reservation(holder, relay)
-    await until(lambda: place.answers)
-    return place
-
-
-async def go_round(a: Peer, relay: Peer, b: Peer) -> Link:
-    link = await a.host.dial_through(relay.id, b.id)
-    await until(lambda: b.has(a, relay))
-    return link
-
-
-async def send(link: Link, to: Peer, data: bytes) -> bytes:
-    """Through a tunnel of `link`; what arrived."""
-    far = End()
-    heard = len(to.events.opened)
-    channel = link.open_tunnel("default", End(), End())
-    await until(lambda: len(to.events.opened) > heard)
-    arrived = to.events.opened[-1][0]
-    far.peer = arrived
-    arrived.peer = far
-    arrived.accept()
-    view = memoryview(data)
-    while view:
-        await until(lambda: channel.room() > 0)
-        n = min(len(view), channel.room())
-        channel.send(view[:n])
-        view = view[n:]
-    channel.send_eof()
-    await until(lambda: far.heard and far.heard[-1] == "EOF", seconds=20)
-    return far.data
-
-
-@pytest.fixture(autouse=True)
-def tunnels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until somebody takes them, tunnels that the remote opened keep what comes."""
-    from tests.support.hosts import HostEvents
-
-    recorded = HostEvents.tunnel_opened
-
-    def keep(self: HostEvents, link: Link, channel: object, service: str) -> None:
-        channel.peer = End()  # type: ignore[attr-defined]
-        recorded(self, link, channel, service)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(HostEvents, "tunnel_opened", keep)
+pytestmark = pytest.mark.usefixtures("tunnels_are_kept")
 
 
 class TestCircuit:

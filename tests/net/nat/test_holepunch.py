@@ -15,7 +15,7 @@ from federation.net.dial.hearsay import HOST_A_SECOND, HOST_AT_ONCE
 from federation.net.nat import holepunch
 from federation.net.nat.holepunch import MAX_ENDPOINTS, Puncher
 from federation.units import HostPort
-from tests.net.nat.test_circuit import reserve
+from tests.support.circuits import reserve
 from tests.support.hosts import Peer, star
 from tests.support.links import until
 

@@ -11,7 +11,7 @@ from federation.errors import PeerUnavailable
 from federation.net.nat import relay as relay_module
 from federation.net.nat.circuit import open_circuit
 from federation.net.nat.relay import RelayLimits
-from tests.net.nat.test_circuit import go_round, reserve, send, tunnels_are_kept  # noqa: F401  # the last is a fixture
+from tests.support.circuits import go_round, reserve, send
 from tests.support.hosts import star
 from tests.support.links import End, until
 
