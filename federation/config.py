@@ -20,8 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError
-from federation.forward.browsers import parse_origin
-from federation.units import Endpoint, HostPort, parse_duration, parse_size, without_tokens
+from federation.units import Endpoint, HostPort, parse_duration, parse_origin, parse_size, without_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -447,7 +447,7 @@ class Node:
         self.gossip.stir()
 
     def banned(self) -> schemas.Banned:
-        return {"banned": self.bans.rows()}
+        return {"banned": [{"peer_id": ban.peer_id, "name": ban.name, "since": ban.since} for ban in self.bans.rows()]}
 
     def ban(self, peer: str) -> None:
         """Keep away whom `peer` names (see bans.find_peer). Raises NotFound or UsageError."""

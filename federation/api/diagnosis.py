@@ -7,13 +7,13 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, Field
 
 from federation.api.routing import Body, Routes
+from federation.mesh.probe import MAX_BULK_BYTES
 from federation.ops import schemas
 from federation.ops.ownership import Wish
 
 LOG_LINES = 50
 MAX_LOG_LINES = 3000
 MAX_PINGS = 100
-MAX_BULK_BYTES = 256 * 1024**2
 
 routes = Routes()
 

@@ -45,7 +45,7 @@ def ban_or_list(args: Namespace, environ: Mapping[str, str]) -> str:
             bans = Bans(state)
             peer_id = find_peer(args.peer, bans.names, among="those that are banned here (no daemon runs: give a whole id)")
             bans.ban(peer_id, "")
-            return f"banned {_named(bans.rows(), peer_id)}, from the next start on"
+            return f"banned {_named([ban._asdict() for ban in bans.rows()], peer_id)}, from the next start on"
         finally:
             state.unlock()
     new = [row for row in rows if row["peer_id"] not in before]
@@ -65,12 +65,12 @@ def let_in(args: Namespace, environ: Mapping[str, str]) -> str:
         state = _own_state(args, environ, error)
         try:
             bans = Bans(state)
-            before = [dict(row) for row in bans.rows()]
+            before = [ban._asdict() for ban in bans.rows()]
             peer_id = find_peer(args.peer, bans.names, among="those that are banned here")
             if peer_id not in bans:
                 raise NotFound("it is not banned here") from None
             bans.unban(peer_id)
-            rows = [dict(row) for row in bans.rows()]
+            rows = [ban._asdict() for ban in bans.rows()]
         finally:
             state.unlock()
     if args.json:
@@ -86,7 +86,7 @@ def _listed(args: Namespace, environ: Mapping[str, str]) -> list[dict[str, Any]]
     except ControlUnreachable as error:
         if args.peer is not None:
             raise
-        return [dict(row) for row in Bans(_state(args, environ, error)).rows()]
+        return [ban._asdict() for ban in Bans(_state(args, environ, error)).rows()]
     return rows
 
 

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from federation.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from federation.ops.schemas import BannedPeer
     from federation.state import StateDir
 
 MIN_ID_END = 6  # as many characters of an id as `federation peers` shows
 MAX_BANS = 4096  # as many peers as a ledger holds
 _PEER_ID = re.compile(r"1[1-9A-HJ-NP-Za-km-z]{40,60}|Qm[1-9A-HJ-NP-Za-km-z]{44}")
+
+
+class Ban(NamedTuple):
+    peer_id: str
+    name: str  # what the peer was called when it was banned; may be empty
+    since: str  # ISO 8601, UTC
 
 
 class Bans:
@@ -37,9 +42,9 @@ class Bans:
         """Peer id -> what it was called when it was banned."""
         return {peer_id: row["name"] for peer_id, row in self._rows.items()}
 
-    def rows(self) -> list[BannedPeer]:
+    def rows(self) -> list[Ban]:
         """In the order in which they were banned."""
-        return [{"peer_id": peer_id, "name": row["name"], "since": row["since"]} for peer_id, row in self._rows.items()]
+        return [Ban(peer_id, row["name"], row["since"]) for peer_id, row in self._rows.items()]
 
     def ban(self, peer_id: str, name: str) -> None:
         if peer_id not in self._rows:
