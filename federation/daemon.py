@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from federation.config import Settings
     from federation.mesh.tokens import Token
-    from federation.node import ControlServer
     from federation.ops import schemas
     from federation.state import StateDir
 
@@ -37,7 +36,6 @@ def serve(
     state: StateDir,
     token: Token,
     *,
-    serve_control: ControlServer,
     on_ready: Callable[[schemas.Status], None],
     read_settings: Callable[[], Settings] | None = None,
 ) -> int:
@@ -46,18 +44,17 @@ def serve(
     SIGHUP has it take over what `read_settings` returns. Raises FederationError, in an exception group where trio's
     nurseries wrapped it.
     """
-    return trio.run(_serve, settings, state, token, serve_control, on_ready, read_settings)
+    return trio.run(_serve, settings, state, token, on_ready, read_settings)
 
 
 async def _serve(
     settings: Settings,
     state: StateDir,
     token: Token,
-    serve_control: ControlServer,
     on_ready: Callable[[schemas.Status], None],
     read_settings: Callable[[], Settings] | None,
 ) -> int:
-    node = Node(settings, state, token, serve_control)
+    node = Node(settings, state, token)
     code = 0
     async with trio.open_nursery() as nursery:
 

@@ -16,7 +16,7 @@ from federation import daemon as module
 from federation.config import Settings
 from federation.errors import FederationError, ListenFailed, UsageError
 from federation.state import StateDir
-from tests.test_node import TOKEN, no_control, only, quiet  # noqa: F401  # quiet is a fixture
+from tests.test_node import TOKEN, only, quiet  # noqa: F401  # quiet is a fixture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +39,7 @@ class Daemon:
             for number in signals:
                 os.kill(os.getpid(), number)
 
-        return module.serve(
-            self.settings, self.state, TOKEN, serve_control=no_control, on_ready=on_ready, read_settings=read_settings
-        )
+        return module.serve(self.settings, self.state, TOKEN, on_ready=on_ready, read_settings=read_settings)
 
 
 @pytest.fixture
@@ -95,7 +93,7 @@ def test_it_ends_with_the_error_of_the_start(daemon: Daemon) -> None:
             mdns=False, state_dir=daemon.settings.state_dir,
         )  # fmt: skip
         with pytest.raises((FederationError, ExceptionGroup)) as caught:
-            module.serve(settings, daemon.state, TOKEN, serve_control=no_control, on_ready=lambda _: None)
+            module.serve(settings, daemon.state, TOKEN, on_ready=lambda _: None)
     assert isinstance(only(caught.value), ListenFailed)
 
 

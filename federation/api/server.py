@@ -63,7 +63,7 @@ class Access:
     hosts: tuple[str, ...] = ()
 
 
-class ServedNode(routes.ControlledNode, diagnosis.CaredForNode, Protocol):
+class ServedNode(routes.ControlledNode, diagnosis.DiagnosableNode, Protocol):
     """What all routes need of a node."""
 
 

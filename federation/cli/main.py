@@ -166,7 +166,6 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
 
 
 def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
-    from federation.api.server import serve_node
     from federation.cli import render
     from federation.daemon import serve  # imports libp2p, so only after logging is set up
     from federation.dirs import default_state_dir
@@ -205,7 +204,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None, read_settin
             print(render.ready(answer, next_step, token_file=str(state.path / "token") if owner is not None else ""))
         _flush()
 
-    return serve(settings, state, token, serve_control=serve_node, on_ready=ready, read_settings=read_settings)
+    return serve(settings, state, token, on_ready=ready, read_settings=read_settings)
 
 
 def _given_token(settings: Settings) -> Token | None:

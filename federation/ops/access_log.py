@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BATCH_S = 0.1  # 500 lines of a node at its limit take a millisecond
 
 
-class Journal:
+class AccessLog:
     """`ended` is for the forwarder; `name_of` knows peers' names, `utc_of` turns trio's seconds into UTC."""
 
     def __init__(self, *, name_of: Callable[[str], str], utc_of: Callable[[float], datetime]) -> None:

@@ -18,7 +18,6 @@ import pytest
 import structlog
 
 from federation import __version__
-from federation.api import server
 from federation.cli import detect, main
 from federation.errors import ListenFailed
 from federation.mesh import token_store
@@ -94,12 +93,10 @@ class FakeDaemon:
         state: StateDir,
         token: Token,
         *,
-        serve_control: object,
         on_ready: Callable[[dict[str, Any]], None],
         read_settings: Callable[[], Any],
     ) -> int:
         self.read_settings = read_settings
-        assert serve_control is server.serve_node
         self.starts.append((settings, state, token))
         if self.fails is not None:
             raise self.fails
