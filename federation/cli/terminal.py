@@ -43,6 +43,14 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def flush() -> None:
+    """Flush standard output; a reader that went away (`peers | head`) is no error, now or at the interpreter's end."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def complain(text: str) -> None:
     """One line on standard error, whatever it repeats."""
     with suppress(OSError):

@@ -18,7 +18,7 @@ import pytest
 import structlog
 
 from federation import __version__
-from federation.cli import detect, main
+from federation.cli import detect, join, main
 from federation.errors import ListenFailed
 from federation.mesh import token_store
 from federation.mesh.tokens import Token
@@ -373,7 +373,7 @@ def test_at_a_terminal_the_next_machines_command_and_token_are_printed(
     run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The token stands alone: it is pasted when the command asks, and so in no shell's history."""
-    monkeypatch.setattr(main, "is_terminal", lambda stream: stream is sys.stdout)
+    monkeypatch.setattr(join, "is_terminal", lambda stream: stream is sys.stdout)
     *_, command, _, text = run("join").out.splitlines()
     first = daemon.token
     assert command == "federation join --token-file -"
