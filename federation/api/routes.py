@@ -77,7 +77,7 @@ async def connections(node: ControlledNode, query: ConnectionsQuery) -> schemas.
 
 @routes.get("/api/v1/invite", schemas.Invite, owner=True)
 async def invite(node: ControlledNode) -> schemas.Invite:
-    """The network's token with fresh addresses in it, and the command for the next machine."""
+    """The network's token with fresh addresses in it, and the command for the next machine, which asks for it."""
     return node.invite()
 
 

@@ -302,10 +302,12 @@ class Banned(TypedDict):
 
 
 class Invite(TypedDict):
-    """A token with this node's addresses in it. A secret: whoever has it is a member."""
+    """A token with this node's addresses in it. A secret: whoever has it is a member. It is not part of the command: a shell
+    keeps those.
+    """
 
     token: str
-    command: Annotated[str, Field(description="what to run on the next machine")]
+    command: Annotated[str, Field(description="to run on the next machine; it asks for the token")]
 
 
 class LogLines(TypedDict):

@@ -320,9 +320,11 @@ def test_invite_prints_the_saved_token_with_the_node_s_addresses(
     with running(state, Own):
         state.save_token(token.encode())
         ran = run("invite")
+        answer = json.loads(run("invite", "--json").out)
     assert (ran.code, ran.err) == (0, "")
     invited = Token.decode(ran.out)
     assert (invited.secret, invited.addresses) == (token.secret, ("/ip4/192.0.2.1/tcp/4484",))
+    assert answer == {"token": ran.out.strip(), "command": "federation join --token-file -"}  # no shell keeps the token
 
 
 def test_invite_is_of_the_network_that_the_daemon_is_in(run: Run, state: StateDir) -> None:
