@@ -162,7 +162,13 @@ def leave(args: Namespace) -> None:
         pid = status["node"]["pid"]
         while _runs(pid):
             time.sleep(POLL_S)
-    say(json.dumps({"left": status["network"]["id"]}) if args.json else f"left the network {network}, token forgotten")
+    if args.json:
+        say(json.dumps({"left": status["network"]["id"]}))
+        return
+    said = f"left the network {network}, token forgotten"
+    if status["network"].get("owner_here"):
+        said += _owner_key_stays(render.plain(status["node"]["state_dir"]))
+    say(said)
 
 
 def _leave_unheard(args: Namespace) -> None:
@@ -177,11 +183,17 @@ def _leave_unheard(args: Namespace) -> None:
     state.lock()  # a daemon that is just starting keeps its token
     state.forget_network(token.is_same_network)
     state.unlock()
-    say(
-        json.dumps({"left": token.network_id})
-        if args.json
-        else f"the token of the network {token.name or token.network_id} is forgotten (no daemon ran to say good-bye)"
-    )
+    if args.json:
+        say(json.dumps({"left": token.network_id}))
+        return
+    said = f"the token of the network {token.name or token.network_id} is forgotten (no daemon ran to say good-bye)"
+    if state.owner_key_path(token.network_id).exists():
+        said += _owner_key_stays(str(state.path))
+    say(said)
+
+
+def _owner_key_stays(directory: str) -> str:
+    return f"; the network's owner key stays in {directory}: without it, nobody can rotate that network's token"
 
 
 def _runs(pid: int) -> bool:

@@ -61,6 +61,10 @@ class Bans:
         self._rows = rows
 
 
+def is_peer_id(text: str) -> bool:
+    return _PEER_ID.fullmatch(text) is not None
+
+
 def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     """The peer id that a person means: an id, the end of one, or a name, of those in `names` (id -> name).
 
@@ -68,7 +72,7 @@ def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     nothing. Raises NotFound, which says `among` what was looked, and UsageError where several fit.
     """
     text = text.strip()
-    if text in names or _PEER_ID.fullmatch(text):
+    if text in names or is_peer_id(text):
         return text
     is_end = len(text) >= MIN_ID_END
     found = [peer_id for peer_id, name in names.items() if name == text or (is_end and peer_id.endswith(text))]

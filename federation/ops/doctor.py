@@ -17,6 +17,7 @@ import trio
 
 from federation import __version__
 from federation.errors import ProbeFailed
+from federation.ops import status
 from federation.units import HostPort
 
 if TYPE_CHECKING:
@@ -61,6 +62,22 @@ async def ask_peers(node: Parts) -> dict[str, Told]:
 def network(node: Parts) -> Iterator[Finding]:
     name = f"{node.token.name} ({node.token.network_id})" if node.token.name else node.token.network_id
     yield _finding("token", "ok", f"set; the network is {name}")
+
+
+def owner(node: Parts) -> Iterator[Finding]:
+    """The key that alone can rotate the token: a network that loses it has to be made anew."""
+    others = status.owner_at(node)
+    if not node.token.owner:
+        fix = "to be able to put a member out: make a new network with `federation token new`, and join it on each machine"
+        yield _finding("owner key", "info", "none: this network's token is from before there were owners", fix)
+    elif node.facts.has_owner_key:
+        path = node.state.owner_key_path(node.token.network_id)
+        yield _finding("owner key", "info", f"here, in {path}", "keep a backup elsewhere: federation owner export --to FILE")
+    elif others:
+        yield _finding("owner key", "ok", f"not here; {_some(others)} {'says' if len(others) == 1 else 'say'} to have it")
+    else:
+        fix = "nothing to do where it is kept in a file; without it the token cannot be rotated"
+        yield _finding("owner key", "info", "not here, and no node says that it has it", fix)
 
 
 def p2p_port(node: Parts) -> Iterator[Finding]:
@@ -216,6 +233,7 @@ def container(root: Path = Path("/"), release: str = platform.release()) -> str 
 
 _CHECKS: tuple[Callable[[Parts], Iterable[Finding]], ...] = (
     network,
+    owner,
     p2p_port,
     reachable,
     links,

@@ -371,6 +371,9 @@ def _warnings(node: Parts) -> list[str]:
     unreachable = [r.name or r.peer_id for r in expected if r.peer_id not in node.host.links]
     if unreachable:
         warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
+    if namesakes := node.roster.namesakes():
+        named = f"{len(namesakes)} nodes are named {node.facts.settings.target!r}, as --target says, and all get connections"
+        warnings.append(f"{named}; give the id of one: {', '.join(namesakes[:5])}")
     if node.host.token_retired_at is not None:
         warnings.append(str(TokenRetired()) if node.token.owner else ROTATED_BY_OTHERS)
     if without := [node.name_of(peer) or peer for peer in node.rotation.left_out()]:

@@ -26,6 +26,7 @@ class Api:
         self.answers: dict[str, list[Any]] = {}
         self.seen: list[tuple[str, Any]] = []
         self.refuses = False
+        self.ends_with_leave = False
         api = self
 
         class Answers(Handler):
@@ -34,6 +35,8 @@ class Api:
                 api.seen.append((asked, body))
                 if api.refuses:
                     return 401, {"error": "no\x1b key"}
+                if asked == "POST leave" and api.ends_with_leave:
+                    del api.answers["GET status"]
                 line = api.answers.get(asked)
                 if not line:
                     return 404, {"error": "There is no such thing here"}
@@ -169,6 +172,22 @@ def test_leave_without_a_daemon_forgets_the_token(state: StateDir, run: Any) -> 
     code, _, err = run("leave")
     assert code == 2
     assert "no token is saved" in err
+
+
+def test_leave_says_that_the_owner_key_stays(api: Api, state: StateDir, run: Any) -> None:
+    network, node = {**STATUS["network"], "owner_here": True}, {**STATUS["node"], "state_dir": "/its/directory"}
+    api.answers["POST leave"] = [open_(0)]
+    api.answers["GET status"] = [{**STATUS, "network": network, "node": node}]
+    api.ends_with_leave = True
+    assert "owner key stays in /its/directory" in run("leave")[1]
+
+
+def test_leave_without_a_daemon_says_it_too(state: StateDir, run: Any) -> None:
+    token = Token.new("lab")
+    state.save_token(token.encode())
+    path = state.save_owner_key(token.network_id, "its key")
+    assert f"owner key stays in {state.path}" in run("leave")[1]
+    assert path.exists()
 
 
 def test_leave_asks_back(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ import pytest
 import trio
 
 from federation.mesh.gpu import GpuReading
+from federation.mesh.keyring import Keyring
 from federation.mesh.probe import Told
 from federation.mesh.records import Gpu
+from federation.mesh.tokens import Token
 from federation.net.admission.warnings import Refusal
 from federation.net.dial.book import PeerAddress
 from federation.ops import doctor
@@ -42,6 +44,7 @@ async def test_a_lonely_entry_is_examined_without_asking_anybody(make: MakeNode)
     checks = [found["check"] for found in findings]
     for check in (
         "token",
+        "owner key",
         "p2p port",
         "reachable",
         "peers",
@@ -55,6 +58,26 @@ async def test_a_lonely_entry_is_examined_without_asking_anybody(make: MakeNode)
         assert check in checks
     assert {found["severity"] for found in findings} <= {"ok", "info", "warn", "fail"}
     assert not any(found["severity"] == "fail" for found in findings)
+
+
+async def test_where_the_owner_key_is(make: MakeNode) -> None:
+    node = make()
+    severity, finding, fix = only(doctor.owner(node.parts))
+    assert (severity, "no node says" in finding, "cannot be rotated" in fix) == ("info", True, True)
+    bob = add(node, "bob", owner=True)
+    assert only(doctor.owner(node.parts)) == ("ok", f"not here; bob ({bob}) says to have it", "")
+    node.facts.has_owner_key = True
+    severity, finding, fix = only(doctor.owner(node.parts))
+    path = node.state.owner_key_path(node.parts.token.network_id)
+    assert (severity, finding) == ("info", f"here, in {path}")
+    assert "federation owner export" in fix
+
+
+async def test_a_network_without_an_owner_is_told_how_to_get_one(make: MakeNode) -> None:
+    node = make()
+    node.rotation.keyring = Keyring(Token(b"n" * 32))
+    severity, finding, fix = only(doctor.owner(node.parts))
+    assert (severity, "before there were owners" in finding, "token new" in fix) == ("info", True, True)
 
 
 async def test_p2p_port(make: MakeNode) -> None:

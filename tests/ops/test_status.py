@@ -246,6 +246,15 @@ class TestStatus:
         assert reach.endswith(": a, b, c, d, e")
         assert token.startswith("3 ")
 
+    async def test_a_target_that_several_are_named_is_a_warning(self, make: MakeNode) -> None:
+        node = make(target="bob")
+        bob = add(node, "bob")
+        assert node.operator.status()["warnings"] == []
+        other = add(node, "mob", name="bob")
+        (warning,) = node.operator.status()["warnings"]
+        assert warning.startswith("2 nodes are named 'bob'")
+        assert warning.endswith(", ".join(sorted([bob, other])))
+
     async def test_nameless_peers_are_shown_by_id(self, make: MakeNode) -> None:
         node = make()
         peer_id = add(node, "x", name="", linked=False)
