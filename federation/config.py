@@ -171,7 +171,7 @@ class _Environment(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """What `federation join` was told. Durations in seconds, sizes in bytes, as the names say."""
+    """The settings of `federation join`. Durations in seconds, sizes in bytes, as the names say."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True)
 

@@ -3,7 +3,7 @@
 Start: reactor, clients' ports, p2p port, control API; then the network, gossip, health checks, GPU probe, mDNS.
 Stop: clients' ports closed and good-bye said at once; open connections get `drain_timeout_s`; then everything is cut.
 
-What needs more than one part, and happens by itself, is here. What people ask is in ops/operator.py.
+Events that concern more than one part are handled here. Requests of people are handled in ops/operator.py.
 """
 
 from __future__ import annotations

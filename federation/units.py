@@ -96,7 +96,7 @@ class HostPort:
 
     @property
     def multiaddr(self) -> str:
-        """The same address as libp2p writes it: /ip4/192.0.2.1/tcp/4484."""
+        """The address as libp2p writes it: /ip4/192.0.2.1/tcp/4484."""
         try:
             kind = f"ip{ip_address(self.host).version}"
         except ValueError:

@@ -1,4 +1,4 @@
-"""Routes for who looks after a node or owns the network: log, round trips, what is wrong, rotation. See api.py."""
+"""Routes for the person who looks after a node or owns the network: log, round trips, doctor, rotation. See routes.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ routes = Routes()
 
 
 class DiagnosableNode(Protocol):
-    """What these routes need of a node."""
+    """The node, as these routes need it."""
 
     def log_lines(self, after: int, last: int) -> schemas.LogLines: ...
     async def ping(self, peer: str, count: int, bulk_bytes: int) -> schemas.Ping: ...

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the control API, made from its operations and the shapes of answers.py, so that it is true."""
+"""The OpenAPI description of the control API, made from its operations and the shapes of schemas.py, so that it is true."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The control API's routes, one function each; answers.py has their shapes, web.py the mechanics, control.py the server.
+"""The control API's routes, one function each; schemas.py has their shapes, routing.py the mechanics, server.py the server.
 
-Reading needs no key on loopback. What changes something, or shows a secret, is for the owner: `owner=True`.
+Reading needs no key on loopback. A route that changes something or shows a secret is for the owner: `owner=True`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ routes = Routes()
 
 
 class ControlledNode(Protocol):
-    """What the API needs of a node."""
+    """The node, as these routes need it."""
 
     def status(self) -> schemas.Status: ...
     def peers(self) -> list[schemas.Peer]: ...

@@ -55,7 +55,7 @@ def status(args: Namespace) -> None:
 
 
 def _watched(asker: Asker) -> str:
-    """What there is to see now. A node that restarts is waited for."""
+    """The picture of now. A node that restarts is waited for."""
     try:
         answer = json.loads(asker.get("status"))
         rows = json.loads(asker.get("peers"))

@@ -32,11 +32,11 @@ SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.servic
 
 @dataclass(frozen=True)
 class Daemon:
-    """Whom to ask. `state`: its state directory, or where its key may be; `address`: where it is, if the person says so."""
+    """The daemon to ask. `state`: its state directory, or where its key may be; `address`: where the person says it is."""
 
     state: StateDir
     address: HostPort | None = None
-    key: str | None = field(default=None, repr=False)  # of who has no state directory of the daemon's
+    key: str | None = field(default=None, repr=False)  # of a person without the daemon's state directory
 
     def ask(
         self,

@@ -1,4 +1,4 @@
-"""Commands of who looks after a node: ping, logs, doctor."""
+"""Commands for the person who looks after a node: ping, logs, doctor."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def doctor(args: Namespace) -> int:
 
 
 def _without_a_daemon(args: Namespace, error: ControlUnreachable) -> list[dict[str, str]]:
-    """What can be said of a node that does not answer."""
+    """Findings about a node that does not answer."""
     from federation.mesh import token_store
 
     findings = [_finding("daemon", "fail", f"does not answer ({error.detail})", "start it: federation join")]

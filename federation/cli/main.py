@@ -94,7 +94,7 @@ def _explain(error: BaseException, args: Sequence[str]) -> int:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What to tell of an exception group: our own errors are written for people, so one of those if there is one."""
+    """The one error of an exception group to show: one of our own, which are written for people, if there is one."""
     leaves = list(_leaves(error))
     return next((leaf for leaf in leaves if isinstance(leaf, FederationError)), leaves[0])
 

@@ -1,4 +1,4 @@
-"""What the command line writes to: standard output for answers, standard error for progress and complaints.
+"""Standard output for answers, standard error for progress and complaints, and secrets from standard input or a file.
 
 A reader that goes away (`federation logs | head`) ends a command quietly. Progress is for people who watch: it overwrites
 itself on a terminal and is silent elsewhere.

@@ -1,7 +1,7 @@
-"""One line a connection, at level info: who, where, how much, how long, why it ended.
+"""The access log: one line a connection, at level info, with client, peer, bytes, seconds, and why it ended.
 
-Thousands may end in a second, so the data path only hands the facts over; they become lines a few times a second, all of
-a batch in one write.
+Thousands of connections may end in a second, so the data path only hands over the facts; a few times a second they become
+lines, a batch in one write.
 """
 
 from __future__ import annotations

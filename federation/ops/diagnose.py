@@ -1,4 +1,4 @@
-"""What a node does for a person who looks after it: pings a peer, hands out its log. doctor.py says what is wrong."""
+"""Pings a peer, and hands out the log: for the person who looks after this node. doctor.py finds faults."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is wrong with this node, and what to do about it: one finding a check, for `federation doctor`.
+"""Looks for faults of this node and says what to do about them: one finding a check, for `federation doctor`.
 
-Each check is a function of the node that returns findings, and of nothing else; only `clocks` asks other nodes.
+Each check is a function that takes the node's parts and yields findings; only `ask_peers` asks other nodes.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def surroundings(_node: Parts) -> Iterator[Finding]:
 
 
 def container(root: Path = Path("/"), release: str = platform.release()) -> str | None:
-    """What kind of box in a box this is: WSL, Docker, Podman, Kubernetes, ...; None for a machine of its own."""
+    """The kind of container that this node runs in: WSL, Docker, Podman, Kubernetes, ...; None for a machine of its own."""
     if "microsoft" in release.lower():
         return "WSL"
     if (root / "run/.containerenv").exists():
@@ -302,7 +302,7 @@ def nat(node: Parts, told: dict[str, Told]) -> Iterator[Finding]:
 
 
 def refusals(node: Parts) -> Iterator[Finding]:
-    """Who failed the handshake lately, and why."""
+    """Peers that failed the handshake lately, and why."""
     if not node.host.refusals:
         yield _finding("handshakes", "ok", "none failed lately")
         return

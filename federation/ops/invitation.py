@@ -1,4 +1,4 @@
-"""What lets another machine in: the token with addresses of members, and the command that takes it."""
+"""The invitation for another machine: the token with addresses of members, and the command that asks for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def invite(node: Parts) -> schemas.Invite:
 
 
 def addresses(node: Parts) -> list[str]:
-    """What goes into a newcomer's token: addresses of this node and of a few other members."""
+    """The addresses in a newcomer's token: those of this node and of a few other members."""
     online = node.ledger.online(node.clock.utc_now())
     others = [record.peer_id for record in online if record.peer_id in node.host.links][:OTHERS]
     chosen = node.addresses[:OWN_ADDRESSES]

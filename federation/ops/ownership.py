@@ -1,5 +1,6 @@
-"""What the network's owner asks of a node: a new token for all but some. The order is signed with the key in this node's
-state directory, or by a person who has the key elsewhere: then it is prepared here, signed there, and carried out.
+"""Rotation, as the network's owner asks a node for it: a new token for all members but some. The order is signed with the
+key in this node's state directory; or, where the owner has the key elsewhere, the node prepares the order, the owner signs
+it there, and the node carries it out.
 """
 
 from __future__ import annotations

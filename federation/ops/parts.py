@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Facts:
-    """What holds for this node now and belongs to none of its parts."""
+    """Facts about this node that change while it runs and belong to none of its parts."""
 
     settings: Settings
     started_at: float
@@ -90,7 +90,7 @@ class Parts:
         return self.paths.addresses
 
     def name_of(self, peer_id: str) -> str:
-        """What a peer calls itself; empty where it is not known."""
+        """The name that a peer gave itself; empty where none is known."""
         row = self.ledger.get(peer_id)
         return row.record.name if row is not None else ""
 

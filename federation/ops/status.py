@@ -1,4 +1,4 @@
-"""What a node says of itself when people ask: plain data for the control API. Reads everything, changes nothing."""
+"""The node's state as plain data, for the control API. Reads all parts, changes none."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def rates(node: Parts) -> schemas.Rates:
 
 
 def metrics(node: Parts) -> Now:
-    """What a scrape reads."""
+    """The gauges and counters at a scrape."""
     forwarder, links = node.forwarder, node.host.links
     received, delivered = forwarder.bytes_moved()
     utc_now = node.clock.utc_now()
