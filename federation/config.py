@@ -20,8 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError
-from federation.forward.browsers import parse_origin
-from federation.units import Endpoint, HostPort, parse_duration, parse_size, without_tokens
+from federation.units import Endpoint, HostPort, parse_duration, parse_origin, parse_size, without_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -172,7 +171,7 @@ class _Environment(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """What `federation join` was told. Durations in seconds, sizes in bytes, as the names say."""
+    """The settings of `federation join`. Durations in seconds, sizes in bytes, as the names say."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True)
 

@@ -1,14 +1,19 @@
-"""The daemon as a process: what its signals mean, and what the service manager hears."""
+"""The daemon as a process: what its signals mean, and what a service manager is told (sd_notify(3), as systemd's Type=notify
+has it; without a manager nothing happens).
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
-from federation import sdnotify
 from federation.errors import FederationError
 from federation.node import Node
 
@@ -17,11 +22,13 @@ if TYPE_CHECKING:
 
     from federation.config import Settings
     from federation.mesh.tokens import Token
-    from federation.node import ControlServer
     from federation.ops import schemas
     from federation.state import StateDir
 
 log = structlog.get_logger(__name__)
+
+READY = "READY=1"
+STOPPING = "STOPPING=1"
 
 
 def serve(
@@ -29,7 +36,6 @@ def serve(
     state: StateDir,
     token: Token,
     *,
-    serve_control: ControlServer,
     on_ready: Callable[[schemas.Status], None],
     read_settings: Callable[[], Settings] | None = None,
 ) -> int:
@@ -38,18 +44,17 @@ def serve(
     SIGHUP has it take over what `read_settings` returns. Raises FederationError, in an exception group where trio's
     nurseries wrapped it.
     """
-    return trio.run(_serve, settings, state, token, serve_control, on_ready, read_settings)
+    return trio.run(_serve, settings, state, token, on_ready, read_settings)
 
 
 async def _serve(
     settings: Settings,
     state: StateDir,
     token: Token,
-    serve_control: ControlServer,
     on_ready: Callable[[schemas.Status], None],
     read_settings: Callable[[], Settings] | None,
 ) -> int:
-    node = Node(settings, state, token, serve_control)
+    node = Node(settings, state, token)
     code = 0
     async with trio.open_nursery() as nursery:
 
@@ -68,14 +73,14 @@ async def _serve(
                         return
                     first = False
                     log.info("signal received: leaving the network", signal=signal.Signals(number).name)
-                    sdnotify.notify(sdnotify.STOPPING)
+                    notify(STOPPING)
                     node.stop()
 
         nursery.start_soon(watch_signals)
 
         def ready(status: schemas.Status) -> None:
             on_ready(status)
-            sdnotify.notify(sdnotify.READY)
+            notify(READY)
 
         await node.run(ready)
         nursery.cancel_scope.cancel()
@@ -84,10 +89,28 @@ async def _serve(
 
 def _reload(node: Node, read_settings: Callable[[], Settings] | None) -> None:
     """Settings that are wrong leave the old ones in force."""
-    sdnotify.notify(sdnotify.reloading())
+    notify(reloading())
     try:
         if read_settings is not None:
             node.reload(read_settings())
     except FederationError as error:
         log.error("the settings are wrong, and the old ones stay in force", why=str(error))
-    sdnotify.notify(sdnotify.READY)
+    notify(READY)
+
+
+def reloading() -> str:
+    """With the time, which Type=notify-reload asks for; Type=notify ignores it."""
+    return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def notify(message: str) -> bool:
+    """Tell the service manager; returns whether it was told. A manager that is gone is no reason to fail."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path.startswith(("/", "@")):
+        return False
+    address = f"\0{path[1:]}" if path.startswith("@") else path  # @: the abstract namespace
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.connect(address)
+        sock.sendall(message.encode())
+        return True
+    return False

@@ -79,7 +79,7 @@ class NodeRefused(FederationError):
 
 
 def refusal(status: int, why: str) -> FederationError:
-    """The error for a refusal of the control API: 400 means that the request was wrong (see api/routing.py)."""
+    """What the control API's refusal is to a person: 400 is for what was asked wrongly (see api/routing.py)."""
     return UsageError(why) if status == 400 else NodeRefused(why)
 
 

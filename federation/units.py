@@ -12,10 +12,13 @@ from ipaddress import ip_address
 
 DEFAULT_SERVICE = "default"
 REDACTED = "[redacted]"
+ANY_ORIGIN = "*"
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # scheme and authority; no slash behind ://
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
 _TOKEN = re.compile(r"fed(?:key)?[0-9]{1,4}_[A-Za-z0-9_-]{8,}")
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _PORT = re.compile(r"[0-9]{1,5}")
 _NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,9})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]i?B|B)?", re.IGNORECASE)
@@ -93,7 +96,7 @@ class HostPort:
 
     @property
     def multiaddr(self) -> str:
-        """This address as libp2p writes it: /ip4/192.0.2.1/tcp/4484."""
+        """The address as libp2p writes it: /ip4/192.0.2.1/tcp/4484."""
         try:
             kind = f"ip{ip_address(self.host).version}"
         except ValueError:
@@ -142,6 +145,19 @@ def parse_duration(value: object) -> float:
         raise ValueError(_DURATION_HELP)
     number, unit = match.groups()
     return float(Decimal(number) * _DURATION_FACTORS[(unit or "s").lower()])
+
+
+def parse_origin(text: str) -> str:
+    """A web page's origin as browsers write it: https://chat.example. ANY_ORIGIN and "null" pass."""
+    origin = text.strip().lower()
+    if origin in (ANY_ORIGIN, "null"):
+        return origin
+    match = ORIGIN.fullmatch(origin.removesuffix("/"))
+    if match is None or not _AUTHORITY.fullmatch(match[2]):
+        raise ValueError("write an origin, scheme and host: https://chat.example, http://box:3000; or * for every page")
+    scheme, authority = match.groups()
+    default = {"http": ":80", "https": ":443"}.get(scheme)
+    return f"{scheme}://{authority.removesuffix(default) if default else authority}"
 
 
 def without_tokens(text: str) -> str:

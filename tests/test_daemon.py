@@ -16,7 +16,7 @@ from federation import daemon as module
 from federation.config import Settings
 from federation.errors import FederationError, ListenFailed, UsageError
 from federation.state import StateDir
-from tests.support.nodes import TOKEN, no_control, only
+from tests.support.nodes import TOKEN, only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,9 +42,7 @@ class Daemon:
             for number in signals:
                 os.kill(os.getpid(), number)
 
-        return module.serve(
-            self.settings, self.state, TOKEN, serve_control=no_control, on_ready=on_ready, read_settings=read_settings
-        )
+        return module.serve(self.settings, self.state, TOKEN, on_ready=on_ready, read_settings=read_settings)
 
 
 @pytest.fixture
@@ -54,7 +52,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         vram_bytes=1, state_dir=tmp_path / "x",
     )  # fmt: skip
     daemon = Daemon(settings, StateDir(settings.state_dir))
-    monkeypatch.setattr(module.sdnotify, "notify", daemon.notified.append)
+    monkeypatch.setattr(module, "notify", daemon.notified.append)
     daemon.state.lock()
     yield daemon
     daemon.state.unlock()
@@ -63,7 +61,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(daemon: Daemon, number: signal.Signals) -> None:
     assert daemon.serve(number) == 0
-    assert sorted(daemon.notified) == sorted([module.sdnotify.READY, module.sdnotify.STOPPING])
+    assert sorted(daemon.notified) == sorted([module.READY, module.STOPPING])
     assert not (daemon.settings.state_dir / "daemon.json").exists()
 
 
@@ -98,5 +96,37 @@ def test_it_ends_with_the_error_of_the_start(daemon: Daemon) -> None:
             mdns=False, state_dir=daemon.settings.state_dir,
         )  # fmt: skip
         with pytest.raises((FederationError, ExceptionGroup)) as caught:
-            module.serve(settings, daemon.state, TOKEN, serve_control=no_control, on_ready=lambda _: None)
+            module.serve(settings, daemon.state, TOKEN, on_ready=lambda _: None)
     assert isinstance(only(caught.value), ListenFailed)
+
+
+# The service manager
+
+
+def test_the_manager_hears_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(1)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        assert module.notify(module.READY)
+        assert manager.recv(100) == b"READY=1"
+        assert module.notify(module.reloading())
+        assert manager.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="abstract sockets are Linux's")
+def test_in_the_abstract_namespace_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0federation-test-{os.getpid()}")
+        manager.settimeout(1)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@federation-test-{os.getpid()}")
+        assert module.notify(module.STOPPING)
+        assert manager.recv(100) == b"STOPPING=1"
+
+
+@pytest.mark.parametrize("path", ["", "/nobody/is/there", "tcp:nonsense"])
+def test_nobody_to_tell_is_fine(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    assert not module.notify(module.READY)
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    assert not module.notify(module.READY)

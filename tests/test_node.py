@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from datetime import datetime, timedelta, timezone
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -20,14 +19,15 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation import node as node_module
 from federation.api import server
 from federation.cli import client
 from federation.errors import ListenFailed, NotFound, UsageError
 from federation.mesh import connectivity
+from federation.mesh.gpu import GpuProbe, GpuReading
 from federation.mesh.tokens import Token
 from federation.net.dial.book import PeerAddress
-from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
+from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Node
+from federation.ops import invitation
 from federation.units import HostPort
 from tests.support.links import until
 from tests.support.nodes import GIB, TOKEN, MakeNode, Run, link, only, rows, running, states
@@ -72,10 +72,10 @@ class TestStart:
     async def test_it_says_what_it_is(self, make: MakeNode) -> None:
         async with echo_server() as backend, running(make(backends=(f"chat={backend}", backend), capacity=7)) as run:
             node = run.node
-            status = node.status()
+            status = node.operator.status()
             assert set(status) == {"node", "network", "connections", "rates", "warnings"}
             me = status["node"]
-            assert me["peer_id"] == node.peer_id
+            assert me["peer_id"] == node.parts.peer_id
             assert me["name"] == "one"
             assert me["services"] == {"chat": True, "default": True}
             assert me["gpu"] == {"source": "fixed", "note": "", "total_vram": 8 * GIB, "available_vram": 8 * GIB}
@@ -84,9 +84,9 @@ class TestStart:
             assert me["pid"] == os.getpid()
             assert me["state_dir"] == str(node.state.path)
             assert me["uptime_s"] >= 0
-            assert me["addresses"] == [f"/ip4/127.0.0.1/tcp/{node.p2p.port}/p2p/{node.peer_id}"]
-            assert me["p2p"] == f"127.0.0.1:{node.p2p.port}"
-            assert node.p2p.port
+            assert me["addresses"] == [f"/ip4/127.0.0.1/tcp/{node.facts.p2p.port}/p2p/{node.parts.peer_id}"]
+            assert me["p2p"] == f"127.0.0.1:{node.facts.p2p.port}"
+            assert node.facts.p2p.port
             assert run.client_address.port
             assert me["listens"] == {"default": str(run.client_address)}
             network = status["network"]
@@ -95,10 +95,10 @@ class TestStart:
             assert network["invite_addresses"] == me["addresses"]
             assert set(status["connections"].values()) == {0}
             assert status["warnings"] == []
-            assert run.status["node"]["peer_id"] == node.peer_id
+            assert run.status["node"]["peer_id"] == node.parts.peer_id
             assert json.dumps(status, allow_nan=False)
-            assert TOKEN.encode() not in json.dumps([status, node.peers()])
-            (row,) = node.peers()
+            assert TOKEN.encode() not in json.dumps([status, node.operator.peers()])
+            (row,) = node.operator.peers()
             assert row["capacity"] == 7
 
     async def test_the_command_line_finds_it(self, make: MakeNode) -> None:
@@ -107,19 +107,19 @@ class TestStart:
         async with running(made) as run:
             facts = run.node.state.load_daemon()
             assert facts == {
-                "pid": os.getpid(), "control": str(run.node.control), "listens": {"default": str(run.client_address)},
-                "p2p": str(run.node.p2p),
+                "pid": os.getpid(), "control": str(run.node.facts.control), "listens": {"default": str(run.client_address)},
+                "p2p": str(run.node.facts.p2p),
             }  # fmt: skip
-            assert run.node.control.port
-            stream = await trio.open_tcp_stream(run.node.control.host, run.node.control.port)
+            assert run.node.facts.control.port
+            stream = await trio.open_tcp_stream(run.node.facts.control.host, run.node.facts.control.port)
             async with stream:
-                head = f"GET /api/v1/peers HTTP/1.1\r\nHost: {run.node.control}\r\nConnection: close\r\n\r\n"
+                head = f"GET /api/v1/peers HTTP/1.1\r\nHost: {run.node.facts.control}\r\nConnection: close\r\n\r\n"
                 await stream.send_all(head.encode())
                 answer = b""
                 while chunk := await stream.receive_some():
                     answer += chunk
             assert answer.startswith(b"HTTP/1.1 200")
-            assert run.node.peer_id.encode() in answer
+            assert run.node.parts.peer_id.encode() in answer
             own = partial(client.Daemon(run.node.state).ask, "/api/v1/drain", method="POST", owner=True)
             assert json.loads(await trio.to_thread.run_sync(own))["draining"] is True
         assert run.node.state.load_daemon() is None
@@ -147,7 +147,7 @@ class TestStart:
 
     async def test_several_services_have_a_port_each(self, make: MakeNode) -> None:
         async with running(make(listens=("chat=127.0.0.1:0", "127.0.0.1:0"))) as run:
-            ports = {service: address.port for service, address in run.node.listens.items()}
+            ports = {service: address.port for service, address in run.node.facts.listens.items()}
             assert set(ports) == {"chat", "default"}
             assert len(set(ports.values())) == 2
 
@@ -157,11 +157,11 @@ class TestStart:
             port = reserved.getsockname()[1]
             async with running(make(backends=(f"127.0.0.1:{port}",))) as run:
                 assert rows(run.node)["one"]["state"] == "backend down"
-                (warning,) = run.node.status()["warnings"]
+                (warning,) = run.node.operator.status()["warnings"]
                 assert f"127.0.0.1:{port}" in warning
                 reserved.listen()
                 await until(lambda: rows(run.node)["one"]["state"] == "online")
-                assert run.node.status()["warnings"] == []
+                assert run.node.operator.status()["warnings"] == []
 
 
 class TestBan:
@@ -172,12 +172,12 @@ class TestBan:
             await stack.enter_async_context(running(two))
             link(two, one)
             await until(lambda: states(one).get("two") == "online")
-            one.ban("two")
+            one.operator.ban("two")
             assert states(one)["two"] == "banned"
             assert one.host.links == {}
             assert one.roster.eligible("default") == []
-            assert [row["name"] for row in one.banned()["banned"]] == ["two"]
-            assert one.status()["warnings"] == []
+            assert [row["name"] for row in one.operator.banned()["banned"]] == ["two"]
+            assert one.operator.status()["warnings"] == []
             await until(lambda: two.host.links == {})
             await first.stopped()
             again = make("one")
@@ -187,19 +187,19 @@ class TestBan:
             await until(lambda: again.host.rejected["banned"])
             assert again.host.links == {}
             assert states(again).get("two") in (None, "banned")
-            again.unban("two")
+            again.operator.unban("two")
             await until(lambda: states(again).get("two") == "online")
 
     async def test_whom_it_cannot_be(self, make: MakeNode) -> None:
         async with running(make()) as run:
             with pytest.raises(UsageError, match="node itself"):
-                run.node.ban(run.node.peer_id)
+                run.node.operator.ban(run.node.parts.peer_id)
             with pytest.raises(NotFound):
-                run.node.ban("nobody")
+                run.node.operator.ban("nobody")
             with pytest.raises(NotFound):
-                run.node.unban("nobody")
+                run.node.operator.unban("nobody")
             with pytest.raises(NotFound, match="not banned here"):
-                run.node.unban(run.node.peer_id)
+                run.node.operator.unban(run.node.parts.peer_id)
 
 
 class TestStop:
@@ -232,11 +232,11 @@ class TestStop:
                 await client.send_all(b"a")
                 assert await client.receive_some() == b"a"
                 run.node.stop()
-                await until(lambda: run.node.draining)
+                await until(lambda: run.node.facts.draining)
                 await until(lambda: not run.node.forwarder._listeners)
                 with pytest.raises(OSError):  # noqa: PT011
                     await client_of(run)
-                assert run.node.status()["node"]["draining"] is True
+                assert run.node.operator.status()["node"]["draining"] is True
                 assert rows(run.node)["one"]["state"] == "draining"
                 for _ in range(5):  # who is here goes on
                     await client.send_all(b"more")
@@ -325,20 +325,22 @@ class TestStop:
                 async with await client_of(b) as client:
                     await client.send_all(b"a")
                     assert await client.receive_some() == b"a"
-                    exit_.drain()
-                    exit_.drain()
+                    exit_.operator.drain()
+                    exit_.operator.drain()
                     await until(lambda: states(entry)["exit"] == "draining", seconds=1)
                     await client.send_all(b"b")
                     assert await client.receive_some() == b"b"
                     async with await client_of(b) as waits:
                         await waits.send_all(b"c")
-                        exit_.undrain()  # who waits is let in
+                        exit_.operator.undrain()  # who waits is let in
                         assert await waits.receive_some() == b"c"
                     assert states(entry)["exit"] == "online"
 
     async def test_settings_read_again_change_what_can(self, make: MakeNode) -> None:
         node = make(hold_s=1.0, capacity=1)
-        settings = node.settings.model_copy(update={"hold_s": 2.5, "capacity": 7, "name": "another", "max_connections": 3})
+        settings = node.facts.settings.model_copy(
+            update={"hold_s": 2.5, "capacity": 7, "name": "another", "max_connections": 3}
+        )
         with capture_logs() as lines:
             node.reload(settings)
         (line,) = lines
@@ -346,7 +348,7 @@ class TestStop:
         assert line["take_a_restart"] == ["name"]
         assert node.forwarder.hold_s == 2.5
         assert node.own_record().capacity == 7
-        assert node.settings.name != "another"
+        assert node.facts.settings.name != "another"
 
     async def test_leave_forgets_the_network(self, make: MakeNode) -> None:
         member, leaver = make("member"), make("leaver")
@@ -354,7 +356,7 @@ class TestStop:
         async with running(member), running(leaver) as run:
             link(leaver, member)
             await until(lambda: states(member).get("leaver") is not None)
-            leaver.leave()
+            leaver.operator.leave()
             with trio.fail_after(20):
                 await run.ended.wait()
             await until(lambda: states(member)["leaver"] == "left", seconds=1)
@@ -385,8 +387,8 @@ class TestTogether:
             async with running(one), running(two):
                 link(two, one)
                 await until(lambda: states(one) == states(two) == {"one": "online", "two": "no backend"}, seconds=2)
-                assert [row["self"] for row in one.peers()] == [True, False]  # this node first
-                assert [row["name"] for row in two.peers()] == ["two", "one"]
+                assert [row["self"] for row in one.operator.peers()] == [True, False]  # this node first
+                assert [row["name"] for row in two.operator.peers()] == ["two", "one"]
                 row = rows(two)["one"]
                 assert row["online"] is True
                 assert row["path"] == "direct"
@@ -394,9 +396,9 @@ class TestTogether:
                 assert row["services"] == {"default": True}
                 assert row["last_seen_age_s"] < 10
                 assert rows(two)["two"]["path"] == "self"
-                assert two.status()["network"]["peers_online"] == 2
-                assert set(two.status()["network"]["invite_addresses"]) == {
-                    f"/ip4/127.0.0.1/tcp/{node.p2p.port}/p2p/{node.peer_id}" for node in (one, two)
+                assert two.operator.status()["network"]["peers_online"] == 2
+                assert set(two.operator.status()["network"]["invite_addresses"]) == {
+                    f"/ip4/127.0.0.1/tcp/{node.facts.p2p.port}/p2p/{node.parts.peer_id}" for node in (one, two)
                 }
 
     async def test_a_newcomer_knows_at_once_who_is_further_away(self, make: MakeNode) -> None:
@@ -417,7 +419,7 @@ class TestTogether:
     async def test_a_token_with_an_address_is_enough(self, make: MakeNode) -> None:
         one = make("one")
         async with running(one):
-            two = make("two", token=TOKEN.with_addresses(one.invite_addresses()))
+            two = make("two", token=TOKEN.with_addresses(invitation.addresses(one.parts)))
             async with running(two):
                 await until(lambda: set(rows(one)) == set(rows(two)) == {"one", "two"}, seconds=2)
 
@@ -425,8 +427,8 @@ class TestTogether:
         one, two = make("one"), make("two", token=Token(b"x" * 32))
         async with running(one), running(two):
             link(two, one)
-            await until(lambda: one.status()["warnings"])
-            assert "another token" in one.status()["warnings"][0]
+            await until(lambda: one.operator.status()["warnings"])
+            assert "another token" in one.operator.status()["warnings"][0]
             assert set(rows(one)) == {"one"}
             assert set(rows(two)) == {"two"}
 
@@ -440,11 +442,11 @@ class TestTogether:
                     link(two, one)
                     await until(lambda: states(one).get("two") == "no backend", seconds=2)
                     await until(partial(is_heard, two))
-                    lives.append(one.ledger.get(two.peer_id).record)  # type: ignore[union-attr]
+                    lives.append(one.ledger.get(two.parts.peer_id).record)  # type: ignore[union-attr]
                 await until(lambda: states(one)["two"] == "left")
             assert lives[0].peer_id == lives[1].peer_id
             assert lives[0].incarnation < lives[1].incarnation
-            assert len(one.peers()) == 2
+            assert len(one.operator.peers()) == 2
 
     async def test_a_restart_finds_the_network_by_itself(self, make: MakeNode) -> None:
         one = make("one")
@@ -464,8 +466,8 @@ class TestTogether:
             b.scope.cancel()
             await until(lambda: states(one)["two"] == "unreachable", seconds=1)
             assert rows(one)["two"]["online"] is False
-            assert one.status()["network"]["peers_online"] == 1
-            assert any("two" in warning for warning in one.status()["warnings"])
+            assert one.operator.status()["network"]["peers_online"] == 1
+            assert any("two" in warning for warning in one.operator.status()["warnings"])
 
     async def test_load_and_service_are_told_at_once(self, make: MakeNode) -> None:
         async with echo_server() as backend:
@@ -480,25 +482,12 @@ class TestTogether:
                     assert rows(entry)["exit"]["in_flight_here"] == 1
                 await until(lambda: rows(entry)["exit"]["in_flight"] == 0, seconds=2)
                 assert rows(entry)["exit"]["served"] == 1
-                (decision,) = entry.explain(10)
+                (decision,) = entry.operator.explain(10)
                 assert decision["name"] == "exit"
 
 
-class TestClock:
-    async def test_does_not_step_with_the_wall_clock(
-        self, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        wall = FakeWall()
-        monkeypatch.setattr(node_module, "datetime", wall)
-        clock = Clock()
-        start = clock.utc_now()
-        assert start == wall.time
-        for step in (timedelta(hours=1), timedelta(days=-400)):
-            wall.time += step
-            await trio.sleep(30)
-        assert clock.utc_now() == start + timedelta(seconds=60)
-
-    async def test_nor_does_a_network(self, make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestWallClock:
+    async def test_a_network_does_not_step_with_it(self, make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
         """The libraries below use the wall clock, too."""
         real = time.time
         one, two = make("one"), make("two")
@@ -507,27 +496,17 @@ class TestClock:
             await until(lambda: "two" in rows(one))
             for step in (3600.0, -7200.0):
                 monkeypatch.setattr(time, "time", lambda step=step: real() + step)
-                seen = one.ledger.get(two.peer_id).version  # type: ignore[union-attr]
-                two.gpu = node_module.GpuReading((), "none", str(step)) if two.gpu.gpus else await two_gpus()
+                seen = one.ledger.get(two.parts.peer_id).version  # type: ignore[union-attr]
+                two.facts.gpu = GpuReading((), "none", str(step)) if two.facts.gpu.gpus else await two_gpus()
                 two.gossip.stir()
-                await until(lambda seen=seen: one.ledger.get(two.peer_id).version > seen, seconds=2)  # type: ignore[union-attr]
+                await until(lambda seen=seen: one.ledger.get(two.parts.peer_id).version > seen, seconds=2)  # type: ignore[union-attr]
                 assert rows(one)["two"]["online"] is True
                 assert rows(one)["two"]["last_seen_age_s"] < 10
             await until(lambda: set(states(one).values()) == {"no backend"})
 
 
-async def two_gpus() -> node_module.GpuReading:
-    return await node_module.GpuProbe(fixed_bytes=GIB).read()
-
-
-class FakeWall:
-    """Stands for `datetime` where the node reads the wall clock."""
-
-    def __init__(self) -> None:
-        self.time = datetime(2026, 1, 1, tzinfo=timezone.utc)
-
-    def now(self, _tz: object) -> datetime:
-        return self.time
+async def two_gpus() -> GpuReading:
+    return await GpuProbe(fixed_bytes=GIB).read()
 
 
 class TestRecord:
@@ -581,11 +560,11 @@ class TestRecord:
         update = {"peer_id": peer, "addresses": (said, seen)}
         node._ledger_changed(node.ledger.merge(node.own_record().model_copy(update=update), now=node.clock.utc_now()))
         node.host.links[peer] = SimpleNamespace(remote_address=("11.22.33.44", 50000))
-        assert node.invite_addresses() == [seen]
+        assert invitation.addresses(node.parts) == [seen]
         node.host.links[peer] = SimpleNamespace(remote_address=None)  # by way of a relay
-        assert node.invite_addresses() == []
+        assert invitation.addresses(node.parts) == []
         node.book.succeeded(PeerAddress.parse(said), peer, 1.0)
-        assert node.invite_addresses() == [said]
+        assert invitation.addresses(node.parts) == [said]
         node.host.links.clear()
 
     async def test_who_comes_and_goes_without_end_fills_no_log(self, make: MakeNode) -> None:

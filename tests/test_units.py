@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.mesh.tokens import Token
-from federation.units import Endpoint, HostPort, parse_duration, parse_size, visible, without_tokens
+from federation.units import (
+    ANY_ORIGIN,
+    Endpoint,
+    HostPort,
+    parse_duration,
+    parse_origin,
+    parse_size,
+    visible,
+    without_tokens,
+)
 
 hosts = st.one_of(
     st.ip_addresses().map(str),
@@ -196,3 +205,27 @@ def test_what_is_no_token_stays() -> None:
 )
 def test_what_turns_or_hides_text_shows(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://Chat.Example", "https://chat.example"),
+        ("https://chat.example/", "https://chat.example"),
+        ("https://chat.example:443", "https://chat.example"),
+        ("http://box:80", "http://box"),
+        ("https://box:80", "https://box:80"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("chrome-extension://abc", "chrome-extension://abc"),
+        (" * ", ANY_ORIGIN),
+        ("null", "null"),
+    ],
+)
+def test_origins(text: str, origin: str) -> None:
+    assert parse_origin(text) == origin
+
+
+@pytest.mark.parametrize("text", ["chat.example", "https://", "https://a/b", "//a", "https://a b", "", "https://*"])
+def test_what_is_no_origin(text: str) -> None:
+    with pytest.raises(ValueError, match="write an origin"):
+        parse_origin(text)

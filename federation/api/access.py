@@ -1,6 +1,6 @@
-"""Routes by which somebody shows to be the owner: a challenge for the command line, a code and a session for the dashboard.
+"""Routes that prove a client to be the owner: a challenge for the command line, a code and a session for the dashboard.
 
-The first two take no key: who asks has yet to show anything.
+The challenge and the exchange of a code for a session need no key: the client that asks has proved nothing yet.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class OneCode(Body):
 
 
 def is_open(method: str, path: str) -> bool:
-    """Whether this is for who has yet to show that it is the owner, off loopback too."""
+    """Whether a client may ask this before it has proved to be the owner, off loopback too."""
     return (method, path) in (("GET", CHALLENGE), ("POST", SESSION))
 
 

@@ -1,4 +1,4 @@
-"""Routes for who looks after a node or owns the network: log, round trips, what is wrong, rotation. See routes.py."""
+"""Routes for the person who looks after a node or owns the network: log, round trips, doctor, rotation. See routes.py."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Annotated, Protocol
 from pydantic import BaseModel, Field
 
 from federation.api.routing import Body, Routes
+from federation.mesh.probe import MAX_BULK_BYTES
 from federation.ops import schemas
 from federation.ops.ownership import Wish
 
 LOG_LINES = 50
 MAX_LOG_LINES = 3000
 MAX_PINGS = 100
-MAX_BULK_BYTES = 256 * 1024**2
 
 routes = Routes()
 
 
-class CaredForNode(Protocol):
-    """What these routes need of a node."""
+class DiagnosableNode(Protocol):
+    """The node, as these routes need it."""
 
     def log_lines(self, after: int, last: int) -> schemas.LogLines: ...
     async def ping(self, peer: str, count: int, bulk_bytes: int) -> schemas.Ping: ...
@@ -43,19 +43,19 @@ class PingBody(Body):
 
 
 @routes.get("/api/v1/logs", schemas.LogLines, query=LogsQuery, owner=True)
-async def logs(node: CaredForNode, query: LogsQuery) -> schemas.LogLines:
+async def logs(node: DiagnosableNode, query: LogsQuery) -> schemas.LogLines:
     """The newest lines of this node's log, connections that ended among them."""
     return node.log_lines(query.after, query.last)
 
 
 @routes.post("/api/v1/ping", schemas.Ping, body=PingBody, owner=True)
-async def ping(node: CaredForNode, body: PingBody) -> schemas.Ping:
+async def ping(node: DiagnosableNode, body: PingBody) -> schemas.Ping:
     """Round trips to a peer and back, and how much the way there carries. No backend notices."""
     return await node.ping(body.peer, body.count, body.bulk_bytes)
 
 
 @routes.post("/api/v1/doctor", schemas.Examination, owner=True)
-async def doctor(node: CaredForNode) -> schemas.Examination:
+async def doctor(node: DiagnosableNode) -> schemas.Examination:
     """What is wrong with this node, and what to do about it. Asks peers for their clocks."""
     return await node.examine()
 
@@ -73,7 +73,7 @@ class Rotate(Body):
 
 
 @routes.post("/api/v1/token/rotate", schemas.Rotated, owner=True, body=Rotate)
-async def rotate(node: CaredForNode, body: Rotate) -> schemas.Rotated:
+async def rotate(node: DiagnosableNode, body: Rotate) -> schemas.Rotated:
     """A new token for the network, handed to its members; waits some seconds for those that are linked with this node.
 
     Needs the owner's key in this node's state directory; else see /api/v1/token/rotation.
@@ -86,12 +86,12 @@ class Signed(Body):
 
 
 @routes.post("/api/v1/token/rotation", schemas.PreparedRotation, owner=True, body=Rotate)
-async def prepare_rotation(node: CaredForNode, body: Rotate) -> schemas.PreparedRotation:
+async def prepare_rotation(node: DiagnosableNode, body: Rotate) -> schemas.PreparedRotation:
     """Prepare a rotation for an owner's key that is not on this node. Nothing changes before it is signed."""
     return node.prepare_rotation(body.wish())
 
 
 @routes.post("/api/v1/token/rotation/signed", schemas.Rotated, owner=True, body=Signed)
-async def carry_out_rotation(node: CaredForNode, body: Signed) -> schemas.Rotated:
+async def carry_out_rotation(node: DiagnosableNode, body: Signed) -> schemas.Rotated:
     """Carry out the rotation that was prepared last, within a minute."""
     return await node.carry_out_rotation(body.signature)

@@ -1,11 +1,11 @@
-"""What happens here, as server-sent events: one producer, a ring of what it said last, any few clients.
+"""The node's state and decisions as server-sent events: one producer, a ring of the newest events, a few clients.
 
     event: state      about once a second: schemas.NetworkState
     event: decision   each pick of a peer: schemas.Decision; of a burst the newest only
 
-Ids rise, also over restarts. A client that reconnects says the last one that it saw (Last-Event-ID, as browsers do,
-or ?after=ID) and gets what the ring still has behind it; a new one gets the state of now. Whoever falls out of the ring, or
-does not read (http_server.PATIENCE_S), is cut off and may come again. Nobody listens: nothing is produced.
+Ids rise, also over restarts. A client that reconnects names the last id that it saw (Last-Event-ID, as browsers do,
+or ?after=ID) and gets the events of the ring behind that id; a new client gets the present state. A client that falls out of
+the ring, or does not read (http_server.PATIENCE_S), is cut off and may come again. Without clients nothing is produced.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RETRY_MS = 2000
 
 
 class EventfulNode(Protocol):
-    """What the events are made of."""
+    """The node, as the events need it."""
 
     def status(self) -> schemas.Status: ...
     def peers(self) -> list[schemas.Peer]: ...

@@ -1,5 +1,5 @@
-"""Client and daemon show each other that they have the control key, and neither says it. For whoever gets to the daemon by
-an address, where anybody may listen, or listen in between.
+"""Client and daemon prove to each other that they have the control key, and neither sends it. For clients that reach the
+daemon by an address, where any program may listen, or read in between.
 
     client -> daemon   GET /api/v1/challenge?nonce=C
     daemon -> client   {"nonce": N, "proof": MAC("daemon", C, N, host)}
@@ -7,9 +7,9 @@ an address, where anybody may listen, or listen in between.
     daemon -> client   its answer, Federation-Answer: MAC("answer", C, N, status, body)
 
 MAC is HMAC-SHA256 under the control key; a body goes in as its SHA-256, `host` is the request's Host. N is good for one
-request, within 30 s, of the client that chose C. So who does not know the key learns nothing that opens anything, cannot
-turn a request into another one, repeat it, or change its answer. What is said can be read by who is in between: this is no
-TLS.
+request, within 30 s, of the client that chose C. So a program without the key learns nothing that opens anything, cannot
+turn a request into another one, repeat it, or change its answer. A program in between can read requests and answers: this is
+no TLS.
 
 The command line needs this where it must answer at once: standard library only.
 """

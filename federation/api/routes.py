@@ -1,6 +1,6 @@
 """The control API's routes, one function each; schemas.py has their shapes, routing.py the mechanics, server.py the server.
 
-Reading needs no key on loopback. What changes something, or shows a secret, is for the owner: `owner=True`.
+Reading needs no key on loopback. A route that changes something or shows a secret is for the owner: `owner=True`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ routes = Routes()
 
 
 class ControlledNode(Protocol):
-    """What the API needs of a node."""
+    """The node, as these routes need it."""
 
     def status(self) -> schemas.Status: ...
     def peers(self) -> list[schemas.Peer]: ...
@@ -77,7 +77,7 @@ async def connections(node: ControlledNode, query: ConnectionsQuery) -> schemas.
 
 @routes.get("/api/v1/invite", schemas.Invite, owner=True)
 async def invite(node: ControlledNode) -> schemas.Invite:
-    """The network's token with fresh addresses in it, and the command for the next machine."""
+    """The network's token with fresh addresses in it, and the command for the next machine, which asks for it."""
     return node.invite()
 
 

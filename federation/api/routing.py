@@ -1,4 +1,4 @@
-"""What routes are made of: an operation has a path, the shape of its answer, and one function. JSON in and out.
+"""The parts of a route: an operation has a path, the shape of its answer, and one function. JSON in and out.
 
     routes = Routes()
 
@@ -7,7 +7,7 @@
 
 The function gets the node, then what it declared: `query` (a pydantic model) and `body` (a Body), checked before it is
 called; `request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's
-summary. `owner=True`: only for who came by the state directory's socket, has the control key, or a session of the dashboard.
+summary. `owner=True`: only for a client at the state directory's socket, or with the control key, or a dashboard's session.
 A FederationError is an answer too: 400 where the request is at fault (UsageError), else 409; NotFound is 404.
 """
 
@@ -109,7 +109,7 @@ def route(operation: Operation, node: object) -> Route:
 
 
 def mark_owner(scope: Scope) -> None:
-    """The request is one of who may do everything."""
+    """The request comes from the owner, who may do everything."""
     scope["federation.owner"] = True
 
 

@@ -1,12 +1,12 @@
-"""The control API's server: who may ask, how much, and how requests meet routes (routes.py).
+"""The control API's server: which requests it takes, within which limits, and how they meet routes (routes.py).
 
-Two ways lead in. The socket in the state directory is for the daemon's own user, who is the owner: what comes by it is asked
-for nothing. It has connections of its own, so that nobody at the port can be in the way.
+Two ways lead in. The socket in the state directory is for the daemon's own user, who is the owner: a request there needs no
+proof. The socket has connections of its own, so that clients of the port cannot use them up.
 
-At the port, whoever is on this machine may read. What changes something or shows a secret is the owner's, who shows the
-control key (`Authorization: Bearer KEY`), or a session of the dashboard in its place, or proves to have the key without
-saying it (proof.py). Where other machines can reach the API, every request takes one of these; only the dashboard's files,
-which hold nothing, and the first steps of a proof and a session do not.
+At the port, every program on this machine may read. Requests that change something or show a secret are the owner's: they
+carry the control key (`Authorization: Bearer KEY`), or a session of the dashboard, or a proof of the key that does not say
+it (proof.py). Where other machines can reach the API, every request needs one of these, except for the dashboard's files,
+which hold no secret, and the first steps of a proof and a session.
 
 A web page that a browser shows may do neither: a request must name this node by address, or by a name that was allowed (a
 page cannot make its own name resolve to us and pass), and must not come from another origin, nor on behalf of another site.
@@ -63,8 +63,8 @@ class Access:
     hosts: tuple[str, ...] = ()
 
 
-class ServedNode(routes.ControlledNode, diagnosis.CaredForNode, Protocol):
-    """What all routes need of a node."""
+class ServedNode(routes.ControlledNode, diagnosis.DiagnosableNode, Protocol):
+    """The node, as all routes need it."""
 
 
 class KeyedNode(ServedNode, Protocol):
@@ -219,7 +219,7 @@ class _Guard:
 
 
 class _Answer:
-    """What goes to the client. `sign`: makes the proof of the whole answer, from status and body."""
+    """An answer on its way to the client. `sign`: makes the proof of the whole answer, from status and body."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -270,7 +270,7 @@ def _given(body: bytes, receive: Receive) -> Receive:
 
 
 def _limited(receive: Receive) -> Receive:
-    """The same, up to MAX_BODY_BYTES of a body."""
+    """A request's messages, up to MAX_BODY_BYTES of its body."""
     size = 0
     done = False
     deadline: float | None = None
@@ -314,8 +314,8 @@ def _refusal(scope: Scope, access: Access) -> str | None:
 
 
 def _is_for_own_page(path: str, headers: dict[str, str]) -> bool:
-    """What a browser says of who wants this: nobody, ourselves, or a page of another site, which may lead its reader to our
-    front page and no further. Other programs say nothing.
+    """Whether a browser sends this for a person or for our own page. A page of another site may lead its reader to our front
+    page and no further. Programs other than browsers do not say (no Sec-Fetch-Site), and pass.
     """
     if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
         return True

@@ -1,8 +1,8 @@
-"""How the dashboard's page comes to act for the owner, with nothing in the browser's history that opens anything later.
+"""The dashboard's sessions: how the page acts for the owner and leaves nothing in the browser's history that opens anything.
 
-`federation dashboard` has the daemon make a code: for 30 s, for one use. The page hands it in, once, for a session, which it
-keeps to its tab. A session ends a week after it was last used, by `federation dashboard --revoke`, and with the daemon: who
-listens on the port of a daemon that was killed gets from an open page nothing that the next daemon takes.
+For `federation dashboard` the daemon makes a code, for 30 s and one use. The page exchanges the code for a session, which
+stays in its tab. A session ends a week after it was last used, by `federation dashboard --revoke`, and with the daemon: a
+program on the port of a daemon that was killed gets from an open page nothing that the next daemon takes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The dashboard's files, as the package has them: read once, served from memory under a policy that lets in nothing else.
 
-They hold no secret, so nobody is asked for a key: a browser could not send one with a page. The page asks the API.
+They hold no secret and need no key, which a browser could not send for a page. The page asks the API.
 """
 
 from __future__ import annotations

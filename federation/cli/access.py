@@ -1,4 +1,4 @@
-"""The commands that keep somebody out of this node: ban, unban.
+"""The commands that keep a peer away from this node: ban, unban.
 
 A running daemon does it itself, by its control API. Where none runs, the state directory is changed for its next start.
 """
@@ -6,46 +6,53 @@ A running daemon does it itself, by its control API. Where none runs, the state 
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from federation.cli import client
+from federation.cli.ask import Asker
 from federation.cli.render import plain
 from federation.cli.terminal import say
 from federation.errors import ControlUnreachable, NotFound
 from federation.mesh.bans import Bans, find_peer
-from federation.state import StateDir
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Mapping
 
+    from federation.state import StateDir
+
 
 def ban(args: Namespace) -> None:
-    say(ban_or_list(args, os.environ))
+    say(ban_or_list(args))
 
 
 def unban(args: Namespace) -> None:
-    say(let_in(args, os.environ))
+    say(let_in(args))
 
 
-def ban_or_list(args: Namespace, environ: Mapping[str, str]) -> str:
-    """What `ban` says; without a peer: who is banned."""
+def ban_or_list(args: Namespace) -> str:
+    """What `ban` says; without a peer: the peers that are banned."""
+    asker = Asker(args)
     if args.peer is None:
-        rows = _listed(args, environ)
+        try:
+            rows = _banned(asker.get("banned"))
+        except ControlUnreachable as error:
+            rows = _saved(_state(args, error))
         if args.json:
             return json.dumps({"banned": rows})
         return "\n".join(f"{_shown(row)}, since {plain(row['since'])}" for row in rows) or "nobody is banned here"
     try:
-        before = {row["peer_id"] for row in _listed(args, environ)}
-        rows = _tell(args, environ, "/api/v1/ban", {"peer": args.peer})["banned"]
+        before = {row["peer_id"] for row in _banned(asker.get("banned"))}
+        rows = _banned(asker.post("ban", {"peer": args.peer}))
     except ControlUnreachable as error:
-        state = _own_state(args, environ, error)
+        state = _locked(_state(args, error))
         try:
             bans = Bans(state)
             peer_id = find_peer(args.peer, bans.names, among="those that are banned here (no daemon runs: give a whole id)")
             bans.ban(peer_id, "")
-            return f"banned {_named(bans.rows(), peer_id)}, from the next start on"
+            return (
+                f"banned {_shown(next(row for row in _saved(state) if row['peer_id'] == peer_id))}, from the next start on"
+            )
         finally:
             state.unlock()
     new = [row for row in rows if row["peer_id"] not in before]
@@ -56,21 +63,21 @@ def ban_or_list(args: Namespace, environ: Mapping[str, str]) -> str:
     return f"banned {_shown(new[-1])}: its connection is cut, and it stays out until `federation unban {new[-1]['peer_id']}`"
 
 
-def let_in(args: Namespace, environ: Mapping[str, str]) -> str:
+def let_in(args: Namespace) -> str:
     """What `unban` says."""
+    asker = Asker(args)
     try:
-        before = _listed(args, environ)
-        rows = _tell(args, environ, "/api/v1/unban", {"peer": args.peer})["banned"]
+        before = _banned(asker.get("banned"))
+        rows = _banned(asker.post("unban", {"peer": args.peer}))
     except ControlUnreachable as error:
-        state = _own_state(args, environ, error)
+        state = _locked(_state(args, error))
         try:
-            bans = Bans(state)
-            before = [dict(row) for row in bans.rows()]
+            bans, before = Bans(state), _saved(state)
             peer_id = find_peer(args.peer, bans.names, among="those that are banned here")
             if peer_id not in bans:
                 raise NotFound("it is not banned here") from None
             bans.unban(peer_id)
-            rows = [dict(row) for row in bans.rows()]
+            rows = _saved(state)
         finally:
             state.unlock()
     if args.json:
@@ -79,43 +86,27 @@ def let_in(args: Namespace, environ: Mapping[str, str]) -> str:
     return f"no longer banned: {', '.join(map(_shown, gone)) or plain(args.peer)}"
 
 
-def _listed(args: Namespace, environ: Mapping[str, str]) -> list[dict[str, Any]]:
-    try:
-        daemon = client.find(args.control, args.state_dir, environ)
-        rows: list[dict[str, Any]] = json.loads(daemon.ask("/api/v1/banned"))["banned"]
-    except ControlUnreachable as error:
-        if args.peer is not None:
-            raise
-        return [dict(row) for row in Bans(_state(args, environ, error)).rows()]
+def _banned(answer: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(answer)["banned"]
     return rows
 
 
-def _tell(args: Namespace, environ: Mapping[str, str], path: str, body: object) -> dict[str, Any]:
-    """The daemon's answer to what only the owner may ask."""
-    daemon = client.find(args.control, args.state_dir, environ)
-    answer: dict[str, Any] = json.loads(daemon.ask(path, method="POST", body=body, owner=True))
-    return answer
+def _saved(state: StateDir) -> list[dict[str, Any]]:
+    return [ban._asdict() for ban in Bans(state).rows()]
 
 
-def _state(args: Namespace, environ: Mapping[str, str], error: ControlUnreachable) -> StateDir:
+def _state(args: Namespace, error: ControlUnreachable) -> StateDir:
     """The state directory that is meant, where there is one; else `error` stands."""
-    if args.control is not None:
-        raise error
-    state = StateDir(args.state_dir.expanduser()) if args.state_dir else client.user_state_dir(environ)
-    if not state.path.is_dir():
+    state = client.state_dir(args.state_dir)
+    if args.control is not None or not state.path.is_dir():
         raise error
     return state
 
 
-def _own_state(args: Namespace, environ: Mapping[str, str], error: ControlUnreachable) -> StateDir:
-    """The same, locked: a daemon that runs and does not answer must not lose what is written."""
-    state = _state(args, environ, error)
+def _locked(state: StateDir) -> StateDir:
+    """A daemon that runs and does not answer must not lose what is written."""
     state.lock()
     return state
-
-
-def _named(rows: list[Any], peer_id: str) -> str:
-    return next((_shown(row) for row in rows if row["peer_id"] == peer_id), peer_id)
 
 
 def _shown(row: Mapping[str, Any]) -> str:

@@ -18,7 +18,6 @@ from federation.units import parse_duration
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from federation.state import StateDir
 
 POLL_S = 0.25
 WATCH_S = 1.0
@@ -29,7 +28,7 @@ class Asker:
     """The running node's API, as --control, --state-dir and the environment name it."""
 
     def __init__(self, args: Namespace) -> None:
-        self.daemon = client.find(args.control, args.state_dir, os.environ)
+        self.daemon = client.find(args.control, args.state_dir)
 
     def get(self, path: str) -> str:
         return self.daemon.ask(f"/api/v1/{path}")
@@ -56,7 +55,7 @@ def status(args: Namespace) -> None:
 
 
 def _watched(asker: Asker) -> str:
-    """What there is to see now. A node that restarts is waited for."""
+    """The picture of now. A node that restarts is waited for."""
     try:
         answer = json.loads(asker.get("status"))
         rows = json.loads(asker.get("peers"))
@@ -70,6 +69,24 @@ def _watched(asker: Asker) -> str:
 def peers(args: Namespace) -> None:
     text = Asker(args).get("peers")
     say(text if args.json else render.peers(json.loads(text), color=colorful(sys.stdout), width=width()))
+
+
+def invite(args: Namespace) -> None:
+    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. What
+    the daemon adds are addresses, of which a daemon that is none would make a way to itself: it has to prove what it is.
+    """
+    from federation.mesh import token_store
+    from federation.ops.invitation import COMMAND
+
+    asker = Asker(args)
+    network = json.loads(asker.post("status", method="GET"))["network"]
+    state = asker.daemon.state
+    token = token_store.saved_token(state)
+    if token is None or token.network_id != network["id"]:
+        where = f"is not in {state.path}; run this on the daemon's machine, with its --state-dir"
+        raise NotDone(f"the token of that daemon's network {where}")
+    text = token.with_addresses(tuple(network["invite_addresses"])).encode()
+    say(json.dumps({"token": text, "command": COMMAND}) if args.json else text)
 
 
 def drain(args: Namespace) -> None:
@@ -145,14 +162,19 @@ def leave(args: Namespace) -> None:
         pid = status["node"]["pid"]
         while _runs(pid):
             time.sleep(POLL_S)
-    say(json.dumps({"left": status["network"]["id"]}) if args.json else f"left the network {network}, token forgotten")
+    if args.json:
+        say(json.dumps({"left": status["network"]["id"]}))
+        return
+    said = f"left the network {network}, token forgotten"
+    if status["network"].get("owner_here"):
+        said += _owner_key_stays(render.plain(status["node"]["state_dir"]))
+    say(said)
 
 
 def _leave_unheard(args: Namespace) -> None:
     from federation.mesh import token_store
-    from federation.state import StateDir
 
-    state: StateDir = StateDir(args.state_dir) if args.state_dir else client.user_state_dir(os.environ)
+    state = client.state_dir(args.state_dir)
     token = token_store.saved_token(state)
     if token is None:
         raise UsageError(f"no daemon runs, and no token is saved in {state.path}")
@@ -161,11 +183,17 @@ def _leave_unheard(args: Namespace) -> None:
     state.lock()  # a daemon that is just starting keeps its token
     state.forget_network(token.is_same_network)
     state.unlock()
-    say(
-        json.dumps({"left": token.network_id})
-        if args.json
-        else f"the token of the network {token.name or token.network_id} is forgotten (no daemon ran to say good-bye)"
-    )
+    if args.json:
+        say(json.dumps({"left": token.network_id}))
+        return
+    said = f"the token of the network {token.name or token.network_id} is forgotten (no daemon ran to say good-bye)"
+    if state.owner_key_path(token.network_id).exists():
+        said += _owner_key_stays(str(state.path))
+    say(said)
+
+
+def _owner_key_stays(directory: str) -> str:
+    return f"; the network's owner key stays in {directory}: without it, nobody can rotate that network's token"
 
 
 def _runs(pid: int) -> bool:

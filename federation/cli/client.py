@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +32,11 @@ SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.servic
 
 @dataclass(frozen=True)
 class Daemon:
-    """Whom to ask. `state`: its state directory, or where its key may be; `address`: where it is, if the person says so."""
+    """The daemon to ask. `state`: its state directory, or where its key may be; `address`: where the person says it is."""
 
     state: StateDir
     address: HostPort | None = None
-    key: str | None = field(default=None, repr=False)  # of who has no state directory of the daemon's
+    key: str | None = field(default=None, repr=False)  # of a person without the daemon's state directory
 
     def ask(
         self,
@@ -93,24 +94,24 @@ class Daemon:
         return _ask_by_proof(address, key, request)
 
 
-def find(control: str | None, state_dir: Path | None, environ: Mapping[str, str]) -> Daemon:
-    """The daemon that is meant: at --control; or that of --state-dir; or at FEDERATION_CONTROL, unless that is where the
-    user's own listens; or the user's own.
+def find(control: str | None, given: Path | None, environ: Mapping[str, str] = os.environ) -> Daemon:
+    """The daemon that is meant: at --control; or that of --state-dir (`given`); or at FEDERATION_CONTROL, unless the user's
+    own listens there; or the user's own.
     """
-    state = StateDir(state_dir.expanduser()) if state_dir is not None else user_state_dir(environ)
+    state = state_dir(given, environ)
     key = environ.get("FEDERATION_CONTROL_KEY", "").strip() or None
     if control is not None:
         return Daemon(state, _control("--control", control), key)
-    if state_dir is None and environ.get("FEDERATION_CONTROL"):
+    if given is None and environ.get("FEDERATION_CONTROL"):
         address = _control("FEDERATION_CONTROL", environ["FEDERATION_CONTROL"])
         if address.port and address != _of_facts(state):  # port 0 says nothing about where the daemon ended up
             return Daemon(state, address, key)
     return Daemon(state)
 
 
-def user_state_dir(environ: Mapping[str, str]) -> StateDir:
-    """The state directory that `join` without --state-dir uses."""
-    chosen = environ.get("FEDERATION_STATE_DIR") or _file_settings(environ).get("state_dir")
+def state_dir(given: Path | None, environ: Mapping[str, str] = os.environ) -> StateDir:
+    """The state directory that a command means: that of --state-dir, else the one that `join` without it uses."""
+    chosen = given or environ.get("FEDERATION_STATE_DIR") or _file_settings(environ).get("state_dir")
     return StateDir(Path(str(chosen)).expanduser() if chosen else default_state_dir(environ))
 
 

@@ -105,7 +105,7 @@ KINDS: tuple[tuple[str, str, int, Callable[[Callable[[str], Answer | None]], boo
 def find(
     *, without: Collection[int] = (), kinds: Sequence[Any] = KINDS, owners: Callable[[int], set[int]] | None = None
 ) -> list[Found]:
-    """What answers now; ports in `without` are not asked. Takes milliseconds where nothing listens.
+    """The servers that answer now; ports in `without` are not asked. Takes milliseconds where nothing listens.
 
     `owners`: whose sockets listen on a port of this machine, by uid.
     """
@@ -128,7 +128,7 @@ def offers(found: Sequence[Found]) -> list[str]:
 
 
 def in_words(found: Sequence[Found]) -> list[str]:
-    """What to tell the person, a line each."""
+    """The servers found, a line each, for the person."""
     left = [
         f"found {server.title} on {server.address} and leaves it alone: it is another user's (uid "
         f"{', '.join(map(str, server.strangers))}); if you trust it, offer it with --backend {server.address}"

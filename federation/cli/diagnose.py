@@ -1,9 +1,8 @@
-"""Commands of who looks after a node: ping, logs, doctor."""
+"""Commands for the person who looks after a node: ping, logs, doctor."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import time
@@ -87,12 +86,11 @@ def doctor(args: Namespace) -> int:
 
 
 def _without_a_daemon(args: Namespace, error: ControlUnreachable) -> list[dict[str, str]]:
-    """What can be said of a node that does not answer."""
+    """Findings about a node that does not answer."""
     from federation.mesh import token_store
-    from federation.state import StateDir
 
     findings = [_finding("daemon", "fail", f"does not answer ({error.detail})", "start it: federation join")]
-    state = StateDir(args.state_dir) if args.state_dir else client.user_state_dir(os.environ)
+    state = client.state_dir(args.state_dir)
     try:
         token = token_store.saved_token(state)
     except TokenError as broken:

@@ -194,7 +194,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     dashboard.add_argument("--open", action="store_true", help="open it in the browser too")
     dashboard.add_argument("--revoke", action="store_true", help="end what browsers may do with addresses printed before")
     _add_asking(commands)
-    _add_guard(commands)
+    _add_access(commands)
     completion = _command(
         commands,
         "completion",
@@ -307,10 +307,10 @@ def _add_owner(commands: Any) -> None:
         epilog="example: federation owner export --to /media/backup/owner.key",
     )  # fmt: skip
     export.add_argument("--to", type=Path, metavar="FILE", help="write it to FILE, which must be new, for its owner only")
-    export.add_argument("--state-dir", type=Path, metavar="DIR", help="of the node that uses this state directory")
+    _add_state_dir(export, "of the node that uses this state directory")
 
 
-def _add_guard(commands: Any) -> None:
+def _add_access(commands: Any) -> None:
     ban = _asking(
         commands,
         "ban",
@@ -394,7 +394,7 @@ def _add_token(commands: Any) -> None:
     inspect.add_argument(
         "token", nargs="?", metavar="TOKEN", help="- is standard input [FEDERATION_TOKEN, else the saved one]"
     )
-    inspect.add_argument("--state-dir", type=Path, metavar="DIR", help="the token saved in this state directory")
+    _add_state_dir(inspect, "the token saved in this state directory")
     _add_rotate(actions)
 
 
@@ -409,10 +409,13 @@ def _asking(
         metavar="HOST:PORT",
         help="ask the node there; it has to prove that it has the key in FEDERATION_CONTROL_KEY, or in the state directory",
     )
-    parser.add_argument(
-        "--state-dir", type=Path, metavar="DIR", help="ask the daemon that uses this state directory [your own daemon's]"
-    )
+    _add_state_dir(parser, "ask the daemon that uses this state directory [your own daemon's]")
     return parser
+
+
+def _add_state_dir(parser: argparse.ArgumentParser, text: str) -> None:
+    """See client.state_dir. The option of `join` is a setting."""
+    parser.add_argument("--state-dir", type=Path, metavar="DIR", help=text)
 
 
 def _command(

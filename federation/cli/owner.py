@@ -1,4 +1,4 @@
-"""The commands of who owns a network: token new, token rotate, owner show, owner export.
+"""The commands for tokens, and for the owner of a network: token new, inspect and rotate, owner show and export.
 
 The owner's key never leaves this process: with --owner-key the daemon prepares a rotation, it is signed here, and the daemon
 carries it out.
@@ -10,15 +10,15 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from federation.cli import client, render_connections
+from federation.cli import client, render, render_connections
 from federation.cli.ask import Asker, duration
 from federation.cli.render import plain
-from federation.cli.terminal import complain, read_secret, say
+from federation.cli.terminal import complain, read_secret, read_stdin, say
 from federation.errors import ControlUnreachable, NotDone, StateDirUnusable, UsageError
 from federation.mesh import token_store
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
-from federation.state import StateDir, write_new
+from federation.state import write_new
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -38,11 +38,27 @@ def token_new(args: Namespace) -> None:
         path = _written(args.owner_key, key)
     else:
         try:
-            path = client.user_state_dir(os.environ).save_owner_key(token.network_id, key.encode())
+            path = client.state_dir(None).save_owner_key(token.network_id, key.encode())
         except StateDirUnusable as error:
             raise NotDone(f"cannot keep the owner key: {error.detail}; name a file for it with --owner-key") from None
     complain(f"the network's owner key, which alone can rotate this token, is in {path}; keep it, and a backup")
     say(token.encode())
+
+
+def token_inspect(args: Namespace) -> None:
+    """Of the token given, else of FEDERATION_TOKEN, else of the one that is saved."""
+    text = args.token
+    if text is None and args.state_dir is None:
+        text = os.environ.get("FEDERATION_TOKEN") or None
+    if text is not None:
+        token = Token.decode(read_stdin("token") if text == "-" else text)
+    else:
+        state = client.state_dir(args.state_dir)
+        saved = token_store.saved_token(state)
+        if saved is None:
+            raise UsageError(f"no token is given, and none is saved in {state.path}")
+        token = saved
+    say(render.token(token))
 
 
 def rotate(args: Namespace) -> None:
@@ -116,7 +132,7 @@ def shown(network: Mapping[str, Any]) -> str:
 
 def export(args: Namespace) -> None:
     """From the state directory, which only the daemon's own user can read: the key does not travel by HTTP."""
-    state = _state(args)
+    state = client.state_dir(args.state_dir)
     token = token_store.saved_token(state)
     if token is None:
         raise UsageError(f"no token is saved in {state.path}")
@@ -142,7 +158,7 @@ def _written(path: Path, key: OwnerKey) -> Path:
 
 
 def _saved_network(args: Namespace, error: ControlUnreachable) -> dict[str, Any]:
-    state = _state(args)
+    state = client.state_dir(args.state_dir)
     token = token_store.saved_token(state)
     if token is None:
         raise error
@@ -150,10 +166,6 @@ def _saved_network(args: Namespace, error: ControlUnreachable) -> dict[str, Any]
     return {
         "id": token.network_id, "name": token.name, "owner": token.owner.hex(), "owner_here": here, "owner_at": [],
     }  # fmt: skip
-
-
-def _state(args: Namespace) -> StateDir:
-    return StateDir(args.state_dir.expanduser()) if args.state_dir else client.user_state_dir(os.environ)
 
 
 def _named(row: Mapping[str, Any]) -> str:

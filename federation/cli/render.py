@@ -1,4 +1,4 @@
-"""What the command line shows, as text: nothing is printed here.
+"""The command line's answers as text: nothing is printed here.
 
 Names and versions come from other machines: whatever could move a terminal's cursor is replaced before it is shown.
 Colours mean something: green is usable, yellow is there but takes nothing new, red is gone.

@@ -1,4 +1,4 @@
-"""What commands about connections show, as text; render.py has status and peers. Nothing is printed here."""
+"""Answers about connections as text; render.py has status and peers. Nothing is printed here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draining(answer: Mapping[str, Any]) -> str:
 
 
 def newest_connections(answer: Mapping[str, Any], last: int) -> dict[str, Any]:
-    """The same answer with its newest `last` connections only."""
+    """An answer of `explain` with its newest `last` connections only."""
     rows = [*answer["decisions"], *answer.get("turned_away", ())]
     newest = sorted({row["id"] for row in rows})[-last:]
     return {key: [row for row in answer.get(key, ()) if row["id"] in newest] for key in ("decisions", "turned_away")}

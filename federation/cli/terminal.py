@@ -1,4 +1,4 @@
-"""What the command line writes to: standard output for answers, standard error for progress and complaints.
+"""Standard output for answers, standard error for progress and complaints, and secrets from standard input or a file.
 
 A reader that goes away (`federation logs | head`) ends a command quietly. Progress is for people who watch: it overwrites
 itself on a terminal and is silent elsewhere.
@@ -41,6 +41,14 @@ def width() -> int:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def flush() -> None:
+    """Flush standard output; a reader that went away (`peers | head`) is no error, now or at the interpreter's end."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(text: str) -> None:

@@ -30,9 +30,10 @@ from enum import Enum, auto
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from federation.units import ORIGIN
+
 MAX_HEAD = 16 * 1024  # as Node, and more than nginx or Apache take of one line
 PATIENCE_S = 1.0  # for the rest of what may be a method: a browser writes its head at once
-ANY = "*"
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(_TOKEN + rb"+ [^\s]+ HTTP/1\.[01]\r?\n")
@@ -46,8 +47,6 @@ _BROWSER = re.compile(rb"\n(?:origin|sec-fetch-|user-agent[ \t]*:[^\r\n]*mozilla
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding|upgrade)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _PLAIN_HOST = re.compile(rb" ?(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?")
 _PREFLIGHT = re.compile(rb"\n(access-control-request-(?:method|headers))[ \t]*:([^\r\n]*)", re.IGNORECASE)
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # what stands behind :// has no slash
-_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name whose last label is one is an IPv4 address, as the URL standard has it
 _SHOWN = re.compile(r"[!-~]{1,100}")
 
@@ -182,7 +181,7 @@ class Rules:
     def _may_ask(self, origin: str, hosts: set[str]) -> bool:
         if origin in self.origins:
             return True
-        match = _ORIGIN.fullmatch(origin)
+        match = ORIGIN.fullmatch(origin)
         if match is None:
             return False  # null among them
         scheme, authority = match.groups()
@@ -203,19 +202,6 @@ def own_names(host_name: str) -> frozenset[str]:
     name = host_name.lower().rstrip(".")
     short = name.partition(".")[0]
     return frozenset({name, short, f"{short}.local"} if short else ())
-
-
-def parse_origin(text: str) -> str:
-    """As a browser writes it. Raises ValueError."""
-    origin = text.strip().lower()
-    if origin in (ANY, "null"):
-        return origin
-    match = _ORIGIN.fullmatch(origin.removesuffix("/"))
-    if match is None or not _AUTHORITY.fullmatch(match[2]):
-        raise ValueError("write an origin, scheme and host: https://chat.example, http://box:3000; or * for every page")
-    scheme, authority = match.groups()
-    default = {"http": ":80", "https": ":443"}.get(scheme)
-    return f"{scheme}://{authority.removesuffix(default) if default else authority}"
 
 
 def _begun(data: bytes) -> Heard:

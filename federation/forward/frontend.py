@@ -14,6 +14,7 @@ from federation.forward.l4 import Entry
 from federation.reactor import fdlimit
 from federation.reactor.accepting import PAUSE_S, Accepting
 from federation.reactor.loop import READ, Reactor
+from federation.units import ANY_ORIGIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
@@ -134,7 +135,7 @@ class Forwarder:
         self.replay_buffer_bytes = settings.replay_buffer_bytes
         self._max_connections = settings.max_connections
         origins = frozenset(settings.allow_origins)
-        is_on = settings.browser_check and browsers.ANY not in origins
+        is_on = settings.browser_check and ANY_ORIGIN not in origins
         self._rules = {
             on_loopback: browsers.Rules(origins, self._own_names, on_loopback=on_loopback, is_on=is_on)
             for on_loopback in (True, False)

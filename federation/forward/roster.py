@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from federation.forward.selection import far_ones
+from federation.mesh.bans import is_peer_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from federation.mesh.records import NodeData
     from federation.net.link.link import Link
     from federation.reactor.loop import Reactor
+
+log = structlog.get_logger(__name__)
 
 REFRESH_S = 1.0  # nobody tells when a record grows too old to be online
 
@@ -43,6 +47,7 @@ class Roster:
         self._utc_now = utc_now
         self._reactor = reactor
         self._target = target
+        self._namesakes_said = False
         self._path_penalty_s = path_penalty_s
         self._far: dict[str, frozenset[str]] = {}  # by service, for as long as its list
         self._penalties: dict[str, float] = {}
@@ -75,6 +80,7 @@ class Roster:
         return far_ones(paths, self._path_penalty_s)
 
     def _find(self, service: str, now: float) -> list[NodeData]:
+        self._say_namesakes()
         own = self._own()
         others = [record for record in self._ledger.online(self._utc_now()) if record.peer_id != self.own_id]
         return [
@@ -87,7 +93,22 @@ class Roster:
         ]
 
     def _is_wanted(self, record: NodeData) -> bool:
-        return self._target is None or self._target in (record.peer_id, record.name)
+        if self._target is None or record.peer_id == self._target:
+            return True
+        return record.name == self._target and not is_peer_id(self._target)  # a name is its node's own choice
+
+    def namesakes(self) -> list[str]:
+        """The nodes that --target means, where it is the name of several."""
+        if self._target is None or is_peer_id(self._target):
+            return []
+        nodes = {record.peer_id: record for record in (*self._ledger.online(self._utc_now()), self._own())}
+        named = sorted(peer_id for peer_id, record in nodes.items() if record.name == self._target)
+        return named if len(named) > 1 else []
+
+    def _say_namesakes(self) -> None:
+        if not self._namesakes_said and (nodes := self.namesakes()):
+            self._namesakes_said = True
+            log.warning("--target is the name of several nodes, which all get connections", name=self._target, nodes=nodes)
 
     def _reaches(self, peer_id: str) -> bool:
         link = self._links.get(peer_id)

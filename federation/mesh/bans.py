@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from federation.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from federation.ops.schemas import BannedPeer
     from federation.state import StateDir
 
 MIN_ID_END = 6  # as many characters of an id as `federation peers` shows
 MAX_BANS = 4096  # as many peers as a ledger holds
 _PEER_ID = re.compile(r"1[1-9A-HJ-NP-Za-km-z]{40,60}|Qm[1-9A-HJ-NP-Za-km-z]{44}")
+
+
+class Ban(NamedTuple):
+    peer_id: str
+    name: str  # what the peer was called when it was banned; may be empty
+    since: str  # ISO 8601, UTC
 
 
 class Bans:
@@ -37,9 +42,9 @@ class Bans:
         """Peer id -> the peer's name at the time of the ban."""
         return {peer_id: row["name"] for peer_id, row in self._rows.items()}
 
-    def rows(self) -> list[BannedPeer]:
-        """The banned peers, in the order of their bans."""
-        return [{"peer_id": peer_id, "name": row["name"], "since": row["since"]} for peer_id, row in self._rows.items()]
+    def rows(self) -> list[Ban]:
+        """In the order in which they were banned."""
+        return [Ban(peer_id, row["name"], row["since"]) for peer_id, row in self._rows.items()]
 
     def ban(self, peer_id: str, name: str) -> None:
         if peer_id not in self._rows:
@@ -56,6 +61,10 @@ class Bans:
         self._rows = rows
 
 
+def is_peer_id(text: str) -> bool:
+    return _PEER_ID.fullmatch(text) is not None
+
+
 def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     """The peer id that a person means: an id, the end of one, or a name, of those in `names` (id -> name).
 
@@ -63,7 +72,7 @@ def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     id is ambiguous. Raises NotFound, whose text says `among` what this looked, and UsageError where several peers fit.
     """
     text = text.strip()
-    if text in names or _PEER_ID.fullmatch(text):
+    if text in names or is_peer_id(text):
         return text
     is_end = len(text) >= MIN_ID_END
     found = [peer_id for peer_id, name in names.items() if name == text or (is_end and peer_id.endswith(text))]

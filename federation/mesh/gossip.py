@@ -38,6 +38,7 @@ from federation.mesh.records import (
     encode,
 )
 from federation.net import wire
+from federation.net.admission.warnings import REMIND_EVERY_S
 from federation.net.pubsub import Topic
 from federation.ratelimit import Buckets
 
@@ -73,7 +74,6 @@ MAX_DIGEST_BYTES = MAX_ENTRIES * 160  # the longest peer id has 128; all that ar
 MAX_PAGES = MAX_ENTRIES // PAGE + 1
 SYNCS_A_SECOND, SYNCS_AT_ONCE = 0.2, 8.0  # asked for by one peer; an honest one asks once a link
 ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ENTRIES  # handed over by one peer
-REMIND_EVERY_S = 3600.0
 _QUIET = {"seq", "last_seen", "gpus", "announce_every_s"}
 _LOAD = {"in_flight", "available_vram"}
 

@@ -1,7 +1,7 @@
-"""One line a connection, at level info: who, where, how much, how long, why it ended.
+"""The access log: one line a connection, at level info, with client, peer, bytes, seconds, and why it ended.
 
-Thousands may end in a second, so the data path only hands the facts over; they become lines a few times a second, all of
-a batch in one write.
+Thousands of connections may end in a second, so the data path only hands over the facts; a few times a second they become
+lines, a batch in one write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BATCH_S = 0.1  # 500 lines of a node at its limit take a millisecond
 
 
-class Journal:
+class AccessLog:
     """`ended` is for the forwarder; `name_of` knows peers' names, `utc_of` turns trio's seconds into UTC."""
 
     def __init__(self, *, name_of: Callable[[str], str], utc_of: Callable[[float], datetime]) -> None:

@@ -1,31 +1,26 @@
-"""What the node does for who looks after it: pings a peer, hands out its log. doctor.py says what is wrong."""
+"""Pings a peer, and hands out the log: for the person who looks after this node. doctor.py finds faults."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from federation import logs
-from federation.errors import ProbeFailed, UsageError
-from federation.mesh.bans import find_peer
+from federation.errors import ProbeFailed
 from federation.mesh.probe import MAX_BULK_S
 
 if TYPE_CHECKING:
     from federation.mesh.probe import Moved
-    from federation.node import Node
     from federation.ops import schemas
+    from federation.ops.parts import Parts
 
 
-async def ping(node: Node, text: str, count: int, bulk_bytes: int) -> schemas.Ping:
+async def ping(node: Parts, text: str, count: int, bulk_bytes: int) -> schemas.Ping:
     """Raises NotFound, UsageError or ProbeFailed."""
-    names = {record.peer_id: record.name for record in node.ledger.records()}
-    peer = find_peer(text, names, among="the nodes of this network")
-    if peer == node.peer_id:
-        raise UsageError("this is the node itself")
+    peer = node.find_other(text)
     link = node.host.links.get(peer)
     if link is None:
         why = node.host.redial.not_reached.get(peer)
         raise ProbeFailed(f"no connection to {node.name_of(peer) or peer}{f': {why}' if why else ''}")
-    (row,) = [row for row in node.peers() if row["peer_id"] == peer]
     address = link.remote_address
     times = await node.probe.echo(peer, count)
     up = down = None
@@ -34,8 +29,8 @@ async def ping(node: Node, text: str, count: int, bulk_bytes: int) -> schemas.Pi
         down = await node.probe.fetch(peer, bulk_bytes, MAX_BULK_S)
     return {
         "peer_id": peer,
-        "name": row["name"],
-        "path": row["path"],
+        "name": node.name_of(peer),
+        "path": link.path,
         "address": None if address is None else f"{address[0]}:{address[1]}",
         "rtt_ms": [round(seconds * 1000, 3) for seconds in times],
         "up": _moved(up),

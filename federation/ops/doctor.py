@@ -1,6 +1,6 @@
-"""What is wrong with this node, and what to do about it: one finding a check, for `federation doctor`.
+"""Looks for faults of this node and says what to do about them: one finding a check, for `federation doctor`.
 
-Each check is a function of the node that returns findings, and of nothing else; only `clocks` asks other nodes.
+Each check is a function that takes the node's parts and yields findings; only `ask_peers` asks other nodes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import trio
 
 from federation import __version__
 from federation.errors import ProbeFailed
+from federation.ops import status
 from federation.units import HostPort
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from federation.mesh.probe import Told
     from federation.mesh.records import NodeData
-    from federation.node import Node
+    from federation.ops.parts import Parts
     from federation.ops.schemas import Finding, Severity
 
 MAX_ASKED = 8  # peers whose clock is compared; more say no more
@@ -33,7 +34,7 @@ SKEW_S = 5.0  # logs of two machines are hard to read together from here on; fed
 FILES_A_CONNECTION = 2
 
 
-async def examine(node: Node) -> list[Finding]:
+async def examine(node: Parts) -> list[Finding]:
     """All checks, in the order in which a person would look."""
     told = await ask_peers(node)
     findings: list[Finding] = []
@@ -42,7 +43,7 @@ async def examine(node: Node) -> list[Finding]:
     return [*findings, *clocks(node, told), *versions(node), *nat(node, told), *refusals(node)]
 
 
-async def ask_peers(node: Node) -> dict[str, Told]:
+async def ask_peers(node: Parts) -> dict[str, Told]:
     """Peer id -> what it told; who does not answer is missing."""
     told: dict[str, Told] = {}
 
@@ -58,25 +59,44 @@ async def ask_peers(node: Node) -> dict[str, Told]:
     return told
 
 
-def network(node: Node) -> Iterator[Finding]:
+def network(node: Parts) -> Iterator[Finding]:
     name = f"{node.token.name} ({node.token.network_id})" if node.token.name else node.token.network_id
     yield _finding("token", "ok", f"set; the network is {name}")
 
 
-def p2p_port(node: Node) -> Iterator[Finding]:
-    if node.p2p.is_loopback:
+def owner(node: Parts) -> Iterator[Finding]:
+    """The key that alone can rotate the token: a network that loses it has to be made anew."""
+    others = status.owner_at(node)
+    if not node.token.owner:
+        fix = "to be able to put a member out: make a new network with `federation token new`, and join it on each machine"
+        yield _finding("owner key", "info", "none: this network's token is from before there were owners", fix)
+    elif node.facts.has_owner_key:
+        path = node.state.owner_key_path(node.token.network_id)
+        yield _finding("owner key", "info", f"here, in {path}", "keep a backup elsewhere: federation owner export --to FILE")
+    elif others:
+        yield _finding("owner key", "ok", f"not here; {_some(others)} {'says' if len(others) == 1 else 'say'} to have it")
+    else:
+        fix = "nothing to do where it is kept in a file; without it the token cannot be rotated"
+        yield _finding("owner key", "info", "not here, and no node says that it has it", fix)
+
+
+def p2p_port(node: Parts) -> Iterator[Finding]:
+    if node.facts.p2p.is_loopback:
         yield _finding(
-            "p2p port", "warn", f"{node.p2p} is reachable from this machine only", "join with --p2p-listen 0.0.0.0:4484"
+            "p2p port",
+            "warn",
+            f"{node.facts.p2p} is reachable from this machine only",
+            "join with --p2p-listen 0.0.0.0:4484",
         )
     else:
-        yield _finding("p2p port", "ok", f"listens on {node.p2p}")
+        yield _finding("p2p port", "ok", f"listens on {node.facts.p2p}")
 
 
-def reachable(node: Node) -> Iterator[Finding]:
+def reachable(node: Parts) -> Iterator[Finding]:
     """From outside: what members of other networks found when they tried, else who connected here."""
     inbound = [link for link in node.host.links.values() if not link.is_initiator]
     reach = node.paths.reach
-    port = node.p2p.port
+    port = node.facts.p2p.port
     if reach.dialable:
         yield _finding("reachable", "ok", f"members outside this node's networks reach port {port}")
     elif reach.dialable is False:
@@ -97,7 +117,7 @@ def reachable(node: Node) -> Iterator[Finding]:
         )
 
 
-def links(node: Node) -> Iterator[Finding]:
+def links(node: Parts) -> Iterator[Finding]:
     now = node.clock.utc_now()
     others = [record for record in node.ledger.online(now) if record.peer_id != node.peer_id]
     missing = [_why_missing(node, record) for record in others if record.peer_id not in node.host.links]
@@ -110,7 +130,7 @@ def links(node: Node) -> Iterator[Finding]:
             "run `federation invite` on a member and join with what it prints, or give --peer HOST:4484",
         )
     elif missing:
-        port = node.p2p.port
+        port = node.facts.p2p.port
         yield _finding(
             "peers",
             "fail",
@@ -123,14 +143,14 @@ def links(node: Node) -> Iterator[Finding]:
         yield _finding("peers", "ok", f"connected to all {len(others)} that are online")
 
 
-def _why_missing(node: Node, record: NodeData) -> str:
+def _why_missing(node: Parts, record: NodeData) -> str:
     name = record.name or record.peer_id
     why = node.host.redial.not_reached.get(record.peer_id)
     return f"{name} ({why})" if why else name
 
 
-def mdns(node: Node) -> Iterator[Finding]:
-    if not node.settings.mdns:
+def mdns(node: Parts) -> Iterator[Finding]:
+    if not node.facts.settings.mdns:
         yield _finding("mdns", "info", "off (--no-mdns)")
     elif node.finding.mdns_seen:
         yield _finding("mdns", "ok", f"{_count(len(node.finding.mdns_seen), 'peer')} seen on the local network")
@@ -143,7 +163,7 @@ def mdns(node: Node) -> Iterator[Finding]:
         )
 
 
-def backends(node: Node) -> Iterator[Finding]:
+def backends(node: Parts) -> Iterator[Finding]:
     if not node.backends.all:
         yield _finding("backend", "info", "none: this node is an entry only", "join with --backend HOST:PORT to offer one")
     for backend in node.backends.all:
@@ -152,20 +172,20 @@ def backends(node: Node) -> Iterator[Finding]:
             yield _finding("backend", "ok", f"{where} answers")
         else:
             yield _finding("backend", "fail", f"{where}: {backend.why}", "start that server, or correct --backend")
-    if node.draining:
+    if node.facts.draining:
         yield _finding("draining", "warn", "this node takes no new connections", "federation undrain")
 
 
-def clients(node: Node) -> Iterator[Finding]:
-    for service, address in node.listens.items():
+def clients(node: Parts) -> Iterator[Finding]:
+    for service, address in node.facts.listens.items():
         if not address.is_loopback:
             yield _finding(
                 "clients", "info", f"whoever reaches {address} may use the service {service}; no token is asked for"
             )
 
 
-def gpu(node: Node) -> Iterator[Finding]:
-    reading = node.gpu
+def gpu(node: Parts) -> Iterator[Finding]:
+    reading = node.facts.gpu
     if reading.total_vram or reading.available_vram:
         free, total = reading.available_vram / 1024**3, reading.total_vram / 1024**3
         yield _finding("gpu", "ok", f"{free:.1f} of {total:.1f} GiB free ({reading.source})")
@@ -174,9 +194,9 @@ def gpu(node: Node) -> Iterator[Finding]:
         yield _finding("gpu", "info", f"none found ({reading.note})", fix)
 
 
-def open_files(node: Node) -> Iterator[Finding]:
+def open_files(node: Parts) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(node.settings.max_connections * FILES_A_CONNECTION, 65536)
+    wanted = min(node.facts.settings.max_connections * FILES_A_CONNECTION, 65536)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         yield _finding("open files", "ok", f"up to {'any number' if soft == resource.RLIM_INFINITY else soft}")
     else:
@@ -188,7 +208,7 @@ def open_files(node: Node) -> Iterator[Finding]:
         )
 
 
-def surroundings(_node: Node) -> Iterator[Finding]:
+def surroundings(_node: Parts) -> Iterator[Finding]:
     kind = container()
     if kind is None:
         return
@@ -199,7 +219,7 @@ def surroundings(_node: Node) -> Iterator[Finding]:
 
 
 def container(root: Path = Path("/"), release: str = platform.release()) -> str | None:
-    """What kind of box in a box this is: WSL, Docker, Podman, Kubernetes, ...; None for a machine of its own."""
+    """The kind of container that this node runs in: WSL, Docker, Podman, Kubernetes, ...; None for a machine of its own."""
     if "microsoft" in release.lower():
         return "WSL"
     if (root / "run/.containerenv").exists():
@@ -211,8 +231,9 @@ def container(root: Path = Path("/"), release: str = platform.release()) -> str 
     return None
 
 
-_CHECKS: tuple[Callable[[Node], Iterable[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Parts], Iterable[Finding]], ...] = (
     network,
+    owner,
     p2p_port,
     reachable,
     links,
@@ -228,7 +249,7 @@ _CHECKS: tuple[Callable[[Node], Iterable[Finding]], ...] = (
 # From what the peers told
 
 
-def clocks(node: Node, told: dict[str, Told]) -> Iterator[Finding]:
+def clocks(node: Parts, told: dict[str, Told]) -> Iterator[Finding]:
     if not told:
         return
     off = {peer: t.ahead_s for peer, t in told.items() if abs(t.ahead_s) > SKEW_S}
@@ -241,7 +262,7 @@ def clocks(node: Node, told: dict[str, Told]) -> Iterator[Finding]:
     yield _finding("clocks", "warn", _some(named), fix)
 
 
-def versions(node: Node) -> Iterator[Finding]:
+def versions(node: Parts) -> Iterator[Finding]:
     other = [
         f"{record.name or record.peer_id} {record.version}"
         for record in node.ledger.online(node.clock.utc_now())
@@ -253,7 +274,7 @@ def versions(node: Node) -> Iterator[Finding]:
         yield _finding("versions", "ok", f"all run {__version__}")
 
 
-def nat(node: Node, told: dict[str, Told]) -> Iterator[Finding]:
+def nat(node: Parts, told: dict[str, Told]) -> Iterator[Finding]:
     """By the addresses under which peers see our connections to them."""
     own = {address.host for address in node.addresses}
     dialled = [peer for peer, link in node.host.links.items() if link.is_initiator]
@@ -264,7 +285,9 @@ def nat(node: Node, told: dict[str, Told]) -> Iterator[Finding]:
     elif outside <= own:
         yield _finding("nat", "ok", "none: peers see this node under its own address")
     else:
-        public = HostPort(min(outside), node.p2p.port)  # a peer's word, in a command: probe.Told takes IP addresses alone
+        public = HostPort(
+            min(outside), node.facts.p2p.port
+        )  # a peer's word, in a command: probe.Told takes IP addresses alone
         how = (
             "one public address"
             if len(outside) == 1
@@ -274,12 +297,12 @@ def nat(node: Node, told: dict[str, Told]) -> Iterator[Finding]:
             "nat",
             "info",
             f"behind NAT, seen as {_some(sorted(outside))}: {how}",
-            f"forward TCP port {node.p2p.port} on the router and join with --announce {public}",
+            f"forward TCP port {node.facts.p2p.port} on the router and join with --announce {public}",
         )
 
 
-def refusals(node: Node) -> Iterator[Finding]:
-    """Who failed the handshake lately, and why."""
+def refusals(node: Parts) -> Iterator[Finding]:
+    """Peers that failed the handshake lately, and why."""
     if not node.host.refusals:
         yield _finding("handshakes", "ok", "none failed lately")
         return

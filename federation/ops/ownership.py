@@ -1,5 +1,6 @@
-"""What the network's owner asks of a node: a new token for all but some. The order is signed with the key in this node's
-state directory, or by a person who has the key elsewhere: then it is prepared here, signed there, and carried out.
+"""Rotation, as the network's owner asks a node for it: a new token for all members but some. The order is signed with the
+key in this node's state directory; or, where the owner has the key elsewhere, the node prepares the order, the owner signs
+it there, and the node carries it out.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from datetime import timedelta
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from federation.errors import NotDone, UsageError
-from federation.mesh.bans import find_peer
+from federation.errors import NotDone
 from federation.mesh.owner import MAX_MEMBERS
 from federation.mesh.rotation import NO_OWNER
 from federation.mesh.token_store import owner_key
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from federation.mesh.rotation import Prepared
-    from federation.node import Node
     from federation.ops import schemas
+    from federation.ops.parts import Parts
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """Who is excepted is named as people do (bans.find_peer); who is banned here is left out, unless `keep_banned`."""
+    """`excepted`: members, named as people do (bans.find_peer). Peers banned here are left out, unless `keep_banned`."""
 
     grace_s: float
     excepted: Sequence[str] = ()
@@ -39,56 +39,60 @@ class Pending:
     out: frozenset[str]  # peer ids that are left out on purpose
 
 
-async def rotate(node: Node, wish: Wish) -> schemas.Rotated:
-    """With the key that is here. Raises NotFound, UsageError or NotDone."""
-    pending = _prepared(node, wish)
-    key = owner_key(node.token, node.state)
-    if key is None:
-        raise NotDone(_where_the_key_is(node))
-    return await _carried_out(node, pending, key.sign(pending.rotation.order.encode()))
+class Ownership:
+    """Of one node. Remembers the rotation that was prepared last."""
+
+    def __init__(self, node: Parts) -> None:
+        self._node = node
+        self._pending: Pending | None = None
+
+    async def rotate(self, wish: Wish) -> schemas.Rotated:
+        """With the key that is here. Raises NotFound, UsageError or NotDone."""
+        pending = _prepared(self._node, wish)
+        key = owner_key(self._node.token, self._node.state)
+        if key is None:
+            raise NotDone(_where_the_key_is(self._node))
+        return await _carried_out(self._node, pending, key.sign(pending.rotation.order.encode()))
+
+    def prepare(self, wish: Wish) -> schemas.PreparedRotation:
+        """For a signature from elsewhere. Raises NotFound, UsageError or NotDone."""
+        self._pending = pending = _prepared(self._node, wish)
+        token, order = self._node.token, pending.rotation.order
+        return {
+            "network": token.network_id,
+            "rotations": order.number,
+            "owner": token.owner.hex(),
+            "order": order.encode().hex(),
+            "excepted": status.named_rows(self._node, pending.out),
+        }
+
+    async def carry_out(self, signature: str) -> schemas.Rotated:
+        """The rotation that was prepared last. Raises NotDone."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            raise NotDone("no rotation is prepared here; run it again")
+        return await _carried_out(self._node, pending, bytes.fromhex(signature))
 
 
-def prepare(node: Node, wish: Wish) -> schemas.PreparedRotation:
-    """For a signature from elsewhere. Raises NotFound, UsageError or NotDone."""
-    node.pending_rotation = pending = _prepared(node, wish)
-    order = pending.rotation.order
-    return {
-        "network": node.token.network_id,
-        "rotations": order.number,
-        "owner": node.token.owner.hex(),
-        "order": order.encode().hex(),
-        "excepted": status.named_rows(node, pending.out),
-    }
-
-
-async def carry_out(node: Node, signature: str) -> schemas.Rotated:
-    """What was prepared last. Raises NotDone."""
-    pending, node.pending_rotation = node.pending_rotation, None
-    if pending is None:
-        raise NotDone("no rotation is prepared here; run it again")
-    return await _carried_out(node, pending, bytes.fromhex(signature))
-
-
-def _prepared(node: Node, wish: Wish) -> Pending:
+def _prepared(node: Parts, wish: Wish) -> Pending:
     if not node.token.owner:
         raise NotDone(NO_OWNER)
-    names = {record.peer_id: record.name for record in node.ledger.records()}
-    excepted = {find_peer(peer, names, among="the nodes of this network") for peer in wish.excepted}
-    if node.peer_id in excepted:
-        raise UsageError("this node itself cannot be left out; rotate the token on another member")
+    itself = "this node itself cannot be left out; rotate the token on another member"
+    excepted = {node.find_other(peer, if_itself=itself) for peer in wish.excepted}
     out = excepted if wish.keep_banned else excepted | set(node.bans.names)
-    known = dict.fromkeys(chain([node.peer_id], node.host.links, names, node.finding.remembered))
+    in_ledger = (record.peer_id for record in node.ledger.records())
+    known = dict.fromkeys(chain([node.peer_id], node.host.links, in_ledger, node.finding.remembered))
     members = islice((peer for peer in known if peer not in out), MAX_MEMBERS)
     prepared = node.rotation.prepare(grace=timedelta(seconds=wish.grace_s), members=members)
     return Pending(prepared, frozenset(out))
 
 
-async def _carried_out(node: Node, pending: Pending, signature: bytes) -> schemas.Rotated:
+async def _carried_out(node: Parts, pending: Pending, signature: bytes) -> schemas.Rotated:
     not_told = await node.rotation.carry_out(pending.rotation, signature)
     return status.rotated(node, not_told, pending.out)
 
 
-def _where_the_key_is(node: Node) -> str:
+def _where_the_key_is(node: Parts) -> str:
     others = status.owner_at(node)
     who = (
         f"{', '.join(others[:3])} {'says' if len(others) == 1 else 'say'} that it is there"

@@ -1,7 +1,7 @@
-"""What the control API answers: its shapes, from which its OpenAPI description is made.
+"""The shapes of the control API's answers, from which its OpenAPI description is made.
 
-Typed dictionaries, not pydantic models: mypy holds report.py to them, key by key, and building an answer costs no more than
-building a dict. Whoever adds a key to an answer adds it here; the descriptions are for those who read the API's.
+Typed dictionaries, not pydantic models: mypy holds status.py to them, key by key, and building an answer costs no more than
+building a dict. A key that is new in an answer is added here; the descriptions are for readers of the API's description.
 """
 
 from __future__ import annotations
@@ -302,10 +302,12 @@ class Banned(TypedDict):
 
 
 class Invite(TypedDict):
-    """A token with this node's addresses in it. A secret: whoever has it is a member."""
+    """A token with this node's addresses in it. A secret: whoever has it is a member. It is not part of the command: a shell
+    keeps those.
+    """
 
     token: str
-    command: Annotated[str, Field(description="what to run on the next machine")]
+    command: Annotated[str, Field(description="to run on the next machine; it asks for the token")]
 
 
 class LogLines(TypedDict):

@@ -1,4 +1,4 @@
-"""What a node says of itself when people ask: plain data for the control API. Reads everything, changes nothing."""
+"""The node's state as plain data, for the control API. Reads all parts, changes none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import trio
 from federation import __version__
 from federation.errors import TokenRetired
 from federation.metrics import Now
-from federation.ops import schemas
+from federation.ops import invitation, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from federation.forward.frontend import Ending
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
-    from federation.node import Node
+    from federation.ops.parts import Parts
 
 
 ROTATED_BY_OTHERS = (
@@ -32,7 +32,7 @@ ROTATED_BY_OTHERS = (
 )
 
 
-def status(node: Node) -> schemas.Status:
+def status(node: Parts) -> schemas.Status:
     now = node.clock.utc_now()
     counts = node.forwarder.counts
     received, delivered = node.forwarder.bytes_moved()
@@ -40,25 +40,25 @@ def status(node: Node) -> schemas.Status:
     return {
         "node": {
             "peer_id": node.peer_id,
-            "name": node.settings.name,
+            "name": node.facts.settings.name,
             "version": __version__,
             "addresses": [str(address) for address in node.addresses],
-            "listens": {service: str(address) for service, address in node.listens.items()},
-            "p2p": str(node.p2p),
-            "control": str(node.control),
+            "listens": {service: str(address) for service, address in node.facts.listens.items()},
+            "p2p": str(node.facts.p2p),
+            "control": str(node.facts.control),
             "services": node.backends.services(),
             "gpu": {
-                "source": node.gpu.source,
-                "note": node.gpu.note,
-                "total_vram": node.gpu.total_vram,
-                "available_vram": node.gpu.available_vram,
+                "source": node.facts.gpu.source,
+                "note": node.facts.gpu.note,
+                "total_vram": node.facts.gpu.total_vram,
+                "available_vram": node.facts.gpu.available_vram,
             },
             "in_flight": node.backends.in_flight,
-            "draining": node.draining,
+            "draining": node.facts.draining,
             "dialable": node.paths.reach.dialable,
             "via": list(node.paths.reach.via),
             "relay": _relaying(node),
-            "uptime_s": round(trio.current_time() - node.started_at, 3),
+            "uptime_s": round(trio.current_time() - node.facts.started_at, 3),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "state_dir": str(node.state.path),
             "pid": os.getpid(),
@@ -70,11 +70,11 @@ def status(node: Node) -> schemas.Status:
             "peers_known": len(node.ledger),
             "paths": dict(Counter(link.path for link in node.host.links.values())),
             "services": _services(node, online),
-            "invite_addresses": node.invite_addresses(),
+            "invite_addresses": invitation.addresses(node),
             "rotations": node.token.rotations,
             "former_until": _former_until(node),
             "owner": node.token.owner.hex(),
-            "owner_here": node.has_owner_key,
+            "owner_here": node.facts.has_owner_key,
             "owner_at": owner_at(node),
         },
         "connections": {
@@ -90,14 +90,14 @@ def status(node: Node) -> schemas.Status:
     }
 
 
-def peers(node: Node) -> list[schemas.Peer]:
+def peers(node: Parts) -> list[schemas.Peer]:
     """This node first, then the others by name."""
     own = node.own_record(node.backends.in_flight)  # not the ledger's: that is as announced, or not there yet
     others = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
     return [_peer_row(node, record) for record in (own, *sorted(others, key=lambda r: (r.name, r.peer_id)))]
 
 
-def explain(node: Node, last: int, connection: int | None = None) -> list[schemas.Decision]:
+def explain(node: Parts, last: int, connection: int | None = None) -> list[schemas.Decision]:
     """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
     now = trio.current_time()
     utc_now = node.clock.utc_now()
@@ -137,7 +137,7 @@ def explain(node: Node, last: int, connection: int | None = None) -> list[schema
     ]
 
 
-def turned_away(node: Node, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
+def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
     """The newest `last` connections that nobody had at their end, or that of this number."""
     endings = [e for e in node.forwarder.endings if not e.peer_id and connection in (None, e.connection)]
     return [
@@ -167,13 +167,13 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
     }
 
 
-def traffic(node: Node) -> tuple[float, ...]:
+def traffic(node: Parts) -> tuple[float, ...]:
     """The counters whose rates are told."""
     counts = node.forwarder.counts
     return (counts.total, counts.failed, counts.retried, *node.forwarder.bytes_moved())
 
 
-def rates(node: Node) -> schemas.Rates:
+def rates(node: Parts) -> schemas.Rates:
     total, failed, retried, received, delivered = node.rates.per_second(trio.current_time(), traffic(node))
     return {
         "connections_per_s": round(total, 3),
@@ -185,13 +185,15 @@ def rates(node: Node) -> schemas.Rates:
     }
 
 
-def metrics(node: Node) -> Now:
-    """What a scrape reads."""
+def metrics(node: Parts) -> Now:
+    """The gauges and counters at a scrape."""
     forwarder, links = node.forwarder, node.host.links
     received, delivered = forwarder.bytes_moved()
     utc_now = node.clock.utc_now()
     records = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
-    states = Counter(_state_of(node, record, utc_now, links.get(record.peer_id)) for record in (node.own_record(), *records))
+    states = Counter(
+        _state_of(node, record, utc_now, links.get(record.peer_id)) for record in (node.own_record(0), *records)
+    )
     known = (node.peer_id, *links)
     return Now(
         received=received,
@@ -203,13 +205,13 @@ def metrics(node: Node) -> Now:
         backends=node.backends.services(),
         peers={state: states[state] for state in get_args(schemas.State)},
         ledger_records=len(node.ledger),
-        total_vram=node.gpu.total_vram,
-        available_vram=node.gpu.available_vram,
-        draining=node.draining,
+        total_vram=node.facts.gpu.total_vram,
+        available_vram=node.facts.gpu.available_vram,
+        draining=node.facts.draining,
     )
 
 
-def connections(node: Node, most: int) -> schemas.OpenConnections:
+def connections(node: Parts, most: int) -> schemas.OpenConnections:
     forwarder = node.forwarder
     now = trio.current_time()
     oldest = nsmallest(most, forwarder.active, key=lambda entry: entry.number)
@@ -236,12 +238,7 @@ def connections(node: Node, most: int) -> schemas.OpenConnections:
     }  # fmt: skip
 
 
-def invite(node: Node) -> schemas.Invite:
-    token = node.token.with_addresses(tuple(node.invite_addresses())).encode()
-    return {"token": token, "command": f"echo {token} | federation join --token-file -"}
-
-
-def owner_at(node: Node) -> list[str]:
+def owner_at(node: Parts) -> list[str]:
     """Which other nodes say that they have the owner's key."""
     return sorted(
         f"{record.name} ({record.peer_id})"
@@ -250,11 +247,11 @@ def owner_at(node: Node) -> list[str]:
     )
 
 
-def named_rows(node: Node, peers: Iterable[str]) -> list[schemas.NamedPeer]:
+def named_rows(node: Parts, peers: Iterable[str]) -> list[schemas.NamedPeer]:
     return [{"peer_id": peer, "name": node.name_of(peer)} for peer in sorted(peers)]
 
 
-def rotated(node: Node, not_told: list[str], out: frozenset[str]) -> schemas.Rotated:
+def rotated(node: Parts, not_told: list[str], out: frozenset[str]) -> schemas.Rotated:
     def named(peers: Iterable[str]) -> list[str]:
         return sorted(node.name_of(peer) or peer for peer in peers)
 
@@ -270,8 +267,8 @@ def rotated(node: Node, not_told: list[str], out: frozenset[str]) -> schemas.Rot
     }
 
 
-def _services(node: Node, online: Iterable[NodeData]) -> dict[str, schemas.ServiceNodes]:
-    found: dict[str, schemas.ServiceNodes] = {service: {"nodes": 0, "up": 0} for service in node.listens}
+def _services(node: Parts, online: Iterable[NodeData]) -> dict[str, schemas.ServiceNodes]:
+    found: dict[str, schemas.ServiceNodes] = {service: {"nodes": 0, "up": 0} for service in node.facts.listens}
     own = node.own_record(node.backends.in_flight)
     for record in (own, *(record for record in online if record.peer_id != own.peer_id)):
         link = node.host.links.get(record.peer_id)
@@ -283,16 +280,16 @@ def _services(node: Node, online: Iterable[NodeData]) -> dict[str, schemas.Servi
     return found
 
 
-def _former_until(node: Node) -> str | None:
+def _former_until(node: Parts) -> str | None:
     end = node.rotation.keyring.grace_end(node.clock.utc_now())
     return None if end is None else end.isoformat(timespec="seconds")
 
 
-def draining(node: Node) -> schemas.Draining:
-    return {"draining": node.draining, "in_flight": node.backends.in_flight, "clients": len(node.forwarder.active)}
+def draining(node: Parts) -> schemas.Draining:
+    return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": len(node.forwarder.active)}
 
 
-def _peer_row(node: Node, record: NodeData) -> schemas.Peer:
+def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
     is_self = record.peer_id == node.peer_id
     now = node.clock.utc_now()
     link = node.host.links.get(record.peer_id)
@@ -322,7 +319,7 @@ def _peer_row(node: Node, record: NodeData) -> schemas.Peer:
     }
 
 
-def _path_to(node: Node, peer_id: str) -> schemas.Path:
+def _path_to(node: Parts, peer_id: str) -> schemas.Path:
     link = node.host.links.get(peer_id)
     return "self" if peer_id == node.peer_id else link.path if link is not None else "none"
 
@@ -335,14 +332,14 @@ def _gpu(gpu: Gpu) -> schemas.PeerGpu:
     return {"name": gpu.name, "total_vram": gpu.total_vram, "available_vram": gpu.available_vram}
 
 
-def _relaying(node: Node) -> schemas.Relaying | None:
+def _relaying(node: Parts) -> schemas.Relaying | None:
     relay = node.host.relay
     if not node.paths.relays:
         return None
     return {"places": len(relay.reserved), "circuits": relay.circuits, "bytes": relay.bytes_relayed}
 
 
-def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) -> schemas.State:
+def _state_of(node: Parts, record: NodeData, now: datetime, link: Link | None) -> schemas.State:
     """In order: the worst thing that keeps connections away from it."""
     if record.peer_id in node.bans:
         return "banned"
@@ -362,7 +359,7 @@ def _state_of(node: Node, record: NodeData, now: datetime, link: Link | None) ->
     return "online" if any(record.services.values()) else "backend down"
 
 
-def _warnings(node: Node) -> list[str]:
+def _warnings(node: Parts) -> list[str]:
     warnings = [
         f"backend {b.endpoint.address} ({b.endpoint.service}) does not answer: {b.why}"
         for b in node.backends.all
@@ -374,6 +371,9 @@ def _warnings(node: Node) -> list[str]:
     unreachable = [r.name or r.peer_id for r in expected if r.peer_id not in node.host.links]
     if unreachable:
         warnings.append(f"known but not reachable from here: {', '.join(unreachable[:5])}")
+    if namesakes := node.roster.namesakes():
+        named = f"{len(namesakes)} nodes are named {node.facts.settings.target!r}, as --target says, and all get connections"
+        warnings.append(f"{named}; give the id of one: {', '.join(namesakes[:5])}")
     if node.host.token_retired_at is not None:
         warnings.append(str(TokenRetired()) if node.token.owner else ROTATED_BY_OTHERS)
     if without := [node.name_of(peer) or peer for peer in node.rotation.left_out()]:

@@ -28,7 +28,7 @@ NAMES = [
 ]
 ATTACK = '<img src=x onerror="window.attacked=1">'
 KEY = "k" * 43
-COMMAND = f"echo fed1_{'v1va28QYWDQ' * 9} | federation join --token-file -"
+COMMAND, TOKEN = "federation join --token-file -", f"fed1_{'v1va28QYWDQ' * 9}"
 
 
 class FakeNetwork:
@@ -198,7 +198,7 @@ class FakeNetwork:
         return []
 
     def invite(self) -> dict[str, Any]:
-        return {"token": "fed1_secret", "command": COMMAND}
+        return {"token": TOKEN, "command": COMMAND}
 
     def _drain(self, on: bool) -> None:
         self.draining = self.rows[0]["draining"] = on

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import serving
-from fake_network import ATTACK, COMMAND, FakeNetwork
+from fake_network import ATTACK, COMMAND, TOKEN, FakeNetwork
 from pydantic import TypeAdapter, ValidationError
 
 from federation import units
@@ -155,14 +155,13 @@ def test_add_a_machine(site, page_at) -> None:
     made = network(3)
     page = page_at(site(made), permissions=["clipboard-read", "clipboard-write"])
     page.click("#add")
-    page.click("#invite >> text=Copy")
-    page.wait_for_selector("#invite >> text=Copied")
-    assert page.evaluate("navigator.clipboard.readText()") == COMMAND
-    assert scanned(page) == COMMAND
+    assert copied(page, "the token") == scanned(page) == page.text_content("#invite-token") == TOKEN
+    assert copied(page, "the command") == page.text_content("#invite-command") == COMMAND
     page.select_option("#invite-server", label="Ollama (127.0.0.1:11434)")
-    assert scanned(page) == f"{COMMAND} --backend 127.0.0.1:11434" == page.text_content("#invite-command")
+    assert copied(page, "the command") == page.text_content("#invite-command") == f"{COMMAND} --backend 127.0.0.1:11434"
     page.select_option("#invite-server", label="nothing, it only uses the others")  # it would offer what it finds
-    assert scanned(page) == f"{COMMAND} --no-detect"
+    assert copied(page, "the command") == f"{COMMAND} --no-detect"
+    assert scanned(page) == TOKEN
     made.rows.append(FakeNetwork(1, seed=9, names=["dakar"]).rows[0] | {"self": False, "path": "direct"})
     page.wait_for_selector("#joined >> text=dakar is here.")
     assert page.locator(".card").count() == 4
@@ -173,9 +172,17 @@ def test_copy_works_where_the_browser_has_no_clipboard_for_us(site, page_at) -> 
     page = page_at(site(network(3)), permissions=["clipboard-read", "clipboard-write"])
     page.evaluate("() => { window.board = navigator.clipboard; Object.defineProperty(navigator, 'clipboard', {}); }")
     page.click("#add")
-    page.click("#invite >> text=Copy")
-    page.wait_for_selector("#invite >> text=Copied")
-    assert page.evaluate("window.board.readText()") == COMMAND
+    assert copied(page, "the token", "window.board") == TOKEN
+
+
+def copied(page: Page, what: str, board: str = "navigator.clipboard") -> str:
+    """The clipboard after a click on the button."""
+    page.evaluate(f"{board}.writeText('')")
+    button = page.get_by_role("button", name=f"Copy {what}")
+    button.click()
+    button.locator("text=Copied").wait_for()
+    text: str = page.evaluate(f"{board}.readText()")
+    return text
 
 
 def scanned(page: Page) -> str:

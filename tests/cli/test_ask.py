@@ -101,6 +101,22 @@ def test_leave_without_a_daemon_forgets_the_token(state: StateDir, run: Any) -> 
     assert "no token is saved" in err
 
 
+def test_leave_says_that_the_owner_key_stays(api: Api, state: StateDir, run: Any) -> None:
+    network, node = {**STATUS["network"], "owner_here": True}, {**STATUS["node"], "state_dir": "/its/directory"}
+    api.answers["POST leave"] = [open_(0)]
+    api.answers["GET status"] = [{**STATUS, "network": network, "node": node}]
+    api.ends_with_leave = True
+    assert "owner key stays in /its/directory" in run("leave")[1]
+
+
+def test_leave_without_a_daemon_says_it_too(state: StateDir, run: Any) -> None:
+    token = Token.new("lab")
+    state.save_token(token.encode())
+    path = state.save_owner_key(token.network_id, "its key")
+    assert f"owner key stays in {state.path}" in run("leave")[1]
+    assert path.exists()
+
+
 def test_leave_asks_back(api: Api, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(ask, "confirm", lambda question: asked.append(question))

@@ -5,6 +5,7 @@ import os
 import socket
 from contextlib import ExitStack
 from http.server import HTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,7 +29,6 @@ from tests.support.local_server import Handler, daemon, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 KEY = "k" * 43
 
@@ -309,3 +309,11 @@ def test_a_daemon_whose_disk_takes_no_socket_is_asked_by_its_port(
         client.Daemon(state).ask("/x")
     state.unlock()
     assert len(handler.seen) == 2
+
+
+def test_a_state_directory_is_found_by_all_commands_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave the ~ of --state-dir=~/x alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FEDERATION_STATE_DIR", "~/own")
+    assert client.state_dir(Path("~/x")).path == tmp_path / "x" == client.find(None, Path("~/x")).state.path
+    assert client.state_dir(None).path == tmp_path / "own" == client.find(None, None).state.path

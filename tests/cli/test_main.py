@@ -18,8 +18,7 @@ import pytest
 import structlog
 
 from federation import __version__
-from federation.api import server
-from federation.cli import detect, main
+from federation.cli import detect, join, main
 from federation.errors import ListenFailed
 from federation.mesh import token_store
 from federation.mesh.tokens import Token
@@ -94,12 +93,10 @@ class FakeDaemon:
         state: StateDir,
         token: Token,
         *,
-        serve_control: object,
         on_ready: Callable[[dict[str, Any]], None],
         read_settings: Callable[[], Any],
     ) -> int:
         self.read_settings = read_settings
-        assert serve_control is server.serve_node
         self.starts.append((settings, state, token))
         if self.fails is not None:
             raise self.fails
@@ -323,9 +320,11 @@ def test_invite_prints_the_saved_token_with_the_node_s_addresses(
     with running(state, Own):
         state.save_token(token.encode())
         ran = run("invite")
+        answer = json.loads(run("invite", "--json").out)
     assert (ran.code, ran.err) == (0, "")
     invited = Token.decode(ran.out)
     assert (invited.secret, invited.addresses) == (token.secret, ("/ip4/192.0.2.1/tcp/4484",))
+    assert answer == {"token": ran.out.strip(), "command": "federation join --token-file -"}  # no shell keeps the token
 
 
 def test_invite_is_of_the_network_that_the_daemon_is_in(run: Run, state: StateDir) -> None:
@@ -376,7 +375,7 @@ def test_at_a_terminal_the_next_machines_command_and_token_are_printed(
     run: Run, daemon: FakeDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The token stands alone: it is pasted when the command asks, and so in no shell's history."""
-    monkeypatch.setattr(main, "is_terminal", lambda stream: stream is sys.stdout)
+    monkeypatch.setattr(join, "is_terminal", lambda stream: stream is sys.stdout)
     *_, command, _, text = run("join").out.splitlines()
     first = daemon.token
     assert command == "federation join --token-file -"

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from federation.forward.browsers import ANY, MAX_HEAD, Heard, Refusal, Request, Rules, own_names, parse_origin
+from federation.forward.browsers import MAX_HEAD, Heard, Refusal, Request, Rules, own_names
+from federation.units import parse_origin
 
 LOCAL = Rules(origins=frozenset({"https://chat.example", "http://box.lan:3000"}), names=own_names("Athens.lan"))
 LAN = Rules(names=own_names("athens"), on_loopback=False)
@@ -341,33 +342,6 @@ def test_what_a_page_reads_that_may_not() -> None:
 def test_where_everybody_may_ask() -> None:
     rules = Rules(is_on=False)
     assert b"Allow-Origin: https://evil.example" in rules.reply(head("Origin: https://evil.example"), "no peer")
-
-
-# As people write it
-
-
-@pytest.mark.parametrize(
-    ("text", "origin"),
-    [
-        ("https://Chat.Example", "https://chat.example"),
-        ("https://chat.example/", "https://chat.example"),
-        ("https://chat.example:443", "https://chat.example"),
-        ("http://box:80", "http://box"),
-        ("https://box:80", "https://box:80"),
-        ("http://[::1]:3000", "http://[::1]:3000"),
-        ("chrome-extension://abc", "chrome-extension://abc"),
-        (" * ", ANY),
-        ("null", "null"),
-    ],
-)
-def test_origins(text: str, origin: str) -> None:
-    assert parse_origin(text) == origin
-
-
-@pytest.mark.parametrize("text", ["chat.example", "https://", "https://a/b", "//a", "https://a b", "", "https://*"])
-def test_what_is_no_origin(text: str) -> None:
-    with pytest.raises(ValueError, match="write an origin"):
-        parse_origin(text)
 
 
 def test_own_names() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from federation.forward.roster import REFRESH_S, Roster
 from federation.mesh.ledger import Ledger
@@ -127,6 +128,30 @@ async def test_a_target_is_a_peer_id_or_a_name(mock_clock: MockClock, target: st
     world.hear("b", name="the big one")
     world.hear("c", name="the big one")
     assert ids(world.roster(target)) == expected
+
+
+async def test_a_target_that_is_an_id_is_no_node_s_name(mock_clock: MockClock) -> None:
+    world, wanted, decoy = World(), "12D3KooW" + "A" * 44, "12D3KooW" + "B" * 44
+    world.hear(decoy, name=wanted)
+    roster = world.roster(wanted)
+    assert ids(roster) == []
+    world.hear(wanted)
+    assert ids(world.roster(wanted)) == [wanted]
+    assert roster.namesakes() == []
+
+
+async def test_a_target_that_is_the_name_of_several_is_said_once(mock_clock: MockClock) -> None:
+    world = World(name="me")
+    world.hear("b", name="big")
+    roster = world.roster("big")
+    with capture_logs() as logs:
+        assert (ids(roster), roster.namesakes(), logs) == (["b"], [], [])
+        world.hear("c", name="big", linked=False)
+        for _ in range(2):
+            roster.changed()
+            assert (ids(roster), roster.namesakes()) == (["b"], ["b", "c"])
+    assert [(line["name"], line["nodes"]) for line in logs] == [("big", ["b", "c"])]
+    assert world.roster().namesakes() == world.roster("me").namesakes() == []
 
 
 # What changes

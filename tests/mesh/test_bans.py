@@ -38,10 +38,10 @@ def test_they_are_listed_as_they_were_banned_and_each_once(state: StateDir) -> N
     bans = Bans(state)
     bans.ban(B, "")
     bans.ban(A, "athens")
-    since = bans.rows()[0]["since"]
+    since = bans.rows()[0].since
     bans.ban(B, "renamed")
-    assert [(row["peer_id"], row["name"]) for row in bans.rows()] == [(B, ""), (A, "athens")]
-    assert bans.rows()[0]["since"] == since
+    assert [(row.peer_id, row.name) for row in bans.rows()] == [(B, ""), (A, "athens")]
+    assert bans.rows()[0].since == since
 
 
 def test_a_ban_that_cannot_be_kept_is_none(state: StateDir) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from federation import logs
 from federation.forward.frontend import Ending
-from federation.ops.access_log import Journal
+from federation.ops.access_log import AccessLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +47,8 @@ def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     structlog.reset_defaults()
 
 
-def journal(name: str = "athens") -> Journal:
-    return Journal(name_of=lambda _peer: name, utc_of=lambda at: START + timedelta(seconds=at))
+def journal(name: str = "athens") -> AccessLog:
+    return AccessLog(name_of=lambda _peer: name, utc_of=lambda at: START + timedelta(seconds=at))
 
 
 async def test_a_line_a_connection(out: io.StringIO, autojump_clock: trio.testing.MockClock) -> None:

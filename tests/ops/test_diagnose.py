@@ -15,12 +15,12 @@ class TestPing:
         async with running(one), running(two):
             link(one, two)
             await until(lambda: "two" in states(one))
-            answer = await one.ping("two", 3, 0)
-            assert (answer["peer_id"], answer["name"], answer["path"]) == (two.peer_id, "two", "direct")
-            assert answer["address"] == f"127.0.0.1:{two.p2p.port}"
+            answer = await one.operator.ping("two", 3, 0)
+            assert (answer["peer_id"], answer["name"], answer["path"]) == (two.parts.peer_id, "two", "direct")
+            assert answer["address"] == f"127.0.0.1:{two.facts.p2p.port}"
             assert len(answer["rtt_ms"]) == 3
             assert answer["up"] is answer["down"] is None
-            answer = await two.ping(one.peer_id[-6:], 1, 100_000)
+            answer = await two.operator.ping(one.parts.peer_id[-6:], 1, 100_000)
             assert answer["up"]["bytes"] == answer["down"]["bytes"] == 100_000
 
     async def test_a_peer_that_is_not_there_says_why(self, make: MakeNode) -> None:
@@ -30,12 +30,12 @@ class TestPing:
                 link(one, two)
                 await until(lambda: "two" in states(one))
             with pytest.raises(PeerUnavailable, match="no connection to two"):
-                await one.ping("two", 1, 0)
+                await one.operator.ping("two", 1, 0)
 
     async def test_nobody_and_oneself(self, make: MakeNode) -> None:
         one = make("one")
         with pytest.raises(NotFound):
-            await one.ping("nobody", 1, 0)
+            await one.operator.ping("nobody", 1, 0)
         async with running(one):
             with pytest.raises(UsageError, match="the node itself"):
-                await one.ping("one", 1, 0)
+                await one.operator.ping("one", 1, 0)

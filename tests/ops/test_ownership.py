@@ -32,25 +32,25 @@ async def test_a_token_is_rotated_for_all_but_who_is_excepted_or_banned(make: Ma
             link(node, one)
         await until(lambda: all(len(node.host.links) == 3 for node in nodes))
         await until(lambda: set(rows(one)) == {"one", "two", "out", "bad"})
-        await until(lambda: two.status()["network"]["owner_at"] == [f"one ({one.peer_id})"])
-        one.ban("bad")
-        answer = await one.rotate(Wish(0.0, ["out"]))
+        await until(lambda: two.operator.status()["network"]["owner_at"] == [f"one ({one.parts.peer_id})"])
+        one.operator.ban("bad")
+        answer = await one.operator.rotate(Wish(0.0, ["out"]))
         excepted = answer.pop("excepted")
         assert answer == {
             "network": TOKEN.network_id, "rotations": 1, "former_until": None,
             "told": ["two"], "not_told": [], "left_out": [],
         }  # fmt: skip
-        assert {row["peer_id"]: row["name"] for row in excepted} == {out.peer_id: "out", bad.peer_id: "bad"}
-        await until(lambda: set(two.host.links) == {one.peer_id} and one.peer_id not in out.host.links)
-        assert one.token.secret == two.token.secret
-        assert {out.token, bad.token} == {TOKEN}
-        assert one.invite()["token"].startswith("fed3_")
-        await until(lambda: any("no longer valid" in warning for warning in out.status()["warnings"]))
+        assert {row["peer_id"]: row["name"] for row in excepted} == {out.parts.peer_id: "out", bad.parts.peer_id: "bad"}
+        await until(lambda: set(two.host.links) == {one.parts.peer_id} and one.parts.peer_id not in out.host.links)
+        assert one.parts.token.secret == two.parts.token.secret
+        assert {out.parts.token, bad.parts.token} == {TOKEN}
+        assert one.operator.invite()["token"].startswith("fed3_")
+        await until(lambda: any("no longer valid" in warning for warning in out.operator.status()["warnings"]))
         with pytest.raises(UsageError, match="cannot be left out"):
-            await one.rotate(Wish(0.0, [one.peer_id]))
+            await one.operator.rotate(Wish(0.0, [one.parts.peer_id]))
         with pytest.raises(NotFound):
-            await one.rotate(Wish(0.0, ["nobody"]))
-        assert one.token.rotations == 1
+            await one.operator.rotate(Wish(0.0, ["nobody"]))
+        assert one.parts.token.rotations == 1
 
 
 async def test_who_is_banned_is_told_if_the_owner_wants_that(make: MakeNode) -> None:
@@ -63,61 +63,61 @@ async def test_who_is_banned_is_told_if_the_owner_wants_that(make: MakeNode) -> 
         link(bad, one)
         await until(lambda: all(len(node.host.links) == 2 for node in nodes))
         await until(lambda: set(rows(one)) == {"one", "two", "bad"})
-        one.ban("bad")
-        await one.rotate(Wish(3600.0, keep_banned=True))
-        await until(lambda: bad.token.secret == one.token.secret)  # by way of two
+        one.operator.ban("bad")
+        await one.operator.rotate(Wish(3600.0, keep_banned=True))
+        await until(lambda: bad.parts.token.secret == one.parts.token.secret)  # by way of two
 
 
 async def test_without_the_key_it_is_said_who_has_it(make: MakeNode) -> None:
     async with running(make("one")) as a, running(make("two")) as b:
         one, two = a.node, b.node
         with pytest.raises(NotDone, match=r"is not on this node, and no node says that it has it: .*--owner-key FILE"):
-            await one.rotate(Wish(0.0))
+            await one.operator.rotate(Wish(0.0))
         gives_key(two)
         two._look_for_owner_key()
         link(one, two)
-        await until(lambda: bool(one.status()["network"]["owner_at"]))
-        with pytest.raises(NotDone, match=rf"and two \({two.peer_id}\) says that it is there"):
-            await one.rotate(Wish(0.0))
-        assert one.token == TOKEN
+        await until(lambda: bool(one.operator.status()["network"]["owner_at"]))
+        with pytest.raises(NotDone, match=rf"and two \({two.parts.peer_id}\) says that it is there"):
+            await one.operator.rotate(Wish(0.0))
+        assert one.parts.token == TOKEN
 
 
 async def test_a_key_of_another_network_is_none(make: MakeNode) -> None:
     one = make("one")
     gives_key(one, OwnerKey(b"x" * 32))
     async with running(one):
-        assert not one.has_owner_key
+        assert not one.facts.has_owner_key
         with pytest.raises(OwnerKeyWrong, match="another network's"):
-            await one.rotate(Wish(0.0))
+            await one.operator.rotate(Wish(0.0))
 
 
 async def test_a_network_without_an_owner_says_how_to_move(make: MakeNode) -> None:
     one = make("one", token=Token(b"n" * 32))
     with pytest.raises(NotDone, match=r"no owner key.*token new.*join --token-file"):
-        await one.rotate(Wish(0.0))
+        await one.operator.rotate(Wish(0.0))
     with pytest.raises(NotDone, match="no owner key"):
-        one.prepare_rotation(Wish(0.0))
+        one.operator.prepare_rotation(Wish(0.0))
 
 
 class TestSignedElsewhere:
     async def test_it_is_prepared_here_and_carried_out_once(self, make: MakeNode) -> None:
         async with running(make("one")) as run:
             node = run.node
-            prepared = node.prepare_rotation(Wish(60.0))
+            prepared = node.operator.prepare_rotation(Wish(60.0))
             assert (prepared["network"], prepared["rotations"], prepared["owner"]) == (TOKEN.network_id, 1, KEY.public.hex())
             data = bytes.fromhex(prepared["order"])
             order = Order.decode(data)
-            assert (order.names, order.grace_ms, order.members) == (TOKEN.names, 60_000, frozenset([node.peer_id]))
-            assert node.token == TOKEN
-            answer = await node.carry_out_rotation(KEY.sign(data).hex())
-            assert answer["rotations"] == node.token.rotations == 1
+            assert (order.names, order.grace_ms, order.members) == (TOKEN.names, 60_000, frozenset([node.parts.peer_id]))
+            assert node.parts.token == TOKEN
+            answer = await node.operator.carry_out_rotation(KEY.sign(data).hex())
+            assert answer["rotations"] == node.parts.token.rotations == 1
             assert not list(node.state.path.glob("owner-*"))
             with pytest.raises(NotDone, match="no rotation is prepared"):
-                await node.carry_out_rotation(KEY.sign(data).hex())
+                await node.operator.carry_out_rotation(KEY.sign(data).hex())
 
     async def test_a_signature_of_somebody_else_changes_nothing(self, make: MakeNode) -> None:
         async with running(make("one")) as run:
-            prepared = run.node.prepare_rotation(Wish(60.0))
+            prepared = run.node.operator.prepare_rotation(Wish(60.0))
             with pytest.raises(NotDone, match="not the signature of the network's owner"):
-                await run.node.carry_out_rotation(OwnerKey(b"x" * 32).sign(bytes.fromhex(prepared["order"])).hex())
-            assert run.node.token == TOKEN
+                await run.node.operator.carry_out_rotation(OwnerKey(b"x" * 32).sign(bytes.fromhex(prepared["order"])).hex())
+            assert run.node.parts.token == TOKEN

@@ -25,15 +25,15 @@ async def test_what_a_node_says_fits(make: MakeNode) -> None:
     async with running(make("one", backends=("127.0.0.1:1",))) as run:
         node = run.node
         said: list[tuple[Any, Any]] = [
-            (schemas.Status, node.status()),
-            (list[schemas.Peer], node.peers()),
-            (list[schemas.Decision], node.explain(10)),
-            (schemas.OpenConnections, node.connections(10)),
-            (schemas.Invite, node.invite()),
-            (schemas.Banned, node.banned()),
-            (schemas.Draining, node.drained()),
+            (schemas.Status, node.operator.status()),
+            (list[schemas.Peer], node.operator.peers()),
+            (list[schemas.Decision], node.operator.explain(10)),
+            (schemas.OpenConnections, node.operator.connections(10)),
+            (schemas.Invite, node.operator.invite()),
+            (schemas.Banned, node.operator.banned()),
+            (schemas.Draining, node.operator.drained()),
         ]
         for shape, answer in said:
             TypeAdapter(shape).validate_python(answer, strict=True)
         with pytest.raises(ValidationError):
-            TypeAdapter(schemas.Status).validate_python({**node.status(), "node": {}}, strict=True)
+            TypeAdapter(schemas.Status).validate_python({**node.operator.status(), "node": {}}, strict=True)

@@ -33,23 +33,23 @@ def make(tmp_path: Path) -> MakeNode:
 
 
 def row(node: Node, name: str) -> dict[str, Any]:
-    (found,) = [row for row in node.peers() if row["name"] == name]
+    (found,) = [row for row in node.operator.peers() if row["name"] == name]
     return found
 
 
 class TestPeers:
     async def test_its_own_row_is_there_before_anything_was_announced(self, make: MakeNode) -> None:
         node = make()
-        (me,) = node.peers()
+        (me,) = node.operator.peers()
         assert me["self"] is True
         assert me["online"] is True
         assert me["path"] == "self"
-        assert me["peer_id"] == node.peer_id
+        assert me["peer_id"] == node.parts.peer_id
         assert 0 <= me["last_seen_age_s"] < 1
 
     async def test_shape(self, make: MakeNode) -> None:
         node = make(capacity=3)
-        node.gpu = GpuReading((Gpu(name="x", total_vram=8 * GIB, available_vram=2 * GIB),), "nvml")
+        node.facts.gpu = GpuReading((Gpu(name="x", total_vram=8 * GIB, available_vram=2 * GIB),), "nvml")
         peer_id = add(
             node, "bob", rtt_s=0.0012345, in_flight=4, capacity=9, available_vram=5, total_vram=6, version="1.2",
             draining=True, gpus=(Gpu(name="y", total_vram=6, available_vram=5),), addresses=("/ip4/192.0.2.9/tcp/1",),
@@ -73,8 +73,8 @@ class TestPeers:
         node = make(name="m")
         for name in ("z", "a", "n"):
             add(node, name)
-        assert [row["name"] for row in node.peers()] == ["m", "a", "n", "z"]
-        assert [row["self"] for row in node.peers()] == [True, False, False, False]
+        assert [row["name"] for row in node.operator.peers()] == ["m", "a", "n", "z"]
+        assert [row["self"] for row in node.operator.peers()] == [True, False, False, False]
 
     @pytest.mark.parametrize(
         ("facts", "state", "online"),
@@ -106,7 +106,7 @@ class TestPeers:
         assert row(node, "me")["state"] == "backend down"
         node.backends.all[0].healthy = True
         assert row(node, "me")["state"] == "online"
-        node.draining = True
+        node.facts.draining = True
         assert row(node, "me")["state"] == "draining"
         assert row(make(), "me")["state"] == "no backend"
 
@@ -115,7 +115,7 @@ class TestPeers:
         node = make()
         node.ledger.merge(node.own_record(9).model_copy(update={"left": True}), now=node.clock.utc_now())
         node.backends.in_flight = 2
-        (me,) = node.peers()
+        (me,) = node.operator.peers()
         assert me["in_flight"] == 2
         assert me["state"] == "no backend"
 
@@ -135,7 +135,7 @@ class TestStatus:
         add(node, "linked")
         add(node, "far", linked=False)
         add(node, "old", age_s=60)
-        network = node.status()["network"]
+        network = node.operator.status()["network"]
         assert (network["peers_online"], network["peers_known"]) == (2, 4)
         assert network["paths"] == {"direct": 2}
 
@@ -146,7 +146,7 @@ class TestStatus:
         add(node, "drains", services={"default": True}, draining=True)
         add(node, "silent", services={"embed": True}, suspect=True)
         add(node, "far", linked=False, services={"default": True})
-        assert node.status()["network"]["services"] == {
+        assert node.operator.status()["network"]["services"] == {
             "default": {"nodes": 3, "up": 1},
             "embed": {"nodes": 2, "up": 1},
             "chat": {"nodes": 1, "up": 0},
@@ -154,16 +154,16 @@ class TestStatus:
 
     async def test_it_holds_no_secret(self, make: MakeNode) -> None:
         node = make()
-        text = json.dumps([node.status(), node.peers(), node.explain(5)])
+        text = json.dumps([node.operator.status(), node.operator.peers(), node.operator.explain(5)])
         assert "fed1_" not in text
         assert TOKEN.secret.hex() not in text
-        assert node.status()["network"]["id"] == TOKEN.network_id
+        assert node.operator.status()["network"]["id"] == TOKEN.network_id
 
     async def test_counters(self, make: MakeNode) -> None:
         node = make()
         counts = node.forwarder.counts
         counts.total, counts.failed, counts.retried = 5, 2, 1
-        assert node.status()["connections"] == {
+        assert node.operator.status()["connections"] == {
             "now": 0,
             "total": 5,
             "failed": 2,
@@ -175,18 +175,18 @@ class TestStatus:
     async def test_uptime(self, make: MakeNode, autojump_clock: trio.testing.MockClock) -> None:
         node = make()
         await trio.sleep(90)
-        assert node.status()["node"]["uptime_s"] == 90
+        assert node.operator.status()["node"]["uptime_s"] == 90
 
     async def test_tasks_are_counted(self, make: MakeNode, nursery: trio.Nursery) -> None:
         node = make()
-        before = node.status()["node"]["tasks"]
+        before = node.operator.status()["node"]["tasks"]
         nursery.start_soon(trio.sleep_forever)
         nursery.start_soon(trio.sleep_forever)
-        assert node.status()["node"]["tasks"] == before + 2
+        assert node.operator.status()["node"]["tasks"] == before + 2
 
     async def test_warnings(self, make: MakeNode) -> None:
         node = make(backends=("chat=127.0.0.1:7",))
-        assert node.status()["warnings"] == []  # not checked yet is no warning
+        assert node.operator.status()["warnings"] == []  # not checked yet is no warning
         node.backends.all[0].healthy = False
         node.backends.all[0].why = "connection refused"
         for name in "abcdefg":
@@ -195,15 +195,24 @@ class TestStatus:
         add(node, "left", linked=False, left=True)
         node.host.rejected["other token"] = 3
         node.host.rejected["handshake"] = 9
-        backend, reach, token = node.status()["warnings"]
+        backend, reach, token = node.operator.status()["warnings"]
         assert all(word in backend for word in ("127.0.0.1:7", "chat", "connection refused"))
         assert reach.endswith(": a, b, c, d, e")
         assert token.startswith("3 ")
 
+    async def test_a_target_that_several_are_named_is_a_warning(self, make: MakeNode) -> None:
+        node = make(target="bob")
+        bob = add(node, "bob")
+        assert node.operator.status()["warnings"] == []
+        other = add(node, "mob", name="bob")
+        (warning,) = node.operator.status()["warnings"]
+        assert warning.startswith("2 nodes are named 'bob'")
+        assert warning.endswith(", ".join(sorted([bob, other])))
+
     async def test_nameless_peers_are_shown_by_id(self, make: MakeNode) -> None:
         node = make()
         peer_id = add(node, "x", name="", linked=False)
-        assert peer_id in node.status()["warnings"][0]
+        assert peer_id in node.operator.status()["warnings"][0]
 
 
 class TestExplain:
@@ -217,9 +226,9 @@ class TestExplain:
             assert pick is not None
             node.forwarder.decisions.append(Decision(trio.current_time(), "chat", f"c{n}", pick, 1))
         await trio.sleep(5)
-        first, second, third = node.explain(10)
+        first, second, third = node.operator.explain(10)
         assert [d["client"] for d in (first, second, third)] == ["c0", "c1", "c2"]
-        assert [d["client"] for d in node.explain(2)] == ["c1", "c2"]
+        assert [d["client"] for d in node.operator.explain(2)] == ["c1", "c2"]
         at = [datetime.fromisoformat(d["at"]) for d in (first, second, third)]
         assert at[1] - at[0] == timedelta(seconds=10)
         assert node.clock.utc_now() - at[2] == timedelta(seconds=5)
@@ -229,7 +238,7 @@ class TestExplain:
         assert third["tier"] == "only"
         assert first["candidates"][0]["last_used_age_s"] is None  # never used
         assert second["candidates"][0]["last_used_age_s"] == 10
-        assert json.dumps(node.explain(10), allow_nan=False)
+        assert json.dumps(node.operator.explain(10), allow_nan=False)
 
     async def test_one_connection_with_its_failures_and_its_end(self, make: MakeNode) -> None:
         node = make()
@@ -241,26 +250,26 @@ class TestExplain:
             forwarder.decisions.append(Decision(0.0, "s", "c", pick, attempt, connection))
         forwarder.failures.append(Failure(7, 1, "bob", "it said no"))
         forwarder.endings.append(Ending(7, "s", "c", "bob", 2, 0.0, 1.23456, 10, 20, "reset"))
-        first, second = node.explain(1, 7)
+        first, second = node.operator.explain(1, 7)
         assert [(d["id"], d["attempt"], d["failed"]) for d in (first, second)] == [(7, 1, "it said no"), (7, 2, None)]
         ended = {"peer_id": "bob", "seconds": 1.235, "received": 10, "delivered": 20, "error": "reset"}
         assert first["ended"] == second["ended"] == ended
-        (open_one,) = node.explain(1, 8)
+        (open_one,) = node.operator.explain(1, 8)
         assert (open_one["failed"], open_one["ended"]) == (None, None)
-        assert node.explain(1, 9) == []
+        assert node.operator.explain(1, 9) == []
 
     async def test_whom_nobody_had(self, make: MakeNode) -> None:
         node = make()
         at = trio.current_time()
         for number, peer_id, error in ((1, "", "no peer is available"), (2, "bob", "reset"), (3, "", None)):
             node.forwarder.endings.append(Ending(number, "s", "c", peer_id, 0, at, 10.0, 0, 0, error))
-        first, second = node.turned_away(10)
+        first, second = node.operator.turned_away(10)
         assert (first["id"], first["why"], first["seconds"]) == (1, "no peer is available", 10.0)
         assert (second["id"], "client went away" in second["why"]) == (3, True)
         assert abs(datetime.fromisoformat(first["at"]) - node.clock.utc_now()) < timedelta(seconds=1)
-        assert [row["id"] for row in node.turned_away(1)] == [3]
-        assert [row["id"] for row in node.turned_away(1, 1)] == [1]
-        assert node.turned_away(10, 2) == []
+        assert [row["id"] for row in node.operator.turned_away(1)] == [3]
+        assert [row["id"] for row in node.operator.turned_away(1, 1)] == [1]
+        assert node.operator.turned_away(10, 2) == []
 
     async def test_of_a_peer_that_is_forgotten(self, make: MakeNode) -> None:
         node = make()
@@ -269,7 +278,7 @@ class TestExplain:
         add(node, "bob")
         pick = selector.pick([r for r in node.ledger.records()], now=0.0)._replace(chosen=gone, candidates=(gone,))  # type: ignore[union-attr]
         node.forwarder.decisions.append(Decision(0.0, "s", "c", pick, 1))
-        (decision,) = node.explain(1)
+        (decision,) = node.operator.explain(1)
         assert decision["name"] == ""
         assert (decision["id"], decision["failed"], decision["ended"]) == (0, None, None)
         assert decision["candidates"] == [
@@ -307,7 +316,7 @@ class TestConnections:
         node.forwarder.active = {away, waiting, opening, is_open}
         node.forwarder.turned_away = {away}
         node.forwarder.counts.received, node.forwarder.counts.delivered = 1000, 2000
-        answer = node.connections(10)
+        answer = node.operator.connections(10)
         assert answer["total"] == 4
         assert [row["state"] for row in answer["connections"]] == ["open", "opening", "waiting", "turned away"]
         first = answer["connections"][0]
@@ -323,17 +332,17 @@ class TestConnections:
             "attempts": 1,
             "state": "open",
         }
-        assert [row["id"] for row in node.connections(2)["connections"]] == [1, 2]
+        assert [row["id"] for row in node.operator.connections(2)["connections"]] == [1, 2]
         # What is open counts too: a stream of an hour is traffic now.
-        counts = node.status()["connections"]
+        counts = node.operator.status()["connections"]
         assert (counts["received"], counts["delivered"]) == (1100, 2010)
 
     async def test_rates(self, make: MakeNode, autojump_clock: trio.testing.MockClock) -> None:
         node = make()
-        node.rates.sample(trio.current_time(), status.traffic(node))
+        node.rates.sample(trio.current_time(), status.traffic(node.parts))
         await trio.sleep(4)
         node.forwarder.counts.total, node.forwarder.counts.received, node.forwarder.counts.delivered = 8, 4000, 400
-        rates = node.status()["rates"]
+        rates = node.operator.status()["rates"]
         assert (rates["connections_per_s"], rates["failed_per_s"]) == (2, 0)
         assert (rates["received_per_s"], rates["delivered_per_s"], rates["bytes_per_s"]) == (1000, 100, 1100)
 
@@ -346,8 +355,8 @@ class TestMetrics:
         add(node, "gone", linked=False, age_s=60)
         node.selector.pick([node.ledger.records()[0]], now=0.0)
         node.forwarder.counts.received = 5
-        node.draining = True
-        now = status.metrics(node)
+        node.facts.draining = True
+        now = status.metrics(node.parts)
         assert {state: count for state, count in now.peers.items() if count} == {
             "draining": 1,
             "online": 1,
@@ -357,58 +366,63 @@ class TestMetrics:
         assert (now.received, now.delivered, now.draining) == (5, 0, True)
         assert now.backends == {"chat": False}
         assert now.ledger_records == 3
-        assert now.in_flight[node.peer_id] == 0
+        assert now.in_flight[node.parts.peer_id] == 0
         assert sum(now.in_flight.values()) == now.in_flight[busy] == 1
-        text, _ = node.metrics_text("")
+        text, _ = node.operator.metrics_text("")
         assert f'federation_connections_in_flight{{peer="{busy}"}} 1.0'.encode() in text
 
 
 class TestTokens:
     async def test_a_rotation_is_shown_while_both_tokens_admit(self, make: MakeNode) -> None:
         node = make()
-        network = node.status()["network"]
+        network = node.operator.status()["network"]
         assert (network["rotations"], network["former_until"]) == (0, None)
         former = add(node, "former")
         node.state.save_owner_key(TOKEN.network_id, KEY.encode())
-        answer = await node.rotate(Wish(3600.0, ["former"]))
+        answer = await node.operator.rotate(Wish(3600.0, ["former"]))
         assert answer["excepted"] == [{"peer_id": former, "name": "former"}]
-        network = node.status()["network"]
+        network = node.operator.status()["network"]
         assert network["rotations"] == 1
         assert network["id"] == TOKEN.network_id
         until = network["former_until"]
         assert until is not None
         assert timedelta(minutes=59) < datetime.fromisoformat(until) - node.clock.utc_now() < timedelta(minutes=61)
-        (warning,) = node.status()["warnings"]
+        (warning,) = node.operator.status()["warnings"]
         assert warning == f"still here with the former token, until {until}: former"
         assert node.rotation.left_out() == [former]
 
     async def test_a_token_that_is_no_longer_valid_is_said_and_what_to_do(self, make: MakeNode) -> None:
         node = make()
         node.host.token_retired_at = 1.0
-        (warning,) = node.status()["warnings"]
+        (warning,) = node.operator.status()["warnings"]
         assert "no longer valid" in warning
         assert "federation invite" in warning
         node.state.save_owner_key(TOKEN.network_id, KEY.encode())
-        await node.rotate(Wish(0.0))
-        assert node.status()["warnings"] == []
+        await node.operator.rotate(Wish(0.0))
+        assert node.operator.status()["warnings"] == []
 
     async def test_without_an_owner_others_may_have_rotated_on_their_own(self, make: MakeNode) -> None:
         node = make()
         node.rotation.keyring = Keyring(Token(b"r" * 32))
         node.host.token_retired_at = 1.0
-        (warning,) = node.status()["warnings"]
+        (warning,) = node.operator.status()["warnings"]
         assert "nodes of this version stay with the present one" in warning
 
     async def test_where_the_owners_key_is(self, make: MakeNode) -> None:
         node = make()
-        assert node.status()["network"]["owner"] == TOKEN.owner.hex()
-        assert (node.status()["network"]["owner_here"], node.status()["network"]["owner_at"]) == (False, [])
+        assert node.operator.status()["network"]["owner"] == TOKEN.owner.hex()
+        assert (node.operator.status()["network"]["owner_here"], node.operator.status()["network"]["owner_at"]) == (
+            False,
+            [],
+        )
         bob = add(node, "bob", owner=True)
         add(node, "carol")
         add(node, "dave", owner=True, left=True)
-        assert node.status()["network"]["owner_at"] == [f"bob ({bob})"]
+        assert node.operator.status()["network"]["owner_at"] == [f"bob ({bob})"]
 
     async def test_who_missed_a_rotation_is_counted(self, make: MakeNode) -> None:
         node = make()
         node.host.rejected["old token"] = 3
-        assert node.status()["warnings"] == ["3 connections from nodes with the token from before the rotation were refused"]
+        assert node.operator.status()["warnings"] == [
+            "3 connections from nodes with the token from before the rotation were refused"
+        ]

@@ -14,6 +14,7 @@ class Api:
         self.answers: dict[str, list[Any]] = {}
         self.seen: list[tuple[str, Any]] = []
         self.refuses = False
+        self.ends_with_leave = False
         api = self
 
         class Answers(Handler):
@@ -22,6 +23,8 @@ class Api:
                 api.seen.append((asked, body))
                 if api.refuses:
                     return 401, {"error": "no\x1b key"}
+                if asked == "POST leave" and api.ends_with_leave:
+                    del api.answers["GET status"]
                 line = api.answers.get(asked)
                 if not line:
                     return 404, {"error": "There is no such thing here"}

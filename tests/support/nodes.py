@@ -82,7 +82,7 @@ class Run:
 
     @property
     def client_address(self) -> HostPort:
-        return self.node.listens["default"]
+        return self.node.facts.listens["default"]
 
 
 @asynccontextmanager
@@ -110,12 +110,12 @@ async def running(node: Node) -> AsyncIterator[Run]:
 
 
 def link(newcomer: Node, member: Node) -> None:
-    newcomer.book.add(PeerAddress("127.0.0.1", member.p2p.port, member.peer_id), source="peer")
+    newcomer.book.add(PeerAddress("127.0.0.1", member.facts.p2p.port, member.parts.peer_id), source="peer")
     newcomer.host.look_at_book()
 
 
 def rows(node: Node) -> dict[str, dict[str, Any]]:
-    return {row["name"]: row for row in node.peers()}
+    return {row["name"]: row for row in node.operator.peers()}
 
 
 def states(node: Node) -> dict[str, str]:

@@ -166,8 +166,7 @@ export async function showInvite() {
     return;
   }
   try {
-    const { command } = await get("/api/v1/invite");
-    dialog.replaceChildren(heading, ...invitation(command), buttons);
+    dialog.replaceChildren(heading, ...invitation(await get("/api/v1/invite")), buttons);
   } catch (error) {
     dialog.replaceChildren(
       heading,
@@ -177,9 +176,12 @@ export async function showInvite() {
   }
 }
 
-function invitation(command) {
+/** Two things to copy: a token that is part of a command stays in the shell's history. */
+function invitation({ command, token }) {
   const code = el("code", { class: "command", id: "invite-command", tabindex: "0", "aria-label": "The command" });
+  const secret = el("code", { class: "command", id: "invite-token", tabindex: "0", "aria-label": "The token" }, token);
   const qr = document.createElementNS(SVG, "svg");
+  drawQr(qr, token);
   const select = el(
     "select",
     { id: "invite-server" },
@@ -187,28 +189,32 @@ function invitation(command) {
   );
   const show = () => {
     code.textContent = select.value ? `${command} ${select.value}` : command;
-    drawQr(qr, code.textContent);
   };
   select.addEventListener("change", show);
   show();
   return [
-    el("p", {}, "Install federation on the new machine, then run this there:"),
+    el("p", {}, "Install federation on the new machine, then there:"),
+    el("h3", {}, "1. Run this"),
     el("div", { class: "field" }, el("label", { for: "invite-server" }, "It offers"), select),
+    code,
+    copyButton("the command", () => code.textContent),
+    el("h3", {}, "2. Paste the token when it asks"),
     el(
       "div",
       { class: "invite-grid" },
       el(
         "div",
         {},
-        code,
-        copyButton("the command", () => code.textContent),
+        secret,
+        copyButton("the token", () => token),
       ),
-      el("figure", {}, qr, el("figcaption", {}, "The same command, to scan.")),
+      el("figure", {}, qr, el("figcaption", {}, "The same token, to scan.")),
     ),
     el(
       "p",
       { class: "muted" },
-      "The command holds this network's secret: whoever has it is a member. Send it only to machines that you trust.",
+      "The token is this network's secret: whoever has it is a member. Paste it where the command asks, which shows " +
+        "nothing of it, and not into a command: that would stay in the shell's history.",
     ),
     el("p", { class: "joined", id: "joined", role: "status" }, "Waiting for it to appear …"),
   ];
@@ -233,7 +239,7 @@ function drawQr(svg, text) {
   svg.setAttribute("viewBox", `0 0 ${size} ${size}`);
   svg.setAttribute("shape-rendering", "crispEdges");
   svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", "QR code of the command");
+  svg.setAttribute("aria-label", "QR code of the token");
   const dots = document.createElementNS(SVG, "path");
   dots.setAttribute("d", path);
   dots.setAttribute("fill", "#000");

@@ -47,7 +47,7 @@ export const shortId = (id) => "…" + String(id ?? "").slice(-6);
 
 /**
  * Names come from other machines: a ? for each character that shows nothing, or moves or turns what others show (controls,
- * bidi overrides, zero widths, separators but the space). values.py has the same rule for the terminal.
+ * bidi overrides, zero widths, separators but the space). units.py has the same rule for the terminal.
  */
 export const visible = (text) => String(text).replace(/[\p{C}\p{Z}]/gu, (c) => (c === " " ? c : "?"));
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # In order of trust: a person's word, what was heard just now on this LAN, what the peer says of itself, what it said in
 # an earlier life of this daemon, what others saw.
-Source = Literal["token", "peer", "mdns", "record", "saved", "inbound", "dht"]
-_RANK: dict[Source, int] = {"token": 0, "peer": 0, "mdns": 1, "record": 2, "saved": 3, "inbound": 4, "dht": 5}
+Source = Literal["token", "peer", "mdns", "record", "saved", "dht"]
+_RANK: dict[Source, int] = {"token": 0, "peer": 0, "mdns": 1, "record": 2, "saved": 3, "dht": 4}
 _BOOTSTRAP_RANK = 0
 
 BACKOFF_FIRST_S = 0.25  # a peer that restarts is back within a second or two

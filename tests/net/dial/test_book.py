@@ -338,7 +338,7 @@ class TestSightings:
         assert due(book, 1.0) == []
 
     def test_addresses_go_by_source_then_as_announced(self, book: AddressBook) -> None:
-        sources = ("inbound", "saved", "record", "record", "mdns", "token")
+        sources = ("dht", "saved", "record", "record", "mdns", "token")
         told = [replace(LAN, port=port) for port in range(1, 7)]
         for address, source in zip(told, sources, strict=True):
             book.add(address, source=source)  # type: ignore[arg-type]
@@ -397,7 +397,7 @@ class TestHearsay:
 
 class TestWhatIsForgotten:
     def test_what_the_network_told_after_an_hour_of_failures(self, book: AddressBook) -> None:
-        for index, source in enumerate(("record", "mdns", "saved", "inbound")):
+        for index, source in enumerate(("record", "mdns", "saved", "dht")):
             book.add(PeerAddress("192.168.1.5", 4484, f"12D3KooW{str(index + 1) * 44}"), source=source)  # type: ignore[arg-type]
         for now in (0.0, DROP_AFTER_S - 1.0):
             for target in due(book, now):
@@ -583,7 +583,7 @@ class BookMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.dialling: list[Target] = []
 
-    @rule(address=told, source=st.sampled_from(["mdns", "record", "saved", "inbound"]))
+    @rule(address=told, source=st.sampled_from(["mdns", "record", "saved", "dht"]))
     def add(self, address: PeerAddress, source: Source) -> None:
         self.book.add(address, source=source)
 
@@ -686,7 +686,7 @@ class TestWhatOthersSay:
         book.may_dial = lambda address, trusted: address.host == WAN.host or (trusted and address.host != LAN.host)
         return book
 
-    @pytest.mark.parametrize("source", ["mdns", "record", "inbound", "dht"])
+    @pytest.mark.parametrize("source", ["mdns", "record", "dht"])
     def test_is_dialled_where_it_makes_sense(self, picky: AddressBook, source: Source) -> None:
         for address in (LAN, WAN, NAME):
             picky.add(address, source=source)

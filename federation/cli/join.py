@@ -1,0 +1,118 @@
+"""`federation join`: from what the person typed to a daemon that serves, and what the person reads then.
+
+The one command that is slow to start. main.py imports this module, and this module libp2p, only when it comes to that.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from federation import logs
+from federation.cli import detect, render
+from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
+from federation.config import load
+from federation.dirs import default_state_dir
+from federation.errors import TokenMalformed
+from federation.mesh import token_store
+from federation.mesh.owner import OwnerKey
+from federation.mesh.tokens import Token
+from federation.reactor import fdlimit
+from federation.state import StateDir
+from federation.units import Endpoint
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
+
+    from federation.config import Settings
+    from federation.ops.schemas import Status
+
+MAX_INVITED = 8  # addresses in the printed command: one for each interface, and still a line that people paste
+
+
+def join(args: Namespace) -> int:
+    """Run a node until it is told to stop."""
+    fdlimit.raise_limit()
+    flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
+
+    def read_settings() -> Settings:
+        return load(flags, config_file=args.config)
+
+    settings = read_settings()
+    logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
+    detected = _detected(settings) if settings.detect and not settings.backends else ()
+    settings = _offering(settings, detected)
+    given = _given_token(settings)
+    state = StateDir(settings.state_dir)
+    state.lock()
+    return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
+
+
+def _offering(settings: Settings, detected: Sequence[Endpoint]) -> Settings:
+    """With what was found at the start, unless the person says what to offer."""
+    return settings if settings.backends else settings.model_copy(update={"backends": tuple(detected)})
+
+
+def _detected(settings: Settings) -> Sequence[Endpoint]:
+    """The inference servers that run on this machine."""
+    own = (*(listen.address for listen in settings.listens), settings.p2p_listen, settings.control)
+    found = detect.find(without=[address.port for address in own])
+    for line in detect.in_words(found):
+        complain(line)
+    return [Endpoint.parse(text) for text in detect.offers(found)]
+
+
+def _given_token(settings: Settings) -> Token | None:
+    """The token that came with this start, if any: text, file or standard input."""
+    if settings.token is not None:
+        text = settings.token.get_secret_value()
+        if text.strip() == "-":
+            text = read_stdin("token")
+    elif settings.token_file is not None:
+        text = read_secret(settings.token_file, "token")
+    else:
+        return None
+    if not text.strip():
+        raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
+    return Token.decode(text)
+
+
+def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
+    from federation.daemon import serve  # imports libp2p, so only after logging is set up
+
+    owner: OwnerKey | None = None  # of a network that begins here
+    if given is not None:
+        member = token_store.take_up(given, state)
+        token = member.token
+        if member.outdated:
+            complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
+        if member.left_behind:
+            previous = state.path / "token.previous"
+            complain(f"this node moves to network {token.network_id}; the token saved here before is in {previous}")
+    else:
+        saved = token_store.saved_token(state)
+        if saved is None:
+            owner = OwnerKey.new()
+            saved = Token.new(owner=owner.public)
+        token = saved
+
+    def ready(answer: Status) -> None:
+        if owner is not None:
+            # The network begins here: a start that failed on the way leaves no token behind.
+            state.save_owner_key(token.network_id, owner.encode())
+            state.save_token(token.encode())
+        if owner is not None and is_terminal(sys.stdout):  # a service's output is kept in a journal, which others read
+            invited = token.with_addresses(answer["network"]["invite_addresses"][:MAX_INVITED])
+            next_step = render.next_machine(invited.encode())
+        else:
+            is_default = state.path == default_state_dir(os.environ)
+            next_step = render.next_invite("" if is_default else f" --state-dir {shlex.quote(str(state.path))}")
+        with suppress(OSError):  # nobody reads our output: no reason not to serve
+            print(render.ready(answer, next_step, token_file=str(state.path / "token") if owner is not None else ""))
+        flush()
+
+    return serve(settings, state, token, on_ready=ready, read_settings=read_settings)

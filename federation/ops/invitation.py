@@ -1,0 +1,35 @@
+"""The invitation for another machine: the token with addresses of members, and the command that asks for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from federation.net.dial.book import PeerAddress
+    from federation.ops import schemas
+    from federation.ops.parts import Parts
+
+OWN_ADDRESSES = 6  # of this node; a token stays short enough to paste
+OTHERS = 4  # members that let a newcomer in while this node is off
+# It asks for the token: one that is typed as part of a command stays in the shell's history.
+COMMAND = "federation join --token-file -"
+
+
+def invite(node: Parts) -> schemas.Invite:
+    return {"token": node.token.with_addresses(tuple(addresses(node))).encode(), "command": COMMAND}
+
+
+def addresses(node: Parts) -> list[str]:
+    """The addresses in a newcomer's token: those of this node and of a few other members."""
+    online = node.ledger.online(node.clock.utc_now())
+    others = [record.peer_id for record in online if record.peer_id in node.host.links][:OTHERS]
+    chosen = node.addresses[:OWN_ADDRESSES]
+    chosen += [address for peer_id in others for address in _sure_addresses(node, peer_id)[:1]]
+    return [str(address) for address in chosen]
+
+
+def _sure_addresses(node: Parts, peer_id: str) -> list[PeerAddress]:
+    """Those of a linked peer that are more than the peer's word: a token's reader takes them for a person's."""
+    at = node.host.links[peer_id].remote_address
+    known = node.book.addresses(peer_id)
+    return [a for a in known if node.book.has_answered(a) or (at is not None and a.host == at[0])]

@@ -1,0 +1,141 @@
+"""The node as its operator sees it: what the control API asks and tells, over the node's parts.
+
+Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, server.KeyedNode.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from federation.errors import NotFound
+from federation.mesh.bans import find_peer
+from federation.ops import diagnose, doctor, invitation, status
+from federation.ops.ownership import Ownership
+
+if TYPE_CHECKING:
+    import socket
+
+    from federation.ops import schemas
+    from federation.ops.ownership import Wish
+    from federation.ops.parts import Parts
+
+log = structlog.get_logger(__name__)
+
+
+class Operator:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._ownership = Ownership(parts)
+
+    # What it is and does
+
+    def status(self) -> schemas.Status:
+        return status.status(self._parts)
+
+    def peers(self) -> list[schemas.Peer]:
+        return status.peers(self._parts)
+
+    def explain(self, last: int, connection: int | None = None) -> list[schemas.Decision]:
+        return status.explain(self._parts, last, connection)
+
+    def turned_away(self, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
+        return status.turned_away(self._parts, last, connection)
+
+    def connections(self, most: int) -> schemas.OpenConnections:
+        return status.connections(self._parts, most)
+
+    def metrics_text(self, accept: str) -> tuple[bytes, str]:
+        return self._parts.metrics.exposition(accept)
+
+    # Diagnosis
+
+    def log_lines(self, after: int, last: int) -> schemas.LogLines:
+        return diagnose.log_lines(after, last)
+
+    async def ping(self, peer: str, count: int, bulk_bytes: int) -> schemas.Ping:
+        return await diagnose.ping(self._parts, peer, count, bulk_bytes)
+
+    async def examine(self) -> schemas.Examination:
+        return {"findings": await doctor.examine(self._parts)}
+
+    # Drain and leave
+
+    def drain(self) -> None:
+        """Nothing new for this node's backends, here and, as soon as gossip has it, from anywhere; what is open goes on.
+
+        Clients of this node's own ports are served by the other nodes, so that nobody who points there notices.
+        """
+        self._set_draining(True)
+
+    def undrain(self) -> None:
+        self._set_draining(False)
+
+    def drained(self) -> schemas.Draining:
+        return status.draining(self._parts)
+
+    def _set_draining(self, draining: bool) -> None:
+        parts = self._parts
+        if parts.stop.is_set() or parts.facts.draining == draining:
+            return  # a node that leaves goes on draining
+        parts.facts.draining = parts.backends.draining = draining
+        log.info("draining: the backends take no new connections" if draining else "no longer draining")
+        parts.roster.changed()
+        parts.gossip.stir()
+
+    def leave(self) -> None:
+        """Stop, and forget the network: the next start without a token begins a new one."""
+        self._parts.facts.forgets_network = True
+        self._parts.stop.set()
+
+    # Members
+
+    def invite(self) -> schemas.Invite:
+        return invitation.invite(self._parts)
+
+    def banned(self) -> schemas.Banned:
+        rows = self._parts.bans.rows()
+        return {"banned": [{"peer_id": ban.peer_id, "name": ban.name, "since": ban.since} for ban in rows]}
+
+    def ban(self, peer: str) -> None:
+        """Keep away the peer that `peer` names (bans.find_peer). Raises NotFound or UsageError."""
+        parts = self._parts
+        peer_id = parts.find_other(peer)
+        name = parts.name_of(peer_id)
+        parts.bans.ban(peer_id, name)
+        log.info("peer banned", peer=peer_id, name=name)
+        parts.host.cut(peer_id, "banned here")
+        parts.roster.changed()
+
+    def unban(self, peer: str) -> None:
+        """Raises NotFound or UsageError."""
+        parts = self._parts
+        names = {peer_id: parts.name_of(peer_id) or name for peer_id, name in parts.bans.names.items()}
+        peer_id = find_peer(peer, names, among="those that are banned here")
+        if peer_id not in parts.bans:
+            raise NotFound("it is not banned here")
+        parts.bans.unban(peer_id)
+        log.info("peer no longer banned", peer=peer_id)
+        parts.book.refresh(peer_id)
+        parts.host.look_at_book()
+
+    async def rotate(self, wish: Wish) -> schemas.Rotated:
+        return await self._ownership.rotate(wish)
+
+    def prepare_rotation(self, wish: Wish) -> schemas.PreparedRotation:
+        return self._ownership.prepare(wish)
+
+    async def carry_out_rotation(self, signature: str) -> schemas.Rotated:
+        return await self._ownership.carry_out(signature)
+
+    # For the API's server
+
+    def control_hosts(self) -> tuple[str, ...]:
+        return self._parts.facts.settings.control_hosts
+
+    def control_key(self) -> str:
+        return self._parts.state.control_key()
+
+    def control_socket(self) -> socket.socket | None:
+        return self._parts.state.listen_control()

@@ -1,0 +1,103 @@
+"""The parts of a node, as ops/ reads and uses them. node.py builds them; nothing here knows node.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from federation.errors import UsageError
+from federation.mesh.bans import find_peer
+from federation.mesh.gpu import GpuReading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import trio
+
+    from federation.clock import Clock
+    from federation.config import Settings
+    from federation.forward.backends import Backends
+    from federation.forward.frontend import Forwarder
+    from federation.forward.roster import Roster
+    from federation.forward.selection import Selector
+    from federation.mesh.bans import Bans
+    from federation.mesh.connectivity import Paths
+    from federation.mesh.discovery import Finding
+    from federation.mesh.gossip import Gossip
+    from federation.mesh.ledger import Ledger
+    from federation.mesh.probe import Probe
+    from federation.mesh.records import NodeData
+    from federation.mesh.rotation import Rotation
+    from federation.mesh.tokens import Token
+    from federation.metrics import Metrics
+    from federation.net.dial.book import AddressBook, PeerAddress
+    from federation.net.host import Host
+    from federation.ops.rates import Rates
+    from federation.state import StateDir
+    from federation.units import HostPort
+
+
+@dataclass(slots=True)
+class Facts:
+    """Facts about this node that change while it runs and belong to none of its parts."""
+
+    settings: Settings
+    started_at: float
+    p2p: HostPort  # where it listens; before the start, where it is to
+    control: HostPort
+    listens: dict[str, HostPort] = field(default_factory=dict)
+    gpu: GpuReading = field(default_factory=lambda: GpuReading((), "none", "not read yet"))
+    draining: bool = False
+    has_owner_key: bool = False
+    forgets_network: bool = False  # when it stops
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """`stop`: the node leaves the network and ends once this is set. `own_record`: its record, with so many in flight."""
+
+    facts: Facts
+    stop: trio.Event
+    own_record: Callable[[int], NodeData]
+    clock: Clock
+    state: StateDir
+    host: Host
+    book: AddressBook
+    ledger: Ledger
+    bans: Bans
+    rotation: Rotation
+    paths: Paths
+    gossip: Gossip
+    finding: Finding
+    probe: Probe
+    selector: Selector
+    backends: Backends
+    roster: Roster
+    forwarder: Forwarder
+    rates: Rates
+    metrics: Metrics
+
+    @property
+    def token(self) -> Token:
+        return self.rotation.keyring.token
+
+    @property
+    def peer_id(self) -> str:
+        return self.host.peer_id
+
+    @property
+    def addresses(self) -> list[PeerAddress]:
+        return self.paths.addresses
+
+    def name_of(self, peer_id: str) -> str:
+        """The name that a peer gave itself; empty where none is known."""
+        row = self.ledger.get(peer_id)
+        return row.record.name if row is not None else ""
+
+    def find_other(self, text: str, *, if_itself: str = "this is the node itself") -> str:
+        """The id of the other node that a person means by `text`; see bans.find_peer. Raises NotFound or UsageError."""
+        names = {record.peer_id: record.name for record in self.ledger.records()}
+        peer_id = find_peer(text, names, among="the nodes of this network")
+        if peer_id == self.peer_id:
+            raise UsageError(if_itself)
+        return peer_id
