@@ -204,14 +204,18 @@ def test_a_refusal_says_what_would_allow_it() -> None:
         (b"SSH-2.0-OpenSSH_9.2\r\n", Heard.GO_ON),
         (b"EHLO /box", Heard.MORE),  # until its line ends
         (b"EHLO /box\r\n", Heard.GO_ON),
-        (b"x" * 70_000, Heard.GO_ON),
+        (b"x" * 64, Heard.GO_ON),
+        (b"x" * 65, Heard.PERHAPS),  # a page's own method
+        (b"x" * 65 + b" /", Heard.MORE),
+        (b"x" * 70_000 + b"\r\n", Heard.GO_ON),
+        (b"\0" * 70_000, Heard.GO_ON),
     ],
 )
 def test_first_bytes(data: bytes, expected: Heard) -> None:
     assert LOCAL.judge(data) is expected
 
 
-@pytest.mark.parametrize("data", [b"GET /" + b"x" * MAX_HEAD, b"GET / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD])
+@pytest.mark.parametrize("data", [b"GET /" + b"x" * MAX_HEAD, b"GET / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD, b"x" * MAX_HEAD])
 def test_a_head_without_end(data: bytes) -> None:
     for is_all in (False, True):
         verdict = LOCAL.judge(data, is_all=is_all)
