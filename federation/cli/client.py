@@ -235,7 +235,9 @@ def _control(name: str, text: str) -> HostPort:
 
 
 def _dialable(address: HostPort) -> HostPort:
-    """A daemon that listens everywhere listens here too."""
-    if not address.is_wildcard:
+    """A daemon that listens everywhere listens here too. One on localhost listens on 127.0.0.1: a browser may take the name
+    for ::1, where another user can listen and be handed the dashboard's code.
+    """
+    if not address.is_wildcard and address.host.lower().rstrip(".") != "localhost":
         return address
     return HostPort("::1" if ":" in address.host else "127.0.0.1", address.port)
