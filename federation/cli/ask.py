@@ -6,8 +6,6 @@ import json
 import os
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.cli import client, render, render_connections
@@ -142,8 +140,8 @@ def leave(args: Namespace) -> None:
             open_ = {"in_flight": status["node"]["in_flight"], "clients": status["connections"]["now"]}
             progress.show(f"leaving: {render_connections.still_open(open_)}")
             time.sleep(POLL_S)
-        pid = status["node"]["pid"]
-        while _runs(pid):
+        pid = str(status["node"]["pid"])  # by the lock: a number of another machine or a container is another process here
+        while asker.daemon.address is None and asker.daemon.state.holder() == pid:
             time.sleep(POLL_S)
     say(json.dumps({"left": status["network"]["id"]}) if args.json else f"left the network {network}, token forgotten")
 
@@ -166,18 +164,6 @@ def _leave_unheard(args: Namespace) -> None:
         if args.json
         else f"the token of the network {token.name or token.network_id} is forgotten (no daemon ran to say good-bye)"
     )
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    with suppress(OSError):  # a container's first process may leave ended children unread
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return True
 
 
 def positive(text: str, flag: str) -> int:
