@@ -399,13 +399,18 @@ def test_a_pipe_in_a_files_place_keeps_nobody_waiting(state: StateDir) -> None:
 
 
 def test_a_file_of_another_user_is_not_believed(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the address where the dashboard is opened with a code: others may have been let into the directory."""
     state.control_key()
+    state.save_daemon({"control": "127.0.0.1:1"})
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     state.path.chmod(0o755)
     if os.getuid() == 0:
-        os.chown(state.path / "control.key", 54322, -1)
+        for name in ("control.key", "daemon.json"):
+            (state.path / name).chmod(0o644)
+            os.chown(state.path / name, 54322, -1)
     with pytest.raises(StateDirUnusable, match="it belongs to the user"):
         state.load_control_key()
+    assert state.load_daemon() is None
 
 
 def test_a_hard_link_is_not_made_private(state: StateDir, tmp_path: Path) -> None:
