@@ -301,7 +301,10 @@ class StateDir:
 
     def _create(self) -> None:
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for parent in reversed(self.path.parents):  # whatever the umask: a user who may write there may replace it
+                if not parent.exists():
+                    parent.mkdir(mode=0o700, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
             found = self.path.stat()
             owners = self._owners()
         except OSError as error:

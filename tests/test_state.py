@@ -392,6 +392,15 @@ def test_a_lock_that_is_a_link_is_neither_taken_nor_created(tmp_path: Path, exis
     assert not exists or victim.read_text() == "precious"
 
 
+def test_no_directory_that_is_made_on_the_way_is_for_others_to_write(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        StateDir(tmp_path / "a/b/c").save_page("")
+    finally:
+        os.umask(umask)
+    assert [mode(tmp_path / path) for path in ("a", "a/b", "a/b/c")] == [0o700] * 3
+
+
 def test_a_pipe_in_a_files_place_keeps_nobody_waiting(state: StateDir) -> None:
     os.mkfifo(state.path / "token")
     with pytest.raises(StateDirUnusable, match="token: is no file"):
