@@ -51,7 +51,7 @@ _PREFLIGHT = re.compile(rb"\n(access-control-request-(?:method|headers))[ \t]*:(
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # what stands behind :// has no slash
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name whose last label is one is an IPv4 address, as the URL standard has it
-_SHOWN = re.compile(r"[!-~]{1,100}")
+_SHOWN = re.compile(r"[a-z0-9_.:/+\[\]-]{1,100}")  # in a command that people paste: nothing that a shell obeys
 
 
 class Heard(Enum):

@@ -168,7 +168,16 @@ def test_a_refusal_says_what_would_allow_it() -> None:
     assert flag is not None
     assert status(Rules(origins=frozenset({parse_origin(flag[1])})), "Host: gpu.example:8484") == 200
     assert why("Host: localhost", "Sec-Fetch-Site: cross-site").endswith("--no-browser-check")
-    for odd in ("https://\x1b[31m", "https://" + "a" * 200, "https://a b", "http://\xe4"):
+    for odd in (
+        "https://\x1b[31m",
+        "https://x$(touch${ifs}x)",
+        "https://x;reboot",
+        "https://x`x`",
+        "https://x&x",
+        "https://" + "a" * 200,
+        "https://a b",
+        "http://\xe4",
+    ):
         assert why("Host: localhost", f"Origin: {odd}").endswith("--allow-origin ORIGIN")
         assert odd not in why(f"Host: {odd[8:]}.example")
 
