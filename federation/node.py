@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
+OWNER_KEY_EVERY_S = 5.0  # `owner show` is right soon after a person moved it
 # A member may invent nodes, and come and go itself, without end: it shall not fill the disk with lines about that.
 NEWS_A_SECOND, JOINS_AT_ONCE, LINKS_AT_ONCE = 1.0, 64.0, 256.0
 GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
@@ -177,7 +178,7 @@ class Node:
                     gc.freeze()  # what lives now lives for good: later collections need not walk it
                     gc.set_threshold(*GC_THRESHOLD)
                     on_ready(self.operator.status())
-                    self._look_for_owner_key()
+                    nursery.start_soon(self._watch_owner_key)
                     await self._stop.wait()
                     await self._leave()
                 nursery.cancel_scope.cancel()
@@ -245,14 +246,22 @@ class Node:
         now, end = self.clock.utc_now(), self.rotation.keyring.grace_end(self.clock.utc_now())
         self.finding.token_changed((end - now).total_seconds() if end else 0.0)
 
-    def _look_for_owner_key(self) -> None:
-        """Others say where it is, to a person who looks for it."""
-        try:
-            self.facts.has_owner_key = owner_key(self.parts.token, self.state) is not None
-        except FederationError as error:
-            log.warning("the network's owner key cannot be used", why=str(error))
-        if self.facts.has_owner_key:
-            self._own_change()
+    async def _watch_owner_key(self) -> None:
+        """Others say where it is, to a person who looks for it; a person may take it away, or bring it."""
+        facts, told = self.facts, ""
+        while True:
+            problem = ""
+            had, facts.has_owner_key = facts.has_owner_key, False
+            try:
+                facts.has_owner_key = owner_key(self.parts.token, self.state) is not None
+            except FederationError as error:
+                problem = str(error)
+            if problem and problem != told:
+                log.warning("the network's owner key cannot be used", why=problem)
+            told = problem
+            if facts.has_owner_key != had:
+                self._own_change()
+            await trio.sleep(OWNER_KEY_EVERY_S)
 
     # Our record
 

@@ -302,7 +302,10 @@ class StateDir:
 
     def _create(self) -> None:
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for parent in reversed(self.path.parents):  # whatever the umask: a user who may write there may replace it
+                if not parent.exists():
+                    parent.mkdir(mode=0o700, exist_ok=True)
+            self.path.mkdir(mode=0o700, exist_ok=True)
             found = self.path.stat()
             owners = self._owners()
         except OSError as error:
@@ -312,14 +315,14 @@ class StateDir:
         if found.st_uid not in owners:
             log.warning("the state directory %s belongs to %s, who can read its secrets", self.path, self._owner_name())
 
-    def _open(self, name: str, owners: set[int] | None = None) -> BinaryIO:
+    def _open(self, name: str, owners: set[int]) -> BinaryIO:
         """Open a file for reading. Raises OSError, also for a link, and for a file that belongs to none of `owners`."""
         fd = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EISDIR, "Is a directory") if stat.S_ISDIR(found.st_mode) else OSError("is no file")
-            if owners is not None and found.st_uid not in owners:
+            if found.st_uid not in owners:
                 raise OSError(errno.EPERM, f"it belongs to {_user_name(found.st_uid)}, and its directory does not")
             return os.fdopen(fd, "rb")
         except BaseException:
@@ -343,7 +346,7 @@ class StateDir:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            with self._open(name) as file:
+            with self._open(name, self._owners()) as file:
                 return file.read(MAX_FILE_BYTES)
         except FileNotFoundError:
             return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import stat
 import struct
 import sys
 from contextlib import contextmanager, suppress
@@ -47,11 +49,13 @@ def listen(directory: Path, name: str) -> socket.socket:
 
 
 def connect(directory: Path, name: str, timeout_s: float) -> socket.socket:
-    """Connect to the socket of that name. Raises OSError."""
+    """Connect to the socket of that name. Raises OSError, also for a link, which may lead to another user's daemon."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.settimeout(timeout_s)
         with _opened(directory) as fd, _address(directory, fd, name) as address:
+            if not stat.S_ISSOCK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                raise OSError(errno.ENOTSOCK, f"{name} is no socket")
             connection.connect(address)
     except BaseException:
         connection.close()

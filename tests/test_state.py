@@ -392,6 +392,15 @@ def test_a_lock_that_is_a_link_is_neither_taken_nor_created(tmp_path: Path, exis
     assert not exists or victim.read_text() == "precious"
 
 
+def test_no_directory_that_is_made_on_the_way_is_for_others_to_write(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        StateDir(tmp_path / "a/b/c").save_page("")
+    finally:
+        os.umask(umask)
+    assert [mode(tmp_path / path) for path in ("a", "a/b", "a/b/c")] == [0o700] * 3
+
+
 def test_a_pipe_in_a_files_place_keeps_nobody_waiting(state: StateDir) -> None:
     os.mkfifo(state.path / "token")
     with pytest.raises(StateDirUnusable, match="token: is no file"):
@@ -399,13 +408,18 @@ def test_a_pipe_in_a_files_place_keeps_nobody_waiting(state: StateDir) -> None:
 
 
 def test_a_file_of_another_user_is_not_believed(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the address where the dashboard is opened with a code: others may have been let into the directory."""
     state.control_key()
+    state.save_daemon({"control": "127.0.0.1:1"})
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     state.path.chmod(0o755)
     if os.getuid() == 0:
-        os.chown(state.path / "control.key", 54322, -1)
+        for name in ("control.key", "daemon.json"):
+            (state.path / name).chmod(0o644)
+            os.chown(state.path / name, 54322, -1)
     with pytest.raises(StateDirUnusable, match="it belongs to the user"):
         state.load_control_key()
+    assert state.load_daemon() is None
 
 
 def test_a_hard_link_is_not_made_private(state: StateDir, tmp_path: Path) -> None:

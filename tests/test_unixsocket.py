@@ -48,6 +48,15 @@ def test_what_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
     talk(tmp_path)
 
 
+def test_no_link_leads_to_another_socket(tmp_path: Path) -> None:
+    """Who has the directory would have another user command that user's own daemon."""
+    with unixsocket.listen(tmp_path, "theirs"):
+        (tmp_path / "s").symlink_to("theirs")
+        with pytest.raises(OSError, match="s is no socket"):
+            unixsocket.connect(tmp_path, "s", 5.0)
+        unixsocket.connect(tmp_path, "theirs", 5.0).close()
+
+
 def test_a_link_goes_and_what_it_points_to_stays(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")

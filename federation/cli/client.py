@@ -10,7 +10,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
-from contextlib import contextmanager
+import socket
+import threading
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +24,10 @@ from federation.state import CONTROL_SOCKET, StateDir
 from federation.units import HostPort, visible
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator, Mapping
 
 TIMEOUT_S = 10.0  # the node answers in milliseconds; a machine under full load gets its time
+WHOLE_ANSWER_S = 60.0  # 8 MB over a slow line; what trickles for longer is no daemon
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 4,096 peers with every field in use are 8 MB
 SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.service has it
 
@@ -199,13 +201,33 @@ def _talking(to: HostPort | socket.socket, timeout_s: float, where: str = "") ->
     else:
         connection = _Local(to)
     try:
-        yield connection
+        if connection.sock is None:
+            connection.connect()
+        with _cut_off(connection.sock, max(timeout_s, WHOLE_ANSWER_S)):
+            yield connection
     except OSError as error:
         raise ControlUnreachable(f"{where}: {error.strerror or error}") from None
     except (http.client.HTTPException, ValueError, RecursionError):
         raise ControlUnreachable(f"what answers on {where} is not a federation daemon") from None
     finally:
         connection.close()
+
+
+@contextmanager
+def _cut_off(sock: socket.socket, after_s: float) -> Iterator[None]:
+    """A socket's own timeout counts from byte to byte."""
+
+    def cut() -> None:
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(after_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _service_hint(state: StateDir) -> str:
@@ -236,7 +258,9 @@ def _control(name: str, text: str) -> HostPort:
 
 
 def _dialable(address: HostPort) -> HostPort:
-    """A daemon that listens everywhere listens here too."""
-    if not address.is_wildcard:
+    """A daemon that listens everywhere listens here too. One on localhost listens on 127.0.0.1: a browser may take the name
+    for ::1, where another user can listen and be handed the dashboard's code.
+    """
+    if not address.is_wildcard and address.host.lower().rstrip(".") != "localhost":
         return address
     return HostPort("::1" if ":" in address.host else "127.0.0.1", address.port)

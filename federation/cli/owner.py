@@ -16,7 +16,7 @@ from federation.cli.render import plain
 from federation.cli.terminal import complain, read_secret, read_stdin, say
 from federation.errors import ControlUnreachable, NotDone, StateDirUnusable, UsageError
 from federation.mesh import token_store
-from federation.mesh.owner import OwnerKey
+from federation.mesh.owner import MAX_GRACE, OwnerKey
 from federation.mesh.tokens import Token
 from federation.state import write_new
 
@@ -63,6 +63,10 @@ def token_inspect(args: Namespace) -> None:
 
 def rotate(args: Namespace) -> None:
     wish = {"grace_s": duration(args.grace, "--grace"), "except": args.excepted, "keep_banned": args.keep_banned}
+    if wish["grace_s"] > MAX_GRACE.total_seconds():
+        raise UsageError(f"--grace {args.grace!r}: 30 days (720h) at most")
+    if "" in args.excepted:  # a variable of the shell's that is not set
+        raise UsageError("--except '': it is empty")
     key = None if args.owner_key is None else OwnerKey.decode(read_secret(args.owner_key, "owner key"))
     asker = Asker(args)
     answer = json.loads(asker.post("token/rotate", wish)) if key is None else _signed_here(asker, wish, key)
@@ -147,6 +151,8 @@ def export(args: Namespace) -> None:
 
 
 def _written(path: Path, key: OwnerKey) -> Path:
+    if str(path) == "-":  # which --owner-key would read from standard input
+        raise UsageError("the owner key goes to a file, and - is none; name one")
     path = path.expanduser()
     try:
         write_new(path, f"{key.encode()}\n".encode())

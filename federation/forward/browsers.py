@@ -17,7 +17,8 @@ page opened (a link or a form is sent where the user's own would be). They begin
 be followed so, no browser sends: pipelined requests, chunked ones; after an upgrade it is another protocol.
 
 What does not look like HTTP/1 goes on at once. Bytes that may become a request line wait for the rest: a head goes on
-whole, and one that is not complete at MAX_HEAD bytes gets 431. Reading is as lenient as the most lenient backend: bare
+whole, and one that is not complete at MAX_HEAD bytes gets 431. A page may choose a method that is longer than any buffer,
+so MAX_HEAD bytes without a space or a line's end count as one. Reading is as lenient as the most lenient backend: bare
 line feeds, folded lines, names in any case, several of one header (then each has to pass).
 """
 
@@ -37,7 +38,8 @@ PATIENCE_S = 1.0  # for the rest of what may be a method: a browser writes its h
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(_TOKEN + rb"+ [^\s]+ HTTP/1\.[01]\r?\n")
-_BEGUN_LINE = re.compile(_TOKEN + rb"{1,64} /[^\s]*(?: ([^\n]{0,9}))?\Z")
+_BEGUN_LINE = re.compile(_TOKEN + rb"+ /[^\s]*(?: ([^\n]{0,9}))?\Z")
+_BEGUN_METHOD = re.compile(_TOKEN + rb"{65,}\Z")  # a page's own: a shorter one comes with what is behind it
 _VERSIONS = (b"HTTP/1.1\r", b"HTTP/1.0\r")
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIONS ")
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -48,7 +50,7 @@ _FRAMING = re.compile(rb"\n(content-length|transfer-encoding|upgrade)[ \t]*:[ \t
 _PLAIN_HOST = re.compile(rb" ?(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?")
 _PREFLIGHT = re.compile(rb"\n(access-control-request-(?:method|headers))[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name whose last label is one is an IPv4 address, as the URL standard has it
-_SHOWN = re.compile(r"[!-~]{1,100}")
+_SHOWN = re.compile(r"[a-z0-9_.:/+\[\]-]{1,100}")  # in a command that people paste: nothing that a shell obeys
 
 
 class Heard(Enum):
@@ -98,7 +100,7 @@ class Rules:
         line = _REQUEST_LINE.match(data)
         if line is None:
             so_far = _begun(data)
-            if so_far is Heard.MORE and len(data) >= MAX_HEAD:
+            if so_far is not Heard.GO_ON and len(data) >= MAX_HEAD:
                 return _TOO_LONG
             return Heard.GO_ON if is_all else so_far
         end = _HEAD_END.search(data, line.end() - 1)
@@ -210,7 +212,7 @@ def _begun(data: bytes) -> Heard:
     if match is not None:
         version = match[1] or b""
         return Heard.MORE if any(v.startswith(version) for v in _VERSIONS) else Heard.GO_ON
-    if len(data) <= 8 and any(method.startswith(data) for method in _METHODS):
+    if (len(data) <= 8 and any(method.startswith(data) for method in _METHODS)) or _BEGUN_METHOD.match(data):
         return Heard.PERHAPS
     return Heard.GO_ON
 

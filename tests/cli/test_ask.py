@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from typing import Any
 
 import pytest
 
 from federation.cli import ask
+from federation.errors import ControlUnreachable
 from federation.mesh.tokens import Token
 from federation.state import StateDir
 from tests.support.cli import Api
@@ -65,13 +67,13 @@ def test_explain_asks_for_enough(api: Api, run: Any) -> None:
 
 
 STATUS = {
-    "node": {"name": "alpha", "in_flight": 1, "pid": 2**22 + 1},  # no such process
+    "node": {"name": "alpha", "in_flight": 1, "pid": os.getpid()},
     "network": {"id": "5f3a", "name": "lab"},
     "connections": {"now": 0},
 }
 
 
-def test_leave_waits_for_the_end(api: Api, run: Any) -> None:
+def test_leave_waits_for_the_end(api: Api, run: Any, state: StateDir) -> None:
     api.answers["POST leave"] = [open_(1)]
     api.answers["GET status"] = [STATUS, STATUS, {}]
     api.answers["GET status"][-1:] = []
@@ -81,6 +83,7 @@ def test_leave_waits_for_the_end(api: Api, run: Any) -> None:
         while ("POST leave", None) not in api.seen:
             pass
         gone.clear()
+        state.unlock()
 
     thread = threading.Thread(target=ends)
     thread.start()
@@ -88,6 +91,20 @@ def test_leave_waits_for_the_end(api: Api, run: Any) -> None:
     thread.join()
     assert (code, out) == (0, "left the network lab, token forgotten\n")
     assert api.asked.count("POST leave") == 1
+
+
+def test_leave_does_not_wait_for_another_machines_process(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked by --control: the process that has that daemon's number here is another one, and may run for ever."""
+    asked = iter([json.dumps(STATUS), "{}"])
+
+    def ask_there(*_: object, **__: object) -> str:
+        answer = next(asked, None)
+        if answer is None:
+            raise ControlUnreachable("it has ended")
+        return answer
+
+    monkeypatch.setattr(ask.client.Daemon, "ask", ask_there)
+    assert run("leave", "--control", "127.0.0.1:9")[:2] == (0, "left the network lab, token forgotten\n")
 
 
 def test_leave_without_a_daemon_forgets_the_token(state: StateDir, run: Any) -> None:
@@ -102,7 +119,7 @@ def test_leave_without_a_daemon_forgets_the_token(state: StateDir, run: Any) -> 
 
 
 def test_leave_says_that_the_owner_key_stays(api: Api, state: StateDir, run: Any) -> None:
-    network, node = {**STATUS["network"], "owner_here": True}, {**STATUS["node"], "state_dir": "/its/directory"}
+    network, node = {**STATUS["network"], "owner_here": True}, {**STATUS["node"], "state_dir": "/its/directory", "pid": 1}
     api.answers["POST leave"] = [open_(0)]
     api.answers["GET status"] = [{**STATUS, "network": network, "node": node}]
     api.ends_with_leave = True

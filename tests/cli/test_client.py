@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,24 @@ def test_a_daemon_that_hangs_is_told(state: StateDir) -> None:
     with state.listen_control() or socket.socket(), pytest.raises(ControlUnreachable, match="timed out"):
         client.Daemon(state).ask("/", timeout_s=0.05)
     state.unlock()
+
+
+@pytest.mark.parametrize("piece", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n "])
+def test_who_trickles_keeps_nobody(
+    piece: bytes, state: StateDir, at: Callable[[type[Handler]], HostPort], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece comes well before the socket's own timeout, and no piece is the last."""
+    monkeypatch.setattr(client, "WHOLE_ANSWER_S", 0.3)
+
+    class Trickling(Handler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                self.wfile.write(piece)
+                while not select.select([self.connection], [], [], 0.01)[0]:
+                    self.wfile.write(piece if b" 100 " in piece else b" ")
+
+    with pytest.raises(ControlUnreachable):
+        client.Daemon(state, at(Trickling)).ask("/", timeout_s=0.25)
 
 
 def test_a_daemon_on_its_way_is_told(state: StateDir) -> None:

@@ -40,7 +40,10 @@ def args(state: StateDir, **more: Any) -> Namespace:
     return Namespace(**{"control": None, "state_dir": state.path, "open": False, "revoke": False, **more})
 
 
-def test_it_prints_where_the_page_is(state: StateDir, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("listens", ["0.0.0.0", "127.0.0.1", "localhost", "LocalHost."])
+def test_it_prints_where_the_page_is(state: StateDir, capsys: pytest.CaptureFixture[str], listens: str) -> None:
+    """By address: a browser goes to ::1 for localhost, where anybody may listen and be handed the code."""
+    state.save_daemon({"control": f"{listens}:8485"})
     dashboard.dashboard(args(state))
     assert capsys.readouterr().out == f"http://127.0.0.1:8485/#code={CODE}\n"
     assert Api.asked == ["POST /api/v1/dashboard/code"]

@@ -123,6 +123,8 @@ class TestTokenNew:
         assert (code, out) == (2, "")
         assert err == f"federation: {path} is there already, and is not overwritten; name another file\n"
         assert path.read_text() == "precious"
+        code, out, err = run("token", "new", "--owner-key", "-")
+        assert (code, out, err) == (2, "", "federation: the owner key goes to a file, and - is none; name one\n")
         code, out, err = run("token", "new", "--owner-key", str(tmp_path / "none/key"))
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert "No such file" in err
@@ -173,6 +175,8 @@ class TestRotate:
         ("argv", "stdin", "why"),
         [
             (["--grace", "soon"], "", "--grace 'soon': write seconds"),
+            (["--grace", "721h"], "", "--grace '721h': 30 days (720h) at most"),
+            (["--except", "bergen", "--except", ""], "", "--except '': it is empty"),
             (["--owner-key", "-"], "fed3_abcdefghijk", "not a network's owner key"),
             (["--owner-key", "-"], KEY.encode()[:-1], "damaged"),
             (["--owner-key", "nowhere"], "", "cannot read the owner key file nowhere: No such file"),

@@ -169,7 +169,16 @@ def test_a_refusal_says_what_would_allow_it() -> None:
     assert flag is not None
     assert status(Rules(origins=frozenset({parse_origin(flag[1])})), "Host: gpu.example:8484") == 200
     assert why("Host: localhost", "Sec-Fetch-Site: cross-site").endswith("--no-browser-check")
-    for odd in ("https://\x1b[31m", "https://" + "a" * 200, "https://a b", "http://\xe4"):
+    for odd in (
+        "https://\x1b[31m",
+        "https://x$(touch${ifs}x)",
+        "https://x;reboot",
+        "https://x`x`",
+        "https://x&x",
+        "https://" + "a" * 200,
+        "https://a b",
+        "http://\xe4",
+    ):
         assert why("Host: localhost", f"Origin: {odd}").endswith("--allow-origin ORIGIN")
         assert odd not in why(f"Host: {odd[8:]}.example")
 
@@ -205,14 +214,18 @@ def test_a_refusal_says_what_would_allow_it() -> None:
         (b"SSH-2.0-OpenSSH_9.2\r\n", Heard.GO_ON),
         (b"EHLO /box", Heard.MORE),  # until its line ends
         (b"EHLO /box\r\n", Heard.GO_ON),
-        (b"x" * 70_000, Heard.GO_ON),
+        (b"x" * 64, Heard.GO_ON),
+        (b"x" * 65, Heard.PERHAPS),  # a page's own method
+        (b"x" * 65 + b" /", Heard.MORE),
+        (b"x" * 70_000 + b"\r\n", Heard.GO_ON),
+        (b"\0" * 70_000, Heard.GO_ON),
     ],
 )
 def test_first_bytes(data: bytes, expected: Heard) -> None:
     assert LOCAL.judge(data) is expected
 
 
-@pytest.mark.parametrize("data", [b"GET /" + b"x" * MAX_HEAD, b"GET / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD])
+@pytest.mark.parametrize("data", [b"GET /" + b"x" * MAX_HEAD, b"GET / HTTP/1.1\r\nX: " + b"y" * MAX_HEAD, b"x" * MAX_HEAD])
 def test_a_head_without_end(data: bytes) -> None:
     for is_all in (False, True):
         verdict = LOCAL.judge(data, is_all=is_all)

@@ -128,6 +128,14 @@ def test_a_head_without_end_reaches_no_backend(entry: Daemon, backend: Server) -
     assert backend.seen() == before
 
 
+def test_a_method_longer_than_any_buffer_reaches_no_backend(entry: Daemon, backend: Server) -> None:
+    """A script of a rebound page may choose it, and a backend that takes it keeps the connection for what comes next."""
+    before = backend.seen()
+    answer = ask(entry.entry(), f"{'A' * 70_000} / HTTP/1.1\r\nHost: rebind.evil.example:8484")
+    assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 403 "))
+    assert backend.seen() == before
+
+
 def test_other_protocols_do_not_wait(entry: Daemon) -> None:
     """A server that speaks first, a word that is not a method, a method's beginning that nothing follows."""
     with socket.create_connection(entry.entry("echo"), timeout=30) as client:

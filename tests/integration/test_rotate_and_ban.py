@@ -130,6 +130,19 @@ def test_where_the_owners_key_is_and_its_backup(nodes, fleet) -> None:
     assert (done.returncode, done.stdout) == (1, "")
 
 
+def test_a_key_that_was_taken_away_is_not_said_to_be_here(nodes) -> None:
+    def said() -> tuple[bool, list[str]]:
+        own, others = (json.loads(run(nodes[name], "owner", "show", "--json")) for name in ("home", "third"))
+        return own["owner_here"], others["owner_at"]
+
+    home = nodes["home"]
+    (key,) = home.state_dir.glob("owner-*.key")
+    aside = key.rename(home.state_dir / "aside")
+    wait_until(lambda: said() == (False, []), within=30, what="nobody has it")
+    aside.rename(key)
+    wait_until(lambda: said() == (True, [f"home ({home.peer_id})"]), within=30, what="it is back")
+
+
 def test_a_service_file_with_the_first_token_does_not_undo_it(nodes) -> None:
     """third was given the first token by its options at each start."""
     third = nodes["third"]

@@ -68,13 +68,13 @@ async def test_who_is_banned_is_told_if_the_owner_wants_that(make: MakeNode) -> 
         await until(lambda: bad.parts.token.secret == one.parts.token.secret)  # by way of two
 
 
-async def test_without_the_key_it_is_said_who_has_it(make: MakeNode) -> None:
+async def test_without_the_key_it_is_said_who_has_it(make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("federation.node.OWNER_KEY_EVERY_S", 0.01)
     async with running(make("one")) as a, running(make("two")) as b:
         one, two = a.node, b.node
         with pytest.raises(NotDone, match=r"is not on this node, and no node says that it has it: .*--owner-key FILE"):
             await one.operator.rotate(Wish(0.0))
         gives_key(two)
-        two._look_for_owner_key()
         link(one, two)
         await until(lambda: bool(one.operator.status()["network"]["owner_at"]))
         with pytest.raises(NotDone, match=rf"and two \({two.parts.peer_id}\) says that it is there"):
