@@ -6,7 +6,7 @@ former token admits too, so that nobody is cut off on the way; then links whose 
 closed.
 
 Rule 1: the new secret goes only over a link, so only to a peer that proved its identity and a valid token, and only to whom
-the order names.
+the order names; not to whom the order before it left out, while that one's former token admits.
 Rule 2: it is taken only with the owner's signature, and only over a link that is here: who hands it on decides nothing.
 Rule 3: without an owner nothing is handed on or taken. What members of earlier versions hand over is refused.
 
@@ -136,8 +136,7 @@ class Rotation:
         if not present.owner:
             raise NotDone(NO_OWNER)
         if self.keyring.grace_end(self._utc_now()) is not None:  # whom the last rotation left out stays out
-            left_in = self.keyring.members | (self._host.links.keys() - set(self._without_it()))
-            members = left_in.intersection(members)
+            members = (self.keyring.insiders | self._holders()).intersection(members)
         try:
             token = present.rotated()
         except TokenError:
@@ -174,11 +173,11 @@ class Rotation:
 
     def untold(self) -> list[str]:
         """Peers with a link that may be told and do not have the present token yet, as far as this node knows."""
-        return [peer for peer in self._without_it() if peer in self.keyring.members]
+        return [peer for peer in self._without_it() if self._may_be_told(peer)]
 
     def left_out(self) -> list[str]:
         """Peers with a link that hold a former token and are not told the present one."""
-        return [peer for peer in self._without_it() if peer not in self.keyring.members]
+        return [peer for peer in self._without_it() if not self._may_be_told(peer)]
 
     # Running
 
@@ -238,7 +237,7 @@ class Rotation:
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
                 async with await self._host.open_stream(peer, self._protocol) as stream:
-                    if keyring is not self.keyring or stream.link.peer not in keyring.members:
+                    if keyring is not self.keyring or not keyring.may_be_told(stream.link.peer, stream.link.admission_key):
                         return  # all that happened while the stream opened
                     await stream.send_all(self._message)
                     has_it = await stream.receive_some(1) == _YES
@@ -323,7 +322,7 @@ class Rotation:
         async with self._writing:
             if not token.supersedes(self.keyring.token):
                 return False
-            keyring = self.keyring.take(token, signed, now=self._utc_now())
+            keyring = self.keyring.take(token, signed, now=self._utc_now(), holders=self._holders())
             message = _message(keyring)
             await trio.to_thread.run_sync(self._keep, keyring)
             self.keyring, self._message = keyring, message
@@ -342,6 +341,13 @@ class Rotation:
     def _without_it(self) -> list[str]:
         own = self.keyring.token.admission_key()
         return [peer for peer, link in self._host.links.items() if link.admission_key != own and peer not in self._has_it]
+
+    def _holders(self) -> set[str]:
+        """Peers with a link that have the present token, as far as this node knows."""
+        return self._host.links.keys() - set(self._without_it())
+
+    def _may_be_told(self, peer: str) -> bool:
+        return self.keyring.may_be_told(peer, self._host.links[peer].admission_key)
 
 
 NO_OWNER = (
