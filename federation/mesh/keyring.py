@@ -17,7 +17,7 @@ from federation.errors import ProtocolViolation
 from federation.mesh.owner import MAX_GRACE, SignedOrder, hash_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from federation.mesh.tokens import Token
 
@@ -40,11 +40,23 @@ class Keyring:
     token: Token
     former: tuple[Former, ...] = ()  # the last one first
     order: SignedOrder | None = None  # by which `token` came; None where a person gave it
+    # Who of the order's members may be told though it holds a token from before the former one; None: all of them. The owner
+    # may order a rotation where nobody knows that the one before it left somebody out.
+    older: frozenset[str] | None = None
 
     @property
     def members(self) -> frozenset[str]:
         """Peer ids that may receive `token`."""
         return self.order.order.members if self.order is not None else frozenset()
+
+    @property
+    def insiders(self) -> frozenset[str]:
+        """Those of them that may be told whatever token they hold."""
+        return self.members if self.older is None else self.members & self.older
+
+    def may_be_told(self, peer: str, key: bytes) -> bool:
+        """Whether `peer`, which was admitted by `key`, may be told `token`."""
+        return peer in self.insiders or (peer in self.members and bool(self.former) and key == self.former[0].key)
 
     def valid_keys(self, now: datetime) -> list[bytes]:
         """Admission keys, the newest first."""
@@ -60,8 +72,10 @@ class Keyring:
     def next_end(self, now: datetime) -> datetime | None:
         return min((former.until for former in self.former if now < former.until), default=None)
 
-    def take(self, token: Token, order: SignedOrder, *, now: datetime) -> Keyring:
+    def take(self, token: Token, order: SignedOrder, *, now: datetime, holders: Collection[str] = ()) -> Keyring:
         """A keyring with `token` as its token. The present token admits for the order's grace, and no earlier token longer.
+
+        `holders`: peers that have the present token. A peer that the present order left out is not told the next token either.
 
         The grace runs from the time of signing; if that lies ahead of our clock, from now.
         """
@@ -70,7 +84,7 @@ class Keyring:
         until = now + min(grace, max(grace - age, timedelta(0)), MAX_GRACE)
         earlier = [replace(former, until=min(former.until, until)) for former in self.former]
         former = (Former(self.token.admission_key(), until), *earlier)[:MAX_FORMER]
-        return Keyring(token, former, order)
+        return Keyring(token, former, order, None if self.order is None else self.insiders.union(holders))
 
     # As kept in the state directory
 
@@ -81,6 +95,7 @@ class Keyring:
             "order": None
             if self.order is None
             else {"order": self.order.order.encode().hex(), "signature": self.order.signature.hex()},
+            "older": None if self.older is None else sorted(self.older),
         }
 
     @classmethod
@@ -90,9 +105,10 @@ class Keyring:
             return cls(token)
         try:
             former = tuple(Former(bytes.fromhex(row["key"]), _utc(row["until"])) for row in saved.get("former", ()))
+            older = None if saved.get("older") is None else frozenset(map(str, saved["older"]))
         except (LookupError, TypeError, ValueError, AttributeError):
             return cls(token)
-        return cls(token, former[:MAX_FORMER], _order_of(token, saved.get("order")))
+        return cls(token, former[:MAX_FORMER], _order_of(token, saved.get("order")), older)
 
 
 def _order_of(token: Token, saved: Any) -> SignedOrder | None:

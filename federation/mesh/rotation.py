@@ -5,7 +5,7 @@ linked with, and these to theirs. Every node saves both before it acknowledges t
 too, so that no member is cut off on the way; afterwards a node closes links to peers that may still lack the new token.
 
 Rule 1: the new secret goes only over a link, so only to a peer that proved its identity and a valid token, and only if the
-order names that peer.
+order names that peer and the order before it, while its former token admits, did not leave that peer out.
 Rule 2: a node takes the secret only with the owner's signature, and only over a live link: the teller decides nothing.
 Rule 3: without an owner a node hands on and takes nothing. It refuses rotations from members of earlier versions.
 
@@ -135,8 +135,7 @@ class Rotation:
         if not present.owner:
             raise NotDone(NO_OWNER)
         if self.keyring.grace_end(self._utc_now()) is not None:  # peers that the last rotation left out stay out
-            left_in = self.keyring.members | (self._host.links.keys() - set(self._without_it()))
-            members = left_in.intersection(members)
+            members = (self.keyring.insiders | self._holders()).intersection(members)
         try:
             token = present.rotated()
         except TokenError:
@@ -173,11 +172,11 @@ class Rotation:
 
     def untold(self) -> list[str]:
         """Linked peers that may receive the present token and, as far as this node knows, do not have it yet."""
-        return [peer for peer in self._without_it() if peer in self.keyring.members]
+        return [peer for peer in self._without_it() if self._may_be_told(peer)]
 
     def left_out(self) -> list[str]:
         """Linked peers that hold a former token and may not receive the present one."""
-        return [peer for peer in self._without_it() if peer not in self.keyring.members]
+        return [peer for peer in self._without_it() if not self._may_be_told(peer)]
 
     # Running
 
@@ -237,7 +236,7 @@ class Rotation:
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
                 async with await self._host.open_stream(peer, self._protocol) as stream:
-                    if keyring is not self.keyring or stream.link.peer not in keyring.members:
+                    if keyring is not self.keyring or not keyring.may_be_told(stream.link.peer, stream.link.admission_key):
                         return  # the link or the token changed while the stream opened
                     await stream.send_all(self._message)
                     has_it = await stream.receive_some(1) == _YES
@@ -322,7 +321,7 @@ class Rotation:
         async with self._writing:
             if not token.supersedes(self.keyring.token):
                 return False
-            keyring = self.keyring.take(token, signed, now=self._utc_now())
+            keyring = self.keyring.take(token, signed, now=self._utc_now(), holders=self._holders())
             message = _message(keyring)
             await trio.to_thread.run_sync(self._keep, keyring)
             self.keyring, self._message = keyring, message
@@ -341,6 +340,13 @@ class Rotation:
     def _without_it(self) -> list[str]:
         own = self.keyring.token.admission_key()
         return [peer for peer, link in self._host.links.items() if link.admission_key != own and peer not in self._has_it]
+
+    def _holders(self) -> set[str]:
+        """Peers with a link that have the present token, as far as this node knows."""
+        return self._host.links.keys() - set(self._without_it())
+
+    def _may_be_told(self, peer: str) -> bool:
+        return self.keyring.may_be_told(peer, self._host.links[peer].admission_key)
 
 
 NO_OWNER = (

@@ -154,3 +154,20 @@ def test_neither_repr_nor_file_holds_a_secret() -> None:
     saved = json.dumps(ring.as_saved())
     for secret in (FIRST.secret, SECOND.secret, *keys(SECOND)):
         assert secret.hex() not in saved
+
+
+def test_whom_an_order_left_out_is_not_told_the_next_one_either() -> None:
+    """Unless it was given the token in between; and all of it is kept."""
+    first, second, _ = keys(FIRST, SECOND, THIRD)
+    ring = taken(Keyring(FIRST), SECOND, HOUR, "a", "b")
+    assert [ring.may_be_told(peer, first) for peer in ("a", "out")] == [True, False]
+    ring = ring.take(THIRD, ordered(THIRD, HOUR, "a", "given", "late", "out"), now=NOW, holders=["given"])
+    for kept in (ring, Keyring.from_saved(THIRD, json.loads(json.dumps(ring.as_saved())))):
+        assert kept.insiders == {"a", "given"}
+        told = {
+            (peer, key)
+            for peer in ("a", "b", "given", "late", "out")
+            for key in (first, second)
+            if kept.may_be_told(peer, key)
+        }
+        assert told == {("a", first), ("a", second), ("given", first), ("given", second), ("late", second), ("out", second)}

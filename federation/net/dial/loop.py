@@ -80,7 +80,8 @@ class Redial:
             may=self._may_dial,
         )  # fmt: skip
         self._races.add(race)
-        async with trio.open_nursery() as nursery, self._dials if target.proven else self._hearsay_dials:
+        lines = self._hearsay_dials if _is_in_doubt(target) else self._dials
+        async with trio.open_nursery() as nursery, lines:
             if target.peer_id not in host.links:  # the peer may have connected while this dial waited for its turn
                 nursery.start_soon(race.run)
                 await race.settled.wait()
@@ -144,6 +145,11 @@ class Redial:
             whys = list(dict.fromkeys(map(_in_words, problems))) or [NO_ADDRESS]
             self.not_reached[where] = "; ".join(whys)
             log.debug("peer not reached", peer=where, why=whys)
+
+
+def _is_in_doubt(target: Target) -> bool:
+    """Whether it may be an invention: by a record, or by a member that announces many on the local network."""
+    return not target.proven or (bool(target.addresses) and target.hearsay.issuperset(target.addresses))
 
 
 def _where(target: Target) -> str:

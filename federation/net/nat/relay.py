@@ -23,6 +23,7 @@ import structlog
 import trio
 
 from federation.errors import PeerUnavailable
+from federation.net.admission.carriers import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE
 from federation.ratelimit import Buckets
 from federation.reactor.loop import Nobody
 
@@ -73,6 +74,7 @@ class Relay:
         self._places: dict[str, _Place] = {}
         self._circuits: Counter[str] = Counter()  # by the member that asked
         self._asked = Buckets[str](ASKED_A_SECOND, ASKED_AT_ONCE, max_keys=MAX_ASKERS)
+        self._asked_for = Buckets[tuple[str, str]](SOURCE_RATE, SOURCE_BURST, max_keys=MAX_SOURCES)
         self.bytes_relayed = 0
 
     @property
@@ -140,7 +142,8 @@ class Relay:
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
             self._complain("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
             return "too many circuits"
-        if not self._asked.of(source).take(trio.current_time()):  # the target would blame the relay
+        now = trio.current_time()  # no oftener than its peer lets a member in: the relay would be blamed for the rest
+        if not (self._asked.of(source).take(now) and self._asked_for.of((source, target)).take(now)):
             self._complain("a member asks for circuits without end; some are refused", source)
             return "too often"
         return ""

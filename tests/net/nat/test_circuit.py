@@ -12,8 +12,10 @@ from structlog.testing import capture_logs
 from federation.errors import PeerUnavailable
 from federation.net import host as host_module
 from federation.net.admission import carriers, gate
+from federation.net.link import mux
 from federation.net.nat.circuit import open_circuit
-from federation.net.nat.relay import CIRCUIT
+from federation.net.nat.relay import CIRCUIT, RELAY
+from federation.reactor.loop import Nobody
 from tests.support.circuits import go_round, reserve, send
 from tests.support.hosts import assert_serves, echo, linked, star
 from tests.support.links import End, until
@@ -157,6 +159,20 @@ class TestWhoBringsThem:
                 await open_circuit(a.host.links[relay.id], b.id)
             await go_round(c, relay, b)
             assert relay.host.links[b.id].is_closed is False
+
+    async def test_members_that_ask_without_end_do_not_have_the_relay_put_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the peer behind it refuses it counts as the relay's doing."""
+        monkeypatch.setattr(mux, "VAIN_A_TICK", 0)
+        async with star(5) as (relay, (b, *askers)):
+            await reserve(b, relay)
+            b.host.links[relay.id].mux._vain_left = 100.0
+            ends = [End() for _ in range(60)]
+            for asker in askers:
+                for end in ends:
+                    asker.host.links[relay.id].open_tunnel(f"{RELAY}/{b.id}", end, Nobody())
+            await until(lambda: all(len(end.heard) >= len(askers) for end in ends), seconds=10)
+            assert relay.id not in dict(b.events.down)
+            assert relay.has(b, *askers)
 
     async def test_they_count_as_connections_of_the_relays_machine(self) -> None:
         async with star(2) as (relay, (a, b)):
