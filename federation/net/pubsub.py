@@ -287,6 +287,7 @@ class _GuardedPubsub(Pubsub):
                 self.handle_subscription(peer, subscription)
         if rpc.HasField("control") and self.gate.knows_topics(peer, rpc.control):
             rpc.ClearField("senderRecord")  # theirs dials what it names
+            del rpc.control.graft[1:], rpc.control.prune[1:]  # there is one topic, and theirs answers each
             await self.router.handle_rpc(rpc, peer)
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
