@@ -315,8 +315,10 @@ class Gossip:
             if not self._rows.of(peer).take(trio.current_time(), len(page)):
                 self._host.complain("a peer hands over records without end; it has to wait", peer)
                 raise ProtocolViolation("records without end")
-            for row in page:
-                await self._take_row(row, peer)
+            async with self._topic.turn as turn:
+                for row in page:
+                    await self._take_row(row, peer)
+                    await turn.pause()
         raise ProtocolViolation("too many records")
 
     async def _take_row(self, row: object, peer: str) -> None:

@@ -80,6 +80,7 @@ IDS_AN_RPC = 64  # so many message ids in control messages count as one RPC more
 BYTES_AN_RPC = 4096  # a larger one counts as several; an announcement has 540 bytes
 # Asked for in answer to one IHAVE, and in one IWANT: f919b4d answers each IWANT in one RPC, and reads ten in a second.
 WANTED_AT_ONCE, WANTED_AN_IWANT = 192, 24
+TURN_S = 0.002  # of the thread, for what one neighbour says; then clients have theirs
 SIGNED_A_SECOND, SIGNED_AT_ONCE = 8.0, 40.0  # by one node; gossip.py says at most four a second
 NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; those left out announce themselves again
 EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration, and the neighbour is an offender
@@ -266,7 +267,8 @@ class _GuardedPubsub(Pubsub):
                     continue
                 rpc = rpc_pb2.RPC.FromString(await _read(stream, length))
                 await self.gate.pace(peer, rpc, length)
-                await self._take(peer, rpc)
+                async with self.gate.turn:
+                    await self._take(peer, rpc)
         except (MessageTooLarge, DecodeError, ParseError) as error:
             self.gate.nonsense(peer, type(error).__name__)
         except (StreamError, IOException):
@@ -282,6 +284,7 @@ class _GuardedPubsub(Pubsub):
                 continue
             if self.gate.rations(peer, message):
                 await self.push_msg(peer, message)
+            await self.gate.turn.pause()
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
             for subscription in rpc.subscriptions:
                 self.handle_subscription(peer, subscription)
@@ -390,6 +393,32 @@ async def _read_over(stream: INetStream, n: int) -> None:
         n -= len(await _read(stream, min(n, 4096)))
 
 
+class Turn:
+    """One task at a time takes in what members say, and lets the others run every TURN_S.
+
+    trio runs every task that can run before it looks at a socket: many members that speak at one moment would hold up all
+    clients for as long as it takes to hear them all.
+    """
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+        self._ends = 0.0
+
+    async def __aenter__(self) -> Turn:
+        await self._lock.acquire()
+        self._ends = time.perf_counter() + TURN_S
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+    async def pause(self) -> None:
+        """Between two pieces of work; the turn goes on."""
+        if time.perf_counter() > self._ends:
+            await trio.lowlevel.checkpoint()
+            self._ends = time.perf_counter() + TURN_S
+
+
 class _Gate:
     """What a message must pass: rations, its signature, and the owner's `accept`."""
 
@@ -397,6 +426,7 @@ class _Gate:
         self._host = host
         self._name = name
         self._accept = accept
+        self.turn = Turn()
         self._paces = Buckets[ID](RPCS_A_SECOND, RPCS_AT_ONCE, max_keys=MAX_SIGNERS)
         self._introductions = Buckets[ID](NEW_A_SECOND, NEW_AT_ONCE, max_keys=MAX_SIGNERS)
         self._excess = Buckets[ID](EXCESS_A_SECOND, EXCESS_AT_ONCE, max_keys=MAX_SIGNERS)
@@ -474,6 +504,7 @@ class Topic:
         # Milliseconds of a restart apart or many messages a second: numbers never repeat, so none is taken for an old one.
         self._pubsub.counter = time.time_ns()
         self._pubsub.gate = _Gate(host, name, accept)
+        self.turn = self._pubsub.gate.turn
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

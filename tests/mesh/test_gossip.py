@@ -34,7 +34,7 @@ from federation.mesh.ledger import FORGET_AFTER, MAX_ENTRIES, Change, Ledger
 from federation.mesh.records import Gpu, NodeData, encode
 from federation.mesh.tokens import Token
 from federation.metrics import Metrics
-from federation.net.pubsub import Opened
+from federation.net.pubsub import Opened, Turn
 from tests.support.hosts import HostEvents, Peer, new_peer, reactor_running
 from tests.support.links import until
 
@@ -133,6 +133,7 @@ class FakeTopic:
     def __init__(self, host: FakeHost, name: str, accept: Callable[[str, bytes, bytes], bool]) -> None:
         self.host = host
         self.accept = accept
+        self.turn = Turn()
         self.published: list[tuple[float, NodeData]] = []
         self.forwarded: list[tuple[str, bytes]] = []
 
