@@ -37,6 +37,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import PriorityQueue
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 from libp2p.tools.anyio_service import LifecycleError, background_trio_service
 from libp2p.utils.varint import decode_uvarint_from_stream
@@ -86,6 +87,7 @@ NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; 
 EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration, and the neighbour is an offender
 MAX_SIGNERS = 8192  # that rations are kept for; a few MB
 QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, and one sync brings more
+QUEUED_BYTES = 1024 * 1024  # so many announcements of the usual size have less
 
 
 class _Router(GossipSub):
@@ -191,12 +193,32 @@ class _Router(GossipSub):
         return to_graft, to_prune
 
 
+class _Queue(PriorityQueue):
+    """Theirs counts RPCs, whatever their size: a neighbour that does not read would have us hold 16 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(QUEUED)
+        self._bytes = 0
+
+    def push(self, rpc: rpc_pb2.RPC, priority: bool = False) -> bool:
+        if self._bytes >= QUEUED_BYTES or not super().push(rpc, priority):
+            return False
+        self._bytes += rpc.ByteSize()
+        return True
+
+    def pop(self) -> rpc_pb2.RPC | None:
+        rpc = super().pop()
+        if rpc is not None:
+            self._bytes -= rpc.ByteSize()
+        return rpc
+
+
 class _Queues(dict[ID, "RpcQueue"]):
     """Of messages on their way to each peer, cut to what it reads."""
 
     def __setitem__(self, peer: ID, queue: RpcQueue) -> None:
         queue.max_message_size = MAX_MESSAGE_BYTES
-        queue._queue.max_size = QUEUED
+        queue._queue = _Queue()
         super().__setitem__(peer, queue)
 
 

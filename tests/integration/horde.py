@@ -6,6 +6,7 @@ All of it is signed and waits before the first byte goes; the victim hears it at
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import struct
@@ -32,6 +33,7 @@ from federation.reactor.loop import Reactor
 SIGNERS, MESSAGES_OF_ONE = 50, 30  # each identity introduces so many
 ROWS = 64
 SYNCS = 8
+_prepared = itertools.count()
 
 
 def messages(member: Member, signers: int, of_one: int, **fields) -> list[rpc_pb2.Message]:
@@ -83,6 +85,28 @@ async def sync(member: Member, prepared: list[bytes]) -> None:
         nursery.cancel_scope.cancel()
 
 
+def prepare_deaf(member: Member) -> list[bytes]:
+    """One in six speaks, at length."""
+    if next(_prepared) % 6:
+        return []
+    gpus = [{"name": "x" * 64, "total_vram": 2**62, "available_vram": 2**62} for _ in range(64)]
+    made = messages(member, 100, 10, gpus=gpus)
+    return [encode_varint_prefixed(rpc_pb2.RPC(publish=[message]).SerializeToString()) for message in made]
+
+
+async def deaf(member: Member, prepared: list[bytes]) -> None:
+    """Each is a neighbour of the victim's that does not read what it is told."""
+    topic = member.topic.name
+    hello = rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic)])
+    hello.control.graft.append(rpc_pb2.ControlGraft(topicID=topic))
+    await member.rpc(hello)
+    await trio.sleep(2)  # all are neighbours
+    for rpc in prepared:
+        await member.stream.send_all(rpc)
+        member.sent += 1
+    await trio.sleep(15)
+
+
 async def read_all(stream: TrioStream) -> None:
     while await stream.receive_some():
         pass
@@ -116,6 +140,10 @@ async def heavy(member: Member, prepared: list[bytes]) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def never(_stream: object) -> None:
+    await trio.sleep_forever()
+
+
 async def quietly(what, *args) -> None:
     with suppress(Exception):
         await what(*args)
@@ -124,6 +152,7 @@ async def quietly(what, *args) -> None:
 MODES = {
     "gossip": (prepare_gossip, gossip),
     "sync": (prepare_sync, sync),
+    "deaf": (prepare_deaf, deaf),
     "heavy": (prepare_heavy, heavy),
     "grafts": (prepare_grafts, gossip),
 }
@@ -146,6 +175,8 @@ async def main() -> None:
         prepared = {member: prepare(member) for member in members}
         async with AsyncExitStack() as stack:
             for member in members:
+                if options.mode == "deaf":
+                    member.topic._pubsub.continuously_read_stream = never
                 await stack.enter_async_context(member.host.running())
                 await stack.enter_async_context(member.topic.running())
                 member.link = await member.host.connect(address)

@@ -21,6 +21,7 @@ from libp2p.network.stream.exceptions import StreamReset
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import create_signed_peer_record
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
@@ -1009,3 +1010,20 @@ class TestAsking:
 @pytest.fixture(autouse=True)
 def no_shout(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "libp2p")
+
+
+def test_a_queue_for_a_peer_is_bounded_in_messages_and_in_bytes() -> None:
+    queues = pubsub_module._Queues()
+    queues[ID(b"deaf")] = queue = RpcQueue()
+    large = rpc_pb2.RPC(publish=[rpc_pb2.Message(data=bytes(MAX_RECORD_BYTES))])
+    pushed = 0
+    while queue.push(large):
+        pushed += 1
+    assert pushed * large.ByteSize() == pytest.approx(pubsub_module.QUEUED_BYTES, rel=0.05)
+    assert queue._queue.pop() == large
+    assert queue.push(large)
+    small = RpcQueue()
+    queues[ID(b"other")] = small
+    for _ in range(pubsub_module.QUEUED):
+        assert small.push(rpc_pb2.RPC())
+    assert not small.push(rpc_pb2.RPC())
