@@ -307,6 +307,8 @@ class _GuardedPubsub(Pubsub):
             if self.gate.rations(peer, message):
                 await self.push_msg(peer, message)
             await self.gate.turn.pause()
+        if not self._peer_is_connected(peer):  # it is forgotten already; what is noted of it now would stay for ever
+            return
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
             for subscription in rpc.subscriptions:
                 self.handle_subscription(peer, subscription)

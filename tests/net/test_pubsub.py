@@ -786,6 +786,22 @@ class TestAMembersMessages:
             await a.topic._pubsub._handle_new_peer_with_retry(ID.from_base58(gone.peer_id))
             assert asked == []
 
+    async def test_nothing_is_noted_of_who_is_gone_when_its_last_words_are_read(self) -> None:
+        """Each message would be queued for it, for good."""
+        subscription = rpc_pb2.RPC.SubOpts(subscribe=True, topicid=NAME)
+        said = rpc_pb2.RPC(
+            subscriptions=[subscription], control=rpc_pb2.ControlMessage(prune=[rpc_pb2.ControlPrune(topicID=NAME)])
+        )
+        async with members(2, (0, 1)) as (victim, other):
+            topic = victim.topic
+            gone = ID.from_base58(foreign_topic()._host.peer_id)
+            await topic._pubsub._take(gone, said)
+            await topic.publish(b"news")
+            assert topic._pubsub.peer_topics[NAME] == {ID.from_base58(other.peer.id)}
+            assert gone not in topic._router._pending_messages
+            assert gone not in topic._router.graft_flood_tracking
+            assert gone not in topic._router.back_off.get(NAME, {})
+
     async def test_who_subscribes_again_and_again_is_handed_nothing_twice(self) -> None:
         async with members(2, (0, 1)) as (victim, evil):
             await victim.topic.publish(b"recent")
