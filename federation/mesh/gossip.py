@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,7 @@ MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)  # a row has some 220 bytes bes
 MAX_DIGEST_BYTES = MAX_ENTRIES * 160  # the longest peer id has 128; all that are have 52
 MAX_PAGES = MAX_ENTRIES // PAGE + 1
 SYNCS_A_SECOND, SYNCS_AT_ONCE = 0.2, 8.0  # asked for by one peer; an honest one asks once a link
+SYNCS_OF_A_PEER = 2  # under way; each may hold a page of 1 MiB that has not arrived whole
 ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ENTRIES  # handed over by one peer
 _QUIET = {"seq", "last_seen", "gpus", "announce_every_s"}
 _LOAD = {"in_flight", "available_vram"}
@@ -130,6 +132,7 @@ class Gossip:
         self._protocol = token.ledger_protocol()
         self._topic = Topic(host, token.topic(), self._accept)
         self._syncs = Buckets[str](SYNCS_A_SECOND, SYNCS_AT_ONCE, max_keys=MAX_ENTRIES)
+        self._syncing: Counter[str] = Counter()
         self._rows = Buckets[str](ROWS_A_SECOND, ROWS_AT_ONCE, max_keys=MAX_ENTRIES)
         self._seq = 0
         self._announced: NodeData | None = None
@@ -274,10 +277,11 @@ class Gossip:
 
     async def _answer_sync(self, link: Link, stream: TrioStream) -> None:
         peer = link.peer
-        if not self._syncs.of(peer).take(trio.current_time()):
+        if self._syncing[peer] >= SYNCS_OF_A_PEER or not self._syncs.of(peer).take(trio.current_time()):
             self._host.complain("a peer asks for the whole ledger again and again; it has to wait", peer)
             await stream.aclose()
             return
+        self._syncing[peer] += 1
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 async with stream:
@@ -288,6 +292,8 @@ class Gossip:
                     await stream.send_eof()
         except (ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("ledger sync failed", peer=peer, why=str(error) or type(error).__name__)
+        finally:
+            self._syncing -= Counter([peer])  # nobody stays at 0
 
     def _digest(self) -> list[tuple[str, int, int]]:
         return [(peer_id, *version) for peer_id, version in self._ledger.digest().items()]
@@ -311,8 +317,10 @@ class Gossip:
             if not self._rows.of(peer).take(trio.current_time(), len(page)):
                 self._host.complain("a peer hands over records without end; it has to wait", peer)
                 raise ProtocolViolation("records without end")
-            for row in page:
-                await self._take_row(row, peer)
+            async with self._topic.turn as turn:
+                for row in page:
+                    await self._take_row(row, peer)
+                    await turn.pause()
         raise ProtocolViolation("too many records")
 
     async def _take_row(self, row: object, peer: str) -> None:

@@ -75,7 +75,7 @@ class Keyring:
     def take(self, token: Token, order: SignedOrder, *, now: datetime, holders: Collection[str] = ()) -> Keyring:
         """A keyring with `token` as its token. The present token admits for the order's grace, and no earlier token longer.
 
-        `holders`: peers that have the present token. A peer that the present order left out is not told the next token either.
+        `holders`: peers that have the present token. A peer that the present order left out is not told the next one either.
 
         The grace runs from the time of signing; if that lies ahead of our clock, from now.
         """

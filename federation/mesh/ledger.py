@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 # A rebooting or sleeping machine keeps its row; one that went away does not. Tombstones stay as long as any copy of an
 # older record may live, or a leaver would come back.
 FORGET_AFTER = timedelta(hours=1)
-MAX_BYTES = 16 * 1024 * 1024  # of signed records: 4 kB each where all rows are taken; a record with all in use has 1 kB
+MAX_BYTES = 16 * 1024 * 1024  # of rows: 4 kB each where all are taken; one with eight GPUs has 5 kB
+GPU_BYTES = 512  # an object in memory
 MAX_ENTRIES = 4096  # an order of magnitude above the largest network we are made for; a few MB
 
 FULL_FOR = timedelta(seconds=1)
@@ -37,6 +38,11 @@ class Entry:
 
     record: NodeData
     signed: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes here, about: 40 of a record can say one GPU."""
+        return len(self.signed) + GPU_BYTES * len(self.record.gpus)
 
     @property
     def version(self) -> tuple[int, int]:
@@ -83,7 +89,7 @@ class Ledger:
         if known is None:
             return self._admit(incoming, now)
         winner = _join(known, incoming)
-        growth = len(winner.signed) - len(known.signed)
+        growth = winner.size - known.size
         if growth > 0 and self._bytes + growth > self._max_bytes and not self._is_linked(record.peer_id):
             return None
         self._entries[record.peer_id] = winner
@@ -98,7 +104,7 @@ class Ledger:
         """Forget peers that were silent, or gone, for FORGET_AFTER."""
         records = [record for record in self.records() if now - record.last_seen >= FORGET_AFTER]
         for record in records:
-            self._bytes -= len(self._entries.pop(record.peer_id).signed)
+            self._bytes -= self._entries.pop(record.peer_id).size
         return [Change(record.peer_id, record, None) for record in records]
 
     def digest(self) -> dict[str, tuple[int, int]]:
@@ -137,13 +143,16 @@ class Ledger:
             evicted = self._find_place(newcomer.record, now)
             if evicted is None:
                 return None
-            self._bytes -= len(self._entries.pop(evicted.peer_id).signed)
+            grown = self._bytes + newcomer.size - self._entries[evicted.peer_id].size
+            if grown > self._max_bytes and not self._is_linked(peer_id):
+                return None
+            self._bytes -= self._entries.pop(evicted.peer_id).size
         self._entries[peer_id] = newcomer
-        self._bytes += len(newcomer.signed)
+        self._bytes += newcomer.size
         return Change(peer_id, None, newcomer.record, evicted)
 
     def _is_full_with(self, newcomer: Entry) -> bool:
-        return len(self._entries) >= self._max_entries or self._bytes + len(newcomer.signed) > self._max_bytes
+        return len(self._entries) >= self._max_entries or self._bytes + newcomer.size > self._max_bytes
 
     def _find_place(self, newcomer: NodeData, now: datetime) -> NodeData | None:
         """Choose a row to evict. If none qualifies, cache that answer for FULL_FOR, because a flood asks repeatedly."""

@@ -42,7 +42,7 @@ from federation.errors import (
     listen_problem,
 )
 from federation.net.admission.carriers import Carriers
-from federation.net.admission.gate import Strangers
+from federation.net.admission.gate import Strangers, machine_of
 from federation.net.admission.quarantine import Offenders
 from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
 from federation.net.dial.loop import Redial
@@ -232,7 +232,7 @@ class Host:
             except trio.ClosedResourceError:
                 return
             try:
-                host = stream.socket.getpeername()[0]
+                host = machine_of(stream.socket.getpeername()[0])
             except OSError:  # gone already
                 await trio.aclose_forcefully(stream)
                 continue

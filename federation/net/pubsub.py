@@ -37,6 +37,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import PriorityQueue
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 from libp2p.tools.anyio_service import LifecycleError, background_trio_service
 from libp2p.utils.varint import decode_uvarint_from_stream
@@ -80,11 +81,13 @@ IDS_AN_RPC = 64  # so many message ids in control messages count as one RPC more
 BYTES_AN_RPC = 4096  # a larger one counts as several; an announcement has 540 bytes
 # Asked for in answer to one IHAVE, and in one IWANT: f919b4d answers each IWANT in one RPC, and reads ten in a second.
 WANTED_AT_ONCE, WANTED_AN_IWANT = 192, 24
+TURN_S = 0.002  # of the thread, for what one neighbour says; then clients have theirs
 SIGNED_A_SECOND, SIGNED_AT_ONCE = 8.0, 40.0  # by one node; gossip.py says at most four a second
 NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; those left out announce themselves again
 EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration; further ones make the neighbour an offender
 MAX_SIGNERS = 8192  # that rations are kept for; a few MB
 QUEUED = 1024  # messages for one peer; theirs drops the 33rd without a word, and one sync brings more
+QUEUED_BYTES = 1024 * 1024  # so many announcements of the usual size have less
 
 
 class _Router(GossipSub):
@@ -190,12 +193,32 @@ class _Router(GossipSub):
         return to_graft, to_prune
 
 
+class _Queue(PriorityQueue):
+    """Theirs counts RPCs, whatever their size: a neighbour that does not read would have us hold 16 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__(QUEUED)
+        self._bytes = 0
+
+    def push(self, rpc: rpc_pb2.RPC, priority: bool = False) -> bool:
+        if self._bytes >= QUEUED_BYTES or not super().push(rpc, priority):
+            return False
+        self._bytes += rpc.ByteSize()
+        return True
+
+    def pop(self) -> rpc_pb2.RPC | None:
+        rpc = super().pop()
+        if rpc is not None:
+            self._bytes -= rpc.ByteSize()
+        return rpc
+
+
 class _Queues(dict[ID, "RpcQueue"]):
     """Queues of messages on their way to each peer, split to the size that it reads."""
 
     def __setitem__(self, peer: ID, queue: RpcQueue) -> None:
         queue.max_message_size = MAX_MESSAGE_BYTES
-        queue._queue.max_size = QUEUED
+        queue._queue = _Queue()
         super().__setitem__(peer, queue)
 
 
@@ -266,7 +289,8 @@ class _GuardedPubsub(Pubsub):
                     continue
                 rpc = rpc_pb2.RPC.FromString(await _read(stream, length))
                 await self.gate.pace(peer, rpc, length)
-                await self._take(peer, rpc)
+                async with self.gate.turn:
+                    await self._take(peer, rpc)
         except (MessageTooLarge, DecodeError, ParseError) as error:
             self.gate.nonsense(peer, type(error).__name__)
         except (StreamError, IOException):
@@ -282,11 +306,15 @@ class _GuardedPubsub(Pubsub):
                 continue
             if self.gate.rations(peer, message):
                 await self.push_msg(peer, message)
+            await self.gate.turn.pause()
+        if not self._peer_is_connected(peer):  # it is forgotten already; what is noted of it now would stay for ever
+            return
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
             for subscription in rpc.subscriptions:
                 self.handle_subscription(peer, subscription)
         if rpc.HasField("control") and self.gate.knows_topics(peer, rpc.control):
             rpc.ClearField("senderRecord")  # theirs dials what it names
+            del rpc.control.graft[1:], rpc.control.prune[1:]  # there is one topic, and theirs answers each
             await self.router.handle_rpc(rpc, peer)
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
@@ -389,6 +417,32 @@ async def _read_over(stream: INetStream, n: int) -> None:
         n -= len(await _read(stream, min(n, 4096)))
 
 
+class Turn:
+    """One task at a time takes in what members say, and lets the others run every TURN_S.
+
+    trio runs every task that can run before it looks at a socket: many members that speak at one moment would hold up all
+    clients for as long as it takes to hear them all.
+    """
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+        self._ends = 0.0
+
+    async def __aenter__(self) -> Turn:
+        await self._lock.acquire()
+        self._ends = time.perf_counter() + TURN_S
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+    async def pause(self) -> None:
+        """Between two pieces of work; the turn goes on."""
+        if time.perf_counter() > self._ends:
+            await trio.lowlevel.checkpoint()
+            self._ends = time.perf_counter() + TURN_S
+
+
 class _Gate:
     """The checks of a message: rations, its signature, and the caller's `accept`."""
 
@@ -396,6 +450,7 @@ class _Gate:
         self._host = host
         self._name = name
         self._accept = accept
+        self.turn = Turn()
         self._paces = Buckets[ID](RPCS_A_SECOND, RPCS_AT_ONCE, max_keys=MAX_SIGNERS)
         self._introductions = Buckets[ID](NEW_A_SECOND, NEW_AT_ONCE, max_keys=MAX_SIGNERS)
         self._excess = Buckets[ID](EXCESS_A_SECOND, EXCESS_AT_ONCE, max_keys=MAX_SIGNERS)
@@ -473,6 +528,7 @@ class Topic:
         # Milliseconds of a restart apart or many messages a second: numbers never repeat, so none is taken for an old one.
         self._pubsub.counter = time.time_ns()
         self._pubsub.gate = _Gate(host, name, accept)
+        self.turn = self._pubsub.gate.turn
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -54,6 +54,8 @@ class HostSwarm(Swarm):
             max_connections_per_peer=10**9, grace_period=1e12, auto_connect_interval=1e9,
         )  # fmt: skip  # B, I: it wants half of the high watermark, nothing, and prunes what is older than the grace period
         super().__init__(peer_id, store, upgrader, [], connection_config=limits)
+        # Theirs remembers each peer that ever went, for ever.
+        self.auto_connector.record_disconnect = lambda peer_id: None  # type: ignore[method-assign]
         self._knows = knows
         self._preferred = preferred
 

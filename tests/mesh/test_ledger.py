@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.mesh.ledger import FORGET_AFTER, FULL_FOR, Change, Entry, Ledger
-from federation.mesh.records import NODE_ONLINE_WINDOW, NodeData
+from federation.mesh.ledger import FORGET_AFTER, FULL_FOR, GPU_BYTES, Change, Entry, Ledger
+from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -455,6 +455,26 @@ def test_bytes_are_bounded_too() -> None:
     assert ledger.merge(node("3"), signed=bytes(20), now=NOW)
     assert len(ledger.expire(NOW + FORGET_AFTER)) == 3
     assert ledger.merge(node("4"), signed=bytes(100), now=NOW)
+
+
+def test_a_row_that_replaces_a_smaller_one_has_to_fit() -> None:
+    """Small offline rows in all places would otherwise be exchanged for as many large ones."""
+    ledger = Ledger(3, max_bytes=100, is_linked={"real"}.__contains__)
+    for n in range(3):
+        assert ledger.merge(node(str(n)), signed=bytes(30), now=NOW, age=2 * NODE_ONLINE_WINDOW)
+    assert ledger.merge(node("large"), signed=bytes(60), now=NOW) is None
+    assert ledger.merge(node("fits"), signed=bytes(40), now=NOW)
+    assert ledger.merge(node("real"), signed=bytes(60), now=NOW)
+
+
+def test_gpus_count_for_what_they_take_in_memory() -> None:
+    gpus = (Gpu(name="", total_vram=0, available_vram=0),) * 2
+    ledger = Ledger(max_bytes=4 * GPU_BYTES + 100)
+    for n in range(2):
+        assert ledger.merge(node(str(n), gpus=gpus), signed=bytes(10), now=NOW)
+    assert ledger.merge(node("2", gpus=gpus), signed=bytes(10), now=NOW) is None
+    assert ledger.merge(node("0", seq=1), signed=bytes(10), now=NOW)  # the row has none any more
+    assert ledger.merge(node("2", gpus=gpus), signed=bytes(10), now=NOW)
 
 
 # Anti-entropy

@@ -1057,6 +1057,20 @@ class TestRotatedToken:
 
 
 class TestAcceptRate:
+    @pytest.mark.skipif("not ipv6_works()", reason="no IPv6 here")
+    async def test_all_addresses_of_one_machine_are_one(self) -> None:
+        """It has a /64 of IPv6, and would have as many handshakes, and as many lines in the log, as it likes."""
+        async with reactor_running() as reactor:
+            peer = await new_peer(1, reactor)
+            bound = await peer.host.listen(HostPort("::1", 0))
+            async with peer.host.running():
+                with capture_logs() as logs, socket.create_connection(("::1", bound.port), timeout=5) as stranger:
+                    await until(lambda: peer.host._strangers.of("::/64") == 1)
+                    stranger.sendall(b"\x09nonsense\n")
+                    await until(lambda: warnings(logs, "a connection that is not a member's was refused"))
+                (said,) = warnings(logs, "a connection that is not a member's was refused")
+                assert said["where"] == "::/64"
+
     async def test_one_address_is_let_in_so_often_and_another_is_none_the_worse(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

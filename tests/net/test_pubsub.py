@@ -21,6 +21,7 @@ from libp2p.network.stream.exceptions import StreamReset
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import create_signed_peer_record
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
@@ -773,6 +774,22 @@ class TestAMembersMessages:
             await a.topic._pubsub._handle_new_peer_with_retry(ID.from_base58(gone.peer_id))
             assert asked == []
 
+    async def test_nothing_is_noted_of_who_is_gone_when_its_last_words_are_read(self) -> None:
+        """Each message would be queued for it, for good."""
+        subscription = rpc_pb2.RPC.SubOpts(subscribe=True, topicid=NAME)
+        said = rpc_pb2.RPC(
+            subscriptions=[subscription], control=rpc_pb2.ControlMessage(prune=[rpc_pb2.ControlPrune(topicID=NAME)])
+        )
+        async with members(2, (0, 1)) as (victim, other):
+            topic = victim.topic
+            gone = ID.from_base58(foreign_topic()._host.peer_id)
+            await topic._pubsub._take(gone, said)
+            await topic.publish(b"news")
+            assert topic._pubsub.peer_topics[NAME] == {ID.from_base58(other.peer.id)}
+            assert gone not in topic._router._pending_messages
+            assert gone not in topic._router.graft_flood_tracking
+            assert gone not in topic._router.back_off.get(NAME, {})
+
     async def test_who_subscribes_again_and_again_is_handed_nothing_twice(self) -> None:
         async with members(2, (0, 1)) as (victim, evil):
             await victim.topic.publish(b"recent")
@@ -997,3 +1014,20 @@ class TestAsking:
 @pytest.fixture(autouse=True)
 def no_shout(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "libp2p")
+
+
+def test_a_queue_for_a_peer_is_bounded_in_messages_and_in_bytes() -> None:
+    queues = pubsub_module._Queues()
+    queues[ID(b"deaf")] = queue = RpcQueue()
+    large = rpc_pb2.RPC(publish=[rpc_pb2.Message(data=bytes(MAX_RECORD_BYTES))])
+    pushed = 0
+    while queue.push(large):
+        pushed += 1
+    assert pushed * large.ByteSize() == pytest.approx(pubsub_module.QUEUED_BYTES, rel=0.05)
+    assert queue._queue.pop() == large
+    assert queue.push(large)
+    small = RpcQueue()
+    queues[ID(b"other")] = small
+    for _ in range(pubsub_module.QUEUED):
+        assert small.push(rpc_pb2.RPC())
+    assert not small.push(rpc_pb2.RPC())

@@ -105,3 +105,19 @@ def test_no_link_with_a_text_that_is_no_id() -> None:
             assert a.host.swarm.links_of("no id") == []
 
     trio.run(run)
+
+
+async def test_nobody_who_went_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with linked() as (a, b):
+        connector, told = a.host.swarm.auto_connector, trio.Event()
+        record = connector.record_disconnect
+
+        def recorded(peer: ID) -> None:
+            record(peer)
+            told.set()
+
+        monkeypatch.setattr(connector, "record_disconnect", recorded)
+        a.host.cut(b.id, "it goes")
+        with trio.fail_after(10):
+            await told.wait()
+        assert not connector._recent_disconnects

@@ -19,7 +19,7 @@ from federation.mesh.tokens import Token
 from federation.metrics import Metrics
 from federation.net.dial.book import AddressBook
 from federation.net.host import Host
-from federation.net.pubsub import Opened, Topic
+from federation.net.pubsub import Opened, Topic, Turn
 from federation.reactor.loop import Reactor
 from tests.support.hosts import KEY, HostEvents, seed
 
@@ -50,6 +50,7 @@ class FakeTopic:
     def __init__(self, host: FakeHost, name: str, accept: Callable[[str, bytes, bytes], bool]) -> None:
         self.host = host
         self.accept = accept
+        self.turn = Turn()
         self.published: list[tuple[float, NodeData]] = []
         self.forwarded: list[tuple[str, bytes]] = []
 
