@@ -23,7 +23,8 @@ from federation import __version__
 from federation.config import NAMES, RELOADABLE
 from federation.errors import FederationError, NotFound, UsageError
 from federation.forward.backends import Backends
-from federation.forward.frontend import Forwarder
+from federation.forward.exit import serve_tunnel
+from federation.forward.frontend import Frontend
 from federation.forward.roster import Roster
 from federation.forward.selection import Policy, Selector
 from federation.mesh.bans import Bans, find_peer
@@ -134,7 +135,7 @@ class Node:
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
         )  # fmt: skip
-        self.forwarder = Forwarder(
+        self.forwarder = Frontend(
             self.reactor,
             settings,
             roster=self.roster,
@@ -143,9 +144,9 @@ class Node:
             metrics=self.metrics,
             host_name=socket.gethostname(),
         )
-        self.roster.on_change = self.forwarder.roster_changed
+        self.roster.on_change = self.forwarder.dispatcher.roster_changed
         self.journal = Journal(name_of=self.name_of, utc_of=self.clock.utc_of)
-        self.forwarder.on_ending = self.journal.ended
+        self.forwarder.accounts.on_ending = self.journal.ended
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -207,7 +208,7 @@ class Node:
                     await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            self.forwarder.held.clear()  # nobody is told any more: this is the end, in order or not
+            self.forwarder.dispatcher.waiting.clear()  # nobody is told any more: this is the end, in order or not
             self.forwarder.stop_listening()
             self.forwarder.abort_all("this node stops")
             self.journal.write()
@@ -262,7 +263,7 @@ class Node:
     async def _watch_traffic(self) -> None:
         while True:
             self.rates.sample(trio.current_time(), status.traffic(self))
-            self.forwarder.count_picks()
+            self.forwarder.accounts.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
     def _token_changed(self) -> None:
@@ -303,13 +304,13 @@ class Node:
         self.gossip.stir()
 
     def _own_load(self) -> None:
-        self.forwarder.own_load_is_news = True
+        self.forwarder.dispatcher.own_load_is_news = True
         self.gossip.stir()
 
     # What the network tells (HostEvents)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
-        self.backends.tunnel_opened(link, channel, service)
+        serve_tunnel(self.backends, link, channel, service)
 
     def peer_up(self, link: Link) -> None:
         name, address = self.name_of(link.peer), link.remote_address
@@ -351,7 +352,7 @@ class Node:
         self.roster.changed()
 
     def _take_record(self, record: NodeData, before: NodeData | None) -> None:
-        self.selector.report(record.peer_id, record.in_flight)
+        self.selector.observe_load(record.peer_id, record.in_flight)
         if record.left:
             self.book.forget(record.peer_id)
             return

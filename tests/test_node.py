@@ -25,6 +25,7 @@ from federation.api import server
 from federation.cli import client
 from federation.config import Settings
 from federation.errors import ListenFailed, NotFound, UsageError
+from federation.forward.route import Route
 from federation.mesh import connectivity
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
@@ -282,7 +283,7 @@ class TestBan:
             one.ban("two")
             assert states(one)["two"] == "banned"
             assert one.host.links == {}
-            assert one.roster.eligible("default") == []
+            assert one.roster.eligible(Route("default")) == []
             assert [row["name"] for row in one.banned()["banned"]] == ["two"]
             assert one.status()["warnings"] == []
             await until(lambda: two.host.links == {})
@@ -458,7 +459,7 @@ class TestStop:
         (line,) = lines
         assert set(line["changed"]) == {"hold", "capacity", "max_connections"}
         assert line["take_a_restart"] == ["name"]
-        assert node.forwarder.hold_s == 2.5
+        assert node.forwarder.dispatcher.hold_s == 2.5
         assert node.own_record().capacity == 7
         assert node.settings.name != "another"
 

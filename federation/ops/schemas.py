@@ -17,6 +17,7 @@ Seconds = Annotated[float, Field(description="seconds")]
 UtcTime = Annotated[str, Field(description="ISO 8601, UTC")]
 Services = Annotated[dict[str, bool], Field(description="service -> whether a backend of it answers")]
 State = Literal["online", "draining", "no backend", "backend down", "suspect", "unreachable", "offline", "left", "banned"]
+ClientState = Literal["waiting", "opening", "open", "turned away"]
 Path = Literal["self", "direct", "punched", "relayed", "none"]
 
 
@@ -222,7 +223,7 @@ class Connection(TypedDict):
     received: Annotated[Bytes, Field(description="bytes from the client")]
     delivered: Annotated[Bytes, Field(description="bytes to the client")]
     attempts: Count
-    state: Literal["waiting", "opening", "open", "turned away"]
+    state: ClientState
 
 
 class OpenConnections(TypedDict):
