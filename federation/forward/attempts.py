@@ -8,7 +8,7 @@ what its client sent (replay.py), hands it to each upstream, and says when it ha
        |                 |  the peer is suspect         |
        +-----------------+------------------------------+   REJECTED: no peer is left, or the request is unwanted
 
-With `--replay opened` (default) a request is committed as soon as it is opened: a backend has seen nothing before OPENED,
+With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
 so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown what
 may be replayed. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
 """
@@ -57,8 +57,8 @@ class State(str, Enum):
 _ANY_TIME = (State.REJECTED, State.CLOSED)
 FOLLOWS: dict[State, tuple[State, ...]] = {
     State.WAITING: (State.DIALLING, State.OPENING, *_ANY_TIME),
-    State.DIALLING: (State.OPENED, State.WAITING, *_ANY_TIME),
-    State.OPENING: (State.OPENED, State.WAITING, *_ANY_TIME),
+    State.DIALLING: (State.COMMITTED, State.OPENED, State.WAITING, *_ANY_TIME),
+    State.OPENING: (State.COMMITTED, State.OPENED, State.WAITING, *_ANY_TIME),
     State.OPENED: (State.COMMITTED, State.WAITING, *_ANY_TIME),
     State.COMMITTED: (State.STREAMING, *_ANY_TIME),
     State.STREAMING: _ANY_TIME,  # REJECTED: a web page's next request, which may not ask
@@ -81,8 +81,8 @@ class Request(Protocol):
     def connected(self, upstream: Joinable) -> None:
         """Give it what the client has sent so far, and what follows."""
 
-    def accepted(self) -> None:
-        """The backend behind the upstream has accepted."""
+    def flush_replay(self) -> None:
+        """The backend behind the upstream has accepted: see what that settles, and give it what it has not had."""
 
     def disconnected(self, reason: str) -> None:
         """The attempt is over: reset its upstream, if there was one already."""
@@ -246,7 +246,7 @@ class Attempts:
         self._stop_timer()
         self._dispatcher.accounts.opened_after(self._dispatcher.now() - self._request.started_at)
         self._accepted()
-        self._request.accepted()
+        self._request.flush_replay()
 
     def refused(self, reason: str) -> None:
         self.failed(reason)
@@ -267,9 +267,7 @@ class Attempts:
         end.start()
 
     def _accepted(self) -> None:
-        self.to(State.OPENED)
-        if self._dispatcher.replay is not Replay.FIRST_BYTE:
-            self.to(State.COMMITTED)
+        self.to(State.OPENED if self._dispatcher.replay is Replay.FIRST_BYTE else State.COMMITTED)
 
     def commit(self) -> None:
         """Nothing will be replayed any more: the backend has answered, or there is more than may be kept."""

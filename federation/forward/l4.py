@@ -121,11 +121,6 @@ class L4Client:
     def connected(self, upstream: Joinable) -> None:
         self._upstream = upstream
         self._replay.rewind()
-        self.accepted()
-
-    def accepted(self) -> None:
-        if self.attempts.is_final and self._is_judged:
-            self._replay.commit()
         self.flush_replay()
 
     def disconnected(self, reason: str) -> None:
@@ -151,14 +146,12 @@ class L4Client:
 
     def flush_replay(self) -> None:
         """Give the upstream what it has not had of what was kept, as far as it has room; then read the client on."""
-        client, replay, attempts = self.socket, self._replay, self.attempts
         if not self._is_judged:
-            if attempts.state is State.COMMITTED:
-                attempts.to(State.STREAMING)  # as good as: only the client's bytes are looked at
-            if self._upstream_eof:
-                client.send_eof()
-            client.resume()
+            self._pass_answer()
             return
+        replay, is_final = self._replay, self.attempts.is_final
+        if is_final:
+            replay.commit()
         while replay.pending and self._upstream is not None:
             room = self._upstream.room()
             if room <= 0:
@@ -168,11 +161,19 @@ class L4Client:
             return
         if self._eof:
             self._upstream.send_eof()
-        if attempts.is_final:
+        if is_final:
             self._splice()
             if self._upstream_eof:
-                client.send_eof()
-        client.resume()
+                self.socket.send_eof()
+        self.socket.resume()
+
+    def _pass_answer(self) -> None:
+        """And nothing of what the client sends, until it is judged."""
+        if self.attempts.state is State.COMMITTED:
+            self.attempts.to(State.STREAMING)
+        if self._upstream_eof:
+            self.socket.send_eof()
+        self.socket.resume()
 
     def on_upstream_data(self, data: bytes | memoryview) -> None:
         self._commit()
@@ -187,7 +188,7 @@ class L4Client:
     def _commit(self) -> None:
         """Nothing will be replayed any more. As soon as all is passed on, this object steps aside."""
         self.attempts.commit()
-        self.accepted()
+        self.flush_replay()
 
     def _splice(self) -> None:
         """Socket and upstream talk to each other from here on; with a browser, through this object."""
@@ -203,7 +204,7 @@ class L4Client:
 
     def room(self) -> int:
         replay, upstream, attempts = self._replay, self._upstream, self.attempts
-        if not self._is_judged and replay:  # a head may be longer than what is kept for a retry
+        if not self._is_judged and replay.size:  # a head may be longer than what is kept for a retry
             return max(self._dispatcher.replay_buffer_bytes, MAX_HEAD) - replay.size
         if replay.pending:
             return 0  # `flush_replay` resumes
@@ -270,7 +271,7 @@ class L4Client:
         self._stop_patience()
         if self._upstream is not None:
             self._replay.rewind()
-        self.accepted()
+        self.flush_replay()
 
     def _follow(self, chunk: bytes) -> bytes:
         """Through a browser's request; returns what is left to do with, which may be the beginning of the next one."""

@@ -13,23 +13,18 @@ _NOTHING = memoryview(b"")
 
 
 class ReplayBuffer:
-    """`size`: bytes kept, those included that every upstream has had."""
+    """`size`: bytes kept. `pending`: those that the present upstream has not had; empty is false."""
 
-    __slots__ = ("_chunks", "_pending", "size")
+    __slots__ = ("_chunks", "pending", "size")
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
-        self._pending = _NOTHING
+        self.pending = _NOTHING
         self.size = 0
 
     def __bool__(self) -> bool:
         """Whether anything is kept for a replay."""
         return bool(self._chunks)
-
-    @property
-    def pending(self) -> bool:
-        """Whether the present upstream has not had all."""
-        return bool(self._pending)
 
     def add(self, chunk: bytes) -> None:
         """Not while something is pending, unless `rewind` follows: `take` would not bring it."""
@@ -44,16 +39,16 @@ class ReplayBuffer:
 
     def rewind(self) -> None:
         """A new upstream is to have everything."""
-        self._pending = memoryview(b"".join(self._chunks))
+        self.pending = memoryview(b"".join(self._chunks))
 
     def take(self, room: int) -> memoryview:
         """The next bytes for the upstream, at most `room`; they count as delivered to it."""
-        chunk, self._pending = self._pending[:room], self._pending[room:]
+        chunk, self.pending = self.pending[:room], self.pending[room:]
         return chunk
 
     def interrupt(self) -> None:
         """The upstream is gone: nothing is pending until the next one."""
-        self._pending = _NOTHING
+        self.pending = _NOTHING
 
     def commit(self) -> None:
         """Nothing will be replayed any more. What is pending still goes out; `size` stays."""

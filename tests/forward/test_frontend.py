@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import socket
 from contextlib import suppress
@@ -15,8 +16,10 @@ from structlog.testing import capture_logs
 from federation.errors import ListenFailed
 from federation.forward import frontend as module
 from federation.forward.accounts import DECISIONS, Ending, Flow
+from federation.forward.attempts import Attempts
 from federation.forward.frontend import SILENT_S
-from federation.forward.reject import REJECT_LINGER_S
+from federation.forward.l4 import L4Client
+from federation.forward.reject import REJECT_LINGER_S, Rejection
 from federation.forward.route import Route
 from federation.reactor import fdlimit
 from federation.reactor.accepting import PAUSE_S
@@ -553,3 +556,57 @@ async def test_picks_are_counted_once_by_the_tier_that_decided(mock_clock: MockC
         await settled()
         forwarder.accounts.count_picks()
         assert net.metric("federation_picks_sampled_total") == 3
+
+
+async def test_a_client_that_cannot_be_served_costs_nobody_else(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours: the reactor drops a descriptor whose callback raises, and here that is the listener's."""
+    async with network(mock_clock) as net:
+        net.add("a")
+        with monkeypatch.context() as broken, capture_logs() as logs:
+            broken.setattr(net.selector, "pick", lambda *_, **__: 1 / 0)
+            client = await net.connect()
+            assert await is_reset(client)
+        assert [(log["log_level"], log["event"]) for log in logs] == [("error", "a client could not be served")]
+        assert not net.forwarder.active
+        await net.connect(sends=REQUEST)
+        assert net.tunnel.data == REQUEST
+
+
+async def test_a_client_that_is_gone_leaves_no_cycle(mock_clock: MockClock) -> None:
+    """Thousands of connections a second must leave nothing to the garbage collector, however they end."""
+    async with network(mock_clock, own_backend=True, hold_s=1) as net:
+        gc.collect()
+        gc.disable()
+        try:
+            for how in ("waits", "opening", "streaming", "moved", "rejected", "own backend"):
+                await one_client(net, how)
+            net.reactor.call_later(1.0, lambda: None)
+            await net.passes(1.0)  # the reactor holds the latest timer that fired
+            left = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, (L4Client, Attempts, Rejection))]
+        finally:
+            gc.enable()
+        assert left == []
+
+
+async def one_client(net: Net, how: str) -> None:
+    if how in ("opening", "streaming", "moved"):
+        net.add("a", "b")
+    if how == "own backend":
+        net.own_backend_is_up()
+    client = await net.connect(sends=REQUEST)
+    if how == "moved":
+        net.tunnel.refuses()
+    if how in ("streaming", "moved"):
+        net.tunnel.answers()
+        net.tunnel.sends(b"hello")
+    if how == "rejected":
+        await net.passes(1)
+        await rest_of(client)
+    if how == "own backend":
+        await net.server()
+    reset(client)
+    await settled(lambda: not net.forwarder.active)
+    net.tunnels.clear()
+    net.roster.nodes.clear()
