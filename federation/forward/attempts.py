@@ -54,6 +54,7 @@ class State(str, Enum):
     CLOSED = "closed"
 
 
+FINAL = (State.COMMITTED, State.STREAMING)  # the request stays with its peer, come what may
 _ANY_TIME = (State.REJECTED, State.CLOSED)
 FOLLOWS: dict[State, tuple[State, ...]] = {
     State.WAITING: (State.DIALLING, State.OPENING, *_ANY_TIME),
@@ -174,11 +175,6 @@ class Attempts:
         assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
         self.state = state
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the request stays with its peer, come what may."""
-        return self.state is State.COMMITTED or self.state is State.STREAMING
-
     # Picking
 
     def start(self) -> None:
@@ -278,7 +274,7 @@ class Attempts:
         """The upstream ended before its first byte, while the client has not finished: that is how a dying backend looks.
         Whether the request has moved on."""
         dispatcher = self._dispatcher
-        if self.is_final or dispatcher.replay is not Replay.FIRST_BYTE:
+        if self.state in FINAL or dispatcher.replay is not Replay.FIRST_BYTE:
             return False
         if not dispatcher.has_other(self._request.route, self.tried):
             return False
@@ -310,7 +306,7 @@ class Attempts:
     def failed(self, reason: str, kind: RetryReason = "refused") -> None:
         """This attempt is over; unless the request got too far, there is another one."""
         request, dispatcher = self._request, self._dispatcher
-        if self.is_final:
+        if self.state in FINAL:
             request.broken(reason)
             return
         self._stop_timer()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from federation.forward.accounts import Decision
 from federation.forward.attempts import State
-from federation.forward.exit import serve
+from federation.forward.exit import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
@@ -94,7 +94,8 @@ class RosterDispatcher:
         return any(node.peer_id not in tried for node in self._roster.eligible(route))
 
     def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
-        return serve(self._backends, route.service, done)
+        backends = self._backends
+        return Serving(backends, backends.choose(route.service), done)
 
     def broke_off(self, route: Route, peer_id: str) -> None:
         """A backend that fails fast looks least loaded and would attract every new client, so its peer pauses."""

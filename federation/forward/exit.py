@@ -38,12 +38,15 @@ STALE_S = 0.05  # far below any open timeout; a dial on this machine takes a ten
 
 
 class Serving:
-    """One connection that a backend serves or is asked to. `cancel` before it is connected; afterwards its end does it."""
+    """One connection that a backend serves or is asked to; `done(end, reason)` says how that went.
+
+    `cancel` before it is connected; afterwards its end does it. `entry_id`: the peer that asks, empty for own clients.
+    """
 
     __slots__ = ("_backends", "_connect", "_done", "_entry_id", "_is_released", "backend")
 
     def __init__(
-        self, backends: Backends, backend: Backend, done: Callable[[SocketDuplex | None, str], None], entry_id: str
+        self, backends: Backends, backend: Backend, done: Callable[[SocketDuplex | None, str], None], entry_id: str = ""
     ) -> None:
         assert backend.target is not None
         self._backends = backends
@@ -73,16 +76,6 @@ class Serving:
         if not self._is_released:
             self._is_released = True
             self._backends.released(self.backend, self._entry_id)
-
-
-def serve(
-    backends: Backends, service: str, done: Callable[[SocketDuplex | None, str], None], *, entry_id: str = ""
-) -> Serving:
-    """Connect to the least busy healthy backend of `service`; `done(end, reason)` follows. Raises BackendUnavailable.
-
-    `entry_id`: the peer that asks; empty for this node's own clients.
-    """
-    return Serving(backends, backends.choose(service, entry_id), done, entry_id)
 
 
 def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str) -> None:
@@ -115,7 +108,8 @@ class ExitFlow(NullDuplex):
             return
         self._looked_at = self._backends.reactor.now()
         try:
-            self._serving = serve(self._backends, self._service, self._on_backend, entry_id=self._link.peer)
+            backend = self._backends.choose(self._service, self._link.peer)
+            self._serving = Serving(self._backends, backend, self._on_backend, self._link.peer)
         except BackendUnavailable as error:
             self._channel.refuse(error.detail)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from federation.forward.accounts import Ending, Flow
-from federation.forward.attempts import Attempts, State
+from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.browsers import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
 from federation.forward.reject import REJECT_LINGER_S, Rejection
 from federation.forward.replay import ReplayBuffer
@@ -149,7 +149,7 @@ class L4Client:
         if not self._is_judged:
             self._pass_answer()
             return
-        replay, is_final = self._replay, self.attempts.is_final
+        replay, is_final = self._replay, self.attempts.state in FINAL
         if is_final:
             replay.commit()
         while replay.pending and self._upstream is not None:
@@ -176,7 +176,8 @@ class L4Client:
         self.socket.resume()
 
     def on_upstream_data(self, data: bytes | memoryview) -> None:
-        self._commit()
+        if self.attempts.state is not State.STREAMING:
+            self._commit()
         self.socket.send(data)
 
     def on_upstream_eof(self) -> None:
@@ -208,7 +209,7 @@ class L4Client:
             return max(self._dispatcher.replay_buffer_bytes, MAX_HEAD) - replay.size
         if replay.pending:
             return 0  # `flush_replay` resumes
-        if attempts.is_final and upstream is not None:
+        if attempts.state in FINAL and upstream is not None:
             return upstream.room()
         room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and attempts.state is State.OPENED:
@@ -277,7 +278,7 @@ class L4Client:
         """Through a browser's request; returns what is left to do with, which may be the beginning of the next one."""
         assert self._left is not None
         left, self._left = self._left, max(0, self._left - len(chunk))
-        if not self.attempts.is_final:  # it is still kept for a retry
+        if self.attempts.state not in FINAL:  # it is still kept for a retry
             if len(chunk) > left:
                 self._left = None  # sent ahead of the answer, as no browser does
             return chunk

@@ -214,6 +214,7 @@ class Selector:
 
     def __init__(self, policy: Policy = Policy.LEAST_LOADED, *, entry_id: str = "", rng: random.Random) -> None:
         self._policy = policy
+        self._order = _ORDERS[policy]
         self._entry_id = entry_id
         self._rng = rng
         self._loads: dict[str, _Load] = {}
@@ -299,6 +300,6 @@ class Selector:
         self._last_round[service] = frozenset(loads)
 
     def _choose(self, candidates: tuple[Candidate, ...]) -> Pick | None:
-        order = _ORDERS[self._policy]
+        order = self._order
         chosen = pick_random(candidates, self._rng) if order is None else pick_best(candidates, order)
         return None if chosen is None else Pick(chosen, candidates, order)

@@ -83,6 +83,7 @@ class _Ended:
             "level": "info",
             "event": "connection",
             "id": end.flow.connection,
+            "request": end.flow.request,
             "client": end.client,
             "service": end.route.service,
             "peer": end.peer_id,

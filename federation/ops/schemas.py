@@ -173,6 +173,7 @@ class Decision(TypedDict):
     """One pick of a peer."""
 
     id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]
+    request: Annotated[int, Field(ge=1, description="the request's number on that connection")]
     at: UtcTime
     service: str
     client: str
@@ -189,6 +190,7 @@ class TurnedAway(TypedDict):
     """A connection that no peer had at its end."""
 
     id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]
+    request: Annotated[int, Field(ge=1, description="the request's number on that connection")]
     at: Annotated[UtcTime, Field(description="when it ended; ISO 8601, UTC")]
     service: str
     client: str

@@ -123,6 +123,7 @@ def explain(node: Node, last: int, connection: int | None = None) -> list[schema
     return [
         {
             "id": decision.flow.connection,
+            "request": decision.flow.request,
             "at": (utc_now - timedelta(seconds=now - decision.at)).isoformat(),
             "service": decision.route.service,
             "client": decision.client,
@@ -157,6 +158,7 @@ def turned_away(node: Node, last: int, connection: int | None = None) -> list[sc
     return [
         {
             "id": ending.flow.connection,
+            "request": ending.flow.request,
             "at": node.clock.utc_of(ending.ended_at).isoformat(),
             "service": ending.route.service,
             "client": ending.client,

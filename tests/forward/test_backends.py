@@ -13,9 +13,8 @@ from structlog.testing import capture_logs
 from federation.errors import BackendUnavailable
 from federation.forward import backends as module
 from federation.forward.backends import Backend
-from federation.forward.exit import serve
 from federation.reactor.sockets import SocketDuplex
-from tests.support.exits import believe, checking, make_exit
+from tests.support.exits import believe, checking, make_exit, serve
 from tests.support.links import End, until
 from tests.support.sockets import Listener, quiet, reset, running
 

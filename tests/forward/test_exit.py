@@ -13,13 +13,13 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation.forward.exit import ExitFlow, serve, serve_tunnel
+from federation.forward.exit import ExitFlow, serve_tunnel
 from federation.net.link.mux import INITIAL_WINDOW
 from federation.reactor import connect as connect_module
 from federation.reactor.connect import Connect
 from federation.reactor.sockets import SocketDuplex
 from tests.support.entries import settled
-from tests.support.exits import Exit, believe, make_exit, tunnels
+from tests.support.exits import Exit, believe, make_exit, serve, tunnels
 from tests.support.links import End, until
 from tests.support.sockets import CountingReactor, Listener, is_reset, open_descriptors, quiet, read_all, reset, running
 

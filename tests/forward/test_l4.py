@@ -1,4 +1,5 @@
 """One client's connection, stage by stage. Peers are the test's own (entries.py), clients and backends are real sockets.
+How attempts follow each other is in test_attempts.py, without sockets.
 
 Each `network` block ends with everybody leaving, and checks that no counter, tunnel, timer or descriptor is left.
 """
@@ -212,43 +213,6 @@ async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock
         assert list(net.forwarder.accounts.failures) == [Failure(Flow(1), 1, "a", reason)]
 
 
-@pytest.mark.parametrize("how", ["answers", "refuses", "breaks"])
-async def test_what_has_arrived_by_the_time_of_the_timeout_counts(mock_clock: MockClock, how: str) -> None:
-    """On a busy machine the timer may come first: an OPENED in the socket means that the backend is being served."""
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        client = await net.connect(sends=REQUEST)
-        first = net.tunnel
-        net.roster.links["a"].arrived = getattr(first, how)
-        await net.passes(3.0)
-        assert net.roster.links["a"].pings == 0
-        assert [t.peer_id for t in net.tunnels] == (["a"] if how == "answers" else ["a", "b"])
-        assert first.reset is None
-        net.tunnel.answers()
-        net.tunnel.sends(b"served")
-        net.tunnel.ends()
-        assert await rest_of(client) == b"served"
-        assert net.roster.penalties == ([] if how == "answers" else [("a", REFUSED_PENALTY_S)])
-
-
-@pytest.mark.parametrize("how", FAILURES)
-async def test_what_failed_on_a_link_that_was_replaced_says_nothing_of_the_peer(mock_clock: MockClock, how: str) -> None:
-    """A laptop that moved: it is here by a new link, and who waited for it on the old one must not bar it."""
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        client = await net.connect(sends=REQUEST)
-        old = net.roster.links["a"]
-        net.add("a")
-        await fail_attempt(net, how)
-        assert (old.pings, net.roster.links["a"].pings) == (how == "timeout", 0)
-        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
-        assert net.roster.penalties == []
-        net.tunnel.answers()
-        net.tunnel.sends(b"served")
-        net.tunnel.ends()
-        assert await rest_of(client) == b"served"
-
-
 @pytest.mark.parametrize("how", FAILURES)
 async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
     async with network(mock_clock, replay="never") as net:
@@ -260,31 +224,6 @@ async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
         assert len(net.tunnels) == 1
         assert net.in_flight() == {}
         assert (net.forwarder.accounts.counts.failed, net.forwarder.accounts.counts.retried) == (1, 0)
-
-
-@pytest.mark.parametrize("missing", ["link", "open link"])
-async def test_a_peer_without_a_connection_is_passed_over(mock_clock: MockClock, missing: str) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        if missing == "link":
-            del net.roster.links["a"]
-        else:
-            net.roster.links["a"].is_closed = True
-        await net.connect(sends=REQUEST)
-        assert [t.peer_id for t in net.tunnels] == ["b"]
-        assert net.in_flight() == {"b": 1}
-        net.roster.links["a"] = net.roster.links["b"]
-
-
-async def test_never_means_never_without_a_connection_too(mock_clock: MockClock) -> None:
-    async with network(mock_clock, replay="never") as net:
-        net.add("a", "b")
-        net.roster.links["a"].is_closed = True
-        client = await net.connect()
-        await client.send_all(REQUEST)
-        parse_503(await rest_of(client))
-        assert net.tunnels == []
-        assert net.in_flight() == {}
 
 
 async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock: MockClock) -> None:
@@ -321,30 +260,6 @@ async def test_an_answer_that_comes_too_late_changes_nothing(mock_clock: MockClo
         net.tunnel.answers()
         net.tunnel.sends(b"b")
         assert await receive(client, 1) == b"b"
-
-
-async def test_an_answer_stops_the_clock(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        await net.connect(sends=REQUEST)
-        await net.passes(2.9)
-        net.tunnel.answers()
-        await net.passes(1000)
-        assert len(net.tunnels) == 1
-        assert net.roster.penalties == []
-
-
-async def test_every_attempt_has_its_own_time(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        await net.connect(sends=REQUEST)
-        await net.passes(2.9)
-        net.tunnel.refuses()
-        await net.passes(2.9)
-        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
-        assert not net.tunnel.closed
-        await net.passes(0.2)
-        assert net.tunnel.closed
 
 
 # How far a connection got
@@ -465,27 +380,6 @@ async def test_whose_suspect_peer_has_not_even_opened_goes_to_another_one(mock_c
         net.tunnel.answers()
         net.tunnel.sends(b"done")
         assert await receive(client, 4) == b"done"
-
-
-async def test_when_that_one_is_suspect_too_it_waits_for_it(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        client = await net.connect(sends=REQUEST)
-        for peer in ("a", "b"):
-            net.forwarder.peer_suspect(peer)
-        assert net.in_flight() == {"b": 1}
-        net.tunnel.answers()
-        net.tunnel.sends(b"done")
-        assert await receive(client, 4) == b"done"
-
-
-async def test_who_waits_on_an_older_link_to_the_suspect_peer_stays(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        await net.connect(sends=REQUEST)
-        net.add("a")
-        net.forwarder.peer_suspect("a")
-        assert net.in_flight() == {"a": 1}
 
 
 @pytest.mark.parametrize(("replay", "peers"), [("opened", "a"), ("first-byte", "a"), ("never", "ab")])
@@ -736,31 +630,6 @@ async def test_a_client_that_waited_is_served_as_soon_as_somebody_comes(mock_clo
         net.tunnel.ends()
         assert await rest_of(client) == b"served"
         assert net.forwarder.accounts.counts.failed == 0
-
-
-async def test_news_that_help_nobody_leave_the_deadline_as_it_was(mock_clock: MockClock) -> None:
-    async with network(mock_clock, hold_s=10) as net:
-        client = await net.connect(sends=REQUEST)
-        for _ in range(9):
-            await net.passes(1.0)
-            net.forwarder.dispatcher.roster_changed()
-            await settled()
-        assert len(net.forwarder.dispatcher.waiting) == 1
-        await net.passes(1.0)
-        parse_503(await rest_of(client))
-
-
-async def test_patience_is_for_waiting_and_an_attempt_takes_none_of_it(mock_clock: MockClock) -> None:
-    """Or else the longest attempt, which is the one that has waited for a slow model, would never be retried."""
-    async with network(mock_clock, hold_s=2, open_timeout_s=3) as net:
-        net.add("a")
-        client = await net.connect(sends=REQUEST)
-        await net.passes(3.0)  # nobody answers
-        assert len(net.forwarder.dispatcher.waiting) == 1
-        await net.passes(1.9)
-        assert len(net.forwarder.dispatcher.waiting) == 1
-        await net.passes(0.2)
-        parse_503(await rest_of(client))
 
 
 @pytest.mark.parametrize(
@@ -1059,20 +928,6 @@ async def test_an_own_backend_that_refuses_is_like_any_other(mock_clock: MockClo
         await settled(lambda: net.tunnels)
         assert net.tunnel.data == REQUEST
         assert net.backends.services() == {"default": False}
-
-
-async def test_an_own_backend_without_room_is_passed_over(mock_clock: MockClock) -> None:
-    async with network(mock_clock, own_backend=True, capacity=1) as net:
-        net.own_backend_is_up()
-        await net.connect()
-        assert net.in_flight() == {OWN: 1}
-        await net.connect(sends=REQUEST)
-        assert net.in_flight() == {OWN: 1}
-        assert len(net.forwarder.dispatcher.waiting) == 1
-        assert net.roster.penalties == []
-        net.add("a")
-        await settled(lambda: net.tunnels)
-        assert net.in_flight() == {OWN: 1, "a": 1}
 
 
 @pytest.mark.parametrize("how", ["reset", "ended"])

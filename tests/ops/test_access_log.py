@@ -25,6 +25,7 @@ KEYS = [
     "level",
     "event",
     "id",
+    "request",
     "client",
     "service",
     "peer",

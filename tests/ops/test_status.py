@@ -297,6 +297,20 @@ class TestExplain:
         assert (open_one["failed"], open_one["ended"]) == (None, None)
         assert node.explain(1, 9) == []
 
+    async def test_requests_of_one_connection_are_told_apart(self, make: MakeNode) -> None:
+        node = make()
+        add(node, "bob")
+        pick = node.selector.pick([r for r in node.ledger.records()], now=0.0)
+        assert pick is not None
+        accounts = node.forwarder.accounts
+        for request in (1, 2):
+            accounts.decisions.append(Decision(0.0, Route("s"), "c", pick, 1, Flow(7, request)))
+        accounts.failures.append(Failure(Flow(7, 2), 1, "bob", "it said no"))
+        accounts.endings.append(Ending(Flow(7, 1), Route("s"), "c", "bob", 1, 0.0, 1.0, 10, 20, None))
+        first, second = node.explain(1, 7)
+        assert [(d["id"], d["request"], d["failed"]) for d in (first, second)] == [(7, 1, None), (7, 2, "it said no")]
+        assert [d["ended"] is None for d in (first, second)] == [False, True]
+
     async def test_whom_nobody_had(self, make: MakeNode) -> None:
         node = make()
         at = trio.current_time()

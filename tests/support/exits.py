@@ -12,15 +12,16 @@ import trio
 
 from federation.config import Settings
 from federation.forward.backends import Backend, Backends
-from federation.forward.exit import serve_tunnel
+from federation.forward.exit import Serving, serve_tunnel
 from tests.support.links import End, link_pair, until
 from tests.support.sockets import CountingReactor, Listener
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
+    from federation.reactor.sockets import SocketDuplex
 
 SLOW_S = 3600.0  # a health check that comes by itself would come too late for a test
 
@@ -96,3 +97,10 @@ async def tunnels(*, backlog: int = 16, listening: bool = True, **settings: Any)
         await until(lambda: len(reactor) == 0)  # no descriptor is left in the set, whatever the test did
         assert exit_.backends.in_flight == 0
         assert exit_.backends.idle.is_set()
+
+
+def serve(
+    backends: Backends, service: str, done: Callable[[SocketDuplex | None, str], None], *, entry_id: str = ""
+) -> Serving:
+    """As own clients and tunnels are served."""
+    return Serving(backends, backends.choose(service, entry_id), done, entry_id)
