@@ -116,4 +116,4 @@ class Roster:
 
 
 def _nobody() -> None:
-    """Until the forwarder listens."""
+    """Until the frontend listens."""

@@ -7,7 +7,7 @@ Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI
 3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
 4. most free VRAM.
 
-Above them: a peer at its capacity comes after everyone who has room. Below them, for a full tie: a hash that differs
+Above them: a peer at its capacity comes after every peer with room. Below them, for a full tie: a hash that differs
 from entry to entry, so that entries that know nothing of each other do not all agree on one peer.
 """
 
@@ -36,7 +36,7 @@ _NEWEST_WEIGHT = 1 / 8  # remembers some ten reports: a second of them, where th
 # 7 connections and 8 times what it would be. A report itself is at most what a node can be set to take.
 _MOST_SURPRISE = 2
 _MOST_IN_FLIGHT = 1_000_000
-_LEAST_PACE = 0.25  # own picks a report: who has lately made none would divide by nothing, and see a crowd in one stranger
+_LEAST_PACE = 0.25  # minimum of own picks per report: avoids division by zero and over-reacting to one foreign connection
 
 
 class Policy(str, Enum):
@@ -287,7 +287,7 @@ class Selector:
         return load
 
     def _level(self, service: str, loads: dict[str, _Load]) -> None:
-        """Whoever joins, or comes back, starts level with the one furthest behind of those who were in the last round.
+        """A peer that joins, or comes back, starts level with the one furthest behind of the last round's candidates.
 
         Or else it would get everything until its count has caught up.
         """

@@ -21,7 +21,7 @@ class Duplex(Protocol):
         """Take `data`, at most `room()` bytes; a memoryview is only valid during the call."""
 
     def send_eof(self) -> None:
-        """Nothing follows in this direction; the reverse direction goes on. Called at most once."""
+        """Nothing follows in this direction; the reverse direction goes on. Idempotent."""
 
     def abort(self, reason: str) -> None:
         """The caller broke and is closed: reset this end. Idempotent. Whatever this end calls back, the caller ignores."""

@@ -68,8 +68,8 @@ async def test_a_line_a_connection(out: io.StringIO, autojump_clock: trio.testin
     assert [line["id"] for line in lines] == [1, 2, 3]
     assert lines[0] == {
         "timestamp": "2026-01-01T00:00:10.000Z", "level": "info", "event": "connection", "id": 1, "request": 1,
-        "client": "192.0.2.1:5000", "service": "default", "peer": "12D3a", "name": "athens", "attempts": 1, "received": 123, "delivered": 4567,
-        "seconds": 2.346, "why": "done",
+        "client": "192.0.2.1:5000", "service": "default", "peer": "12D3a", "name": "athens", "attempts": 1,
+        "received": 123, "delivered": 4567, "seconds": 2.346, "why": "done",
     }  # fmt: skip
     assert lines[2]["why"] == "reset by peer"
     kept = logs.recent.after(0, 100)
