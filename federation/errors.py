@@ -147,6 +147,10 @@ class PeerUnavailable(NetworkError):
     """The peer cannot take this connection; try the next one"""
 
 
+class BackendUnavailable(FederationError):
+    """The backend was not reached"""
+
+
 class ProbeFailed(PeerUnavailable):
     """The peer was not reached"""
 

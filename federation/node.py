@@ -24,7 +24,8 @@ from federation.clock import Clock
 from federation.config import NAMES, RELOADABLE
 from federation.errors import FederationError
 from federation.forward.backends import Backends
-from federation.forward.frontend import Forwarder
+from federation.forward.exit import serve_tunnel
+from federation.forward.frontend import Frontend
 from federation.forward.roster import Roster
 from federation.forward.selection import Policy, Selector
 from federation.mesh.bans import Bans
@@ -113,7 +114,7 @@ class Node:
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
         )  # fmt: skip
-        self.forwarder = Forwarder(
+        self.forwarder = Frontend(
             self.reactor,
             settings,
             roster=self.roster,
@@ -122,7 +123,7 @@ class Node:
             metrics=self.metrics,
             host_name=socket.gethostname(),
         )
-        self.roster.on_change = self.forwarder.roster_changed
+        self.roster.on_change = self.forwarder.dispatcher.roster_changed
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -141,7 +142,7 @@ class Node:
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
-        self.forwarder.on_ending = self.access_log.ended
+        self.forwarder.accounts.on_ending = self.access_log.ended
 
     # Life
 
@@ -183,7 +184,7 @@ class Node:
                     await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            self.forwarder.held.clear()  # nobody is told any more: this is the end, in order or not
+            self.forwarder.dispatcher.waiting.clear()  # nobody is told any more: this is the end, in order or not
             self.forwarder.stop_listening()
             self.forwarder.abort_all("this node stops")
             self.access_log.write()
@@ -238,7 +239,7 @@ class Node:
     async def _watch_traffic(self) -> None:
         while True:
             self.rates.sample(trio.current_time(), status.traffic(self.parts))
-            self.forwarder.count_picks()
+            self.forwarder.accounts.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
     def _token_changed(self) -> None:
@@ -287,13 +288,13 @@ class Node:
         self.gossip.stir()
 
     def _own_load(self) -> None:
-        self.forwarder.own_load_is_news = True
+        self.forwarder.dispatcher.own_load_is_news = True
         self.gossip.stir()
 
     # What the network tells (HostEvents)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
-        self.backends.tunnel_opened(link, channel, service)
+        serve_tunnel(self.backends, link, channel, service)
 
     def peer_up(self, link: Link) -> None:
         name, address = self.parts.name_of(link.peer), link.remote_address
@@ -335,7 +336,7 @@ class Node:
         self.roster.changed()
 
     def _take_record(self, record: NodeData, before: NodeData | None) -> None:
-        self.selector.report(record.peer_id, record.in_flight)
+        self.selector.observe_load(record.peer_id, record.in_flight)
         if record.left:
             self.book.forget(record.peer_id)
             return

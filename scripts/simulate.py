@@ -375,7 +375,7 @@ def imbalance(  # noqa: C901  # four kinds of events, side by side
         else:
             n, load = what
             for selector in selectors:
-                selector.report(records[n].peer_id, load)
+                selector.observe_load(records[n].peer_id, load)
     return mean(samples)
 
 

@@ -30,7 +30,7 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
 from federation.forward.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
-from federation.forward.l4 import _Farewell
+from federation.forward.reject import Rejection
 from federation.mesh import gossip as gossip_module
 from federation.mesh.records import MAX_RECORD_BYTES, Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token
@@ -201,7 +201,7 @@ class _Handler:
 
     def tunnel_opened(self, channel: mux.Channel, service: str) -> None:
         self.opened += 1
-        channel.peer = End(peer=channel)
+        channel.other = End(other=channel)
         if self._rng.random() < 0.6:
             channel.accept()
             channel.send(b"220 ready")
@@ -210,7 +210,7 @@ class _Handler:
 
     def stream_opened(self, channel: mux.Channel) -> None:
         self.opened += 1
-        channel.peer = End(peer=channel)
+        channel.other = End(other=channel)
 
     def pong(self, payload: bytes) -> None:
         assert len(payload) == 8
@@ -234,11 +234,11 @@ class _Client:
 def http(data: bytes) -> str:
     """What a client sent before it was turned away: an answer in HTTP for whoever speaks it, the bare end for others."""
     client = _Client()
-    farewell = _Farewell(client, Rules(), "no peer is available")  # type: ignore[arg-type]
+    rejection = Rejection(None, client, Rules(), "no peer is available")  # type: ignore[arg-type]
     for piece in _pieces(data, random.Random(data), 65536):
-        assert farewell.room() > 0
-        farewell.send(piece)
-    farewell.send_eof()
+        assert rejection.room() > 0
+        rejection.send(piece)
+    rejection.send_eof()
     assert client.ended == 1
     assert not client.said or client.said.startswith(
         (b"HTTP/1.1 503 ", b"HTTP/1.1 403 ", b"HTTP/1.1 431 ", b"HTTP/1.1 204 ")

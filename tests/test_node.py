@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from federation.api import server
 from federation.cli import client
 from federation.errors import ListenFailed, NotFound, UsageError
+from federation.forward.route import Route
 from federation.mesh import connectivity
 from federation.mesh.gpu import GpuProbe, GpuReading
 from federation.mesh.tokens import Token
@@ -175,7 +176,7 @@ class TestBan:
             one.operator.ban("two")
             assert states(one)["two"] == "banned"
             assert one.host.links == {}
-            assert one.roster.eligible("default") == []
+            assert one.roster.eligible(Route("default")) == []
             assert [row["name"] for row in one.operator.banned()["banned"]] == ["two"]
             assert one.operator.status()["warnings"] == []
             await until(lambda: two.host.links == {})
@@ -346,7 +347,7 @@ class TestStop:
         (line,) = lines
         assert set(line["changed"]) == {"hold", "capacity", "max_connections"}
         assert line["take_a_restart"] == ["name"]
-        assert node.forwarder.hold_s == 2.5
+        assert node.forwarder.dispatcher.hold_s == 2.5
         assert node.own_record().capacity == 7
         assert node.facts.settings.name != "another"
 

@@ -1,8 +1,4 @@
-"""The exit's side: the local servers that this node offers, whether they answer, and the connections they serve.
-
-A tunnel's OPEN is answered only when the backend has accepted: OPENED, or REFUSED with the reason, so that the entry can
-go elsewhere. What the client sent in the meantime waits here, within the channel's first window.
-"""
+"""The local servers that this node offers: whether they answer, and how busy they are. exit.py has the connections."""
 
 from __future__ import annotations
 
@@ -13,31 +9,20 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from federation.errors import FederationError
-from federation.reactor import fdlimit
-from federation.reactor.connect import Dial
-from federation.reactor.sockets import SocketEnd, join
+from federation.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
 
     from trio_typing import TaskStatus
 
     from federation.config import Endpoint, Settings
-    from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
-    from federation.reactor.loop import Duplex, Reactor
+    from federation.reactor.loop import Reactor
 
 log = structlog.get_logger(__name__)
 
-STALE_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
 HEALTH_TIMEOUT_S = 2.0
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
-
-
-class Dialled(FederationError):
-    """The backend was not reached"""
 
 
 class Backend:
@@ -50,142 +35,6 @@ class Backend:
         self.in_flight = 0
         self.target: tuple[int, Any] | None = None  # resolved by the health check
         self.recheck = trio.Event()
-
-
-class Serving:
-    """One connection that a backend serves or is asked to. `cancel` before it is connected; afterwards its end does it."""
-
-    __slots__ = ("_backends", "_dial", "_done", "_entry", "_released", "backend")
-
-    def __init__(
-        self, backends: Backends, backend: Backend, done: Callable[[SocketEnd | None, str], None], entry: str
-    ) -> None:
-        self._backends = backends
-        self._entry = entry
-        self.backend = backend
-        self._done = done
-        self._released = False
-        backend.in_flight += 1
-        backends.load_changed(1)
-        if entry:
-            backends.by_entry[entry] += 1
-        self._dial: Dial | None = None
-        target = backend.target
-        assert target is not None
-        self._dial = Dial(backends.reactor, target, self._dialled)
-
-    def cancel(self) -> None:
-        if self._dial is not None:
-            self._dial.cancel()
-        self._release()
-
-    def _dialled(self, sock: socket.SocketType | None, reason: str) -> None:
-        self._dial = None
-        if sock is None:
-            self._release()
-            if reason != fdlimit.REASON:  # which is not its fault
-                self._backends.refused(self.backend, reason)
-            self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
-            return
-        self._done(SocketEnd(self._backends.reactor, sock, lambda _end: self._release()), "")
-
-    def _release(self) -> None:
-        if not self._released:
-            self._released = True
-            self.backend.in_flight -= 1
-            self._backends.load_changed(-1)
-            if self._entry:
-                self._backends.entry_released(self._entry)
-
-
-class ExitFlow:
-    """A tunnel on its way to the backend: the channel's peer until the backend accepted.
-
-    Between any two steps this process may have been stopped for long enough that the entry gave up. Its RST is then
-    waiting in the link's socket, so a step that comes late first reads what is there.
-    """
-
-    __slots__ = ("_backends", "_channel", "_early", "_end", "_eof", "_gone", "_link", "_looked_at", "_service", "_serving")
-
-    def __init__(self, backends: Backends, link: Link, channel: Channel, service: str) -> None:
-        self._backends = backends
-        self._link = link
-        self._channel = channel
-        self._service = service
-        self._early: list[bytes] = []
-        self._eof = False
-        self._gone = False
-        self._looked_at = backends.reactor.now()  # when the link was last read empty, or nearly so
-        self._serving: Serving | None = None
-        self._end: SocketEnd | None = None
-
-    def dial(self) -> None:
-        """Called when everything that the entry had sent was read: if it gave up, nothing is dialled."""
-        if self._gone:
-            return
-        self._looked_at = self._backends.reactor.now()
-        try:
-            self._serving = self._backends.serve(self._service, self._dialled, entry=self._link.peer)
-        except Dialled as error:
-            self._channel.refuse(error.detail)
-
-    def _dialled(self, end: SocketEnd | None, reason: str) -> None:
-        if end is None:
-            self._channel.refuse(reason)
-            return
-        self._end = end
-        self._if_wanted(self._accept)
-
-    def _accept(self) -> None:
-        self._channel.accept()
-        # Behind OPENED: what the entry may still replay, no backend has seen.
-        self._backends.reactor.flush_soon(lambda: self._if_wanted(self._deliver))
-
-    def _deliver(self) -> None:
-        end = self._end
-        assert end is not None
-        join(end, self._channel)
-        early, self._early = self._early, []
-        for chunk in early:
-            end.send(chunk)
-        if self._eof:
-            end.send_eof()
-        end.start(read=False)
-
-    def _if_wanted(self, step: Callable[[], None]) -> None:
-        """Take the next step, unless the entry has given up."""
-        now = self._backends.reactor.now()
-        if self._gone:
-            return
-        if now - self._looked_at > STALE_S:
-            self._looked_at = now
-            self._link.drain(lambda: self._if_wanted(step))
-        else:
-            step()
-
-    # Duplex, for the channel
-
-    def send(self, data: bytes | memoryview) -> None:
-        self._early.append(bytes(data))
-
-    def send_eof(self) -> None:
-        self._eof = True
-
-    def abort(self, reason: str) -> None:
-        self._gone = True
-        if self._end is not None:
-            self._end.abort(reason)
-        elif self._serving is not None:
-            self._serving.cancel()
-
-    def room(self) -> int:
-        return 0
-
-    def taken(self, n: int) -> None:
-        """Nothing was sent yet."""
-
-    def resume(self) -> None:
-        """Nothing was sent yet."""
 
 
 class Backends:
@@ -220,40 +69,45 @@ class Backends:
             offered[name] = offered.get(name, False) or bool(backend.healthy)
         return offered
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
-        """A remote entry asks for `service`."""
-        flow = ExitFlow(self, link, channel, service)
-        channel.peer = flow
-        link.when_drained(flow.dial)
+    def choose(self, service: str, entry_id: str = "") -> Backend:
+        """The least busy healthy backend of `service`. Raises BackendUnavailable.
 
-    def serve(self, service: str, done: Callable[[SocketEnd | None, str], None], *, entry: str = "") -> Serving:
-        """Connect to the least busy healthy backend of `service`; `done(end, reason)` follows. Raises Dialled.
-
-        `entry`: the peer that asks; empty for this node's own clients.
+        `entry_id`: the peer that asks; empty for this node's own clients.
         """
         limit = self._settings.max_connections_per_peer
-        if entry and self.by_entry[entry] >= limit:
-            raise Dialled(f"this node takes {limit} connections from one peer")
+        if entry_id and self.by_entry[entry_id] >= limit:
+            raise BackendUnavailable(f"this node takes {limit} connections from one peer")
         if self.draining:
-            raise Dialled("this node is draining")
+            raise BackendUnavailable("this node is draining")
         if 0 < self._settings.capacity <= self.in_flight:
-            raise Dialled("this node is at its capacity")
+            raise BackendUnavailable("this node is at its capacity")
         backends = [b for b in self.all if b.endpoint.service == service]
         if not backends:
-            raise Dialled("this node does not offer that service")
+            raise BackendUnavailable("this node does not offer that service")
         healthy = [b for b in backends if b.healthy and b.target is not None]
         if not healthy:
-            raise Dialled(f"the backend is down: {backends[0].why}")
-        return Serving(self, min(healthy, key=lambda b: b.in_flight), done, entry)
+            raise BackendUnavailable(f"the backend is down: {backends[0].why}")
+        return min(healthy, key=lambda b: b.in_flight)
 
     # Load
 
-    def entry_released(self, entry: str) -> None:
-        self.by_entry[entry] -= 1
-        if not self.by_entry[entry]:
-            del self.by_entry[entry]
+    def took(self, backend: Backend, entry_id: str) -> None:
+        """The backend is asked to serve one more."""
+        backend.in_flight += 1
+        if entry_id:
+            self.by_entry[entry_id] += 1
+        self._load_changed(1)
 
-    def load_changed(self, by: int) -> None:
+    def released(self, backend: Backend, entry_id: str) -> None:
+        """The backend serves one less."""
+        backend.in_flight -= 1
+        if entry_id:
+            self.by_entry[entry_id] -= 1
+            if not self.by_entry[entry_id]:
+                del self.by_entry[entry_id]
+        self._load_changed(-1)
+
+    def _load_changed(self, by: int) -> None:
         self.in_flight += by
         if self.in_flight < self._least:
             self._least = self.in_flight
@@ -320,7 +174,7 @@ class Backends:
             self._set_health(backend, False, f"no answer within {HEALTH_TIMEOUT_S:g} s")
         except OSError as error:
             self._set_health(backend, False, _plain(error))
-        except (trio.BrokenResourceError, Dialled) as error:
+        except (trio.BrokenResourceError, BackendUnavailable) as error:
             self._set_health(backend, False, getattr(error, "detail", "") or "it hung up")
         else:
             self._set_health(backend, True, "")
@@ -330,11 +184,11 @@ def _peer_of(stream: trio.SocketStream) -> Any:
     try:
         return stream.socket.getpeername()
     except OSError:  # it accepted and reset
-        raise Dialled("it hung up") from None
+        raise BackendUnavailable("it hung up") from None
 
 
 async def _expect_http_ok(stream: trio.SocketStream, host: str, path: str) -> None:
-    """Raises Dialled unless GET `path` answers 2xx or 3xx."""
+    """Raises BackendUnavailable unless GET `path` answers 2xx or 3xx."""
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: federation-health\r\n\r\n"
     await stream.send_all(request.encode())
     answer = b""
@@ -346,7 +200,7 @@ async def _expect_http_ok(stream: trio.SocketStream, host: str, path: str) -> No
     words = answer.split(b"\r\n")[0].split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or words[1][:1] not in (b"2", b"3"):
         seen = answer[:40].decode("latin-1").split("\r\n")[0]
-        raise Dialled(f"GET {path} answered {seen!r}")
+        raise BackendUnavailable(f"GET {path} answered {seen!r}")
 
 
 def _plain(error: OSError) -> str:
@@ -356,6 +210,3 @@ def _plain(error: OSError) -> str:
         if isinstance(cause, OSError) and cause.errno:
             return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)
     return str(error)
-
-
-_: type[Duplex] = ExitFlow

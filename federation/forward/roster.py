@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from federation.forward.selection import far_ones
+from federation.forward.selection import distant_peers
 from federation.mesh.bans import is_peer_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from federation.forward.route import Route
     from federation.mesh.ledger import Ledger
     from federation.mesh.records import NodeData
     from federation.net.link.link import Link
@@ -49,15 +50,16 @@ class Roster:
         self._target = target
         self._namesakes_said = False
         self._path_penalty_s = path_penalty_s
-        self._far: dict[str, frozenset[str]] = {}  # by service, for as long as its list
+        self._distant: dict[str, frozenset[str]] = {}  # by service, for as long as its list
         self._penalties: dict[str, float] = {}
         self._lists: dict[str, list[NodeData]] = {}
         self._lists_until = 0.0
         self.own_id = own().peer_id
         self.on_change: Callable[[], None] = _nobody
 
-    def eligible(self, service: str) -> list[NodeData]:
+    def eligible(self, route: Route) -> list[NodeData]:
         """Do not change the list."""
+        service = route.service  # whatever the model: records do not tell models yet
         now = self._reactor.now()
         if now >= self._lists_until:
             self._lists.clear()
@@ -65,19 +67,19 @@ class Roster:
         nodes = self._lists.get(service)
         if nodes is None:
             nodes = self._lists[service] = self._find(service, now)
-            self._far[service] = self._find_far(nodes)
+            self._distant[service] = self._find_distant(nodes)
         return nodes
 
-    def far(self, service: str) -> frozenset[str]:
-        """Of those eligible: who is much further away than the nearest, by peer id."""
-        return self._far.get(service, frozenset())
+    def distant(self, route: Route) -> frozenset[str]:
+        """Of those eligible: the peers that are much further away than the nearest, by peer id."""
+        return self._distant.get(route.service, frozenset())
 
-    def _find_far(self, nodes: list[NodeData]) -> frozenset[str]:
+    def _find_distant(self, nodes: list[NodeData]) -> frozenset[str]:
         paths = {self.own_id: (0.0, False)} if any(node.peer_id == self.own_id for node in nodes) else {}
         for node in nodes:
             if (link := self._links.get(node.peer_id)) is not None:
                 paths[node.peer_id] = (link.least_rtt_s or 0.0, link.path == "relayed")
-        return far_ones(paths, self._path_penalty_s)
+        return distant_peers(paths, self._path_penalty_s)
 
     def _find(self, service: str, now: float) -> list[NodeData]:
         self._say_namesakes()
@@ -135,4 +137,4 @@ class Roster:
 
 
 def _nobody() -> None:
-    """Until the forwarder listens."""
+    """Until the frontend listens."""

@@ -3,11 +3,11 @@
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
 1. least in flight: what this entry holds open there, plus what the others are thought to;
-2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `far_ones`;
+2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `distant_peers`;
 3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
 4. most free VRAM.
 
-Above them: a peer at its capacity comes after everyone who has room. Below them, for a full tie: a hash that differs
+Above them: a peer at its capacity comes after every peer with room. Below them, for a full tie: a hash that differs
 from entry to entry, so that entries that know nothing of each other do not all agree on one peer.
 """
 
@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
 from heapq import nsmallest
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from federation.forward.route import Route
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
+ANY_ROUTE = Route("default")
 NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
 
 # How the other entries behave is learnt from the reports of all peers together.
@@ -32,7 +36,7 @@ _NEWEST_WEIGHT = 1 / 8  # remembers some ten reports: a second of them, where th
 # 7 connections and 8 times what it would be. A report itself is at most what a node can be set to take.
 _MOST_SURPRISE = 2
 _MOST_IN_FLIGHT = 1_000_000
-_LEAST_PACE = 0.25  # own picks a report: who has lately made none would divide by nothing, and see a crowd in one stranger
+_LEAST_PACE = 0.25  # minimum of own picks per report: avoids division by zero and over-reacting to one foreign connection
 
 
 class Policy(str, Enum):
@@ -62,35 +66,47 @@ class Candidate(NamedTuple):
     served: int = 0
     tiebreak: int = 0
     capacity: int = 0
-    is_far: bool = False  # its path is slower than the nearest one's by more than the penalty
+    is_distant: bool = False  # its path is slower than the nearest one's by more than the penalty
 
     @property
     def is_full(self) -> bool:
         return 0 < self.capacity <= self.in_flight
 
-
-# An order is a key, smallest first, and the tiers name the key's places; what follows them is the tie-break.
-
-_LOAD_TIERS = ("capacity", "in_flight", "path", "last_used", "available_vram")
-_REQUEST_TIERS = ("capacity", "served", "path", "available_vram")
-
-
-def _by_load(c: Candidate) -> tuple[Any, ...]:
-    return (c.is_full, c.in_flight, c.is_far, c.last_used, -c.available_vram, c.tiebreak, c.peer_id)
+    @property
+    def missing_vram(self) -> int:
+        """Smaller is better, as everywhere in an order."""
+        return -self.available_vram
 
 
-def _by_requests(c: Candidate) -> tuple[Any, ...]:
-    return (c.is_full, c.served, c.is_far, -c.available_vram, c.tiebreak, c.peer_id)
+class Order:
+    """Candidates compared by tiers of (name, attribute of Candidate), smallest first: the first difference decides."""
+
+    def __init__(self, *tiers: tuple[str, str]) -> None:
+        self.tiers = tuple(name for name, _ in tiers)
+        self.key: Callable[[Candidate], tuple[Any, ...]] = attrgetter(*(a for _, a in tiers), "tiebreak", "peer_id")
 
 
-def pick_best(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Least in flight, then least recently used, then most free VRAM. None of none."""
-    return min(candidates, key=_by_load, default=None)
+BY_LOAD = Order(
+    ("capacity", "is_full"),
+    ("in_flight", "in_flight"),
+    ("path", "is_distant"),
+    ("last_used", "last_used"),
+    ("available_vram", "missing_vram"),
+)
+BY_REQUESTS = Order(
+    ("capacity", "is_full"),
+    ("served", "served"),
+    ("path", "is_distant"),
+    ("available_vram", "missing_vram"),
+)
 
 
-def pick_least_requests(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Fewest served, then most free VRAM. None of none."""
-    return min(candidates, key=_by_requests, default=None)
+_ORDERS = {Policy.LEAST_LOADED: BY_LOAD, Policy.LEAST_REQUESTS: BY_REQUESTS, Policy.RANDOM: None}
+
+
+def pick_best(candidates: Sequence[Candidate], order: Order) -> Candidate | None:
+    """The first in that order. None of none."""
+    return min(candidates, key=order.key, default=None)
 
 
 def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
@@ -100,7 +116,7 @@ def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidat
     return rng.choice([c for c in candidates if not c.is_full] or candidates)
 
 
-def far_ones(paths: Mapping[str, tuple[float, bool]], penalty_s: float) -> frozenset[str]:
+def distant_peers(paths: Mapping[str, tuple[float, bool]], penalty_s: float) -> frozenset[str]:
     """Those whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
 
     `paths`: peer -> (round trip in seconds, is it relayed). A relay costs half the penalty beside its round trip: it
@@ -118,7 +134,7 @@ class Pick(NamedTuple):
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
-    order: Callable[[Candidate], tuple[Any, ...]] | None
+    order: Order | None
 
     @property
     def tier(self) -> str:
@@ -127,9 +143,8 @@ class Pick(NamedTuple):
             return "only"
         if self.order is None:
             return "random"
-        keys = nsmallest(2, map(self.order, self.candidates))
-        tiers = _LOAD_TIERS if self.order is _by_load else _REQUEST_TIERS
-        return next((tier for tier, best, second in zip(tiers, *keys, strict=False) if best != second), "tiebreak")
+        keys = nsmallest(2, map(self.order.key, self.candidates))
+        return next((t for t, best, second in zip(self.order.tiers, *keys, strict=False) if best != second), "tiebreak")
 
 
 @dataclass(slots=True)
@@ -199,6 +214,7 @@ class Selector:
 
     def __init__(self, policy: Policy = Policy.LEAST_LOADED, *, entry_id: str = "", rng: random.Random) -> None:
         self._policy = policy
+        self._order = _ORDERS[policy]
         self._entry_id = entry_id
         self._rng = rng
         self._loads: dict[str, _Load] = {}
@@ -208,23 +224,23 @@ class Selector:
         self._last_reporter = ""
 
     def pick(
-        self, nodes: Iterable[Node], *, now: float, service: str = "default", far: Set[str] = frozenset()
+        self, nodes: Iterable[Node], *, now: float, route: Route = ANY_ROUTE, distant: Set[str] = frozenset()
     ) -> Pick | None:
         """Choose among `nodes` and count the connection there, in one step: no two picks see the same load.
 
-        `far`: peer ids, of `far_ones`.
+        `distant`: peer ids, of `distant_peers`.
 
         Whoever picks must `release`, also when the connection comes to nothing. None if there are no nodes.
         """
         offered = [(node, self._load(node.peer_id)) for node in nodes]
         if self._policy is Policy.LEAST_REQUESTS:
-            self._level(service, {node.peer_id: load for node, load in offered})
+            self._level(route.service, {node.peer_id: load for node, load in offered})
         followers = self._surprise / max(self._pace, _LEAST_PACE)
         candidates = tuple(
             [
                 Candidate(
                     node.peer_id, load.in_flight(followers), load.last_used,
-                    node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in far,
+                    node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in distant,
                 )
                 for node, load in offered
             ]
@@ -239,7 +255,7 @@ class Selector:
         """A connection that `pick` counted is over."""
         self._loads[peer_id].release()
 
-    def report(self, peer_id: str, in_flight: int) -> None:
+    def observe_load(self, peer_id: str, in_flight: int) -> None:
         """The peer announced how many connections it serves, from all entries."""
         load = self._load(peer_id)
         picks, surprise = load.picks_since_report, load.report(min(in_flight, _MOST_IN_FLIGHT))
@@ -271,7 +287,7 @@ class Selector:
         return load
 
     def _level(self, service: str, loads: dict[str, _Load]) -> None:
-        """Whoever joins, or comes back, starts level with the one furthest behind of those who were in the last round.
+        """A peer that joins, or comes back, starts level with the one furthest behind of the last round's candidates.
 
         Or else it would get everything until its count has caught up.
         """
@@ -284,9 +300,6 @@ class Selector:
         self._last_round[service] = frozenset(loads)
 
     def _choose(self, candidates: tuple[Candidate, ...]) -> Pick | None:
-        if not candidates:
-            return None
-        if self._policy is Policy.RANDOM:
-            return Pick(self._rng.choice([c for c in candidates if not c.is_full] or candidates), candidates, None)
-        order = _by_requests if self._policy is Policy.LEAST_REQUESTS else _by_load
-        return Pick(min(candidates, key=order), candidates, order)
+        order = self._order
+        chosen = pick_random(candidates, self._rng) if order is None else pick_best(candidates, order)
+        return None if chosen is None else Pick(chosen, candidates, order)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from federation.forward.frontend import Ending
+    from federation.forward.accounts import Ending
 
 BATCH_S = 0.1  # 500 lines of a node at its limit take a millisecond
 
 
 class AccessLog:
-    """`ended` is for the forwarder; `name_of` knows peers' names, `utc_of` turns trio's seconds into UTC."""
+    """`ended` is for the entry's accounts; `name_of` knows peers' names, `utc_of` turns trio's seconds into UTC."""
 
     def __init__(self, *, name_of: Callable[[str], str], utc_of: Callable[[float], datetime]) -> None:
         self._name_of = name_of
@@ -71,8 +71,8 @@ class _Ended:
     def line(self, at: int) -> str:
         end = self._endings[at]
         return (
-            f"{self._time(end)} [info     ] connection                     id={end.connection} client={end.client}"
-            f" service={end.service} name={_word(self._names[end.peer_id])} attempts={end.attempts}"
+            f"{self._time(end)} [info     ] connection                     id={end.flow.connection} client={end.client}"
+            f" service={end.route.service} name={_word(self._names[end.peer_id])} attempts={end.attempts}"
             f" received={end.received} delivered={end.delivered} seconds={round(end.seconds, 3)} why={_word(_why(end))}"
         )
 
@@ -82,9 +82,10 @@ class _Ended:
             "timestamp": self._time(end),
             "level": "info",
             "event": "connection",
-            "id": end.connection,
+            "id": end.flow.connection,
+            "request": end.flow.request,
             "client": end.client,
-            "service": end.service,
+            "service": end.route.service,
             "peer": end.peer_id,
             "name": self._names[end.peer_id],
             "attempts": end.attempts,

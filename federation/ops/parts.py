@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from federation.clock import Clock
     from federation.config import Settings
     from federation.forward.backends import Backends
-    from federation.forward.frontend import Forwarder
+    from federation.forward.frontend import Frontend
     from federation.forward.roster import Roster
     from federation.forward.selection import Selector
     from federation.mesh.bans import Bans
@@ -73,7 +73,7 @@ class Parts:
     selector: Selector
     backends: Backends
     roster: Roster
-    forwarder: Forwarder
+    forwarder: Frontend
     rates: Rates
     metrics: Metrics
 

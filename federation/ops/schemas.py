@@ -17,6 +17,7 @@ Seconds = Annotated[float, Field(description="seconds")]
 UtcTime = Annotated[str, Field(description="ISO 8601, UTC")]
 Services = Annotated[dict[str, bool], Field(description="service -> whether a backend of it answers")]
 State = Literal["online", "draining", "no backend", "backend down", "suspect", "unreachable", "offline", "left", "banned"]
+ClientState = Literal["waiting", "opening", "open", "turned away"]
 Path = Literal["self", "direct", "punched", "relayed", "none"]
 
 
@@ -172,6 +173,7 @@ class Decision(TypedDict):
     """One pick of a peer."""
 
     id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]
+    request: Annotated[int, Field(ge=1, description="the request's number on that connection")]
     at: UtcTime
     service: str
     client: str
@@ -188,6 +190,7 @@ class TurnedAway(TypedDict):
     """A connection that no peer had at its end."""
 
     id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]
+    request: Annotated[int, Field(ge=1, description="the request's number on that connection")]
     at: Annotated[UtcTime, Field(description="when it ended; ISO 8601, UTC")]
     service: str
     client: str
@@ -222,7 +225,7 @@ class Connection(TypedDict):
     received: Annotated[Bytes, Field(description="bytes from the client")]
     delivered: Annotated[Bytes, Field(description="bytes to the client")]
     attempts: Count
-    state: Literal["waiting", "opening", "open", "turned away"]
+    state: ClientState
 
 
 class OpenConnections(TypedDict):

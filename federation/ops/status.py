@@ -12,6 +12,7 @@ import trio
 
 from federation import __version__
 from federation.errors import TokenRetired
+from federation.forward.attempts import State
 from federation.metrics import Now
 from federation.ops import invitation, schemas
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from federation.forward.frontend import Ending
+    from federation.forward.accounts import Ending
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
@@ -32,9 +33,21 @@ ROTATED_BY_OTHERS = (
 )
 
 
+# What people are told of a client's state; it leaves the list of the active as it is closed.
+STATES: dict[State, schemas.ClientState] = {
+    State.WAITING: "waiting",
+    State.DIALLING: "opening",
+    State.OPENING: "opening",
+    State.OPENED: "opening",
+    State.COMMITTED: "opening",
+    State.STREAMING: "open",
+    State.REJECTED: "turned away",
+}
+
+
 def status(node: Parts) -> schemas.Status:
     now = node.clock.utc_now()
-    counts = node.forwarder.counts
+    counts = node.forwarder.accounts.counts
     received, delivered = node.forwarder.bytes_moved()
     online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
     return {
@@ -101,23 +114,25 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
     """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
     now = trio.current_time()
     utc_now = node.clock.utc_now()
-    decisions = list(node.forwarder.decisions)
-    decisions = decisions[-last:] if connection is None else [d for d in decisions if d.connection == connection]
-    failures = {(f.connection, f.attempt): f.why for f in node.forwarder.failures}
-    wanted = {decision.connection for decision in decisions}
-    endings = {ending.connection: ending for ending in node.forwarder.endings if ending.connection in wanted}
+    accounts = node.forwarder.accounts
+    decisions = list(accounts.decisions)
+    decisions = decisions[-last:] if connection is None else [d for d in decisions if d.flow.connection == connection]
+    failures = {(failure.flow, failure.attempt): failure.why for failure in accounts.failures}
+    wanted = {decision.flow for decision in decisions}
+    endings = {ending.flow: ending for ending in accounts.endings if ending.flow in wanted}
     return [
         {
-            "id": decision.connection,
+            "id": decision.flow.connection,
+            "request": decision.flow.request,
             "at": (utc_now - timedelta(seconds=now - decision.at)).isoformat(),
-            "service": decision.service,
+            "service": decision.route.service,
             "client": decision.client,
             "attempt": decision.attempt,
             "chosen": decision.pick.chosen.peer_id,
             "name": node.name_of(decision.pick.chosen.peer_id),
             "tier": decision.pick.tier,
-            "failed": failures.get((decision.connection, decision.attempt)),
-            "ended": _ended(endings.get(decision.connection)),
+            "failed": failures.get((decision.flow, decision.attempt)),
+            "ended": _ended(endings.get(decision.flow)),
             "candidates": [
                 {
                     "peer_id": c.peer_id,
@@ -126,7 +141,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
                     "last_used_age_s": round(decision.at - c.last_used, 3) if c.last_used >= 0 else None,
                     "available_vram": c.available_vram,
                     "served": c.served,
-                    "far": c.is_far,
+                    "far": c.is_distant,
                     "path": _path_to(node, c.peer_id),
                     "rtt_ms": _rtt_ms(node.host.links.get(c.peer_id)),
                 }
@@ -139,12 +154,13 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
     """The newest `last` connections that nobody had at their end, or that of this number."""
-    endings = [e for e in node.forwarder.endings if not e.peer_id and connection in (None, e.connection)]
+    endings = [e for e in node.forwarder.accounts.endings if not e.peer_id and connection in (None, e.flow.connection)]
     return [
         {
-            "id": ending.connection,
+            "id": ending.flow.connection,
+            "request": ending.flow.request,
             "at": node.clock.utc_of(ending.ended_at).isoformat(),
-            "service": ending.service,
+            "service": ending.route.service,
             "client": ending.client,
             "attempts": ending.attempts,
             "seconds": round(ending.seconds, 3),
@@ -169,7 +185,7 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
 
 def traffic(node: Parts) -> tuple[float, ...]:
     """The counters whose rates are told."""
-    counts = node.forwarder.counts
+    counts = node.forwarder.accounts.counts
     return (counts.total, counts.failed, counts.retried, *node.forwarder.bytes_moved())
 
 
@@ -199,7 +215,7 @@ def metrics(node: Parts) -> Now:
         received=received,
         delivered=delivered,
         open=len(forwarder.active),
-        waiting=len(forwarder.held),
+        waiting=len(forwarder.dispatcher.waiting),
         in_flight={peer_id: node.selector.own_in_flight(peer_id) for peer_id in known},
         serving=node.backends.in_flight,
         backends=node.backends.services(),
@@ -214,28 +230,25 @@ def metrics(node: Parts) -> Now:
 def connections(node: Parts, most: int) -> schemas.OpenConnections:
     forwarder = node.forwarder
     now = trio.current_time()
-    oldest = nsmallest(most, forwarder.active, key=lambda entry: entry.number)
+    oldest = nsmallest(most, forwarder.active, key=lambda client: client.flow)
     return {
         "total": len(forwarder.active),
         "connections": [
             {
-                "id": entry.number,
-                "service": entry.service,
-                "client": entry.client_name,
-                "peer": entry.peer_id,
-                "name": node.name_of(entry.peer_id),
-                "since_s": round(now - entry.started_at, 3),
-                "received": entry.client.received,
-                "delivered": entry.client.delivered,
-                "attempts": entry.attempts,
-                "state": "turned away" if entry in forwarder.turned_away
-                else "open" if entry.joined
-                else "opening" if entry.peer_id
-                else "waiting",
+                "id": client.flow.connection,
+                "service": client.route.service,
+                "client": client.client_name,
+                "peer": client.attempts.peer_id,
+                "name": node.name_of(client.attempts.peer_id),
+                "since_s": round(now - client.started_at, 3),
+                "received": client.socket.received,
+                "delivered": client.socket.delivered,
+                "attempts": client.attempts.count,
+                "state": STATES[client.attempts.state],
             }
-            for entry in oldest
+            for client in oldest
         ],
-    }  # fmt: skip
+    }
 
 
 def owner_at(node: Parts) -> list[str]:

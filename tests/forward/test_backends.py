@@ -1,112 +1,25 @@
-"""The exit: health of local servers, and tunnels from a real link to them."""
+"""Local servers: whether they answer, and which one gets the next connection."""
 
 from __future__ import annotations
 
-import errno
-import gc
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation.config import Settings
+from federation.errors import BackendUnavailable
 from federation.forward import backends as module
-from federation.forward.backends import Backend, Backends, Dialled
-from federation.net.link.mux import INITIAL_WINDOW
-from federation.reactor import connect as dial_module
-from federation.reactor.connect import Dial
-from federation.reactor.sockets import SocketEnd
-from tests.support.entries import settled
-from tests.support.links import End, link_pair, until
-from tests.support.sockets import CountingReactor, Listener, is_reset, open_descriptors, quiet, read_all, reset, running
+from federation.forward.backends import Backend
+from federation.reactor.sockets import SocketDuplex
+from tests.support.exits import believe, checking, make_exit, serve
+from tests.support.links import End, until
+from tests.support.sockets import Listener, quiet, reset, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from trio.testing import MockClock
-
-    from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
-
-SLOW_S = 3600.0  # a health check that comes by itself would come too late for a test
-
-
-@dataclass
-class Exit:
-    """Backends under test, and what they told their node."""
-
-    backends: Backends
-    reactor: CountingReactor
-    changes: list[dict[str, bool]] = field(default_factory=list)
-    loads: list[int] = field(default_factory=list)
-
-    @property
-    def backend(self) -> Backend:
-        return self.backends.all[0]
-
-
-def make_exit(*addresses: str, reactor: CountingReactor | None = None, **settings: Any) -> Exit:
-    reactor = CountingReactor() if reactor is None else reactor  # an empty one is false
-    settings = {"health_interval_s": SLOW_S, **settings}
-    made: Exit
-    backends = Backends(
-        reactor,
-        Settings(backends=addresses, **settings),
-        on_change=lambda: made.changes.append(made.backends.services()),
-        on_load=lambda: made.loads.append(made.backends.in_flight),
-    )
-    made = Exit(backends, reactor)
-    return made
-
-
-@asynccontextmanager
-async def checking(exit_: Exit) -> AsyncIterator[None]:
-    """Health checks run; the first one is over."""
-    async with trio.open_nursery() as nursery:
-        await nursery.start(exit_.backends.run)
-        yield
-        nursery.cancel_scope.cancel()
-
-
-def believe(exit_: Exit, listener: Listener) -> None:
-    """As if a check had just said so."""
-    exit_.backend.healthy = True
-    exit_.backend.target = (socket.AF_INET, (listener.host, listener.port))
-
-
-@dataclass
-class Tunnels:
-    exit: Exit
-    listener: Listener
-    link: Link  # the entry's end
-
-    def open(self, service: str = "default") -> tuple[Channel, End]:
-        """As an entry does; `End.heard` tells what came back."""
-        end = End()
-        channel = self.link.open_tunnel(service, end, end)
-        end.peer = channel
-        return channel, end
-
-
-@asynccontextmanager
-async def tunnels(*, backlog: int = 16, listening: bool = True, **settings: Any) -> AsyncIterator[Tunnels]:
-    async with AsyncExitStack() as stack:
-        listener = stack.enter_context(Listener(backlog=backlog, listening=listening))
-        reactor = CountingReactor()
-        exit_ = make_exit(listener.address, reactor=reactor, **settings)
-        believe(exit_, listener)
-        entry_link, _, _, events = await stack.enter_async_context(link_pair(reactor=reactor))
-        events.tunnel_opened = exit_.backends.tunnel_opened  # type: ignore[method-assign]
-        yield Tunnels(exit_, listener, entry_link)
-        entry_link.fail("the test is over")
-        await until(lambda: len(reactor) == 0)  # no descriptor is left in the set, whatever the test did
-        assert exit_.backends.in_flight == 0
-        assert exit_.backends.idle.is_set()
-
+    pass
 
 # Health
 
@@ -115,8 +28,8 @@ async def test_a_backend_that_answers_is_offered_from_the_first_check_on() -> No
     with Listener() as listener:
         exit_ = make_exit(listener.address)
         assert exit_.backends.services() == {"default": False}
-        with pytest.raises(Dialled, match="not checked yet"):
-            exit_.backends.serve("default", lambda end, why: None)
+        with pytest.raises(BackendUnavailable, match="not checked yet"):
+            serve(exit_.backends, "default", lambda end, why: None)
         async with checking(exit_):
             assert exit_.backends.services() == {"default": True}
             assert exit_.changes == [{"default": True}]  # told once
@@ -132,8 +45,8 @@ async def test_a_backend_that_is_down_is_not_offered_and_says_why() -> None:
         assert exit_.backend.why == "Connection refused"
         assert [(log["log_level"], log["why"]) for log in logs] == [("warning", "Connection refused")]
         assert exit_.changes == [{"default": False}]
-        with pytest.raises(Dialled, match="Connection refused"):
-            exit_.backends.serve("default", lambda end, why: None)
+        with pytest.raises(BackendUnavailable, match="Connection refused"):
+            serve(exit_.backends, "default", lambda end, why: None)
 
 
 async def test_health_follows_the_backend_down_and_up() -> None:
@@ -243,7 +156,7 @@ async def test_a_refused_dial_marks_the_backend_down_and_checks_again_at_once() 
             port = listener.port
             listener.close()
             answers: list[str] = []
-            exit_.backends.serve("default", lambda end, why: answers.append(why))
+            serve(exit_.backends, "default", lambda end, why: answers.append(why))
             await until(lambda: answers)
             assert answers == [f"backend 127.0.0.1:{port}: Connection refused"]
             assert exit_.backends.services() == {"default": False}
@@ -275,245 +188,7 @@ async def test_a_dial_refused_during_a_check_is_checked_again_too(monkeypatch: p
             assert checks == 3
 
 
-# Serving
-
-
-async def test_a_tunnel_reaches_the_backend() -> None:
-    async with tunnels() as t:
-        channel, end = t.open()
-        async with await t.listener.accept() as server:
-            await until(lambda: end.heard == ["OPENED"])
-            assert t.exit.backends.in_flight == 1
-            assert not t.exit.backends.idle.is_set()
-            channel.send(b"question")
-            assert await server.receive_some() == b"question"
-            await server.send_all(b"answer")
-            await until(lambda: end.data == b"answer")
-            channel.send_eof()
-            assert await server.receive_some() == b""
-            assert t.exit.backends.in_flight == 1  # half-closed is still in flight
-            await server.send_all(b" and more")
-        await until(lambda: end.heard[-1] == "EOF")
-        assert end.data == b"answer and more"
-
-
-async def test_one_entry_gets_so_many_at_once_and_others_and_own_clients_are_none_the_worse() -> None:
-    async with tunnels(max_connections_per_peer=2) as t:
-        first, _ = t.open()
-        second, _ = t.open()
-        _, third = t.open()
-        await until(lambda: third.heard)
-        assert third.heard == ["REFUSED this node takes 2 connections from one peer"]
-        (entry,) = t.exit.backends.by_entry
-        assert t.exit.backends.by_entry == {entry: 2}
-        ends: list[SocketEnd | None] = []
-        for who in ("", "another"):
-            t.exit.backends.serve("default", lambda end, _why: ends.append(end), entry=who)
-        await until(lambda: len(ends) == 2)
-        assert t.exit.backends.by_entry == {entry: 2, "another": 1}
-        first.abort("done")
-        await until(lambda: t.exit.backends.by_entry[entry] == 1)
-        fourth, heard = t.open()
-        await until(lambda: heard.heard == ["OPENED"])
-        for end in (second, fourth, *ends):
-            assert end is not None
-            end.abort("done")
-        await until(lambda: not t.exit.backends.by_entry)  # nothing is kept of who has no connection
-
-
-async def test_what_came_early_goes_to_the_backend_in_order_and_the_eof_behind_it() -> None:
-    early = bytes(range(256)) * (INITIAL_WINDOW // 256)
-    async with tunnels() as t:
-        channel, end = t.open()
-        for at in range(0, len(early), 5000):
-            channel.send(early[at : at + 5000])
-        channel.send_eof()
-        async with await t.listener.accept() as server:
-            assert await read_all(server) == early
-            await server.send_all(b"got it")
-        await until(lambda: end.heard[-1] == "EOF")
-        assert end.data == b"got it"
-        assert end.heard[0] == "OPENED"
-
-
-async def test_what_came_early_is_not_kept_once_it_is_delivered() -> None:
-    """A window of it for each of a thousand long connections would be 64 MB."""
-    async with tunnels() as t:
-        channel, _ = t.open()
-        channel.send(bytes(INITIAL_WINDOW))
-        async with await t.listener.accept() as server:
-            await server.receive_some(1)
-            gc.collect()
-            flows = [thing for thing in gc.get_objects() if isinstance(thing, module.ExitFlow)]
-            assert [flow._early for flow in flows if flow._early] == []
-            channel.abort("over")
-            assert await is_reset(server)
-
-
-async def test_an_entry_that_gave_up_before_the_dial_costs_the_backend_nothing() -> None:
-    """OPEN, bytes and RST arrive together, as they do when this node was stopped for a while: nothing is delivered."""
-    async with tunnels() as t:
-        channel, end = t.open()
-        channel.send(b"POST /pay HTTP/1.1\r\n\r\n")
-        channel.abort("no answer within 3 s")
-        _, next_end = t.open()  # behind it on the same connection: when this is answered, the first was dealt with
-        await until(lambda: next_end.heard == ["OPENED"])
-        assert t.exit.loads == [1]
-        assert t.listener.waiting() == 1
-        assert end.heard == []
-
-
-async def test_an_entry_that_gives_up_during_the_dial_cancels_it() -> None:
-    async with tunnels(backlog=0) as t:
-        t.listener.clog()
-        at_rest = len(t.exit.reactor)
-        channel, end = t.open()
-        await until(lambda: t.exit.backends.in_flight == 1)
-        assert len(t.exit.reactor) == at_rest + 1
-        channel.abort("the client has gone")
-        await until(lambda: t.exit.backends.in_flight == 0)
-        assert len(t.exit.reactor) == at_rest
-        assert t.exit.backends.all[0].healthy  # it did not refuse
-        assert not any(t.exit.reactor._timers.values())
-        assert end.heard == []
-
-
-async def test_a_lost_link_cancels_the_dial() -> None:
-    async with tunnels(backlog=0) as t:
-        t.listener.clog()
-        t.open()
-        await until(lambda: t.exit.backends.in_flight == 1)
-        t.link.fail("cable pulled")
-        await until(lambda: t.exit.backends.in_flight == 0)
-
-
-async def test_a_backend_that_does_not_answer_the_dial_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial_module, "DIAL_TIMEOUT_S", 0.05)
-    async with tunnels(backlog=0) as t:
-        t.listener.clog()
-        _, end = t.open()
-        await until(lambda: end.heard)
-        assert end.heard == [f"REFUSED backend {t.listener.address}: no answer within 0.05 s"]
-        assert t.exit.backends.services() == {"default": False}
-
-
-async def test_a_backend_that_accepts_and_says_nothing_is_waited_for() -> None:
-    async with tunnels() as t:
-        channel, end = t.open()
-        channel.send(b"question")
-        async with await t.listener.accept() as server:
-            assert await server.receive_some() == b"question"
-            assert end.heard == ["OPENED"]
-            assert not any(t.exit.reactor._timers.values())
-            channel.abort("the client has gone")
-            assert await is_reset(server)
-
-
-async def test_a_refused_dial_is_said_to_the_entry() -> None:
-    async with tunnels(listening=False) as t:
-        channel, end = t.open()
-        channel.send(b"early")
-        await until(lambda: end.heard)
-        assert end.heard == [f"REFUSED backend {t.listener.address}: Connection refused"]
-        assert channel.closed
-        assert t.exit.loads == [1, 0]
-        _, second = t.open()  # known by now
-        await until(lambda: second.heard)
-        assert second.heard == ["REFUSED the backend is down: Connection refused"]
-        assert t.exit.loads == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("code", "when"), [(errno.EMFILE, "socket"), (errno.ENETUNREACH, "connect")], ids=["no descriptor", "no route"]
-)
-async def test_a_dial_that_fails_at_once(monkeypatch: pytest.MonkeyPatch, code: int, when: str) -> None:
-    class Broken(socket.socket):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            if when == "socket":
-                raise OSError(code, "Too many open files")
-            super().__init__(*args, **kwargs)
-
-        def connect_ex(self, address: Any) -> int:
-            return code
-
-    async with tunnels() as t:
-        monkeypatch.setattr(dial_module.socket, "SocketType", Broken)
-        before = open_descriptors()
-        _, end = t.open()
-        await until(lambda: end.heard)
-        monkeypatch.undo()
-        assert end.heard[0].startswith("REFUSED backend")
-        assert t.exit.loads == [1, 0]
-        assert open_descriptors() == before
-        assert t.exit.backends.all[0].healthy is (code == errno.EMFILE)  # which is no fault of the backend's
-
-
-async def test_a_backend_that_breaks_in_what_came_early_resets_the_tunnel_and_nothing_else() -> None:
-    async with tunnels() as t:
-        with capture_logs() as logs:
-            dialled: list[SocketEnd | None] = []
-            t.exit.backends.serve("default", lambda end, why: dialled.append(end))
-            server = await t.listener.accept()
-            await until(lambda: dialled)
-            end = dialled[0]
-            assert end is not None
-            sink = end.peer = End()
-            reset(server)
-            end.send(b"early")
-            end.send(b"more")
-            end.start()
-            assert end.closed
-            assert [heard[:3] for heard in sink.heard] == ["RST"]
-            assert t.exit.backends.in_flight == 0
-        assert logs == []
-
-
-@pytest.mark.parametrize(
-    ("service", "settings", "reason"),
-    [
-        ("other", {}, "this node does not offer that service"),
-        ("default", {"capacity": 1}, "this node is at its capacity"),
-    ],
-)
-async def test_what_is_not_offered_is_refused_without_a_dial(service: str, settings: dict[str, Any], reason: str) -> None:
-    async with tunnels(**settings) as t:
-        _, held = t.open()
-        await until(lambda: held.heard == ["OPENED"])
-        _, end = t.open(service)
-        await until(lambda: end.heard)
-        assert end.heard == [f"REFUSED {reason}"]
-        assert t.listener.waiting() == 1  # closes the one that is held
-
-
-async def test_capacity_is_free_again_when_a_connection_ends() -> None:
-    async with tunnels(capacity=1) as t:
-        _, first = t.open()
-        async with await t.listener.accept():
-            await until(lambda: first.heard == ["OPENED"])
-        first.peer.send_eof()
-        await until(lambda: t.exit.backends.in_flight == 0)
-        _, second = t.open()
-        await until(lambda: second.heard == ["OPENED"])
-        assert t.listener.waiting() == 1
-
-
-async def test_a_draining_node_refuses_and_lets_the_others_finish() -> None:
-    async with tunnels() as t:
-        channel, end = t.open()
-        async with await t.listener.accept() as server:
-            await until(lambda: end.heard == ["OPENED"])
-            t.exit.backends.draining = True
-            _, late = t.open()
-            await until(lambda: late.heard)
-            assert late.heard == ["REFUSED this node is draining"]
-            assert not t.exit.backends.idle.is_set()
-            channel.send(b"go on")
-            assert await server.receive_some() == b"go on"
-            channel.send_eof()
-            await server.send_all(b"done")
-        with trio.fail_after(20):
-            await t.exit.backends.idle.wait()
-        await until(lambda: end.data == b"done")
+# Load
 
 
 async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
@@ -523,61 +198,19 @@ async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
         other = Backend(exit_.backend.endpoint)
         other.healthy, other.target = True, (socket.AF_INET, (two.host, two.port))
         exit_.backends.all.append(other)
-        ends: list[SocketEnd | None] = []
+        ends: list[SocketDuplex | None] = []
         async with running(exit_.reactor):
             for _ in range(4):
-                exit_.backends.serve("default", lambda end, why: ends.append(end))
+                serve(exit_.backends, "default", lambda end, why: ends.append(end))
             assert [backend.in_flight for backend in exit_.backends.all] == [2, 2]
             other.healthy = False
             assert exit_.backends.services() == {"default": True}
             await until(lambda: len(ends) == 4)
             for end in ends:
                 assert end is not None
-                end.peer = End()
+                end.other = End()
                 end.abort("over")
         assert exit_.backends.in_flight == 0
-
-
-async def test_a_cancelled_dial_never_calls_back() -> None:
-    with Listener() as listener:
-        exit_ = make_exit(listener.address)
-        believe(exit_, listener)
-        called: list[Any] = []
-        async with running(exit_.reactor):
-            serving = exit_.backends.serve("default", lambda *args: called.append(args))
-            serving.cancel()
-            serving.cancel()
-            assert exit_.backends.in_flight == 0
-            assert exit_.loads == [1, 0]
-            await quiet()
-        assert called == []
-        assert len(exit_.reactor) == 0
-
-
-async def test_a_dial_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial_module, "DIAL_TIMEOUT_S", 0.01)
-    with Listener() as listener, Listener(backlog=0) as clogged:
-        clogged.clog()
-        reactor = CountingReactor()
-        answers: list[str] = []
-        socks: list[socket.SocketType] = []
-
-        def done(sock: socket.SocketType | None, reason: str) -> None:
-            answers.append(reason)
-            if sock is not None:
-                socks.append(sock)
-
-        async with running(reactor):
-            Dial(reactor, (socket.AF_INET, (listener.host, listener.port)), done)
-            Dial(reactor, (socket.AF_INET, (clogged.host, clogged.port)), done)
-            await until(lambda: len(answers) == 2)
-            await quiet(seconds=0.05)  # longer than the time-out
-        assert sorted(answers) == ["", "no answer within 0.01 s"]
-        for sock in socks:
-            sock.close()
-
-
-# Load
 
 
 async def test_the_reported_load_is_the_one_that_lasted() -> None:
@@ -586,125 +219,16 @@ async def test_the_reported_load_is_the_one_that_lasted() -> None:
         believe(exit_, listener)
         nobody = lambda end, why: None  # noqa: E731
         async with running(exit_.reactor):
-            blip = exit_.backends.serve("default", nobody)
+            blip = serve(exit_.backends, "default", nobody)
             assert exit_.backends.sample_load() == 0  # it was not there at the last sample
             blip.cancel()
             assert exit_.backends.sample_load() == 0
-            lasting = [exit_.backends.serve("default", nobody) for _ in range(3)]
+            lasting = [serve(exit_.backends, "default", nobody) for _ in range(3)]
             assert exit_.backends.sample_load() == 0
             assert exit_.backends.sample_load() == 3
             lasting.pop().cancel()
-            lasting.append(exit_.backends.serve("default", nobody))
+            lasting.append(serve(exit_.backends, "default", nobody))
             assert exit_.backends.sample_load() == 2  # for a moment there were two
             assert exit_.backends.sample_load() == 3
             for serving in lasting:
                 serving.cancel()
-
-
-async def test_no_descriptor_is_left_whatever_happens() -> None:
-    async with tunnels() as t:
-        await quiet()
-        before = open_descriptors()
-        for n in range(40):
-            channel, end = t.open()
-            channel.send(b"hello")
-            if n % 4 == 0:
-                channel.abort("gave up")
-                continue
-            server = await t.listener.accept()
-            await until(lambda end=end: end.heard)
-            if n % 4 == 1:
-                channel.send_eof()
-                await server.aclose()
-            elif n % 4 == 2:
-                reset(server)
-            else:
-                channel.abort("the client has gone")
-                await server.aclose()
-        await until(lambda: t.exit.backends.in_flight == 0)
-        assert open_descriptors() == before
-        assert max(t.exit.loads) >= 1
-
-
-# An exit that was stopped
-
-
-class StoppedLink:
-    """What it has in its socket comes when the test says so."""
-
-    peer = "12D3KooWentry"
-
-    def __init__(self) -> None:
-        self.unread: list[Callable[[], None]] = []
-
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        self.unread.append(callback)
-
-    drain = when_drained
-
-    def reads(self) -> None:
-        unread, self.unread = self.unread, []
-        for callback in unread:
-            callback()
-
-
-@dataclass
-class FakeChannel(End):
-    gives_up_at: str = ""
-
-    def accept(self) -> None:
-        self.heard.append("OPENED")
-        if self.gives_up_at == "OPENED":
-            self.peer.abort("the link broke")
-
-    def refuse(self, reason: str) -> None:
-        self.heard.append(f"REFUSED {reason}")
-
-
-@asynccontextmanager
-async def one_flow(*, gives_up_at: str = "") -> AsyncIterator[tuple[Exit, Listener, StoppedLink, FakeChannel]]:
-    """A tunnel with a request in it that a remote entry opened, OPEN just read."""
-    with Listener() as listener:
-        exit_ = make_exit(listener.address)
-        believe(exit_, listener)
-        link, channel = StoppedLink(), FakeChannel(gives_up_at=gives_up_at)
-        async with running(exit_.reactor):
-            exit_.backends.tunnel_opened(link, channel, "default")  # type: ignore[arg-type]
-            view = memoryview(bytearray(b"POST /pay HTTP/1.1\r\n\r\n"))
-            channel.peer.send(view)
-            view.release()  # it was valid during the call only
-            yield exit_, listener, link, channel
-            if isinstance(channel.peer, SocketEnd):
-                channel.peer.abort("over")
-            assert exit_.backends.in_flight == 0
-            assert len(exit_.reactor) == 0
-
-
-async def test_an_entry_that_gives_up_when_it_is_answered_delivers_nothing() -> None:
-    async with one_flow(gives_up_at="OPENED") as (exit_, listener, link, channel):
-        link.reads()
-        async with await listener.accept() as server:
-            assert await is_reset(server)
-        await until(lambda: exit_.backends.in_flight == 0)
-        assert channel.heard == ["OPENED"]
-
-
-@pytest.mark.parametrize("gave_up", [True, False])
-async def test_an_exit_that_was_stopped_reads_before_it_goes_on(mock_clock: MockClock, gave_up: bool) -> None:
-    """Stopped after its dial, continued when the entry has long gone elsewhere: the RST is in the socket, unread."""
-    async with one_flow() as (_, listener, link, channel):
-        link.reads()
-        mock_clock.jump(10.0)
-        server = await listener.accept()
-        await settled(lambda: link.unread)
-        assert channel.heard == []  # no OPENED on a mere hope
-        if gave_up:
-            channel.peer.abort("no answer within 3 s")
-            link.reads()
-            assert await is_reset(server)
-            assert channel.heard == []
-        else:
-            link.reads()
-            assert await server.receive_some() == b"POST /pay HTTP/1.1\r\n\r\n"
-            assert channel.heard == ["OPENED"]
-        await server.aclose()

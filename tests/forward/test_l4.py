@@ -1,4 +1,5 @@
 """One client's connection, stage by stage. Peers are the test's own (entries.py), clients and backends are real sockets.
+How attempts follow each other is in test_attempts.py, without sockets.
 
 Each `network` block ends with everybody leaving, and checks that no counter, tunnel, timer or descriptor is left.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,9 +17,12 @@ import trio
 import trio.testing
 
 from federation.config import Settings
+from federation.forward.accounts import Failure, Flow
+from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, State
 from federation.forward.backends import Backends
-from federation.forward.frontend import BROKE_OFF_PENALTY_S
-from federation.forward.l4 import LINGER_S, REFUSED_PENALTY_S, SILENT_PENALTY_S
+from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
+from federation.forward.exit import serve_tunnel
+from federation.forward.reject import REJECT_LINGER_S
 from federation.net.link.mux import INITIAL_WINDOW
 from federation.reactor import sockets
 from tests.support.entries import OWN, Net, network, record, settled
@@ -47,7 +52,7 @@ def exit_of(net: Net, events: Events) -> tuple[Backends, Listener]:
     listener = Listener()
     backends = Backends(net.reactor, Settings(backends=(listener.address,)), on_change=lambda: None, on_load=lambda: None)
     backends.all[0].healthy, backends.all[0].target = True, (socket.AF_INET, (listener.host, listener.port))
-    events.tunnel_opened = backends.tunnel_opened  # type: ignore[method-assign]
+    events.tunnel_opened = partial(serve_tunnel, backends)  # type: ignore[method-assign]
     return backends, listener
 
 
@@ -96,7 +101,7 @@ async def test_request_and_answer(mock_clock: MockClock, replay: str) -> None:
         await settled(lambda: not net.forwarder.active)
         assert net.in_flight() == {}
         assert net.finished("ok") == 1
-        assert (net.forwarder.counts.failed, net.forwarder.counts.retried) == (0, 0)
+        assert (net.forwarder.accounts.counts.failed, net.forwarder.accounts.counts.retried) == (0, 0)
         assert net.roster.penalties == []
 
 
@@ -197,52 +202,15 @@ async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock
         silent = how == "timeout"
         assert net.roster.penalties == [("a", SILENT_PENALTY_S if silent else REFUSED_PENALTY_S)]
         assert net.roster.links["a"].pings == silent
-        assert net.forwarder.counts.retried == 1
+        assert net.forwarder.accounts.counts.retried == 1
         net.tunnel.answers()
         net.tunnel.sends(b"served")
         net.tunnel.ends()
         assert await rest_of(client) == b"served"
-        assert [d.pick.chosen.peer_id for d in net.forwarder.decisions] == ["a", "b"]
-        assert [d.attempt for d in net.forwarder.decisions] == [1, 2]
-        assert {d.connection for d in net.forwarder.decisions} == {1}
-        assert list(net.forwarder.failures) == [(1, 1, "a", reason)]
-
-
-@pytest.mark.parametrize("how", ["answers", "refuses", "breaks"])
-async def test_what_has_arrived_by_the_time_of_the_timeout_counts(mock_clock: MockClock, how: str) -> None:
-    """On a busy machine the timer may come first: an OPENED in the socket means that the backend is being served."""
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        client = await net.connect(sends=REQUEST)
-        first = net.tunnel
-        net.roster.links["a"].arrived = getattr(first, how)
-        await net.passes(3.0)
-        assert net.roster.links["a"].pings == 0
-        assert [t.peer_id for t in net.tunnels] == (["a"] if how == "answers" else ["a", "b"])
-        assert first.reset is None
-        net.tunnel.answers()
-        net.tunnel.sends(b"served")
-        net.tunnel.ends()
-        assert await rest_of(client) == b"served"
-        assert net.roster.penalties == ([] if how == "answers" else [("a", REFUSED_PENALTY_S)])
-
-
-@pytest.mark.parametrize("how", FAILURES)
-async def test_what_failed_on_a_link_that_was_replaced_says_nothing_of_the_peer(mock_clock: MockClock, how: str) -> None:
-    """A laptop that moved: it is here by a new link, and who waited for it on the old one must not bar it."""
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        client = await net.connect(sends=REQUEST)
-        old = net.roster.links["a"]
-        net.add("a")
-        await fail_attempt(net, how)
-        assert (old.pings, net.roster.links["a"].pings) == (how == "timeout", 0)
-        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
-        assert net.roster.penalties == []
-        net.tunnel.answers()
-        net.tunnel.sends(b"served")
-        net.tunnel.ends()
-        assert await rest_of(client) == b"served"
+        assert [d.pick.chosen.peer_id for d in net.forwarder.accounts.decisions] == ["a", "b"]
+        assert [d.attempt for d in net.forwarder.accounts.decisions] == [1, 2]
+        assert {d.flow for d in net.forwarder.accounts.decisions} == {Flow(1)}
+        assert list(net.forwarder.accounts.failures) == [Failure(Flow(1), 1, "a", reason)]
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -255,32 +223,7 @@ async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
         assert reason in error["message"]
         assert len(net.tunnels) == 1
         assert net.in_flight() == {}
-        assert (net.forwarder.counts.failed, net.forwarder.counts.retried) == (1, 0)
-
-
-@pytest.mark.parametrize("missing", ["link", "open link"])
-async def test_a_peer_without_a_connection_is_passed_over(mock_clock: MockClock, missing: str) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        if missing == "link":
-            del net.roster.links["a"]
-        else:
-            net.roster.links["a"].is_closed = True
-        await net.connect(sends=REQUEST)
-        assert [t.peer_id for t in net.tunnels] == ["b"]
-        assert net.in_flight() == {"b": 1}
-        net.roster.links["a"] = net.roster.links["b"]
-
-
-async def test_never_means_never_without_a_connection_too(mock_clock: MockClock) -> None:
-    async with network(mock_clock, replay="never") as net:
-        net.add("a", "b")
-        net.roster.links["a"].is_closed = True
-        client = await net.connect()
-        await client.send_all(REQUEST)
-        parse_503(await rest_of(client))
-        assert net.tunnels == []
-        assert net.in_flight() == {}
+        assert (net.forwarder.accounts.counts.failed, net.forwarder.accounts.counts.retried) == (1, 0)
 
 
 async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock: MockClock) -> None:
@@ -291,14 +234,14 @@ async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock
             net.tunnel.refuses()
         assert [t.peer_id for t in net.tunnels] == ["a", "b", "c"]
         assert net.in_flight() == {}
-        assert len(net.forwarder.held) == 1
+        assert len(net.forwarder.dispatcher.waiting) == 1
         await client.send_all(b"more")  # meanwhile it is read on
         await settled(lambda: net.received() == len(REQUEST) + 4)
         net.forgive()  # the penalties are over
         await settled(lambda: len(net.tunnels) == 4)
         assert net.tunnel.data == REQUEST + b"more"
         assert sum(net.in_flight().values()) == 1
-        assert not net.forwarder.held
+        assert not net.forwarder.dispatcher.waiting
 
 
 async def test_an_answer_that_comes_too_late_changes_nothing(mock_clock: MockClock) -> None:
@@ -317,30 +260,6 @@ async def test_an_answer_that_comes_too_late_changes_nothing(mock_clock: MockClo
         net.tunnel.answers()
         net.tunnel.sends(b"b")
         assert await receive(client, 1) == b"b"
-
-
-async def test_an_answer_stops_the_clock(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        await net.connect(sends=REQUEST)
-        await net.passes(2.9)
-        net.tunnel.answers()
-        await net.passes(1000)
-        assert len(net.tunnels) == 1
-        assert net.roster.penalties == []
-
-
-async def test_every_attempt_has_its_own_time(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        await net.connect(sends=REQUEST)
-        await net.passes(2.9)
-        net.tunnel.refuses()
-        await net.passes(2.9)
-        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
-        assert not net.tunnel.closed
-        await net.passes(0.2)
-        assert net.tunnel.closed
 
 
 # How far a connection got
@@ -446,7 +365,7 @@ async def test_a_peer_that_is_suspect_loses_all_that_wait_for_it_and_nobody_else
         assert net.in_flight() == {"b": 6}
         assert set(net.roster.penalties) == {("a", SILENT_PENALTY_S)}
         assert len(net.tunnels) == 9
-        assert net.forwarder.counts.retried == 3
+        assert net.forwarder.accounts.counts.retried == 3
 
 
 @pytest.mark.parametrize("replay", ["opened", "first-byte"])
@@ -461,27 +380,6 @@ async def test_whose_suspect_peer_has_not_even_opened_goes_to_another_one(mock_c
         net.tunnel.answers()
         net.tunnel.sends(b"done")
         assert await receive(client, 4) == b"done"
-
-
-async def test_when_that_one_is_suspect_too_it_waits_for_it(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        client = await net.connect(sends=REQUEST)
-        for peer in ("a", "b"):
-            net.forwarder.peer_suspect(peer)
-        assert net.in_flight() == {"b": 1}
-        net.tunnel.answers()
-        net.tunnel.sends(b"done")
-        assert await receive(client, 4) == b"done"
-
-
-async def test_who_waits_on_an_older_link_to_the_suspect_peer_stays(mock_clock: MockClock) -> None:
-    async with network(mock_clock) as net:
-        net.add("a", "b")
-        await net.connect(sends=REQUEST)
-        net.add("a")
-        net.forwarder.peer_suspect("a")
-        assert net.in_flight() == {"a": 1}
 
 
 @pytest.mark.parametrize(("replay", "peers"), [("opened", "a"), ("first-byte", "a"), ("never", "ab")])
@@ -556,7 +454,7 @@ async def test_a_client_is_read_no_further_than_can_be_replayed(mock_clock: Mock
         assert net.tunnel.data == data
         assert [t.peer_id for t in net.tunnels] == ["a", "b"]
         (entry,) = net.forwarder.active
-        assert entry._kept in ([], b"")
+        assert not entry._replay
         net.tunnel.breaks()  # it has outgrown what is kept
         assert await is_reset(client)
         assert len(net.tunnels) == 2
@@ -721,7 +619,7 @@ async def test_a_client_that_waited_is_served_as_soon_as_somebody_comes(mock_clo
         client = await net.connect(sends=REQUEST)
         await client.send_eof()
         await net.passes(9.9)
-        assert len(net.forwarder.held) == 1
+        assert len(net.forwarder.dispatcher.waiting) == 1
         net.add("a")
         await settled(lambda: net.tunnels)
         assert (net.tunnel.data, net.tunnel.eof) == (REQUEST, True)
@@ -731,32 +629,7 @@ async def test_a_client_that_waited_is_served_as_soon_as_somebody_comes(mock_clo
         net.tunnel.sends(b"served")
         net.tunnel.ends()
         assert await rest_of(client) == b"served"
-        assert net.forwarder.counts.failed == 0
-
-
-async def test_news_that_help_nobody_leave_the_deadline_as_it_was(mock_clock: MockClock) -> None:
-    async with network(mock_clock, hold_s=10) as net:
-        client = await net.connect(sends=REQUEST)
-        for _ in range(9):
-            await net.passes(1.0)
-            net.forwarder.roster_changed()
-            await settled()
-        assert len(net.forwarder.held) == 1
-        await net.passes(1.0)
-        parse_503(await rest_of(client))
-
-
-async def test_patience_is_for_waiting_and_an_attempt_takes_none_of_it(mock_clock: MockClock) -> None:
-    """Or else the longest attempt, which is the one that has waited for a slow model, would never be retried."""
-    async with network(mock_clock, hold_s=2, open_timeout_s=3) as net:
-        net.add("a")
-        client = await net.connect(sends=REQUEST)
-        await net.passes(3.0)  # nobody answers
-        assert len(net.forwarder.held) == 1
-        await net.passes(1.9)
-        assert len(net.forwarder.held) == 1
-        await net.passes(0.2)
-        parse_503(await rest_of(client))
+        assert net.forwarder.accounts.counts.failed == 0
 
 
 @pytest.mark.parametrize(
@@ -768,7 +641,7 @@ async def test_an_http_client_is_told(mock_clock: MockClock, request_: bytes) ->
         await net.passes(10)
         error = parse_503(await rest_of(client))
         assert error["message"] == "federation: no peer is available"
-        assert net.forwarder.counts.failed == 1
+        assert net.forwarder.accounts.counts.failed == 1
 
 
 @pytest.mark.parametrize(
@@ -791,11 +664,11 @@ async def test_any_other_client_is_only_closed(mock_clock: MockClock, request_: 
 
 
 async def test_who_has_ended_is_not_waited_for(mock_clock: MockClock) -> None:
-    async with network(mock_clock, hold_s=LINGER_S / 4) as net:
+    async with network(mock_clock, hold_s=REJECT_LINGER_S / 4) as net:
         client = await net.connect()
         await client.send_eof()
         await settled(lambda: all(entry._eof for entry in net.forwarder.active))
-        await net.passes(LINGER_S / 4)
+        await net.passes(REJECT_LINGER_S / 4)
         assert not net.forwarder.active
         assert await rest_of(client) == b""
 
@@ -806,15 +679,15 @@ async def test_no_patience_is_no_reason_to_say_nothing(mock_clock: MockClock) ->
         client = await net.connect()
         await client.send_all(REQUEST)
         parse_503(await rest_of(client))
-        assert net.forwarder.counts.failed == 1
+        assert net.forwarder.accounts.counts.failed == 1
 
 
 async def test_no_patience_and_a_silent_client(mock_clock: MockClock) -> None:
     async with network(mock_clock, hold_s=0) as net:
         client = await net.connect()
-        await net.passes(LINGER_S)
+        await net.passes(REJECT_LINGER_S)
         assert await rest_of(client) == b""
-        await net.passes(LINGER_S)
+        await net.passes(REJECT_LINGER_S)
         await settled(lambda: not net.forwarder.active)
 
 
@@ -847,11 +720,11 @@ async def test_a_client_that_does_not_go_is_thrown_out(mock_clock: MockClock) ->
         client = await net.connect(sends=REQUEST)
         await net.passes(10)
         parse_503(await rest_of(client))
-        await net.passes(LINGER_S - 0.1)
+        await net.passes(REJECT_LINGER_S - 0.1)
         assert len(net.forwarder.active) == 1
         await net.passes(0.1)
         assert not net.forwarder.active
-        assert net.forwarder.counts.failed == 1
+        assert net.forwarder.accounts.counts.failed == 1
 
 
 async def test_who_was_turned_away_is_not_served_after_all(mock_clock: MockClock) -> None:
@@ -882,7 +755,7 @@ async def test_a_held_client_is_turned_away_once_when_the_node_stops(mock_clock:
         net.forwarder.stop_listening()
         assert "shutting down" in parse_503(await rest_of(client))["message"]
         await net.passes(1)  # when its patience would have ended
-        assert net.forwarder.counts.failed == 1
+        assert net.forwarder.accounts.counts.failed == 1
         await client.aclose()
 
 
@@ -923,9 +796,9 @@ async def bring_to(net: Net, stage: str) -> trio.SocketStream:
     if stage == "turned away":
         net.tunnel.refuses()
         net.tunnel.refuses()
-        if net.forwarder.held:
+        if net.forwarder.dispatcher.waiting:
             await net.passes(10)
-        assert net.forwarder.counts.failed == 1
+        assert net.forwarder.accounts.counts.failed == 1
     return client
 
 
@@ -966,11 +839,11 @@ async def test_whatever_a_tunnel_says_after_the_client_left_is_nothing(mock_cloc
         await settled(lambda: not net.forwarder.active)
         net.tunnel.answers()
         net.forwarder.peer_suspect("a")
-        net.forwarder.roster_changed()
+        net.forwarder.dispatcher.roster_changed()
         await net.passes(100)
         assert net.tunnel.reset == "the client has gone"
         assert len(net.tunnels) == 1
-        assert entry.peer_id == ""
+        assert entry.attempts.peer_id == ""
         assert net.roster.penalties == []
 
 
@@ -1008,7 +881,7 @@ async def test_an_end_that_came_before_the_own_backend_was_dialled(mock_clock: M
         await client.send_eof()
         await settled(lambda: all(entry._eof for entry in net.forwarder.active))
         net.own_backend_is_up()
-        net.forwarder.roster_changed()
+        net.forwarder.dispatcher.roster_changed()
         server = await net.server()
         assert await rest_of(server) == sent
         await server.send_all(b"amen")
@@ -1024,7 +897,7 @@ async def test_a_large_transfer_through_the_own_backend(mock_clock: MockClock, r
     async with network(mock_clock, replay=replay, own_backend=True) as net:
         client = await net.connect(sends=up[:60_000])  # held, then replayed
         net.own_backend_is_up()
-        net.forwarder.roster_changed()
+        net.forwarder.dispatcher.roster_changed()
         server = await net.server()
 
         async def send(sink: trio.SocketStream, data: bytes) -> None:
@@ -1048,27 +921,13 @@ async def test_an_own_backend_that_refuses_is_like_any_other(mock_clock: MockClo
         assert net.backend is not None
         net.backend.close()
         await net.connect(sends=REQUEST)
-        await settled(lambda: net.forwarder.held)
+        await settled(lambda: net.forwarder.dispatcher.waiting)
         assert net.roster.penalties == [(OWN, REFUSED_PENALTY_S)]
         assert net.in_flight() == {}
         net.add("a")
         await settled(lambda: net.tunnels)
         assert net.tunnel.data == REQUEST
         assert net.backends.services() == {"default": False}
-
-
-async def test_an_own_backend_without_room_is_passed_over(mock_clock: MockClock) -> None:
-    async with network(mock_clock, own_backend=True, capacity=1) as net:
-        net.own_backend_is_up()
-        await net.connect()
-        assert net.in_flight() == {OWN: 1}
-        await net.connect(sends=REQUEST)
-        assert net.in_flight() == {OWN: 1}
-        assert len(net.forwarder.held) == 1
-        assert net.roster.penalties == []
-        net.add("a")
-        await settled(lambda: net.tunnels)
-        assert net.in_flight() == {OWN: 1, "a": 1}
 
 
 @pytest.mark.parametrize("how", ["reset", "ended"])
@@ -1140,7 +999,7 @@ async def test_an_own_backend_that_answers_before_it_reads(mock_clock: MockClock
     async with network(mock_clock, own_backend=True, replay_buffer_bytes=len(up)) as net:
         client = await net.connect(sends=up)
         net.own_backend_is_up()
-        net.forwarder.roster_changed()
+        net.forwarder.dispatcher.roster_changed()
         server = await net.server()
 
         async def send() -> None:
@@ -1150,8 +1009,8 @@ async def test_an_own_backend_that_answers_before_it_reads(mock_clock: MockClock
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
             (entry,) = net.forwarder.active
-            await settled(lambda: entry.client._out_size)
-            assert not entry.joined
+            await settled(lambda: entry.socket._out_size)
+            assert entry.attempts.state is State.COMMITTED
             assert await receive(client, len(down)) == down
             await client.send_eof()
             assert await rest_of(server) == up
@@ -1185,7 +1044,7 @@ async def test_a_held_upload_of_many_windows_through_real_links(replay: str) -> 
         client = await net.connect(sends=data)
         net.roster.nodes["far"] = record("far")
         net.roster.links["far"] = entry_link  # type: ignore[assignment]
-        net.forwarder.roster_changed()
+        net.forwarder.dispatcher.roster_changed()
         with listener:
             server = await listener.accept()
             net.clients.append(server)

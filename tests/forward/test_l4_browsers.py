@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from federation.config import Settings
+from federation.forward.attempts import State
 from federation.forward.browsers import MAX_HEAD, PATIENCE_S
 from tests.support.entries import Net, network, settled
 
@@ -48,7 +49,7 @@ async def silent_client(net: Net, stage: str) -> trio.SocketStream:
         await net.server()
     if stage == "own dial":
         net.own_backend_is_up()
-        net.forwarder.roster_changed()
+        net.forwarder.dispatcher.roster_changed()
     return client
 
 
@@ -65,12 +66,12 @@ async def test_a_foreign_page_is_refused_at_any_stage(mock_clock: MockClock, rep
         assert [tunnel.data for tunnel in net.tunnels] == [b""] * len(net.tunnels)
         assert all(tunnel.reset for tunnel in net.tunnels)
         assert net.in_flight() == {}
-        assert not net.forwarder.held
-        assert net.forwarder.counts.failed == 1
+        assert not net.forwarder.dispatcher.waiting
+        assert net.forwarder.accounts.counts.failed == 1
         await client.aclose()
         await settled(lambda: not net.forwarder.active)
         assert net.finished("turned_away") == 1
-        assert "https://evil.example" in str(net.forwarder.endings[0].error)
+        assert "https://evil.example" in str(net.forwarder.accounts.endings[0].error)
 
 
 @every_mode
@@ -80,7 +81,7 @@ async def test_a_server_that_speaks_and_ends_first(mock_clock: MockClock, replay
         net.tunnel.sends(b"x" * 100_000)
         net.tunnel.ends()
         assert await rest_of(client) == b"x" * 100_000
-        assert [entry.joined for entry in net.forwarder.active] == [True]
+        assert [client.attempts.state for client in net.forwarder.active] == [State.STREAMING]
         await client.send_all(b"thanks")
         await client.send_eof()
         await settled(lambda: not net.forwarder.active)
@@ -262,7 +263,7 @@ async def test_requests_sent_ahead_are_no_browsers(mock_clock: MockClock) -> Non
         net.tunnel.answers()
         await settled(lambda: net.tunnel.data == request(b"one") * 3)
         (entry,) = net.forwarder.active
-        assert entry.client.peer is net.tunnel
+        assert entry.socket.other is net.tunnel
 
 
 @pytest.mark.parametrize("settings", [{"browser_check": False}, {"allow_origins": ("*",)}])

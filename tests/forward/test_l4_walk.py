@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from federation.forward.attempts import State
 from tests.support.entries import OWN, FakeLink, Net, Tunnel, network, record, settled
 from tests.support.sockets import NO_LINGER, stream
 
@@ -157,7 +158,7 @@ class Walk:
 
     async def tell_roster(self) -> None:
         self.net.roster.barred.clear()
-        self.net.forwarder.roster_changed()
+        self.net.forwarder.dispatcher.roster_changed()
 
     async def let_time_pass(self) -> None:
         await self.net.passes(self.dice.choice([0.5, 1.0, 2.0, 3.0]))
@@ -230,12 +231,12 @@ class Walk:
     def check(self) -> None:
         forwarder, selector = self.net.forwarder, self.net.selector
         counted = sum(selector.own_in_flight(peer) for peer in (*PEERS, OWN))
-        assert counted == sum(bool(entry.peer_id) for entry in forwarder.active)
+        assert counted == sum(bool(entry.attempts.peer_id) for entry in forwarder.active)
         for entry in forwarder.active:
-            attempts = sum(t.peer_id == entry.peer_id and not t.closed for t in self.tunnels_of(entry.client_name))
-            if entry.peer_id and entry.peer_id != OWN and not entry.joined:
+            attempts = sum(t.peer_id == entry.attempts.peer_id and not t.closed for t in self.tunnels_of(entry.client_name))
+            if entry.attempts.peer_id not in ("", OWN) and entry.attempts.state is not State.STREAMING:
                 assert attempts == 1
-            assert (entry in forwarder.held) <= (not entry.peer_id)
+            assert (entry.attempts in forwarder.dispatcher.waiting) == (entry.attempts.state is State.WAITING)
         for name, client in self.clients.items():
             self.check_client(name, client)
 
@@ -303,4 +304,4 @@ async def test_everybody_who_is_patient_is_served_exactly(mock_clock: MockClock,
             assert bytes(client.heard) == noise(1000 + net.tunnels.index(last))
             assert client.eof
         assert net.finished("ok") == 6
-        assert net.forwarder.counts.failed == 0
+        assert net.forwarder.accounts.counts.failed == 0

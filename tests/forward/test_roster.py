@@ -11,6 +11,7 @@ import trio
 from structlog.testing import capture_logs
 
 from federation.forward.roster import REFRESH_S, Roster
+from federation.forward.route import Route
 from federation.mesh.ledger import Ledger
 from federation.mesh.records import NODE_ONLINE_WINDOW, NodeData
 from tests.support.entries import settled
@@ -68,7 +69,7 @@ class World:
 
 
 def ids(roster: Roster, service: str = "default") -> list[str]:
-    return [node.peer_id for node in roster.eligible(service)]
+    return [node.peer_id for node in roster.eligible(Route(service))]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ async def test_this_node_is_there_once_and_as_it_is_now(mock_clock: MockClock) -
     world = World(services=UP, available_vram=5)
     world.hear("own", available_vram=1)
     world.hear("a")
-    nodes = world.roster().eligible("default")
+    nodes = world.roster().eligible(Route("default"))
     assert [(node.peer_id, node.available_vram) for node in nodes] == [("own", 5), ("a", 0)]
 
 
@@ -179,10 +180,10 @@ async def test_the_list_is_made_when_something_changed_and_not_for_each_connecti
     roster = world.roster()
     world.asked = 0
     for _ in range(1000):
-        roster.eligible("default")
+        roster.eligible(Route("default"))
     assert world.asked == 1
     roster.changed()
-    roster.eligible("default")
+    roster.eligible(Route("default"))
     assert world.asked == 2
 
 
@@ -286,14 +287,14 @@ async def test_far_is_said_of_those_who_are_eligible(autojump_clock: trio.testin
         world.links[peer_id] = FakeLink(least_rtt_s=rtt_s, path=path)
     world.hear("busy", services={"default": False})
     roster = world.roster()
-    assert roster.far("default") == set()
+    assert roster.distant(Route("default")) == set()
     assert set(ids(roster)) == {"near", "new", "far", "round"}
-    assert roster.far("default") == {"far", "round"}
+    assert roster.distant(Route("default")) == {"far", "round"}
     del world.links["near"], world.links["new"]
     roster.changed()
     ids(roster)
-    assert roster.far("default") == set()
+    assert roster.distant(Route("default")) == set()
     world.own["services"] = UP
     roster.changed()
     ids(roster)
-    assert roster.far("default") == {"far", "round"}
+    assert roster.distant(Route("default")) == {"far", "round"}

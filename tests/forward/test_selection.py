@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -15,20 +16,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.forward.route import Route
 from federation.forward.selection import (
+    ANY_ROUTE,
+    BY_LOAD,
+    BY_REQUESTS,
     NEVER,
     Candidate,
     Pick,
     Policy,
     Selector,
-    far_ones,
+    distant_peers,
     pick_best,
-    pick_least_requests,
     pick_random,
 )
 from federation.mesh.records import NodeData
 
 GB = 10**9
+best_by_load = partial(pick_best, order=BY_LOAD)
+best_by_requests = partial(pick_best, order=BY_REQUESTS)
 
 
 def _replaced(candidate: Candidate, **fields: Any) -> Candidate:
@@ -67,21 +73,21 @@ def serve(entry: Selector, nodes: list[Box], requests: int, *, start: float = 0.
     return answered
 
 
-# pick_best, tier by tier
+# The order by load, tier by tier
 
 
 def test_least_in_flight_wins() -> None:
-    assert pick_best([candidate("a", in_flight=2), candidate("b", in_flight=1)]).peer_id == "b"
+    assert best_by_load([candidate("a", in_flight=2), candidate("b", in_flight=1)]).peer_id == "b"
 
 
 def test_then_the_near_before_the_far() -> None:
-    near, far = candidate("a", last_used=9.0), candidate("b", last_used=1.0, available_vram=24 * GB, is_far=True)
-    assert pick_best([far, near]) is near
-    assert pick_least_requests([far, near]) is near
+    near, far = candidate("a", last_used=9.0), candidate("b", last_used=1.0, available_vram=24 * GB, is_distant=True)
+    assert best_by_load([far, near]) is near
+    assert best_by_requests([far, near]) is near
 
 
 def test_load_goes_before_the_path() -> None:
-    assert pick_best([candidate("a", in_flight=2), far := candidate("b", is_far=True)]) is far
+    assert best_by_load([candidate("a", in_flight=2), far := candidate("b", is_distant=True)]) is far
 
 
 @pytest.mark.parametrize(
@@ -100,60 +106,60 @@ def test_load_goes_before_the_path() -> None:
 def test_far_is_who_is_slower_than_the_nearest_by_more_than_the_penalty(
     paths: dict[str, tuple[float, bool]], far: set[str]
 ) -> None:
-    assert far_ones(paths, 0.1) == far
-    assert far_ones(paths, 0) == set()
+    assert distant_peers(paths, 0.1) == far
+    assert distant_peers(paths, 0) == set()
 
 
 def test_then_the_least_recently_used() -> None:
-    assert pick_best([candidate("a", last_used=20.0), candidate("b", last_used=10.0)]).peer_id == "b"
+    assert best_by_load([candidate("a", last_used=20.0), candidate("b", last_used=10.0)]).peer_id == "b"
 
 
 def test_a_peer_never_used_is_the_least_recently_used() -> None:
-    assert pick_best([candidate("a", last_used=0.0), candidate("b", last_used=NEVER)]).peer_id == "b"
+    assert best_by_load([candidate("a", last_used=0.0), candidate("b", last_used=NEVER)]).peer_id == "b"
 
 
 def test_then_the_most_free_vram() -> None:
-    assert pick_best([candidate("a", available_vram=8 * GB), candidate("b", available_vram=24 * GB)]).peer_id == "b"
+    assert best_by_load([candidate("a", available_vram=8 * GB), candidate("b", available_vram=24 * GB)]).peer_id == "b"
 
 
 def test_in_flight_goes_before_last_used() -> None:
     idle_but_just_used = candidate("a", in_flight=0, last_used=99.0)
     busy_but_long_unused = candidate("b", in_flight=1, last_used=NEVER)
-    assert pick_best([busy_but_long_unused, idle_but_just_used]) is idle_but_just_used
+    assert best_by_load([busy_but_long_unused, idle_but_just_used]) is idle_but_just_used
 
 
 def test_last_used_goes_before_vram() -> None:
     thin_but_long_unused = candidate("a", last_used=1.0, available_vram=0)
     fat_but_just_used = candidate("b", last_used=2.0, available_vram=80 * GB)
-    assert pick_best([fat_but_just_used, thin_but_long_unused]) is thin_but_long_unused
+    assert best_by_load([fat_but_just_used, thin_but_long_unused]) is thin_but_long_unused
 
 
 def test_in_flight_goes_before_vram() -> None:
     thin_and_idle = candidate("a", in_flight=0, available_vram=0)
     fat_and_busy = candidate("b", in_flight=1, available_vram=80 * GB)
-    assert pick_best([fat_and_busy, thin_and_idle]) is thin_and_idle
+    assert best_by_load([fat_and_busy, thin_and_idle]) is thin_and_idle
 
 
 def test_vram_goes_before_the_tiebreak() -> None:
-    assert pick_best([candidate("a", tiebreak=1), candidate("b", tiebreak=2, available_vram=9 * GB)]).peer_id == "b"
+    assert best_by_load([candidate("a", tiebreak=1), candidate("b", tiebreak=2, available_vram=9 * GB)]).peer_id == "b"
 
 
 def test_a_full_tie_goes_to_the_lowest_tiebreak_then_peer_id() -> None:
-    assert pick_best([candidate("a", tiebreak=2), candidate("b", tiebreak=1)]).peer_id == "b"
-    assert pick_best([candidate("b"), candidate("a")]).peer_id == "a"
+    assert best_by_load([candidate("a", tiebreak=2), candidate("b", tiebreak=1)]).peer_id == "b"
+    assert best_by_load([candidate("b"), candidate("a")]).peer_id == "a"
 
 
 def test_a_full_peer_comes_after_everyone_who_has_room() -> None:
     full = candidate("a", in_flight=2, capacity=2)
-    assert pick_best([full, candidate("b", in_flight=50)]).peer_id == "b"
-    assert pick_best([full, candidate("b", in_flight=50, capacity=50)]) is full
+    assert best_by_load([full, candidate("b", in_flight=50)]).peer_id == "b"
+    assert best_by_load([full, candidate("b", in_flight=50, capacity=50)]) is full
 
 
 def test_capacity_0_is_no_limit() -> None:
     assert not candidate(in_flight=10**6, capacity=0).is_full
 
 
-@pytest.mark.parametrize("choose", [pick_best, pick_least_requests, lambda found: pick_random(found, random.Random(1))])
+@pytest.mark.parametrize("choose", [best_by_load, best_by_requests, lambda found: pick_random(found, random.Random(1))])
 def test_none_of_none_and_the_only_one_of_one(choose) -> None:
     only = candidate(in_flight=7, capacity=7)
     assert choose([]) is None
@@ -181,17 +187,17 @@ candidates_of_any_kind = st.lists(
 @given(candidates_of_any_kind, st.randoms(use_true_random=False))
 def test_the_order_of_the_candidates_does_not_matter(candidates: list[Candidate], rng: random.Random) -> None:
     shuffled = rng.sample(candidates, len(candidates))
-    assert pick_best(shuffled) is pick_best(candidates)
-    assert pick_least_requests(shuffled) is pick_least_requests(candidates)
+    assert best_by_load(shuffled) is best_by_load(candidates)
+    assert best_by_requests(shuffled) is best_by_requests(candidates)
 
 
 @given(candidates_of_any_kind)
 def test_each_tier_narrows_down_what_the_one_before_left(candidates: list[Candidate]) -> None:
     left = [c for c in candidates if not c.is_full] or candidates
-    for tier in (lambda c: c.in_flight, lambda c: c.is_far, lambda c: c.last_used, lambda c: -c.available_vram):
+    for tier in (lambda c: c.in_flight, lambda c: c.is_distant, lambda c: c.last_used, lambda c: -c.available_vram):
         best = min(map(tier, left))
         left = [c for c in left if tier(c) == best]
-    assert pick_best(candidates) in left
+    assert best_by_load(candidates) in left
 
 
 # The other policies
@@ -200,8 +206,8 @@ def test_each_tier_narrows_down_what_the_one_before_left(candidates: list[Candid
 def test_least_requests_counts_requests_then_vram_and_nothing_else() -> None:
     busy = candidate("a", served=3, in_flight=9, last_used=99.0, available_vram=8 * GB)
     idle = candidate("b", served=4, in_flight=0, last_used=1.0, available_vram=24 * GB)
-    assert pick_least_requests([busy, idle]) is busy
-    assert pick_least_requests([busy, _replaced(idle, served=3)]).peer_id == "b"
+    assert best_by_requests([busy, idle]) is busy
+    assert best_by_requests([busy, _replaced(idle, served=3)]).peer_id == "b"
 
 
 def test_random_gives_everyone_who_has_room_the_same_chance() -> None:
@@ -297,12 +303,12 @@ def test_the_pick_names_the_tier_that_decided() -> None:
     entry.pick(boxes(24, 8), now=1.0)
     assert tier_of_next_pick(entry, boxes(24, 8)) == "served"
 
-    pick = selector().pick(boxes(24, 8), now=1.0, far={"box0"})
+    pick = selector().pick(boxes(24, 8), now=1.0, distant={"box0"})
     assert pick is not None
     assert (pick.chosen.peer_id, pick.tier) == ("box1", "path")
 
     entry = selector()
-    entry.report("small", 1)
+    entry.observe_load("small", 1)
     assert tier_of_next_pick(entry, [Box("small", capacity=1), Box("large")]) == "capacity"
 
 
@@ -311,12 +317,12 @@ def test_the_tier_is_where_the_chosen_leaves_the_runner_up_behind(candidates: li
     """From the outside, so that it is the Selector's own candidates that are compared."""
     entry = selector()
     for i, c in enumerate(candidates):
-        entry.report(c.peer_id, c.in_flight)
+        entry.observe_load(c.peer_id, c.in_flight)
         if c.last_used != NEVER:
             entry.pick([Box(c.peer_id)], now=c.last_used + i % 2)
     pick = entry.pick([Box(c.peer_id, c.available_vram, c.capacity) for c in candidates], now=9.0)
-    runner_up = pick_best([c for c in pick.candidates if c is not pick.chosen])
-    tiers = ["is_full", "in_flight", "is_far", "last_used", "available_vram", "tiebreak"]
+    runner_up = best_by_load([c for c in pick.candidates if c is not pick.chosen])
+    tiers = ["is_full", "in_flight", "is_distant", "last_used", "available_vram", "tiebreak"]
     first = next(tier for tier in tiers if getattr(pick.chosen, tier) != getattr(runner_up, tier))
     assert pick.tier == first.replace("is_full", "capacity")
 
@@ -344,13 +350,13 @@ def test_others_are_what_is_reported_beyond_our_own(own: int, reported: int) -> 
     for _ in range(own):
         entry.pick([Box("a")], now=0)
     for _ in range(3):  # nothing moves, so a report holds all of ours from the second on
-        entry.report("a", reported)
+        entry.observe_load("a", reported)
     assert in_flight_seen(entry, "a") == max(own, min(reported, 1_000_000))  # what a node can be set to take at most
 
 
 def test_reported_connections_count_like_our_own() -> None:
     entry = selector()
-    entry.report("box0", 3)
+    entry.observe_load("box0", 3)
     picked = [entry.pick(boxes(24, 8), now=i).chosen.peer_id for i in range(5)]
     assert picked == ["box1", "box1", "box1", "box0", "box1"]
 
@@ -360,7 +366,7 @@ def test_others_that_stay_as_they_are_are_seen_as_they_are() -> None:
     entry, rng = selector(), random.Random(3)
     for i in range(200):
         entry.pick([Box("a")], now=i)
-        entry.report("a", 10 + rng.randint(0, 1))  # seen before or after ours began
+        entry.observe_load("a", 10 + rng.randint(0, 1))  # seen before or after ours began
         entry.release("a")
     assert in_flight_seen(entry, "a") == 10
 
@@ -370,26 +376,26 @@ def test_our_own_request_that_ended_meanwhile_is_not_taken_for_somebody_elses() 
     entry.pick([Box("a")], now=0)
     entry.release("a")
     for _ in range(2):
-        entry.report("a", 1)  # sent while it ran
+        entry.observe_load("a", 1)  # sent while it ran
     assert in_flight_seen(entry, "a") == 0
 
 
 def test_our_own_request_that_a_report_does_not_hold_yet_is_not_taken_off_the_others() -> None:
     entry = selector()
-    entry.report("a", 5)
+    entry.observe_load("a", 5)
     entry.pick([Box("a")], now=0)
     for _ in range(2):
-        entry.report("a", 5)  # sent before it began
+        entry.observe_load("a", 5)  # sent before it began
     assert in_flight_seen(entry, "a") == 5 + 1
 
 
 def test_others_who_move_are_thought_to_do_as_we_do_until_the_next_report() -> None:
     entry = selector()
     for reported in (0, 8, 0, 8, 0, 8):
-        entry.report("a", reported)
+        entry.observe_load("a", reported)
     entry.pick([Box("a")], now=0)
     assert in_flight_seen(entry, "a") > 8 + 1
-    entry.report("a", 9)
+    entry.observe_load("a", 9)
     assert in_flight_seen(entry, "a") == 9
 
 
@@ -398,13 +404,13 @@ def test_what_stays_beyond_two_reports_is_somebody_elses() -> None:
     entry.pick([Box("a")], now=0)
     entry.release("a")
     for _ in range(3):
-        entry.report("a", 1)
+        entry.observe_load("a", 1)
     assert in_flight_seen(entry, "a") == 1
 
 
 def test_a_peer_that_is_forgotten_is_new_when_it_returns() -> None:
     entry = selector()
-    entry.report("box0", 5)
+    entry.observe_load("box0", 5)
     serve(entry, boxes(24), 3)
     entry.forget("box0")
     entry.forget("never heard of")
@@ -416,7 +422,7 @@ def test_a_peer_that_is_forgotten_is_new_when_it_returns() -> None:
 def test_a_forgotten_peer_keeps_what_is_still_open() -> None:
     entry = selector()
     entry.pick(boxes(24), now=0)
-    entry.report("box0", 5)
+    entry.observe_load("box0", 5)
     entry.forget("box0")
     assert in_flight_seen(entry, "box0") == 1
     entry.release("box0")
@@ -446,7 +452,7 @@ def test_the_count_is_right_whatever_happens(steps: list[tuple], policy: Policy)
         elif step == "release" and args[0] < len(open_now):
             entry.release(open_now.pop(args[0]))
         elif step == "report":
-            entry.report(f"box{args[0]}", args[1])
+            entry.observe_load(f"box{args[0]}", args[1])
         elif step == "forget":
             entry.forget(f"box{args[0]}")
         assert {node.peer_id: entry.own_in_flight(node.peer_id) for node in nodes} == {
@@ -478,14 +484,14 @@ def test_two_that_come_back_together_get_their_fair_share_and_no_more(policy: Po
 def test_the_late_joiner_starts_at_the_minimum_of_the_others() -> None:
     entry = selector(Policy.LEAST_REQUESTS)
     serve(entry, boxes(24, 16), 21)
-    entry.report("box2", 0)  # it is known before it is picked: no difference
+    entry.observe_load("box2", 0)  # it is known before it is picked: no difference
     pick = entry.pick(boxes(24, 16, 8), now=30)
     assert {c.peer_id: c.served for c in pick.candidates} == {"box0": 11, "box1": 10, "box2": 10}
     assert entry.total_served("box2") == 0
 
 
 def served_in_next_pick(entry: Selector, nodes: list[Box], service: str) -> dict[str, int]:
-    return {c.peer_id: c.served for c in entry.pick(nodes, now=100, service=service).candidates}
+    return {c.peer_id: c.served for c in entry.pick(nodes, now=100, route=Route(service)).candidates}
 
 
 def test_in_a_new_service_newcomers_start_level_with_those_who_have_served_elsewhere() -> None:
@@ -510,8 +516,8 @@ def test_nobody_starves_beside_a_busier_service() -> None:
     answered: Counter[str] = Counter()
     for i in range(100):
         for _ in range(10):
-            entry.release(entry.pick([shared], now=i, service="x").chosen.peer_id)
-        chosen = entry.pick([shared, fat, thin], now=i, service="y").chosen.peer_id
+            entry.release(entry.pick([shared], now=i, route=Route("x")).chosen.peer_id)
+        chosen = entry.pick([shared, fat, thin], now=i, route=Route("y")).chosen.peer_id
         answered[chosen] += 1
         entry.release(chosen)
     assert abs(answered["fat"] - answered["thin"]) <= 1
@@ -577,7 +583,7 @@ class Network:
         self._announced[peer_id] = self.now
         in_flight = self.load[peer_id]
         for entry in self.entries:
-            self.at(self.now + self.rng.uniform(*self.delay_s), lambda entry=entry: entry.report(peer_id, in_flight))
+            self.at(self.now + self.rng.uniform(*self.delay_s), lambda entry=entry: entry.observe_load(peer_id, in_flight))
 
     def imbalance(self) -> float:
         """1.0 is perfect, and the number of peers is the worst."""
@@ -602,10 +608,10 @@ class Gullible(Selector):
         self._others: Counter[str] = Counter()
         self._last_used: dict[str, float] = {}
 
-    def report(self, peer_id: str, in_flight: int) -> None:
+    def observe_load(self, peer_id: str, in_flight: int) -> None:
         self._others[peer_id] = max(0, in_flight - self.own_in_flight(peer_id))
 
-    def pick(self, nodes, *, now, service="default"):
+    def pick(self, nodes, *, now, route=ANY_ROUTE):
         def order(node: Box) -> tuple[float, ...]:
             in_flight = self._others[node.peer_id] + self.own_in_flight(node.peer_id)
             return (in_flight, self._last_used.get(node.peer_id, NEVER), -node.available_vram)
@@ -713,11 +719,11 @@ def test_a_peer_that_reports_beyond_reason_makes_no_other_look_full(lie: int, li
     net._announcing.add(liar.peer_id)  # it never says what is true
     lies = itertools.cycle((0, lie))
 
-    def report() -> None:
-        entry.report(liar.peer_id, next(lies))
-        net.at(net.now + lie_every_s, report)
+    def lie() -> None:
+        entry.observe_load(liar.peer_id, next(lies))
+        net.at(net.now + lie_every_s, lie)
 
-    net.at(0.1, report)
+    net.at(0.1, lie)
     imbalances(net, per_second=[20])
     full = [c.is_full for pick in net.picks for c in pick.candidates if c.peer_id != liar.peer_id]
     assert len(full) > 1000
@@ -728,12 +734,12 @@ def test_a_peer_that_reports_beyond_reason_makes_no_other_look_full(lie: int, li
 def test_what_one_peer_claims_moves_the_average_by_little() -> None:
     entry = selector()
     for n in range(1000):
-        entry.report("liar", (0, 2**63 - 1)[n % 2])
+        entry.observe_load("liar", (0, 2**63 - 1)[n % 2])
         if n % 2:  # it talks twice as often as all others
-            entry.report("honest", 3)
+            entry.observe_load("honest", 3)
     assert entry._surprise <= 7
     for n in range(1000):
-        entry.report("liar", (0, 2**63 - 1)[n % 2])
+        entry.observe_load("liar", (0, 2**63 - 1)[n % 2])
     assert entry._surprise <= 8
 
 

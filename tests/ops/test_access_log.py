@@ -11,19 +11,21 @@ import structlog
 import trio
 
 from federation import logs
-from federation.forward.frontend import Ending
+from federation.forward.accounts import Ending, Flow
+from federation.forward.route import Route
 from federation.ops.access_log import AccessLog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
-FIRST = Ending(1, "default", "192.0.2.1:5000", "12D3a", 1, 10.0, 2.34567, 123, 4567, None)
+FIRST = Ending(Flow(1), Route("default"), "192.0.2.1:5000", "12D3a", 1, 10.0, 2.34567, 123, 4567, None)
 KEYS = [
     "timestamp",
     "level",
     "event",
     "id",
+    "request",
     "client",
     "service",
     "peer",
@@ -57,17 +59,17 @@ async def test_a_line_a_connection(out: io.StringIO, autojump_clock: trio.testin
     async with trio.open_nursery() as nursery:
         nursery.start_soon(book.run)
         for number in (1, 2):
-            book.ended(FIRST._replace(connection=number))
+            book.ended(FIRST._replace(flow=Flow(number)))
         await trio.sleep(1)
-        book.ended(FIRST._replace(connection=3, error="reset by peer", peer_id=""))
+        book.ended(FIRST._replace(flow=Flow(3), error="reset by peer", peer_id=""))
         nursery.cancel_scope.cancel()  # what is there at the end is written too
     lines: list[dict[str, Any]] = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [list(line) for line in lines] == [KEYS] * 3
     assert [line["id"] for line in lines] == [1, 2, 3]
     assert lines[0] == {
-        "timestamp": "2026-01-01T00:00:10.000Z", "level": "info", "event": "connection", "id": 1, "client": "192.0.2.1:5000",
-        "service": "default", "peer": "12D3a", "name": "athens", "attempts": 1, "received": 123, "delivered": 4567,
-        "seconds": 2.346, "why": "done",
+        "timestamp": "2026-01-01T00:00:10.000Z", "level": "info", "event": "connection", "id": 1, "request": 1,
+        "client": "192.0.2.1:5000", "service": "default", "peer": "12D3a", "name": "athens", "attempts": 1,
+        "received": 123, "delivered": 4567, "seconds": 2.346, "why": "done",
     }  # fmt: skip
     assert lines[2]["why"] == "reset by peer"
     kept = logs.recent.after(0, 100)

@@ -31,8 +31,8 @@ async def send(link: Link, to: Peer, data: bytes) -> bytes:
     channel = link.open_tunnel("default", End(), End())
     await until(lambda: len(to.events.opened) > heard)
     arrived = to.events.opened[-1][0]
-    far.peer = arrived
-    arrived.peer = far
+    far.other = arrived
+    arrived.other = far
     arrived.accept()
     view = memoryview(data)
     while view:

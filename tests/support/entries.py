@@ -19,7 +19,8 @@ import trio.testing
 from federation.config import Settings
 from federation.errors import PeerUnavailable
 from federation.forward.backends import Backends
-from federation.forward.frontend import Forwarder
+from federation.forward.frontend import Frontend
+from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
 from federation.metrics import Metrics
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from federation.net.link.mux import Opener
-    from federation.reactor.loop import Duplex
+    from federation.reactor.duplex import Duplex
 
 OWN = "own"
 
@@ -50,12 +51,12 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
 class Tunnel:
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
-    def __init__(self, peer_id: str, service: str, opener: Opener, peer: Duplex) -> None:
+    def __init__(self, peer_id: str, service: str, opener: Opener, other: Duplex) -> None:
         self.peer_id = peer_id
         self.service = service
         self.opener: Opener | None = opener
-        self.peer = peer
-        self.client_name = peer._entry.client_name  # type: ignore[attr-defined]
+        self.other = other
+        self.client_name = other._client.client_name  # type: ignore[attr-defined]
         self.data = b""  # sent by the entry
         self.credit = INITIAL_WINDOW
         self.taken_bytes = 0
@@ -113,19 +114,19 @@ class Tunnel:
     def sends(self, data: bytes) -> None:
         if not self.closed and not self.ended and self.opener is None:
             view = memoryview(bytearray(data))  # valid during the call only
-            self.peer.send(view)
+            self.other.send(view)
             view.release()
 
     def ends(self) -> None:
         if not self.closed and not self.ended and self.opener is None:
             self.ended = True
-            self.peer.send_eof()
+            self.other.send_eof()
             self._finish()
 
     def breaks(self, reason: str = "gone") -> None:
         if not self.closed:
             self.closed = True
-            self.peer.abort(reason)
+            self.other.abort(reason)
 
     def grants(self, n: int) -> None:
         if self.closed:
@@ -133,7 +134,7 @@ class Tunnel:
         self.credit += n
         if self.waiting and self.credit > 0:
             self.waiting = False
-            self.peer.resume()
+            self.other.resume()
 
     def _finish(self) -> None:
         self.closed = self.closed or (self.eof and self.ended)
@@ -150,10 +151,10 @@ class FakeLink:
     def read(self) -> None:
         self.arrived()
 
-    def open_tunnel(self, service: str, opener: Opener, peer: Duplex) -> Tunnel:
+    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Tunnel:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
-        tunnel = Tunnel(self.peer_id, service, opener, peer)
+        tunnel = Tunnel(self.peer_id, service, opener, other)
         self.tunnels.append(tunnel)
         return tunnel
 
@@ -172,12 +173,12 @@ class FakeRoster:
         self.barred: set[str] = set()
         self._services = services
 
-    def eligible(self, service: str) -> list[NodeData]:
+    def eligible(self, route: Route) -> list[NodeData]:
         own = record(OWN, services=self._services())
         nodes = [own, *self.nodes.values()]
-        return [node for node in nodes if node.offers(service) and node.peer_id not in self.barred]
+        return [node for node in nodes if node.offers(route.service) and node.peer_id not in self.barred]
 
-    def far(self, _service: str) -> frozenset[str]:
+    def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
 
     def link(self, peer_id: str) -> Any:
@@ -200,7 +201,7 @@ class Net:
 
     clock: trio.testing.MockClock | None
     reactor: CountingReactor
-    forwarder: Forwarder
+    forwarder: Frontend
     roster: FakeRoster
     selector: Selector
     backends: Backends
@@ -217,11 +218,11 @@ class Net:
             self.roster.links[peer_id] = FakeLink(peer_id, self.tunnels)
             self.roster.barred.discard(peer_id)
         if tell:
-            self.forwarder.roster_changed()
+            self.forwarder.dispatcher.roster_changed()
 
     def forgive(self) -> None:
         self.roster.barred.clear()
-        self.forwarder.roster_changed()
+        self.forwarder.dispatcher.roster_changed()
 
     def own_backend_is_up(self) -> None:
         assert self.backend is not None
@@ -230,12 +231,12 @@ class Net:
 
     async def connect(self, *, sends: bytes = b"", port: int | None = None) -> trio.SocketStream:
         """A client whose bytes are at the entry."""
-        total = self.forwarder.counts.total
+        total = self.forwarder.accounts.counts.total
         sock = socket.socket()
         sock.connect(("127.0.0.1", port or self.port))
         client = stream(sock)
         self.clients.append(client)
-        await settled(lambda: self.forwarder.counts.total == total + 1)
+        await settled(lambda: self.forwarder.accounts.counts.total == total + 1)
         if sends:
             received = self.received()
             await client.send_all(sends)
@@ -249,7 +250,7 @@ class Net:
         return self.clients[-1]
 
     def received(self) -> int:
-        return sum(entry.client.received for entry in self.forwarder.active)
+        return sum(client.socket.received for client in self.forwarder.active)
 
     async def passes(self, seconds: float) -> None:
         """Time."""
@@ -289,10 +290,10 @@ async def network(
     made = Settings(backends=(backend.address,) if backend else (), **settings)
     reactor = CountingReactor()
     selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
-    backends = Backends(reactor, made, on_change=lambda: forwarder.roster_changed(), on_load=lambda: None)
+    backends = Backends(reactor, made, on_change=lambda: forwarder.dispatcher.roster_changed(), on_load=lambda: None)
     roster = FakeRoster(backends.services)
     metrics = Metrics()
-    forwarder = Forwarder(
+    forwarder = Frontend(
         reactor,
         made,
         roster=roster,
@@ -340,12 +341,12 @@ async def everybody_leaves(net: Net) -> None:
     await settled(lambda: not forwarder.active)
     assert net.in_flight() == {}, "a peer's counter was not given back"
     assert forwarder.idle.is_set()
-    assert not forwarder.held
+    assert not forwarder.dispatcher.waiting
     await settled(lambda: net.backends.in_flight == 0)
     timers = [timer.callback for queue in net.reactor._timers.values() for timer in queue]
     assert timers == [], "a timer was left"
     assert [t.peer_id for t in net.tunnels if not t.closed and not t.eof] == [], "a tunnel was left open"
-    assert net.metric("federation_connections_finished_total") == forwarder.counts.total
+    assert net.metric("federation_connections_finished_total") == forwarder.accounts.counts.total
 
 
 __all__ = ["OWN", "FakeLink", "FakeRoster", "Net", "Tunnel", "everybody_leaves", "network", "record", "settled"]

@@ -25,14 +25,15 @@ import trio
 from federation.errors import PeerUnavailable
 from federation.net.admission.carriers import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE
 from federation.ratelimit import Buckets
-from federation.reactor.loop import Nobody
+from federation.reactor.duplex import NullDuplex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
-    from federation.reactor.loop import Duplex, Reactor, Timer
+    from federation.reactor.duplex import Duplex
+    from federation.reactor.loop import Reactor, Timer
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +97,7 @@ class Relay:
     # Places
 
     def reserve(self, link: Link, channel: Channel, _rest: str) -> None:
-        place = channel.peer = _Place(self, link, channel)
+        place = channel.other = _Place(self, link, channel)
         if self.limits is None:
             channel.refuse("this node does not relay")
         elif link.path == "relayed":
@@ -120,7 +121,7 @@ class Relay:
     def connect(self, link: Link, channel: Channel, target: str) -> None:
         """Open a circuit to `target` for the peer of `link`."""
         circuit = _Circuit(self, self._reactor, link.peer, self.limits.rate if self.limits else 0)
-        channel.peer = circuit.there
+        channel.other = circuit.there
         why = self._why_not(link.peer, target)
         place = self._places.get(target)
         if why or place is None:
@@ -154,7 +155,7 @@ class Relay:
             del self._circuits[source]
 
 
-class _Place(Nobody):
+class _Place(NullDuplex):
     """The relay's end of a reservation."""
 
     def __init__(self, relay: Relay, link: Link, channel: Channel) -> None:
@@ -307,7 +308,7 @@ class _Way:
     def taken(self, n: int) -> None: ...
 
     def resume(self) -> None:
-        """The tunnel that we are the peer of has room: it is where the other way goes."""
+        """The tunnel that we are joined to has room: it is where the other way goes."""
         if self._back is not None:
             self._back.move()
 

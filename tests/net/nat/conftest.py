@@ -19,7 +19,7 @@ def tunnels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = HostEvents.tunnel_opened
 
     def keep(self: HostEvents, link: Link, channel: object, service: str) -> None:
-        channel.peer = End()  # type: ignore[attr-defined]
+        channel.other = End()  # type: ignore[attr-defined]
         recorded(self, link, channel, service)  # type: ignore[arg-type]
 
     monkeypatch.setattr(HostEvents, "tunnel_opened", keep)

@@ -15,7 +15,7 @@ from federation.net.admission import carriers, gate
 from federation.net.link import mux
 from federation.net.nat.circuit import open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY
-from federation.reactor.loop import Nobody
+from federation.reactor.duplex import NullDuplex
 from tests.support.circuits import go_round, reserve, send
 from tests.support.hosts import assert_serves, echo, linked, star
 from tests.support.links import End, until
@@ -169,7 +169,7 @@ class TestWhoBringsThem:
             ends = [End() for _ in range(60)]
             for asker in askers:
                 for end in ends:
-                    asker.host.links[relay.id].open_tunnel(f"{RELAY}/{b.id}", end, Nobody())
+                    asker.host.links[relay.id].open_tunnel(f"{RELAY}/{b.id}", end, NullDuplex())
             await until(lambda: all(len(end.heard) >= len(askers) for end in ends), seconds=10)
             assert relay.id not in dict(b.events.down)
             assert relay.has(b, *askers)

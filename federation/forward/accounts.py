@@ -1,0 +1,111 @@
+"""What this entry did: picks, failed attempts, endings and totals; for `explain`, the log, the status API and metrics.
+
+A connection is one request today. Whatever is recorded names its Flow, so that a connection may bring several requests.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federation.forward.route import Route
+    from federation.forward.selection import Pick
+    from federation.metrics import Metrics, Result, RetryReason
+
+DECISIONS = 256  # kept for `explain`, and as many attempts that failed
+ENDINGS = 2048  # kept for the log and for `explain`: a quarter of a second of the most that one node can do
+
+
+class Flow(NamedTuple):
+    """One request of one connection."""
+
+    connection: int = 0  # its number at this entry, from 1
+    request: int = 1  # its number on that connection; a layer-4 connection is one request
+
+
+class Decision(NamedTuple):
+    """One pick, for `explain`. `at`: trio time in seconds."""
+
+    at: float
+    route: Route
+    client: str
+    pick: Pick
+    attempt: int
+    flow: Flow = Flow()
+
+
+class Failure(NamedTuple):
+    """One attempt that came to nothing."""
+
+    flow: Flow
+    attempt: int
+    peer_id: str
+    why: str
+
+
+class Ending(NamedTuple):
+    """How a flow ended. `ended_at`: trio time in seconds; `error` is None where both sides finished."""
+
+    flow: Flow
+    route: Route
+    client: str
+    peer_id: str  # "" where nobody had it at the end
+    attempts: int
+    ended_at: float
+    seconds: float
+    received: int  # bytes from the client
+    delivered: int  # bytes to the client
+    error: str | None
+
+
+class Counts:
+    """Connections of clients at this entry since its start. `failed`: the client was turned away."""
+
+    def __init__(self) -> None:
+        self.total = self.failed = self.retried = 0
+        self.received = self.delivered = 0  # bytes, of connections that ended
+
+
+class Accounts:
+    """The newest of everything, and the sums. `on_ending` hears of every ending."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.counts = Counts()
+        self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
+        self.failures: deque[Failure] = deque(maxlen=DECISIONS)
+        self.endings: deque[Ending] = deque(maxlen=ENDINGS)
+        self.on_ending: Callable[[Ending], None] | None = None
+        self._metrics = metrics
+        self._counted: Decision | None = None  # the newest whose tier is in the metrics
+
+    def started(self, route: Route) -> None:
+        self.counts.total += 1
+        self._metrics.started[route.service] += 1
+
+    def opened_after(self, seconds: float) -> None:
+        self._metrics.opens.observe(seconds)
+
+    def retried(self, reason: RetryReason) -> None:
+        self.counts.retried += 1
+        self._metrics.retries[reason] += 1
+
+    def ended(self, ending: Ending, result: Result) -> None:
+        self.counts.received += ending.received
+        self.counts.delivered += ending.delivered
+        self._metrics.finished[ending.route.service, result] += 1
+        self._metrics.durations.observe(ending.seconds)
+        self.endings.append(ending)
+        if self.on_ending is not None:
+            self.on_ending(ending)
+
+    def count_picks(self) -> None:
+        """Add the tiers of the newest picks to the metrics. Once a second: finding the tier costs too much at every pick."""
+        newest = self.decisions[-1] if self.decisions else None
+        for decision in reversed(self.decisions):
+            if decision is self._counted:
+                break
+            self._metrics.picks[decision.pick.tier] += 1
+        self._counted = newest

@@ -1,0 +1,363 @@
+"""One request's way to a backend: pick a peer, open an upstream, and go to the next peer if that one fails.
+
+A small state machine on the reactor, without a task of its own. It knows no client socket and no byte: the request keeps
+what its client sent (replay.py), hands it to each upstream, and says when it has got too far to move.
+
+    WAITING --pick--> OPENING, DIALLING --accepted--> OPENED --commit--> COMMITTED --all passed on--> STREAMING
+       ^                 |  refused, reset, timeout,    |
+       |                 |  the peer is suspect         |
+       +-----------------+------------------------------+   REJECTED: no peer is left, or the request is unwanted
+
+With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
+so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown what
+may be replayed. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from federation.config import Replay
+from federation.errors import BackendUnavailable, PeerUnavailable
+from federation.forward.accounts import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Set
+
+    from federation.forward.accounts import Accounts, Flow
+    from federation.forward.route import Route
+    from federation.metrics import RetryReason
+    from federation.reactor.duplex import Duplex, Joinable
+    from federation.reactor.loop import Timer
+    from federation.reactor.sockets import SocketDuplex
+
+log = structlog.get_logger(__name__)
+
+# How long a peer that failed is left alone. It said no: long enough for its backend's next check, and for the news to
+# come by gossip. It said nothing: until the PING that goes with it has made it suspect (2.25 s at most) or has been
+# answered.
+REFUSED_PENALTY_S = 1.0
+SILENT_PENALTY_S = 2.5
+
+
+class State(str, Enum):
+    WAITING = "waiting"  # no peer: for the roster to change, or for the pick
+    DIALLING = "dialling"  # our own backend is being connected
+    OPENING = "opening"  # a tunnel was asked for; what the client sent follows it
+    OPENED = "opened"  # the backend has accepted, and the request may still move
+    COMMITTED = "committed"  # it stays there: nothing is replayed any more. What was kept is still being passed on
+    STREAMING = "streaming"  # all that was kept is passed on: client and upstream talk to each other
+    REJECTED = "rejected"  # the client is told why
+    CLOSED = "closed"
+
+
+FINAL = (State.COMMITTED, State.STREAMING)  # the request stays with its peer, come what may
+_ANY_TIME = (State.REJECTED, State.CLOSED)
+FOLLOWS: dict[State, tuple[State, ...]] = {
+    State.WAITING: (State.DIALLING, State.OPENING, *_ANY_TIME),
+    State.DIALLING: (State.COMMITTED, State.OPENED, State.WAITING, *_ANY_TIME),
+    State.OPENING: (State.COMMITTED, State.OPENED, State.WAITING, *_ANY_TIME),
+    State.OPENED: (State.COMMITTED, State.WAITING, *_ANY_TIME),
+    State.COMMITTED: (State.STREAMING, *_ANY_TIME),
+    State.STREAMING: _ANY_TIME,  # REJECTED: a web page's next request, which may not ask
+    State.REJECTED: (State.CLOSED,),
+    State.CLOSED: (),
+}
+
+
+class Request(Protocol):
+    """What is served: a layer-4 client, or one request of many on a connection."""
+
+    flow: Flow
+    route: Route
+    client_name: str
+    started_at: float
+
+    def upstream_side(self) -> Duplex:
+        """The end that a new upstream is to be joined to: it brings the answer, and calls `Attempts.lost` when it breaks."""
+
+    def connected(self, upstream: Joinable) -> None:
+        """Give it what the client has sent so far, and what follows."""
+
+    def flush_replay(self) -> None:
+        """The backend behind the upstream has accepted: see what that settles, and give it what it has not had."""
+
+    def disconnected(self, reason: str) -> None:
+        """The attempt is over: reset its upstream, if there was one already."""
+
+    def rejected(self, why: str) -> None:
+        """There will be no other attempt."""
+
+    def broken(self, reason: str) -> None:
+        """The upstream broke after the commit: the client is to hear a reset."""
+
+
+class PeerLink(Protocol):
+    """What an attempt needs of a link; net.link.Link has it."""
+
+    def open_tunnel(self, service: str, observer: Attempts, other: Duplex, /) -> Joinable:
+        """Raises PeerUnavailable."""
+
+    def read(self) -> None:
+        """Handle what lies in its socket."""
+
+    def ping(self) -> None: ...
+
+
+class Dialling(Protocol):
+    """A connect to our own backend."""
+
+    def cancel(self) -> None: ...
+
+
+class Dispatcher(Protocol):
+    """What attempts, and the requests that they serve, need of the node; see dispatcher.py. Settings may change any time."""
+
+    own_id: str
+    hold_s: float
+    open_timeout_s: float
+    replay: Replay
+    replay_buffer_bytes: int
+    accounts: Accounts
+
+    def now(self) -> float: ...
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer: ...
+
+    def pick(self, request: Request, tried: Set[str], attempt: int) -> str | None:
+        """The peer for this attempt, counted in flight there until `release`; None where no other is left."""
+
+    def release(self, peer_id: str) -> None: ...
+
+    def has_other(self, route: Route, tried: Set[str]) -> bool:
+        """Whether there is a peer that was not tried."""
+
+    def link(self, peer_id: str) -> PeerLink | None: ...
+
+    def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
+        """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable."""
+
+    def penalize(self, peer_id: str, seconds: float) -> None:
+        """Nobody is sent there for that long."""
+
+    def broke_off(self, route: Route, peer_id: str) -> None:
+        """The peer, or its backend, reset a committed request."""
+
+    def wait(self, attempts: Attempts) -> None:
+        """Call `attempts.try_again()` when the roster has changed; unless `stop_waiting` comes first."""
+
+    def stop_waiting(self, attempts: Attempts) -> None: ...
+
+
+class Attempts:
+    """All attempts of one request. `peer_id` is the peer of the present one, whose counter it holds; else empty."""
+
+    __slots__ = (
+        "_dialling", "_dispatcher", "_link", "_request", "_timer", "_waited_s", "_waiting_since",
+        "count", "peer_id", "state", "tried",
+    )  # fmt: skip
+
+    def __init__(self, request: Request, dispatcher: Dispatcher) -> None:
+        self._request = request
+        self._dispatcher = dispatcher
+        self.state = State.WAITING
+        self.count = 0
+        self.peer_id = ""
+        self.tried: set[str] = set()
+        self._link: PeerLink | None = None  # of this attempt; None: our own backend
+        self._dialling: Dialling | None = None
+        self._timer: Timer | None = None  # of the tunnel to open, or of the wait for a peer
+        self._waited_s = self._waiting_since = 0.0
+
+    def to(self, state: State) -> None:
+        assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
+        self.state = state
+
+    # Picking
+
+    def start(self) -> None:
+        """Go to the best peer that was not tried; without one, wait for the roster to change."""
+        dispatcher = self._dispatcher
+        while True:
+            peer_id = dispatcher.pick(self._request, self.tried, self.count + 1)
+            if peer_id is None:
+                self._wait()
+                return
+            self.peer_id = peer_id
+            self.tried.add(peer_id)
+            self.count += 1
+            try:
+                upstream = self._open()
+            except (PeerUnavailable, BackendUnavailable) as error:
+                log.debug("peer cannot take the connection", peer=peer_id, why=error.detail)
+                self._is_over(error.detail)
+                if dispatcher.replay is Replay.NEVER:
+                    self.reject("the peer could not take the connection")
+                    return
+                dispatcher.accounts.retried("unreachable" if isinstance(error, PeerUnavailable) else "refused")
+                continue
+            if upstream is not None:
+                self._request.connected(upstream)
+            return
+
+    def _open(self) -> Joinable | None:
+        """The tunnel; None while our own backend is dialled. Raises PeerUnavailable or BackendUnavailable."""
+        dispatcher, request = self._dispatcher, self._request
+        if self.peer_id == dispatcher.own_id:
+            self._link = None
+            self._dialling = dispatcher.dial(request.route, self._on_backend)
+            self.to(State.DIALLING)
+            return None
+        link = self._link = dispatcher.link(self.peer_id)
+        if link is None:
+            raise PeerUnavailable("no connection to it")
+        upstream = link.open_tunnel(request.route.service, self, request.upstream_side())
+        self._timer = dispatcher.call_later(dispatcher.open_timeout_s, self._on_timeout)
+        self.to(State.OPENING)
+        return upstream
+
+    def _wait(self) -> None:
+        dispatcher = self._dispatcher
+        left = dispatcher.hold_s - self._waited_s  # attempts do not count: a long one may be the first that fails
+        if left <= 0:
+            self.reject("no peer is available")
+            return
+        self._waiting_since = dispatcher.now()
+        self._timer = dispatcher.call_later(left, lambda: self.reject("no peer is available"))
+        dispatcher.wait(self)
+
+    def try_again(self) -> None:
+        """The roster changed while this request waited."""
+        self._waited_s += self._dispatcher.now() - self._waiting_since
+        self._stop_timer()
+        self.tried.clear()
+        self.start()
+
+    # How an attempt goes
+
+    def opened(self) -> None:
+        """The peer's backend has accepted."""
+        self._stop_timer()
+        self._dispatcher.accounts.opened_after(self._dispatcher.now() - self._request.started_at)
+        self._accepted()
+        self._request.flush_replay()
+
+    def refused(self, reason: str) -> None:
+        self.failed(reason)
+
+    def lost(self, reason: str) -> None:
+        """The upstream broke."""
+        self.failed(reason, "lost")
+
+    def _on_backend(self, end: SocketDuplex | None, reason: str) -> None:
+        """Our own backend, without a detour through the network."""
+        self._dialling = None
+        if end is None:
+            self.failed(reason)
+            return
+        end.other = self._request.upstream_side()
+        self._accepted()
+        self._request.connected(end)
+        end.start()
+
+    def _accepted(self) -> None:
+        self.to(State.OPENED if self._dispatcher.replay is Replay.FIRST_BYTE else State.COMMITTED)
+
+    def commit(self) -> None:
+        """Nothing will be replayed any more: the backend has answered, or there is more than may be kept."""
+        if self.state is State.OPENED:
+            self.to(State.COMMITTED)
+
+    def ended_without_answer(self) -> bool:
+        """The upstream ended before its first byte, while the client has not finished: that is how a dying backend looks.
+        Whether the request has moved on."""
+        dispatcher = self._dispatcher
+        if self.state in FINAL or dispatcher.replay is not Replay.FIRST_BYTE:
+            return False
+        if not dispatcher.has_other(self._request.route, self.tried):
+            return False
+        self.failed("the backend closed the connection without an answer", "lost")
+        return True
+
+    def peer_suspect(self) -> None:
+        """Its link was read: no PONG. A request that waits for OPENED waits on where nobody else is: the peer may only
+        have paused."""
+        dispatcher = self._dispatcher
+        if self.state not in (State.OPENING, State.OPENED):
+            return
+        if self._link is None or self._link is not dispatcher.link(self.peer_id):
+            return
+        may_move = dispatcher.replay is not Replay.NEVER and dispatcher.has_other(self._request.route, self.tried)
+        if self.state is State.OPENED or may_move:
+            self.failed("the peer does not answer", "timeout")
+
+    def _on_timeout(self) -> None:
+        link = self._link
+        if link is not None:
+            attempt = self._timer
+            link.read()  # OPENED may lie there: then the backend has what we would send to another one
+            if self._timer is not attempt:
+                return
+            link.ping()
+        self.failed(f"no answer within {self._dispatcher.open_timeout_s:g} s", "timeout")
+
+    def failed(self, reason: str, kind: RetryReason = "refused") -> None:
+        """This attempt is over; unless the request got too far, there is another one."""
+        request, dispatcher = self._request, self._dispatcher
+        if self.state in FINAL:
+            request.broken(reason)
+            return
+        self._stop_timer()
+        request.disconnected(reason)  # RST behind OPEN: an exit that wakes up late never dials
+        if dispatcher.link(self.peer_id) is self._link:  # else it is here anew, and that it was lost is no fault of it
+            dispatcher.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
+        log.debug(
+            "attempt failed", peer=self.peer_id, service=request.route.service, why=reason, attempt=self.count
+        )  # fmt: skip
+        self.to(State.WAITING)
+        self._is_over(reason)
+        if dispatcher.replay is Replay.NEVER:
+            self.reject(reason)
+            return
+        dispatcher.accounts.retried(kind)
+        self.start()
+
+    def _is_over(self, why: str) -> None:
+        self._dispatcher.accounts.failures.append(Failure(self._request.flow, self.count, self.peer_id, why))
+        self._release_counter()
+
+    # The end
+
+    def reject(self, why: str) -> None:
+        """No attempt any more; the client is told why."""
+        self._stop()
+        self.to(State.REJECTED)
+        self._request.rejected(why)
+
+    def close(self) -> None:
+        """The client has gone, or has been told to."""
+        self._stop()
+        if self.state is not State.CLOSED:
+            self.to(State.CLOSED)
+        del self._request  # it holds us: thousands of requests a second must leave no cycles to the garbage collector
+
+    def _stop(self) -> None:
+        if self._timer is not None:  # a wait has one
+            self._stop_timer()
+            self._dispatcher.stop_waiting(self)
+        if self._dialling is not None:
+            self._dialling.cancel()
+            self._dialling = None
+        self._release_counter()
+
+    def _release_counter(self) -> None:
+        if self.peer_id:
+            self._dispatcher.release(self.peer_id)
+            self.peer_id = ""
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,129 @@
+"""Where requests may go, on this node: over the roster, the selector, the links and our own backends.
+
+The attempts of all clients share it. It also knows which of them wait for a peer, and sends them on when the roster changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from federation.forward.accounts import Decision
+from federation.forward.attempts import State
+from federation.forward.exit import Serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence, Set
+
+    from federation.config import Settings
+    from federation.forward.accounts import Accounts
+    from federation.forward.attempts import Attempts, Dialling, PeerLink, Request
+    from federation.forward.backends import Backends
+    from federation.forward.route import Route
+    from federation.forward.selection import Node, Selector
+    from federation.reactor.loop import Reactor
+    from federation.reactor.sockets import SocketDuplex
+
+BROKE_OFF_PENALTY_S = 1.0
+
+
+class Roster(Protocol):
+    """Who may serve now; see roster.py, over ledger, links, health and penalties."""
+
+    own_id: str
+
+    def eligible(self, route: Route) -> Sequence[Node]: ...
+    def distant(self, route: Route) -> Set[str]: ...
+    def link(self, peer_id: str) -> PeerLink | None: ...
+    def penalize(self, peer_id: str, seconds: float) -> None: ...
+
+
+class RosterDispatcher:
+    """The attempts.Dispatcher of a node."""
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        settings: Settings,
+        *,
+        roster: Roster,
+        selector: Selector,
+        backends: Backends,
+        accounts: Accounts,
+    ) -> None:
+        self.own_id = roster.own_id
+        self.accounts = accounts
+        self.link = roster.link
+        self.release = selector.release
+        self.penalize = roster.penalize
+        self.call_later = reactor.call_later
+        self.waiting: set[Attempts] = set()
+        self.own_load_is_news = False  # the own backends' load changed since the selector heard of it
+        self._reactor = reactor
+        self._roster = roster
+        self._selector = selector
+        self._backends = backends
+        self._retry_is_queued = False
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """For the next step of every request."""
+        self.hold_s = settings.hold_s
+        self.open_timeout_s = settings.open_timeout_s
+        self.replay = settings.replay
+        self.replay_buffer_bytes = settings.replay_buffer_bytes
+
+    def now(self) -> float:
+        return self._reactor.now()
+
+    def pick(self, request: Request, tried: Set[str], attempt: int) -> str | None:
+        route = request.route
+        nodes = self._roster.eligible(route)
+        if tried:
+            nodes = [node for node in nodes if node.peer_id not in tried]
+        if self.own_load_is_news:
+            self.own_load_is_news = False
+            self._selector.observe_load(self.own_id, self._backends.in_flight)
+        now = self._reactor.now()
+        pick = self._selector.pick(nodes, now=now, route=route, distant=self._roster.distant(route))
+        if pick is None:
+            return None
+        self.accounts.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow))
+        return pick.chosen.peer_id
+
+    def has_other(self, route: Route, tried: Set[str]) -> bool:
+        return any(node.peer_id not in tried for node in self._roster.eligible(route))
+
+    def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
+        backends = self._backends
+        return Serving(backends, backends.choose(route.service), done)
+
+    def broke_off(self, route: Route, peer_id: str) -> None:
+        """A backend that fails fast looks least loaded and would attract every new client, so its peer pauses."""
+        eligible = [node.peer_id for node in self._roster.eligible(route)]
+        if peer_id in eligible and len(eligible) > 1:
+            self._roster.penalize(peer_id, BROKE_OFF_PENALTY_S)
+
+    # Those who wait
+
+    def wait(self, attempts: Attempts) -> None:
+        self.waiting.add(attempts)
+
+    def stop_waiting(self, attempts: Attempts) -> None:
+        self.waiting.discard(attempts)
+
+    def roster_changed(self) -> None:
+        """Requests that wait for a peer look again, once for many changes."""
+        if self.waiting and not self._retry_is_queued:
+            self._retry_is_queued = True
+            self._reactor.flush_soon(self._retry_waiting)
+
+    def _retry_waiting(self) -> None:
+        self._retry_is_queued = False
+        waiting, self.waiting = self.waiting, set()
+        for attempts in waiting:
+            if attempts.state is State.WAITING:
+                attempts.try_again()
+
+    def reject_waiting(self, why: str) -> None:
+        for attempts in list(self.waiting):
+            attempts.reject(why)

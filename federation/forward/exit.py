@@ -1,0 +1,163 @@
+"""The exit's side of one connection: from a tunnel's OPEN to a backend that serves it.
+
+A tunnel's OPEN is answered only when the backend has accepted: OPENED, or REFUSED with the reason, so that the entry can
+go elsewhere. What the client sent in the meantime waits here, within the channel's first window. Between any two steps
+this process may have been stopped for so long that the entry gave up. Its RST then waits in the link's socket, so the exit
+takes three hops before a byte reaches the backend, and looks for an RST before each:
+
+    entry                          exit                                              backend
+    OPEN, "POST ..."          ->   keeps the bytes
+                                   1. link read until empty: RST? else _dial   ->    SYN
+                                   2. connected: RST? else _accept             <-    SYN-ACK
+    may not replay any more   <-   OPENED
+                                   3. OPENED is on its way: RST? else _deliver ->    "POST ..."
+                              <-              spliced                          <-    "HTTP/1.1 200 ..."
+
+A look is skipped where the last one is less than STALE_S old.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from federation.errors import BackendUnavailable
+from federation.reactor import fdlimit
+from federation.reactor.connect import Connect
+from federation.reactor.duplex import NullDuplex, join
+from federation.reactor.sockets import SocketDuplex
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from federation.forward.backends import Backend, Backends
+    from federation.net.link.link import Link
+    from federation.net.link.mux import Channel
+
+STALE_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
+
+
+class Serving:
+    """One connection that a backend serves or is asked to; `done(end, reason)` says how that went.
+
+    `cancel` before it is connected; afterwards its end does it. `entry_id`: the peer that asks, empty for own clients.
+    """
+
+    __slots__ = ("_backends", "_connect", "_done", "_entry_id", "_is_released", "backend")
+
+    def __init__(
+        self, backends: Backends, backend: Backend, done: Callable[[SocketDuplex | None, str], None], entry_id: str = ""
+    ) -> None:
+        assert backend.target is not None
+        self._backends = backends
+        self._entry_id = entry_id
+        self.backend = backend
+        self._done = done
+        self._is_released = False
+        backends.took(backend, entry_id)
+        self._connect: Connect | None = Connect(backends.reactor, backend.target, self._on_connect)
+
+    def cancel(self) -> None:
+        if self._connect is not None:
+            self._connect.cancel()
+        self._release()
+
+    def _on_connect(self, sock: socket.SocketType | None, reason: str) -> None:
+        self._connect = None
+        if sock is None:
+            self._release()
+            if reason != fdlimit.REASON:  # which is not its fault
+                self._backends.refused(self.backend, reason)
+            self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
+            return
+        self._done(SocketDuplex(self._backends.reactor, sock, lambda _end: self._release()), "")
+
+    def _release(self) -> None:
+        if not self._is_released:
+            self._is_released = True
+            self._backends.released(self.backend, self._entry_id)
+
+
+def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str) -> None:
+    """A remote entry asks for `service`."""
+    flow = ExitFlow(backends, link, channel, service)
+    channel.other = flow
+    link.when_drained(flow.dial)
+
+
+class ExitFlow(NullDuplex):
+    """A tunnel on its way to the backend: the channel's other end until the backend has its first bytes."""
+
+    __slots__ = ("_backends", "_channel", "_early", "_end", "_eof", "_gone", "_link", "_looked_at", "_service", "_serving")
+
+    def __init__(self, backends: Backends, link: Link, channel: Channel, service: str) -> None:
+        self._backends = backends
+        self._link = link
+        self._channel = channel
+        self._service = service
+        self._early: list[bytes] = []
+        self._eof = False
+        self._gone = False
+        self._looked_at = backends.reactor.now()  # when the link was last read empty, or nearly so
+        self._serving: Serving | None = None
+        self._end: SocketDuplex | None = None
+
+    def dial(self) -> None:
+        """Called when everything that the entry had sent was read: if it gave up, nothing is dialled."""
+        if self._gone:
+            return
+        self._looked_at = self._backends.reactor.now()
+        try:
+            backend = self._backends.choose(self._service, self._link.peer)
+            self._serving = Serving(self._backends, backend, self._on_backend, self._link.peer)
+        except BackendUnavailable as error:
+            self._channel.refuse(error.detail)
+
+    def _on_backend(self, end: SocketDuplex | None, reason: str) -> None:
+        if end is None:
+            self._channel.refuse(reason)
+            return
+        self._end = end
+        self._if_wanted(self._accept)
+
+    def _accept(self) -> None:
+        self._channel.accept()
+        # Behind OPENED: what the entry may still replay, no backend has seen.
+        self._backends.reactor.flush_soon(lambda: self._if_wanted(self._deliver))
+
+    def _deliver(self) -> None:
+        end = self._end
+        assert end is not None
+        join(end, self._channel)
+        early, self._early = self._early, []
+        for chunk in early:
+            end.send(chunk)
+        if self._eof:
+            end.send_eof()
+        end.start(read=False)
+
+    def _if_wanted(self, step: Callable[[], None]) -> None:
+        """Take the next step, unless the entry has given up."""
+        now = self._backends.reactor.now()
+        if self._gone:
+            return
+        if now - self._looked_at > STALE_S:
+            self._looked_at = now
+            self._link.drain(lambda: self._if_wanted(step))
+        else:
+            step()
+
+    # Duplex, for the channel: nothing was sent to it yet, so it asks for no more than this
+
+    def send(self, data: bytes | memoryview) -> None:
+        self._early.append(bytes(data))
+
+    def send_eof(self) -> None:
+        self._eof = True
+
+    def abort(self, reason: str) -> None:
+        self._gone = True
+        if self._end is not None:
+            self._end.abort(reason)
+        elif self._serving is not None:
+            self._serving.cancel()

@@ -1,0 +1,11 @@
+"""What a client asks for. A pick, the roster and every decision see all of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Route(NamedTuple):
+    service: str
+    model: str = ""  # "" is any; a layer-4 client names none
+    affinity: bytes = b""  # requests with an equal key are better served by one peer; b"" is none

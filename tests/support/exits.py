@@ -1,0 +1,106 @@
+"""Helpers for tests of the exit: backends on a reactor, and tunnels from a real link to them."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from federation.config import Settings
+from federation.forward.backends import Backend, Backends
+from federation.forward.exit import Serving, serve_tunnel
+from tests.support.links import End, link_pair, until
+from tests.support.sockets import CountingReactor, Listener
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from federation.net.link.link import Link
+    from federation.net.link.mux import Channel
+    from federation.reactor.sockets import SocketDuplex
+
+SLOW_S = 3600.0  # a health check that comes by itself would come too late for a test
+
+
+@dataclass
+class Exit:
+    """Backends under test, and what they told their node."""
+
+    backends: Backends
+    reactor: CountingReactor
+    changes: list[dict[str, bool]] = field(default_factory=list)
+    loads: list[int] = field(default_factory=list)
+
+    @property
+    def backend(self) -> Backend:
+        return self.backends.all[0]
+
+
+def make_exit(*addresses: str, reactor: CountingReactor | None = None, **settings: Any) -> Exit:
+    reactor = CountingReactor() if reactor is None else reactor  # an empty one is false
+    settings = {"health_interval_s": SLOW_S, **settings}
+    made: Exit
+    backends = Backends(
+        reactor,
+        Settings(backends=addresses, **settings),
+        on_change=lambda: made.changes.append(made.backends.services()),
+        on_load=lambda: made.loads.append(made.backends.in_flight),
+    )
+    made = Exit(backends, reactor)
+    return made
+
+
+@asynccontextmanager
+async def checking(exit_: Exit) -> AsyncIterator[None]:
+    """Health checks run; the first one is over."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(exit_.backends.run)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def believe(exit_: Exit, listener: Listener) -> None:
+    """As if a check had just said so."""
+    exit_.backend.healthy = True
+    exit_.backend.target = (socket.AF_INET, (listener.host, listener.port))
+
+
+@dataclass
+class Tunnels:
+    exit: Exit
+    listener: Listener
+    link: Link  # the entry's end
+
+    def open(self, service: str = "default") -> tuple[Channel, End]:
+        """As an entry does; `End.heard` tells what came back."""
+        end = End()
+        channel = self.link.open_tunnel(service, end, end)
+        end.other = channel
+        return channel, end
+
+
+@asynccontextmanager
+async def tunnels(*, backlog: int = 16, listening: bool = True, **settings: Any) -> AsyncIterator[Tunnels]:
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(Listener(backlog=backlog, listening=listening))
+        reactor = CountingReactor()
+        exit_ = make_exit(listener.address, reactor=reactor, **settings)
+        believe(exit_, listener)
+        entry_link, _, _, events = await stack.enter_async_context(link_pair(reactor=reactor))
+        events.tunnel_opened = partial(serve_tunnel, exit_.backends)  # type: ignore[method-assign]
+        yield Tunnels(exit_, listener, entry_link)
+        entry_link.fail("the test is over")
+        await until(lambda: len(reactor) == 0)  # no descriptor is left in the set, whatever the test did
+        assert exit_.backends.in_flight == 0
+        assert exit_.backends.idle.is_set()
+
+
+def serve(
+    backends: Backends, service: str, done: Callable[[SocketDuplex | None, str], None], *, entry_id: str = ""
+) -> Serving:
+    """As own clients and tunnels are served."""
+    return Serving(backends, backends.choose(service, entry_id), done, entry_id)
