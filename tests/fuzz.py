@@ -202,7 +202,7 @@ class _Handler:
 
     def tunnel_opened(self, channel: mux.Channel, service: str) -> None:
         self.opened += 1
-        channel.peer = End(peer=channel)
+        channel.other = End(other=channel)
         if self._rng.random() < 0.6:
             channel.accept()
             channel.send(b"220 ready")
@@ -211,7 +211,7 @@ class _Handler:
 
     def stream_opened(self, channel: mux.Channel) -> None:
         self.opened += 1
-        channel.peer = End(peer=channel)
+        channel.other = End(other=channel)
 
     def pong(self, payload: bytes) -> None:
         assert len(payload) == 8

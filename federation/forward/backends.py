@@ -15,8 +15,9 @@ import trio
 
 from federation.errors import FederationError
 from federation.reactor import fdlimit
-from federation.reactor.connect import Dial
-from federation.reactor.sockets import SocketEnd, join
+from federation.reactor.connect import Connect
+from federation.reactor.duplex import join
+from federation.reactor.sockets import SocketDuplex
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from federation.config import Endpoint, Settings
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
-    from federation.reactor.loop import Duplex, Reactor
+    from federation.reactor.duplex import Duplex
+    from federation.reactor.loop import Reactor
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +60,7 @@ class Serving:
     __slots__ = ("_backends", "_dial", "_done", "_entry", "_released", "backend")
 
     def __init__(
-        self, backends: Backends, backend: Backend, done: Callable[[SocketEnd | None, str], None], entry: str
+        self, backends: Backends, backend: Backend, done: Callable[[SocketDuplex | None, str], None], entry: str
     ) -> None:
         self._backends = backends
         self._entry = entry
@@ -69,10 +71,10 @@ class Serving:
         backends.load_changed(1)
         if entry:
             backends.by_entry[entry] += 1
-        self._dial: Dial | None = None
+        self._dial: Connect | None = None
         target = backend.target
         assert target is not None
-        self._dial = Dial(backends.reactor, target, self._dialled)
+        self._dial = Connect(backends.reactor, target, self._dialled)
 
     def cancel(self) -> None:
         if self._dial is not None:
@@ -87,7 +89,7 @@ class Serving:
                 self._backends.refused(self.backend, reason)
             self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
             return
-        self._done(SocketEnd(self._backends.reactor, sock, lambda _end: self._release()), "")
+        self._done(SocketDuplex(self._backends.reactor, sock, lambda _end: self._release()), "")
 
     def _release(self) -> None:
         if not self._released:
@@ -117,7 +119,7 @@ class ExitFlow:
         self._gone = False
         self._looked_at = backends.reactor.now()  # when the link was last read empty, or nearly so
         self._serving: Serving | None = None
-        self._end: SocketEnd | None = None
+        self._end: SocketDuplex | None = None
 
     def dial(self) -> None:
         """Called when everything that the entry had sent was read: if it gave up, nothing is dialled."""
@@ -129,7 +131,7 @@ class ExitFlow:
         except Dialled as error:
             self._channel.refuse(error.detail)
 
-    def _dialled(self, end: SocketEnd | None, reason: str) -> None:
+    def _dialled(self, end: SocketDuplex | None, reason: str) -> None:
         if end is None:
             self._channel.refuse(reason)
             return
@@ -223,10 +225,10 @@ class Backends:
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
         """A remote entry asks for `service`."""
         flow = ExitFlow(self, link, channel, service)
-        channel.peer = flow
+        channel.other = flow
         link.when_drained(flow.dial)
 
-    def serve(self, service: str, done: Callable[[SocketEnd | None, str], None], *, entry: str = "") -> Serving:
+    def serve(self, service: str, done: Callable[[SocketDuplex | None, str], None], *, entry: str = "") -> Serving:
         """Connect to the least busy healthy backend of `service`; `done(end, reason)` follows. Raises Dialled.
 
         `entry`: the peer that asks; empty for this node's own clients.

@@ -336,6 +336,6 @@ class Forwarder:
 def _end(entry: Entry, reason: str) -> None:
     """Both sides hear a reset; neither is to blame."""
     entry.dismissed = True
-    far = entry.client.peer
+    far = entry.client.other
     entry.client.abort(reason)
     far.abort(reason)

@@ -32,7 +32,8 @@ from federation.config import Replay
 from federation.errors import PeerUnavailable
 from federation.forward.backends import Dialled
 from federation.forward.browsers import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
-from federation.reactor.sockets import SocketEnd, join
+from federation.reactor.duplex import join
+from federation.reactor.sockets import SocketDuplex
 
 if TYPE_CHECKING:
     import socket
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from federation.forward.frontend import Forwarder
     from federation.metrics import RetryReason
     from federation.net.link.link import Link
-    from federation.reactor.loop import Duplex, Timer
+    from federation.reactor.duplex import Joinable
+    from federation.reactor.loop import Timer
 
 log = structlog.get_logger(__name__)
 
@@ -126,8 +128,8 @@ class Entry:
         self.number = number  # of this client at this entry, for people
         self.service = service
         self.client_name = client_name
-        self.client = SocketEnd(forwarder.reactor, sock, self._closed)
-        self.client.peer = self
+        self.client = SocketDuplex(forwarder.reactor, sock, self._closed)
+        self.client.other = self
         self.started_at = forwarder.reactor.now()
         self.attempts = 0
         self.peer_id = ""  # whose counter we hold
@@ -142,7 +144,7 @@ class Entry:
         self._held_s = self._held_since = 0.0
         self._has_ended = False  # the far end: the client is to hear of it
         self.tried: set[str] = set()
-        self._far: Duplex | None = None  # of this attempt, until it is joined
+        self._far: Joinable | None = None  # of this attempt, until it is joined
         self._serving: Serving | None = None
         self._link: Link | None = None  # of this attempt; None: our own backend
         self._timer: Timer | None = None
@@ -243,14 +245,14 @@ class Entry:
     def refused(self, reason: str) -> None:
         self.failed(reason)
 
-    def _dialled(self, end: SocketEnd | None, reason: str) -> None:
+    def _dialled(self, end: SocketDuplex | None, reason: str) -> None:
         """Our own backend, without a detour through the network."""
         self._serving = None
         if end is None:
             self.failed(reason)
             return
         self._far = end
-        end.peer = _Reply(self)
+        end.other = _Reply(self)
         self._rest = memoryview(b"".join(self._kept))
         self._accepted()
         end.start()
@@ -349,7 +351,7 @@ class Entry:
         room = self._forwarder.replay_buffer_bytes - self._kept_size
         if room <= 0 and self._opened:
             self._settle()
-            return self.client.peer.room()
+            return self.client.other.room()
         return room if self._far is None else min(room, self._far.room())
 
     def send(self, data: bytes | memoryview) -> None:
@@ -440,7 +442,7 @@ class Entry:
         log.warning("client turned away", service=self.service, why=why, attempts=self.attempts)
         client = self.client
         client.error = why
-        farewell = client.peer = _Farewell(client, self._rules, why)
+        farewell = client.other = _Farewell(client, self._rules, why)
         self._timer = forwarder.reactor.call_later(LINGER_S, lambda: self._show_out(farewell))
         if self._kept or self._eof or trio.current_time() - self.started_at >= LINGER_S:  # else it has only just come
             farewell.say(b"".join(self._kept))
@@ -477,7 +479,7 @@ class Entry:
             self._serving.cancel()
             self._serving = None
 
-    def _closed(self, client: SocketEnd) -> None:
+    def _closed(self, client: SocketDuplex) -> None:
         self._stop_timer()
         self._stop_patience()
         self._drop_attempt("the client has gone")
@@ -491,7 +493,7 @@ class _Farewell:
 
     __slots__ = ("_client", "_rules", "_why", "is_said")
 
-    def __init__(self, client: SocketEnd, rules: Rules, why: str) -> None:
+    def __init__(self, client: SocketDuplex, rules: Rules, why: str) -> None:
         self._client = client
         self._rules = rules
         self._why = why

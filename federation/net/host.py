@@ -57,7 +57,7 @@ from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
 from federation.net.swarm import HostSwarm, StreamHost
 from federation.reactor.accepting import Accepting
-from federation.reactor.loop import Nobody
+from federation.reactor.duplex import NullDuplex
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -67,7 +67,8 @@ if TYPE_CHECKING:
 
     from federation.net.dial.book import AddressBook, PeerAddress
     from federation.net.link.mux import Channel, Opener
-    from federation.reactor.loop import Duplex, Reactor
+    from federation.reactor.duplex import Duplex
+    from federation.reactor.loop import Reactor
     from federation.units import HostPort
 
 log = structlog.get_logger(__name__)
@@ -557,9 +558,9 @@ class Host:
             conn = await open_circuit(via, peer)
             return await self.upgrade(conn, ID.from_base58(peer))
 
-    def reserve(self, link: Link, opener: Opener, peer: Duplex) -> Channel:
+    def reserve(self, link: Link, opener: Opener, other: Duplex) -> Channel:
         """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
-        channel = link.open_tunnel(RESERVE, opener, peer)
+        channel = link.open_tunnel(RESERVE, opener, other)
         self._carriers.took_place(link, channel)
         return channel
 
@@ -612,7 +613,7 @@ def _no_longer_admitted() -> HandshakeFailed:
 
 
 def _refuse(_link: Link, channel: Channel, _rest: str) -> None:
-    channel.peer = Nobody()
+    channel.other = NullDuplex()
     channel.refuse("this node does not know that service")
 
 

@@ -20,12 +20,12 @@ MAX_CHUNK = 64 * 1024
 
 
 class MuxStream(IMuxedStream):
-    """One libp2p stream. It is the `peer` of its channel: what arrives waits here, within the channel's window."""
+    """One libp2p stream. Its channel holds it as `other`: what arrives waits here, within the channel's window."""
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel
         self.muxed_conn = self.link = link
-        channel.peer = self
+        channel.other = self
         self._in = bytearray()  # not a queue of chunks: a remote that sends by twos would have us hold 40 bytes for each
         self._arrived = trio.Event()
         self._writable = trio.Event()

@@ -17,7 +17,7 @@ DIAL_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s: it hears 
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 
 
-class Dial:
+class Connect:
     """A non-blocking connect.
 
     `done(sock, reason)` is called once, with None for `sock` if it failed; never before the constructor has returned,

@@ -18,7 +18,7 @@ from itertools import takewhile
 from operator import attrgetter
 from os import sched_yield
 from time import perf_counter as clock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
@@ -52,41 +52,6 @@ MAX_EVENTS = 256  # a batch: bounds how long the flush, and so everybody's answe
 # it has ENOUGH. So more frames share a record and a send. One event alone, and what added a socket, are flushed at once.
 LOOKS = 2
 ENOUGH = 64
-
-
-class Duplex(Protocol):
-    """One end of a byte path. Two ends that are joined hold each other as `peer` and speak only these words."""
-
-    def room(self) -> int:
-        """Bytes this end takes right now; 0 means wait for `peer.resume()`."""
-
-    def send(self, data: bytes | memoryview) -> None:
-        """Take `data`, at most `room()` bytes; a memoryview is only valid during the call."""
-
-    def send_eof(self) -> None:
-        """Nothing follows in this direction; the other one goes on."""
-
-    def abort(self, reason: str) -> None:
-        """The other end broke: reset this one too. Never calls back into `peer`."""
-
-    def taken(self, n: int) -> None:
-        """`n` bytes that this end delivered have left the machine's buffers: give credit for more."""
-
-    def resume(self) -> None:
-        """The other end has room again."""
-
-
-class Nobody:
-    """A Duplex where there is none, or none any more: it takes nothing and says nothing."""
-
-    def room(self) -> int:
-        return 0
-
-    def send(self, data: bytes | memoryview) -> None: ...
-    def send_eof(self) -> None: ...
-    def abort(self, reason: str) -> None: ...
-    def taken(self, n: int) -> None: ...
-    def resume(self) -> None: ...
 
 
 class Timer:

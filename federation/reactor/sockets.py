@@ -1,8 +1,8 @@
 """A local TCP socket on the reactor, as a Duplex: join it to a tunnel, or to another socket, and the bytes flow.
 
 EOF of one direction becomes shutdown(SHUT_WR) on the other side and the reverse direction goes on; a reset becomes a
-reset (SO_LINGER 0). A reader that stops fills the kernel's buffer, then `_out` up to what its peer was granted, then its
-peer waits. Nothing is dropped and nothing times out because somebody reads slowly.
+reset (SO_LINGER 0). A reader that stops fills the kernel's buffer, then `_out` up to what the other end was granted, then
+that end waits. Nothing is dropped and nothing times out because somebody reads slowly.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from federation.reactor.loop import BROKEN, ENDING, READ, WRITE, Duplex, Nobody, Reactor
+from federation.reactor.duplex import NullDuplex
+from federation.reactor.loop import BROKEN, ENDING, READ, WRITE, Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from federation.reactor.duplex import Duplex
 
 CHUNK = 65_512  # fills one DATA frame of the mux to the brim: a byte more would be a record of its own
 READS_A_TURN = 4  # a quarter of a megabyte, then the other sockets have their turn
@@ -25,31 +28,25 @@ OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window b
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
-def join(a: Duplex, b: Duplex) -> None:
-    """What each end receives goes to the other."""
-    a.peer = b  # type: ignore[attr-defined]
-    b.peer = a  # type: ignore[attr-defined]
+_GONE = NullDuplex()  # what a closed end is joined to
 
 
-_GONE = Nobody()  # the peer of an end that is closed
-
-
-def _nobody(_end: SocketEnd) -> None:
+def _nobody(_end: SocketDuplex) -> None:
     """Who was to hear of the end has heard it."""
 
 
-class SocketEnd:
+class SocketDuplex:
     """`sock` is connected and non-blocking; this end owns it. `on_close(end)` is called once, when it is closed for
     good; `end.error` then says why if not in order. Counts what it `received` from the socket and `delivered` to it."""
 
     __slots__ = (
         "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_mask", "_on_close", "_out", "_out_size", "_paused", "_reactor",
-        "closed", "delivered", "error", "peer", "received", "sock", "was_aborted",
+        "closed", "delivered", "error", "other", "received", "sock", "was_aborted",
     )  # fmt: skip
 
-    peer: Duplex
+    other: Duplex
 
-    def __init__(self, reactor: Reactor, sock: socket.SocketType, on_close: Callable[[SocketEnd], None]) -> None:
+    def __init__(self, reactor: Reactor, sock: socket.SocketType, on_close: Callable[[SocketDuplex], None]) -> None:
         self._reactor = reactor
         self.sock = sock
         self._fd = sock.fileno()
@@ -65,7 +62,7 @@ class SocketEnd:
         self.closed = False
 
     def start(self, *, read: bool = True) -> None:
-        """Set `peer` first. `read` at once: a client's first bytes are usually there. What was sent may still wait."""
+        """Set `other` first. `read` at once: a client's first bytes are usually there. What was sent may still wait."""
         if not self.closed:
             self._update()
             if read:
@@ -89,7 +86,7 @@ class SocketEnd:
                 return
             if sent:
                 self.delivered += sent
-                self.peer.taken(sent)
+                self.other.taken(sent)
             if sent == len(data):
                 return
             data = data[sent:]
@@ -109,7 +106,7 @@ class SocketEnd:
             self._reset()
 
     def taken(self, n: int) -> None:
-        """Reads are paced by `peer.room()`."""
+        """Reads are paced by `other.room()`."""
 
     def resume(self) -> None:
         if self._paused and not self.closed:
@@ -137,7 +134,7 @@ class SocketEnd:
         for _ in range(READS_A_TURN):
             if self._eof_seen or self.closed:
                 return
-            wanted = self.peer.room()
+            wanted = self.other.room()
             if wanted > CHUNK:
                 wanted = CHUNK
             elif wanted <= 0:
@@ -153,11 +150,11 @@ class SocketEnd:
                 return
             if not data:
                 self._eof_seen = True
-                self.peer.send_eof()
+                self.other.send_eof()
                 self._finish()
                 return
             self.received += len(data)
-            self.peer.send(data)
+            self.other.send(data)
             if len(data) < wanted and not is_ending:  # the socket is empty; the next event tells of more
                 return
 
@@ -177,7 +174,7 @@ class SocketEnd:
                 self._out[0] = memoryview(chunk)[sent:]
             else:
                 self._out.popleft()
-            self.peer.taken(sent)
+            self.other.taken(sent)
             if self.closed:
                 return
         if self._eof_queued:
@@ -185,7 +182,7 @@ class SocketEnd:
         else:
             self._update()
         if not self.closed:
-            self.peer.resume()
+            self.other.resume()
 
     def _shutdown(self) -> None:
         if self._eof_sent or self.closed:
@@ -221,9 +218,9 @@ class SocketEnd:
         if self.closed:
             return
         self.error = error.strerror or type(error).__name__
-        peer = self.peer
+        other = self.other
         self._reset()
-        peer.abort(self.error)
+        other.abort(self.error)
 
     def _reset(self) -> None:
         with suppress(OSError):  # the kernel gave it up already
@@ -238,7 +235,7 @@ class SocketEnd:
         self._out.clear()
         self._out_size = 0
         # Lets go of those who hold it: thousands of connections a second must leave no cycles to the garbage collector.
-        on_close, self._on_close, self.peer = self._on_close, _nobody, _GONE
+        on_close, self._on_close, self.other = self._on_close, _nobody, _GONE
         on_close(self)
 
     def _update(self) -> None:

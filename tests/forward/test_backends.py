@@ -18,8 +18,8 @@ from federation.forward import backends as module
 from federation.forward.backends import Backend, Backends, Dialled
 from federation.net.link.mux import INITIAL_WINDOW
 from federation.reactor import connect as dial_module
-from federation.reactor.connect import Dial
-from federation.reactor.sockets import SocketEnd
+from federation.reactor.connect import Connect
+from federation.reactor.sockets import SocketDuplex
 from tests.support.entries import settled
 from tests.support.links import End, link_pair, until
 from tests.support.sockets import CountingReactor, Listener, is_reset, open_descriptors, quiet, read_all, reset, running
@@ -88,7 +88,7 @@ class Tunnels:
         """As an entry does; `End.heard` tells what came back."""
         end = End()
         channel = self.link.open_tunnel(service, end, end)
-        end.peer = channel
+        end.other = channel
         return channel, end
 
 
@@ -306,7 +306,7 @@ async def test_one_entry_gets_so_many_at_once_and_others_and_own_clients_are_non
         assert third.heard == ["REFUSED this node takes 2 connections from one peer"]
         (entry,) = t.exit.backends.by_entry
         assert t.exit.backends.by_entry == {entry: 2}
-        ends: list[SocketEnd | None] = []
+        ends: list[SocketDuplex | None] = []
         for who in ("", "another"):
             t.exit.backends.serve("default", lambda end, _why: ends.append(end), entry=who)
         await until(lambda: len(ends) == 2)
@@ -451,13 +451,13 @@ async def test_a_dial_that_fails_at_once(monkeypatch: pytest.MonkeyPatch, code: 
 async def test_a_backend_that_breaks_in_what_came_early_resets_the_tunnel_and_nothing_else() -> None:
     async with tunnels() as t:
         with capture_logs() as logs:
-            dialled: list[SocketEnd | None] = []
+            dialled: list[SocketDuplex | None] = []
             t.exit.backends.serve("default", lambda end, why: dialled.append(end))
             server = await t.listener.accept()
             await until(lambda: dialled)
             end = dialled[0]
             assert end is not None
-            sink = end.peer = End()
+            sink = end.other = End()
             reset(server)
             end.send(b"early")
             end.send(b"more")
@@ -490,7 +490,7 @@ async def test_capacity_is_free_again_when_a_connection_ends() -> None:
         _, first = t.open()
         async with await t.listener.accept():
             await until(lambda: first.heard == ["OPENED"])
-        first.peer.send_eof()
+        first.other.send_eof()
         await until(lambda: t.exit.backends.in_flight == 0)
         _, second = t.open()
         await until(lambda: second.heard == ["OPENED"])
@@ -523,7 +523,7 @@ async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
         other = Backend(exit_.backend.endpoint)
         other.healthy, other.target = True, (socket.AF_INET, (two.host, two.port))
         exit_.backends.all.append(other)
-        ends: list[SocketEnd | None] = []
+        ends: list[SocketDuplex | None] = []
         async with running(exit_.reactor):
             for _ in range(4):
                 exit_.backends.serve("default", lambda end, why: ends.append(end))
@@ -533,7 +533,7 @@ async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
             await until(lambda: len(ends) == 4)
             for end in ends:
                 assert end is not None
-                end.peer = End()
+                end.other = End()
                 end.abort("over")
         assert exit_.backends.in_flight == 0
 
@@ -568,8 +568,8 @@ async def test_a_dial_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
                 socks.append(sock)
 
         async with running(reactor):
-            Dial(reactor, (socket.AF_INET, (listener.host, listener.port)), done)
-            Dial(reactor, (socket.AF_INET, (clogged.host, clogged.port)), done)
+            Connect(reactor, (socket.AF_INET, (listener.host, listener.port)), done)
+            Connect(reactor, (socket.AF_INET, (clogged.host, clogged.port)), done)
             await until(lambda: len(answers) == 2)
             await quiet(seconds=0.05)  # longer than the time-out
         assert sorted(answers) == ["", "no answer within 0.01 s"]
@@ -655,7 +655,7 @@ class FakeChannel(End):
     def accept(self) -> None:
         self.heard.append("OPENED")
         if self.gives_up_at == "OPENED":
-            self.peer.abort("the link broke")
+            self.other.abort("the link broke")
 
     def refuse(self, reason: str) -> None:
         self.heard.append(f"REFUSED {reason}")
@@ -671,11 +671,11 @@ async def one_flow(*, gives_up_at: str = "") -> AsyncIterator[tuple[Exit, Listen
         async with running(exit_.reactor):
             exit_.backends.tunnel_opened(link, channel, "default")  # type: ignore[arg-type]
             view = memoryview(bytearray(b"POST /pay HTTP/1.1\r\n\r\n"))
-            channel.peer.send(view)
+            channel.other.send(view)
             view.release()  # it was valid during the call only
             yield exit_, listener, link, channel
-            if isinstance(channel.peer, SocketEnd):
-                channel.peer.abort("over")
+            if isinstance(channel.other, SocketDuplex):
+                channel.other.abort("over")
             assert exit_.backends.in_flight == 0
             assert len(exit_.reactor) == 0
 
@@ -699,7 +699,7 @@ async def test_an_exit_that_was_stopped_reads_before_it_goes_on(mock_clock: Mock
         await settled(lambda: link.unread)
         assert channel.heard == []  # no OPENED on a mere hope
         if gave_up:
-            channel.peer.abort("no answer within 3 s")
+            channel.other.abort("no answer within 3 s")
             link.reads()
             assert await is_reset(server)
             assert channel.heard == []

@@ -262,7 +262,7 @@ async def test_requests_sent_ahead_are_no_browsers(mock_clock: MockClock) -> Non
         net.tunnel.answers()
         await settled(lambda: net.tunnel.data == request(b"one") * 3)
         (entry,) = net.forwarder.active
-        assert entry.client.peer is net.tunnel
+        assert entry.client.other is net.tunnel
 
 
 @pytest.mark.parametrize("settings", [{"browser_check": False}, {"allow_origins": ("*",)}])

@@ -258,18 +258,18 @@ class TestDuplicates:
             await until(lambda: lower.has(higher) and higher.has(lower))
             old = higher.host.links[lower.id]
             client, server = End(), End()
-            client.peer = old.open_tunnel("default", client, client)
+            client.other = old.open_tunnel("default", client, client)
             await until(lambda: lower.events.opened)
-            server.peer = channel = lower.events.opened[0][0]
-            channel.peer = server
+            server.other = channel = lower.events.opened[0][0]
+            channel.other = server
             channel.accept()
             await connect_again(lower, higher)
             assert higher.host.links[lower.id] is not old
             await ticks(higher)
-            client.peer.send(b"still")
+            client.other.send(b"still")
             await until(lambda: server.data == b"still")
             assert not old.is_closed
-            client.peer.send_eof()
+            client.other.send_eof()
             channel.send_eof()
             await until(lambda: old.is_closed)
             await until(lambda: live_links(lower) == live_links(higher) == 1)
@@ -281,9 +281,9 @@ class TestDuplicates:
             await until(lambda: lower.has(higher) and higher.has(lower))
             old = higher.host.links[lower.id]
             busy = End()
-            busy.peer = old.open_tunnel("default", busy, busy)  # keeps it open
+            busy.other = old.open_tunnel("default", busy, busy)  # keeps it open
             await until(lambda: lower.events.opened)
-            lower.events.opened[0][0].peer = End()
+            lower.events.opened[0][0].other = End()
             (conn,) = higher.host.swarm.get_connections()
             streams = [await conn.new_stream() for _ in range(5)]  # py-libp2p prefers the one with most streams
             await connect_again(lower, higher)
@@ -341,7 +341,7 @@ class TestDuplicates:
                 link.path = "relayed"
             old[0].open_tunnel("default", End(), End())
             await until(lambda: higher.events.opened)
-            higher.events.opened[0][0].peer = End()
+            higher.events.opened[0][0].other = End()
             here, there = await tcp_pair()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(lower.host.met, here, higher.id, leads=True, path="punched"))
@@ -402,9 +402,9 @@ class TestSilence:
             higher.knows(lower)
             await until(lambda: lower.has(higher) and higher.has(lower))
             old, end = higher.host.links[lower.id], End()
-            end.peer = old.open_tunnel("default", end, end)
+            end.other = old.open_tunnel("default", end, end)
             await until(lambda: lower.events.opened)
-            lower.events.opened[0][0].peer = End()
+            lower.events.opened[0][0].other = End()
             await connect_again(lower, higher)
             theirs = lower.events.opened[0][0].mux._handler
             lower.host._reactor.change(theirs._sock.fileno(), 0)

@@ -12,7 +12,7 @@ import trio
 
 from federation.reactor import connect as module
 from federation.reactor import fdlimit
-from federation.reactor.connect import Dial
+from federation.reactor.connect import Connect
 from federation.reactor.loop import Reactor
 from tests.support.links import until
 
@@ -31,9 +31,9 @@ async def reactor() -> AsyncIterator[Reactor]:
         nursery.cancel_scope.cancel()
 
 
-def dial(reactor: Reactor, address: Any) -> tuple[Dial, Heard]:
+def dial(reactor: Reactor, address: Any) -> tuple[Connect, Heard]:
     heard: Heard = []
-    found = Dial(reactor, (socket.AF_INET, address), lambda sock, reason: heard.append((sock, reason)))
+    found = Connect(reactor, (socket.AF_INET, address), lambda sock, reason: heard.append((sock, reason)))
     assert heard == []
     return found, heard
 

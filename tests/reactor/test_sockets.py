@@ -14,7 +14,8 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation.reactor.sockets import CHUNK, OUT_BUFFER, SocketEnd, join
+from federation.reactor.duplex import join
+from federation.reactor.sockets import CHUNK, OUT_BUFFER, SocketDuplex
 from tests.support.links import End, socket_pair, until
 from tests.support.sockets import (
     CountingReactor,
@@ -39,10 +40,10 @@ class Spliced:
 
     reactor: CountingReactor
     client: trio.SocketStream
-    a: SocketEnd
-    b: SocketEnd
+    a: SocketDuplex
+    b: SocketDuplex
     server: trio.SocketStream
-    closed: list[SocketEnd] = field(default_factory=list)
+    closed: list[SocketDuplex] = field(default_factory=list)
 
     def both_closed(self) -> bool:
         return self.a.closed and self.b.closed
@@ -55,9 +56,9 @@ async def spliced(*, small: bool = False, start: bool = True, epoll: bool | None
     far, server = socket_pair()
     if small:
         small_buffers(client, near, far, server)
-    closed: list[SocketEnd] = []
-    a = SocketEnd(reactor, near, closed.append)
-    b = SocketEnd(reactor, far, closed.append)
+    closed: list[SocketDuplex] = []
+    a = SocketDuplex(reactor, near, closed.append)
+    b = SocketDuplex(reactor, far, closed.append)
     join(a, b)
     async with running(reactor), stream(client) as outer_client, stream(server) as outer_server:
         if start:
@@ -70,12 +71,12 @@ async def spliced(*, small: bool = False, start: bool = True, epoll: bool | None
 
 
 def lone_end(
-    sock: socket.socket, peer: End, *, epoll: bool | None = None
-) -> tuple[CountingReactor, SocketEnd, list[SocketEnd]]:
+    sock: socket.socket, other: End, *, epoll: bool | None = None
+) -> tuple[CountingReactor, SocketDuplex, list[SocketDuplex]]:
     """One end whose other side is only recorded."""
     reactor, closed = CountingReactor(use_epoll=epoll), []
-    end = SocketEnd(reactor, sock, closed.append)
-    end.peer = peer
+    end = SocketDuplex(reactor, sock, closed.append)
+    end.other = other
     return reactor, end, closed
 
 
@@ -420,7 +421,7 @@ async def test_what_is_closed_waits_for_no_garbage_collector() -> None:
             await until(s.both_closed)
         del s
         await trio.testing.wait_all_tasks_blocked()
-        assert [end for end in gc.get_objects() if isinstance(end, SocketEnd)] == []
+        assert [end for end in gc.get_objects() if isinstance(end, SocketDuplex)] == []
     finally:
         gc.enable()
 

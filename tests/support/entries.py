@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from federation.net.link.mux import Opener
-    from federation.reactor.loop import Duplex
+    from federation.reactor.duplex import Duplex
 
 OWN = "own"
 
@@ -50,12 +50,12 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
 class Tunnel:
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
-    def __init__(self, peer_id: str, service: str, opener: Opener, peer: Duplex) -> None:
+    def __init__(self, peer_id: str, service: str, opener: Opener, other: Duplex) -> None:
         self.peer_id = peer_id
         self.service = service
         self.opener: Opener | None = opener
-        self.peer = peer
-        self.client_name = peer._entry.client_name  # type: ignore[attr-defined]
+        self.other = other
+        self.client_name = other._entry.client_name  # type: ignore[attr-defined]
         self.data = b""  # sent by the entry
         self.credit = INITIAL_WINDOW
         self.taken_bytes = 0
@@ -113,19 +113,19 @@ class Tunnel:
     def sends(self, data: bytes) -> None:
         if not self.closed and not self.ended and self.opener is None:
             view = memoryview(bytearray(data))  # valid during the call only
-            self.peer.send(view)
+            self.other.send(view)
             view.release()
 
     def ends(self) -> None:
         if not self.closed and not self.ended and self.opener is None:
             self.ended = True
-            self.peer.send_eof()
+            self.other.send_eof()
             self._finish()
 
     def breaks(self, reason: str = "gone") -> None:
         if not self.closed:
             self.closed = True
-            self.peer.abort(reason)
+            self.other.abort(reason)
 
     def grants(self, n: int) -> None:
         if self.closed:
@@ -133,7 +133,7 @@ class Tunnel:
         self.credit += n
         if self.waiting and self.credit > 0:
             self.waiting = False
-            self.peer.resume()
+            self.other.resume()
 
     def _finish(self) -> None:
         self.closed = self.closed or (self.eof and self.ended)
@@ -150,10 +150,10 @@ class FakeLink:
     def read(self) -> None:
         self.arrived()
 
-    def open_tunnel(self, service: str, opener: Opener, peer: Duplex) -> Tunnel:
+    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Tunnel:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
-        tunnel = Tunnel(self.peer_id, service, opener, peer)
+        tunnel = Tunnel(self.peer_id, service, opener, other)
         self.tunnels.append(tunnel)
         return tunnel
 

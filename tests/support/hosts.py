@@ -11,7 +11,8 @@ import trio
 from federation.net.dial.book import AddressBook, PeerAddress
 from federation.net.host import Host
 from federation.net.nat.relay import RelayLimits
-from federation.reactor.loop import Nobody, Reactor
+from federation.reactor.duplex import NullDuplex
+from federation.reactor.loop import Reactor
 from federation.units import HostPort
 from tests.support.links import until
 
@@ -116,7 +117,7 @@ async def peers(
         yield found
 
 
-class Reservation(Nobody):
+class Reservation(NullDuplex):
     """A place at a relay, as its holder sees it."""
 
     def __init__(self, holder: Peer, relay: Peer) -> None:

@@ -38,10 +38,10 @@ class Events:
     closed: list[str] = field(default_factory=list)
     misused: list[str] = field(default_factory=list)
     suspect: list[bool] = field(default_factory=list)
-    peer: Any = None  # what tunnels opened by the remote are joined to
+    other: Any = None  # what tunnels opened by the remote are joined to
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
-        channel.peer = self.peer
+        channel.other = self.other
         self.opened.append((channel, service))
 
     def link_closed(self, link: Link, reason: str) -> None:
@@ -61,15 +61,15 @@ class End:
     heard: list[Any] = field(default_factory=list)
     space: int = 1 << 30
     credit: bool = True
-    peer: Any = None
+    other: Any = None
 
     def room(self) -> int:
         return self.space
 
     def send(self, data: bytes | memoryview) -> None:
         self.heard.append(bytes(data))
-        if self.credit and self.peer is not None:
-            self.peer.taken(len(data))
+        if self.credit and self.other is not None:
+            self.other.taken(len(data))
 
     def send_eof(self) -> None:
         self.heard.append("EOF")

@@ -37,7 +37,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from federation.errors import PeerUnavailable, ProtocolViolation
 from federation.net.link.mux import Mux
 from federation.net.streams import MuxStream
-from federation.reactor.loop import READ, WRITE, Duplex, Reactor
+from federation.reactor.loop import READ, WRITE, Reactor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from federation.net.link.handshake import SecureConn
     from federation.net.link.mux import Channel, Opener
+    from federation.reactor.duplex import Duplex
 
 log = structlog.get_logger(__name__)
 
@@ -133,11 +134,11 @@ class Link(IMuxedConn):
 
     # What the forwarder uses
 
-    def open_tunnel(self, service: str, opener: Opener, peer: Duplex) -> Channel:
+    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Channel:
         """Raises PeerUnavailable."""
         if self._closed.is_set():
             raise PeerUnavailable("the connection is closed")
-        return self.mux.open_tunnel(service, opener, peer)
+        return self.mux.open_tunnel(service, opener, other)
 
     def when_drained(self, callback: Callable[[], None]) -> None:
         """Run `callback` once all that the remote has sent by now was read: an RST right behind an OPEN is seen first."""

@@ -40,7 +40,7 @@ from federation.units import visible
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federation.reactor.loop import Duplex
+    from federation.reactor.duplex import Duplex
 
 STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG = range(1, 11)
 
@@ -76,16 +76,16 @@ class Handler(Protocol):
     """What a mux tells its owner."""
 
     def tunnel_opened(self, channel: Channel, service: str) -> None:
-        """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.peer` now."""
+        """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.other` now."""
 
     def stream_opened(self, channel: Channel) -> None:
-        """The remote opened a libp2p stream. Set `channel.peer` now."""
+        """The remote opened a libp2p stream. Set `channel.other` now."""
 
     def pong(self, payload: bytes) -> None: ...
 
 
 class Opener(Protocol):
-    """Who opened a tunnel hears here how it went. One of the two, or `peer.abort` if the connection broke."""
+    """Who opened a tunnel hears here how it went. One of the two, or `other.abort` if the connection broke."""
 
     def opened(self) -> None: ...
 
@@ -93,14 +93,14 @@ class Opener(Protocol):
 
 
 class Channel:
-    """One stream of a connection; a Duplex whose other side is the remote. `peer` is the local end joined to it."""
+    """One stream of a connection; a Duplex whose other side is the remote. `other` is the local end joined to it."""
 
     __slots__ = (
         "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
-        "out_size", "peer", "queued", "remote", "small_in", "tunnel", "unreturned", "waiting", "window",
+        "other", "out_size", "queued", "remote", "small_in", "tunnel", "unreturned", "waiting", "window",
     )  # fmt: skip
 
-    peer: Duplex
+    other: Duplex
 
     def __init__(self, mux: Mux, channel_id: int, *, tunnel: bool, remote: bool) -> None:
         self.mux = mux
@@ -219,7 +219,7 @@ class Channel:
                 self.mux.crowded[self] = None
                 return
             self.waiting = False
-            self.peer.resume()
+            self.other.resume()
 
     def _finish(self) -> None:
         """Both directions have ended in order."""
@@ -269,15 +269,15 @@ class Mux:
 
     # Ours
 
-    def open_tunnel(self, service: str, opener: Opener, peer: Duplex) -> Channel:
+    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Channel:
         """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone."""
         channel = self._open(OPEN, service.encode(), tunnel=True)
         channel.opener = opener
-        channel.peer = peer
+        channel.other = other
         return channel
 
     def open_stream(self) -> Channel:
-        """The caller sets `peer` before it lets go of the thread."""
+        """The caller sets `other` before it lets go of the thread."""
         return self._open(STREAM, b"", tunnel=False)
 
     def _open(self, kind: int, payload: bytes, *, tunnel: bool) -> Channel:
@@ -333,7 +333,7 @@ class Mux:
                 ring.extend(turns)
 
     def abort(self, reason: str) -> None:
-        """The connection is gone: every channel's peer hears it."""
+        """The connection is gone: every channel's other end hears it."""
         if self.closed:
             return
         self.closed = True
@@ -341,7 +341,7 @@ class Mux:
         self.ring.clear()
         for channel in list(self.channels.values()):
             channel.closed = True
-            channel.peer.abort(reason)
+            channel.other.abort(reason)
         self.channels.clear()
         self.crowded.clear()
 
@@ -426,7 +426,7 @@ class Mux:
                         self.in_vain()
                     elif length < QUANTUM:
                         channel.small_in = number
-                    channel.peer.send(view[at:stop])
+                    channel.other.send(view[at:stop])
             else:
                 self._feed_control(kind, channel_id, record[at:stop])
             at = stop
@@ -457,12 +457,12 @@ class Mux:
             if channel.fin_received or channel.opener is not None:
                 raise ProtocolViolation("a second FIN, or one before OPENED")
             channel.fin_received = True
-            channel.peer.send_eof()
+            channel.other.send_eof()
             channel._finish()
         elif kind == RST:
             self.in_vain(not channel.answered)
             channel._close()
-            channel.peer.abort(_text(payload))
+            channel.other.abort(_text(payload))
         else:
             self._answered(channel, kind, payload)
 

@@ -20,7 +20,7 @@ from federation.net.link.handshake import MAX_HANDSHAKE_BYTES
 from federation.net.link.link import PING_EVERY_S, Link, Path
 from federation.net.nat.relay import RELAY
 from federation.net.streams import MuxStream
-from federation.reactor.loop import Nobody
+from federation.reactor.duplex import NullDuplex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,7 @@ class CircuitConn(IRawConnection):
 async def open_circuit(via: Link, peer: str) -> CircuitConn:
     """A circuit to `peer` through the relay behind `via`. Raises PeerUnavailable."""
     answer = _Answer()
-    conn = CircuitConn(via, via.open_tunnel(f"{RELAY}/{peer}", answer, Nobody()), initiator=True, on_end=answer.refused)
+    conn = CircuitConn(via, via.open_tunnel(f"{RELAY}/{peer}", answer, NullDuplex()), initiator=True, on_end=answer.refused)
     try:
         await answer.came.wait()
     except BaseException:
@@ -139,7 +139,7 @@ class CircuitLink(Link):
 
     async def _run_async(self) -> None:
         unread, ended = self._conn.take_unread()
-        self._channel.peer = self
+        self._channel.other = self
         self._carries = True
         try:
             for plaintext in self._secured.pending:  # came right behind the muxer's negotiation

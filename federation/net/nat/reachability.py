@@ -31,7 +31,7 @@ from federation.net.dial.book import PeerAddress, ip_address
 from federation.net.dial.hearsay import Pace
 from federation.net.dial.race import open_from_port
 from federation.net.link.link import talk
-from federation.reactor.loop import Nobody
+from federation.reactor.duplex import NullDuplex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -330,7 +330,7 @@ class Reach:
             self._look.set()
 
 
-class _Place(Nobody):
+class _Place(NullDuplex):
     """Our end of a reservation."""
 
     def __init__(self, reach: Reach, host: Host, link: Link) -> None:

@@ -24,14 +24,15 @@ import trio
 
 from federation.errors import PeerUnavailable
 from federation.ratelimit import Buckets
-from federation.reactor.loop import Nobody
+from federation.reactor.duplex import NullDuplex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
-    from federation.reactor.loop import Duplex, Reactor, Timer
+    from federation.reactor.duplex import Duplex
+    from federation.reactor.loop import Reactor, Timer
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +95,7 @@ class Relay:
     # Places
 
     def reserve(self, link: Link, channel: Channel, _rest: str) -> None:
-        place = channel.peer = _Place(self, link, channel)
+        place = channel.other = _Place(self, link, channel)
         if self.limits is None:
             channel.refuse("this node does not relay")
         elif link.path == "relayed":
@@ -118,7 +119,7 @@ class Relay:
     def connect(self, link: Link, channel: Channel, target: str) -> None:
         """`link`'s peer wants a circuit to `target`."""
         circuit = _Circuit(self, self._reactor, link.peer, self.limits.rate if self.limits else 0)
-        channel.peer = circuit.there
+        channel.other = circuit.there
         why = self._why_not(link.peer, target)
         place = self._places.get(target)
         if why or place is None:
@@ -151,7 +152,7 @@ class Relay:
             del self._circuits[source]
 
 
-class _Place(Nobody):
+class _Place(NullDuplex):
     """The relay's end of a reservation."""
 
     def __init__(self, relay: Relay, link: Link, channel: Channel) -> None:
@@ -304,7 +305,7 @@ class _Way:
     def taken(self, n: int) -> None: ...
 
     def resume(self) -> None:
-        """The tunnel that we are the peer of has room: it is where the other way goes."""
+        """The tunnel that we are joined to has room: it is where the other way goes."""
         if self._back is not None:
             self._back.move()
 

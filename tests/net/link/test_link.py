@@ -114,7 +114,7 @@ class Host(Events):
     on_tunnel: Callable[[Link, Channel, str], None] | None = None
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
-        channel.peer = End(peer=channel)
+        channel.other = End(other=channel)
         self.opened.append((channel, service))
         if self.on_tunnel is not None:
             self.on_tunnel(link, channel, service)
@@ -157,8 +157,8 @@ async def one_link(
 
 def opened(link: Link, service: str = "default") -> tuple[Channel, End]:
     end = End()
-    end.peer = link.open_tunnel(service, end, end)
-    return end.peer, end
+    end.other = link.open_tunnel(service, end, end)
+    return end.other, end
 
 
 # Frames to records, records to the wire
@@ -227,7 +227,7 @@ async def test_what_came_behind_the_negotiation_is_not_lost(on_socket: bool) -> 
         await until(lambda: host.opened)
         assert host.opened[0][1] == "early"
         await remote.say(frame(DATA, 2, b" more"))
-        await until(lambda: host.opened[0][0].peer.data == b"bytes more")
+        await until(lambda: host.opened[0][0].other.data == b"bytes more")
 
 
 async def test_a_half_record_behind_the_negotiation_is_finished_by_the_socket() -> None:
@@ -696,7 +696,7 @@ async def test_the_end_is_told_once_to_everybody(on_socket: bool) -> None:
             await link.close()
         assert host.closed == ["the first"]
         assert end.heard == ["RST the first"]
-        assert host.opened[0][0].peer.heard == ["RST the first"]
+        assert host.opened[0][0].other.heard == ["RST the first"]
         with pytest.raises(MuxedStreamReset, match="the first"):
             await accepted.read()
         link.tick(trio.current_time() + 100)
@@ -1023,9 +1023,9 @@ class Source(End):
     left: int = 0
 
     def push(self) -> None:
-        while self.left and (room := self.peer.room()):
+        while self.left and (room := self.other.room()):
             n = min(room, self.left)
-            self.peer.send(bytes(n))
+            self.other.send(bytes(n))
             self.left -= n
 
     def resume(self) -> None:
@@ -1034,7 +1034,7 @@ class Source(End):
 
 def source(link: Link, left: int) -> Source:
     end = Source(left=left)
-    end.peer = link.open_tunnel("default", end, end)
+    end.other = link.open_tunnel("default", end, end)
     return end
 
 
@@ -1045,22 +1045,22 @@ async def test_a_reader_that_stops_stops_its_sender_alone_and_loses_nothing(on_s
         slow = source(a, total)
         await until(lambda: far.opened)
         held = far.opened[0][0]
-        held.peer = End(credit=False, peer=held)
+        held.other = End(credit=False, other=held)
         slow.push()
-        await until(lambda: len(held.peer.data) == INITIAL_WINDOW)
+        await until(lambda: len(held.other.data) == INITIAL_WINDOW)
         fast = source(a, total)
         await until(lambda: len(far.opened) == 2)
-        far.opened[1][0].peer = End(peer=far.opened[1][0])
+        far.opened[1][0].other = End(other=far.opened[1][0])
         fast.push()
-        await until(lambda: len(far.opened[1][0].peer.data) == total)
-        assert len(held.peer.data) == INITIAL_WINDOW
+        await until(lambda: len(far.opened[1][0].other.data) == total)
+        assert len(held.other.data) == INITIAL_WINDOW
         assert slow.left == total - INITIAL_WINDOW  # nothing waits in between
         assert a.mux.out_size == 0
         assert not b.suspect
         taken = 0
         while taken < total:  # it goes on, at its own pace
-            await until(lambda: len(held.peer.data) > taken)  # noqa: B023
-            n = len(held.peer.data) - taken
+            await until(lambda: len(held.other.data) > taken)  # noqa: B023
+            n = len(held.other.data) - taken
             held.taken(n)
             taken += n
         assert slow.left == 0
@@ -1078,7 +1078,7 @@ async def test_what_waits_for_a_remote_that_does_not_read_is_bounded_and_arrives
         sources = [source(link, each) for _ in range(many)]
         await remote.hear("OPEN")
         for end in sources:
-            await remote.say(frame(OPENED, end.peer.id), frame(CREDIT, end.peer.id, credit(MAX_WINDOW)))
+            await remote.say(frame(OPENED, end.other.id), frame(CREDIT, end.other.id, credit(MAX_WINDOW)))
             end.push()
         await until(lambda: link._unsent is not None and link.mux.out_size >= CONNECTION_BUFFER // 2)
         assert link.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER

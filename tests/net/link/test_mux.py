@@ -92,13 +92,13 @@ class Side:
         self.wakes += 1
 
     def tunnel_opened(self, channel: Channel, service: str) -> None:
-        channel.peer = End(credit=self.takes, peer=channel)
+        channel.other = End(credit=self.takes, other=channel)
         self.tunnels.append((channel, service))
         if self.accepts:
             channel.accept()
 
     def stream_opened(self, channel: Channel) -> None:
-        channel.peer = End(credit=self.takes, peer=channel)
+        channel.other = End(credit=self.takes, other=channel)
         self.streams.append(channel)
 
     def pong(self, payload: bytes) -> None:
@@ -106,8 +106,8 @@ class Side:
 
     def open(self, service: str = "default", *, takes: bool = True) -> tuple[Channel, End]:
         end = End(credit=takes)
-        end.peer = self.mux.open_tunnel(service, end, end)
-        return end.peer, end
+        end.other = self.mux.open_tunnel(service, end, end)
+        return end.other, end
 
     def opened(self) -> tuple[Channel, End]:
         """A tunnel that the remote has answered, with the frames of that out of the way."""
@@ -203,7 +203,7 @@ def test_a_tunnel_from_open_to_the_end() -> None:
         ("a", "FIN", 1, b""),
         ("b", "OPENED", 1, b""),
     ]
-    (theirs, service), far = b.tunnels[0], b.tunnels[0][0].peer
+    (theirs, service), far = b.tunnels[0], b.tunnels[0][0].other
     assert service == "default"
     assert far.heard == [b"request", "EOF"]
     assert end.heard == ["OPENED"]
@@ -244,7 +244,7 @@ def test_bytes_that_cross_a_refusal_are_dropped_silently() -> None:
     b.tunnels[0][0].refuse("no")
     assert pump(a, b)
     assert end.heard == ["REFUSED no"]
-    assert b.tunnels[0][0].peer.heard == []
+    assert b.tunnels[0][0].other.heard == []
 
 
 def test_an_answer_to_a_tunnel_given_up_is_ignored() -> None:
@@ -260,7 +260,7 @@ def test_an_answer_to_a_tunnel_given_up_is_ignored() -> None:
 def test_a_stream_is_not_a_tunnel() -> None:
     a, b = pair()
     ours = a.mux.open_stream()
-    ours.peer = End()
+    ours.other = End()
     assert pump(a, b) == [("a", "STREAM", 1, b"")]
     assert b.streams[0].id == 1
     assert a.mux.tunnels == b.mux.tunnels == 0
@@ -276,7 +276,7 @@ def test_an_open_for_which_there_is_no_channel_left_is_refused_and_costs_the_oth
     assert b.said() == [("REFUSED", last, b"too many at once")]
     assert len(b.tunnels) == len(b.mux.channels) == MAX_CHANNELS
     b.mux.feed(frame(DATA, last, b"x") + frame(DATA, 1, b"y"))  # the refused one's early bytes
-    assert b.tunnels[0][0].peer.data == b"y"
+    assert b.tunnels[0][0].other.data == b"y"
     b.tunnels[7][0].refuse("done")
     b.mux.feed(frame(OPEN, last + 2))
     assert len(b.tunnels) == MAX_CHANNELS + 1
@@ -434,7 +434,7 @@ def test_a_stream_too_many_is_reset_and_tunnels_go_on() -> None:
 def test_our_own_channels_are_not_counted_against_the_remote() -> None:
     b = Side(initiator=False)
     for _ in range(MAX_STREAMS + 1):
-        b.mux.open_stream().peer = End()
+        b.mux.open_stream().other = End()
     b.records()
     b.mux.feed(frame(STREAM, 1))
     assert len(b.streams) == 1
@@ -556,7 +556,7 @@ def test_data_that_was_not_granted_is_a_violation() -> None:
     b.mux.feed(frame(DATA, 1, bytes(INITIAL_WINDOW - MAX_PAYLOAD)))  # the last byte of it
     with pytest.raises(ProtocolViolation, match="granted"):
         b.mux.feed(frame(DATA, 1, b"x"))
-    assert len(b.tunnels[0][0].peer.data) == INITIAL_WINDOW
+    assert len(b.tunnels[0][0].other.data) == INITIAL_WINDOW
 
 
 def test_empty_data_is_a_violation() -> None:
@@ -565,7 +565,7 @@ def test_empty_data_is_a_violation() -> None:
     b.mux.feed(frame(OPEN, 1))
     with pytest.raises(ProtocolViolation):
         b.mux.feed(frame(DATA, 1))
-    assert b.tunnels[0][0].peer.heard == []
+    assert b.tunnels[0][0].other.heard == []
 
 
 def test_empty_data_is_never_sent() -> None:
@@ -580,7 +580,7 @@ def test_a_slow_reader_stops_its_own_sender_only() -> None:
     slow, _ = a.open()
     fast, _ = a.open()
     pump(a, b)
-    b.tunnels[1][0].peer.credit = True
+    b.tunnels[1][0].other.credit = True
     assert pour(slow, bytes(1_000_000)) == INITIAL_WINDOW
     pump(a, b)
     assert slow.room() == 0
@@ -590,7 +590,7 @@ def test_a_slow_reader_stops_its_own_sender_only() -> None:
         assert went
         left -= went
         pump(a, b)
-    assert len(b.tunnels[1][0].peer.data) == 1_000_000
+    assert len(b.tunnels[1][0].other.data) == 1_000_000
 
 
 def test_more_credit_than_a_window_holds_is_a_violation() -> None:
@@ -713,7 +713,7 @@ def test_fin_leaves_the_other_direction_open_whichever_side_was_first() -> None:
         ours, end = a.open()
         pump(a, b)
         theirs = b.tunnels[0][0]
-        ends = [(ours, theirs, theirs.peer), (theirs, ours, end)]
+        ends = [(ours, theirs, theirs.other), (theirs, ours, end)]
         done, going, _ = ends[first]
         done.send_eof()
         pump(a, b)
@@ -742,7 +742,7 @@ def test_fin_waits_for_a_record_with_room() -> None:
         assert len(records) == (1 if spare == HEADER_BYTES else 2), spare
         for record in records:
             b.mux.feed(record)
-        assert b.tunnels[0][0].peer.heard == [data, "EOF"]
+        assert b.tunnels[0][0].other.heard == [data, "EOF"]
 
 
 def test_data_or_fin_after_fin_is_a_violation() -> None:
@@ -751,7 +751,7 @@ def test_data_or_fin_after_fin_is_a_violation() -> None:
         b.mux.feed(frame(OPEN, 1) + frame(FIN, 1))
         with pytest.raises(ProtocolViolation):
             b.mux.feed(late)
-        assert b.tunnels[0][0].peer.heard == ["EOF"]
+        assert b.tunnels[0][0].other.heard == ["EOF"]
 
 
 def test_frames_of_any_kind_may_cross_the_end_of_a_channel() -> None:
@@ -766,7 +766,7 @@ def test_frames_of_any_kind_may_cross_the_end_of_a_channel() -> None:
                 channel, end = side.opened()
             else:
                 side.mux.feed(frame(OPEN, 1))
-                channel, end = side.tunnels[0][0], side.tunnels[0][0].peer
+                channel, end = side.tunnels[0][0], side.tunnels[0][0].other
             channel.abort("enough")
             end.heard.clear()
             side.mux.feed(late)
@@ -798,7 +798,7 @@ def test_a_tunnel_is_answered_once(second: int) -> None:
 def test_who_did_not_ask_is_not_answered(answer: int) -> None:
     a = Side()
     stream = a.mux.open_stream()
-    stream.peer = End()
+    stream.other = End()
     with pytest.raises(ProtocolViolation):
         a.mux.feed(frame(answer, stream.id))
     a.mux.feed(frame(OPEN, 2))
@@ -848,7 +848,7 @@ def test_open_and_rst_keep_their_order() -> None:
     (record,) = a.records()
     assert frames(record) == [("OPEN", 1, b"default"), ("RST", 1, b"no answer")]
     b.mux.feed(record)
-    assert b.tunnels[0][0].peer.heard == ["RST no answer"]
+    assert b.tunnels[0][0].other.heard == ["RST no answer"]
     b.tunnels[0][0].accept()
     b.tunnels[0][0].refuse("late")
     assert b.said() == []
@@ -859,15 +859,15 @@ def test_an_aborted_connection_tells_every_channel_once_and_says_no_more() -> No
     ends = [a.open()[1] for _ in range(3)]
     pump(a, b)
     stream = a.mux.open_stream()
-    stream.peer = End()
+    stream.other = End()
     for end in ends:
         end.heard.clear()
-        pour(end.peer, b"unsent")
+        pour(end.other, b"unsent")
     a.mux.abort("the cable")
     a.mux.abort("again")
-    for end in [*ends, stream.peer]:
+    for end in [*ends, stream.other]:
         assert end.heard == ["RST the cable"]
-        end_channel = stream if end is stream.peer else end.peer
+        end_channel = stream if end is stream.other else end.other
         assert end_channel.room() == 0
         end_channel.send(b"x")
         end_channel.send_eof()
@@ -979,7 +979,7 @@ def test_a_record_that_is_all_but_full_ends_there() -> None:
         channels[4].send(b"last")
         pump(a, b)
         first = max(0, spare - HEADER_BYTES)
-        assert b.tunnels[4][0].peer.heard == [part for part in (b"last"[:first], b"last"[first:]) if part]
+        assert b.tunnels[4][0].other.heard == [part for part in (b"last"[:first], b"last"[first:]) if part]
 
 
 def test_chunks_are_joined_and_split_without_loss() -> None:
@@ -990,7 +990,7 @@ def test_chunks_are_joined_and_split_without_loss() -> None:
     for at in range(0, len(data), 777):
         ours.send(memoryview(data)[at : at + 777])
     pump(a, b)
-    assert b.tunnels[0][0].peer.data == data
+    assert b.tunnels[0][0].other.data == data
 
 
 def test_a_memoryview_is_copied_before_its_owner_reuses_it() -> None:
@@ -1061,7 +1061,7 @@ def test_crowded_channels_all_get_through() -> None:
                 end.heard.clear()
                 sent[n] += pour(channel, bytes(total - sent[n]))
     assert set(sent.values()) == {total}
-    assert {len(channel.peer.data) for channel, _ in b.tunnels} == {total}
+    assert {len(channel.other.data) for channel, _ in b.tunnels} == {total}
 
 
 def test_the_crowd_goes_on_when_those_who_crowded_are_reset() -> None:
@@ -1210,7 +1210,7 @@ def test_arbitrary_frames_raise_protocol_violation_or_nothing(said: list[bytes],
     side = Side(initiator=initiator)
     side.open()
     side.open()
-    side.mux.open_stream().peer = End()
+    side.mux.open_stream().other = End()
     for one in said:
         try:
             side.mux.feed(one)
@@ -1322,7 +1322,7 @@ class BackToBack(RuleBasedStateMachine):
 
     def _take(self, channel: Channel, part: float = 1.0) -> bool:
         """The local reader has read some of what lies there."""
-        n = int((len(channel.peer.data) - self.taken[channel]) * part)
+        n = int((len(channel.other.data) - self.taken[channel]) * part)
         self.taken[channel] += n
         channel.taken(n)
         return n > 0
@@ -1337,8 +1337,8 @@ class BackToBack(RuleBasedStateMachine):
         for channel in self._channels():
             other = self._other(channel)
             if other is not None:
-                assert self.sent[channel].startswith(other.peer.data)
-                assert not (channel.closed and other.closed) or self.sent[channel] == other.peer.data
+                assert self.sent[channel].startswith(other.other.data)
+                assert not (channel.closed and other.closed) or self.sent[channel] == other.other.data
 
     @invariant()
     def sender_and_receiver_agree_on_the_credit(self) -> None:
@@ -1362,13 +1362,13 @@ class BackToBack(RuleBasedStateMachine):
             self._check_end(channel)
         for channel in self.reset:
             assert channel.closed
-            assert channel.peer.heard.count("RST x") <= 1
+            assert channel.other.heard.count("RST x") <= 1
 
     def _check_end(self, channel: Channel) -> None:
         other = self._other(channel)
         assert other is not None
-        assert self.sent[channel] == other.peer.data
-        assert other.peer.heard.count("EOF") == (channel in self.finished)
+        assert self.sent[channel] == other.other.data
+        assert other.other.heard.count("EOF") == (channel in self.finished)
         if channel not in self.finished:
             assert channel.room() > 0  # all was read: nobody is left waiting for credit
         assert channel.closed == (channel in self.finished and other in self.finished)

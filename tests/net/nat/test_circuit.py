@@ -45,8 +45,8 @@ async def send(link: Link, to: Peer, data: bytes) -> bytes:
     channel = link.open_tunnel("default", End(), End())
     await until(lambda: len(to.events.opened) > heard)
     arrived = to.events.opened[-1][0]
-    far.peer = arrived
-    arrived.peer = far
+    far.other = arrived
+    arrived.other = far
     arrived.accept()
     view = memoryview(data)
     while view:
@@ -67,7 +67,7 @@ def tunnels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = HostEvents.tunnel_opened
 
     def keep(self: HostEvents, link: Link, channel: object, service: str) -> None:
-        channel.peer = End()  # type: ignore[attr-defined]
+        channel.other = End()  # type: ignore[attr-defined]
         recorded(self, link, channel, service)  # type: ignore[arg-type]
 
     monkeypatch.setattr(HostEvents, "tunnel_opened", keep)
