@@ -180,6 +180,10 @@ class CircuitLink(Link):
             self._flush_queued = True
             self._reactor.flush_soon(self._flush)
 
+    def _wake_late(self) -> None:
+        if self._carries and not self._flush_queued and self._unsent is None:
+            self._reactor.flush_late(self._flush)
+
     def _flush(self) -> None:
         self._flush_queued = False
         if self.mux.overrun:

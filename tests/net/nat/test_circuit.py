@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from federation.errors import PeerUnavailable
 from federation.net import host as host_module
 from federation.net.admission import carriers, gate
+from federation.net.link.link import Link
 from federation.net.nat.circuit import open_circuit
 from federation.net.nat.relay import CIRCUIT
 from tests.net.test_host import assert_serves, echo
@@ -20,7 +21,6 @@ from tests.support.hosts import Reservation, linked, star
 from tests.support.links import End, until
 
 if TYPE_CHECKING:
-    from federation.net.link.link import Link
     from tests.support.hosts import Peer
 
 PROTOCOL = "/test/1"
@@ -96,6 +96,27 @@ class TestCircuit:
                 arrived = await send(source, to, data)
                 assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
             assert relay.host.relay.bytes_relayed > 2 * len(data)
+
+    async def test_the_second_fin_waits_for_nothing_else_to_be_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A PING of the link would take it along, half a second to two seconds late."""
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            monkeypatch.setattr(Link, "tick_safely", lambda *_: None)
+            for ends_first in (True, False):
+                here, there = End(), End()
+                here.other = channel = link.open_tunnel("default", here, here)
+                heard = len(b.events.opened)
+                await until(lambda: len(b.events.opened) > heard)  # noqa: B023
+                arrived = b.events.opened[-1][0]
+                arrived.other, there.other = there, arrived
+                arrived.accept()
+                await until(lambda: here.heard)  # noqa: B023
+                first, hears, second = (channel, there, arrived) if ends_first else (arrived, here, channel)
+                first.send_eof()
+                await until(lambda: hears.heard[-1:] == ["EOF"])  # noqa: B023
+                second.send_eof()
+                await until(lambda: channel.closed and arrived.closed)  # noqa: B023
 
     async def test_to_read_it_is_to_read_the_link_to_the_relay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with star(2) as (relay, (a, b)):
