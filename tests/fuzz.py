@@ -37,7 +37,8 @@ from federation.mesh.tokens import Token
 from federation.net import identity as identities
 from federation.net.dial.book import PeerAddress
 from federation.net.link import mux
-from federation.net.link.handshake import MAX_PLAINTEXT, Opener, Sealer, TokenNoise
+from federation.net.link.handshake import TokenNoise
+from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.net.pubsub import canonical, is_genuine
 from tests.mesh.test_gossip import TOKEN, FakeTopic, Member, sign
 from tests.net.test_pubsub import foreign_topic
@@ -92,19 +93,19 @@ def address(data: bytes) -> str:
 def noise(data: bytes) -> str:
     """As ciphertext from the wire; then as plaintext on its way through both ends, in pieces, and with one byte changed."""
     try:
-        Opener(KEY).feed(data)
+        Unsealer(KEY).feed(data)
         outcome = "half a record"
     except ProtocolViolation as error:
         outcome = error.detail
     rng = random.Random(data)
-    sealer, opener = Sealer(KEY), Opener(KEY)
+    sealer, opener = Sealer(KEY), Unsealer(KEY)
     wire = b"".join(sealer.seal(piece) for piece in _pieces(data, rng, MAX_PLAINTEXT))
     assert b"".join(plain for piece in _pieces(wire, rng, 70_000) for plain in opener.feed(piece)) == data
     if wire:
         at = rng.randrange(len(wire))
         bent = wire[:at] + bytes([wire[at] ^ rng.randrange(1, 256)]) + wire[at + 1 :]
         heard: list[bytes] = []
-        opener = Opener(KEY)
+        opener = Unsealer(KEY)
         try:
             for piece in _pieces(bent, rng, 70_000):
                 heard += opener.feed(piece)

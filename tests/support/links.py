@@ -14,9 +14,11 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
-from federation.net.link.handshake import Opener, Sealer, SecureConn
+from federation.net.link.handshake import SecureConn
 from federation.net.link.link import Link
+from federation.net.link.seal import Sealer, Unsealer
 from federation.reactor.loop import Reactor
+from tests.support.duplex import End
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,45 +56,6 @@ class Events:
         self.suspect.append(link.suspect)
 
 
-@dataclass
-class End:
-    """A Duplex that records what it hears. `space` is its room; `credit` False keeps what arrives unacknowledged."""
-
-    heard: list[Any] = field(default_factory=list)
-    space: int = 1 << 30
-    credit: bool = True
-    other: Any = None
-
-    def room(self) -> int:
-        return self.space
-
-    def send(self, data: bytes | memoryview) -> None:
-        self.heard.append(bytes(data))
-        if self.credit and self.other is not None:
-            self.other.taken(len(data))
-
-    def send_eof(self) -> None:
-        self.heard.append("EOF")
-
-    def abort(self, reason: str) -> None:
-        self.heard.append(f"RST {reason}")
-
-    def taken(self, n: int) -> None: ...
-
-    def resume(self) -> None:
-        self.heard.append("resume")
-
-    def opened(self) -> None:
-        self.heard.append("OPENED")
-
-    def refused(self, reason: str) -> None:
-        self.heard.append(f"REFUSED {reason}")
-
-    @property
-    def data(self) -> bytes:
-        return b"".join(item for item in self.heard if isinstance(item, bytes))
-
-
 class _Session:
     def __init__(self, *, is_initiator: bool) -> None:
         self.is_initiator = is_initiator
@@ -100,7 +63,7 @@ class _Session:
 
 def secure(raw: RawConnection, *, initiator: bool) -> SecureConn:
     ours, theirs = KEYS if initiator else KEYS[::-1]
-    return SecureConn(raw, _Session(is_initiator=initiator), Sealer(ours), Opener(theirs))  # type: ignore[arg-type]
+    return SecureConn(raw, _Session(is_initiator=initiator), Sealer(ours), Unsealer(theirs))  # type: ignore[arg-type]
 
 
 class _MemoryRaw:

@@ -120,7 +120,7 @@ class Link(IMuxedConn):
         self._type = secured.get_connection_type()
         self._reactor = reactor
         self._events = events
-        self._sealer, self._opener = secured.sealer, secured.opener
+        self._sealer, self._unsealer = secured.sealer, secured.unsealer
         self._sock: socket.socket | None = None
         self._recv_bytes = MIN_RECV_BYTES
         self._rest = b""
@@ -259,7 +259,7 @@ class Link(IMuxedConn):
             self._read()
 
     def _read(self) -> None:
-        sock, scratch, opener, feed = self._sock, self._reactor.scratch, self._opener, self.mux.feed
+        sock, scratch, unsealer, feed = self._sock, self._reactor.scratch, self._unsealer, self.mux.feed
         if sock is None or self._closed.is_set():
             return
         turn_ends = time.perf_counter() + READ_TURN_S
@@ -272,7 +272,7 @@ class Link(IMuxedConn):
                     self.fail("the peer closed the connection")
                     return
                 self._heard()
-                plaintexts, used = opener.open_records(scratch[: rest + n])
+                plaintexts, used = unsealer.open_records(scratch[: rest + n])
                 self._rest = bytes(scratch[used : rest + n])
                 for plaintext in plaintexts:
                     feed(plaintext)
@@ -446,7 +446,7 @@ class Link(IMuxedConn):
     def _start_on(self, sock: socket.socket) -> None:
         self._sock = sock
         self.local_host = sock.getsockname()[0]
-        self._rest = self._opener.rest
+        self._rest = self._unsealer.rest
         self._reactor.add(sock.fileno(), READ, self._on_events)
         try:
             for plaintext in self._secured.pending:  # came right behind the muxer's negotiation

@@ -34,7 +34,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from federation.errors import PeerUnavailable, ProtocolViolation
-from federation.net.link.handshake import MAX_PLAINTEXT
+from federation.net.link.seal import MAX_PLAINTEXT
 from federation.units import visible
 
 if TYPE_CHECKING:

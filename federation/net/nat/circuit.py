@@ -210,7 +210,7 @@ class CircuitLink(Link):
         if self._closed.is_set():
             return
         try:
-            plaintexts = self._opener.feed(bytes(data))
+            plaintexts = self._unsealer.feed(bytes(data))
         except ProtocolViolation as error:
             self.fail(f"{error}, or the relay did")  # who changed the bytes cannot be told: nobody is kept away for it
             return

@@ -24,7 +24,6 @@ from structlog.testing import capture_logs
 
 from federation.errors import PeerUnavailable
 from federation.net.link import link as link_module
-from federation.net.link.handshake import MAX_PLAINTEXT, Opener, Sealer
 from federation.net.link.link import (
     DEAD_AFTER_S,
     DRAIN_ROUNDS,
@@ -54,8 +53,9 @@ from federation.net.link.mux import (
     STREAM,
     Channel,
 )
+from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.reactor.loop import READ, Reactor
-from tests.net.link.test_mux import credit, frame, frames
+from tests.support.frames import credit, frame, frames
 from tests.support.links import KEYS, PEERS, End, Events, _MemoryRaw, _tcp_raw, link_pair, secure, tcp_pair, until
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Remote:
 
     stream: trio.abc.Stream
     sealer: Sealer = field(default_factory=lambda: Sealer(KEYS[1]))
-    opener: Opener = field(default_factory=lambda: Opener(KEYS[0]))
+    unsealer: Unsealer = field(default_factory=lambda: Unsealer(KEYS[0]))
     heard: list[Any] = field(default_factory=list)
     records: int = 0
 
@@ -102,7 +102,7 @@ class Remote:
             pass
 
     def _take(self, data: bytes) -> None:
-        for record in self.opener.feed(data):
+        for record in self.unsealer.feed(data):
             self.records += 1
             self.heard += frames(record)
 
@@ -139,7 +139,7 @@ async def one_link(
     secured = secure(raw, initiator=True)
     remote = Remote(stream)
     for record in said:
-        secured.pending += secured.opener.feed(remote.seal(record))
+        secured.pending += secured.unsealer.feed(remote.seal(record))
     async with trio.open_nursery() as nursery:
         if reactor is None:
             reactor = Reactor()
@@ -234,7 +234,7 @@ async def test_a_half_record_behind_the_negotiation_is_finished_by_the_socket() 
     raw, stream = await raw_pair(on_socket=True)
     secured, remote, host = secure(raw, initiator=True), Remote(stream), Host()
     record = remote.seal(frame(OPEN, 2, b"cut"))
-    assert secured.opener.feed(record[:9]) == []
+    assert secured.unsealer.feed(record[:9]) == []
     async with trio.open_nursery() as nursery:
         reactor = Reactor()
         await nursery.start(reactor.run)
@@ -361,7 +361,7 @@ async def test_an_rst_on_the_socket_is_seen_before_an_open_behind_the_negotiatio
     gone: list[bool] = []
     raw, stream = await raw_pair(on_socket=True)
     secured, remote = secure(raw, initiator=True), Remote(stream)
-    secured.pending += secured.opener.feed(remote.seal(frame(OPEN, 2)))
+    secured.pending += secured.unsealer.feed(remote.seal(frame(OPEN, 2)))
     await remote.say(frame(RST, 2))
     await arrived(raw, 1)
     async with trio.open_nursery() as nursery:

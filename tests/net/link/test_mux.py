@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from federation.errors import PeerUnavailable, ProtocolViolation
-from federation.net.link.handshake import MAX_PLAINTEXT
 from federation.net.link.mux import (
     CHANNEL_BUFFER,
     CONNECTION_BUFFER,
@@ -45,32 +44,11 @@ from federation.net.link.mux import (
     Channel,
     Mux,
 )
-from tests.support.links import End
+from federation.net.link.seal import MAX_PLAINTEXT
+from tests.support.duplex import End
+from tests.support.frames import NAMES, credit, frame, frames
 
-NAMES = {
-    STREAM: "STREAM", OPEN: "OPEN", OPENED: "OPENED", REFUSED: "REFUSED", DATA: "DATA",
-    FIN: "FIN", RST: "RST", CREDIT: "CREDIT", PING: "PING", PONG: "PONG",
-}  # fmt: skip
 KB = 1024
-
-
-def frame(kind: int, channel: int = 0, payload: bytes = b"") -> bytes:
-    return HEADER.pack(kind, channel, len(payload)) + payload
-
-
-def frames(record: bytes) -> list[Any]:
-    """A record as a transcript: [("DATA", 1, b"hello"), ...]."""
-    said = []
-    while record:
-        kind, channel, length = HEADER.unpack_from(record)
-        assert len(record) >= HEADER_BYTES + length
-        said.append((NAMES[kind], channel, record[HEADER_BYTES : HEADER_BYTES + length]))
-        record = record[HEADER_BYTES + length :]
-    return said
-
-
-def credit(n: int) -> bytes:
-    return struct.pack(">I", n)
 
 
 @dataclass
