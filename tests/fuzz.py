@@ -26,6 +26,8 @@ import trio
 import trio.testing
 from google.protobuf.message import DecodeError
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.pubsub.pb import rpc_pb2
 
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
@@ -42,7 +44,7 @@ from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.net.pubsub import canonical, is_genuine
 from tests.mesh.test_gossip import TOKEN, FakeTopic, Member, sign
 from tests.net.test_pubsub import foreign_topic
-from tests.support.links import End, _MemoryRaw
+from tests.support.links import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,7 +167,7 @@ def handshake(data: bytes) -> str:
         await theirs.send_eof()
         security = TokenNoise(create_new_key_pair(b"s" * 32), lambda: [KEY])
         try:
-            await security.secure_inbound(_MemoryRaw(ours))  # type: ignore[arg-type]
+            await security.secure_inbound(RawConnection(TrioTCPStream(ours), initiator=False))  # type: ignore[arg-type]
         except (HandshakeFailed, TokenRefused) as error:
             return error.detail
         raise AssertionError("a stranger was let in")

@@ -21,6 +21,7 @@ import errno
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -49,10 +50,11 @@ from federation.net.dial.loop import Redial
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
-from federation.net.link import link as mux_link
-from federation.net.link.link import Link, Path
+from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
+from federation.net.link.link import Link
+from federation.net.link.liveness import ping_interval
 from federation.net.link.mux import SERVICE_COSTS
-from federation.net.nat.circuit import CircuitConn, CircuitLink, open_circuit
+from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
 from federation.net.swarm import HostSwarm, StreamHost
@@ -214,7 +216,7 @@ class Host:
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
-            ping_every_s = mux_link.ping_interval(len(self.links))
+            ping_every_s = ping_interval(len(self.links))
             for link in [*self.links.values(), *self._retired]:
                 link.tick_safely(now, ping_every_s)
             for upgrade in [upgrade for upgrade in self._upgrades if upgrade.admission_key]:
@@ -390,9 +392,10 @@ class Host:
                 await close_now(raw)
 
     def _new_link(self, secured: handshake.SecureConn, peer_id: ID) -> Link:
+        carrier = SocketCarrier
         if isinstance(secured.raw, CircuitConn):
-            return CircuitLink(secured.raw, secured, peer_id, reactor=self._reactor, events=self)
-        return Link(secured, peer_id, reactor=self._reactor, events=self)
+            carrier = partial(CircuitCarrier, circuit=secured.raw)  # type: ignore[assignment]
+        return Link(secured, peer_id, reactor=self._reactor, events=self, carrier=carrier)
 
     # Links
 
@@ -418,7 +421,7 @@ class Host:
             is_better = known.path == "relayed"
         else:
             is_better = link.is_initiator == known.is_initiator or link.is_initiator == (self.peer_id < link.peer)
-        if is_better or now - known.last_heard > STALE_S:
+        if is_better or now - known.liveness.last_heard > STALE_S:
             self.links[link.peer] = link
             self._retire(known)
             self._events.peer_up(link)
@@ -482,7 +485,7 @@ class Host:
 
         async def guarded(stream: INetStream) -> None:
             try:
-                if not isinstance(stream.muxed_conn, mux_link.Link) or not self.knows(stream.muxed_conn):
+                if not isinstance(stream.muxed_conn, Link) or not self.knows(stream.muxed_conn):
                     raise SwarmException("it came on a connection that has ended, or that is not ours")
                 await handler(stream)
             except Exception as error:  # noqa: BLE001  # the one place for what a peer's stream can raise

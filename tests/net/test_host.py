@@ -25,8 +25,8 @@ from federation.net.dial import loop
 from federation.net.dial.book import AddressBook, PeerAddress
 from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
-from federation.net.link import handshake
-from federation.net.link import link as link_module
+from federation.net.link import handshake, liveness, seal
+from federation.reactor.loop import READ
 from federation.units import HostPort
 from tests.support.hosts import KEY, Peer, linked, new_peer, peers, reactor_running
 from tests.support.links import End, tcp_pair, until
@@ -217,8 +217,8 @@ async def test_the_cipher_is_one_that_is_fast_on_both(monkeypatch: pytest.Monkey
         a, b = found
         a.knows(b)
         await until(lambda: a.has(b) and b.has(a))
-        nonce = handshake._NONCES[AESGCM if all(fast) else ChaCha20Poly1305].pack
-        assert {peer.host.links[other.id]._opener._pack_nonce(1) for peer, other in ((a, b), (b, a))} == {nonce(1)}
+        nonce = seal._NONCES[AESGCM if all(fast) else ChaCha20Poly1305].pack
+        assert {peer.host.links[other.id].carrier._unsealer._pack_nonce(1) for peer, other in ((a, b), (b, a))} == {nonce(1)}
 
 
 class TestDuplicates:
@@ -361,18 +361,18 @@ async def connect_again(dialler: Peer, other: Peer) -> Link:
 async def ticks(peer: Peer) -> None:
     """Long enough for the host to have looked at its links."""
     link = peer.host.links[next(iter(peer.host.links))]
-    before = link._last_tick
-    await until(lambda: link._last_tick > before)
+    before = link.liveness.last_tick
+    await until(lambda: link.liveness.last_tick > before)
 
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Liveness in a tenth of the time."""
     monkeypatch.setattr(host_module, "TICK_S", 0.02)
-    monkeypatch.setattr(link_module, "PING_AFTER_S", 0.05)
-    monkeypatch.setattr(link_module, "PING_EVERY_S", 0.1)
-    monkeypatch.setattr(link_module, "SUSPECT_AFTER_S", 0.15)
-    monkeypatch.setattr(link_module, "DEAD_AFTER_S", 1.0)
+    monkeypatch.setattr(liveness, "PING_AFTER_S", 0.05)
+    monkeypatch.setattr(liveness, "PING_EVERY_S", 0.1)
+    monkeypatch.setattr(liveness, "SUSPECT_AFTER_S", 0.15)
+    monkeypatch.setattr(liveness, "DEAD_AFTER_S", 1.0)
 
 
 @pytest.mark.usefixtures("hurried")
@@ -407,7 +407,7 @@ class TestSilence:
             lower.events.opened[0][0].other = End()
             await connect_again(lower, higher)
             theirs = lower.events.opened[0][0].mux._handler
-            lower.host._reactor.change(theirs._sock.fileno(), 0)
+            lower.host._reactor.change(theirs.carrier.sock.fileno(), 0)
             theirs.tick = lambda *_: None
             await until(lambda: old.is_closed)
             assert end.heard[-1].startswith("RST")
@@ -417,14 +417,14 @@ class TestSilence:
 def stop_reading(peer: Peer, other: Peer) -> Any:
     """`peer` no longer reads what `other` sends, nor looks at the time; returns what makes it go on."""
     link = peer.host.links[other.id]
-    sock, reactor, tick = link._sock, peer.host._reactor, link.tick
+    sock, reactor, tick = link.carrier.sock, peer.host._reactor, link.tick
     assert sock is not None
     reactor.change(sock.fileno(), 0)
     link.tick = lambda *_: None  # type: ignore[method-assign]
 
     def wake() -> None:
         link.tick = tick  # type: ignore[method-assign]
-        reactor.change(sock.fileno(), link_module.READ)
+        reactor.change(sock.fileno(), READ)
 
     return wake
 

@@ -66,48 +66,11 @@ def secure(raw: RawConnection, *, initiator: bool) -> SecureConn:
     return SecureConn(raw, _Session(is_initiator=initiator), Sealer(ours), Unsealer(theirs))  # type: ignore[arg-type]
 
 
-class _MemoryRaw:
-    """A raw connection without a socket: what a relayed one looks like to the link."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-
-    async def read(self, n: int | None = None) -> bytes:
-        try:
-            return await self.stream.receive_some(n)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return b""
-
-    async def write(self, data: bytes) -> None:
-        try:
-            await self.stream.send_all(data)
-        except trio.BrokenResourceError as error:
-            raise OSError("broken") from error
-
-    async def close(self) -> None:
-        await trio.aclose_forcefully(self.stream)
-
-    def get_remote_address(self) -> None:
-        return None
-
-    def get_transport_addresses(self) -> list[Any]:
-        return []
-
-    def get_connection_type(self) -> None:
-        return None
-
-
 @asynccontextmanager
-async def link_pair(
-    *, on_socket: bool = True, reactor: Reactor | None = None
-) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
+async def link_pair(*, reactor: Reactor | None = None) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
     """(initiator, responder, and what each told its host), running."""
     reactor = Reactor() if reactor is None else reactor  # an empty one is false
-    raws: list[Any]
-    if on_socket:
-        raws = [_tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
-    else:
-        raws = [_MemoryRaw(stream) for stream in trio.testing.lockstep_stream_pair()]
+    raws = [tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
     events = Events(), Events()
     links = [
         Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n]) for n, raw in enumerate(raws)
@@ -124,7 +87,7 @@ async def link_pair(
         nursery.cancel_scope.cancel()
 
 
-def _tcp_raw(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
+def tcp_raw(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
     return RawConnection(TrioTCPStream(stream), initiator)
 
 

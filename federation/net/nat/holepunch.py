@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from federation.net.host import Host
-    from federation.net.link.link import Link, Path
+    from federation.net.link.carrier import Path
+    from federation.net.link.link import Link
     from federation.net.streams import TrioStream
     from federation.units import HostPort
 
