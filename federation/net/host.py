@@ -5,14 +5,8 @@ never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each
 docs/architecture.md).
 
 There is no connection that this host does not know: one that is being made is among `_upgrades`, from the moment its peer
-is known or meant; then it is in `links`, or in `_retired`, until it ends. `cut` goes through all of them, and nothing that
-comes on any other connection is served.
-
-Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
-the other (N). If the one to keep has been silent for STALE_S, the new one wins: the old one is a machine that is gone. And
-who dials us though we have had a link for long has lost that link: it is closed at once, with all that hangs on it.
-
-Longer than our other modules: all that stands between us and the swarm is here, and nowhere else.
+is known or meant; then it is in the table of links (net/links.py) until it ends. `cut` goes through all of them, and
+nothing that comes on any other connection is served. All that stands between us and the swarm is here.
 """
 
 from __future__ import annotations
@@ -54,6 +48,7 @@ from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
 from federation.net.link.link import Link
 from federation.net.link.liveness import ping_interval
 from federation.net.link.mux import SERVICE_COSTS
+from federation.net.links import LinkTable
 from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
@@ -77,13 +72,8 @@ log = structlog.get_logger(__name__)
 
 MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may follow the muxer's negotiation at once
 MAX_LINKS = 4096
-MAX_SPARES = 4  # duplicates of one peer: both dialled at once, and both once more when a hole was punched
 MAX_SEEN = 256
 TICK_S = 0.25
-STALE_S = 2.0
-# Nobody dials a peer that it has a link to. Who does so when the link is this old, longer than any dial takes, has lost it:
-# its machine moved or was cut off, and what we send on the old link nobody hears.
-LOST_S = 30.0
 
 
 class HostEvents(Protocol):
@@ -124,8 +114,10 @@ class Host:
         self._reactor = reactor
         self._events = events
         self.book = book
-        self.links: dict[str, Link] = {}
-        self._retired: set[Link] = set()  # duplicates that still carry tunnels
+        key_pair = create_new_key_pair(seed)
+        self.peer_id = str(ID.from_pubkey(key_pair.public_key))
+        self.table = LinkTable(self.peer_id)
+        self.links = self.table.current
         self._upgrades: set[_Upgrade] = set()
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         self._accepting = Accepting("a peer")
@@ -138,7 +130,6 @@ class Host:
             RELAY: self.relay.connect,
             CIRCUIT: self._circuit_opened,
         }
-        key_pair = create_new_key_pair(seed)
         self._admission_keys, self._is_banned = admission_keys, is_banned
         security = {
             protocol: handshake.TokenNoise(
@@ -151,7 +142,6 @@ class Host:
         self.swarm = HostSwarm(key_pair, security, self._new_link, knows=self.knows, preferred=self._preferred)
         self.libp2p = StreamHost(self.swarm)
         self.swarm.set_stream_handler(self._stream_opened(self.swarm.common_stream_handler))  # A
-        self.peer_id = str(self.swarm.get_peer_id())
         self._listeners: list[trio.SocketListener] = []
         self._strangers = Strangers()
         self._offenders = Offenders()
@@ -217,7 +207,7 @@ class Host:
             await trio.sleep(TICK_S)
             now = trio.current_time()
             ping_every_s = ping_interval(len(self.links))
-            for link in [*self.links.values(), *self._retired]:
+            for link in list(self.table):
                 link.tick_safely(now, ping_every_s)
             for upgrade in [upgrade for upgrade in self._upgrades if upgrade.admission_key]:
                 if not self._admits(upgrade.peer, upgrade.admission_key):
@@ -405,41 +395,26 @@ class Host:
             return
         if link.admission_key == self._admission_keys()[0]:  # so it is valid
             self.token_retired_at, self._retired_by = None, (b"", set())
-        known = self.links.get(link.peer)
-        if known is not None and dialled and not link.is_initiator and link.opened_at - known.opened_at > LOST_S:
-            known.fail("the peer has lost this connection: it made a new one")
-            known = self.links.get(link.peer)
-        if known is None or known.is_closed:
-            self.links[link.peer] = link
-            if not link.is_initiator:
-                self.book.dialled_us(link.peer, trio.current_time())
-                self.look_at_book()
-            self._events.peer_up(link)
-            return
         now = trio.current_time()
-        if (link.path == "relayed") != (known.path == "relayed"):
-            is_better = known.path == "relayed"
-        else:
-            is_better = link.is_initiator == known.is_initiator or link.is_initiator == (self.peer_id < link.peer)
-        if is_better or now - known.liveness.last_heard > STALE_S:
-            self.links[link.peer] = link
-            self._retire(known)
+        if dialled and (lost := self.table.lost_to(link)) is not None:
+            lost.fail("the peer has lost this connection: it made a new one")
+        settled = self.table.settle(link, now)
+        if settled.spare is not None:
+            self._retire(settled.spare)
+        elif not link.is_initiator:
+            self.book.dialled_us(link.peer, now)
+            self.look_at_book()
+        if settled.is_peers:
             self._events.peer_up(link)
-        else:
-            self._retire(link)
 
     def knows(self, link: Link) -> bool:
         """Whether it is open and counts: the peer's link, a duplicate that finishes what it carries, or one that starts."""
-        return (
-            self.links.get(link.peer) is link
-            or link in self._retired
-            or any(upgrade.link is link for upgrade in self._upgrades)
-        )
+        return link in self.table or any(upgrade.link is link for upgrade in self._upgrades)
 
     def _all_links(self, peer: str | None = None) -> list[Link]:
         """With that peer, or with everybody, duplicates first: the end of the peer's link would put one in its place."""
         links = [
-            *self._retired,
+            *self.table.retired,
             *[upgrade.link for upgrade in self._upgrades if upgrade.link is not None],
             *self.links.values(),
         ]
@@ -449,14 +424,12 @@ class Host:
 
     @property
     def _is_full(self) -> bool:
-        return len(self.links) + len(self._retired) >= MAX_LINKS
+        return len(self.table) >= MAX_LINKS
 
     def _retire(self, link: Link) -> None:
-        spares = [spare for spare in self._retired if spare.peer == link.peer]
-        if len(spares) >= MAX_SPARES:
-            min(spares, key=lambda spare: spare.opened_at).fail("the peer has too many connections")
-        self._retired.add(link)
         link.retire()
+        if (surplus := self.table.retire(link)) is not None:
+            surplus.fail("the peer has too many connections")
 
     def cut(self, peer: str, reason: str) -> None:
         """Close every connection with the peer now, those that are being made too. It may come back unless it is banned or
@@ -514,20 +487,13 @@ class Host:
             self._events.peer_suspect(link)
 
     def link_closed(self, link: Link, reason: str) -> None:
-        self._retired.discard(link)
         self._carriers.forget(link)
-        if self.links.get(link.peer) is not link:
-            return
-        del self.links[link.peer]
-        spare = next((other for other in self._retired if other.peer == link.peer), None)
-        if spare is not None:  # the other side kept that one
-            self._retired.remove(spare)
-            spare.retired = False
-            self.links[link.peer] = spare
+        was_peers, spare = self.table.ended(link)
+        if spare is not None:
             self._events.peer_up(spare)
-            return
-        self._events.peer_down(link.peer, reason)
-        self.look_at_book()
+        elif was_peers:
+            self._events.peer_down(link.peer, reason)
+            self.look_at_book()
 
     def _preferred(self, peer: str) -> Link | None:
         """Where the swarm opens a stream: not on a duplicate, which is about to go."""

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerUnavailable, TokenRetired
 from federation.net import host as host_module
+from federation.net import links as link_table
 from federation.net.admission import gate, quarantine
 from federation.net.dial import loop
 from federation.net.dial.book import AddressBook, PeerAddress
@@ -227,7 +228,7 @@ class TestDuplicates:
     @pytest.mark.parametrize("_again", range(5))
     async def test_simultaneous_dials_settle_on_the_lower_ids(self, _again: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where only one of the dials came to a link (the other's side hung up when it had this one), that one stays."""
-        monkeypatch.setattr(host_module, "STALE_S", float("inf"))  # however long this machine was busy elsewhere
+        monkeypatch.setattr(link_table, "STALE_S", float("inf"))  # however long this machine was busy elsewhere
         async with peers(2) as (lower, higher):
             links = links_of(lower), links_of(higher)
             lower.knows(higher)
@@ -311,7 +312,7 @@ class TestDuplicates:
 
     async def test_a_silent_link_makes_way_for_a_new_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It may be to a machine that is gone and has come back, so the rule of the lower id must not keep it."""
-        monkeypatch.setattr(host_module, "STALE_S", -1.0)
+        monkeypatch.setattr(link_table, "STALE_S", -1.0)
         async with peers(2) as (lower, higher):
             lower.knows(higher)
             await until(lambda: lower.has(higher) and higher.has(lower))
@@ -321,7 +322,7 @@ class TestDuplicates:
 
     async def test_who_dials_again_after_long_has_lost_the_old_link(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A laptop that moved: the old link ends at once, though it is not silent and the lower id made it."""
-        monkeypatch.setattr(host_module, "LOST_S", 0.0)
+        monkeypatch.setattr(link_table, "LOST_S", 0.0)
         async with peers(2) as (lower, higher):
             lower.knows(higher)
             await until(lambda: lower.has(higher) and higher.has(lower))
@@ -332,7 +333,7 @@ class TestDuplicates:
             assert lower.events.down == [(higher.id, "the peer has lost this connection: it made a new one")]
 
     async def test_who_is_met_beside_a_relayed_link_has_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(host_module, "LOST_S", 0.0)
+        monkeypatch.setattr(link_table, "LOST_S", 0.0)
         async with peers(2) as (lower, higher):
             lower.knows(higher)
             await until(lambda: lower.has(higher) and higher.has(lower))
@@ -935,12 +936,12 @@ class TestEveryConnection:
 
     async def test_a_peer_has_so_many_duplicates(self) -> None:
         async with linked() as (a, b):
-            for n in range(host_module.MAX_SPARES + 3):
+            for n in range(link_table.MAX_SPARES + 3):
                 link = await a.host.connect(b.address)
                 link.open_tunnel("x", End(), End())  # keeps it alive
                 await until(lambda n=n: len(b.events.opened) == n + 1)
-            assert len(b.host._retired) <= host_module.MAX_SPARES
-            assert len(a.host._retired) <= host_module.MAX_SPARES
+            assert len(b.host.table.retired) <= link_table.MAX_SPARES
+            assert len(a.host.table.retired) <= link_table.MAX_SPARES
             assert a.has(b)
 
     async def test_a_handler_reads_nothing_that_came_before_the_end(self) -> None:

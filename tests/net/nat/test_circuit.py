@@ -163,7 +163,7 @@ class TestCircuit:
             await until(lambda: a.host.links.get(b.id) is not None and b.host.links[a.id].path == "direct")
             assert a.host.links[b.id].path == "direct"
             assert not channel.closed
-            assert b.host._retired
+            assert b.host.table.retired
 
     async def test_a_relayed_link_does_not_take_the_place_of_a_direct_one(self) -> None:
         async with star(2) as (relay, (a, b)):
