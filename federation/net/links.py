@@ -83,7 +83,7 @@ class LinkTable:
         return min(others, key=lambda link: link.opened_at) if len(others) >= MAX_SPARES else None
 
     def ended(self, link: Link) -> tuple[bool, Link | None]:
-        """It is closed. Whether it was the peer's link, and the duplicate that has its place: the other side kept that one."""
+        """It is closed. Whether it was the peer's link, and the duplicate that takes its place, if there is one."""
         self.retired.discard(link)
         if self.current.get(link.peer) is not link:
             return False, None

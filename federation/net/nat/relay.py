@@ -233,10 +233,13 @@ class _Circuit:
         if self.there.is_finished and self.back.is_finished:
             self.over()
 
-    def broke(self, reason: str) -> None:
-        for channel in (self._near, self._far):
-            if channel is not None:
-                channel.abort(reason)
+    def broke(self, way: _Way, reason: str) -> None:
+        """The tunnel that brings `way` broke."""
+        other = self._far if way is self.there else self._near
+        self.there.stop()
+        self.back.stop()
+        if other is not None:
+            other.abort(reason)
         self.over()
 
     def over(self) -> None:
@@ -285,6 +288,10 @@ class _Way:
             to.send_eof()
             self._circuit.finished()
 
+    def stop(self) -> None:
+        self.is_finished = True
+        self._held.clear()
+
     # Duplex, for the tunnel that brings it
 
     def room(self) -> int:
@@ -299,8 +306,7 @@ class _Way:
         self.move()
 
     def abort(self, reason: str) -> None:
-        self._held.clear()
-        self._circuit.broke(reason)
+        self._circuit.broke(self, reason)
 
     def taken(self, n: int) -> None: ...
 
