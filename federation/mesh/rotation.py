@@ -11,7 +11,7 @@ Rule 2: it is taken only with the owner's signature, and only over a link that i
 Rule 3: without an owner nothing is handed on or taken. What members of earlier versions hand over is refused.
 
 On a libp2p stream:
-    teller:  the secret (32 bytes), the signature (64), the order's length (4, big endian), the order
+    teller:  the secret (32 bytes), the signature (64), the order as a message of net/wire.py
     told:    1 if it has that token now, else 0 (1 byte)
 """
 
@@ -37,6 +37,7 @@ from federation.mesh.owner import (
     order_of,
 )
 from federation.mesh.tokens import SECRET_BYTES
+from federation.net import wire
 from federation.net.admission.warnings import REMIND_EVERY_S
 from federation.ratelimit import Bucket, Buckets
 
@@ -62,7 +63,6 @@ ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
 HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
 MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
 PREPARED_S = 60.0  # for a person's owner key to sign what was prepared
-_HEAD_BYTES = SECRET_BYTES + SIGNATURE_BYTES + 4
 _YES, _NO = b"\x01", b"\x00"
 
 
@@ -354,8 +354,7 @@ def _message(keyring: Keyring) -> bytes:
     """What members are told; empty where nobody is. Once for all of them: up to MAX_MEMBERS ids have to be sorted."""
     if keyring.order is None:
         return b""
-    order = keyring.order.order.encode()
-    return keyring.token.secret + keyring.order.signature + len(order).to_bytes(4, "big") + order
+    return keyring.token.secret + keyring.order.signature + wire.framed(keyring.order.order.encode())
 
 
 def _grace(signed: SignedOrder) -> str:
@@ -363,20 +362,7 @@ def _grace(signed: SignedOrder) -> str:
 
 
 async def _receive(stream: TrioStream) -> _Told:
-    """Raises ProtocolViolation."""
-    head = await _exactly(stream, _HEAD_BYTES)
-    length = int.from_bytes(head[-4:], "big")
-    if length > MAX_ORDER_BYTES:
-        raise ProtocolViolation(f"a rotation of {length} bytes")
-    return _Told(head[:SECRET_BYTES], head[SECRET_BYTES:-4], await _exactly(stream, length))
-
-
-async def _exactly(stream: TrioStream, n: int) -> bytes:
-    """Raises BrokenResourceError at an early end: a peer may go at any time."""
-    data = bytearray()
-    while len(data) < n:
-        chunk = await stream.receive_some(n - len(data))
-        if not chunk:
-            raise trio.BrokenResourceError("the stream ended early")
-        data += chunk
-    return bytes(data)
+    """Raises ProtocolViolation, and BrokenResourceError where the stream ends early: a peer may go at any time."""
+    head = await wire.read_exactly(stream.receive_some, SECRET_BYTES + SIGNATURE_BYTES)
+    order = await wire.receive_bytes(stream, at_most=MAX_ORDER_BYTES)
+    return _Told(head[:SECRET_BYTES], head[SECRET_BYTES:], order)

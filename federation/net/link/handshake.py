@@ -20,6 +20,7 @@ import struct
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -45,7 +46,7 @@ from federation.errors import (
     TokenRefused,
     TokenRetired,
 )
-from federation.net import identity
+from federation.net import identity, wire
 from federation.net.link.seal import MAX_CIPHERTEXT, MAX_PLAINTEXT, Sealer, Unsealer
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ class TokenNoise(ISecureTransport):
         proofs = [_proof(key, b"initiator", digest) for key in keys]
         proofs += [_proof(key, b"initiator: retired", digest) for key in self._retired_keys()[: MAX_PROOFS - len(keys)]]
         await conn.write(b"".join(proofs))
-        answer = await _read_exactly(conn, PROOF_BYTES)
+        answer = await wire.read_exactly(conn.read, PROOF_BYTES)
         for key in keys:
             if hmac.compare_digest(answer, _proof(key, b"responder", digest)):
                 return key
@@ -280,7 +281,7 @@ class TokenNoise(ISecureTransport):
 
     async def _judge(self, conn: SecureConn, digest: bytes, peer: str) -> bytes:
         """The responder's side; returns the key that both hold."""
-        message = await _read_exactly(conn, PROOF_BYTES)
+        message = await wire.read_exactly(conn.read, PROOF_BYTES)
         message += b"".join(conn.pending)  # of the same record: it is not followed by another before the answer
         conn.pending.clear()
         offered = [message[at : at + PROOF_BYTES] for at in range(0, MAX_PROOFS * PROOF_BYTES, PROOF_BYTES)]
@@ -312,18 +313,16 @@ async def _say(conn: IRawConnection, noise: NoiseConnection, payload: bytes) -> 
 
 async def _hear(conn: IRawConnection, noise: NoiseConnection) -> bytes:
     """The payload of the other side's next message. Raises ProtocolViolation before it reads one that is too long."""
-    (length,) = _LENGTH.unpack(await _read_raw(conn, _LENGTH.size))
+    read = partial(_read, conn)
+    (length,) = _LENGTH.unpack(await wire.read_exactly(read, _LENGTH.size))
     if length > MAX_MESSAGE_BYTES:
         raise ProtocolViolation("a message of the handshake that is too long")
-    return bytes(noise.read_message(await _read_raw(conn, length)))
+    return bytes(noise.read_message(await wire.read_exactly(read, length)))
 
 
-async def _read_raw(conn: IRawConnection, n: int) -> bytes:
-    data = b""
-    while len(data) < n:
-        if not (chunk := await conn.read(n - len(data))):
-            raise _Ended("the peer closed the connection")
-        data += chunk
+async def _read(conn: IRawConnection, n: int) -> bytes:
+    if not (data := await conn.read(n)):
+        raise _Ended("the peer closed the connection")
     return data
 
 
@@ -340,10 +339,3 @@ def _proof(key: bytes, role: bytes, digest: bytes) -> bytes:
 def _holds(offered: Sequence[bytes], key: bytes, role: bytes, digest: bytes) -> bool:
     proof = _proof(key, role, digest)
     return any(hmac.compare_digest(one, proof) for one in offered)
-
-
-async def _read_exactly(conn: SecureConn, n: int) -> bytes:
-    data = b""
-    while len(data) < n:
-        data += await conn.read(n - len(data))
-    return data
