@@ -37,7 +37,7 @@ from federation.mesh import gossip as gossip_module
 from federation.mesh.records import MAX_RECORD_BYTES, Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token
 from federation.net import identity as identities
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.link import mux
 from federation.net.link.handshake import TokenNoise
 from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer

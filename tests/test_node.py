@@ -28,7 +28,7 @@ from federation.errors import ListenFailed, NotFound, UsageError
 from federation.mesh import connectivity
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Clock, Node
 from federation.state import StateDir
 from federation.units import HostPort

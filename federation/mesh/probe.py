@@ -23,7 +23,7 @@ import trio
 from federation import __version__
 from federation.errors import PeerUnavailable, ProbeFailed, ProtocolViolation
 from federation.net import wire
-from federation.net.dial.book import ip_address
+from federation.net.dial.address import ip_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -62,7 +62,8 @@ if TYPE_CHECKING:
     from libp2p.abc import INetStream, IRawConnection
     from libp2p.custom_types import TProtocol
 
-    from federation.net.dial.book import AddressBook, PeerAddress
+    from federation.net.dial.address import PeerAddress
+    from federation.net.dial.book import AddressBook
     from federation.net.link.mux import Channel, Opener
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor

@@ -27,7 +27,8 @@ from multiaddr import Multiaddr
 from federation import logs
 from federation.mesh.tokens import Token
 from federation.net import pubsub, wire
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.link import mux
 from federation.net.pubsub import Topic

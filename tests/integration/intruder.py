@@ -24,7 +24,8 @@ from libp2p.utils import encode_varint_prefixed
 from federation import logs
 from federation.mesh.tokens import Token
 from federation.net import pubsub, wire
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
 from federation.net.link import mux

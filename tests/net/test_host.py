@@ -23,7 +23,8 @@ from federation.net import host as host_module
 from federation.net import links as link_table
 from federation.net.admission import gate, quarantine
 from federation.net.dial import loop
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
 from federation.net.link import handshake, liveness, seal

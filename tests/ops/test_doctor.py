@@ -13,7 +13,7 @@ from federation.mesh.gpu import GpuReading
 from federation.mesh.probe import Told
 from federation.mesh.records import Gpu
 from federation.net.admission.warnings import Refusal
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.ops import doctor
 from federation.units import HostPort
 from tests.ops.test_status import MakeNode, add, make

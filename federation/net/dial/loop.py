@@ -16,7 +16,8 @@ from federation.ratelimit import Bucket
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from federation.net.dial.book import PeerAddress, Target
+    from federation.net.dial.address import PeerAddress
+    from federation.net.dial.book import Target
     from federation.net.host import Host
 
 log = structlog.get_logger(__name__)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from federation.errors import UsageError
+from federation.net.dial.address import PeerAddress, ip_address
 from federation.net.dial.book import (
     BACKOFF_FIRST_S,
     BACKOFF_JITTER,
@@ -20,11 +21,9 @@ from federation.net.dial.book import (
     STABLE_S,
     TOGETHER_S,
     AddressBook,
-    PeerAddress,
     Source,
     Target,
     backoff,
-    ip_address,
 )
 
 ME, ALICE, BOB = (f"12D3KooW{letter * 44}" for letter in "MAB")

@@ -15,18 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import UsageError
-from federation.net.dial.book import MAX_ADDRESSES, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import MAX_ADDRESSES
 from federation.net.discover import mdns
-from federation.net.discover.mdns import (
-    Mdns,
-    decode_txt,
-    encode_txt,
-    instance_name,
-    interface_ips,
-    local_addresses,
-    multicast_interfaces,
-    service_name,
-)
+from federation.net.discover.interfaces import interface_ips, local_addresses, multicast_interfaces
+from federation.net.discover.mdns import Mdns, decode_txt, encode_txt, instance_name, service_name
 
 ALICE, BOB, CAROL = (f"12D3KooW{letter * 44}" for letter in "ABC")
 DEADLINE_S = 15.0
