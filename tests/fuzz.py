@@ -34,7 +34,7 @@ from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid,
 from federation.forward.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.forward.l4 import _Farewell
 from federation.mesh import gossip as gossip_module
-from federation.mesh.records import MAX_RECORD_BYTES, Gpu, NodeData, decode, encode
+from federation.mesh.records import Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token
 from federation.net import identity as identities
 from federation.net.dial.address import PeerAddress
@@ -42,6 +42,7 @@ from federation.net.link import mux
 from federation.net.link.handshake import TokenNoise
 from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.net.pubsub import canonical, is_genuine
+from federation.net.wire import MAX_RECORD_BYTES
 from tests.mesh.test_gossip import TOKEN, FakeTopic, Member, sign
 from tests.net.test_pubsub import foreign_topic
 from tests.support.links import End

@@ -13,6 +13,8 @@ from federation.errors import ProtocolViolation
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+MAX_RECORD_BYTES = 16384  # a record with every field in use has about 1 kB
+
 _LENGTH = struct.Struct(">I")
 
 
