@@ -37,8 +37,8 @@ from federation.errors import (
     listen_problem,
 )
 from federation.net.admission.carriers import Carriers
-from federation.net.admission.gate import Strangers
-from federation.net.admission.quarantine import Offenders
+from federation.net.admission.gate import HandshakeGate
+from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
 from federation.net.dial.loop import Redial
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from federation.net.dial.address import PeerAddress
     from federation.net.dial.book import AddressBook
-    from federation.net.link.mux import Channel, Opener
+    from federation.net.link.mux import Channel, TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
     from federation.units import HostPort
@@ -144,8 +144,8 @@ class Host:
         self.libp2p = StreamHost(self.swarm)
         self.swarm.set_stream_handler(self._stream_opened(self.swarm.common_stream_handler))  # A
         self._listeners: list[trio.SocketListener] = []
-        self._strangers = Strangers()
-        self._offenders = Offenders()
+        self._gate = HandshakeGate()
+        self._quarantine = Quarantine()
         self._carriers = Carriers()
         self.redial = Redial(self)
         self._nursery: trio.Nursery | None = None
@@ -213,7 +213,7 @@ class Host:
             for upgrade in [upgrade for upgrade in self._upgrades if upgrade.admission_key]:
                 if not self._admits(upgrade.peer, upgrade.admission_key):
                     upgrade.scope.cancel()
-            if self._offenders.any_back(now - TICK_S, now):
+            if self._quarantine.any_back(now - TICK_S, now):
                 self.look_at_book()
 
     # Inbound
@@ -231,12 +231,12 @@ class Host:
                 await trio.aclose_forcefully(stream)
                 continue
             now = trio.current_time()
-            if not self._strangers.may_connect(host, now):
+            if not self._gate.may_connect(host, now):
                 self.rejected["too often"] += 1
                 self.complain("too many connections from one address; some are refused", host)
                 await trio.aclose_forcefully(stream)
                 continue
-            if self._is_full or not self._strangers.make_room(host, now):
+            if self._is_full or not self._gate.evict_slowest(host, now):
                 self.rejected["too many"] += 1
                 await trio.aclose_forcefully(stream)
                 continue
@@ -245,36 +245,36 @@ class Host:
             except OSError:  # gone meanwhile
                 await trio.aclose_forcefully(stream)
                 continue
-            self._strangers.begin(host)
+            self._gate.reserve(host)
             self._nursery.start_soon(self._admit, raw, host)
 
     def _circuit_opened(self, via: Link, channel: Channel, source: str) -> None:
-        """Somebody reaches us through a relay; who it is the handshake tells."""
+        """An inbound circuit. The handshake identifies the peer."""
         conn = CircuitConn(via, channel, initiator=False)
         where = f"relay {via.peer}"
         now = trio.current_time()
         if not self._carriers.has_place(via):
-            channel.mux.in_vain(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
+            channel.mux.charge(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
             channel.refuse("this node has no place there")
             return
         host = where if via.remote_address is None else via.remote_address[0]
-        if not self._carriers.may_carry(via.peer, source, now) or not self._strangers.may_connect(host, now):
+        if not self._carriers.may_carry(via.peer, source, now) or not self._gate.may_connect(host, now):
             self.rejected["too often"] += 1
             self.complain("too many connections by way of one relay; some are refused", via.peer)
             channel.refuse("too often")
             return
-        if self._nursery is None or self._is_full or not self._strangers.make_room(where, now):
+        if self._nursery is None or self._is_full or not self._gate.evict_slowest(where, now):
             self.rejected["too many"] += 1
             channel.refuse("too many at once")
             return
         channel.accept()
-        self._strangers.begin(where)
+        self._gate.reserve(where)
         self._nursery.start_soon(self._admit, conn, where)
 
     async def _admit(self, raw: IRawConnection, host: str) -> None:
         """An inbound connection, from anybody."""
         try:
-            with self._strangers.handshake(host):
+            with self._gate.slot(host):
                 await self.upgrade(raw, None)
         except (Ourselves, _KeptAway, _HungUp):
             pass  # the dialling side notes it; we have complained before; a member only wanted to know whether we are here
@@ -309,7 +309,7 @@ class Host:
             try:
                 secured = await self._secure(raw, peer_id, upgrade)
                 remote = secured.get_remote_peer()
-                if self._offenders.keep_away(upgrade.peer, trio.current_time()):
+                if self._quarantine.holds(upgrade.peer, trio.current_time()):
                     raise _KeptAway
                 if peer_id is not None and remote != peer_id:
                     raise PeerUnavailable("another peer answers there")
@@ -451,7 +451,7 @@ class Host:
         version, _, rest = rest.partition("/")
         kind = f"/{name}/{version}"
         if kind != CIRCUIT:  # what others ask of a relay is not its doing
-            channel.mux.in_vain(SERVICE_COSTS)
+            channel.mux.charge(SERVICE_COSTS)
         self._services.get(kind, _refuse)(link, channel, rest)
 
     def _stream_opened(self, handler: Callable[[INetStream], Awaitable[None]]) -> Callable[[INetStream], Awaitable[None]]:
@@ -475,7 +475,7 @@ class Host:
     def offended(self, peer: str, what: str) -> None:
         """This member did what no honest one does: it is cut off and kept away for a while. Said once an hour a peer."""
         now = trio.current_time()
-        if self._offenders.add(peer, now):
+        if self._quarantine.add(peer, now):
             log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer, what=what)
         links = self._all_links(peer)
         for carrier in {link.via_peer for link in links if link.via_peer}:
@@ -505,7 +505,7 @@ class Host:
 
     def is_to_dial(self, peer: str) -> bool:
         """Whether there is no link to it and nothing against one."""
-        return not (peer in self.links or self._is_banned(peer) or self._offenders.keep_away(peer, trio.current_time()))
+        return not (peer in self.links or self._is_banned(peer) or self._quarantine.holds(peer, trio.current_time()))
 
     async def connect(self, address: PeerAddress) -> Link:
         with trio.fail_after(DIAL_TIMEOUT_S):
@@ -528,7 +528,7 @@ class Host:
             conn = await open_circuit(via, peer)
             return await self.upgrade(conn, ID.from_base58(peer))
 
-    def reserve(self, link: Link, opener: Opener, other: Duplex) -> Channel:
+    def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
         """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
         self._carriers.took_place(link, channel)

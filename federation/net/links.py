@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MAX_SPARES = 4  # duplicates of one peer: both dialled at once, and both once more when a hole was punched
 STALE_S = 2.0
-# Nobody dials a peer that it has a link to. Who does so when the link is this old, longer than any dial takes, has lost it:
-# its machine moved or was cut off, and what we send on the old link nobody hears.
+# No node dials a peer that it has a link to. A peer that dials us when our link to it is this old, longer than any dial
+# takes, has lost that link: its machine moved or was cut off, and nobody hears what we send there.
 LOST_S = 30.0
 
 

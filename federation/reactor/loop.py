@@ -1,8 +1,8 @@
 """One epoll/kqueue set that a single trio task waits on: ready sockets -> callbacks, then one flush.
 
 Rule 1: a callback never blocks and never awaits; it runs to its end before the next one.
-Rule 2: writes are collected. Who has something to send says `flush_soon(f)`; `f` runs once, after all events of the batch
-and those that came meanwhile. What nobody waits for says `flush_late(f)`, and mostly finds a flush of somebody else's.
+Rule 2: writes are collected. To send data, call `flush_soon(f)`: `f` runs once, after all events of the batch and those
+that came meanwhile. For data that is not urgent call `flush_late(f)`: it usually shares a later flush.
 Rule 3: everything runs on the trio thread, so callers need no locks. Callbacks handle the errors they expect; one that
 raises all the same is a bug of ours: it is logged and its descriptor is dropped, the daemon goes on.
 
@@ -134,7 +134,7 @@ class Reactor:
         self._spins = False
         self.now: Callable[[], float] = trio.current_time
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))  # to receive into; valid until the callback returns
-        self.sealed = memoryview(bytearray(SEALED_BYTES))  # to seal into and send from; likewise
+        self.sealed = memoryview(bytearray(SEALED_BYTES))  # to seal into and send from; valid as long
 
     # Descriptors
 
@@ -170,7 +170,7 @@ class Reactor:
         self._flushes.append(flush)
 
     def flush_late(self, flush: Callable[[], None]) -> None:
-        """The same before the set sleeps or hands the thread back to trio: STAY_S from now at most. Doubles are one."""
+        """Run `flush` before the set sleeps or goes back to trio, within STAY_S. Calling it twice schedules it once."""
         if self._in_batch:
             self._late[flush] = None
         else:

@@ -133,7 +133,7 @@ class TestConnect:
                 assert len(a.host.book) == 1
                 a.host.look_at_book()
                 await until(lambda: len(a.host.book) == 0, seconds=20)  # hearsay: as late as if nobody were there
-                await until(lambda: not a.host._strangers)
+                await until(lambda: not a.host._gate)
             assert [entry for entry in logs if entry["log_level"] != "debug"] == []
             assert not a.host.rejected
             assert not a.host.book.add(PeerAddress(a.address.host, a.address.port), source="mdns")
@@ -156,7 +156,7 @@ class TestConnect:
             with trio.fail_after(20):
                 await a.host.swarm.auto_connector.maybe_connect()  # type: ignore[attr-defined]
             assert a.host.swarm.get_connections() == []
-            assert not b.host._strangers
+            assert not b.host._gate
 
     async def test_and_nobody_is_pruned(self) -> None:
         async with peers(4) as (a, *others):
@@ -504,7 +504,7 @@ class TestStrangers:
         monkeypatch.setattr(gate, "UPGRADE_TIMEOUT_S", 1.0)
 
     async def assert_unharmed(self, peer: Peer, files_before: int) -> None:
-        await until(lambda: not peer.host._strangers and open_files() <= files_before)
+        await until(lambda: not peer.host._gate and open_files() <= files_before)
         assert peer.has()
         assert peer.events.up == []
         async with reactor_running() as reactor:
@@ -561,11 +561,11 @@ class TestStrangers:
             with ExitStack() as stack:
                 for _ in range(3):
                     stack.enter_context(connect(a))
-                await until(lambda: len(a.host._strangers) == 3)
+                await until(lambda: len(a.host._gate) == 3)
                 one_more = stack.enter_context(connect(a))
                 assert await trio.to_thread.run_sync(one_more.recv, 1) == b""  # hung up on, without a word
                 assert a.host.rejected == {"too many": 1}
-            await until(lambda: not a.host._strangers)
+            await until(lambda: not a.host._gate)
             with connect(a) as sock:  # and when they are gone, there is room again
                 assert await trio.to_thread.run_sync(sock.recv, 1) != b""
 
@@ -575,7 +575,7 @@ class TestStrangers:
             with ExitStack() as stack:
                 for _ in range(2):
                     stack.enter_context(connect(a))
-                await until(lambda: len(a.host._strangers) == 2)
+                await until(lambda: len(a.host._gate) == 2)
                 one_more = stack.enter_context(connect(a))
                 assert await trio.to_thread.run_sync(one_more.recv, 1) == b""
 
@@ -587,7 +587,7 @@ class TestStrangers:
         async with peers(2) as (a, b):
             with ExitStack() as stack:
                 slow = [stack.enter_context(connect(a)) for _ in range(2)]
-                await until(lambda: len(a.host._strangers) == 2)
+                await until(lambda: len(a.host._gate) == 2)
                 await trio.sleep(0.15)
                 b.knows(a)
                 await until(lambda: a.has(b))
@@ -595,9 +595,9 @@ class TestStrangers:
                 slow[0].settimeout(5)
                 while await trio.to_thread.run_sync(slow[0].recv, 100):
                     pass  # the oldest was hung up on
-                assert len(a.host._strangers) == 1
-            await until(lambda: not a.host._strangers)
-            assert not a.host._strangers
+                assert len(a.host._gate) == 1
+            await until(lambda: not a.host._gate)
+            assert not a.host._gate
 
     @pytest.mark.parametrize("length", [b"\xff\xff\xff\xff\x07", b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"])
     async def test_no_more_is_read_than_a_handshake_takes(self, length: bytes) -> None:
@@ -637,7 +637,7 @@ class TestStrangers:
                 await until(lambda n=n: len(a.events.up) > n)
                 link.fail("next, please")
                 await until(lambda n=n: len(a.events.down) > n)
-            assert len(a.host._strangers) == 0
+            assert len(a.host._gate) == 0
 
 
 class TestOffenders:
@@ -1089,13 +1089,13 @@ class TestAcceptRate:
                 for _ in range(5):
                     stack.enter_context(connect(a))
                 await until(lambda: a.host.rejected["too often"] == 2)
-                await until(lambda: a.host._strangers.of("127.0.0.1") == 3)
+                await until(lambda: a.host._gate.count("127.0.0.1") == 3)
                 assert len(warnings(logs, "too many connections from one address")) == 1
                 other = socket.create_connection(
                     (a.address.host, a.address.port), timeout=5, source_address=("127.0.0.2", 0)
                 )
                 stack.enter_context(other)
-                await until(lambda: a.host._strangers.of("127.0.0.2") == 1)
+                await until(lambda: a.host._gate.count("127.0.0.2") == 1)
             b.knows(a)
             await until(lambda: a.host.rejected["too often"] == 3)
             assert a.has()

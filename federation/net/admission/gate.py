@@ -1,6 +1,7 @@
-"""Who has not proved yet that it is a member: how often one address may try, and how many handshakes there are at once.
+"""Connections whose remote has not proved yet that it is a member: how often one address may connect, and how many
+handshakes there are at once.
 
-Whatever a stranger does costs it its connection, and us one of MAX_HANDSHAKES places for UPGRADE_TIMEOUT_S at most.
+Whatever a stranger does costs it its connection, and this node one of MAX_HANDSHAKES places for UPGRADE_TIMEOUT_S at most.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ACCEPT_BURST = 256.0
 MAX_PACED_ADDRESSES = 4096
 
 
-class Strangers:
+class HandshakeGate:
     """`where` is the remote's address, or the relay that it comes through."""
 
     def __init__(self) -> None:
@@ -39,14 +40,14 @@ class Strangers:
     def __len__(self) -> int:
         return self._begun.total()
 
-    def of(self, where: str) -> int:
+    def count(self, where: str) -> int:
         """Handshakes under way."""
         return self._begun[where]
 
     def may_connect(self, host: str, now: float) -> bool:
         return self._paces.of(machine_of(host)).take(now)
 
-    def make_room(self, where: str, now: float) -> bool:
+    def evict_slowest(self, where: str, now: float) -> bool:
         """Whether one more handshake may begin; if need be the slowest, of this address or of the busiest one, is ended."""
         if self._begun[where] < MAX_HANDSHAKES_PER_ADDRESS:
             if len(self) < MAX_HANDSHAKES:
@@ -59,12 +60,12 @@ class Strangers:
         slowest.cancel()
         return True
 
-    def begin(self, where: str) -> None:
-        """Take a place; the task that `handshake` runs in gives it back."""
+    def reserve(self, where: str) -> None:
+        """Take a place; the task that `slot` is held in gives it back."""
         self._begun[where] += 1
 
     @contextmanager
-    def handshake(self, where: str) -> Iterator[None]:
+    def slot(self, where: str) -> Iterator[None]:
         """Begun before. Raises trio.TooSlowError when its time is over, or when it gave way."""
         waiting = self._waiting.setdefault(where, {})
         try:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from federation.net.link.carrier import Carrier, Path
     from federation.net.link.handshake import SecureConn
-    from federation.net.link.mux import Channel, Opener
+    from federation.net.link.mux import Channel, TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
 
@@ -92,7 +92,7 @@ class Link(IMuxedConn):
 
     # What the forwarder uses
 
-    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Channel:
+    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
         """Raises PeerUnavailable."""
         if self._closed.is_set():
             raise PeerUnavailable("the connection is closed")

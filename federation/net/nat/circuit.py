@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Stream(MuxStream):
-    """Says when the tunnel breaks, even to who does not read."""
+    """Reports a broken tunnel even when nobody is reading."""
 
     def __init__(self, channel: Channel, link: Link, on_end: Callable[[str], None] | None) -> None:
         super().__init__(channel, link)

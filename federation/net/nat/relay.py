@@ -193,7 +193,7 @@ class _Circuit:
         self.there.joins(near, far, self.back)
         self.back.joins(far, near, self.there)
 
-    # Opener of the far tunnel
+    # TunnelObserver of the far tunnel
 
     def opened(self) -> None:
         if self._near is not None:

@@ -204,7 +204,7 @@ class TestWhoBringsThem:
             a.host.links[b.id].open_tunnel(f"{CIRCUIT}/x", opener, opener)
             await until(lambda: opener.heard)
             assert opener.heard == ["REFUSED this node has no place there"]
-            assert not b.host._strangers
+            assert not b.host._gate
 
     async def test_nor_on_a_circuit(self) -> None:
         async with star(2) as (relay, (a, b)):
@@ -232,7 +232,7 @@ class TestWhoBringsThem:
     async def test_they_count_as_connections_of_the_relays_machine(self) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            pace = b.host._strangers._paces.of("127.0.0.1")
+            pace = b.host._gate._paces.of("127.0.0.1")
             await (await open_circuit(a.host.links[relay.id], b.id)).close()
             pace.spend(trio.current_time(), 2 * gate.ACCEPT_BURST)
             with pytest.raises(PeerUnavailable, match="too often"):
