@@ -169,7 +169,7 @@ class Probe:
                 self._bulks += 1
                 try:
                     with trio.fail_after(MAX_BULK_S + ANSWER_S):
-                        await (_drain(stream) if what == b"u" else _fill(stream))
+                        await (_discard(stream) if what == b"u" else _fill(stream))
                 finally:
                     self._bulks -= 1
             elif what:
@@ -178,7 +178,7 @@ class Probe:
             return
 
 
-async def _drain(stream: TrioStream) -> None:
+async def _discard(stream: TrioStream) -> None:
     arrived = 0
     while arrived < MAX_BULK_BYTES:
         chunk = await stream.receive_some(CHUNK)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
-    from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor, Timer
 
 log = structlog.get_logger(__name__)
@@ -193,7 +192,7 @@ class _Circuit:
         self.there.joins(near, far, self.back)
         self.back.joins(far, near, self.there)
 
-    # TunnelObserver of the far tunnel
+    # The observer of the far tunnel
 
     def opened(self) -> None:
         if self._near is not None:
@@ -314,6 +313,3 @@ class _Way:
         """The tunnel that we are joined to has room: it is where the other way goes."""
         if self._back is not None:
             self._back.move()
-
-
-_: type[Duplex] = _Way
