@@ -40,7 +40,8 @@ from federation.mesh.records import NodeData
 from federation.mesh.rotation import Rotation
 from federation.mesh.token_store import owner_key
 from federation.metrics import Metrics
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.link.link import talk
 from federation.ops import status

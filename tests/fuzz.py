@@ -26,21 +26,25 @@ import trio
 import trio.testing
 from google.protobuf.message import DecodeError
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.pubsub.pb import rpc_pb2
 
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
 from federation.forward.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.forward.reject import Rejection
 from federation.mesh import gossip as gossip_module
-from federation.mesh.records import MAX_RECORD_BYTES, Gpu, NodeData, decode, encode
+from federation.mesh.records import Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token
 from federation.net import identity as identities
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.link import mux
-from federation.net.link.handshake import MAX_PLAINTEXT, Opener, Sealer, TokenNoise
+from federation.net.link.handshake import TokenNoise
+from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.net.pubsub import canonical, is_genuine
+from federation.net.wire import MAX_RECORD_BYTES
 from tests.support.gossip import TOKEN, FakeTopic, Member, foreign_topic, sign
-from tests.support.links import End, _MemoryRaw
+from tests.support.links import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,19 +95,19 @@ def address(data: bytes) -> str:
 def noise(data: bytes) -> str:
     """As ciphertext from the wire; then as plaintext on its way through both ends, in pieces, and with one byte changed."""
     try:
-        Opener(KEY).feed(data)
+        Unsealer(KEY).feed(data)
         outcome = "half a record"
     except ProtocolViolation as error:
         outcome = error.detail
     rng = random.Random(data)
-    sealer, opener = Sealer(KEY), Opener(KEY)
+    sealer, opener = Sealer(KEY), Unsealer(KEY)
     wire = b"".join(sealer.seal(piece) for piece in _pieces(data, rng, MAX_PLAINTEXT))
     assert b"".join(plain for piece in _pieces(wire, rng, 70_000) for plain in opener.feed(piece)) == data
     if wire:
         at = rng.randrange(len(wire))
         bent = wire[:at] + bytes([wire[at] ^ rng.randrange(1, 256)]) + wire[at + 1 :]
         heard: list[bytes] = []
-        opener = Opener(KEY)
+        opener = Unsealer(KEY)
         try:
             for piece in _pieces(bent, rng, 70_000):
                 heard += opener.feed(piece)
@@ -163,7 +167,7 @@ def handshake(data: bytes) -> str:
         await theirs.send_eof()
         security = TokenNoise(create_new_key_pair(b"s" * 32), lambda: [KEY])
         try:
-            await security.secure_inbound(_MemoryRaw(ours))  # type: ignore[arg-type]
+            await security.secure_inbound(RawConnection(TrioTCPStream(ours), initiator=False))  # type: ignore[arg-type]
         except (HandshakeFailed, TokenRefused) as error:
             return error.detail
         raise AssertionError("a stranger was let in")

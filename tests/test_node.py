@@ -26,7 +26,7 @@ from federation.forward.route import Route
 from federation.mesh import connectivity
 from federation.mesh.gpu import GpuProbe, GpuReading
 from federation.mesh.tokens import Token
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Node
 from federation.ops import invitation
 from federation.units import HostPort

@@ -30,7 +30,7 @@ KEY_WARNING = "whoever has this key decides who is a member: keep it where no ot
 
 def token_new(args: Namespace) -> None:
     """The token alone on standard output; where the owner's key is, on standard error."""
-    from federation.net.dial.book import PeerAddress
+    from federation.net.dial.address import PeerAddress
 
     key = OwnerKey.new()
     token = Token.new(args.name, [str(PeerAddress.parse(text)) for text in args.peer], owner=key.public)

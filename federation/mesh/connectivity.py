@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
-from federation.net.dial.book import MAX_ADDRESSES, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import MAX_ADDRESSES
 from federation.net.dial.hearsay import Surroundings, is_somewhere
-from federation.net.discover.mdns import interface_ips, local_addresses, local_networks
+from federation.net.discover.interfaces import interface_ips, local_addresses, local_networks
 from federation.net.nat.holepunch import Puncher
 from federation.net.nat.natpmp import PortMapping
 from federation.net.nat.reachability import Reach, is_outside

@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from federation.errors import FederationError
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.discover.mdns import Mdns
 
 if TYPE_CHECKING:

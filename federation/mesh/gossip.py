@@ -29,18 +29,11 @@ import trio
 
 from federation.errors import PeerUnavailable, ProtocolViolation, RecordForged, RecordInvalid
 from federation.mesh.ledger import MAX_ENTRIES, NO_AGE, Change, Ledger
-from federation.mesh.records import (
-    ANNOUNCEMENTS_A_WINDOW,
-    MAX_RECORD_BYTES,
-    NODE_ONLINE_WINDOW,
-    RAREST_ANNOUNCE_S,
-    NodeData,
-    decode,
-    encode,
-)
+from federation.mesh.records import ANNOUNCEMENTS_A_WINDOW, NODE_ONLINE_WINDOW, RAREST_ANNOUNCE_S, NodeData, decode, encode
 from federation.net import wire
 from federation.net.admission.warnings import REMIND_EVERY_S
 from federation.net.pubsub import Topic
+from federation.net.wire import MAX_RECORD_BYTES
 from federation.ratelimit import Buckets
 
 if TYPE_CHECKING:

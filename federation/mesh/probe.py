@@ -23,7 +23,7 @@ import trio
 from federation import __version__
 from federation.errors import PeerUnavailable, ProbeFailed, ProtocolViolation
 from federation.net import wire
-from federation.net.dial.book import ip_address
+from federation.net.dial.address import ip_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ class Probe:
                     sent = os.urandom(ECHO_BYTES)
                     begun = trio.current_time()
                     await stream.send_all(b"e" + sent)
-                    if await _exactly(stream, ECHO_BYTES) != sent:
+                    if await wire.read_exactly(stream.receive_some, ECHO_BYTES) != sent:
                         raise ProbeFailed("it answered with other bytes than it was sent")
                     times.append(trio.current_time() - begun)
                 await stream.send_eof()
@@ -117,7 +117,7 @@ class Probe:
                     await stream.send_all(chunk[: limit - sent])
                     sent += min(CHUNK, limit - sent)
                 await stream.send_eof()
-                (arrived,) = _LONG.unpack(await _exactly(stream, _LONG.size))
+                (arrived,) = _LONG.unpack(await wire.read_exactly(stream.receive_some, _LONG.size))
                 return Moved(min(arrived, sent), trio.current_time() - begun)
 
     async def fetch(self, peer: str, limit: int, seconds: float) -> Moved:
@@ -158,7 +158,7 @@ class Probe:
                 what = await stream.receive_some(1)
             if what == b"e":
                 with trio.fail_after(ANSWER_S):
-                    await stream.send_all(await _exactly(stream, ECHO_BYTES))
+                    await stream.send_all(await wire.read_exactly(stream.receive_some, ECHO_BYTES))
                 continue
             if what == b"t":
                 answer: dict[str, Any] = {"utc": self._wall(), "version": __version__}
@@ -169,7 +169,7 @@ class Probe:
                 self._bulks += 1
                 try:
                     with trio.fail_after(MAX_BULK_S + ANSWER_S):
-                        await (_drain(stream) if what == b"u" else _fill(stream))
+                        await (_discard(stream) if what == b"u" else _fill(stream))
                 finally:
                     self._bulks -= 1
             elif what:
@@ -178,7 +178,7 @@ class Probe:
             return
 
 
-async def _drain(stream: TrioStream) -> None:
+async def _discard(stream: TrioStream) -> None:
     arrived = 0
     while arrived < MAX_BULK_BYTES:
         chunk = await stream.receive_some(CHUNK)
@@ -189,7 +189,7 @@ async def _drain(stream: TrioStream) -> None:
 
 
 async def _fill(stream: TrioStream) -> None:
-    (wanted,) = _LONG.unpack(await _exactly(stream, _LONG.size))
+    (wanted,) = _LONG.unpack(await wire.read_exactly(stream.receive_some, _LONG.size))
     chunk = bytes(CHUNK)
     left = min(wanted, MAX_BULK_BYTES)
     while left > 0:
@@ -206,14 +206,5 @@ def _failing_well(seconds: float) -> Iterator[None]:
     except trio.TooSlowError:
         raise ProbeFailed(f"no answer within {seconds:g} s") from None
     except (trio.BrokenResourceError, ProtocolViolation) as error:
-        raise ProbeFailed(f"it broke off ({error}); it may be busy with other measurements") from None
-
-
-async def _exactly(stream: TrioStream, n: int) -> bytes:
-    data = bytearray()
-    while len(data) < n:
-        chunk = await stream.receive_some(n - len(data))
-        if not chunk:
-            raise ProbeFailed("it hung up; it may run an older version, or be busy with other measurements")
-        data += chunk
-    return bytes(data)
+        why = f"it broke off ({error}); it may run an older version, or be busy with other measurements"
+        raise ProbeFailed(why) from None

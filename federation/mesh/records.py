@@ -17,11 +17,11 @@ import msgpack
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from federation.errors import RecordInvalid
+from federation.net.wire import MAX_RECORD_BYTES
 
 NODE_ONLINE_WINDOW = timedelta(seconds=40)  # eight announcements of 5 s: a few may be lost
 ANNOUNCEMENTS_A_WINDOW = 2.5  # of nodes that announce so rarely that this is longer: two in a row are not lost on TCP
 RAREST_ANNOUNCE_S = 1400  # whatever a record claims: with the window behind it, less than the ledger's FORGET_AFTER
-MAX_RECORD_BYTES = 16384  # a record with every field in use has about 1 kB
 
 # Strict, because the wire has real types: "1", 1.0 and true are not the number 1, and bytes are no text.
 Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]

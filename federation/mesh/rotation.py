@@ -10,7 +10,7 @@ Rule 2: a node takes the secret only with the owner's signature, and only over a
 Rule 3: without an owner a node hands on and takes nothing. It refuses rotations from members of earlier versions.
 
 On a libp2p stream:
-    teller:  the secret (32 bytes), the signature (64), the order's length (4, big endian), the order
+    teller:  the secret (32 bytes), the signature (64), the order as a message of net/wire.py
     told:    1 if it has that token now, else 0 (1 byte)
 """
 
@@ -36,6 +36,7 @@ from federation.mesh.owner import (
     order_of,
 )
 from federation.mesh.tokens import SECRET_BYTES
+from federation.net import wire
 from federation.net.admission.warnings import REMIND_EVERY_S
 from federation.ratelimit import Bucket, Buckets
 
@@ -61,7 +62,6 @@ ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
 HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
 MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
 PREPARED_S = 60.0  # for a person's owner key to sign what was prepared
-_HEAD_BYTES = SECRET_BYTES + SIGNATURE_BYTES + 4
 _YES, _NO = b"\x01", b"\x00"
 
 
@@ -359,8 +359,7 @@ def _message(keyring: Keyring) -> bytes:
     """The message to members; empty if there is none to tell. Made once, because it sorts up to MAX_MEMBERS ids."""
     if keyring.order is None:
         return b""
-    order = keyring.order.order.encode()
-    return keyring.token.secret + keyring.order.signature + len(order).to_bytes(4, "big") + order
+    return keyring.token.secret + keyring.order.signature + wire.framed(keyring.order.order.encode())
 
 
 def _grace(signed: SignedOrder) -> str:
@@ -368,20 +367,7 @@ def _grace(signed: SignedOrder) -> str:
 
 
 async def _receive(stream: TrioStream) -> _Told:
-    """Read a teller's message. Raises ProtocolViolation."""
-    head = await _exactly(stream, _HEAD_BYTES)
-    length = int.from_bytes(head[-4:], "big")
-    if length > MAX_ORDER_BYTES:
-        raise ProtocolViolation(f"a rotation of {length} bytes")
-    return _Told(head[:SECRET_BYTES], head[SECRET_BYTES:-4], await _exactly(stream, length))
-
-
-async def _exactly(stream: TrioStream, n: int) -> bytes:
-    """Read `n` bytes. Raises BrokenResourceError at an early end: a peer may go at any time."""
-    data = bytearray()
-    while len(data) < n:
-        chunk = await stream.receive_some(n - len(data))
-        if not chunk:
-            raise trio.BrokenResourceError("the stream ended early")
-        data += chunk
-    return bytes(data)
+    """Raises ProtocolViolation, and BrokenResourceError where the stream ends early: a peer may go at any time."""
+    head = await wire.read_exactly(stream.receive_some, SECRET_BYTES + SIGNATURE_BYTES)
+    order = await wire.receive_bytes(stream, at_most=MAX_ORDER_BYTES)
+    return _Told(head[:SECRET_BYTES], head[SECRET_BYTES:], order)

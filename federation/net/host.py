@@ -5,14 +5,8 @@ never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each
 docs/architecture.md).
 
 There is no connection that this host does not know: one that is being made is among `_upgrades`, from the moment its peer
-is known or meant; then it is in `links`, or in `_retired`, until it ends. `cut` goes through all of them, and nothing that
-comes on any other connection is served.
-
-Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
-the other (N). If the one to keep has been silent for STALE_S, the new one wins: the old one is a machine that is gone. And
-who dials us though we have had a link for long has lost that link: it is closed at once, with all that hangs on it.
-
-Longer than our other modules: all that stands between us and the swarm is here, and nowhere else.
+is known or meant; then it is in the table of links (net/links.py) until it ends. `cut` goes through all of them, and
+nothing that comes on any other connection is served. All that stands between us and the swarm is here.
 """
 
 from __future__ import annotations
@@ -21,6 +15,7 @@ import errno
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -42,17 +37,19 @@ from federation.errors import (
     listen_problem,
 )
 from federation.net.admission.carriers import Carriers
-from federation.net.admission.gate import Strangers, machine_of
-from federation.net.admission.quarantine import Offenders
+from federation.net.admission.gate import HandshakeGate, machine_of
+from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
 from federation.net.dial.loop import Redial
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
-from federation.net.link import link as mux_link
-from federation.net.link.link import Link, Path
+from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
+from federation.net.link.link import Link
+from federation.net.link.liveness import ping_interval
 from federation.net.link.mux import SERVICE_COSTS
-from federation.net.nat.circuit import CircuitConn, CircuitLink, open_circuit
+from federation.net.links import LinkTable
+from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
 from federation.net.swarm import HostSwarm, StreamHost
@@ -65,8 +62,9 @@ if TYPE_CHECKING:
     from libp2p.abc import INetStream, IRawConnection
     from libp2p.custom_types import TProtocol
 
-    from federation.net.dial.book import AddressBook, PeerAddress
-    from federation.net.link.mux import Channel, Opener
+    from federation.net.dial.address import PeerAddress
+    from federation.net.dial.book import AddressBook
+    from federation.net.link.mux import Channel, TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
     from federation.units import HostPort
@@ -75,13 +73,8 @@ log = structlog.get_logger(__name__)
 
 MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may follow the muxer's negotiation at once
 MAX_LINKS = 4096
-MAX_SPARES = 4  # duplicates of one peer: both dialled at once, and both once more when a hole was punched
 MAX_SEEN = 256
 TICK_S = 0.25
-STALE_S = 2.0
-# Nobody dials a peer that it has a link to. Who does so when the link is this old, longer than any dial takes, has lost it:
-# its machine moved or was cut off, and what we send on the old link nobody hears.
-LOST_S = 30.0
 
 
 class HostEvents(Protocol):
@@ -122,8 +115,10 @@ class Host:
         self._reactor = reactor
         self._events = events
         self.book = book
-        self.links: dict[str, Link] = {}
-        self._retired: set[Link] = set()  # duplicates that still carry tunnels
+        key_pair = create_new_key_pair(seed)
+        self.peer_id = str(ID.from_pubkey(key_pair.public_key))
+        self.table = LinkTable(self.peer_id)
+        self.links = self.table.current
         self._upgrades: set[_Upgrade] = set()
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         self._accepting = Accepting("a peer")
@@ -136,7 +131,6 @@ class Host:
             RELAY: self.relay.connect,
             CIRCUIT: self._circuit_opened,
         }
-        key_pair = create_new_key_pair(seed)
         self._admission_keys, self._is_banned = admission_keys, is_banned
         security = {
             protocol: handshake.TokenNoise(
@@ -149,10 +143,9 @@ class Host:
         self.swarm = HostSwarm(key_pair, security, self._new_link, knows=self.knows, preferred=self._preferred)
         self.libp2p = StreamHost(self.swarm)
         self.swarm.set_stream_handler(self._stream_opened(self.swarm.common_stream_handler))  # A
-        self.peer_id = str(self.swarm.get_peer_id())
         self._listeners: list[trio.SocketListener] = []
-        self._strangers = Strangers()
-        self._offenders = Offenders()
+        self._gate = HandshakeGate()
+        self._quarantine = Quarantine()
         self._carriers = Carriers()
         self.redial = Redial(self)
         self._nursery: trio.Nursery | None = None
@@ -214,13 +207,13 @@ class Host:
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
-            ping_every_s = mux_link.ping_interval(len(self.links))
-            for link in [*self.links.values(), *self._retired]:
+            ping_every_s = ping_interval(len(self.links))
+            for link in list(self.table):
                 link.tick_safely(now, ping_every_s)
             for upgrade in [upgrade for upgrade in self._upgrades if upgrade.admission_key]:
                 if not self._admits(upgrade.peer, upgrade.admission_key):
                     upgrade.scope.cancel()
-            if self._offenders.any_back(now - TICK_S, now):
+            if self._quarantine.any_back(now - TICK_S, now):
                 self.look_at_book()
 
     # Inbound
@@ -238,12 +231,12 @@ class Host:
                 await trio.aclose_forcefully(stream)
                 continue
             now = trio.current_time()
-            if not self._strangers.may_connect(host, now):
+            if not self._gate.may_connect(host, now):
                 self.rejected["too often"] += 1
                 self.complain("too many connections from one address; some are refused", host)
                 await trio.aclose_forcefully(stream)
                 continue
-            if self._is_full or not self._strangers.make_room(host, now):
+            if self._is_full or not self._gate.evict_slowest(host, now):
                 self.rejected["too many"] += 1
                 await trio.aclose_forcefully(stream)
                 continue
@@ -252,36 +245,36 @@ class Host:
             except OSError:  # gone meanwhile
                 await trio.aclose_forcefully(stream)
                 continue
-            self._strangers.begin(host)
+            self._gate.reserve(host)
             self._nursery.start_soon(self._admit, raw, host)
 
     def _circuit_opened(self, via: Link, channel: Channel, source: str) -> None:
-        """Somebody reaches us through a relay; who it is the handshake tells."""
+        """An inbound circuit. The handshake identifies the peer."""
         conn = CircuitConn(via, channel, initiator=False)
         where = f"relay {via.peer}"
         now = trio.current_time()
         if not self._carriers.has_place(via):
-            channel.mux.in_vain(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
+            channel.mux.charge(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
             channel.refuse("this node has no place there")
             return
         host = where if via.remote_address is None else via.remote_address[0]
-        if not self._carriers.may_carry(via.peer, source, now) or not self._strangers.may_connect(host, now):
+        if not self._carriers.may_carry(via.peer, source, now) or not self._gate.may_connect(host, now):
             self.rejected["too often"] += 1
             self.complain("too many connections by way of one relay; some are refused", via.peer)
             channel.refuse("too often")
             return
-        if self._nursery is None or self._is_full or not self._strangers.make_room(where, now):
+        if self._nursery is None or self._is_full or not self._gate.evict_slowest(where, now):
             self.rejected["too many"] += 1
             channel.refuse("too many at once")
             return
         channel.accept()
-        self._strangers.begin(where)
+        self._gate.reserve(where)
         self._nursery.start_soon(self._admit, conn, where)
 
     async def _admit(self, raw: IRawConnection, host: str) -> None:
         """An inbound connection, from anybody."""
         try:
-            with self._strangers.handshake(host):
+            with self._gate.slot(host):
                 await self.upgrade(raw, None)
         except (Ourselves, _KeptAway, _HungUp):
             pass  # the dialling side notes it; we have complained before; a member only wanted to know whether we are here
@@ -316,7 +309,7 @@ class Host:
             try:
                 secured = await self._secure(raw, peer_id, upgrade)
                 remote = secured.get_remote_peer()
-                if self._offenders.keep_away(upgrade.peer, trio.current_time()):
+                if self._quarantine.holds(upgrade.peer, trio.current_time()):
                     raise _KeptAway
                 if peer_id is not None and remote != peer_id:
                     raise PeerUnavailable("another peer answers there")
@@ -390,9 +383,10 @@ class Host:
                 await close_now(raw)
 
     def _new_link(self, secured: handshake.SecureConn, peer_id: ID) -> Link:
+        carrier = SocketCarrier
         if isinstance(secured.raw, CircuitConn):
-            return CircuitLink(secured.raw, secured, peer_id, reactor=self._reactor, events=self)
-        return Link(secured, peer_id, reactor=self._reactor, events=self)
+            carrier = partial(CircuitCarrier, circuit=secured.raw)  # type: ignore[assignment]
+        return Link(secured, peer_id, reactor=self._reactor, events=self, carrier=carrier)
 
     # Links
 
@@ -402,41 +396,26 @@ class Host:
             return
         if link.admission_key == self._admission_keys()[0]:  # so it is valid
             self.token_retired_at, self._retired_by = None, (b"", set())
-        known = self.links.get(link.peer)
-        if known is not None and dialled and not link.is_initiator and link.opened_at - known.opened_at > LOST_S:
-            known.fail("the peer has lost this connection: it made a new one")
-            known = self.links.get(link.peer)
-        if known is None or known.is_closed:
-            self.links[link.peer] = link
-            if not link.is_initiator:
-                self.book.dialled_us(link.peer, trio.current_time())
-                self.look_at_book()
-            self._events.peer_up(link)
-            return
         now = trio.current_time()
-        if (link.path == "relayed") != (known.path == "relayed"):
-            is_better = known.path == "relayed"
-        else:
-            is_better = link.is_initiator == known.is_initiator or link.is_initiator == (self.peer_id < link.peer)
-        if is_better or now - known.last_heard > STALE_S:
-            self.links[link.peer] = link
-            self._retire(known)
+        if dialled and (lost := self.table.lost_to(link)) is not None:
+            lost.fail("the peer has lost this connection: it made a new one")
+        settled = self.table.settle(link, now)
+        if settled.spare is not None:
+            self._retire(settled.spare)
+        elif not link.is_initiator:
+            self.book.dialled_us(link.peer, now)
+            self.look_at_book()
+        if settled.is_peers:
             self._events.peer_up(link)
-        else:
-            self._retire(link)
 
     def knows(self, link: Link) -> bool:
         """Whether it is open and counts: the peer's link, a duplicate that finishes what it carries, or one that starts."""
-        return (
-            self.links.get(link.peer) is link
-            or link in self._retired
-            or any(upgrade.link is link for upgrade in self._upgrades)
-        )
+        return link in self.table or any(upgrade.link is link for upgrade in self._upgrades)
 
     def _all_links(self, peer: str | None = None) -> list[Link]:
         """With that peer, or with everybody, duplicates first: the end of the peer's link would put one in its place."""
         links = [
-            *self._retired,
+            *self.table.retired,
             *[upgrade.link for upgrade in self._upgrades if upgrade.link is not None],
             *self.links.values(),
         ]
@@ -446,14 +425,12 @@ class Host:
 
     @property
     def _is_full(self) -> bool:
-        return len(self.links) + len(self._retired) >= MAX_LINKS
+        return len(self.table) >= MAX_LINKS
 
     def _retire(self, link: Link) -> None:
-        spares = [spare for spare in self._retired if spare.peer == link.peer]
-        if len(spares) >= MAX_SPARES:
-            min(spares, key=lambda spare: spare.opened_at).fail("the peer has too many connections")
-        self._retired.add(link)
         link.retire()
+        if (surplus := self.table.retire(link)) is not None:
+            surplus.fail("the peer has too many connections")
 
     def cut(self, peer: str, reason: str) -> None:
         """Close every connection with the peer now, those that are being made too. It may come back unless it is banned or
@@ -474,7 +451,7 @@ class Host:
         version, _, rest = rest.partition("/")
         kind = f"/{name}/{version}"
         if kind != CIRCUIT:  # what others ask of a relay is not its doing
-            channel.mux.in_vain(SERVICE_COSTS)
+            channel.mux.charge(SERVICE_COSTS)
         self._services.get(kind, _refuse)(link, channel, rest)
 
     def _stream_opened(self, handler: Callable[[INetStream], Awaitable[None]]) -> Callable[[INetStream], Awaitable[None]]:
@@ -482,7 +459,7 @@ class Host:
 
         async def guarded(stream: INetStream) -> None:
             try:
-                if not isinstance(stream.muxed_conn, mux_link.Link) or not self.knows(stream.muxed_conn):
+                if not isinstance(stream.muxed_conn, Link) or not self.knows(stream.muxed_conn):
                     raise SwarmException("it came on a connection that has ended, or that is not ours")
                 await handler(stream)
             except Exception as error:  # noqa: BLE001  # the one place for what a peer's stream can raise
@@ -498,7 +475,7 @@ class Host:
     def offended(self, peer: str, what: str) -> None:
         """This member did what no honest one does: it is cut off and kept away for a while. Said once an hour a peer."""
         now = trio.current_time()
-        if self._offenders.add(peer, now):
+        if self._quarantine.add(peer, now):
             log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer, what=what)
         links = self._all_links(peer)
         for carrier in {link.via_peer for link in links if link.via_peer}:
@@ -511,20 +488,13 @@ class Host:
             self._events.peer_suspect(link)
 
     def link_closed(self, link: Link, reason: str) -> None:
-        self._retired.discard(link)
         self._carriers.forget(link)
-        if self.links.get(link.peer) is not link:
-            return
-        del self.links[link.peer]
-        spare = next((other for other in self._retired if other.peer == link.peer), None)
-        if spare is not None:  # the other side kept that one
-            self._retired.remove(spare)
-            spare.retired = False
-            self.links[link.peer] = spare
+        was_peers, spare = self.table.ended(link)
+        if spare is not None:
             self._events.peer_up(spare)
-            return
-        self._events.peer_down(link.peer, reason)
-        self.look_at_book()
+        elif was_peers:
+            self._events.peer_down(link.peer, reason)
+            self.look_at_book()
 
     def _preferred(self, peer: str) -> Link | None:
         """Where the swarm opens a stream: not on a duplicate, which is about to go."""
@@ -535,7 +505,7 @@ class Host:
 
     def is_to_dial(self, peer: str) -> bool:
         """Whether there is no link to it and nothing against one."""
-        return not (peer in self.links or self._is_banned(peer) or self._offenders.keep_away(peer, trio.current_time()))
+        return not (peer in self.links or self._is_banned(peer) or self._quarantine.holds(peer, trio.current_time()))
 
     async def connect(self, address: PeerAddress) -> Link:
         with trio.fail_after(DIAL_TIMEOUT_S):
@@ -558,7 +528,7 @@ class Host:
             conn = await open_circuit(via, peer)
             return await self.upgrade(conn, ID.from_base58(peer))
 
-    def reserve(self, link: Link, opener: Opener, other: Duplex) -> Channel:
+    def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
         """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
         self._carriers.took_place(link, channel)

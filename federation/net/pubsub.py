@@ -43,9 +43,9 @@ from libp2p.tools.anyio_service import LifecycleError, background_trio_service
 from libp2p.utils.varint import decode_uvarint_from_stream
 
 from federation.errors import RecordForged, RecordInvalid
-from federation.mesh.records import MAX_RECORD_BYTES
 from federation.net import identity
 from federation.net.admission.warnings import REMIND_EVERY_S
+from federation.net.wire import MAX_RECORD_BYTES
 from federation.ratelimit import Buckets
 
 if TYPE_CHECKING:

@@ -6,37 +6,44 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import msgpack
+import trio
 
 from federation.errors import ProtocolViolation
 
 if TYPE_CHECKING:
-    from federation.net.streams import TrioStream
+    from collections.abc import Awaitable, Callable
+
+MAX_RECORD_BYTES = 16384  # a record with every field in use has about 1 kB
 
 _LENGTH = struct.Struct(">I")
 
 
-async def send(stream: TrioStream, message: object) -> None:
-    data = msgpack.packb(message)
-    await stream.send_all(_LENGTH.pack(len(data)) + data)
+async def send(stream: trio.abc.HalfCloseableStream, message: object) -> None:
+    await stream.send_all(framed(msgpack.packb(message)))
 
 
-async def receive(stream: TrioStream, *, at_most: int) -> Any:
+def framed(data: bytes) -> bytes:
+    """`data` as a message."""
+    return _LENGTH.pack(len(data)) + data
+
+
+async def receive(stream: trio.abc.HalfCloseableStream, *, at_most: int) -> Any:
     """The next message, of `at_most` bytes: some kB, since a MB of empty lists takes 0.2 s to read.
 
-    Raises ProtocolViolation, whatever the bytes.
+    Raises ProtocolViolation, whatever the bytes, and BrokenResourceError where the stream ends early.
     """
     try:
-        return msgpack.unpackb(await _next(stream, at_most))
+        return msgpack.unpackb(await receive_bytes(stream, at_most=at_most))
     except ValueError:
         raise ProtocolViolation("a message that is not msgpack") from None
 
 
-async def receive_rows(stream: TrioStream, *, at_most: int, rows: int, fields: int) -> list[list[Any]]:
+async def receive_rows(stream: trio.abc.HalfCloseableStream, *, at_most: int, rows: int, fields: int) -> list[list[Any]]:
     """The next message, if it is a list of at most so many rows of so many plain values; builds no other objects from it.
 
-    Raises ProtocolViolation, whatever the bytes.
+    Raises ProtocolViolation, whatever the bytes, and BrokenResourceError where the stream ends early.
     """
-    data = await _next(stream, at_most)
+    data = await receive_bytes(stream, at_most=at_most)
     unpacker = msgpack.Unpacker(max_buffer_size=at_most, max_array_len=0, max_map_len=0, max_ext_len=0)
     unpacker.feed(data)
     try:
@@ -55,18 +62,21 @@ async def receive_rows(stream: TrioStream, *, at_most: int, rows: int, fields: i
     return found
 
 
-async def _next(stream: TrioStream, at_most: int) -> bytes:
-    (length,) = _LENGTH.unpack(await _exactly(stream, _LENGTH.size))
+async def receive_bytes(stream: trio.abc.ReceiveStream, *, at_most: int) -> bytes:
+    """The next message, unread. Raises ProtocolViolation for a longer one, before any of it is read."""
+    (length,) = _LENGTH.unpack(await read_exactly(stream.receive_some, _LENGTH.size))
     if length > at_most:
         raise ProtocolViolation(f"a message of {length} bytes, where at most {at_most} are allowed")
-    return await _exactly(stream, length)
+    return await read_exactly(stream.receive_some, length)
 
 
-async def _exactly(stream: TrioStream, n: int) -> bytes:
+async def read_exactly(read: Callable[[int], Awaitable[bytes | bytearray]], n: int) -> bytes:
+    """`n` bytes, whatever pieces `read(limit)` gives. Raises BrokenResourceError where it gives none: the remote may go at
+    any time, which breaks no rule."""
     data = bytearray()
     while len(data) < n:
-        chunk = await stream.receive_some(n - len(data))
+        chunk = await read(n - len(data))
         if not chunk:
-            raise ProtocolViolation("the stream ended in the middle of a message")
+            raise trio.BrokenResourceError("the stream ended early")
         data += chunk
     return bytes(data)

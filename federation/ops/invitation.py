@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from federation.net.dial.book import PeerAddress
+    from federation.net.dial.address import PeerAddress
     from federation.ops import schemas
     from federation.ops.parts import Parts
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from federation.mesh.rotation import Rotation
     from federation.mesh.tokens import Token
     from federation.metrics import Metrics
-    from federation.net.dial.book import AddressBook, PeerAddress
+    from federation.net.dial.address import PeerAddress
+    from federation.net.dial.book import AddressBook
     from federation.net.host import Host
     from federation.ops.rates import Rates
     from federation.state import StateDir

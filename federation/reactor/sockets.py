@@ -121,7 +121,7 @@ class SocketDuplex:
             self._read()
             return
         if mask & WRITE and self._out:
-            self._drain()
+            self._write_queued()
         if self.closed:
             return
         if mask & READ and not self._paused:
@@ -158,7 +158,7 @@ class SocketDuplex:
             if len(data) < wanted and not is_ending:  # the socket is empty; the next event tells of more
                 return
 
-    def _drain(self) -> None:
+    def _write_queued(self) -> None:
         while self._out:
             chunk = self._out[0]
             try:

@@ -27,7 +27,8 @@ from multiaddr import Multiaddr
 from federation import logs
 from federation.mesh.tokens import Token
 from federation.net import pubsub, wire
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.link import mux
 from federation.net.pubsub import Topic
@@ -225,7 +226,7 @@ async def speaks_of_unknown_streams(member: Member) -> None:
 
 async def never_reads(member: Member) -> None:
     """It makes the victim answer, and lets the answers lie."""
-    member.reactor.change(member.link._sock.fileno(), 4)
+    member.reactor.change(member.link.carrier.sock.fileno(), 4)
     for _ in range(200):
         member.frames(*[(mux.PING, 0, bytes(8))] * 500)
         await member.flushed()
@@ -238,7 +239,7 @@ async def never_reads_tunnels(member: Member) -> None:
         channel.send(b"GET /evil HTTP/1.1\r\n\r\n")
         member.sent += 1
     await member.flushed()
-    member.reactor.change(member.link._sock.fileno(), 0)
+    member.reactor.change(member.link.carrier.sock.fileno(), 0)
 
 
 async def hands_over_padded_records(member: Member) -> None:

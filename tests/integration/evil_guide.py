@@ -23,7 +23,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from federation import logs
 from federation.mesh.tokens import Token
 from federation.net import pubsub, wire
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.nat.holepunch import PROTOCOL as PUNCH
 from federation.reactor.loop import Reactor
 from federation.units import HostPort

@@ -26,7 +26,7 @@ from libp2p.utils import encode_varint_prefixed
 from federation import logs
 from federation.mesh.tokens import Token
 from federation.net import pubsub
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.streams import TrioStream
 from federation.reactor.loop import Reactor
 

@@ -24,7 +24,8 @@ from libp2p.utils import encode_varint_prefixed
 from federation import logs
 from federation.mesh.tokens import Token
 from federation.net import pubsub, wire
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
 from federation.net.link import mux
@@ -184,9 +185,9 @@ async def seals_nothing(member: Member, stack: AsyncExitStack, _new) -> None:
     link = member.link
     began, sent = time.monotonic(), 0
     while time.monotonic() - began < FLOOD_S and not link.is_closed:
-        if link._unsent is None:
-            link._unsent = memoryview(b"".join(link._sealer.seal(b"") for _ in range(2000)))
-            link._want(5)
+        if link.carrier._unsent is None:
+            link.carrier._unsent = memoryview(b"".join(link.carrier._sealer.seal(b"") for _ in range(2000)))
+            link.carrier._want(5)
             sent += 2000
         await trio.sleep(0.001)
     tell(sent=sent, cut=link.is_closed, lasted_s=round(time.monotonic() - began, 2), peer_ids=[member.host.peer_id])

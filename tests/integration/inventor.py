@@ -19,7 +19,7 @@ from zeroconf import ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
 from federation.mesh.tokens import Token
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.discover.mdns import encode_txt, instance_name, service_name
 
 HOSTS = 8

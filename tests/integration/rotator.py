@@ -23,7 +23,8 @@ from libp2p.peer.id import ID
 
 from federation import logs
 from federation.mesh.tokens import Token
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.reactor.loop import Reactor
 

@@ -16,7 +16,7 @@ from federation.mesh import connectivity as paths_module
 from federation.mesh.connectivity import LOOK_EVERY_S, Paths, relay_limits
 from federation.mesh.ledger import Ledger
 from federation.mesh.records import NodeData
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.nat.relay import RelayLimits
 from tests.support.hosts import new_peer, reactor_running
 from tests.support.links import until

@@ -13,7 +13,8 @@ from federation.config import Settings
 from federation.mesh import discovery
 from federation.mesh.discovery import MAX_REMEMBERED, SAVE_AFTER_S, SAVE_EVERY_S, Finding, parsed
 from federation.mesh.tokens import Token
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.state import StateDir
 
 if TYPE_CHECKING:

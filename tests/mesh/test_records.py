@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from federation.errors import RecordInvalid
 from federation.mesh import records
-from federation.mesh.records import MAX_RECORD_BYTES, NODE_ONLINE_WINDOW, Gpu, NodeData, decode, encode
+from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData, decode, encode
+from federation.net.wire import MAX_RECORD_BYTES
 
 quick = settings(deadline=None)
 

@@ -20,13 +20,15 @@ from structlog.testing import capture_logs
 
 from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerUnavailable, TokenRetired
 from federation.net import host as host_module
+from federation.net import links as link_table
 from federation.net.admission import gate, quarantine
 from federation.net.dial import loop
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
-from federation.net.link import handshake
-from federation.net.link import link as link_module
+from federation.net.link import handshake, liveness, seal
+from federation.reactor.loop import READ
 from federation.units import HostPort
 from tests.support.hosts import KEY, PROTOCOL, Peer, assert_serves, echo, linked, new_peer, peers, reactor_running
 from tests.support.links import End, tcp_pair, until
@@ -111,7 +113,7 @@ class TestConnect:
                 assert len(a.host.book) == 1
                 a.host.look_at_book()
                 await until(lambda: len(a.host.book) == 0, seconds=20)  # hearsay: as late as if nobody were there
-                await until(lambda: not a.host._strangers)
+                await until(lambda: not a.host._gate)
             assert [entry for entry in logs if entry["log_level"] != "debug"] == []
             assert not a.host.rejected
             assert not a.host.book.add(PeerAddress(a.address.host, a.address.port), source="mdns")
@@ -134,7 +136,7 @@ class TestConnect:
             with trio.fail_after(20):
                 await a.host.swarm.auto_connector.maybe_connect()  # type: ignore[attr-defined]
             assert a.host.swarm.get_connections() == []
-            assert not b.host._strangers
+            assert not b.host._gate
 
     async def test_and_nobody_is_pruned(self) -> None:
         async with peers(4) as (a, *others):
@@ -197,8 +199,8 @@ async def test_the_cipher_is_one_that_is_fast_on_both(monkeypatch: pytest.Monkey
         a, b = found
         a.knows(b)
         await until(lambda: a.has(b) and b.has(a))
-        nonce = handshake._NONCES[AESGCM if all(fast) else ChaCha20Poly1305].pack
-        assert {peer.host.links[other.id]._opener._pack_nonce(1) for peer, other in ((a, b), (b, a))} == {nonce(1)}
+        nonce = seal._NONCES[AESGCM if all(fast) else ChaCha20Poly1305].pack
+        assert {peer.host.links[other.id].carrier._unsealer._pack_nonce(1) for peer, other in ((a, b), (b, a))} == {nonce(1)}
 
 
 class TestDuplicates:
@@ -207,7 +209,7 @@ class TestDuplicates:
     @pytest.mark.parametrize("_again", range(5))
     async def test_simultaneous_dials_settle_on_the_lower_ids(self, _again: int, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where only one of the dials came to a link (the other's side hung up when it had this one), that one stays."""
-        monkeypatch.setattr(host_module, "STALE_S", float("inf"))  # however long this machine was busy elsewhere
+        monkeypatch.setattr(link_table, "STALE_S", float("inf"))  # however long this machine was busy elsewhere
         async with peers(2) as (lower, higher):
             links = links_of(lower), links_of(higher)
             lower.knows(higher)
@@ -291,7 +293,7 @@ class TestDuplicates:
 
     async def test_a_silent_link_makes_way_for_a_new_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """It may be to a machine that is gone and has come back, so the rule of the lower id must not keep it."""
-        monkeypatch.setattr(host_module, "STALE_S", -1.0)
+        monkeypatch.setattr(link_table, "STALE_S", -1.0)
         async with peers(2) as (lower, higher):
             lower.knows(higher)
             await until(lambda: lower.has(higher) and higher.has(lower))
@@ -301,7 +303,7 @@ class TestDuplicates:
 
     async def test_who_dials_again_after_long_has_lost_the_old_link(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A laptop that moved: the old link ends at once, though it is not silent and the lower id made it."""
-        monkeypatch.setattr(host_module, "LOST_S", 0.0)
+        monkeypatch.setattr(link_table, "LOST_S", 0.0)
         async with peers(2) as (lower, higher):
             lower.knows(higher)
             await until(lambda: lower.has(higher) and higher.has(lower))
@@ -312,7 +314,7 @@ class TestDuplicates:
             assert lower.events.down == [(higher.id, "the peer has lost this connection: it made a new one")]
 
     async def test_who_is_met_beside_a_relayed_link_has_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(host_module, "LOST_S", 0.0)
+        monkeypatch.setattr(link_table, "LOST_S", 0.0)
         async with peers(2) as (lower, higher):
             lower.knows(higher)
             await until(lambda: lower.has(higher) and higher.has(lower))
@@ -341,18 +343,18 @@ async def connect_again(dialler: Peer, other: Peer) -> Link:
 async def ticks(peer: Peer) -> None:
     """Long enough for the host to have looked at its links."""
     link = peer.host.links[next(iter(peer.host.links))]
-    before = link._last_tick
-    await until(lambda: link._last_tick > before)
+    before = link.liveness.last_tick
+    await until(lambda: link.liveness.last_tick > before)
 
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Liveness in a tenth of the time."""
     monkeypatch.setattr(host_module, "TICK_S", 0.02)
-    monkeypatch.setattr(link_module, "PING_AFTER_S", 0.05)
-    monkeypatch.setattr(link_module, "PING_EVERY_S", 0.1)
-    monkeypatch.setattr(link_module, "SUSPECT_AFTER_S", 0.15)
-    monkeypatch.setattr(link_module, "DEAD_AFTER_S", 1.0)
+    monkeypatch.setattr(liveness, "PING_AFTER_S", 0.05)
+    monkeypatch.setattr(liveness, "PING_EVERY_S", 0.1)
+    monkeypatch.setattr(liveness, "SUSPECT_AFTER_S", 0.15)
+    monkeypatch.setattr(liveness, "DEAD_AFTER_S", 1.0)
 
 
 @pytest.mark.usefixtures("hurried")
@@ -387,7 +389,7 @@ class TestSilence:
             lower.events.opened[0][0].other = End()
             await connect_again(lower, higher)
             theirs = lower.events.opened[0][0].mux._handler
-            lower.host._reactor.change(theirs._sock.fileno(), 0)
+            lower.host._reactor.change(theirs.carrier.sock.fileno(), 0)
             theirs.tick = lambda *_: None
             await until(lambda: old.is_closed)
             assert end.heard[-1].startswith("RST")
@@ -397,14 +399,14 @@ class TestSilence:
 def stop_reading(peer: Peer, other: Peer) -> Any:
     """`peer` no longer reads what `other` sends, nor looks at the time; returns what makes it go on."""
     link = peer.host.links[other.id]
-    sock, reactor, tick = link._sock, peer.host._reactor, link.tick
+    sock, reactor, tick = link.carrier.sock, peer.host._reactor, link.tick
     assert sock is not None
     reactor.change(sock.fileno(), 0)
     link.tick = lambda *_: None  # type: ignore[method-assign]
 
     def wake() -> None:
         link.tick = tick  # type: ignore[method-assign]
-        reactor.change(sock.fileno(), link_module.READ)
+        reactor.change(sock.fileno(), READ)
 
     return wake
 
@@ -482,7 +484,7 @@ class TestStrangers:
         monkeypatch.setattr(gate, "UPGRADE_TIMEOUT_S", 1.0)
 
     async def assert_unharmed(self, peer: Peer, files_before: int) -> None:
-        await until(lambda: not peer.host._strangers and open_descriptors() <= files_before)
+        await until(lambda: not peer.host._gate and open_descriptors() <= files_before)
         assert peer.has()
         assert peer.events.up == []
         async with reactor_running() as reactor:
@@ -539,11 +541,11 @@ class TestStrangers:
             with ExitStack() as stack:
                 for _ in range(3):
                     stack.enter_context(connect(a))
-                await until(lambda: len(a.host._strangers) == 3)
+                await until(lambda: len(a.host._gate) == 3)
                 one_more = stack.enter_context(connect(a))
                 assert await trio.to_thread.run_sync(one_more.recv, 1) == b""  # hung up on, without a word
                 assert a.host.rejected == {"too many": 1}
-            await until(lambda: not a.host._strangers)
+            await until(lambda: not a.host._gate)
             with connect(a) as sock:  # and when they are gone, there is room again
                 assert await trio.to_thread.run_sync(sock.recv, 1) != b""
 
@@ -553,7 +555,7 @@ class TestStrangers:
             with ExitStack() as stack:
                 for _ in range(2):
                     stack.enter_context(connect(a))
-                await until(lambda: len(a.host._strangers) == 2)
+                await until(lambda: len(a.host._gate) == 2)
                 one_more = stack.enter_context(connect(a))
                 assert await trio.to_thread.run_sync(one_more.recv, 1) == b""
 
@@ -565,7 +567,7 @@ class TestStrangers:
         async with peers(2) as (a, b):
             with ExitStack() as stack:
                 slow = [stack.enter_context(connect(a)) for _ in range(2)]
-                await until(lambda: len(a.host._strangers) == 2)
+                await until(lambda: len(a.host._gate) == 2)
                 await trio.sleep(0.15)
                 b.knows(a)
                 await until(lambda: a.has(b))
@@ -573,9 +575,9 @@ class TestStrangers:
                 slow[0].settimeout(5)
                 while await trio.to_thread.run_sync(slow[0].recv, 100):
                     pass  # the oldest was hung up on
-                assert len(a.host._strangers) == 1
-            await until(lambda: not a.host._strangers)
-            assert not a.host._strangers
+                assert len(a.host._gate) == 1
+            await until(lambda: not a.host._gate)
+            assert not a.host._gate
 
     @pytest.mark.parametrize("length", [b"\xff\xff\xff\xff\x07", b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"])
     async def test_no_more_is_read_than_a_handshake_takes(self, length: bytes) -> None:
@@ -615,7 +617,7 @@ class TestStrangers:
                 await until(lambda n=n: len(a.events.up) > n)
                 link.fail("next, please")
                 await until(lambda n=n: len(a.events.down) > n)
-            assert len(a.host._strangers) == 0
+            assert len(a.host._gate) == 0
 
 
 class TestOffenders:
@@ -915,12 +917,12 @@ class TestEveryConnection:
 
     async def test_a_peer_has_so_many_duplicates(self) -> None:
         async with linked() as (a, b):
-            for n in range(host_module.MAX_SPARES + 3):
+            for n in range(link_table.MAX_SPARES + 3):
                 link = await a.host.connect(b.address)
                 link.open_tunnel("x", End(), End())  # keeps it alive
                 await until(lambda n=n: len(b.events.opened) == n + 1)
-            assert len(b.host._retired) <= host_module.MAX_SPARES
-            assert len(a.host._retired) <= host_module.MAX_SPARES
+            assert len(b.host.table.retired) <= link_table.MAX_SPARES
+            assert len(a.host.table.retired) <= link_table.MAX_SPARES
             assert a.has(b)
 
     async def test_a_handler_reads_nothing_that_came_before_the_end(self) -> None:
@@ -1065,7 +1067,7 @@ class TestAcceptRate:
             bound = await peer.host.listen(HostPort("::1", 0))
             async with peer.host.running():
                 with capture_logs() as logs, socket.create_connection(("::1", bound.port), timeout=5) as stranger:
-                    await until(lambda: peer.host._strangers.of("::/64") == 1)
+                    await until(lambda: peer.host._gate.count("::/64") == 1)
                     stranger.sendall(b"\x09nonsense\n")
                     await until(lambda: warnings(logs, "a connection that is not a member's was refused"))
                 (said,) = warnings(logs, "a connection that is not a member's was refused")
@@ -1081,13 +1083,13 @@ class TestAcceptRate:
                 for _ in range(5):
                     stack.enter_context(connect(a))
                 await until(lambda: a.host.rejected["too often"] == 2)
-                await until(lambda: a.host._strangers.of("127.0.0.1") == 3)
+                await until(lambda: a.host._gate.count("127.0.0.1") == 3)
                 assert len(warnings(logs, "too many connections from one address")) == 1
                 other = socket.create_connection(
                     (a.address.host, a.address.port), timeout=5, source_address=("127.0.0.2", 0)
                 )
                 stack.enter_context(other)
-                await until(lambda: a.host._strangers.of("127.0.0.2") == 1)
+                await until(lambda: a.host._gate.count("127.0.0.2") == 1)
             b.knows(a)
             await until(lambda: a.host.rejected["too often"] == 3)
             assert a.has()

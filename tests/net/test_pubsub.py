@@ -29,7 +29,6 @@ from structlog.testing import capture_logs
 
 from federation.errors import RecordForged, RecordInvalid
 from federation.mesh import gossip
-from federation.mesh.records import MAX_RECORD_BYTES
 from federation.mesh.tokens import Token
 from federation.net import pubsub as pubsub_module
 from federation.net.pubsub import (
@@ -50,6 +49,7 @@ from federation.net.pubsub import (
     canonical,
     is_genuine,
 )
+from federation.net.wire import MAX_RECORD_BYTES
 from tests.support.gossip import NAME, foreign_topic
 from tests.support.hosts import Peer, new_peer, peers, reactor_running, seed
 from tests.support.links import PEERS, until

@@ -14,12 +14,11 @@ from federation.net.streams import MAX_CHUNK, TrioStream
 from tests.support.links import link_pair, until
 
 
-@pytest.mark.parametrize("on_socket", [True, False], ids=["socket", "async"])
-async def test_streams_conform_to_trio(on_socket: bool) -> None:
+async def test_streams_conform_to_trio() -> None:
     async with AsyncExitStack() as stack:
 
         async def make_pair() -> tuple[TrioStream, TrioStream]:
-            a, b, *_ = await stack.enter_async_context(link_pair(on_socket=on_socket))
+            a, b, *_ = await stack.enter_async_context(link_pair())
             ours = await a.open_stream()
             return TrioStream(ours), TrioStream(await b.accept_stream())
 

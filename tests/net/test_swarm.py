@@ -13,7 +13,8 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 
-from federation.net.link.handshake import Opener, Sealer, SecureConn
+from federation.net.link.handshake import SecureConn
+from federation.net.link.seal import Sealer, Unsealer
 from tests.support.hosts import linked, peers
 from tests.support.links import KEYS, until
 
@@ -71,7 +72,7 @@ async def test_a_connection_of_somebody_else_is_closed_and_not_taken() -> None:
 
     async with linked() as (a, b):
         raw = Raw()
-        secured = SecureConn(raw, Session(), Sealer(KEYS[0]), Opener(KEYS[1]))  # type: ignore[arg-type]
+        secured = SecureConn(raw, Session(), Sealer(KEYS[0]), Unsealer(KEYS[1]))  # type: ignore[arg-type]
         link = a.host._new_link(secured, ID.from_base58(b.id))
         with pytest.raises(SwarmException, match="did not make"):
             await a.host.swarm.add_conn(link)

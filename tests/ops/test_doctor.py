@@ -16,7 +16,7 @@ from federation.mesh.probe import Told
 from federation.mesh.records import Gpu
 from federation.mesh.tokens import Token
 from federation.net.admission.warnings import Refusal
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.ops import doctor
 from federation.units import HostPort
 from tests.support.nodes import GIB, MakeNode, add, idle_node

@@ -14,8 +14,8 @@ import structlog
 import trio
 import trio.testing
 
-from federation.net.link.handshake import MAX_CIPHERTEXT
-from federation.net.link.link import RECV_BYTES
+from federation.net.link.carrier import RECV_BYTES
+from federation.net.link.seal import MAX_CIPHERTEXT
 from federation.reactor import loop as reactor_module
 from federation.reactor.loop import BROKEN, ENOUGH, LOOKS, MAX_EVENTS, READ, SCRATCH_BYTES, SPIN_S, STAY_S, WRITE, Reactor
 from tests.support.links import socket_pair, until

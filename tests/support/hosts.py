@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.nat.relay import RelayLimits
 from federation.reactor.duplex import NullDuplex

@@ -14,9 +14,11 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
-from federation.net.link.handshake import Opener, Sealer, SecureConn
+from federation.net.link.handshake import SecureConn
 from federation.net.link.link import Link
+from federation.net.link.seal import Sealer, Unsealer
 from federation.reactor.loop import Reactor
+from tests.support.duplex import End
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,45 +56,6 @@ class Events:
         self.suspect.append(link.suspect)
 
 
-@dataclass
-class End:
-    """A Duplex that records what it hears. `space` is its room; `credit` False keeps what arrives unacknowledged."""
-
-    heard: list[Any] = field(default_factory=list)
-    space: int = 1 << 30
-    credit: bool = True
-    other: Any = None
-
-    def room(self) -> int:
-        return self.space
-
-    def send(self, data: bytes | memoryview) -> None:
-        self.heard.append(bytes(data))
-        if self.credit and self.other is not None:
-            self.other.taken(len(data))
-
-    def send_eof(self) -> None:
-        self.heard.append("EOF")
-
-    def abort(self, reason: str) -> None:
-        self.heard.append(f"RST {reason}")
-
-    def taken(self, n: int) -> None: ...
-
-    def resume(self) -> None:
-        self.heard.append("resume")
-
-    def opened(self) -> None:
-        self.heard.append("OPENED")
-
-    def refused(self, reason: str) -> None:
-        self.heard.append(f"REFUSED {reason}")
-
-    @property
-    def data(self) -> bytes:
-        return b"".join(item for item in self.heard if isinstance(item, bytes))
-
-
 class _Session:
     def __init__(self, *, is_initiator: bool) -> None:
         self.is_initiator = is_initiator
@@ -100,51 +63,14 @@ class _Session:
 
 def secure(raw: RawConnection, *, initiator: bool) -> SecureConn:
     ours, theirs = KEYS if initiator else KEYS[::-1]
-    return SecureConn(raw, _Session(is_initiator=initiator), Sealer(ours), Opener(theirs))  # type: ignore[arg-type]
-
-
-class _MemoryRaw:
-    """A raw connection without a socket: what a relayed one looks like to the link."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-
-    async def read(self, n: int | None = None) -> bytes:
-        try:
-            return await self.stream.receive_some(n)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return b""
-
-    async def write(self, data: bytes) -> None:
-        try:
-            await self.stream.send_all(data)
-        except trio.BrokenResourceError as error:
-            raise OSError("broken") from error
-
-    async def close(self) -> None:
-        await trio.aclose_forcefully(self.stream)
-
-    def get_remote_address(self) -> None:
-        return None
-
-    def get_transport_addresses(self) -> list[Any]:
-        return []
-
-    def get_connection_type(self) -> None:
-        return None
+    return SecureConn(raw, _Session(is_initiator=initiator), Sealer(ours), Unsealer(theirs))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
-async def link_pair(
-    *, on_socket: bool = True, reactor: Reactor | None = None
-) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
+async def link_pair(*, reactor: Reactor | None = None) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
     """(initiator, responder, and what each told its host), running."""
     reactor = Reactor() if reactor is None else reactor  # an empty one is false
-    raws: list[Any]
-    if on_socket:
-        raws = [_tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
-    else:
-        raws = [_MemoryRaw(stream) for stream in trio.testing.lockstep_stream_pair()]
+    raws = [tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
     events = Events(), Events()
     links = [
         Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n]) for n, raw in enumerate(raws)
@@ -161,7 +87,7 @@ async def link_pair(
         nursery.cancel_scope.cancel()
 
 
-def _tcp_raw(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
+def tcp_raw(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
     return RawConnection(TrioTCPStream(stream), initiator)
 
 

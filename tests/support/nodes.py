@@ -14,7 +14,7 @@ from federation.config import Settings
 from federation.mesh.owner import OwnerKey
 from federation.mesh.records import NodeData
 from federation.mesh.tokens import Token
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.node import Node
 from federation.state import StateDir
 

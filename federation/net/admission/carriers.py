@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from federation.net.admission.quarantine import Offenders
+from federation.net.admission.quarantine import Quarantine
 from federation.ratelimit import Buckets
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Carriers:
         self._places: dict[Link, Channel] = {}  # our reservations, by the link to their relay
         self._sources = Buckets[tuple[str, str]](SOURCE_RATE, SOURCE_BURST, max_keys=MAX_SOURCES)
         self._offences = Buckets[str](FORGIVEN_A_SECOND, FREE_OFFENCES, max_keys=MAX_CARRIERS)
-        self._avoided = Offenders()
+        self._avoided = Quarantine()
 
     def took_place(self, link: Link, channel: Channel) -> None:
         self._places[link] = channel
@@ -51,7 +51,7 @@ class Carriers:
 
     def may_carry(self, carrier: str, source: str, now: float) -> bool:
         """Whether `carrier` may bring one more circuit, which it says is from `source`."""
-        return not self._avoided.keep_away(carrier, now) and self._sources.of((carrier, source)).take(now)
+        return not self._avoided.holds(carrier, now) and self._sources.of((carrier, source)).take(now)
 
     def carried_offender(self, carrier: str, now: float) -> bool:
         """A member that came by way of `carrier` broke the rules. Returns whether `carrier` is refused for a while."""

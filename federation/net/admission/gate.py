@@ -28,7 +28,7 @@ ACCEPT_BURST = 256.0
 MAX_PACED_ADDRESSES = 4096
 
 
-class Strangers:
+class HandshakeGate:
     """Handshakes under way, and each address's rate. `where` is the remote's address, or the relay that brings it."""
 
     def __init__(self) -> None:
@@ -39,14 +39,14 @@ class Strangers:
     def __len__(self) -> int:
         return self._begun.total()
 
-    def of(self, where: str) -> int:
+    def count(self, where: str) -> int:
         """Number of handshakes under way from `where`."""
         return self._begun[where]
 
     def may_connect(self, host: str, now: float) -> bool:
         return self._paces.of(machine_of(host)).take(now)
 
-    def make_room(self, where: str, now: float) -> bool:
+    def evict_slowest(self, where: str, now: float) -> bool:
         """Whether one more handshake may begin. If need be, ends the slowest of this address or of the busiest one."""
         if self._begun[where] < MAX_HANDSHAKES_PER_ADDRESS:
             if len(self) < MAX_HANDSHAKES:
@@ -59,13 +59,13 @@ class Strangers:
         slowest.cancel()
         return True
 
-    def begin(self, where: str) -> None:
-        """Take a place; the task that runs `handshake` gives it back."""
+    def reserve(self, where: str) -> None:
+        """Take a place; the task that holds `slot` gives it back."""
         self._begun[where] += 1
 
     @contextmanager
-    def handshake(self, where: str) -> Iterator[None]:
-        """Run a handshake after `begin`. Raises trio.TooSlowError when its time is over, or when it gave way."""
+    def slot(self, where: str) -> Iterator[None]:
+        """Run a handshake after `reserve`. Raises trio.TooSlowError when its time is over, or when it gave way."""
         waiting = self._waiting.setdefault(where, {})
         try:
             with trio.fail_after(UPGRADE_TIMEOUT_S) as scope:

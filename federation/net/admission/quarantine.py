@@ -19,7 +19,7 @@ class _Offender:
     until: float = 0.0
 
 
-class Offenders:
+class Quarantine:
     def __init__(self) -> None:
         self._of: dict[str, _Offender] = {}  # in the order of their latest offence
 
@@ -39,7 +39,7 @@ class Offenders:
         self._of[peer] = offender
         return is_first
 
-    def keep_away(self, peer: str, now: float) -> bool:
+    def holds(self, peer: str, now: float) -> bool:
         offender = self._of.get(peer)
         return offender is not None and now < offender.until
 

@@ -17,7 +17,7 @@ from federation.ratelimit import Bucket, Buckets
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from federation.net.dial.book import PeerAddress
+    from federation.net.dial.address import PeerAddress
     from federation.units import HostPort
 
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address

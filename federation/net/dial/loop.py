@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
@@ -16,8 +16,9 @@ from federation.ratelimit import Bucket
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from federation.net.dial.book import PeerAddress, Target
-    from federation.net.host import Host
+    from federation.net.dial.address import PeerAddress
+    from federation.net.dial.book import AddressBook, Target
+    from federation.net.link.link import Link
 
 log = structlog.get_logger(__name__)
 
@@ -29,10 +30,24 @@ HEARSAY_PAUSE_S = 0.25
 NO_ADDRESS = "none of its addresses can be dialled from here now"
 
 
+class Dialler(Protocol):
+    """What this loop asks of the host, and tells it."""
+
+    peer_id: str
+    book: AddressBook
+    links: dict[str, Link]
+
+    def is_to_dial(self, peer: str) -> bool: ...
+    async def connect(self, address: PeerAddress) -> Link: ...
+    async def dial_through(self, relay: str, peer: str) -> Link: ...
+    def complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None: ...
+    def token_is_retired(self, error: TokenRetired) -> None: ...
+
+
 class Redial:
     """Call `look` when the book may have news, `routes_changed` when there may be a new relay to a peer being dialled."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Dialler) -> None:
         self._host = host
         self.not_reached: dict[str, str] = {}  # peer or address whose last dial failed -> reason
         self.routes: Callable[[str], Sequence[str]] = lambda _peer: ()  # peer -> its relays
@@ -159,7 +174,7 @@ def _where(target: Target) -> str:
 class _NotToDial:
     """The peers that this node does not dial, as a set for the book."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Dialler) -> None:
         self._host = host
 
     def __contains__(self, peer: object) -> bool:

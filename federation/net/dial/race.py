@@ -2,15 +2,10 @@
 
 When hearsay is dialled, and when the address behind it, depends on nothing that comes of it: a peer that names an address
 between two of its own, and looks when these are dialled, is not to learn whether a port there is open, closed or silent.
-
-And connections from the port where this node listens: a NAT that gives a port one outside face shows it to all alike.
 """
 
 from __future__ import annotations
 
-import socket
-from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,13 +15,12 @@ from federation.errors import AnotherPeer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from federation.net.dial.book import PeerAddress, Target
+    from federation.net.dial.address import PeerAddress
+    from federation.net.dial.book import Target
     from federation.net.link.link import Link
-    from federation.units import HostPort
 
 DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
 STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed if it is no hearsay
-BACKLOG = 8
 CIRCUIT_STAGGER_S = 0.5  # the next relay, likewise; two handshakes through one take a tenth of that
 CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay, unless none answered last time
 
@@ -43,54 +37,6 @@ async def _first_of(*events: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
         for event in events:
             nursery.start_soon(wait, event)
-
-
-async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: float) -> trio.SocketStream:
-    """A connection from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
-    sock = await _bound(listen, host)
-    try:
-        with trio.move_on_after(within_s) as patience:
-            await sock.connect((host, port))
-        if patience.cancelled_caught:
-            raise TimeoutError(f"no answer within {within_s:g} s")
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketStream(sock)
-
-
-async def listen_beside(listen: HostPort) -> tuple[HostPort, list[trio.SocketListener]]:
-    """Listen on a new port that outgoing connections can have too, in IPv4 and, where there is any, IPv6. Raises OSError."""
-    first = await _bound(replace(listen, port=0), "::" if ":" in listen.host else "0.0.0.0")
-    at = replace(listen, port=first.getsockname()[1])
-    sockets = [first]
-    if listen.is_wildcard:
-        with suppress(OSError):  # a machine without IPv6, or the port is taken there
-            sockets.append(await _bound(at, "::" if first.family == socket.AF_INET else "0.0.0.0"))
-    for sock in sockets:
-        sock.listen(BACKLOG)
-    return at, [trio.SocketListener(sock) for sock in sockets]
-
-
-async def _bound(listen: HostPort, towards: str) -> trio.socket.SocketType:
-    family = socket.AF_INET6 if ":" in towards else socket.AF_INET
-    wildcard = "::" if family == socket.AF_INET6 else "0.0.0.0"
-    sock = trio.socket.socket(family, socket.SOCK_STREAM)
-    try:
-        share_port(sock)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        await sock.bind((wildcard if listen.is_wildcard else listen.host, listen.port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def share_port(sock: trio.socket.SocketType) -> None:
-    """Let outgoing connections have the listener's port. Said of the listener when it listens, so that nobody else can."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 class Race:

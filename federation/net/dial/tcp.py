@@ -1,9 +1,15 @@
-"""TCP connections as py-libp2p takes them, and no more of a stranger's bytes than a handshake needs."""
+"""TCP sockets of the p2p port, and connections as py-libp2p takes them, with no more of a stranger's bytes than a handshake
+needs.
+
+Outgoing connections may leave from the port where this node listens: a NAT that maps that port to one outside address shows
+the same to everybody.
+"""
 
 from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -11,13 +17,15 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 
 from federation.errors import HandshakeFailed
-from federation.net.dial.race import share_port
 from federation.net.link import handshake
 
 if TYPE_CHECKING:
     from libp2p.abc import IRawConnection
 
+    from federation.units import HostPort
+
 BACKLOG = 256
+BESIDE_BACKLOG = 8
 
 
 async def bind(host: str, port: int) -> trio.SocketListener:
@@ -35,6 +43,54 @@ async def bind(host: str, port: int) -> trio.SocketListener:
         sock.close()
         raise
     return trio.SocketListener(sock)
+
+
+async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: float) -> trio.SocketStream:
+    """A connection from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
+    sock = await _bound(listen, host)
+    try:
+        with trio.move_on_after(within_s) as patience:
+            await sock.connect((host, port))
+        if patience.cancelled_caught:
+            raise TimeoutError(f"no answer within {within_s:g} s")
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+async def listen_beside(listen: HostPort) -> tuple[HostPort, list[trio.SocketListener]]:
+    """Listen on a new port that outgoing connections can have too, in IPv4 and, where there is any, IPv6. Raises OSError."""
+    first = await _bound(replace(listen, port=0), "::" if ":" in listen.host else "0.0.0.0")
+    at = replace(listen, port=first.getsockname()[1])
+    sockets = [first]
+    if listen.is_wildcard:
+        with suppress(OSError):  # a machine without IPv6, or the port is taken there
+            sockets.append(await _bound(at, "::" if first.family == socket.AF_INET else "0.0.0.0"))
+    for sock in sockets:
+        sock.listen(BESIDE_BACKLOG)
+    return at, [trio.SocketListener(sock) for sock in sockets]
+
+
+async def _bound(listen: HostPort, towards: str) -> trio.socket.SocketType:
+    family = socket.AF_INET6 if ":" in towards else socket.AF_INET
+    wildcard = "::" if family == socket.AF_INET6 else "0.0.0.0"
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        share_port(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        await sock.bind((wildcard if listen.is_wildcard else listen.host, listen.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def share_port(sock: trio.socket.SocketType) -> None:
+    """Let outgoing connections have the listener's port. Said of the listener when it listens, so that nobody else can."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def tcp_connection(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:

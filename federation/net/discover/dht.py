@@ -38,7 +38,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from federation.errors import FederationError
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from federation.errors import FederationError
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

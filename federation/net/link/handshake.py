@@ -1,4 +1,4 @@
-"""Security of a peer connection: libp2p Noise XX, then a proof of the network's token, then sealed records.
+"""Security of a peer connection: libp2p Noise XX, then a proof of the network's token, then sealed records (link/seal.py).
 
 Handshake: Noise XX with the identity payload of libp2p's Noise spec, but each message is bounded and only Ed25519 identities
 are read (net/identity.py). Then the initiator, and after it the responder, sends HMAC-SHA256(admission key, role ||
@@ -9,9 +9,8 @@ neither replayed nor passed on. A wrong one is answered by a refusal, so that bo
 While a token is being rotated two keys are valid, so the initiator's message holds a proof for each key that it has. Who
 holds a key that was valid once is told so, and who is banned: answers of their own, which take that key to make.
 
-Records: 2 bytes of length, then AES-256-GCM or ChaCha20-Poly1305 with the Noise session keys and counters, sealed with
-`cryptography` directly, as many as arrived at a time. Which of the two is settled by the protocol id: whose processor has
-instructions for AES offers that first (five times as fast with them, and five times as slow without).
+The protocol id settles the cipher of the records: a node whose processor has instructions for AES offers AES-GCM first
+(five times as fast as ChaCha20-Poly1305 with them, and five times as slow without).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import struct
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -46,7 +46,8 @@ from federation.errors import (
     TokenRefused,
     TokenRetired,
 )
-from federation.net import identity
+from federation.net import identity, wire
+from federation.net.link.seal import MAX_CIPHERTEXT, MAX_PLAINTEXT, Sealer, Unsealer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from multiaddr import Multiaddr
     from noise.state import HandshakeState
 
+    from federation.net.link.seal import Aead
+
 log = structlog.get_logger(__name__)
 
 PROTOCOL_ID = "/federation/noise/1"  # ChaCha20-Poly1305, which everybody speaks
@@ -65,84 +68,11 @@ HANDSHAKE_TIMEOUT_S = 5.0
 MAX_HANDSHAKE_BYTES = 4096  # from a stranger, up to its proof; an honest handshake takes below 1 KiB
 NOISE = b"Noise_XX_25519_ChaChaPoly_SHA256"
 MAX_MESSAGE_BYTES = 1024  # of the handshake's three; ours have 32, 202 and 170
-TAG = 16
-MAX_CIPHERTEXT = 65_535  # what the 2-byte length can say
-MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG
 PROOF_BYTES = 32
 REFUSED = b"\x00" * PROOF_BYTES  # no HMAC is all zeros but with probability 2^-256
 MAX_PROOFS = 16  # in one message; more keys than these are not offered
 
 _LENGTH = struct.Struct(">H")
-
-Aead = type[ChaCha20Poly1305] | type[AESGCM]
-_NONCES = {ChaCha20Poly1305: struct.Struct("<xxxxQ"), AESGCM: struct.Struct(">xxxxQ")}  # as Noise has them
-
-
-class Sealer:
-    """Plaintext -> record, with our half of the session keys."""
-
-    __slots__ = ("_encrypt_into", "_n", "_pack_nonce")
-
-    def __init__(self, key: bytes, n: int = 0, aead: Aead = ChaCha20Poly1305) -> None:
-        self._encrypt_into = aead(key).encrypt_into
-        self._pack_nonce = _NONCES[aead].pack
-        self._n = n
-
-    def seal_into(self, plaintext: bytes, out: memoryview) -> int:
-        """Write the record of `plaintext`, 1 to MAX_PLAINTEXT bytes, to the begin of `out`; return the record's size."""
-        n = self._n
-        self._n = n + 1
-        end = len(plaintext) + (2 + TAG)
-        _LENGTH.pack_into(out, 0, end - 2)
-        self._encrypt_into(self._pack_nonce(n), plaintext, None, out[2:end])
-        return end
-
-    def seal(self, plaintext: bytes) -> bytes:
-        record = bytearray(len(plaintext) + 2 + TAG)
-        self.seal_into(plaintext, memoryview(record))
-        return bytes(record)
-
-
-class Opener:
-    """Records -> plaintexts, with the remote's half of the session keys."""
-
-    __slots__ = ("_decrypt", "_n", "_pack_nonce", "rest")
-
-    def __init__(self, key: bytes, n: int = 0, aead: Aead = ChaCha20Poly1305) -> None:
-        self._decrypt = aead(key).decrypt
-        self._pack_nonce = _NONCES[aead].pack
-        self._n = n
-        self.rest = b""  # the half record at the end of what `feed` got
-
-    def open_records(self, view: memoryview) -> tuple[list[bytes], int]:
-        """The plaintexts of the whole records in `view`, and how many bytes those records took.
-
-        Raises ProtocolViolation on a forged or impossible record.
-        """
-        at, end, n = 0, len(view), self._n
-        plaintexts: list[bytes] = []
-        decrypt, pack_nonce = self._decrypt, self._pack_nonce
-        while end - at >= 2:
-            stop = at + 2 + ((view[at] << 8) | view[at + 1])
-            if stop - at <= 2 + TAG:  # to open one costs what it costs to open a full one
-                raise ProtocolViolation("a record shorter than its tag, or with nothing in it")
-            if stop > end:
-                break
-            try:
-                plaintexts.append(decrypt(pack_nonce(n), view[at + 2 : stop], None))
-            except InvalidTag:
-                raise ProtocolViolation("a record that its key does not open") from None
-            n += 1
-            at = stop
-        self._n = n
-        return plaintexts, at
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The same for bytes as they arrive; a half record waits in `rest`."""
-        data = self.rest + data
-        plaintexts, used = self.open_records(memoryview(data))
-        self.rest = data[used:]
-        return plaintexts
 
 
 class _Ended(IOException):
@@ -172,14 +102,14 @@ class Session:
 
 
 class SecureConn(ISecureConn):
-    """A connection behind the handshake. libp2p negotiates the muxer over it; then the link takes sealer and opener over."""
+    """A connection behind the handshake. libp2p negotiates the muxer over it; then the link takes both keys over."""
 
-    def __init__(self, raw: IRawConnection, session: Session, sealer: Sealer, opener: Opener) -> None:
+    def __init__(self, raw: IRawConnection, session: Session, sealer: Sealer, unsealer: Unsealer) -> None:
         self.raw = raw
         self.digest = b""  # the handshake's hash: both sides can name this connection by it
         self.session = session
         self.sealer = sealer
-        self.opener = opener
+        self.unsealer = unsealer
         self.is_initiator = session.is_initiator
         self.admission_key = b""  # with which the two proved the token to each other
         self.pending: deque[bytes] = deque()  # plaintexts not read yet
@@ -190,7 +120,7 @@ class SecureConn(ISecureConn):
             data = await self.raw.read(MAX_CIPHERTEXT)
             if not data:
                 raise _Ended("the peer closed the connection")
-            plaintexts = self.opener.feed(data)
+            plaintexts = self.unsealer.feed(data)
             if plaintexts:
                 self.pending.extend(plaintexts)
                 return
@@ -324,7 +254,7 @@ class TokenNoise(ISecureTransport):
             conn,
             session,
             Sealer(protocol.cipher_state_encrypt.k, protocol.cipher_state_encrypt.n, self._aead),
-            Opener(protocol.cipher_state_decrypt.k, protocol.cipher_state_decrypt.n, self._aead),
+            Unsealer(protocol.cipher_state_decrypt.k, protocol.cipher_state_decrypt.n, self._aead),
         )
         prove = self._offer if session.is_initiator else self._judge
         secured.digest = digest
@@ -339,7 +269,7 @@ class TokenNoise(ISecureTransport):
         proofs = [_proof(key, b"initiator", digest) for key in keys]
         proofs += [_proof(key, b"initiator: retired", digest) for key in self._retired_keys()[: MAX_PROOFS - len(keys)]]
         await conn.write(b"".join(proofs))
-        answer = await _read_exactly(conn, PROOF_BYTES)
+        answer = await wire.read_exactly(conn.read, PROOF_BYTES)
         for key in keys:
             if hmac.compare_digest(answer, _proof(key, b"responder", digest)):
                 return key
@@ -351,7 +281,7 @@ class TokenNoise(ISecureTransport):
 
     async def _judge(self, conn: SecureConn, digest: bytes, peer: str) -> bytes:
         """The responder's side; returns the key that both hold."""
-        message = await _read_exactly(conn, PROOF_BYTES)
+        message = await wire.read_exactly(conn.read, PROOF_BYTES)
         message += b"".join(conn.pending)  # of the same record: it is not followed by another before the answer
         conn.pending.clear()
         offered = [message[at : at + PROOF_BYTES] for at in range(0, MAX_PROOFS * PROOF_BYTES, PROOF_BYTES)]
@@ -383,18 +313,16 @@ async def _say(conn: IRawConnection, noise: NoiseConnection, payload: bytes) -> 
 
 async def _hear(conn: IRawConnection, noise: NoiseConnection) -> bytes:
     """The payload of the other side's next message. Raises ProtocolViolation before it reads one that is too long."""
-    (length,) = _LENGTH.unpack(await _read_raw(conn, _LENGTH.size))
+    read = partial(_read, conn)
+    (length,) = _LENGTH.unpack(await wire.read_exactly(read, _LENGTH.size))
     if length > MAX_MESSAGE_BYTES:
         raise ProtocolViolation("a message of the handshake that is too long")
-    return bytes(noise.read_message(await _read_raw(conn, length)))
+    return bytes(noise.read_message(await wire.read_exactly(read, length)))
 
 
-async def _read_raw(conn: IRawConnection, n: int) -> bytes:
-    data = b""
-    while len(data) < n:
-        if not (chunk := await conn.read(n - len(data))):
-            raise _Ended("the peer closed the connection")
-        data += chunk
+async def _read(conn: IRawConnection, n: int) -> bytes:
+    if not (data := await conn.read(n)):
+        raise _Ended("the peer closed the connection")
     return data
 
 
@@ -411,10 +339,3 @@ def _proof(key: bytes, role: bytes, digest: bytes) -> bytes:
 def _holds(offered: Sequence[bytes], key: bytes, role: bytes, digest: bytes) -> bool:
     proof = _proof(key, role, digest)
     return any(hmac.compare_digest(one, proof) for one in offered)
-
-
-async def _read_exactly(conn: SecureConn, n: int) -> bytes:
-    data = b""
-    while len(data) < n:
-        data += await conn.read(n - len(data))
-    return data

@@ -21,10 +21,8 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     PING     8 bytes           channel 0; answered by PONG with the same bytes
 
 The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
-in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `grown` of the connection
+in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `window_growth` of the connection
 lasts. Worst case for memory: MAX_CHANNELS * INITIAL_WINDOW + GROWTH_BUDGET per connection, if the remote fills them all.
-
-Longer than our other modules: a rule's two sides, what we send and what we accept, stand together.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from federation.errors import PeerUnavailable, ProtocolViolation
-from federation.net.link.handshake import MAX_PLAINTEXT
+from federation.net.link.seal import MAX_PLAINTEXT
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -60,8 +58,8 @@ CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1
 # What a remote may do in vain, each costing us more than it: opens that are refused or taken back unanswered, PINGs, PONGs
 # that answer nothing, grants too small to be worth a frame, frames for channels that are gone, bytes of one channel in more
 # frames than they need. An honest crowd of clients that leaves at once stays below; `tick` gives it back.
-MAX_VAIN = 32_768
-VAIN_A_TICK = 512
+ABUSE_BUDGET = 32_768
+ABUSE_REFILL = 512
 STREAM_COSTS = 32  # which libp2p negotiates
 SERVICE_COSTS = 16  # of this node itself, which do more than refuse
 # What was on its way when we closed a channel: a few frames each, so of 3,000 tunnels a second a healthy link has thousands.
@@ -84,8 +82,8 @@ class Handler(Protocol):
     def pong(self, payload: bytes) -> None: ...
 
 
-class Opener(Protocol):
-    """Who opened a tunnel hears here how it went. One of the two, or `other.abort` if the connection broke."""
+class TunnelObserver(Protocol):
+    """The opener of a tunnel hears here how it went: one of the two, or `other.abort` if the connection broke."""
 
     def opened(self) -> None: ...
 
@@ -97,7 +95,7 @@ class Channel:
 
     __slots__ = (
         "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
-        "other", "out_size", "queued", "remote", "small_in", "tunnel", "unreturned", "waiting", "window",
+        "other", "out_size", "queued", "remote", "small_in", "tunnel", "unacknowledged", "waiting", "window",
     )  # fmt: skip
 
     other: Duplex
@@ -107,14 +105,14 @@ class Channel:
         self.id = channel_id
         self.tunnel = tunnel
         self.remote = remote  # who opened it
-        self.opener: Opener | None = None
+        self.opener: TunnelObserver | None = None
         self.credit = INITIAL_WINDOW  # what we may still send, less what is in `_out`
         self.granted = INITIAL_WINDOW  # what the remote may still send
         self.window = INITIAL_WINDOW  # what `granted` is brought back to
-        self.unreturned = 0  # delivered here, not granted again yet
+        self.unacknowledged = 0  # delivered here, not granted again yet
         self.out_size = 0
         self._out: deque[bytes | memoryview] = deque()
-        self.queued = False  # in the mux's ring
+        self.queued = False  # in the send queue of the mux
         self.waiting = False  # told its source to wait; owes it a resume
         self.answered = not (tunnel and remote)
         self.small_in = 0  # number of the record with its latest small DATA
@@ -130,7 +128,7 @@ class Channel:
             return room
         self.waiting = True
         if room > 0 and not self.closed:
-            self.mux.crowded[self] = None
+            self.mux.starved[self] = None
         return 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -146,7 +144,7 @@ class Channel:
     def send_eof(self) -> None:
         if not self.fin_queued and not self.closed:
             self.fin_queued = True
-            self._queue(late=self.fin_received)  # who has finished himself waits for nothing
+            self._queue(late=self.fin_received)  # the remote has already sent FIN, so this FIN is not urgent
 
     def abort(self, reason: str) -> None:
         if not self.closed:
@@ -155,17 +153,17 @@ class Channel:
 
     def taken(self, n: int) -> None:
         """Grant again in large steps: half a window at a time. The window of a reader that keeps up is doubled."""
-        self.unreturned += n
-        if self.unreturned * 2 < self.window or self.closed or self.fin_received:
+        self.unacknowledged += n
+        if self.unacknowledged * 2 < self.window or self.closed or self.fin_received:
             return
-        grant = self.unreturned
-        lying = self.window - self.granted - self.unreturned  # arrived, and the reader has not got to it
-        if lying * 4 <= self.window < MAX_WINDOW and self.mux.grown + self.window <= GROWTH_BUDGET:
+        grant = self.unacknowledged
+        unread = self.window - self.granted - self.unacknowledged  # arrived, and the reader has not got to it
+        if unread * 4 <= self.window < MAX_WINDOW and self.mux.window_growth + self.window <= GROWTH_BUDGET:
             grant += self.window  # the reader keeps up: if anything holds the sender back, it is the window
-            self.mux.grown += self.window
+            self.mux.window_growth += self.window
             self.window *= 2
         self.granted += grant
-        self.unreturned = 0
+        self.unacknowledged = 0
         self.mux.control(CREDIT, self.id, _CREDIT.pack(grant))
 
     def resume(self) -> None:
@@ -180,7 +178,7 @@ class Channel:
 
     def refuse(self, reason: str) -> None:
         if not self.closed:
-            self.mux.in_vain()
+            self.mux.charge()
             self.mux.control(REFUSED, self.id, reason.encode()[:MAX_REASON])
             self._close()
 
@@ -189,7 +187,7 @@ class Channel:
     def _queue(self, *, late: bool = False) -> None:
         if not self.queued:
             self.queued = True
-            self.mux.ring.append(self)
+            self.mux.send_queue.append(self)
             if late:
                 self.mux.wake_late()
             else:
@@ -216,7 +214,7 @@ class Channel:
         """Tell a source that waits that there is room again, if there is."""
         if self.waiting and self.credit > 0 and self.out_size < CHANNEL_BUFFER and not self.closed:
             if self.mux.out_size >= CONNECTION_BUFFER:
-                self.mux.crowded[self] = None
+                self.mux.starved[self] = None
                 return
             self.waiting = False
             self.other.resume()
@@ -249,11 +247,11 @@ class Mux:
         self._handler = handler
         self.wake = wake
         self.wake_late = wake_late or wake
-        self.ring: deque[Channel] = deque()
+        self.send_queue: deque[Channel] = deque()
         self.channels: dict[int, Channel] = {}
-        self.crowded: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
+        self.starved: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
         self.out_size = 0
-        self.grown = 0
+        self.window_growth = 0
         self.tunnels = 0
         self._streams = 0
         self._remote_channels = 0
@@ -262,14 +260,14 @@ class Mux:
         self._last_remote_id = 0
         self._remote_parity = 0 if initiator else 1
         self.closed = False
-        self._vain_left = float(MAX_VAIN)
+        self._abuse_left = float(ABUSE_BUDGET)
         self._pings = 0  # not answered yet
         self._records = 0  # fed
         self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
 
     # Ours
 
-    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Channel:
+    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
         """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone."""
         channel = self._open(OPEN, service.encode(), tunnel=True)
         channel.opener = opener
@@ -303,11 +301,11 @@ class Mux:
 
     def tick(self) -> None:
         """To be called a few times a second."""
-        self._vain_left = min(MAX_VAIN, self._vain_left + VAIN_A_TICK)
+        self._abuse_left = min(ABUSE_BUDGET, self._abuse_left + ABUSE_REFILL)
 
-    def in_vain(self, cost: float = 1) -> None:
-        """The remote has used up some of our patience; the end of the next record finds out if that was the last of it."""
-        self._vain_left -= cost
+    def charge(self, cost: float = 1) -> None:
+        """Charge the abuse budget of the remote. `feed` closes the link after the record that exhausts it."""
+        self._abuse_left -= cost
 
     def control(self, kind: int, channel_id: int, payload: bytes = b"") -> None:
         if self.closed:
@@ -321,12 +319,12 @@ class Mux:
     def forget(self, channel: Channel) -> None:
         if self.channels.pop(channel.id, None) is not None:
             self.tunnels -= channel.tunnel
-            self.grown -= channel.window - INITIAL_WINDOW
+            self.window_growth -= channel.window - INITIAL_WINDOW
             if channel.remote:
                 self._remote_channels -= 1
                 self._streams -= not channel.tunnel
-            self.crowded.pop(channel, None)
-            ring = self.ring
+            self.starved.pop(channel, None)
+            ring = self.send_queue
             if len(ring) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
                 turns = [waiting for waiting in ring if not waiting.closed]
                 ring.clear()
@@ -338,24 +336,24 @@ class Mux:
             return
         self.closed = True
         self._control.clear()
-        self.ring.clear()
+        self.send_queue.clear()
         for channel in list(self.channels.values()):
             channel.closed = True
             channel.other.abort(reason)
         self.channels.clear()
-        self.crowded.clear()
+        self.starved.clear()
 
     # Out
 
     @property
     def is_empty(self) -> bool:
-        return not self._control and not self.ring
+        return not self._control and not self.send_queue
 
     def next_record(self) -> bytes | None:
         """The plaintext of the next record, 1 to MAX_PLAINTEXT bytes, or None."""
-        if self.crowded and self.out_size < CONNECTION_BUFFER // 2:
-            crowded, self.crowded = self.crowded, {}
-            for channel in crowded:
+        if self.starved and self.out_size < CONNECTION_BUFFER // 2:
+            starved, self.starved = self.starved, {}
+            for channel in starved:
                 channel.unblock()
         parts: list[bytes | memoryview] = []
         room = MAX_PLAINTEXT
@@ -373,7 +371,7 @@ class Mux:
         return b"".join(parts)
 
     def _next_data(self, parts: list[bytes | memoryview], room: int, taken: list[Channel]) -> int:
-        ring = self.ring
+        ring = self.send_queue
         while ring and room > HEADER_BYTES:
             channel = ring.popleft()
             if channel.out_size:
@@ -423,19 +421,19 @@ class Mux:
                     if channel.opener is not None:
                         raise ProtocolViolation("DATA before OPENED")
                     if channel.small_in == number:  # our `take` joins all that waits
-                        self.in_vain()
+                        self.charge()
                     elif length < QUANTUM:
                         channel.small_in = number
                     channel.other.send(view[at:stop])
             else:
                 self._feed_control(kind, channel_id, record[at:stop])
             at = stop
-        self._check_patience()
+        self._check_budget()
 
-    def _check_patience(self) -> None:
+    def _check_budget(self) -> None:
         if self.overrun:
             raise ProtocolViolation("the peer makes us answer and does not read")
-        if self._vain_left < 0:
+        if self._abuse_left < 0:
             raise ProtocolViolation("it floods: opens, PINGs or streams without end")
 
     def _feed_control(self, kind: int, channel_id: int, payload: bytes) -> None:
@@ -460,7 +458,7 @@ class Mux:
             channel.other.send_eof()
             channel._finish()
         elif kind == RST:
-            self.in_vain(not channel.answered)
+            self.charge(not channel.answered)
             channel._close()
             channel.other.abort(_text(payload))
         else:
@@ -470,13 +468,13 @@ class Mux:
         if len(payload) != 8 or channel_id:
             raise ProtocolViolation("a malformed PING")
         if kind == PING:
-            self.in_vain()
+            self.charge()
             self.control(PONG, 0, payload)
         else:
             if self._pings:
                 self._pings -= 1
             else:
-                self.in_vain()
+                self.charge()
             self._handler.pong(payload)
 
     def _credited(self, channel: Channel, payload: bytes) -> None:
@@ -487,7 +485,7 @@ class Mux:
         if not grant or channel.credit > 2 * MAX_WINDOW:
             raise ProtocolViolation("more CREDIT than a window holds" if grant else "CREDIT for nothing")
         if grant < LEAST_CREDIT:
-            self.in_vain()
+            self.charge()
         channel.unblock()
 
     def _answered(self, channel: Channel, kind: int, payload: bytes) -> None:
@@ -508,9 +506,9 @@ class Mux:
             return
         tunnel = kind == OPEN
         if not tunnel:
-            self.in_vain(STREAM_COSTS)
+            self.charge(STREAM_COSTS)
         if self._remote_channels >= MAX_CHANNELS or (not tunnel and self._streams >= MAX_STREAMS):
-            self.in_vain()
+            self.charge()
             self.control(REFUSED if tunnel else RST, channel_id, b"too many at once")
             return
         channel = Channel(self, channel_id, tunnel=tunnel, remote=True)
@@ -528,7 +526,7 @@ class Mux:
         ours = channel_id & 1 != self._remote_parity
         if not channel_id or (channel_id >= self._next_id if ours else channel_id > self._last_remote_id):
             raise ProtocolViolation("a frame for a channel that was never opened")
-        self.in_vain(STRAY_COSTS)
+        self.charge(STRAY_COSTS)
 
 
 def _text(payload: bytes) -> str:

@@ -1,8 +1,8 @@
 """A connection through a relay: one tunnel to the relay, one from there to the peer, and a link inside.
 
 The relay joins two tunnels and sees only records that are sealed end to end. Inside run all protocols of a socket: Noise,
-the proof of the token, the mux. A `CircuitConn` is the tunnel's end as libp2p's negotiation wants it; a
-`CircuitLink` takes the tunnel over and then rides it from callback to callback, without a task, like a link on a socket.
+the proof of the token, the mux. A `CircuitConn` is the tunnel's end as libp2p's negotiation wants it; then a
+`CircuitCarrier` (link/carrier.py) takes the tunnel over.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from libp2p.connection_types import ConnectionType
 from libp2p.io.exceptions import IOException
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 
-from federation.errors import HandshakeFailed, PeerUnavailable, ProtocolViolation
+from federation.errors import HandshakeFailed, PeerUnavailable
 from federation.net.link.handshake import MAX_HANDSHAKE_BYTES
-from federation.net.link.link import PING_EVERY_S, Link, Path
 from federation.net.nat.relay import RELAY
 from federation.net.streams import MuxStream
 from federation.reactor.duplex import NullDuplex
@@ -25,15 +24,10 @@ from federation.reactor.duplex import NullDuplex
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from libp2p.peer.id import ID
     from multiaddr import Multiaddr
 
-    from federation.net.link.handshake import SecureConn
-    from federation.net.link.link import LinkEvents
+    from federation.net.link.link import Link
     from federation.net.link.mux import Channel
-    from federation.reactor.loop import Reactor
-
-SETTLE_S = 3.0  # a retired circuit stays so long: frames that the other side has just sent on it are on their way
 
 
 class _Stream(MuxStream):
@@ -122,118 +116,3 @@ class _Answer:
         if not self.came.is_set():
             self.problem = reason
             self.came.set()
-
-
-class CircuitLink(Link):
-    """A link on a tunnel. It is the tunnel's local end (a Duplex) as soon as it has started."""
-
-    path: Path = "relayed"
-
-    def __init__(self, conn: CircuitConn, secured: SecureConn, peer_id: ID, *, reactor: Reactor, events: LinkEvents) -> None:
-        super().__init__(secured, peer_id, reactor=reactor, events=events)
-        self.via, self.via_peer = conn.via, conn.via.peer
-        self._conn = conn
-        self._channel = conn.channel
-        self._carries = False
-        self._kept_until = 0.0
-
-    async def _run_async(self) -> None:
-        unread, ended = self._conn.take_unread()
-        self._channel.other = self
-        self._carries = True
-        try:
-            for plaintext in self._secured.pending:  # came right behind the muxer's negotiation
-                self.mux.feed(plaintext)
-        except ProtocolViolation as error:
-            self._violated(error)
-        if unread:
-            self.send(unread)
-        if ended is not None:
-            self.abort(ended)
-        if self._drained:
-            self.via.drain(self._run_drained)
-        self._wake()
-        await self._closed.wait()
-
-    def retire(self) -> None:
-        super().retire()
-        self._kept_until = self._last_tick + SETTLE_S
-
-    def tick(self, now: float, ping_every_s: float = PING_EVERY_S) -> None:
-        if self.retired and now < self._kept_until:
-            return
-        super().tick(now, ping_every_s)
-
-    def read(self) -> None:
-        """Process all bytes that the relay has sent."""
-        self.via.read()
-
-    def drain(self, callback: Callable[[], None]) -> None:
-        """Call back once the link to the relay was read empty. Bytes may still be on their way at the relay."""
-        self.when_drained(callback)
-        self.via.drain(self._run_drained)
-
-    # Out
-
-    def _wake(self) -> None:
-        if self._carries and not self._flush_queued and self._unsent is None:
-            self._flush_queued = True
-            self._reactor.flush_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_queued = False
-        if self.mux.overrun:
-            self._violated(ProtocolViolation("the peer makes us answer and does not read"))
-        channel, next_record, seal = self._channel, self.mux.next_record, self._sealer.seal
-        while self._unsent is None and not self._closed.is_set() and (room := channel.room()) > 0:
-            record = next_record()
-            if record is None:
-                return
-            self._sent_since_heard = True
-            sealed = seal(record)
-            channel.send(sealed[:room])
-            if len(sealed) > room:
-                self._unsent = memoryview(sealed)[room:]
-                self.resume()
-
-    # Duplex, for the tunnel
-
-    def room(self) -> int:
-        return self._channel.window  # the tunnel's credit is the only bound
-
-    def send(self, data: bytes | memoryview) -> None:
-        """Sealed bytes from the other end."""
-        if self._closed.is_set():
-            return
-        try:
-            plaintexts = self._opener.feed(bytes(data))
-        except ProtocolViolation as error:
-            self.fail(f"{error}, or the relay did")  # peer or relay may have changed the bytes, so neither is quarantined
-            return
-        self._heard()
-        try:
-            for plaintext in plaintexts:
-                self.mux.feed(plaintext)
-        except ProtocolViolation as error:
-            self._violated(error)
-            return
-        self._channel.taken(len(data))
-        if self._drained and not self._closed.is_set():
-            self.via.drain(self._run_drained)
-
-    def send_eof(self) -> None:
-        self.fail("the peer closed the connection")
-
-    def abort(self, reason: str) -> None:
-        self.fail(f"the circuit broke: {reason}")
-
-    def taken(self, n: int) -> None:
-        """Do nothing: the channel's credit paces this end."""
-
-    def resume(self) -> None:
-        """The tunnel has room again."""
-        while self._unsent is not None and (room := self._channel.room()) > 0:
-            self._channel.send(self._unsent[:room])
-            self._unsent = self._unsent[room:] if len(self._unsent) > room else None
-        if self._unsent is None:
-            self._wake()

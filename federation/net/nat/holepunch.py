@@ -27,16 +27,17 @@ import trio
 
 from federation.errors import FederationError, ProtocolViolation
 from federation.net import wire
-from federation.net.dial.book import PeerAddress, ip_address
+from federation.net.dial.address import PeerAddress, ip_address
 from federation.net.dial.hearsay import Pace
-from federation.net.dial.race import listen_beside, open_from_port
+from federation.net.dial.tcp import listen_beside, open_from_port
 from federation.net.link.link import talk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from federation.net.host import Host
-    from federation.net.link.link import Link, Path
+    from federation.net.link.carrier import Path
+    from federation.net.link.link import Link
     from federation.net.streams import TrioStream
     from federation.units import HostPort
 

@@ -28,9 +28,9 @@ import trio
 
 from federation.errors import FederationError, PeerUnavailable, ProtocolViolation
 from federation.net import wire
-from federation.net.dial.book import PeerAddress, ip_address
+from federation.net.dial.address import PeerAddress, ip_address
 from federation.net.dial.hearsay import Pace
-from federation.net.dial.race import open_from_port
+from federation.net.dial.tcp import open_from_port
 from federation.net.link.link import talk
 from federation.reactor.duplex import NullDuplex
 

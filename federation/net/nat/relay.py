@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
-    from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor, Timer
 
 log = structlog.get_logger(__name__)
@@ -196,7 +195,7 @@ class _Circuit:
         self.there.joins(near, far, self.back)
         self.back.joins(far, near, self.there)
 
-    # Opener of the far tunnel
+    # The observer of the far tunnel
 
     def opened(self) -> None:
         if self._near is not None:
@@ -236,10 +235,13 @@ class _Circuit:
         if self.there.is_finished and self.back.is_finished:
             self.over()
 
-    def broke(self, reason: str) -> None:
-        for channel in (self._near, self._far):
-            if channel is not None:
-                channel.abort(reason)
+    def broke(self, way: _Way, reason: str) -> None:
+        """The tunnel that brings `way` broke."""
+        other = self._far if way is self.there else self._near
+        self.there.stop()
+        self.back.stop()
+        if other is not None:
+            other.abort(reason)
         self.over()
 
     def over(self) -> None:
@@ -288,6 +290,10 @@ class _Way:
             to.send_eof()
             self._circuit.finished()
 
+    def stop(self) -> None:
+        self.is_finished = True
+        self._held.clear()
+
     # Duplex, for the tunnel that brings it
 
     def room(self) -> int:
@@ -302,8 +308,7 @@ class _Way:
         self.move()
 
     def abort(self, reason: str) -> None:
-        self._held.clear()
-        self._circuit.broke(reason)
+        self._circuit.broke(self, reason)
 
     def taken(self, n: int) -> None: ...
 
@@ -311,6 +316,3 @@ class _Way:
         """The tunnel that we are joined to has room: it is where the other way goes."""
         if self._back is not None:
             self._back.move()
-
-
-_: type[Duplex] = _Way

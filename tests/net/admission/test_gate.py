@@ -1,4 +1,4 @@
-"""Strangers: how often an address may try, how many at once, and who gives way."""
+"""HandshakeGate: how often an address may try, how many at once, and who gives way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from federation.net.admission.gate import (
     MAX_HANDSHAKES_PER_ADDRESS,
     PATIENCE_S,
     UPGRADE_TIMEOUT_S,
-    Strangers,
+    HandshakeGate,
     machine_of,
 )
 
@@ -40,27 +40,27 @@ def test_what_counts_as_one_address(one: str, other: str, same: bool) -> None:
 
 
 def test_a_burst_then_a_rate() -> None:
-    it = Strangers()
+    it = HandshakeGate()
     assert sum(it.may_connect("192.0.2.1", 0.0) for _ in range(1000)) == ACCEPT_BURST
     assert it.may_connect("192.0.2.2", 0.0)
     assert sum(it.may_connect("192.0.2.1", 1.0) for _ in range(1000)) == ACCEPT_RATE
 
 
 async def test_places_by_address_and_in_all() -> None:
-    it = Strangers()
+    it = HandshakeGate()
     for _ in range(MAX_HANDSHAKES_PER_ADDRESS):
-        assert it.make_room("a", 0.0)
-        it.begin("a")
-    assert not it.make_room("a", 0.0)
-    assert it.make_room("b", 0.0)
+        assert it.evict_slowest("a", 0.0)
+        it.reserve("a")
+    assert not it.evict_slowest("a", 0.0)
+    assert it.evict_slowest("b", 0.0)
     for n in range(MAX_HANDSHAKES - MAX_HANDSHAKES_PER_ADDRESS):
-        it.begin(f"b{n}")
+        it.reserve(f"b{n}")
     assert len(it) == MAX_HANDSHAKES
-    assert not it.make_room("c", 0.0)
-    with it.handshake("b0"):
-        assert it.of("b0") == 1
-    assert it.of("b0") == 0
-    assert it.make_room("c", 0.0)
+    assert not it.evict_slowest("c", 0.0)
+    with it.slot("b0"):
+        assert it.count("b0") == 1
+    assert it.count("b0") == 0
+    assert it.evict_slowest("c", 0.0)
 
 
 @pytest.mark.parametrize("newcomer", ["a", "b"])
@@ -69,13 +69,13 @@ async def test_the_slowest_of_the_busiest_gives_way(
 ) -> None:
     monkeypatch.setattr(gate, "MAX_HANDSHAKES_PER_ADDRESS", 3)
     monkeypatch.setattr(gate, "MAX_HANDSHAKES", 3)
-    it = Strangers()
+    it = HandshakeGate()
     gave_way: list[int] = []
 
     async def stay(number: int) -> None:
-        it.begin("a")
+        it.reserve("a")
         try:
-            with it.handshake("a"):
+            with it.slot("a"):
                 started.append(number)
                 await trio.sleep_forever()
         except trio.TooSlowError:
@@ -86,9 +86,9 @@ async def test_the_slowest_of_the_busiest_gives_way(
         for number in range(3):
             nursery.start_soon(stay, number)
             await trio.testing.wait_all_tasks_blocked()
-        assert not it.make_room(newcomer, trio.current_time())  # none is slow yet
+        assert not it.evict_slowest(newcomer, trio.current_time())  # none is slow yet
         mock_clock.jump(PATIENCE_S)
-        assert it.make_room(newcomer, trio.current_time())
+        assert it.evict_slowest(newcomer, trio.current_time())
         await trio.testing.wait_all_tasks_blocked()
         assert gave_way == [started[0]]
         mock_clock.jump(UPGRADE_TIMEOUT_S)
@@ -97,9 +97,9 @@ async def test_the_slowest_of_the_busiest_gives_way(
 
 
 async def test_a_handshake_that_fails_gives_its_place_back() -> None:
-    it = Strangers()
+    it = HandshakeGate()
     with ExitStack() as stack, pytest.raises(OSError, match="gone"):
-        it.begin("a")
-        stack.enter_context(it.handshake("a"))
+        it.reserve("a")
+        stack.enter_context(it.slot("a"))
         raise OSError("gone")
-    assert (len(it), it.of("a")) == (0, 0)
+    assert (len(it), it.count("a")) == (0, 0)

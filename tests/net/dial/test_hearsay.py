@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.dial.hearsay import (
     DIALS_A_SECOND,
     DIALS_AT_ONCE,

@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from federation.net import host as host_module
 from federation.net.dial import loop
-from federation.net.dial.book import AddressBook, PeerAddress
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import AddressBook
 from federation.net.dial.hearsay import HOST_A_SECOND, HOST_AT_ONCE
 from federation.net.host import Host
 from federation.units import HostPort

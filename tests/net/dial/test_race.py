@@ -9,17 +9,10 @@ import pytest
 import trio
 
 from federation.errors import AnotherPeer
-from federation.net.dial.book import PeerAddress, Target
-from federation.net.dial.race import (
-    CIRCUIT_AFTER_S,
-    CIRCUIT_STAGGER_S,
-    DIAL_TIMEOUT_S,
-    STAGGER_S,
-    Ourselves,
-    Race,
-    listen_beside,
-    open_from_port,
-)
+from federation.net.dial.address import PeerAddress
+from federation.net.dial.book import Target
+from federation.net.dial.race import CIRCUIT_AFTER_S, CIRCUIT_STAGGER_S, DIAL_TIMEOUT_S, STAGGER_S, Ourselves, Race
+from federation.net.dial.tcp import listen_beside, open_from_port
 from federation.units import HostPort
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import FederationError
 from federation.mesh.tokens import Token
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.discover.rendezvous import ALONE_EVERY_S, EVERY_S, LOOK_TIMEOUT_S, Rendezvous, hours
 
 if TYPE_CHECKING:

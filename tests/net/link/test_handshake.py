@@ -1,4 +1,4 @@
-"""The handshake with the token's proof, and the record layer. Memory streams and a clock that jumps: no real waiting."""
+"""The handshake with the token's proof. Memory streams and a clock that jumps: no real waiting."""
 
 from __future__ import annotations
 
@@ -33,18 +33,14 @@ from federation.errors import (
 from federation.net.link.handshake import (
     AES_PROTOCOL_ID,
     HANDSHAKE_TIMEOUT_S,
-    MAX_CIPHERTEXT,
-    MAX_PLAINTEXT,
     MAX_PROOFS,
     PROTOCOL_ID,
     REFUSED,
-    TAG,
-    Opener,
-    Sealer,
     SecureConn,
     TokenNoise,
     protocols,
 )
+from federation.net.link.seal import MAX_PLAINTEXT, TAG, Sealer, Unsealer
 from tests.support.links import secure
 
 if TYPE_CHECKING:
@@ -180,7 +176,7 @@ async def test_what_came_behind_the_proof_is_not_lost(autojump_clock: object) ->
         await b.write(word)
     await a.read_records()
     assert list(a.pending) == [b"one", b"two", b"three"]
-    assert a.opener.rest == b""
+    assert a.unsealer.rest == b""
 
 
 # Several keys: a token being changed
@@ -332,7 +328,7 @@ class Stranger:
                     raw(ours),
                     session,
                     Sealer(noise.cipher_state_encrypt.k, noise.cipher_state_encrypt.n),
-                    Opener(noise.cipher_state_decrypt.k, noise.cipher_state_decrypt.n),
+                    Unsealer(noise.cipher_state_decrypt.k, noise.cipher_state_decrypt.n),
                 ),
                 outcome,
             )
@@ -540,103 +536,6 @@ async def test_a_cancelled_handshake_is_cancelled(autojump_clock: object) -> Non
 
 # Records
 
-PLAINTEXTS = [b"a", b"b" * 100, b"c" * MAX_PLAINTEXT, b"d", b"e" * 70]
-
-
-def sealed(*plaintexts: bytes) -> bytes:
-    sealer = Sealer(KEY)
-    return b"".join(sealer.seal(plaintext) for plaintext in plaintexts)
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, MAX_PLAINTEXT + 400), max_size=12))
-def test_any_split_of_the_stream_gives_the_same_plaintexts(cuts: list[int]) -> None:
-    stream, opener = sealed(*PLAINTEXTS), Opener(KEY)
-    got, at = [], 0
-    for cut in [*sorted(cuts), len(stream)]:
-        got += opener.feed(stream[at:cut])
-        at = max(at, cut)
-    assert got == PLAINTEXTS
-    assert opener.rest == b""
-
-
-def test_byte_by_byte_too() -> None:
-    words = [b"one", b"2", b"three"]
-    opener = Opener(KEY)
-    assert [opener.feed(bytes([byte])) for byte in sealed(*words)].count([]) == len(sealed(*words)) - len(words)
-    opener = Opener(KEY)
-    assert [word for byte in sealed(*words) for word in opener.feed(bytes([byte]))] == words
-
-
-@settings(deadline=None)
-@given(st.lists(st.binary(min_size=1, max_size=300), max_size=20), st.integers(0, 6000))
-def test_open_records_takes_whole_records_and_says_how_much_it_took(plaintexts: list[bytes], cut: int) -> None:
-    stream = sealed(*plaintexts)
-    opener = Opener(KEY)
-    got, used = opener.open_records(memoryview(stream)[:cut])
-    more, rest = opener.open_records(memoryview(stream)[used:])
-    assert got + more == plaintexts
-    assert used <= cut
-    assert used + rest == len(stream)
-    assert used == sum(2 + len(p) + TAG for p in got)
-
-
-@settings(deadline=None)
-@given(st.data())
-def test_a_changed_byte_is_found_and_nothing_behind_it_is_delivered(data: st.DataObject) -> None:
-    plaintexts = [b"one", b"two" * 20, b"three"]
-    stream = bytearray(sealed(*plaintexts))
-    at = data.draw(st.integers(0, len(stream) - 1))
-    stream[at] ^= data.draw(st.integers(1, 255))
-    opener = Opener(KEY)
-    got = []
-    try:
-        for byte in bytes(stream):  # one at a time: what came before the forgery is not held back
-            got += opener.feed(bytes([byte]))
-    except ProtocolViolation:
-        pass
-    ends = [2 + TAG + 3, 2 * (2 + TAG) + 3 + 60]
-    assert got == plaintexts[: sum(at >= end for end in ends)]
-
-
-def test_records_swapped_repeated_or_left_out_are_found() -> None:
-    sealer = Sealer(KEY)
-    one, two, three = (sealer.seal(word) for word in (b"one", b"two", b"three"))
-    for stream in (two + one, one + one, one + three, two):
-        with pytest.raises(ProtocolViolation):
-            Opener(KEY).feed(stream)
-    opener = Opener(KEY)
-    opener.feed(one)
-    with pytest.raises(ProtocolViolation):
-        opener.feed(one)
-
-
-def test_each_direction_has_its_own_key_and_counter() -> None:
-    with pytest.raises(ProtocolViolation):
-        Opener(b"l" * 32).feed(sealed(b"x"))
-    assert Opener(KEY, 7).feed(Sealer(KEY, 7).seal(b"x")) == [b"x"]
-    with pytest.raises(ProtocolViolation):
-        Opener(KEY, 8).feed(Sealer(KEY, 7).seal(b"x"))
-
-
-@pytest.mark.parametrize("size", [1, 100, MAX_PLAINTEXT])
-def test_aes_gcm_as_noise_has_it(size: int) -> None:
-    """Its counter is big-endian in the nonce; ChaCha20-Poly1305's is little-endian."""
-    plaintext = bytes(size)
-    record = Sealer(KEY, 0x0102030405060708, AESGCM).seal(plaintext)
-    assert AESGCM(KEY).decrypt(b"\0\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08", record[2:], None) == plaintext
-    assert Opener(KEY, 0x0102030405060708, AESGCM).feed(record) == [plaintext]
-    with pytest.raises(ProtocolViolation):
-        Opener(KEY, 0x0102030405060708).feed(record)
-
-
-def test_records_are_sealed_one_behind_the_other() -> None:
-    sealer, out = Sealer(KEY), memoryview(bytearray(200))
-    size = sealer.seal_into(b"one", out)
-    size += sealer.seal_into(b"two", out[size:])
-    assert Opener(KEY).open_records(out[:size]) == ([b"one", b"two"], size)
-    assert not any(out[size:])
-
 
 @pytest.mark.parametrize("aes_is_fast", [True, False])
 def test_aes_is_offered_first_where_it_is_fast_and_else_not_at_all(
@@ -650,61 +549,13 @@ def test_aes_is_offered_first_where_it_is_fast_and_else_not_at_all(
     assert spoken[:-1] == ([(AES_PROTOCOL_ID, AESGCM)] if aes_is_fast else [])
 
 
-def test_the_counter_is_the_noise_nonce() -> None:
-    """32 bits of zero, then 64 bits little endian, as the Noise specification has it for ChaChaPoly."""
-    record = Sealer(KEY, 0x0102030405060708).seal(b"x")
-    nonce = bytes(4) + bytes([8, 7, 6, 5, 4, 3, 2, 1])
-    assert record == b"\x00\x11" + ChaCha20Poly1305(KEY).encrypt(nonce, b"x", None)
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=300))
-def test_arbitrary_bytes_are_a_violation_or_a_wait(data: bytes) -> None:
-    opener = Opener(KEY)
-    try:
-        assert opener.feed(data) == []
-    except ProtocolViolation:
-        return
-    assert opener.rest == data  # less than it announces
-
-
-@pytest.mark.parametrize("length", range(TAG))
-def test_a_record_without_room_for_its_tag_is_a_violation_at_once(length: int) -> None:
-    with pytest.raises(ProtocolViolation, match="shorter"):
-        Opener(KEY).feed(length.to_bytes(2, "big"))
-
-
-def test_a_record_with_nothing_in_it_is_a_violation_and_costs_no_key_at_all() -> None:
-    record = bytearray(Sealer(KEY).seal(b""))
-    record[-1] ^= 1  # what would not open is not even tried
-    with pytest.raises(ProtocolViolation, match="nothing in it"):
-        Opener(KEY).feed(bytes(record))
-
-
-async def test_none_is_ever_sent(autojump_clock: object) -> None:
+async def test_no_record_with_nothing_in_it_is_ever_sent(autojump_clock: object) -> None:
     """Nor by versions before: they have the same writers (the mux's records are tested in test_mux.py)."""
     outcomes = await shake(transport(0), transport(1), taps())
     ours, _ = both(outcomes)
     before = ours.sealer._n
     await ours.write(b"")
     assert ours.sealer._n == before
-
-
-def test_the_longest_record_goes_through_and_one_byte_more_is_our_error() -> None:
-    record = Sealer(KEY).seal(bytes(MAX_PLAINTEXT))
-    assert len(record) == 2 + MAX_CIPHERTEXT
-    assert Opener(KEY).feed(record) == [bytes(MAX_PLAINTEXT)]
-    with pytest.raises(Exception, match="65535"):
-        Sealer(KEY).seal(bytes(MAX_PLAINTEXT + 1))
-
-
-def test_what_waits_for_the_rest_of_a_record_is_bounded() -> None:
-    opener = Opener(KEY)
-    record = Sealer(KEY).seal(bytes(MAX_PLAINTEXT))
-    opener.feed(record[:-1])
-    assert len(opener.rest) == MAX_CIPHERTEXT + 1
-    assert opener.feed(record[-1:] + record[:1]) == [bytes(MAX_PLAINTEXT)]
-    assert opener.rest == record[:1]
 
 
 async def test_a_forged_record_raises_where_it_is_read(autojump_clock: object) -> None:

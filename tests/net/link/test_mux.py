@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from federation.errors import PeerUnavailable, ProtocolViolation
-from federation.net.link.handshake import MAX_PLAINTEXT
 from federation.net.link.mux import (
+    ABUSE_BUDGET,
+    ABUSE_REFILL,
     CHANNEL_BUFFER,
     CONNECTION_BUFFER,
     CREDIT,
@@ -29,7 +30,6 @@ from federation.net.link.mux import (
     MAX_PAYLOAD,
     MAX_REASON,
     MAX_STREAMS,
-    MAX_VAIN,
     MAX_WINDOW,
     OPEN,
     OPENED,
@@ -41,12 +41,12 @@ from federation.net.link.mux import (
     STRAY_COSTS,
     STREAM,
     STREAM_COSTS,
-    VAIN_A_TICK,
     Channel,
     Mux,
 )
+from federation.net.link.seal import MAX_PLAINTEXT
+from tests.support.duplex import End
 from tests.support.frames import NAMES, credit, frame, frames
-from tests.support.links import End
 
 KB = 1024
 
@@ -110,14 +110,14 @@ class Side:
         mux = self.mux
         channels = mux.channels.values()
         assert mux.out_size == sum(c.out_size for c in channels)
-        assert mux.grown == sum(c.window - INITIAL_WINDOW for c in channels) <= GROWTH_BUDGET
+        assert mux.window_growth == sum(c.window - INITIAL_WINDOW for c in channels) <= GROWTH_BUDGET
         assert mux.tunnels == sum(c.tunnel for c in channels)
         assert mux._remote_channels == sum(c.remote for c in channels) <= MAX_CHANNELS
         assert mux._streams == sum(c.remote and not c.tunnel for c in channels) <= MAX_STREAMS
         for channel in channels:
             assert not channel.closed
             assert 0 <= channel.granted <= channel.window <= MAX_WINDOW
-            assert 0 <= channel.unreturned <= channel.window
+            assert 0 <= channel.unacknowledged <= channel.window
             assert channel.out_size <= CHANNEL_BUFFER
             assert channel.out_size == sum(map(len, channel._out))
 
@@ -264,7 +264,7 @@ def test_an_open_for_which_there_is_no_channel_left_is_refused_and_costs_the_oth
 def test_what_comes_for_a_channel_that_is_gone_costs_little_of_the_patience() -> None:
     """It was on its way when we closed it: a crowd of clients that leaves is none the worse for it."""
     b = Side(initiator=False)
-    for n in range(2 * MAX_VAIN):
+    for n in range(2 * ABUSE_BUDGET):
         b.mux.feed(frame(OPEN, 2 * n + 1))
         b.tunnels.pop()[0].abort("the backend is gone")
         b.mux.feed(frame(DATA, 2 * n + 1, b"x") + frame(CREDIT, 2 * n + 1, credit(INITIAL_WINDOW)) + frame(FIN, 2 * n + 1))
@@ -294,11 +294,11 @@ def test_what_we_grant_is_never_little() -> None:
 
 def test_an_answer_to_our_ping_costs_the_peer_nothing() -> None:
     a = Side()
-    for _ in range(2 * MAX_VAIN):
+    for _ in range(2 * ABUSE_BUDGET):
         a.mux.ping(bytes(8))
         a.mux.next_record()
         a.mux.feed(frame(PONG, 0, bytes(8)))
-    assert a.mux._vain_left == MAX_VAIN
+    assert a.mux._abuse_left == ABUSE_BUDGET
 
 
 @settings(deadline=None, max_examples=60)
@@ -318,7 +318,7 @@ def test_what_we_send_is_never_in_more_frames_than_it_needs(writes: list[tuple[i
             b.mux.feed(record)
     for record in a.records():
         b.mux.feed(record)
-    assert b.mux._vain_left == MAX_VAIN
+    assert b.mux._abuse_left == ABUSE_BUDGET
 
 
 def test_bytes_in_more_frames_than_they_need_are_priced() -> None:
@@ -326,11 +326,11 @@ def test_bytes_in_more_frames_than_they_need_are_priced() -> None:
     b.mux.feed(frame(OPEN, 1))
     channel = b.tunnels[0][0]
     crumbs = frame(DATA, 1, b"x") * 1001
-    for n in range(1, MAX_VAIN // 1000 + 1):
+    for n in range(1, ABUSE_BUDGET // 1000 + 1):
         b.mux.feed(crumbs)
         channel.taken(1001)
         b.mux.next_record()
-        assert b.mux._vain_left == MAX_VAIN - n * 1000
+        assert b.mux._abuse_left == ABUSE_BUDGET - n * 1000
     with pytest.raises(ProtocolViolation, match="floods"):
         b.mux.feed(crumbs)
 
@@ -347,7 +347,7 @@ def test_what_costs_us_more_than_the_peer_is_priced(flood: Any, price: float) ->
     a = Side()
     a.opened()
     a.opened()[0].abort("gone")
-    allowed = int(MAX_VAIN / price)
+    allowed = int(ABUSE_BUDGET / price)
     for n in range(allowed):
         a.mux.feed(flood(n))
         a.mux.next_record()
@@ -366,7 +366,7 @@ FLOODS = {
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=list(FLOODS))
 def test_a_flood_costs_the_flooder_its_connection(flood: Any) -> None:
     b = Side(initiator=False, accepts=False)
-    allowed = MAX_VAIN // STREAM_COSTS if flood is FLOODS["streams"] else MAX_VAIN
+    allowed = ABUSE_BUDGET // STREAM_COSTS if flood is FLOODS["streams"] else ABUSE_BUDGET
 
     def feed(n: int) -> None:
         b.mux.feed(flood(n))
@@ -383,12 +383,12 @@ def test_a_flood_costs_the_flooder_its_connection(flood: Any) -> None:
 
 def test_patience_comes_back_with_time_and_use_costs_none() -> None:
     b = Side(initiator=False)
-    for n in range(3 * MAX_VAIN):
-        if n % VAIN_A_TICK == 0:
+    for n in range(3 * ABUSE_BUDGET):
+        if n % ABUSE_REFILL == 0:
             b.mux.tick()
         b.mux.feed(frame(PING, 0, bytes(8)))
         b.mux.next_record()
-    for n in range(MAX_VAIN + 10):  # and now without a tick: tunnels that are opened and then reset
+    for n in range(ABUSE_BUDGET + 10):  # and now without a tick: tunnels that are opened and then reset
         b.mux.feed(frame(OPEN, 2 * n + 1))
         b.mux.feed(frame(RST, 2 * n + 1))
         b.mux.next_record()
@@ -618,7 +618,7 @@ def test_the_window_of_a_reader_that_keeps_up_grows_to_the_most(chunk: int) -> N
     assert channel.window == INITIAL_WINDOW  # a small exchange grows nothing
     _stream_in(b, channel, 4 * MAX_WINDOW, chunk=chunk)
     assert channel.window == MAX_WINDOW
-    assert b.mux.grown == MAX_WINDOW - INITIAL_WINDOW
+    assert b.mux.window_growth == MAX_WINDOW - INITIAL_WINDOW
     b.check()
 
 
@@ -643,7 +643,7 @@ def test_growth_is_credit_that_the_remote_gets_and_may_use() -> None:
         pump(a, b)
     theirs = b.tunnels[0][0]
     assert theirs.window == MAX_WINDOW
-    assert ours.credit == theirs.granted == MAX_WINDOW - theirs.unreturned > MAX_WINDOW // 2
+    assert ours.credit == theirs.granted == MAX_WINDOW - theirs.unacknowledged > MAX_WINDOW // 2
 
 
 def test_growth_ends_with_the_connections_budget_and_comes_back_with_the_channels() -> None:
@@ -658,10 +658,10 @@ def test_growth_ends_with_the_connections_budget_and_comes_back_with_the_channel
     windows = [channel.window for channel, _ in b.tunnels]
     assert windows[: many - 4] == [MAX_WINDOW] * (many - 4)
     assert windows[-1] == INITIAL_WINDOW
-    assert GROWTH_BUDGET - INITIAL_WINDOW < b.mux.grown <= GROWTH_BUDGET
+    assert GROWTH_BUDGET - INITIAL_WINDOW < b.mux.window_growth <= GROWTH_BUDGET
     for channel, _ in b.tunnels[:-1]:
         channel.abort("done")
-    assert b.mux.grown == 0
+    assert b.mux.window_growth == 0
     _stream_in(b, b.tunnels[-1][0], 4 * MAX_WINDOW, chunk=QUANTUM)
     assert b.tunnels[-1][0].window == MAX_WINDOW
 
@@ -851,7 +851,7 @@ def test_an_aborted_connection_tells_every_channel_once_and_says_no_more() -> No
         end_channel.send_eof()
         end_channel.taken(1_000_000)
         end_channel.abort("x")
-    assert not a.mux.crowded
+    assert not a.mux.starved
     assert a.said() == []
     assert a.mux.is_empty
 
@@ -1068,7 +1068,7 @@ def test_nothing_piles_up_while_the_remote_grants_and_does_not_read() -> None:
     for _ in range(1000):
         assert waits.room() == 0
         a.mux.feed(frame(CREDIT, waits.id, credit(1)))
-    assert len(a.mux.crowded) == 1
+    assert len(a.mux.starved) == 1
 
 
 def test_nothing_piles_up_while_the_remote_opens_and_resets_and_does_not_read() -> None:
@@ -1083,7 +1083,7 @@ def test_nothing_piles_up_while_the_remote_opens_and_resets_and_does_not_read() 
         pour(channel, b"/multistream/1.0.0\n")
         assert channel.room() >= 0
         b.mux.feed(frame(RST, channel.id))
-    assert len(b.mux.ring) + len(b.mux.crowded) < 200
+    assert len(b.mux.send_queue) + len(b.mux.starved) < 200
     assert sum(len(p) for _, _, p in b.said()) == len(full) * (CHANNEL_BUFFER - 100)  # nobody lost a turn
     b.check()
 

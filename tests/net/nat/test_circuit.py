@@ -13,6 +13,7 @@ from federation.errors import PeerUnavailable
 from federation.net import host as host_module
 from federation.net.admission import carriers, gate
 from federation.net.link import mux
+from federation.net.link.link import Link
 from federation.net.nat.circuit import open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY
 from federation.reactor.duplex import NullDuplex
@@ -48,6 +49,27 @@ class TestCircuit:
                 arrived = await send(source, to, data)
                 assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
             assert relay.host.relay.bytes_relayed > 2 * len(data)
+
+    async def test_the_second_fin_waits_for_nothing_else_to_be_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A PING of the link would take it along, half a second to two seconds late."""
+        async with star(2) as (relay, (a, b)):
+            await reserve(b, relay)
+            link = await go_round(a, relay, b)
+            monkeypatch.setattr(Link, "tick_safely", lambda *_: None)
+            for ends_first in (True, False):
+                here, there = End(), End()
+                here.other = channel = link.open_tunnel("default", here, here)
+                heard = len(b.events.opened)
+                await until(lambda: len(b.events.opened) > heard)  # noqa: B023
+                arrived = b.events.opened[-1][0]
+                arrived.other, there.other = there, arrived
+                arrived.accept()
+                await until(lambda: here.heard)  # noqa: B023
+                first, hears, second = (channel, there, arrived) if ends_first else (arrived, here, channel)
+                first.send_eof()
+                await until(lambda: hears.heard[-1:] == ["EOF"])  # noqa: B023
+                second.send_eof()
+                await until(lambda: channel.closed and arrived.closed)  # noqa: B023
 
     async def test_to_read_it_is_to_read_the_link_to_the_relay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with star(2) as (relay, (a, b)):
@@ -94,7 +116,7 @@ class TestCircuit:
             await until(lambda: a.host.links.get(b.id) is not None and b.host.links[a.id].path == "direct")
             assert a.host.links[b.id].path == "direct"
             assert not channel.closed
-            assert b.host._retired
+            assert b.host.table.retired
 
     async def test_a_relayed_link_does_not_take_the_place_of_a_direct_one(self) -> None:
         async with star(2) as (relay, (a, b)):
@@ -135,7 +157,7 @@ class TestWhoBringsThem:
             a.host.links[b.id].open_tunnel(f"{CIRCUIT}/x", opener, opener)
             await until(lambda: opener.heard)
             assert opener.heard == ["REFUSED this node has no place there"]
-            assert not b.host._strangers
+            assert not b.host._gate
 
     async def test_nor_on_a_circuit(self) -> None:
         async with star(2) as (relay, (a, b)):
@@ -162,10 +184,10 @@ class TestWhoBringsThem:
 
     async def test_members_that_ask_without_end_do_not_have_the_relay_put_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What the peer behind it refuses it counts as the relay's doing."""
-        monkeypatch.setattr(mux, "VAIN_A_TICK", 0)
+        monkeypatch.setattr(mux, "ABUSE_REFILL", 0)
         async with star(5) as (relay, (b, *askers)):
             await reserve(b, relay)
-            b.host.links[relay.id].mux._vain_left = 100.0
+            b.host.links[relay.id].mux._abuse_left = 100.0
             ends = [End() for _ in range(60)]
             for asker in askers:
                 for end in ends:
@@ -177,7 +199,7 @@ class TestWhoBringsThem:
     async def test_they_count_as_connections_of_the_relays_machine(self) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            pace = b.host._strangers._paces.of("127.0.0.1")
+            pace = b.host._gate._paces.of("127.0.0.1")
             await (await open_circuit(a.host.links[relay.id], b.id)).close()
             pace.spend(trio.current_time(), 2 * gate.ACCEPT_BURST)
             with pytest.raises(PeerUnavailable, match="too often"):

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from federation.errors import FederationError, ProtocolViolation
-from federation.net.dial.book import PeerAddress
+from federation.net.dial.address import PeerAddress
 from federation.net.dial.hearsay import HOST_A_SECOND, HOST_AT_ONCE
 from federation.net.nat import holepunch
 from federation.net.nat.holepunch import MAX_ENDPOINTS, Puncher
