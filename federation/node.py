@@ -115,7 +115,7 @@ class Node:
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
         )  # fmt: skip
-        self.forwarder = Frontend(
+        self.frontend = Frontend(
             self.reactor,
             settings,
             roster=self.roster,
@@ -124,7 +124,7 @@ class Node:
             metrics=self.metrics,
             host_name=socket.gethostname(),
         )
-        self.roster.on_change = self.forwarder.dispatcher.roster_changed
+        self.roster.on_change = self.frontend.dispatcher.roster_changed
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -139,11 +139,11 @@ class Node:
             facts=self.facts, stop=self._stop, own_record=self.own_record, clock=self.clock, state=state, host=self.host,
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, paths=self.paths,
             gossip=self.gossip, finding=self.finding, probe=self.probe, selector=self.selector, backends=self.backends,
-            roster=self.roster, forwarder=self.forwarder, rates=self.rates, metrics=self.metrics,
+            roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
-        self.forwarder.accounts.on_ending = self.access_log.ended
+        self.frontend.accounts.on_ending = self.access_log.ended
 
     # Life
 
@@ -159,7 +159,7 @@ class Node:
             facts.p2p = await self.host.listen(settings.p2p_listen)
             self.paths.listens(facts.p2p)
             for endpoint in settings.listens:
-                host, port = self.forwarder.listen(endpoint)
+                host, port = self.frontend.listen(endpoint)
                 facts.listens.setdefault(endpoint.service, HostPort(host, port))
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -185,9 +185,9 @@ class Node:
                     await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            self.forwarder.dispatcher.waiting.clear()  # nobody is told any more: this is the end, in order or not
-            self.forwarder.stop_listening()
-            self.forwarder.abort_all("this node stops")
+            self.frontend.dispatcher.waiting.clear()  # nobody is told any more: this is the end, in order or not
+            self.frontend.stop_listening()
+            self.frontend.abort_all("this node stops")
             self.access_log.write()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
                 await self.host.stop_listening()
@@ -201,20 +201,20 @@ class Node:
         self.facts.draining = self.backends.draining = True
         self.host.relay.close()
         self.roster.changed()
-        self.forwarder.stop_listening()
+        self.frontend.stop_listening()
         await self.host.stop_listening()
         await self.gossip.leave()
         await self.finding.save()
-        clients, served = len(self.forwarder.active), self.backends.in_flight
+        clients, served = len(self.frontend.active), self.backends.in_flight
         if clients or served:
             patience_s = self.facts.settings.drain_timeout_s
             log.info("leaving: waiting for open connections", clients=clients, served=served, at_most_s=patience_s)
         with trio.move_on_after(self.facts.settings.drain_timeout_s) as patience:
-            await self.forwarder.idle.wait()
+            await self.frontend.idle.wait()
             await self.backends.idle.wait()
         if patience.cancelled_caught:
-            log.warning("connections were still open and are cut", open=len(self.forwarder.active))
-            self.forwarder.abort_all("this node stops")
+            log.warning("connections were still open and are cut", open=len(self.frontend.active))
+            self.frontend.abort_all("this node stops")
         await self.host.flushed(GOODBYE_S)
 
     def reload(self, settings: Settings) -> None:
@@ -223,7 +223,7 @@ class Node:
         new = {field: getattr(settings, field) for field in changed if field in RELOADABLE}
         if new:
             self.facts.settings = self.facts.settings.model_copy(update=new)
-            self.forwarder.configure(self.facts.settings)
+            self.frontend.configure(self.facts.settings)
             self.backends.configure(self.facts.settings)
             self._own_change()
         late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith("token")]
@@ -240,7 +240,7 @@ class Node:
     async def _watch_traffic(self) -> None:
         while True:
             self.rates.sample(trio.current_time(), status.traffic(self.parts))
-            self.forwarder.accounts.count_picks()
+            self.frontend.accounts.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
     def _token_changed(self) -> None:
@@ -289,7 +289,7 @@ class Node:
         self.gossip.stir()
 
     def _own_load(self) -> None:
-        self.forwarder.dispatcher.own_load_is_news = True
+        self.frontend.dispatcher.own_load_is_news = True
         self.gossip.stir()
 
     # What the network tells (HostEvents)
@@ -315,7 +315,7 @@ class Node:
     def peer_suspect(self, link: Link) -> None:
         if link.suspect:
             log.warning("peer does not answer; nobody is sent there until it does", peer=link.peer)
-            self.forwarder.peer_suspect(link.peer)
+            self.frontend.peer_suspect(link.peer)
         else:
             log.info("peer answers again", peer=link.peer)
             self.roster.forgive(link.peer)

@@ -234,7 +234,7 @@ class TestStop:
                 assert await client.receive_some() == b"a"
                 run.node.stop()
                 await until(lambda: run.node.facts.draining)
-                await until(lambda: not run.node.forwarder._listeners)
+                await until(lambda: not run.node.frontend._listeners)
                 with pytest.raises(OSError):  # noqa: PT011
                     await client_of(run)
                 assert run.node.operator.status()["node"]["draining"] is True
@@ -347,7 +347,7 @@ class TestStop:
         (line,) = lines
         assert set(line["changed"]) == {"hold", "capacity", "max_connections"}
         assert line["take_a_restart"] == ["name"]
-        assert node.forwarder.dispatcher.hold_s == 2.5
+        assert node.frontend.dispatcher.hold_s == 2.5
         assert node.own_record().capacity == 7
         assert node.facts.settings.name != "another"
 

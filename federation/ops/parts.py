@@ -74,7 +74,7 @@ class Parts:
     selector: Selector
     backends: Backends
     roster: Roster
-    forwarder: Frontend
+    frontend: Frontend
     rates: Rates
     metrics: Metrics
 

@@ -47,8 +47,8 @@ STATES: dict[State, schemas.ClientState] = {
 
 def status(node: Parts) -> schemas.Status:
     now = node.clock.utc_now()
-    counts = node.forwarder.accounts.counts
-    received, delivered = node.forwarder.bytes_moved()
+    counts = node.frontend.accounts.counts
+    received, delivered = node.frontend.bytes_moved()
     online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
     return {
         "node": {
@@ -91,7 +91,7 @@ def status(node: Parts) -> schemas.Status:
             "owner_at": owner_at(node),
         },
         "connections": {
-            "now": len(node.forwarder.active),
+            "now": len(node.frontend.active),
             "total": counts.total,
             "failed": counts.failed,
             "retried": counts.retried,
@@ -114,7 +114,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
     """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
     now = trio.current_time()
     utc_now = node.clock.utc_now()
-    accounts = node.forwarder.accounts
+    accounts = node.frontend.accounts
     decisions = list(accounts.decisions)
     decisions = decisions[-last:] if connection is None else [d for d in decisions if d.flow.connection == connection]
     failures = {(failure.flow, failure.attempt): failure.why for failure in accounts.failures}
@@ -154,7 +154,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
     """The newest `last` connections that nobody had at their end, or that of this number."""
-    endings = [e for e in node.forwarder.accounts.endings if not e.peer_id and connection in (None, e.flow.connection)]
+    endings = [e for e in node.frontend.accounts.endings if not e.peer_id and connection in (None, e.flow.connection)]
     return [
         {
             "id": ending.flow.connection,
@@ -185,8 +185,8 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
 
 def traffic(node: Parts) -> tuple[float, ...]:
     """The counters whose rates are told."""
-    counts = node.forwarder.accounts.counts
-    return (counts.total, counts.failed, counts.retried, *node.forwarder.bytes_moved())
+    counts = node.frontend.accounts.counts
+    return (counts.total, counts.failed, counts.retried, *node.frontend.bytes_moved())
 
 
 def rates(node: Parts) -> schemas.Rates:
@@ -203,8 +203,8 @@ def rates(node: Parts) -> schemas.Rates:
 
 def metrics(node: Parts) -> Now:
     """The gauges and counters at a scrape."""
-    forwarder, links = node.forwarder, node.host.links
-    received, delivered = forwarder.bytes_moved()
+    frontend, links = node.frontend, node.host.links
+    received, delivered = frontend.bytes_moved()
     utc_now = node.clock.utc_now()
     records = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
     states = Counter(
@@ -214,8 +214,8 @@ def metrics(node: Parts) -> Now:
     return Now(
         received=received,
         delivered=delivered,
-        open=len(forwarder.active),
-        waiting=len(forwarder.dispatcher.waiting),
+        open=len(frontend.active),
+        waiting=len(frontend.dispatcher.waiting),
         in_flight={peer_id: node.selector.own_in_flight(peer_id) for peer_id in known},
         serving=node.backends.in_flight,
         backends=node.backends.services(),
@@ -228,11 +228,11 @@ def metrics(node: Parts) -> Now:
 
 
 def connections(node: Parts, most: int) -> schemas.OpenConnections:
-    forwarder = node.forwarder
+    frontend = node.frontend
     now = trio.current_time()
-    oldest = nsmallest(most, forwarder.active, key=lambda client: client.flow)
+    oldest = nsmallest(most, frontend.active, key=lambda client: client.flow)
     return {
-        "total": len(forwarder.active),
+        "total": len(frontend.active),
         "connections": [
             {
                 "id": client.flow.connection,
@@ -299,7 +299,7 @@ def _former_until(node: Parts) -> str | None:
 
 
 def draining(node: Parts) -> schemas.Draining:
-    return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": len(node.forwarder.active)}
+    return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": len(node.frontend.active)}
 
 
 def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:

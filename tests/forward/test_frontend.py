@@ -52,7 +52,7 @@ async def test_each_port_serves_its_service(mock_clock: MockClock) -> None:
         net.roster.nodes["a"] = record("a", services={"llm": True, "tts": True})
         net.add("b", tell=False)
         net.roster.links["a"] = net.roster.links["b"]
-        host, port = net.forwarder.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        host, port = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
         assert host == "127.0.0.1"
         assert port not in (0, net.port)
         await net.connect(port=port)
@@ -69,14 +69,14 @@ async def test_ipv6_clients_are_served(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         net.add("a")
         try:
-            host, port = net.forwarder.listen(Endpoint.parse("[::1]:0"))
+            host, port = net.frontend.listen(Endpoint.parse("[::1]:0"))
         except ListenFailed:
             pytest.skip("no IPv6 here")
         assert host == "::1"
         client = socket.socket(socket.AF_INET6)
         client.connect((host, port))
         await settled(lambda: net.tunnels)
-        (entry,) = net.forwarder.active
+        (entry,) = net.frontend.active
         assert entry.client_name == f"[::1]:{client.getsockname()[1]}"
         reset(client)
 
@@ -84,30 +84,30 @@ async def test_ipv6_clients_are_served(mock_clock: MockClock) -> None:
 async def test_a_port_in_use_is_said_in_plain_words(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         with Listener() as taken, pytest.raises(ListenFailed, match=rf"{taken.port}.*in use"):
-            net.forwarder.listen(Endpoint.parse(taken.address))
-        assert len(net.forwarder._listeners) == 1
+            net.frontend.listen(Endpoint.parse(taken.address))
+        assert len(net.frontend._listeners) == 1
 
 
 async def test_an_address_of_nobody_is_said_in_plain_words(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         with pytest.raises(ListenFailed, match=r"192\.0\.2\.1"):
-            net.forwarder.listen(Endpoint.parse("192.0.2.1:0"))
+            net.frontend.listen(Endpoint.parse("192.0.2.1:0"))
 
 
 async def test_a_port_may_be_taken_again_at_once(mock_clock: MockClock) -> None:
     """A restart must not wait for the kernel to forget the connections of before."""
     async with network(mock_clock) as net:
         client = await net.connect(sends=REQUEST)
-        net.forwarder.stop_listening()
+        net.frontend.stop_listening()
         await rest_of(client)
         await client.aclose()
-        assert net.forwarder.listen(Endpoint.parse(f"127.0.0.1:{net.port}"))[1] == net.port
+        assert net.frontend.listen(Endpoint.parse(f"127.0.0.1:{net.port}"))[1] == net.port
 
 
 async def test_small_answers_are_not_delayed(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         await net.connect()
-        (entry,) = net.forwarder.active
+        (entry,) = net.frontend.active
         assert entry.socket.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -128,7 +128,7 @@ async def test_stopping_closes_the_ports_and_lets_the_others_finish(mock_clock: 
         net.tunnel.answers()
         net.roster.nodes.clear()
         held = await net.connect(sends=REQUEST)
-        net.forwarder.stop_listening()
+        net.frontend.stop_listening()
         with socket.socket() as late:
             assert late.connect_ex(("127.0.0.1", net.port)) == errno.ECONNREFUSED
         assert "shutting down" in message(await rest_of(held))
@@ -138,11 +138,11 @@ async def test_stopping_closes_the_ports_and_lets_the_others_finish(mock_clock: 
         await held.aclose()
         net.tunnel.sends(b"answer")
         net.tunnel.ends()
-        assert not net.forwarder.idle.is_set()
+        assert not net.frontend.idle.is_set()
         assert await client.receive_some() == b"answer"
         await client.aclose()
-        await settled(net.forwarder.idle.is_set)
-        net.forwarder.stop_listening()  # once more is no harm
+        await settled(net.frontend.idle.is_set)
+        net.frontend.stop_listening()  # once more is no harm
 
 
 async def test_at_the_end_of_the_drain_everything_is_cut(mock_clock: MockClock) -> None:
@@ -156,11 +156,11 @@ async def test_at_the_end_of_the_drain_everything_is_cut(mock_clock: MockClock) 
         held = await net.connect()
         net.own_backend_is_up()
         dialling = await net.connect()
-        net.forwarder.abort_all("this node stops")
+        net.frontend.abort_all("this node stops")
         for client in (opening, joined, held, dialling):
             assert await is_reset(client)
-        assert not net.forwarder.active
-        net.forwarder.abort_all("again")
+        assert not net.frontend.active
+        net.frontend.abort_all("again")
         assert net.finished("error") == 4
 
 
@@ -187,11 +187,11 @@ async def pause_for(net: Net, monkeypatch: pytest.MonkeyPatch, code: int) -> lis
                 return self._sock._accept()  # type: ignore[attr-defined]
             raise OSError(code, "no")
 
-    (listener,) = net.forwarder._listeners
+    (listener,) = net.frontend._listeners
     exhausted: Any = Exhausted(listener)
-    net.forwarder._listeners[:] = [exhausted]
+    net.frontend._listeners[:] = [exhausted]
     net.reactor.drop(listener.fileno())
-    net.reactor.add(listener.fileno(), module.READ, lambda _mask: net.forwarder._accept(exhausted, Route("default")))
+    net.reactor.add(listener.fileno(), module.READ, lambda _mask: net.frontend._accept(exhausted, Route("default")))
     return attempts
 
 
@@ -213,7 +213,7 @@ async def test_without_descriptors_accepting_pauses_and_goes_on(
             await net.passes(PAUSE_S)
             await settled(lambda: net.tunnels)
             reset(client)
-        assert net.forwarder.accounts.counts.total == 1
+        assert net.frontend.accounts.counts.total == 1
 
 
 async def test_an_error_of_accept_costs_no_more_than_its_client(
@@ -227,7 +227,7 @@ async def test_an_error_of_accept_costs_no_more_than_its_client(
             assert len(attempts) >= 4  # three clients were lost, without a pause
             assert logs == []
             reset(client)
-        assert net.forwarder.accounts.counts.total == 1
+        assert net.frontend.accounts.counts.total == 1
 
 
 async def test_an_error_that_nobody_expects_is_said_and_tried_again(
@@ -243,7 +243,7 @@ async def test_an_error_that_nobody_expects_is_said_and_tried_again(
             await settled(lambda: net.tunnels)
             assert [log["event"] for log in logs] == ["accepting a client failed; it is tried again"]
             reset(client)
-        assert net.forwarder.accounts.counts.total == 1
+        assert net.frontend.accounts.counts.total == 1
 
 
 async def test_a_real_lack_of_descriptors_is_survived(mock_clock: MockClock) -> None:
@@ -260,7 +260,7 @@ async def test_a_real_lack_of_descriptors_is_survived(mock_clock: MockClock) -> 
                     spare.append(socket.socket())
             sock.connect(("127.0.0.1", net.port))
             await settled()
-            assert net.forwarder.accounts.counts.total == 0
+            assert net.frontend.accounts.counts.total == 0
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for one in spare:
@@ -281,11 +281,11 @@ async def test_the_last_descriptors_are_not_for_clients(mock_clock: MockClock, m
             await settled(lambda: net.tunnels)
             for _ in range(3):
                 await net.passes(PAUSE_S)
-            assert net.forwarder.accounts.counts.total == 1
+            assert net.frontend.accounts.counts.total == 1
             assert [log["event"] for log in logs] == ["no descriptor left for a client; accepting pauses"]
             left[0] = True
             await net.passes(PAUSE_S)
-            await settled(lambda: net.forwarder.accounts.counts.total == 2)
+            await settled(lambda: net.frontend.accounts.counts.total == 2)
         for sock in waiting:
             reset(sock)
         await net.passes(PAUSE_S)
@@ -317,8 +317,8 @@ async def test_who_says_nothing_gives_way_when_descriptors_run_out(
         assert await is_reset(old)
         for _ in range(3):
             await net.passes(PAUSE_S)
-        assert {entry.flow.connection for entry in net.forwarder.active} == {4, 5, 6}  # asks, told, new
-        assert "said nothing" in str(net.forwarder.accounts.endings[0].error)
+        assert {entry.flow.connection for entry in net.frontend.active} == {4, 5, 6}  # asks, told, new
+        assert "said nothing" in str(net.frontend.accounts.endings[0].error)
         is_short = False
         await net.passes(PAUSE_S)
         assert {asks, told, new} <= set(net.clients)
@@ -329,7 +329,7 @@ async def test_a_pause_does_not_outlive_the_port(mock_clock: MockClock, monkeypa
         attempts = await pause_for(net, monkeypatch, errno.EMFILE)
         with socket.create_connection(("127.0.0.1", net.port)), capture_logs() as logs:
             await settled(lambda: attempts)
-            net.forwarder.stop_listening()
+            net.frontend.stop_listening()
             await net.passes(PAUSE_S)
         assert [log["log_level"] for log in logs] == ["warning"]
 
@@ -375,13 +375,13 @@ async def test_those_turned_away_take_nobodys_place(mock_clock: MockClock) -> No
             await net.connect(sends=REQUEST)
         reset(first)
         await settled(lambda: not net.in_flight())
-        assert len(net.forwarder.active) == 5
+        assert len(net.frontend.active) == 5
         await net.connect()
         assert net.in_flight() == {"a": 1}
         await net.passes(REJECT_LINGER_S)
-        assert len(net.forwarder.active) == 1
-        assert net.forwarder.accounts.counts.failed == 5
-        assert not net.forwarder.turned_away
+        assert len(net.frontend.active) == 1
+        assert net.frontend.accounts.counts.failed == 5
+        assert not net.frontend.turned_away
 
 
 # Those who wait
@@ -395,14 +395,14 @@ async def test_many_changes_are_one_new_look(mock_clock: MockClock) -> None:
         real = net.roster.eligible
         net.roster.eligible = lambda route: (looks.append(route.service), real(route))[1]  # type: ignore[method-assign]
         for _ in range(10):
-            net.forwarder.dispatcher.roster_changed()
+            net.frontend.dispatcher.roster_changed()
         await settled(lambda: looks)
         await settled()
         assert len(looks) == 3
-        assert len(net.forwarder.dispatcher.waiting) == 3
+        assert len(net.frontend.dispatcher.waiting) == 3
         net.add("a")
         await settled(lambda: len(net.tunnels) == 3)
-        assert not net.forwarder.dispatcher.waiting
+        assert not net.frontend.dispatcher.waiting
 
 
 async def test_a_change_while_looking_is_not_missed(mock_clock: MockClock) -> None:
@@ -422,14 +422,14 @@ async def test_a_change_while_looking_is_not_missed(mock_clock: MockClock) -> No
             return nodes
 
         net.roster.eligible = eligible  # type: ignore[method-assign]
-        net.forwarder.dispatcher.roster_changed()
+        net.frontend.dispatcher.roster_changed()
         await settled(lambda: len(net.tunnels) == 3)
 
 
 async def test_news_are_nothing_to_do_where_nobody_waits(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
-        net.forwarder.dispatcher.roster_changed()
-        assert not net.forwarder.dispatcher._retry_is_queued
+        net.frontend.dispatcher.roster_changed()
+        assert not net.frontend.dispatcher._retry_is_queued
 
 
 # What is told
@@ -440,24 +440,24 @@ async def test_decisions_are_kept_and_bounded(mock_clock: MockClock) -> None:
         net.add("a", "b")
         await net.connect()
         net.tunnel.refuses()
-        first, second = net.forwarder.accounts.decisions
+        first, second = net.frontend.accounts.decisions
         assert (first.route.service, first.attempt, first.pick.chosen.peer_id) == ("default", 1, "a")
         assert (second.route.service, second.attempt, second.pick.chosen.peer_id) == ("default", 2, "b")
         assert [len(decision.pick.candidates) for decision in (first, second)] == [2, 1]
-        (entry,) = net.forwarder.active
+        (entry,) = net.frontend.active
         assert first.client == second.client == entry.client_name
         for _ in range(DECISIONS):
             net.roster.barred.clear()
             net.tunnel.refuses()
-            net.forwarder.dispatcher.roster_changed()
+            net.frontend.dispatcher.roster_changed()
             await settled()
-        assert len(net.forwarder.accounts.decisions) == DECISIONS
+        assert len(net.frontend.accounts.decisions) == DECISIONS
 
 
 async def test_how_connections_ended_is_kept_and_told(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         told: list[Ending] = []
-        net.forwarder.accounts.on_ending = told.append
+        net.frontend.accounts.on_ending = told.append
         net.add("a")
         client = await net.connect()
         await client.send_all(b"asks")
@@ -468,14 +468,14 @@ async def test_how_connections_ended_is_kept_and_told(mock_clock: MockClock) -> 
         net.tunnel.ends()
         assert await client.receive_some() == b"answer"
         await client.aclose()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         reset_one = await net.connect()
         net.tunnel.answers()
         net.tunnel.sends(b"x")
         net.tunnel.breaks("backend reset")
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         await reset_one.aclose()
-        first, second = net.forwarder.accounts.endings
+        first, second = net.frontend.accounts.endings
         assert told == [first, second]
         assert (first.flow, first.route.service, first.peer_id, first.attempts) == (Flow(1), "default", "a", 1)
         assert first.seconds == pytest.approx(2.5, abs=0.1)
@@ -494,7 +494,7 @@ async def test_each_service_has_its_own_turns(mock_clock: MockClock) -> None:
         net.add("c", "d", tell=False)
         net.roster.nodes["c"] = record("c", services={"tts": True}, available_vram=2)
         net.roster.nodes["d"] = record("d", services={"tts": True}, available_vram=1)
-        _, tts = net.forwarder.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        _, tts = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
         socks = []
         for n in range(8):
             socks.append(socket.create_connection(("127.0.0.1", (net.port, tts)[n % 2])))
@@ -534,13 +534,13 @@ async def test_retries_are_counted_by_their_reason(mock_clock: MockClock, how: s
         assert net.tunnel.peer_id == "b"
         assert net.metric("federation_retries_total", reason=reason) == 1
         assert net.metric("federation_retries_total") == 1
-        assert net.forwarder.accounts.counts.retried == 1
+        assert net.frontend.accounts.counts.retried == 1
 
 
 async def test_picks_are_counted_once_by_the_tier_that_decided(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
-        forwarder = net.forwarder
-        forwarder.accounts.count_picks()
+        frontend = net.frontend
+        frontend.accounts.count_picks()
         net.add("a")
         await net.connect(sends=b"x")
         await settled()
@@ -548,13 +548,13 @@ async def test_picks_are_counted_once_by_the_tier_that_decided(mock_clock: MockC
         await net.connect(sends=b"x")
         await settled()
         for _ in range(3):
-            forwarder.accounts.count_picks()
+            frontend.accounts.count_picks()
         assert net.metric("federation_picks_sampled_total", tier="only") == 1
         assert net.metric("federation_picks_sampled_total", tier="in_flight") == 1
         assert net.metric("federation_picks_sampled_total") == 2
         await net.connect(sends=b"x")
         await settled()
-        forwarder.accounts.count_picks()
+        frontend.accounts.count_picks()
         assert net.metric("federation_picks_sampled_total") == 3
 
 
@@ -569,7 +569,7 @@ async def test_a_client_that_cannot_be_served_costs_nobody_else(
             client = await net.connect()
             assert await is_reset(client)
         assert [(log["log_level"], log["event"]) for log in logs] == [("error", "a client could not be served")]
-        assert not net.forwarder.active
+        assert not net.frontend.active
         await net.connect(sends=REQUEST)
         assert net.tunnel.data == REQUEST
 
@@ -607,6 +607,6 @@ async def one_client(net: Net, how: str) -> None:
     if how == "own backend":
         await net.server()
     reset(client)
-    await settled(lambda: not net.forwarder.active)
+    await settled(lambda: not net.frontend.active)
     net.tunnels.clear()
     net.roster.nodes.clear()

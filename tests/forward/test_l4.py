@@ -98,10 +98,10 @@ async def test_request_and_answer(mock_clock: MockClock, replay: str) -> None:
         assert net.in_flight() == {"a": 1}
         tunnel.ends()
         assert await rest_of(client) == b""
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.in_flight() == {}
         assert net.finished("ok") == 1
-        assert (net.forwarder.accounts.counts.failed, net.forwarder.accounts.counts.retried) == (0, 0)
+        assert (net.frontend.accounts.counts.failed, net.frontend.accounts.counts.retried) == (0, 0)
         assert net.roster.penalties == []
 
 
@@ -129,7 +129,7 @@ async def test_a_client_that_ends_first_gets_its_answer(mock_clock: MockClock, r
         net.tunnel.sends(b"answer")
         net.tunnel.ends()
         assert await rest_of(client) == b"answer"
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
 
 
@@ -146,7 +146,7 @@ async def test_a_server_that_ends_first_still_hears_the_client(mock_clock: MockC
         await settled(lambda: net.tunnel.data == b"123")
         assert net.in_flight() == {"a": 1}
         await client.send_eof()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.tunnel.closed
         assert net.tunnel.reset is None
 
@@ -202,15 +202,15 @@ async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock
         silent = how == "timeout"
         assert net.roster.penalties == [("a", SILENT_PENALTY_S if silent else REFUSED_PENALTY_S)]
         assert net.roster.links["a"].pings == silent
-        assert net.forwarder.accounts.counts.retried == 1
+        assert net.frontend.accounts.counts.retried == 1
         net.tunnel.answers()
         net.tunnel.sends(b"served")
         net.tunnel.ends()
         assert await rest_of(client) == b"served"
-        assert [d.pick.chosen.peer_id for d in net.forwarder.accounts.decisions] == ["a", "b"]
-        assert [d.attempt for d in net.forwarder.accounts.decisions] == [1, 2]
-        assert {d.flow for d in net.forwarder.accounts.decisions} == {Flow(1)}
-        assert list(net.forwarder.accounts.failures) == [Failure(Flow(1), 1, "a", reason)]
+        assert [d.pick.chosen.peer_id for d in net.frontend.accounts.decisions] == ["a", "b"]
+        assert [d.attempt for d in net.frontend.accounts.decisions] == [1, 2]
+        assert {d.flow for d in net.frontend.accounts.decisions} == {Flow(1)}
+        assert list(net.frontend.accounts.failures) == [Failure(Flow(1), 1, "a", reason)]
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -223,7 +223,7 @@ async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
         assert reason in error["message"]
         assert len(net.tunnels) == 1
         assert net.in_flight() == {}
-        assert (net.forwarder.accounts.counts.failed, net.forwarder.accounts.counts.retried) == (1, 0)
+        assert (net.frontend.accounts.counts.failed, net.frontend.accounts.counts.retried) == (1, 0)
 
 
 async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock: MockClock) -> None:
@@ -234,14 +234,14 @@ async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock
             net.tunnel.refuses()
         assert [t.peer_id for t in net.tunnels] == ["a", "b", "c"]
         assert net.in_flight() == {}
-        assert len(net.forwarder.dispatcher.waiting) == 1
+        assert len(net.frontend.dispatcher.waiting) == 1
         await client.send_all(b"more")  # meanwhile it is read on
         await settled(lambda: net.received() == len(REQUEST) + 4)
         net.forgive()  # the penalties are over
         await settled(lambda: len(net.tunnels) == 4)
         assert net.tunnel.data == REQUEST + b"more"
         assert sum(net.in_flight().values()) == 1
-        assert not net.forwarder.dispatcher.waiting
+        assert not net.frontend.dispatcher.waiting
 
 
 async def test_an_answer_that_comes_too_late_changes_nothing(mock_clock: MockClock) -> None:
@@ -274,7 +274,7 @@ async def test_opened_is_final_by_default(mock_clock: MockClock) -> None:
         net.tunnel.breaks("the peer died")
         assert await is_reset(client)
         assert len(net.tunnels) == 1
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("error") == 1
 
 
@@ -305,10 +305,10 @@ async def test_whose_fault_it_is_not(mock_clock: MockClock, who: str) -> None:
         if who == "the client":
             reset(client)
         elif who == "this node":
-            net.forwarder.abort_all("this node stops")
+            net.frontend.abort_all("this node stops")
         else:
             net.tunnel.breaks("crashed")
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("error") == 1
         assert net.roster.penalties == []
 
@@ -336,7 +336,7 @@ async def test_until_the_first_byte_a_request_may_move(mock_clock: MockClock, ho
         elif how == "ended":
             net.tunnel.ends()
         else:
-            net.forwarder.peer_suspect("a")
+            net.frontend.peer_suspect("a")
         assert net.tunnels[0].closed
         assert [t.peer_id for t in net.tunnels] == ["a", "b"]
         assert net.tunnel.data == REQUEST + b"body"
@@ -344,8 +344,8 @@ async def test_until_the_first_byte_a_request_may_move(mock_clock: MockClock, ho
         net.tunnel.answers()
         net.tunnel.sends(b"done")
         assert await receive(client, 4) == b"done"
-        net.forwarder.peer_suspect("a")
-        net.forwarder.peer_suspect("b")  # it has answered: too late to move
+        net.frontend.peer_suspect("a")
+        net.frontend.peer_suspect("b")  # it has answered: too late to move
         assert len(net.tunnels) == 2
         net.tunnel.sends(b"more")
         assert await receive(client, 4) == b"more"
@@ -361,11 +361,11 @@ async def test_a_peer_that_is_suspect_loses_all_that_wait_for_it_and_nobody_else
             await net.connect(sends=REQUEST)
             net.tunnel.answers()
         assert net.in_flight() == {"a": 3, "b": 3}
-        net.forwarder.peer_suspect("a")
+        net.frontend.peer_suspect("a")
         assert net.in_flight() == {"b": 6}
         assert set(net.roster.penalties) == {("a", SILENT_PENALTY_S)}
         assert len(net.tunnels) == 9
-        assert net.forwarder.accounts.counts.retried == 3
+        assert net.frontend.accounts.counts.retried == 3
 
 
 @pytest.mark.parametrize("replay", ["opened", "first-byte"])
@@ -373,7 +373,7 @@ async def test_whose_suspect_peer_has_not_even_opened_goes_to_another_one(mock_c
     async with network(mock_clock, replay=replay) as net:
         net.add("a", "b")
         client = await net.connect(sends=REQUEST)
-        net.forwarder.peer_suspect("a")
+        net.frontend.peer_suspect("a")
         assert net.tunnels[0].reset == "the peer does not answer"
         assert net.roster.penalties == [("a", SILENT_PENALTY_S)]
         assert net.in_flight() == {"b": 1}
@@ -388,7 +388,7 @@ async def test_without_another_one_it_waits_for_the_suspect_peer(mock_clock: Moc
     async with network(mock_clock, replay=replay) as net:
         net.add(*peers)
         client = await net.connect(sends=REQUEST)
-        net.forwarder.peer_suspect("a")
+        net.frontend.peer_suspect("a")
         assert len(net.tunnels) == 1
         assert net.roster.penalties == []
         net.tunnel.answers()
@@ -408,7 +408,7 @@ async def test_where_nobody_else_is_an_early_end_is_the_answer(mock_clock: MockC
         await client.send_all(b"more")
         await settled(lambda: net.tunnel.data == REQUEST + b"more")
         await client.aclose()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
 
 
@@ -424,7 +424,7 @@ async def test_an_end_behind_the_clients_end_is_the_answer(mock_clock: MockClock
         assert await rest_of(client) == b""
         assert len(net.tunnels) == 1
         assert net.roster.penalties == []
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
 
 
@@ -453,7 +453,7 @@ async def test_a_client_is_read_no_further_than_can_be_replayed(mock_clock: Mock
                 await settled()
         assert net.tunnel.data == data
         assert [t.peer_id for t in net.tunnels] == ["a", "b"]
-        (entry,) = net.forwarder.active
+        (entry,) = net.frontend.active
         assert not entry._replay
         net.tunnel.breaks()  # it has outgrown what is kept
         assert await is_reset(client)
@@ -568,7 +568,7 @@ async def test_an_answer_in_the_middle_of_a_replay(mock_clock: MockClock, replay
         assert await rest_of(client) == b"bye"
         assert net.tunnel.taken_bytes == 15
         await client.send_eof()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
         assert net.in_flight() == {}
 
@@ -607,7 +607,7 @@ async def test_a_server_that_ends_first_gets_the_rest_of_a_replay(mock_clock: Mo
         assert net.tunnel.eof
         assert net.tunnel.reset is None
         assert await rest_of(client) == b""
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
 
 
@@ -619,7 +619,7 @@ async def test_a_client_that_waited_is_served_as_soon_as_somebody_comes(mock_clo
         client = await net.connect(sends=REQUEST)
         await client.send_eof()
         await net.passes(9.9)
-        assert len(net.forwarder.dispatcher.waiting) == 1
+        assert len(net.frontend.dispatcher.waiting) == 1
         net.add("a")
         await settled(lambda: net.tunnels)
         assert (net.tunnel.data, net.tunnel.eof) == (REQUEST, True)
@@ -629,7 +629,7 @@ async def test_a_client_that_waited_is_served_as_soon_as_somebody_comes(mock_clo
         net.tunnel.sends(b"served")
         net.tunnel.ends()
         assert await rest_of(client) == b"served"
-        assert net.forwarder.accounts.counts.failed == 0
+        assert net.frontend.accounts.counts.failed == 0
 
 
 @pytest.mark.parametrize(
@@ -641,7 +641,7 @@ async def test_an_http_client_is_told(mock_clock: MockClock, request_: bytes) ->
         await net.passes(10)
         error = parse_503(await rest_of(client))
         assert error["message"] == "federation: no peer is available"
-        assert net.forwarder.accounts.counts.failed == 1
+        assert net.frontend.accounts.counts.failed == 1
 
 
 @pytest.mark.parametrize(
@@ -667,9 +667,9 @@ async def test_who_has_ended_is_not_waited_for(mock_clock: MockClock) -> None:
     async with network(mock_clock, hold_s=REJECT_LINGER_S / 4) as net:
         client = await net.connect()
         await client.send_eof()
-        await settled(lambda: all(entry._eof for entry in net.forwarder.active))
+        await settled(lambda: all(entry._eof for entry in net.frontend.active))
         await net.passes(REJECT_LINGER_S / 4)
-        assert not net.forwarder.active
+        assert not net.frontend.active
         assert await rest_of(client) == b""
 
 
@@ -679,7 +679,7 @@ async def test_no_patience_is_no_reason_to_say_nothing(mock_clock: MockClock) ->
         client = await net.connect()
         await client.send_all(REQUEST)
         parse_503(await rest_of(client))
-        assert net.forwarder.accounts.counts.failed == 1
+        assert net.frontend.accounts.counts.failed == 1
 
 
 async def test_no_patience_and_a_silent_client(mock_clock: MockClock) -> None:
@@ -688,7 +688,7 @@ async def test_no_patience_and_a_silent_client(mock_clock: MockClock) -> None:
         await net.passes(REJECT_LINGER_S)
         assert await rest_of(client) == b""
         await net.passes(REJECT_LINGER_S)
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
 
 
 async def test_no_patience_and_a_client_that_ends_at_once(mock_clock: MockClock) -> None:
@@ -696,7 +696,7 @@ async def test_no_patience_and_a_client_that_ends_at_once(mock_clock: MockClock)
         client = await net.connect()
         await client.send_eof()
         assert await rest_of(client) == b""
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
 
 
 # Being turned away
@@ -712,7 +712,7 @@ async def test_a_client_that_is_turned_away_while_it_sends_reads_why(mock_clock:
             await net.passes(10)
         parse_503(await rest_of(client))
         await client.aclose()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
 
 
 async def test_a_client_that_does_not_go_is_thrown_out(mock_clock: MockClock) -> None:
@@ -721,10 +721,10 @@ async def test_a_client_that_does_not_go_is_thrown_out(mock_clock: MockClock) ->
         await net.passes(10)
         parse_503(await rest_of(client))
         await net.passes(REJECT_LINGER_S - 0.1)
-        assert len(net.forwarder.active) == 1
+        assert len(net.frontend.active) == 1
         await net.passes(0.1)
-        assert not net.forwarder.active
-        assert net.forwarder.accounts.counts.failed == 1
+        assert not net.frontend.active
+        assert net.frontend.accounts.counts.failed == 1
 
 
 async def test_who_was_turned_away_is_not_served_after_all(mock_clock: MockClock) -> None:
@@ -744,7 +744,7 @@ async def test_to_be_turned_away_is_no_success(mock_clock: MockClock) -> None:
         await net.passes(10)
         parse_503(await rest_of(client))
         await client.aclose()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("turned_away") == 1
         assert net.finished("ok") == 0
 
@@ -752,10 +752,10 @@ async def test_to_be_turned_away_is_no_success(mock_clock: MockClock) -> None:
 async def test_a_held_client_is_turned_away_once_when_the_node_stops(mock_clock: MockClock) -> None:
     async with network(mock_clock, hold_s=1) as net:
         client = await net.connect(sends=REQUEST)
-        net.forwarder.stop_listening()
+        net.frontend.stop_listening()
         assert "shutting down" in parse_503(await rest_of(client))["message"]
         await net.passes(1)  # when its patience would have ended
-        assert net.forwarder.accounts.counts.failed == 1
+        assert net.frontend.accounts.counts.failed == 1
         await client.aclose()
 
 
@@ -796,9 +796,9 @@ async def bring_to(net: Net, stage: str) -> trio.SocketStream:
     if stage == "turned away":
         net.tunnel.refuses()
         net.tunnel.refuses()
-        if net.forwarder.dispatcher.waiting:
+        if net.frontend.dispatcher.waiting:
             await net.passes(10)
-        assert net.forwarder.accounts.counts.failed == 1
+        assert net.frontend.accounts.counts.failed == 1
     return client
 
 
@@ -816,7 +816,7 @@ async def test_a_client_may_leave_at_any_time(mock_clock: MockClock, replay: str
             await client.send_all(sent)
         if how == "reset":
             reset(client)
-            await settled(lambda: not net.forwarder.active)
+            await settled(lambda: not net.frontend.active)
             open_ = [t for t in net.tunnels if not t.closed]
             assert open_ == []
             assert net.in_flight() == {}
@@ -834,12 +834,12 @@ async def test_whatever_a_tunnel_says_after_the_client_left_is_nothing(mock_cloc
     async with network(mock_clock, replay=replay) as net:
         net.add("a", "b")
         client = await net.connect(sends=REQUEST)
-        (entry,) = net.forwarder.active
+        (entry,) = net.frontend.active
         reset(client)
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         net.tunnel.answers()
-        net.forwarder.peer_suspect("a")
-        net.forwarder.dispatcher.roster_changed()
+        net.frontend.peer_suspect("a")
+        net.frontend.dispatcher.roster_changed()
         await net.passes(100)
         assert net.tunnel.reset == "the client has gone"
         assert len(net.tunnels) == 1
@@ -868,7 +868,7 @@ async def test_the_own_backend_is_reached_without_a_detour(mock_clock: MockClock
         await server.send_all(b"end")
         await server.aclose()
         assert await rest_of(client) == b"end"
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
         assert net.tunnels == []
 
@@ -879,15 +879,15 @@ async def test_an_end_that_came_before_the_own_backend_was_dialled(mock_clock: M
     async with network(mock_clock, replay=replay, own_backend=True) as net:
         client = await net.connect(sends=sent)
         await client.send_eof()
-        await settled(lambda: all(entry._eof for entry in net.forwarder.active))
+        await settled(lambda: all(entry._eof for entry in net.frontend.active))
         net.own_backend_is_up()
-        net.forwarder.dispatcher.roster_changed()
+        net.frontend.dispatcher.roster_changed()
         server = await net.server()
         assert await rest_of(server) == sent
         await server.send_all(b"amen")
         await server.aclose()
         assert await rest_of(client) == b"amen"
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
 
 
@@ -897,7 +897,7 @@ async def test_a_large_transfer_through_the_own_backend(mock_clock: MockClock, r
     async with network(mock_clock, replay=replay, own_backend=True) as net:
         client = await net.connect(sends=up[:60_000])  # held, then replayed
         net.own_backend_is_up()
-        net.forwarder.dispatcher.roster_changed()
+        net.frontend.dispatcher.roster_changed()
         server = await net.server()
 
         async def send(sink: trio.SocketStream, data: bytes) -> None:
@@ -921,7 +921,7 @@ async def test_an_own_backend_that_refuses_is_like_any_other(mock_clock: MockClo
         assert net.backend is not None
         net.backend.close()
         await net.connect(sends=REQUEST)
-        await settled(lambda: net.forwarder.dispatcher.waiting)
+        await settled(lambda: net.frontend.dispatcher.waiting)
         assert net.roster.penalties == [(OWN, REFUSED_PENALTY_S)]
         assert net.in_flight() == {}
         net.add("a")
@@ -999,7 +999,7 @@ async def test_an_own_backend_that_answers_before_it_reads(mock_clock: MockClock
     async with network(mock_clock, own_backend=True, replay_buffer_bytes=len(up)) as net:
         client = await net.connect(sends=up)
         net.own_backend_is_up()
-        net.forwarder.dispatcher.roster_changed()
+        net.frontend.dispatcher.roster_changed()
         server = await net.server()
 
         async def send() -> None:
@@ -1008,7 +1008,7 @@ async def test_an_own_backend_that_answers_before_it_reads(mock_clock: MockClock
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            (entry,) = net.forwarder.active
+            (entry,) = net.frontend.active
             await settled(lambda: entry.socket._out_size)
             assert entry.attempts.state is State.COMMITTED
             assert await receive(client, len(down)) == down
@@ -1026,7 +1026,7 @@ async def test_a_client_that_leaves_during_the_dial_ends_it(mock_clock: MockCloc
             client = await net.connect(sends=REQUEST)
             assert net.backends.in_flight == 1
             reset(client)
-            await settled(lambda: not net.forwarder.active)
+            await settled(lambda: not net.frontend.active)
             assert net.backends.in_flight == 0
             await net.passes(10)
             assert net.backends.services() == {"default": True}  # it did not refuse
@@ -1044,7 +1044,7 @@ async def test_a_held_upload_of_many_windows_through_real_links(replay: str) -> 
         client = await net.connect(sends=data)
         net.roster.nodes["far"] = record("far")
         net.roster.links["far"] = entry_link  # type: ignore[assignment]
-        net.forwarder.dispatcher.roster_changed()
+        net.frontend.dispatcher.roster_changed()
         with listener:
             server = await listener.accept()
             net.clients.append(server)
@@ -1054,7 +1054,7 @@ async def test_a_held_upload_of_many_windows_through_real_links(replay: str) -> 
             await server.send_all(data)
             await server.aclose()
             assert await rest_of(client) == data
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert events[0].closed == []
         assert exit_backends.in_flight == 0
         assert net.finished("ok") == 1

@@ -49,7 +49,7 @@ async def silent_client(net: Net, stage: str) -> trio.SocketStream:
         await net.server()
     if stage == "own dial":
         net.own_backend_is_up()
-        net.forwarder.dispatcher.roster_changed()
+        net.frontend.dispatcher.roster_changed()
     return client
 
 
@@ -66,12 +66,12 @@ async def test_a_foreign_page_is_refused_at_any_stage(mock_clock: MockClock, rep
         assert [tunnel.data for tunnel in net.tunnels] == [b""] * len(net.tunnels)
         assert all(tunnel.reset for tunnel in net.tunnels)
         assert net.in_flight() == {}
-        assert not net.forwarder.dispatcher.waiting
-        assert net.forwarder.accounts.counts.failed == 1
+        assert not net.frontend.dispatcher.waiting
+        assert net.frontend.accounts.counts.failed == 1
         await client.aclose()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("turned_away") == 1
-        assert "https://evil.example" in str(net.forwarder.accounts.endings[0].error)
+        assert "https://evil.example" in str(net.frontend.accounts.endings[0].error)
 
 
 @every_mode
@@ -81,10 +81,10 @@ async def test_a_server_that_speaks_and_ends_first(mock_clock: MockClock, replay
         net.tunnel.sends(b"x" * 100_000)
         net.tunnel.ends()
         assert await rest_of(client) == b"x" * 100_000
-        assert [client.attempts.state for client in net.forwarder.active] == [State.STREAMING]
+        assert [client.attempts.state for client in net.frontend.active] == [State.STREAMING]
         await client.send_all(b"thanks")
         await client.send_eof()
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert (net.tunnel.data, net.tunnel.eof) == (b"thanks", True)
         assert net.finished("ok") == 1
 
@@ -117,9 +117,9 @@ async def test_a_head_that_has_begun_is_waited_for(mock_clock: MockClock, replay
         client = await silent_client_opened(net)
         for n in range(0, len(EVIL), 3):
             await client.send_all(EVIL[n : n + 3])
-            await settled(lambda n=n: net.forwarder.turned_away or net.received() == min(n + 3, len(EVIL)))
+            await settled(lambda n=n: net.frontend.turned_away or net.received() == min(n + 3, len(EVIL)))
             await net.passes(PATIENCE_S * (2 if n else 0.5))
-            if net.forwarder.turned_away:
+            if net.frontend.turned_away:
                 break
             assert net.tunnel.data == b""
         assert (await rest_of(client)).startswith(b"HTTP/1.1 403 ")
@@ -131,7 +131,7 @@ async def test_other_protocols_do_not_wait(mock_clock: MockClock, first: bytes) 
         client = await silent_client_opened(net)
         await client.send_all(first)
         await settled(lambda: net.tunnel.data == first)
-        assert not net.forwarder.turned_away
+        assert not net.frontend.turned_away
 
 
 @every_mode
@@ -238,7 +238,7 @@ async def test_large_requests_of_a_browser(mock_clock: MockClock, replay: str, o
             assert await rest_of(server) == b""
             await server.aclose()
         assert await rest_of(client) == b""
-        await settled(lambda: not net.forwarder.active)
+        await settled(lambda: not net.frontend.active)
         assert net.finished("ok") == 1
 
 
@@ -262,7 +262,7 @@ async def test_requests_sent_ahead_are_no_browsers(mock_clock: MockClock) -> Non
         await net.connect(sends=request(b"one") * 3)
         net.tunnel.answers()
         await settled(lambda: net.tunnel.data == request(b"one") * 3)
-        (entry,) = net.forwarder.active
+        (entry,) = net.frontend.active
         assert entry.socket.other is net.tunnel
 
 
@@ -284,6 +284,6 @@ async def test_changed_settings_count_for_the_next_client(mock_clock: MockClock)
     async with network(mock_clock, hold_s=1) as net:
         net.add("a")
         settings = Settings(allow_origins=("https://evil.example",))
-        net.forwarder.configure(settings)
+        net.frontend.configure(settings)
         await net.connect(sends=EVIL)
         assert net.tunnel.data == EVIL

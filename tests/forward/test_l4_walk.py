@@ -158,7 +158,7 @@ class Walk:
 
     async def tell_roster(self) -> None:
         self.net.roster.barred.clear()
-        self.net.forwarder.dispatcher.roster_changed()
+        self.net.frontend.dispatcher.roster_changed()
 
     async def let_time_pass(self) -> None:
         await self.net.passes(self.dice.choice([0.5, 1.0, 2.0, 3.0]))
@@ -213,7 +213,7 @@ class Walk:
             server.reset()
 
     async def suspect(self) -> None:
-        self.net.forwarder.peer_suspect(self.dice.choice(PEERS))
+        self.net.frontend.peer_suspect(self.dice.choice(PEERS))
 
     async def take_servers(self) -> None:
         assert self.net.backend is not None
@@ -229,14 +229,14 @@ class Walk:
     # The books
 
     def check(self) -> None:
-        forwarder, selector = self.net.forwarder, self.net.selector
+        frontend, selector = self.net.frontend, self.net.selector
         counted = sum(selector.own_in_flight(peer) for peer in (*PEERS, OWN))
-        assert counted == sum(bool(entry.attempts.peer_id) for entry in forwarder.active)
-        for entry in forwarder.active:
+        assert counted == sum(bool(entry.attempts.peer_id) for entry in frontend.active)
+        for entry in frontend.active:
             attempts = sum(t.peer_id == entry.attempts.peer_id and not t.closed for t in self.tunnels_of(entry.client_name))
             if entry.attempts.peer_id not in ("", OWN) and entry.attempts.state is not State.STREAMING:
                 assert attempts == 1
-            assert (entry.attempts in forwarder.dispatcher.waiting) == (entry.attempts.state is State.WAITING)
+            assert (entry.attempts in frontend.dispatcher.waiting) == (entry.attempts.state is State.WAITING)
         for name, client in self.clients.items():
             self.check_client(name, client)
 
@@ -296,7 +296,7 @@ async def test_everybody_who_is_patient_is_served_exactly(mock_clock: MockClock,
         net.add(*PEERS)
         for _ in range(300):
             await walk.serve()
-            if not net.forwarder.active:
+            if not net.frontend.active:
                 break
         for name, client in walk.clients.items():
             *_, last = walk.tunnels_of(name)
@@ -304,4 +304,4 @@ async def test_everybody_who_is_patient_is_served_exactly(mock_clock: MockClock,
             assert bytes(client.heard) == noise(1000 + net.tunnels.index(last))
             assert client.eof
         assert net.finished("ok") == 6
-        assert net.forwarder.accounts.counts.failed == 0
+        assert net.frontend.accounts.counts.failed == 0

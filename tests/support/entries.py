@@ -1,4 +1,4 @@
-"""Helpers for tests of the entry: a forwarder with real clients and real backends of its own, between them peers and
+"""Helpers for tests of the entry: a frontend with real clients and real backends of its own, between them peers and
 tunnels whose every answer the test gives. Time is trio's mock clock where a test has one: it moves only when told to."""
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ class Net:
 
     clock: trio.testing.MockClock | None
     reactor: CountingReactor
-    forwarder: Frontend
+    frontend: Frontend
     roster: FakeRoster
     selector: Selector
     backends: Backends
@@ -218,11 +218,11 @@ class Net:
             self.roster.links[peer_id] = FakeLink(peer_id, self.tunnels)
             self.roster.barred.discard(peer_id)
         if tell:
-            self.forwarder.dispatcher.roster_changed()
+            self.frontend.dispatcher.roster_changed()
 
     def forgive(self) -> None:
         self.roster.barred.clear()
-        self.forwarder.dispatcher.roster_changed()
+        self.frontend.dispatcher.roster_changed()
 
     def own_backend_is_up(self) -> None:
         assert self.backend is not None
@@ -231,12 +231,12 @@ class Net:
 
     async def connect(self, *, sends: bytes = b"", port: int | None = None) -> trio.SocketStream:
         """A client whose bytes are at the entry."""
-        total = self.forwarder.accounts.counts.total
+        total = self.frontend.accounts.counts.total
         sock = socket.socket()
         sock.connect(("127.0.0.1", port or self.port))
         client = stream(sock)
         self.clients.append(client)
-        await settled(lambda: self.forwarder.accounts.counts.total == total + 1)
+        await settled(lambda: self.frontend.accounts.counts.total == total + 1)
         if sends:
             received = self.received()
             await client.send_all(sends)
@@ -250,7 +250,7 @@ class Net:
         return self.clients[-1]
 
     def received(self) -> int:
-        return sum(client.socket.received for client in self.forwarder.active)
+        return sum(client.socket.received for client in self.frontend.active)
 
     async def passes(self, seconds: float) -> None:
         """Time."""
@@ -290,10 +290,10 @@ async def network(
     made = Settings(backends=(backend.address,) if backend else (), **settings)
     reactor = CountingReactor()
     selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
-    backends = Backends(reactor, made, on_change=lambda: forwarder.dispatcher.roster_changed(), on_load=lambda: None)
+    backends = Backends(reactor, made, on_change=lambda: frontend.dispatcher.roster_changed(), on_load=lambda: None)
     roster = FakeRoster(backends.services)
     metrics = Metrics()
-    forwarder = Frontend(
+    frontend = Frontend(
         reactor,
         made,
         roster=roster,
@@ -301,16 +301,16 @@ async def network(
         backends=backends,
         metrics=metrics,
     )
-    _, port = forwarder.listen(Endpoint.parse("127.0.0.1:0"))
-    net = Net(clock, reactor, forwarder, roster, selector, backends, port, backend, metrics)
+    _, port = frontend.listen(Endpoint.parse("127.0.0.1:0"))
+    net = Net(clock, reactor, frontend, roster, selector, backends, port, backend, metrics)
     try:
         async with running(reactor), in_real_time(20.0):
             yield net
             await everybody_leaves(net)
-            forwarder.stop_listening()
+            frontend.stop_listening()
             assert len(reactor) == 0, "a descriptor was left in the set"
     finally:
-        forwarder.stop_listening()
+        frontend.stop_listening()
         for client in net.clients:
             client.socket.close()
         if backend is not None:
@@ -334,19 +334,19 @@ async def in_real_time(seconds: float) -> AsyncIterator[None]:
 
 
 async def everybody_leaves(net: Net) -> None:
-    forwarder = net.forwarder
+    frontend = net.frontend
     for client in net.clients:
         if client.socket.fileno() >= 0:
             reset(client)
-    await settled(lambda: not forwarder.active)
+    await settled(lambda: not frontend.active)
     assert net.in_flight() == {}, "a peer's counter was not given back"
-    assert forwarder.idle.is_set()
-    assert not forwarder.dispatcher.waiting
+    assert frontend.idle.is_set()
+    assert not frontend.dispatcher.waiting
     await settled(lambda: net.backends.in_flight == 0)
     timers = [timer.callback for queue in net.reactor._timers.values() for timer in queue]
     assert timers == [], "a timer was left"
     assert [t.peer_id for t in net.tunnels if not t.closed and not t.eof] == [], "a tunnel was left open"
-    assert net.metric("federation_connections_finished_total") == forwarder.accounts.counts.total
+    assert net.metric("federation_connections_finished_total") == frontend.accounts.counts.total
 
 
 __all__ = ["OWN", "FakeLink", "FakeRoster", "Net", "Tunnel", "everybody_leaves", "network", "record", "settled"]
