@@ -11,6 +11,7 @@ byte; a stream of echoes may hold many, the others hold one.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import time
@@ -97,11 +98,11 @@ class Probe:
                 answer = await wire.receive(stream, at_most=MAX_TOLD_BYTES)
                 rtt_s = trio.current_time() - begun
         match answer:
-            case {"utc": float(utc), "version": str(version), "seen": [str(host), int(port)]}:
+            case {"utc": float(utc), "version": str(version), "seen": [str(host), int(port)]} if math.isfinite(utc):
                 address = ip_address(host, port)
                 seen = None if address is None else (address.host, address.port)
                 return Told(utc + rtt_s / 2 - self._wall(), rtt_s, version[:64], seen)
-            case {"utc": float(utc), "version": str(version)}:
+            case {"utc": float(utc), "version": str(version)} if math.isfinite(utc):
                 return Told(utc + rtt_s / 2 - self._wall(), rtt_s, version[:64], None)
         raise ProbeFailed("its answer makes no sense")
 

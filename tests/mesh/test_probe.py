@@ -131,7 +131,9 @@ async def test_where_a_peer_sees_us_is_an_address_whatever_it_says(seen: object,
         assert (await ours.tell(other.id)).seen == told
 
 
-@pytest.mark.parametrize("answer", [{"utc": "noon"}, [1, 2], {}, {"utc": float("nan")}])
+@pytest.mark.parametrize(
+    "answer", [{"utc": "noon"}, [1, 2], {}, *({"utc": float(wrong), "version": "1"} for wrong in ("nan", "inf", "-inf"))]
+)
 async def test_an_answer_that_makes_no_sense(answer: object) -> None:
     from federation.net import wire
     from federation.net.streams import TrioStream

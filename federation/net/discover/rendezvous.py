@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 ALONE_EVERY_S = 20.0  # while there is nobody
 EVERY_S = 600.0  # for those who come later; below the hour that a key lives
 LOOK_TIMEOUT_S = 90.0  # by then it has ended by itself, unless reading the modules takes longer than the look: dht.py
+MAX_ANSWER_BYTES = 256 * 1024  # MAX_FOUND addresses of the longest kind, three times over
+MAX_FOUND = 256
 NEAR_S = 600.0  # clocks differ, and records last: so long before and after the hour both keys count
 
 
@@ -85,17 +88,35 @@ class Rendezvous:
             "provided": [key for key, hour in zip(keys, counting, strict=True) if hour >= counting[0]],
             "ours": [str(PeerAddress(a.host, a.port)) for a in self._addresses() if not a.is_loopback],
         }
-        done = await trio.run_process(
-            [sys.executable, "-m", "federation.net.discover.dht"],
-            stdin=json.dumps(task).encode(),
-            capture_stdout=True,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
-        if done.returncode != 0:  # killed by one of its limits
-            raise FederationError(f"the look was given up (exit {done.returncode})")
-        found = json.loads(done.stdout)
-        for text in found["addresses"]:
-            self._on_found(PeerAddress.parse(text))
-        if found["problem"]:
-            raise FederationError(found["problem"])
+        code, answer = await _run([sys.executable, "-m", "federation.net.discover.dht"], json.dumps(task).encode())
+        if code != 0:  # killed by one of its limits, or for saying too much
+            raise FederationError(f"the look was given up (exit {code})")
+        addresses, problem = _read(answer)
+        for address in addresses:
+            self._on_found(address)
+        if problem:
+            raise FederationError(problem)
+
+
+async def _run(command: list[str], said: bytes) -> tuple[int | None, bytes]:
+    """Exit code and output of a process that reads `said`; one that prints more than MAX_ANSWER_BYTES is killed."""
+    answer = bytearray()
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, command, stdin=said, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        process = await nursery.start(run)
+        async for chunk in process.stdout:
+            answer += chunk
+            if len(answer) > MAX_ANSWER_BYTES:
+                nursery.cancel_scope.cancel()
+    return process.returncode, bytes(answer)
+
+
+def _read(answer: bytes) -> tuple[list[PeerAddress], str]:
+    """Addresses and problem of a look. The look has met strangers: this node checks the form. Raises FederationError."""
+    try:
+        match json.loads(answer):
+            case {"addresses": [*addresses], "problem": str(problem)}:
+                return [PeerAddress.parse(text) for text in addresses[:MAX_FOUND] if isinstance(text, str)], problem
+    except (ValueError, RecursionError):
+        pass
+    raise FederationError("the look answered nonsense")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime, timezone
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from federation.errors import FederationError
 from federation.mesh.tokens import Token
 from federation.net.dial.address import PeerAddress
+from federation.net.discover import rendezvous as module
 from federation.net.discover.rendezvous import ALONE_EVERY_S, EVERY_S, LOOK_TIMEOUT_S, Rendezvous, hours
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ async def test_whatever_comes_of_a_look_the_next_one_is_made(autojump_clock: tri
     assert [entry["why"] for entry in logs] == ["no", f"the DHT did not answer within {LOOK_TIMEOUT_S:g} s", "x"]
 
 
+NONSENSE: dict[str, object] = {"addresses": 5}
 ANSWER = {"addresses": ["/ip4/192.0.2.1/tcp/4484"], "problem": ""}
 
 
@@ -86,20 +88,21 @@ ANSWER = {"addresses": ["/ip4/192.0.2.1/tcp/4484"], "problem": ""}
         (0, ANSWER, ""),
         (0, {**ANSWER, "problem": "it did not keep this node's address"}, "it did not keep this node's address"),
         (-9, {}, "the look was given up (exit -9)"),
+        (0, NONSENSE, "the look answered nonsense"),
     ],
-    ids=["well", "half", "killed"],
+    ids=["well", "half", "killed", "nonsense"],
 )
 async def test_a_look_is_made_by_a_process(
     code: int, answer: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
-    async def run_process(command: list[str], *, stdin: bytes, **_: object) -> Any:
+    async def run(command: list[str], said: bytes) -> tuple[int, bytes]:
         await trio.lowlevel.checkpoint()
-        asked.append((command[1:], json.loads(stdin)))
-        return SimpleNamespace(returncode=code, stdout=json.dumps(answer).encode())
+        asked.append((command[1:], json.loads(said)))
+        return code, json.dumps(answer).encode()
 
-    monkeypatch.setattr(trio, "run_process", run_process)
+    monkeypatch.setattr(module, "_run", run)
     found: list[PeerAddress] = []
     ours = [PeerAddress("192.0.2.7", 1, "12D3KooW"), PeerAddress("127.0.0.1", 1)]
     made = Rendezvous(
@@ -112,7 +115,7 @@ async def test_a_look_is_made_by_a_process(
         assert said.value.detail == problem
     else:
         await made._look([12, 11])
-    assert found == [PeerAddress("192.0.2.1", 4484)] * (code == 0)
+    assert found == [PeerAddress("192.0.2.1", 4484)] * (code == 0 and answer is not NONSENSE)
     task = {
         "bootstraps": ["/ip4/192.0.2.2/tcp/1/p2p/x"],
         "keys": ["0c", "0b"],
@@ -134,3 +137,30 @@ async def test_after_a_look_that_failed_the_next_one_is_soon(autojump_clock: tri
     with capture_logs(), trio.move_on_after(ALONE_EVERY_S + 1.5 * EVERY_S):
         await rendezvous(look, alone=False).run()
     assert looks == [0.0, ALONE_EVERY_S, ALONE_EVERY_S + EVERY_S]
+
+
+async def test_a_process_is_heard_out() -> None:
+    code = "import sys; print(sys.stdin.read(), end=''); sys.exit(3)"
+    assert await module._run([sys.executable, "-c", code], b"said") == (3, b"said")
+
+
+async def test_a_process_that_prints_without_end_is_killed() -> None:
+    endless = "import os\nwhile True: os.write(1, bytes(65536))"
+    with trio.fail_after(60):
+        code, answer = await module._run([sys.executable, "-c", endless], b"")
+    assert code != 0
+    assert module.MAX_ANSWER_BYTES < len(answer) < module.MAX_ANSWER_BYTES + (1 << 20)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"no", b"[]", b'{"addresses": []}', b'{"addresses": 5, "problem": ""}', b"[" * 100_000, b"\xff"]
+)
+def test_what_no_look_says_is_nonsense(answer: bytes) -> None:
+    with pytest.raises(FederationError, match="nonsense"):
+        module._read(answer)
+
+
+def test_a_look_names_so_many_addresses_at_most() -> None:
+    many = json.dumps({"addresses": [*ANSWER["addresses"], 7] * 1000, "problem": ""}).encode()
+    addresses, problem = module._read(many)
+    assert (len(addresses), problem) == (module.MAX_FOUND // 2, "")
