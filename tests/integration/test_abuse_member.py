@@ -22,7 +22,8 @@ EVIL = Path(__file__).with_name("evil.py")
 MiB = 1024 * 1024
 MEMORY = 96 * MiB  # a daemon may grow by, with all of it together
 CONTROL_MEMORY = 10 * MiB  # by one kind of what is said beside records; what is on its way, and what an allocator keeps
-FLOOD_S = 6.0
+LONG = pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="takes long: set FEDERATION_LONG_TESTS=1")
+FLOOD_S = 4.0
 RSA_SHARE = 0.1  # of a core; it was a quarter to a half of one
 LOG_LINES = 250  # 64 invented peers that join at once are named, and a handful of lines for each mode
 
@@ -131,14 +132,14 @@ def test_whom_a_member_names_nobody_dials(fleet: Fleet, three: list[Daemon], fig
 def test_a_key_that_takes_long_to_read_is_not_read(fleet: Fleet, three: list[Daemon], figure) -> None:
     """Four identities, whose "public keys" are RSA keys of 4096 bits with huge exponents, speak four times a second."""
     before = [node.cpu_s() for node in three]
-    result = misbehave(fleet, three[0], "rsa_identities", 20)
+    result = misbehave(fleet, three[0], "rsa_identities", 10)
     shares = [(node.cpu_s() - cpu_s) / result["lasted_s"] for node, cpu_s in zip(three, before, strict=True)]
     figure(
         "RSA identities",
         f"{result['sent']} messages in {result['lasted_s']:.0f} s; nodes used "
         + ", ".join(f"{node.name} {share:.0%}" for node, share in zip(three, shares, strict=True)) + " of a core",
     )  # fmt: skip
-    assert result["sent"] >= 90
+    assert result["sent"] >= 40
     assert not result["cut"]
     assert max(shares) < RSA_SHARE
     assert not any(row["peer_id"].startswith("Qm") for node in three for row in node.peers())
@@ -149,10 +150,10 @@ def test_a_key_that_takes_long_to_read_is_not_read(fleet: Fleet, three: list[Dae
     [
         "prunes_other_topics",
         "has_of_other_topics",
-        "has_without_end",
-        "wants_without_end",
+        pytest.param("has_without_end", marks=LONG),
+        pytest.param("wants_without_end", marks=LONG),
         "subscribes_without_end",
-        "announces_a_gigabyte",
+        pytest.param("announces_a_gigabyte", marks=LONG),
         "long_numbers",
         "digests_of_nothing",
     ],
@@ -176,7 +177,7 @@ def test_what_is_said_beside_records_takes_no_memory(mode: str, fleet: Fleet, th
     assert result["cut"] == (mode in CUT)
 
 
-@pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="takes minutes: set FEDERATION_LONG_TESTS=1")
+@LONG
 def test_100_000_invented_peers(fleet: Fleet, figure) -> None:
     """All of them, one by one, at the pace that the victim reads them at."""
     faulthandler.cancel_dump_traceback_later()  # pytest's, for tests that hang

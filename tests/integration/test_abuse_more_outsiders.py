@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from harness import Daemon
 
 HORDE = Path(__file__).with_name("horde.py")
+LONG = pytest.mark.skipif("FEDERATION_LONG_TESTS" not in os.environ, reason="takes long: set FEDERATION_LONG_TESTS=1")
 MiB = 1024 * 1024
 LONGEST_S = 0.4  # that one request in a hundred waits on two busy cores, with the horde's own work beside it
 DEAF_MEMORY = 160 * MiB  # 30 queues of 1 MiB, rows, and what an allocator keeps
@@ -87,7 +89,9 @@ def p99(requests: list[Any]) -> float:
     return took[len(took) * 99 // 100]
 
 
-@pytest.mark.parametrize(("mode", "identities"), [("gossip", 20), ("sync", 40), ("grafts", 40)])
+@pytest.mark.parametrize(
+    ("mode", "identities"), [pytest.param("gossip", 20, marks=LONG), ("sync", 40), pytest.param("grafts", 40, marks=LONG)]
+)
 def test_many_that_speak_at_one_moment_are_heard_one_by_one(mode, identities, fleet, nodes, figure) -> None:
     seen = attack(fleet, nodes, mode, identities, figure)
     assert seen.result["sent"] >= identities
@@ -102,6 +106,7 @@ def test_nodes_with_many_gpus_take_no_more_memory_than_others(fleet, nodes, figu
     assert seen.grown < ROWS_MEMORY
 
 
+@LONG
 def test_neighbours_that_do_not_read_have_a_node_hold_little(fleet, nodes, figure) -> None:
     seen = attack(fleet, nodes, "deaf", 30, figure)
     assert seen.result["sent"] > 1000
