@@ -96,7 +96,7 @@ class Request(Protocol):
 
 
 class PeerLink(Protocol):
-    """What an attempt needs of a link; net.link.Link has it."""
+    """What an attempt needs of a link; net.link.link.Link has it."""
 
     def open_tunnel(self, service: str, observer: Attempts, other: Duplex, /) -> Joinable:
         """Raises PeerUnavailable."""
@@ -282,8 +282,8 @@ class Attempts:
         return True
 
     def peer_suspect(self) -> None:
-        """Its link was read: no PONG. A request that waits for OPENED waits on where nobody else is: the peer may only
-        have paused."""
+        """The link was read and held no PONG. A request in OPENING moves only if another peer is eligible: this one may
+        only have paused."""
         dispatcher = self._dispatcher
         if self.state not in (State.OPENING, State.OPENED):
             return
@@ -311,7 +311,7 @@ class Attempts:
             return
         self._stop_timer()
         request.disconnected(reason)  # RST behind OPEN: an exit that wakes up late never dials
-        if dispatcher.link(self.peer_id) is self._link:  # else it is here anew, and that it was lost is no fault of it
+        if dispatcher.link(self.peer_id) is self._link:  # a new link means that the peer came back: no penalty
             dispatcher.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
         log.debug(
             "attempt failed", peer=self.peer_id, service=request.route.service, why=reason, attempt=self.count

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SILENT_S = 5.0  # without a byte either way, and a client gives way if need be: as long as a stranger has for a handshake
+SILENT_S = 5.0  # when descriptors run out, clients that moved no byte for so long may be closed
 GIVE_WAY = 32  # at once
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64

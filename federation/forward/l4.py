@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class Owner(Protocol):
-    """Hears of what counts for the other clients."""
+class ClientEvents(Protocol):
+    """What a client tells the frontend."""
 
     def rejected(self, client: L4Client) -> None:
         """It stays only to read why."""
@@ -75,16 +75,31 @@ class L4Client:
     """One client, and the one request that its connection is."""
 
     __slots__ = (
-        "_dispatcher", "_eof", "_is_judged", "_left", "_owner", "_patience", "_reactor", "_rejection", "_replay", "_rules",
-        "_upstream", "_upstream_eof",
-        "attempts", "client_name", "flow", "route", "socket", "started_at",
+        "_dispatcher",
+        "_eof",
+        "_events",
+        "_is_judged",
+        "_left",
+        "_patience",
+        "_reactor",
+        "_rejection",
+        "_replay",
+        "_rules",
+        "_upstream",
+        "_upstream_eof",
+        "attempts",
+        "client_name",
+        "flow",
+        "route",
+        "socket",
+        "started_at",
     )  # fmt: skip
 
     def __init__(
         self,
         reactor: Reactor,
         dispatcher: Dispatcher,
-        owner: Owner,
+        events: ClientEvents,
         sock: socket.SocketType,
         *,
         route: Route,
@@ -95,7 +110,7 @@ class L4Client:
         """`number`: of this connection at this entry, for people."""
         self._reactor = reactor
         self._dispatcher = dispatcher
-        self._owner = owner
+        self._events = events
         self._rules = rules
         self.flow = Flow(number)
         self.route = route
@@ -133,7 +148,7 @@ class L4Client:
     def rejected(self, why: str) -> None:
         self._stop_patience()
         self._dispatcher.accounts.counts.failed += 1
-        self._owner.rejected(self)
+        self._events.rejected(self)
         log.warning("client turned away", service=self.route.service, why=why, attempts=self.attempts.count)
         client, replay = self.socket, self._replay
         client.error = why
@@ -168,7 +183,7 @@ class L4Client:
         self.socket.resume()
 
     def _pass_answer(self) -> None:
-        """And nothing of what the client sends, until it is judged."""
+        """Pass a server's EOF on and keep reading the client, whose bytes are not judged yet: none go to the upstream."""
         if self.attempts.state is State.COMMITTED:
             self.attempts.to(State.STREAMING)
         if self._upstream_eof:
@@ -310,7 +325,7 @@ class L4Client:
         result: Result = "turned_away" if state is State.REJECTED else "error" if client.error else "ok"
         if client.was_aborted and state is State.STREAMING:
             self._dispatcher.broke_off(self.route, peer_id)
-        self._owner.closed(self)
+        self._events.closed(self)
         now = self._reactor.now()
         self._dispatcher.accounts.ended(
             Ending(

@@ -111,7 +111,7 @@ class Host:
         is_banned: Callable[[str], bool] = lambda _peer: False,
         relay: RelayLimits | None = None,
     ) -> None:
-        """Of the last three, see `noise.TokenNoise`. When what they say changes, links that are there stay: see `cut`."""
+        """For keys and `is_banned` see `handshake.TokenNoise`. A change of what they answer cuts no link: see `cut`."""
         self._reactor = reactor
         self._events = events
         self.book = book
@@ -549,7 +549,7 @@ class Host:
         self.token_retired_at = trio.current_time()
         self.complain(str(TokenRetired()), error.detail, REMIND_EVERY_S)
 
-    # For gossip
+    # Streams of our own protocols
 
     async def open_stream(self, peer: str, protocol: str) -> TrioStream:
         """A libp2p stream to a connected peer. Raises PeerUnavailable."""

@@ -6,8 +6,8 @@ handshake hash) as its first sealed message. The handshake hash binds the proof 
 neither replayed nor passed on. A wrong one is answered by a refusal, so that both sides can tell "another network" from
 "the line broke". It is offered under an id of its own and alone: no plaintext, no TLS, no secio.
 
-While a token is being rotated two keys are valid, so the initiator's message holds a proof for each key that it has. Who
-holds a key that was valid once is told so, and who is banned: answers of their own, which take that key to make.
+While a token is being rotated two keys are valid, so the initiator's message holds a proof for each key that it has. The
+responder tells a holder of a retired key, and a banned peer, why it refuses: each answer is a MAC with that key.
 
 The protocol id settles the cipher of the records: a node whose processor has instructions for AES offers AES-GCM first
 (five times as fast as ChaCha20-Poly1305 with them, and five times as slow without).

@@ -90,7 +90,7 @@ class Link(IMuxedConn):
         self._incoming_send, self._incoming = trio.open_memory_channel[MuxStream](64)
         self._closed = trio.Event()
 
-    # What the frontend uses
+    # Tunnels, and reading for those who wait
 
     def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
         """Raises PeerUnavailable."""
