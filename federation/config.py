@@ -36,6 +36,7 @@ MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
 MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # by people in the singular
+_FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
 SWITCHES = ("mdns", "relay", "detect", "browser_check")  # on unless --no-NAME
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
@@ -98,10 +99,11 @@ def _peer(text: str) -> str:
 
 
 def _bootstrap(text: str) -> str:
-    text = _peer(text)
-    if "/p2p/" not in text:
+    """With the id of a foreign node, of any kind: only the process that looks into the DHT reads it."""
+    address, _, peer_id = text.strip().rpartition("/p2p/")
+    if not _FOREIGN_ID.fullmatch(peer_id) or not address:
         raise ValueError("a DHT's bootstrap node is written with its peer id: /ip4/192.0.2.1/tcp/4001/p2p/12D3...")
-    return text
+    return f"{_peer(address)}/p2p/{peer_id}"
 
 
 def _dialable(text: str) -> HostPort:

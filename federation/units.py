@@ -19,6 +19,7 @@ _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
 _TOKEN = re.compile(r"fed(?:key)?[0-9]{1,4}_[A-Za-z0-9_-]{8,}")
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
+_PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")  # base58 of an Ed25519 key; see net/identity.py
 _PORT = re.compile(r"[0-9]{1,5}")
 _NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,9})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]i?B|B)?", re.IGNORECASE)
@@ -145,6 +146,11 @@ def parse_duration(value: object) -> float:
         raise ValueError(_DURATION_HELP)
     number, unit = match.groups()
     return float(Decimal(number) * _DURATION_FACTORS[(unit or "s").lower()])
+
+
+def is_peer_id(text: str) -> bool:
+    """Whether `text` is a whole peer id: 52 characters, of which the first eight say that it is an Ed25519 key's."""
+    return _PEER_ID.fullmatch(text) is not None
 
 
 def parse_origin(text: str) -> str:

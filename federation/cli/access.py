@@ -60,7 +60,9 @@ def ban_or_list(args: Namespace) -> str:
         return json.dumps({"banned": rows})
     if not new:
         return f"{plain(args.peer)} is banned already; `federation ban` lists who is"
-    return f"banned {_shown(new[-1])}: its connection is cut, and it stays out until `federation unban {new[-1]['peer_id']}`"
+    row = new[-1]
+    known = "its connection is cut" if row["name"] else "no node here has heard of it, so check the id"
+    return f"banned {_shown(row)}: {known}, and it stays out until `federation unban {row['peer_id']}`"
 
 
 def let_in(args: Namespace) -> str:

@@ -140,7 +140,9 @@ def export(args: Namespace) -> None:
     token = token_store.saved_token(state)
     if token is None:
         raise UsageError(f"no token is saved in {state.path}")
-    key = token_store.owner_key(token, state) if token.owner else None
+    if not token.owner:
+        raise NotDone(f"network {token.network_id} has no owner: its token is from before there were owners")
+    key = token_store.owner_key(token, state)
     if key is None:
         raise NotDone(f"the owner key of network {token.network_id} is not in {state.path}; see `federation owner show`")
     if args.to is not None:

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from federation.forward.selection import distant_peers
-from federation.mesh.bans import is_peer_id
+from federation.units import is_peer_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

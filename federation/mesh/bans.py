@@ -5,11 +5,11 @@ Standard library only: the command line uses it too, while no daemon runs.
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from federation.errors import NotFound, UsageError
+from federation.units import is_peer_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 MIN_ID_END = 6  # as many characters of an id as `federation peers` shows
 MAX_BANS = 4096  # as many peers as a ledger holds
-_PEER_ID = re.compile(r"1[1-9A-HJ-NP-Za-km-z]{40,60}|Qm[1-9A-HJ-NP-Za-km-z]{44}")
 
 
 class Ban(NamedTuple):
@@ -61,10 +60,6 @@ class Bans:
         self._rows = rows
 
 
-def is_peer_id(text: str) -> bool:
-    return _PEER_ID.fullmatch(text) is not None
-
-
 def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     """The peer id that a person means: an id, the end of one, or a name, of those in `names` (id -> name).
 
@@ -76,6 +71,8 @@ def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
         return text
     is_end = len(text) >= MIN_ID_END
     found = [peer_id for peer_id, name in names.items() if name == text or (is_end and peer_id.endswith(text))]
+    if not found and len(text) > MIN_ID_END and any(peer_id.startswith(text) for peer_id in names):
+        raise NotFound(f"{text!r} is the beginning of an id; give the whole id, its end, or the name")
     if not found:
         raise NotFound(f"no peer {text!r} among {among}; give its name or id")
     if len(found) > 1:

@@ -83,7 +83,19 @@ def test_a_whole_id_need_not_be_known() -> None:
     assert find_peer(A, {}, among="these") == A
 
 
-@pytest.mark.parametrize("text", ["nobody", "", "BBBBB", A[:-20], "12D3KooW"])
+@pytest.mark.parametrize("text", [A[:-20], A[:-1], A[:-4], "12D3KooW"])
+def test_the_beginning_of_an_id_is_none(text: str) -> None:
+    with pytest.raises(NotFound, match="is the beginning of an id"):
+        find_peer(text, NAMES, among="these")
+
+
+@pytest.mark.parametrize("text", [A[:-4], A + "A", "Qm" + "A" * 44, "12D3KooX" + "A" * 44])
+def test_only_a_whole_id_need_not_be_known(text: str) -> None:
+    with pytest.raises(NotFound):
+        find_peer(text, {}, among="these")
+
+
+@pytest.mark.parametrize("text", ["nobody", "", "BBBBB"])
 def test_who_is_not_there_is_said(text: str) -> None:
     with pytest.raises(NotFound, match="among these; give its name or id"):
         find_peer(text, NAMES, among="these")

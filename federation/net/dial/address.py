@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 
 from federation.errors import UsageError
+from federation.units import is_peer_id
 
 MAX_TEXT = 256  # as long as an address in a token
 
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_PEER_ID = re.compile(r"1[1-9A-HJ-NP-Za-km-z]{40,60}|Qm[1-9A-HJ-NP-Za-km-z]{44}")  # base58btc of a multihash
 _DIGITS = re.compile(r"[0-9]{1,5}")
 
 
@@ -45,7 +45,7 @@ class PeerAddress:
             case [protocol, host, "tcp", port]:
                 return cls(_host(protocol, host), _port(port))
             case [protocol, host, "tcp", port, "p2p", peer_id]:
-                if not _PEER_ID.fullmatch(peer_id):
+                if not is_peer_id(peer_id):
                     raise ValueError(f"{peer_id[:80]!r} is not a peer id")
                 return cls(_host(protocol, host), _port(port), peer_id)
         raise ValueError("only plain TCP addresses can be dialled")
