@@ -177,4 +177,5 @@ def _saved_network(args: Namespace, error: ControlUnreachable) -> dict[str, Any]
 
 
 def _named(row: Mapping[str, Any]) -> str:
-    return f"{plain(row['name'])} ({plain(row['peer_id'], 128)})" if row["name"] else plain(row["peer_id"], 128)
+    peer_id = plain(row["peer_id"], 128)
+    return f"{plain(row['name'])} ({peer_id})" if row["name"] else f"{peer_id} (its record is not here: check the id)"

@@ -10,7 +10,7 @@ from datetime import timedelta
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from federation.errors import NotDone, NotFound
+from federation.errors import NotDone
 from federation.mesh.owner import MAX_MEMBERS
 from federation.mesh.rotation import NO_OWNER
 from federation.mesh.token_store import owner_key
@@ -82,8 +82,6 @@ def _prepared(node: Parts, wish: Wish) -> Pending:
     out = excepted if wish.keep_banned else excepted | set(node.bans.names)
     in_ledger = (record.peer_id for record in node.ledger.records())
     known = dict.fromkeys(chain([node.peer_id], node.host.links, in_ledger, node.finding.remembered))
-    for peer_id in excepted - known.keys() - set(node.bans.names):
-        raise NotFound(f"no node here has heard of {peer_id}; check the id, `federation peers --json` has them all")
     members = islice((peer for peer in known if peer not in out), MAX_MEMBERS)
     prepared = node.rotation.prepare(grace=timedelta(seconds=wish.grace_s), members=members)
     return Pending(prepared, frozenset(out))

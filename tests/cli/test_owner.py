@@ -197,7 +197,7 @@ class TestRotate:
             "told: a, b",
             "no answer yet from: c",
             "left out: x? (12D3KooWx)",
-            "left out: 12D3KooWy",
+            "left out: 12D3KooWy (its record is not here: check the id)",
             "until 2026-01-01T00:00:00+00:00 the former token admits too; who has not got the new one by then is out",
         ]
         alone = {"network": "n", "former_until": None, "told": [], "not_told": [], "excepted": []}
@@ -208,6 +208,14 @@ class TestRotate:
 
 
 class TestOwner:
+    def test_an_ownerless_network_has_no_key_to_export(self, run: Any, state: StateDir) -> None:
+        state.lock()
+        state.save_token(Token(b"t" * 32, "lab").encode())
+        state.unlock()
+        code, out, err = run("owner", "export")
+        assert (code, out) == (1, "")
+        assert "has no owner" in err
+
     def test_show_asks_the_node(self, run: Any, node: Any) -> None:
         assert run("owner", "show")[1].splitlines() == [
             f"network  lab ({TOKEN.network_id})",

@@ -50,8 +50,6 @@ async def test_a_token_is_rotated_for_all_but_who_is_excepted_or_banned(make: Ma
             await one.operator.rotate(Wish(0.0, [one.parts.peer_id]))
         with pytest.raises(NotFound):
             await one.operator.rotate(Wish(0.0, ["nobody"]))
-        with pytest.raises(NotFound, match="no node here has heard of"):
-            await one.operator.rotate(Wish(0.0, ["12D3KooW" + "A" * 44]))
         assert one.parts.token.rotations == 1
 
 
