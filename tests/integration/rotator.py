@@ -1,8 +1,9 @@
 """A member that wants the network for itself: `python rotator.py TOKEN_FILE SEED MODE [MULTIADDR...]`; a line of JSON.
 
 It hands over rotations of its own making, in each spelling that there is: as versions before owners did, and, where the
-network has an owner, signed with a key of its own. SEED (a number) is its identity. It takes `tests/integration` alone, and
-whatever version of federation the interpreter has.
+network has an owner, signed with a key of its own, or with the owner's (--owner-key). "reached" counts the messages
+that left as a whole: a victim that it cannot reach is not taken for one that refuses. SEED (a number) is its identity. It
+takes `tests/integration` alone, and whatever version of federation the interpreter has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from itertools import repeat
 from pathlib import Path
 
 import msgpack
@@ -41,8 +43,10 @@ class Nobody:
 
 
 class Rotator:
-    def __init__(self, token: Token, seed: int, reactor: Reactor) -> None:
+    def __init__(self, token: Token, seed: int, reactor: Reactor, owner_key: str = "") -> None:
         self.token = token
+        self.owner_key = owner_key
+        self.reached = 0
         self.host = Host(
             seed=bytes([seed]) * 32, reactor=reactor, events=Nobody(), book=AddressBook(),
             admission_keys=lambda: [token.admission_key()],
@@ -60,7 +64,8 @@ class Rotator:
             order = order_of(
                 token.names, token.rotations, token.secret, issued_ms=issued_ms, grace=grace(grace_ms), members=members
             )
-            signature = OwnerKey(b"m" * 32).sign(order.encode())
+            key = OwnerKey.decode(self.owner_key) if self.owner_key else OwnerKey(b"m" * 32)
+            signature = key.sign(order.encode())
             data = token.secret + signature + len(order.encode()).to_bytes(4, "big") + order.encode()
             yield f"/federation/1/rotation/{path}", data
 
@@ -71,9 +76,18 @@ class Rotator:
             with suppress(Exception), trio.move_on_after(ANSWER_S):  # whatever our own code says of what it is made to do
                 async with await self.host.open_stream(link.peer, protocol) as stream:
                     await stream.send_all(data)
+                    await self.flush(link)
                     answer = await stream.receive_some(16)
                     taken = taken or answer in (b"\x00\x00\x00\x01\xc3", b"\x01")
         return taken
+
+    async def flush(self, link) -> None:
+        """Returns when the kernel has all of the message. Raises trio.BrokenResourceError if the link ends before."""
+        while not link.is_flushed:
+            if link.is_closed:
+                raise trio.BrokenResourceError
+            await trio.sleep(0.001)  # the reactor sends
+        self.reached += 1
 
     async def tell_and_hang_up(self, address: PeerAddress, pid: int, token: Token, members: list[str]) -> None:
         """The other side finds message and end of the connection together when it is let go on."""
@@ -85,8 +99,7 @@ class Rotator:
                 try:
                     await stream.send_all(data)
                     await stream.send_eof()
-                    while not link.is_flushed:  # noqa: ASYNC110
-                        await trio.sleep(0.001)
+                    await self.flush(link)
                     link.fail("it hangs up")
                     await trio.sleep(0.2)
                 finally:
@@ -113,24 +126,24 @@ async def attack(rotator: Rotator, mode: str, addresses: list[PeerAddress], pid:
     if mode == "hangs_up":
         for address in addresses:
             await rotator.tell_and_hang_up(address, pid, successor(token, number), [own, *ids])
-        return {}
+        return {"reached": rotator.reached}
     links = [await rotator.host.connect(address) for address in addresses]
-    if mode == "foreign":
-        new = successor(token, number)
-        return {"taken": [await rotator.tell(link, new, [own, *ids], grace_ms) for link in links]}
-    if mode == "highest":
-        new = successor(token, HIGHEST, b"\xff" * 32)
-        return {"taken": [await rotator.tell(link, new, [own, *ids]) for link in links]}
-    if mode == "one_each":
-        return {"taken": [await rotator.tell(link, successor(token, number), [own]) for link in links]}
-    assert mode == "flood"
+    if mode != "flood":
+        tokens = {
+            "foreign": repeat(successor(token, number)),
+            "highest": repeat(successor(token, HIGHEST, b"\xff" * 32)),
+            "one_each": (successor(token, number) for _ in links),
+        }[mode]
+        members = [own] if mode == "one_each" else [own, *ids]
+        taken = [await rotator.tell(link, new, members, grace_ms) for link, new in zip(links, tokens, strict=False)]
+        return {"taken": taken, "reached": rotator.reached}
     began, taken, sent = time.monotonic(), 0, 0
     for n in range(FLOOD):
         if time.monotonic() - began > FLOOD_S or links[0].is_closed:
             break
         sent += 1
-        taken += await rotator.tell(links[0], successor(token, number + n), [own, *ids])
-    return {"taken": taken, "sent": sent, "seconds": round(time.monotonic() - began, 2)}
+        taken += await rotator.tell(links[0], successor(token, number + n), [own, *ids], grace_ms)
+    return {"taken": taken, "sent": sent, "reached": rotator.reached, "seconds": round(time.monotonic() - began, 2)}
 
 
 async def main() -> None:
@@ -141,6 +154,7 @@ async def main() -> None:
     parser.add_argument("addresses", nargs="*")
     parser.add_argument("--pid", type=int, default=0, help="of the node to hang up on")
     parser.add_argument("--grace-ms", type=int, default=0)
+    parser.add_argument("--owner-key", type=Path, help="a file, as `federation token new --owner-key` makes it")
     options = parser.parse_args()
     if options.mode == "id":
         result = {"peer_id": str(ID.from_pubkey(create_new_key_pair(bytes([options.seed]) * 32).public_key))}
@@ -150,7 +164,7 @@ async def main() -> None:
         reactor = Reactor()
         async with trio.open_nursery() as nursery:
             await nursery.start(reactor.run)
-            rotator = Rotator(token, options.seed, reactor)
+            rotator = Rotator(token, options.seed, reactor, options.owner_key.read_text() if options.owner_key else "")
             async with rotator.host.running():
                 addresses = [PeerAddress.parse(text) for text in options.addresses]
                 result = await attack(rotator, options.mode, addresses, options.pid, options.grace_ms)

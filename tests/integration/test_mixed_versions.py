@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,17 +16,18 @@ from intruders import intruder
 from old_version import COMMIT, OldVersion, command, why_not
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fleet import Fleet
     from harness import Daemon
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+EVIL = Path(__file__).with_name("evil.py")
 NEW, OLD = ("ada", "bea", "cyd"), ("old1", "old2")
 ALL = {*NEW, *OLD}
 EXITS = {"ada", "bea", "old1"}  # have a backend that answers with their name
 SETTLED_S = 10.0
 REACHED = ("name=evil", "kept away", "too large")  # it came; what brought it was put out; it was left unread
+RSA_S = 7.0
+RSA_SHARE = 0.15  # of a core; whoever reads such a key needs 0.1 s, sixteen times a second
 REQUESTS = 60  # to meet every exit: with three, one is missed by chance in 3 * (2/3)^60
 
 
@@ -118,3 +123,33 @@ def test_a_padded_record_by_way_of_the_older_one_parts_no_two_newer_ones(mixed: 
     assert [line for line in put_out if any(peer in line for peer in newer)] == []
     for name in NEW:
         wait_until(lambda name=name: mixed.nodes[name].offers() == EXITS, within=30, what=f"{name} has links to all exits")
+
+
+def test_keys_that_take_long_to_read_cost_the_newer_ones_little_by_way_of_the_older_one(mixed: Mixed, figure: Any) -> None:
+    """RSA keys with huge exponents (evil.py) at the older one, whatever it makes of them."""
+    newer = {name: mixed.nodes[name] for name in NEW}
+    lines = {name: len(node.log().splitlines()) for name, node in newer.items()}
+    before = {name: node.cpu_s() for name, node in newer.items()}
+    command = [sys.executable, str(EVIL), str(mixed.token_file), mixed.old1.multiaddr, "rsa_identities"]
+    done = subprocess.run(
+        [*command, "--seconds", str(RSA_S)], capture_output=True, text=True, timeout=RSA_S + 60, env=newer["ada"].environment
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    shares = {name: (node.cpu_s() - before[name]) / result["lasted_s"] for name, node in newer.items()}
+    figure(
+        "RSA identities by way of an older node",
+        f"{result['sent']} messages in {result['lasted_s']:.0f} s; nodes used "
+        + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()) + " of a core",
+    )  # fmt: skip
+    assert result["sent"] >= 20
+    assert any(row["peer_id"].startswith("Qm") for row in mixed.old1.peers())  # it believes them
+    assert max(shares.values()) < RSA_SHARE
+    ids = {node.peer_id for node in newer.values()}
+    for name, node in newer.items():
+        rows = node.peers()
+        assert [row["peer_id"] for row in rows if row["peer_id"].startswith("Qm")] == []
+        assert {row["peer_id"] for row in rows if row["path"] == "direct"} >= ids - {node.peer_id}
+        news = node.log().splitlines()[lines[name] :]
+        ended = [line for line in news if "kept away" in line or "peer disconnected" in line]
+        assert [line for line in ended if any(peer in line for peer in ids)] == []

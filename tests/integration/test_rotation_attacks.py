@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet import owner_key
 from harness import federation, wait_until
 
+from federation.mesh.rotation import TAKEN_AT_ONCE
 from federation.mesh.tokens import Token
+from federation.state import MAX_PREVIOUS
 
 if TYPE_CHECKING:
     from fleet import Fleet
@@ -70,6 +73,7 @@ def test_a_member_cannot_rotate(fleet: Fleet, nodes: list[Daemon], figure) -> No
     before = saved(nodes[0])
     result = attacked(present_token(fleet, nodes[0], "foreign"), 11, "foreign", nodes)
     figure("foreign rotation by a member", f"taken by {sum(result['taken'])} of {len(nodes)}")
+    assert result["reached"] == len(nodes)
     assert result["taken"] == [False] * len(nodes)
     assert {saved(node).secret for node in nodes} == {before.secret}
     for node in nodes:
@@ -80,6 +84,7 @@ def test_the_highest_number_ends_nothing(fleet: Fleet, nodes: list[Daemon], figu
     before = saved(nodes[0])
     result = attacked(present_token(fleet, nodes[0], "highest"), 12, "highest", nodes)
     figure("rotation 2^32-1", f"taken by {sum(result['taken'])} of {len(nodes)}")
+    assert result["reached"] == len(nodes)
     assert result["taken"] == [False] * len(nodes)
     answer = json.loads(run(nodes[0], "token", "rotate", "--json").stdout)
     assert answer["rotations"] == before.rotations + 1
@@ -94,36 +99,65 @@ def test_a_token_for_each_node_takes_nobody_apart(fleet: Fleet, nodes: list[Daem
     figure(
         "a token of its own for each node", f"taken by {sum(result['taken'])}; see no others {SETTLED_S:g} s later: {apart}"
     )
+    assert result["reached"] == len(nodes)
     assert apart == []
     assert len({saved(node).secret for node in nodes}) == 1
 
 
-def test_rotations_without_end(fleet: Fleet, nodes: list[Daemon], figure) -> None:
+def test_forged_rotations_without_end(fleet: Fleet, nodes: list[Daemon], figure) -> None:
     victim = nodes[1]
-    previous = victim.state_dir / "token.previous"
     before = saved(victim)
     result = attacked(present_token(fleet, victim, "flood"), 14, "flood", [victim])
-    size = previous.stat().st_size if previous.exists() else 0
-    figure(
-        "rotations without end",
-        f"{result['taken']} of {result['sent']} taken in {result['seconds']} s; token.previous has {size} bytes",
-    )
+    figure("forged rotations without end", f"{result['taken']} of {result['sent']} taken in {result['seconds']} s")
+    assert result["reached"] >= 1
     assert result["taken"] == 0
     assert saved(victim).secret == before.secret
-    assert size < 4096
     assert_whole(nodes)
 
 
+def test_the_owner_s_rotations_without_end(fleet: Fleet, figure) -> None:
+    """Genuine ones: a node that is told takes a few, and its disk keeps the tokens that a person gave it."""
+    token_file = fleet.new_token("flood-token", "flood")
+    head = fleet.daemon("flood-head", token_file=token_file, owner=True)
+    victim = fleet.daemon("told", token_file=token_file, peer=head)
+    assert_whole([head, victim])
+    previous = victim.state_dir / "token.previous"
+    given = [f"given-{n}" for n in range(MAX_PREVIOUS)]
+    previous.write_text("\n".join(given) + "\n")
+    previous.chmod(0o600)
+    before = saved(victim)
+    options = ("--owner-key", str(owner_key(token_file)), "--grace-ms", "600000")
+    result = attacked(present_token(fleet, victim, "genuine"), 17, "flood", [victim, head], *options)
+    newest, *rest = previous.read_text().split()
+    figure(
+        "the owner's rotations without end",
+        f"{result['taken']} of {result['reached']} taken in {result['seconds']} s; token.previous has {1 + len(rest)} lines",
+    )
+    assert result["taken"] == TAKEN_AT_ONCE
+    assert result["reached"] > TAKEN_AT_ONCE
+    assert "too many" in victim.log()
+    assert saved(victim).secret != before.secret
+    assert before.is_same_network(newest)
+    assert rest == given[: MAX_PREVIOUS - 1]
+    wait_until(lambda: saved(head).secret == saved(victim).secret, within=20, what="both have one token")
+    assert_whole([head, victim])
+
+
 def test_whom_a_rotation_left_out_hands_over_nothing_by_hanging_up(fleet: Fleet, nodes: list[Daemon], figure) -> None:
-    """In the grace it still has links; what it sends behind the last of them counts no more than the rest."""
+    """In the grace it still has links; what it sends behind the last of them counts no more than the rest.
+
+    The second time the owner's signature is genuine: nothing but the hang-up speaks against it.
+    """
     home, second, _ = nodes
     former = present_token(fleet, home, "former")
     out = attacked(former, 15, "id", [])["peer_id"]
     run(home, "token", "rotate", "--except", out)
     wait_until(lambda: len({saved(node).secret for node in nodes}) == 1, within=10, what="all have the new token")
     before = saved(home)
-    for victim in (home, second):
-        attacked(former, 15, "hangs_up", [victim], "--pid", str(victim.pid))
+    genuine = ("--owner-key", str(owner_key(fleet.token_file)))
+    for victim, *options in ((home,), (second,), (home, *genuine), (second, *genuine)):
+        result = attacked(former, 15, "hangs_up", [victim], "--pid", str(victim.pid), *options)
+        assert result["reached"] == 1, (victim.name, options)
     time.sleep(2)
     taken = [node.name for node in nodes if saved(node).secret != before.secret]
     figure("left out, and hangs up behind its message", f"its token is taken by {len(taken)} of {len(nodes)}")
@@ -143,7 +177,10 @@ def test_whom_a_rotation_left_out_has_no_deputy(fleet: Fleet, figure) -> None:
     wait_until(lambda: late.sees() == {"late"}, within=10, what="late is alone")
     run(home, "token", "rotate", "--except", out)
     told = saved(home)
-    attacked(former, 16, "foreign", [late, home], "--grace-ms", "3600000")
+    result = attacked(former, 16, "foreign", [late, home], "--grace-ms", "3600000")
+    assert result["reached"] == 2
+    assert result["taken"] == [False, False]
+    assert "did not sign" in late.log()
     run(late, "unban", home.peer_id)
     assert_whole([home, late])
     wait_until(lambda: saved(late).secret == saved(home).secret, within=20, what="both have one token")
