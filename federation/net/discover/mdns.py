@@ -15,6 +15,7 @@ import hmac
 import secrets
 import socket
 import sys
+import time
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from federation.errors import UsageError
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import MAX_ADDRESSES
 from federation.net.discover.interfaces import multicast_interfaces
+from federation.ratelimit import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +41,9 @@ log = structlog.get_logger(__name__)
 CHECK_S = 5.0  # how old a change of address may get unannounced
 RETRY_S = 60.0  # a machine without multicast may be one whose network is not up yet
 RESOLVE_MS = 3000  # zeroconf's own default
+# Members send their record with their name, so hardly any name has to be asked for, and the browser's thread, which does
+# nothing meanwhile, asks for few: anybody on the LAN can name what is not there.
+RESOLVES_A_SECOND, RESOLVES_AT_ONCE = 1 / 15, 4.0
 START_TIMEOUT_S = 10.0  # zeroconf gives its own start nine
 
 _IP_MULTICAST_ALL = 49  # <linux/in.h>; Python has no name for it
@@ -169,6 +174,8 @@ class _Session:
         self._name = instance_name(rendezvous, peer_id)
         self._zeroconf: Zeroconf | None = None
         self._browser: ServiceBrowser | None = None
+        self._resolves = Bucket(RESOLVES_A_SECOND, RESOLVES_AT_ONCE)
+        self._is_closing = False
 
     def open(self, plan: _Plan) -> str:
         """Listen, browse, announce. Returns why that is not possible; empty if it is."""
@@ -185,7 +192,8 @@ class _Session:
         return ""
 
     def close(self) -> None:
-        """Say goodbye and end the threads; takes about 0.3 s."""
+        """Say goodbye and end the threads; takes about 0.3 s, and RESOLVE_MS more while a name is asked for."""
+        self._is_closing = True  # the browser's thread ends behind the names that it has still to go through
         try:
             if self._browser is not None:
                 self._browser.cancel()
@@ -211,11 +219,11 @@ class _Session:
 
     def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         """On the browser's thread, which an exception would end. zeroconf passes these parameters by name."""
-        if name == self._name or state_change is ServiceStateChange.Removed:
+        if self._is_closing or name == self._name or state_change is ServiceStateChange.Removed:
             return
         info = ServiceInfo(service_type, name)
         info.load_from_cache(zeroconf)
-        if not info.text:  # the pointer came without it
+        if not info.text and self._resolves.take(time.monotonic()):  # the pointer came without it
             try:
                 info.request(zeroconf, RESOLVE_MS)
             except _ZEROCONF_FAILURES as error:
