@@ -18,5 +18,5 @@ class Clock:
         return self.utc_of(trio.current_time())
 
     def utc_of(self, seconds: float) -> datetime:
-        """What time it was, or will be, when trio's clock says `seconds`."""
+        """Convert a time of trio's clock, past or future, in seconds, to UTC."""
         return self._start + timedelta(seconds=seconds - self._start_s)

@@ -79,7 +79,7 @@ class NodeRefused(FederationError):
 
 
 def refusal(status: int, why: str) -> FederationError:
-    """What the control API's refusal is to a person: 400 is for what was asked wrongly (see api/routing.py)."""
+    """Turn a refusal of the control API into an error: status 400 means that a person asked wrongly (api/routing.py)."""
     return UsageError(why) if status == 400 else NodeRefused(why)
 
 

@@ -56,7 +56,7 @@ async def ping(node: DiagnosableNode, body: PingBody) -> schemas.Ping:
 
 @routes.post("/api/v1/doctor", schemas.Examination, owner=True)
 async def doctor(node: DiagnosableNode) -> schemas.Examination:
-    """What is wrong with this node, and what to do about it. Asks peers for their clocks."""
+    """Examine this node: its faults, and a remedy for each. The node asks its peers for their clocks."""
     return await node.examine()
 
 

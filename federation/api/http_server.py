@@ -118,7 +118,7 @@ class _H11(H11Protocol):
 
 
 class _PatientStream:
-    """What TCPServer uses of a stream; a client that takes nothing for PATIENCE_S is cut off."""
+    """The methods of a stream that TCPServer uses. The server cuts off a client that takes nothing for PATIENCE_S."""
 
     def __init__(self, stream: trio.SocketStream, has_ended_a_request: Callable[[], None]) -> None:
         self._stream = stream

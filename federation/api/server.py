@@ -56,7 +56,7 @@ OWN_SOCKET = "federation.own_socket"  # in the scope of what came by the state d
 
 @dataclass(frozen=True)
 class Access:
-    """Who gets in. `key`: the owner's. `remote`: other machines can connect; they may use one of the names in `hosts`."""
+    """The rules of admission. `key`: the owner's. `remote`: other machines can connect, by one of the names in `hosts`."""
 
     key: str = field(repr=False)
     remote: bool = False

@@ -31,7 +31,7 @@ def unban(args: Namespace) -> None:
 
 
 def ban_or_list(args: Namespace) -> str:
-    """What `ban` says; without a peer: the peers that are banned."""
+    """Ban a peer, or without one list the banned peers. Returns the text that the command prints."""
     asker = Asker(args)
     if args.peer is None:
         try:
@@ -66,7 +66,7 @@ def ban_or_list(args: Namespace) -> str:
 
 
 def let_in(args: Namespace) -> str:
-    """What `unban` says."""
+    """Unban a peer. Returns the text that the command prints."""
     asker = Asker(args)
     try:
         before = _banned(asker.get("banned"))

@@ -86,7 +86,7 @@ def _signed_here(asker: Asker, wish: Mapping[str, Any], key: OwnerKey) -> dict[s
 
 
 def rotated(answer: Mapping[str, Any]) -> str:
-    """What `token rotate` says."""
+    """Render the answer to `token rotate`."""
 
     def names(key: str) -> str:
         return ", ".join(map(plain, answer[key]))
@@ -120,7 +120,7 @@ def show(args: Namespace) -> None:
 
 
 def shown(network: Mapping[str, Any]) -> str:
-    """What `owner show` says."""
+    """Render the answer to `owner show`."""
     name, network_id = render_connections.network(network), plain(network["id"])
     lines = [f"network  {name} ({network_id})" if name != network_id else f"network  {name}"]
     if not network["owner"]:

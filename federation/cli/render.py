@@ -147,7 +147,7 @@ def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") ->
 
 
 def next_machine(token_text: str) -> str:
-    """What to do on the next machine. The token is pasted, so that it stays out of the shell's history and process list."""
+    """Tell a person how the next machine joins. A person pastes the token: no shell's history or process list shows it."""
     return (
         "  next     on another machine (add --backend HOST:PORT to offer its server):\n"
         "federation join --token-file -\n"
