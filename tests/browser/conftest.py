@@ -31,7 +31,7 @@ from federation.units import HostPort  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Page, Playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LIBRARIES = ("playwright", "axe_playwright_python", "zxingcpp", "PIL")
@@ -54,18 +54,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def playwright() -> Iterator[Playwright]:
+    """One for all: a second one in the same process is refused."""
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
     # No name resolves, so a request that leaves this machine would fail, and be seen to; but for three that are made up.
     made_up = ", ".join(f"MAP {name} 127.0.0.1" for name in ("evil.example", "chat.example", "rebind.example"))
     options = [f"--host-resolver-rules={made_up}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     if os.geteuid() == 0:
         options.append("--no-sandbox")  # Chromium's does not work for root
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
     from fleet import Fleet
     from harness import Daemon
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Playwright
 
 
 def post(daemon: Daemon, path: str, key: str = "", body: object = None) -> int:
@@ -37,26 +37,25 @@ def files_with(profile: Path, text: str) -> list[str]:
     return sorted(str(path.relative_to(profile)) for path, data in found if any(form in data for form in wanted))
 
 
-def test_a_profile_has_no_way_back_in(fleet: Fleet, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_a_profile_has_no_way_back_in(
+    fleet: Fleet, playwright: Playwright, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     daemon = fleet.daemon("remembered")
     key = (daemon.state_dir / "control.key").read_text().strip()
     url = federation("dashboard", "--state-dir", str(daemon.state_dir), home=fleet.directory).stdout.strip()
     profile = tmp_path / "profile"
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
-        page = context.new_page()
-        page.set_default_timeout(STEP_MS)
-        page.goto(url)
-        page.wait_for_selector(".card")
-        page.click("#add")
-        page.wait_for_selector("#invite-command")
-        session = page.evaluate("sessionStorage.getItem('federation.session')")
-        page.close()
-        context.close()
+    context = playwright.chromium.launch_persistent_context(
+        profile, executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+    )
+    page = context.new_page()
+    page.set_default_timeout(STEP_MS)
+    page.goto(url)
+    page.wait_for_selector(".card")
+    page.click("#add")
+    page.wait_for_selector("#invite-command")
+    session = page.evaluate("sessionStorage.getItem('federation.session')")
+    page.close()
+    context.close()
     code = url.partition("#code=")[2]
     assert files_with(profile, f"127.0.0.1:{daemon.control[1]}"), "nothing was kept at all: the search finds nothing"
     assert files_with(profile, key) == []
