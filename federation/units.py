@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 DEFAULT_SERVICE = "default"
 REDACTED = "[redacted]"
@@ -151,6 +151,15 @@ def parse_duration(value: object) -> float:
 def is_peer_id(text: str) -> bool:
     """Whether `text` is a whole peer id: 52 characters, of which the first eight say that it is an Ed25519 key's."""
     return _PEER_ID.fullmatch(text) is not None
+
+
+def machine_of(host: str) -> str:
+    """The machine behind an address: IPv4 as it is, IPv6 by its /64, since a machine gets a /64 for the asking."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ip_network((address, 64), strict=False))
 
 
 def parse_origin(text: str) -> str:

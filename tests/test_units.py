@@ -9,6 +9,7 @@ from federation.units import (
     ANY_ORIGIN,
     Endpoint,
     HostPort,
+    machine_of,
     parse_duration,
     parse_origin,
     parse_size,
@@ -229,3 +230,18 @@ def test_origins(text: str, origin: str) -> None:
 def test_what_is_no_origin(text: str) -> None:
     with pytest.raises(ValueError, match="write an origin"):
         parse_origin(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("relay Q", "relay Q", True),
+    ],
+)
+def test_what_counts_as_one_machine(one: str, other: str, same: bool) -> None:
+    assert (machine_of(one) == machine_of(other)) is same

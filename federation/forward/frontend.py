@@ -179,7 +179,7 @@ class Frontend:
         for client in list(self.active):
             client.end(reason)
 
-    # Owner, for the clients
+    # ClientEvents
 
     def rejected(self, client: L4Client) -> None:
         self.turned_away.add(client)

@@ -37,7 +37,7 @@ from federation.errors import (
     listen_problem,
 )
 from federation.net.admission.carriers import Carriers
-from federation.net.admission.gate import HandshakeGate, machine_of
+from federation.net.admission.gate import HandshakeGate
 from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
 from federation.net.dial.loop import Redial
@@ -55,6 +55,7 @@ from federation.net.streams import MuxStream, TrioStream
 from federation.net.swarm import HostSwarm, StreamHost
 from federation.reactor.accepting import Accepting
 from federation.reactor.duplex import NullDuplex
+from federation.units import machine_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -257,7 +258,7 @@ class Host:
             channel.mux.charge(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
             channel.refuse("this node has no place there")
             return
-        host = where if via.remote_address is None else via.remote_address[0]
+        host = where if via.remote_address is None else machine_of(via.remote_address[0])
         if not self._carriers.may_carry(via.peer, source, now) or not self._gate.may_connect(host, now):
             self.rejected["too often"] += 1
             self.complain("too many connections by way of one relay; some are refused", via.peer)

@@ -13,7 +13,6 @@ pass on messages that its neighbours call forgeries, and they would cut it off.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from libp2p.crypto.ed25519 import Ed25519PublicKey
@@ -21,6 +20,7 @@ from libp2p.peer.id import ID
 from libp2p.security.noise.pb.noise_pb2 import NoiseHandshakePayload
 
 from federation.errors import ProtocolViolation
+from federation.units import is_peer_id
 
 if TYPE_CHECKING:
     from libp2p.crypto.keys import KeyPair
@@ -33,7 +33,6 @@ ID_BYTES = len(ID_PREFIX) + KEY_BYTES
 STATIC_KEY_PREFIX = b"noise-libp2p-static-key:"
 
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-_TEXT = re.compile(f"12D3KooW[{_BASE58}]{{44}}")
 
 
 def key_in(encoded: bytes) -> bytes | None:
@@ -57,7 +56,7 @@ def peer_id(key: bytes) -> ID:
 
 def read_peer_id(text: str) -> ID:
     """Read a peer id as text. Raises ValueError if no node can have it."""
-    if not _TEXT.fullmatch(text):
+    if not is_peer_id(text):
         raise ValueError("not the id of a node")
     number = 0
     for character in text:

@@ -18,7 +18,6 @@ from federation.net.dial.book import AddressBook
 from federation.state import StateDir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from trio.testing import MockClock
@@ -89,20 +88,6 @@ async def test_no_more_are_saved_than_so_many(tmp_path: Path, monkeypatch: pytes
     world.links[peer(0)] = object()
     await world.find().save()
     assert list(world.state.load_peers()) == [peer(3), peer(0)]
-
-
-@pytest.fixture
-def on_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What waited for the disk on a thread. Done at once here: a clock that jumps does not wait for threads."""
-    names: list[str] = []
-
-    async def run_sync(function: Callable[..., Any], *args: Any) -> Any:
-        names.append(function.__name__)
-        await trio.lowlevel.checkpoint()
-        return function(*args)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-    return names
 
 
 async def test_several_that_join_are_one_write(tmp_path: Path, mock_clock: MockClock, on_thread: list[str]) -> None:

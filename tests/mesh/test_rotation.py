@@ -190,20 +190,6 @@ def clock(autojump_clock: trio.testing.MockClock, on_thread: list[str]) -> trio.
     return autojump_clock
 
 
-@pytest.fixture
-def on_thread(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What waited for the disk on a thread. Done at once here: a clock that jumps does not wait for threads."""
-    names: list[str] = []
-
-    async def run_sync(function: Callable[..., Any], *args: Any) -> Any:
-        names.append(function.__name__)
-        await trio.lowlevel.checkpoint()
-        return function(*args)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-    return names
-
-
 async def test_all_that_are_linked_have_it_at_once_and_the_former_key_admits_for_the_grace(
     clock: Any, tmp_path: Path
 ) -> None:

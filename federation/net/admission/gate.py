@@ -5,7 +5,6 @@ An outsider costs this node at most one of MAX_HANDSHAKES places for UPGRADE_TIM
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -43,8 +42,9 @@ class HandshakeGate:
         """Number of handshakes under way from `where`."""
         return self._begun[where]
 
-    def may_connect(self, host: str, now: float) -> bool:
-        return self._paces.of(machine_of(host)).take(now)
+    def may_connect(self, machine: str, now: float) -> bool:
+        """`machine`: of units.machine_of."""
+        return self._paces.of(machine).take(now)
 
     def evict_slowest(self, where: str, now: float) -> bool:
         """Whether one more handshake may begin. If need be, ends the slowest of this address or of the busiest one."""
@@ -78,12 +78,3 @@ class HandshakeGate:
             self._begun[where] -= 1
             if not self._begun[where]:
                 del self._begun[where]
-
-
-def machine_of(host: str) -> str:
-    """The machine behind an address: IPv4 as it is, IPv6 by its /64, since a machine gets a /64 for the asking."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from federation.ratelimit import Bucket, Buckets
+from federation.units import machine_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +28,6 @@ DIALS_A_SECOND, DIALS_AT_ONCE = 10.0, 100.0  # to all that is hearsay; one that 
 # To one host, or one /64. Thirty members behind one NAT are reached at once; a host that is none hears a connect a second.
 HOST_A_SECOND, HOST_AT_ONCE = 1.0, 32.0
 MAX_HOSTS = 4096  # that are remembered: more are not dialled in the time that a bucket takes to fill up
-HOST_BITS_IPV6 = 64
 
 PRIVATE: tuple[Network, ...] = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
@@ -82,8 +82,7 @@ class Surroundings:
         """The subnets of this machine, those of them that are not bridges to its own containers, and its addresses."""
         self._networks = networks
         self._own_ips = frozenset(own_ips)
-        here = [block for network in lasting for block in PRIVATE if _is_within(network, block)]
-        self._blocks = {*here}
+        self._blocks = {block for network in lasting for block in PRIVATE if _is_within(network, block)}
         for host in self._remote_hosts():
             self.linked(host)
 
@@ -131,7 +130,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._all = Bucket(DIALS_A_SECOND, DIALS_AT_ONCE)
-        self._hosts: Buckets[Ip | Network] = Buckets(HOST_A_SECOND, HOST_AT_ONCE, max_keys=MAX_HOSTS)
+        self._hosts: Buckets[str] = Buckets(HOST_A_SECOND, HOST_AT_ONCE, max_keys=MAX_HOSTS)
 
     def take(self, host: str, now: float) -> bool:
         """Whether that host may be dialled now. A name counts for nothing: it is trusted, or not dialled."""
@@ -151,7 +150,7 @@ class Pace:
             bucket.spend(now, -1.0)
 
 
-def _host_key(host: str) -> Ip | Network:
+def _host_key(host: str) -> str:
     """Raises ValueError for a name."""
-    ip = ipaddress.ip_address(host)
-    return ip if ip.version == 4 else ipaddress.ip_network((ip, HOST_BITS_IPV6), strict=False)
+    ipaddress.ip_address(host)
+    return machine_of(host)

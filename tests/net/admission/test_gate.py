@@ -17,26 +17,10 @@ from federation.net.admission.gate import (
     PATIENCE_S,
     UPGRADE_TIMEOUT_S,
     HandshakeGate,
-    machine_of,
 )
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("192.0.2.1", "192.0.2.1", True),
-        ("192.0.2.1", "192.0.2.2", False),
-        ("2001:db8::1", "2001:db8::ffff:1", True),
-        ("2001:db8::1", "2001:db8:0:1::1", False),
-        ("fe80::1%eth0", "fe80::2%eth0", True),
-        ("relay Q", "relay Q", True),
-    ],
-)
-def test_what_counts_as_one_address(one: str, other: str, same: bool) -> None:
-    assert (machine_of(one) == machine_of(other)) is same
 
 
 def test_a_burst_then_a_rate() -> None:
