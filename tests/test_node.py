@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -21,8 +20,7 @@ from structlog.testing import capture_logs
 
 from federation.api import server
 from federation.cli import client
-from federation.errors import ListenFailed, NotFound, UsageError
-from federation.forward.route import Route
+from federation.errors import ListenFailed
 from federation.mesh import connectivity
 from federation.mesh.gpu import GpuProbe, GpuReading
 from federation.mesh.tokens import Token
@@ -31,36 +29,15 @@ from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Node
 from federation.ops import invitation
 from federation.units import HostPort
 from tests.support.links import until
-from tests.support.nodes import GIB, TOKEN, MakeNode, Run, link, only, rows, running, states
+from tests.support.nodes import GIB, TOKEN, MakeNode, client_of, echo_server, link, only, rows, running, states
 from tests.support.sockets import open_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    pass
 
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
-
-
-@asynccontextmanager
-async def echo_server() -> AsyncIterator[str]:
-    """A backend; HOST:PORT of it."""
-
-    async def echo(stream: trio.SocketStream) -> None:
-        with suppress(trio.BrokenResourceError):  # it was cut off
-            async with stream:
-                while data := await stream.receive_some():
-                    await stream.send_all(data)
-
-    async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
-        host, port = listeners[0].socket.getsockname()
-        yield f"{host}:{port}"
-        nursery.cancel_scope.cancel()
-
-
-async def client_of(run: Run) -> trio.SocketStream:
-    return await trio.open_tcp_stream(run.client_address.host, run.client_address.port)
 
 
 def is_heard(node: Node) -> bool:
@@ -163,44 +140,6 @@ class TestStart:
                 reserved.listen()
                 await until(lambda: rows(run.node)["one"]["state"] == "online")
                 assert run.node.operator.status()["warnings"] == []
-
-
-class TestBan:
-    async def test_a_banned_peer_is_gone_at_once_stays_out_over_restarts_and_may_come_back(self, make: MakeNode) -> None:
-        async with echo_server() as backend, AsyncExitStack() as stack:
-            one, two = make("one"), make("two", backends=(backend,))
-            first = await stack.enter_async_context(running(one))
-            await stack.enter_async_context(running(two))
-            link(two, one)
-            await until(lambda: states(one).get("two") == "online")
-            one.operator.ban("two")
-            assert states(one)["two"] == "banned"
-            assert one.host.links == {}
-            assert one.roster.eligible(Route("default")) == []
-            assert [row["name"] for row in one.operator.banned()["banned"]] == ["two"]
-            assert one.operator.status()["warnings"] == []
-            await until(lambda: two.host.links == {})
-            await first.stopped()
-            again = make("one")
-            await stack.enter_async_context(running(again))
-            link(two, again)
-            link(again, two)
-            await until(lambda: again.host.rejected["banned"])
-            assert again.host.links == {}
-            assert states(again).get("two") in (None, "banned")
-            again.operator.unban("two")
-            await until(lambda: states(again).get("two") == "online")
-
-    async def test_whom_it_cannot_be(self, make: MakeNode) -> None:
-        async with running(make()) as run:
-            with pytest.raises(UsageError, match="node itself"):
-                run.node.operator.ban(run.node.parts.peer_id)
-            with pytest.raises(NotFound):
-                run.node.operator.ban("nobody")
-            with pytest.raises(NotFound):
-                run.node.operator.unban("nobody")
-            with pytest.raises(NotFound, match="not banned here"):
-                run.node.operator.unban(run.node.parts.peer_id)
 
 
 class TestStop:
@@ -317,26 +256,6 @@ class TestStop:
                     await a.ended.wait()
                 assert states(entry)["exit"] == "left"
 
-    async def test_drain_and_undrain_are_told_at_once_and_cut_nobody(self, make: MakeNode) -> None:
-        async with echo_server() as backend:
-            exit_, entry = make("exit", backends=(backend,)), make("entry", hold_s=5.0)
-            async with running(exit_), running(entry) as b:
-                link(entry, exit_)
-                await until(lambda: states(entry).get("exit") == "online")
-                async with await client_of(b) as client:
-                    await client.send_all(b"a")
-                    assert await client.receive_some() == b"a"
-                    exit_.operator.drain()
-                    exit_.operator.drain()
-                    await until(lambda: states(entry)["exit"] == "draining", seconds=1)
-                    await client.send_all(b"b")
-                    assert await client.receive_some() == b"b"
-                    async with await client_of(b) as waits:
-                        await waits.send_all(b"c")
-                        exit_.operator.undrain()  # who waits is let in
-                        assert await waits.receive_some() == b"c"
-                    assert states(entry)["exit"] == "online"
-
     async def test_settings_read_again_change_what_can(self, make: MakeNode) -> None:
         node = make(hold_s=1.0, capacity=1)
         settings = node.facts.settings.model_copy(
@@ -350,20 +269,6 @@ class TestStop:
         assert node.frontend.dispatcher.hold_s == 2.5
         assert node.own_record().capacity == 7
         assert node.facts.settings.name != "another"
-
-    async def test_leave_forgets_the_network(self, make: MakeNode) -> None:
-        member, leaver = make("member"), make("leaver")
-        leaver.state.save_token(TOKEN.encode())
-        async with running(member), running(leaver) as run:
-            link(leaver, member)
-            await until(lambda: states(member).get("leaver") is not None)
-            leaver.operator.leave()
-            with trio.fail_after(20):
-                await run.ended.wait()
-            await until(lambda: states(member)["leaver"] == "left", seconds=1)
-        assert leaver.state.load_token() is None
-        assert leaver.state.load_peers() == {}
-        assert leaver.state.load_daemon() is None
 
     async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
         """A second signal cancels it."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -156,3 +157,24 @@ def only(error: BaseException) -> BaseException:
         assert len(error.exceptions) == 1
         error = error.exceptions[0]
     return error
+
+
+@asynccontextmanager
+async def echo_server() -> AsyncIterator[str]:
+    """A backend; HOST:PORT of it."""
+
+    async def echo(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):  # it was cut off
+            async with stream:
+                while data := await stream.receive_some():
+                    await stream.send_all(data)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, echo, 0, host="127.0.0.1"))
+        host, port = listeners[0].socket.getsockname()
+        yield f"{host}:{port}"
+        nursery.cancel_scope.cancel()
+
+
+async def client_of(run: Run) -> trio.SocketStream:
+    return await trio.open_tcp_stream(run.client_address.host, run.client_address.port)
