@@ -1,0 +1,128 @@
+"""Helpers for tests: the control API over real sockets, for a node that is made up."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from federation.api import server
+from federation.units import HostPort
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+
+KEY = "k" * 43
+OWNER = {"Authorization": f"Bearer {KEY}"}
+ANYWHERE = HostPort("127.0.0.1", 0)
+
+
+class FakeNode:
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.fails = self.draining = self.left = False
+
+    def status(self) -> dict[str, Any]:
+        if self.fails:
+            raise RuntimeError("a bug of ours")
+        return {"node": {"name": "b\x9bx", "vram": 1}, "rates": {}}
+
+    def peers(self) -> list[dict[str, Any]]:
+        return [{"peer_id": "a", "self": True}]
+
+    def explain(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+        self.asked.append(connection or last)
+        return [{"id": 1, "attempt": 1, "candidates": [{"last_used": float("-inf")}, (float("nan"), 1.5)]}]
+
+    def connections(self, most: int) -> dict[str, Any]:
+        return {"total": 3, "connections": [{"id": 1}, {"id": 2}, {"id": 3}][:most]}
+
+    def turned_away(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
+        return [{"why": f"{last} {connection}"}]
+
+    def metrics_text(self, accept: str) -> tuple[bytes, str]:
+        return b"up 1\n", f"text/plain; {accept}"
+
+    def control_key(self) -> str:
+        return KEY
+
+    def control_hosts(self) -> tuple[str, ...]:
+        return ("other.lan",)
+
+    def control_socket(self) -> socket.socket | None:
+        return None
+
+    def invite(self) -> dict[str, Any]:
+        return {"token": "fed1_secret", "command": "join"}
+
+    def drain(self) -> None:
+        self.draining = True
+
+    def undrain(self) -> None:
+        self.draining = False
+
+    def leave(self) -> None:
+        self.left = True
+
+    async def rotate(self, wish: Any) -> dict[str, Any]:
+        return {
+            "network": "n",
+            "rotations": 1,
+            "former_until": None,
+            "told": [],
+            "not_told": [],
+            "left_out": list(wish.excepted),
+            "excepted": [],
+        }
+
+    def banned(self) -> dict[str, Any]:
+        return {"banned": []}
+
+    def ban(self, peer: str) -> None: ...
+
+    def unban(self, peer: str) -> None: ...
+
+    def drained(self) -> dict[str, Any]:
+        return {"draining": self.draining, "in_flight": 0, "clients": 0}
+
+
+@asynccontextmanager
+async def serving(node: FakeNode, address: HostPort = ANYWHERE, **access: Any) -> AsyncIterator[HostPort]:
+    async with trio.open_nursery() as nursery:
+        actual: HostPort = await nursery.start(server.serve, server.create_app(node, KEY, **access), address)
+        with trio.fail_after(20):
+            yield actual
+        nursery.cancel_scope.cancel()
+
+
+async def ask(
+    address: HostPort, path: str, method: str = "GET", headers: dict[str, str] | None = None
+) -> tuple[int, Any, http.client.HTTPMessage]:
+    def blocking() -> tuple[int, Any, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
+        try:
+            connection.request(method, path, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read()), response.headers
+        finally:
+            connection.close()
+
+    return await trio.to_thread.run_sync(blocking)
+
+
+async def raw(address: HostPort, request: bytes) -> bytes:
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    async with stream:
+        await stream.send_all(request)
+        answer = b""
+        async for chunk in stream:
+            answer += chunk
+        return answer
+
+
+def get_of(address: HostPort, path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode()
