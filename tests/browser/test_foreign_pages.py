@@ -81,6 +81,11 @@ def url(entry: Daemon, service: str = "default") -> str:
     return "http://{}:{}/v1/chat".format(*entry.entry(service))
 
 
+def asked(backend: Server, before: list[str]) -> list[str]:
+    """What came since, but for the icon that Chromium asks for by itself, sooner or later, for each page that it shows."""
+    return [what for what in backend.seen()[len(before) :] if "/favicon.ico" not in what]
+
+
 @pytest.mark.parametrize("how", [SIMPLE, WITH_PREFLIGHT], ids=["simple", "preflight"])
 def test_a_page_of_another_site(page: Page, entry: Daemon, backend: Server, web_server: int, how: object) -> None:
     before = backend.seen()
@@ -88,7 +93,7 @@ def test_a_page_of_another_site(page: Page, entry: Daemon, backend: Server, web_
     assert page.evaluate(ASK, [url(entry), how]).startswith("failed:")
     assert page.evaluate(ASK, [url(entry), {"mode": "no-cors"}]).startswith("0 ")  # as an image: neither read
     page.goto(url(entry))  # a script of that page could not do this: here it is the address bar, and served
-    assert [what.split(" origin")[0] for what in backend.seen()[len(before) :]] == ["GET /v1/chat"]
+    assert [what.split(" origin")[0] for what in asked(backend, before)] == ["GET /v1/chat"]
 
 
 def test_a_link_and_a_form_of_another_site(page: Page, entry: Daemon, backend: Server, web_server: int) -> None:
@@ -100,8 +105,7 @@ def test_a_link_and_a_form_of_another_site(page: Page, entry: Daemon, backend: S
         with page.expect_navigation() as navigation:
             page.click("button" if element == "form" else "a")
         assert navigation.value.status == 403
-    new = [what for what in backend.seen()[len(before) :] if "/favicon.ico" not in what]  # the page that says 403 has one
-    assert new == []
+    assert asked(backend, before) == []
 
 
 def test_a_name_that_was_made_to_lead_here(page: Page, entry: Daemon, backend: Server) -> None:
