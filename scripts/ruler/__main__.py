@@ -23,7 +23,7 @@ from . import backends as backend_programs
 from . import report, verdict, versions
 from .integrity import check_integrity
 from .measures import MEASURES, QUICK, Bench, LoadFailed, Sizes
-from .ours import Ours
+from .ours import Before, Ours
 from .procs import StartFailed, Supervisor
 from .targets import ROOT, Direct, HAProxy, Kubo, PyLibp2p
 from .wrk import WrkFailed
@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     about: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "arguments": vars(given) | {"json": given.json and given.json.name},
+        "arguments": vars(given)
+        | {"json": given.json and given.json.name, "before": given.before and given.before.name},
         "versions": versions.gather(ROOT),
     }
     with (
@@ -55,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _supervised(Path(directory)) as supervisor,
     ):
         backends = backend_programs.start(supervisor)
-        targets, left_out = _start_targets(given.targets, supervisor, backends)
+        wanted = [TARGETS[name]() for name in given.targets]
+        if given.before is not None:
+            wanted.append(Before(given.before))
+        targets, left_out = _start_targets(wanted, supervisor, backends)
         bench = Bench(supervisor, QUICK if given.quick else Sizes())
         deadline = started + QUICK_BUDGET_S if given.quick else math.inf
         taken = run(bench, targets, given, deadline, left_out)
@@ -74,6 +78,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_names(MEASURES), default=list(MEASURES), metavar="MEASURE,...")
     parser.add_argument("--targets", type=_names(TARGETS), default=list(TARGETS), metavar="TARGET,...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples, medians and verdicts there")
+    parser.add_argument(
+        "--before", type=_checkout, metavar="DIR", help="another checkout, with its .venv, to compare this one with"
+    )
     parser.add_argument("--paths", action="store_true", help="direct, punched and relayed paths instead")
     parser.epilog = f"measures: {', '.join(MEASURES)}. targets: {', '.join(TARGETS)}."
     given = parser.parse_args(arguments)
@@ -85,6 +92,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: not a number from 1 on")
     return int(text)
+
+
+def _checkout(text: str) -> Path:
+    path = Path(text).resolve()
+    if not (path / ".venv" / "bin" / "python").exists() or not (path / "federation").is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: not a checkout that scripts/setup has prepared")
+    return path
 
 
 def _names(known: dict[str, Any]) -> Any:
@@ -114,17 +128,19 @@ def _supervised(directory: Path) -> Iterator[Supervisor]:
         supervisor.stop()
 
 
-def _start_targets(names: Sequence[str], supervisor: Supervisor, backends: Backends) -> tuple[list[Target], list[str]]:
+def _start_targets(
+    wanted: Sequence[Target], supervisor: Supervisor, backends: Backends
+) -> tuple[list[Target], list[str]]:
     """(those that came up and carry bytes unharmed, why the others are left out)"""
-    targets, left_out = [], []
-    for name in names:
-        target = TARGETS[name]()
+    targets: list[Target] = []
+    left_out: list[str] = []
+    for target in wanted:
         try:
             target.start(supervisor, backends)
             check_integrity(target, supervisor.directory)
         except StartFailed as error:
-            left_out.append(f"{name}: {error}")
-            print(f"bench: {name} is left out: {error}", file=sys.stderr)
+            left_out.append(f"{target.name}: {error}")
+            print(f"bench: {target.name} is left out: {error}", file=sys.stderr)
         else:
             targets.append(target)
     return targets, left_out
@@ -150,7 +166,8 @@ def run(
                 if number == 1:
                     left_out.append(f"{measure}: out of time")
                 continue
-            for target in targets:
+            # Who comes first finds a machine at rest: the order turns with the rounds.
+            for target in targets if number % 2 else targets[::-1]:
                 if measure in target.skips or number > target.rounds:
                     continue
                 try:
@@ -182,6 +199,9 @@ def _print(taken: Sequence[report.Taken], targets: Sequence[Target], about: dict
     print()
     print(report.verdict_table(rows))
     print()
+    if any(target.name == Before.name for target in targets):
+        print(report.comparison_table(verdict.compare(taken)))
+        print()
     if taken:
         print(report.noise_line(report.noise(taken)))
     print("versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()))

@@ -1,4 +1,7 @@
-"""This project as a target: an entry without a backend and an exit with all of them, pinned to each other."""
+"""This project as a target: an entry without a backend and an exit with all of them, pinned to each other.
+
+`Before` is the same pair, run from another checkout: one run then compares two versions of this project.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,20 @@ import http.client
 import json
 import os
 import subprocess
-import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends import SERVICES
 from .procs import StartFailed, wait_until
-from .targets import Target
+from .targets import ROOT, Target
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .backends import Backends
     from .procs import Supervisor
 
-_FEDERATION = [sys.executable, "-m", "federation"]
+
+
+USAGE = 2  # the exit code of an option that a version does not know
 
 
 def port_of(address: str) -> int:
@@ -38,25 +41,36 @@ def ready_peer(peers: list[dict[str, Any]], name: str) -> bool:
 class Ours(Target):
     name = "ours"
     label = "federation"
+    checkout = ROOT
+
+    def _run(self, *arguments: str | Path) -> list[str | Path]:
+        return [self.checkout / ".venv" / "bin" / "python", "-m", "federation", *arguments]
 
     def start(self, supervisor: Supervisor, backends: Backends) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith("FEDERATION_")}
-        new = [*_FEDERATION, "token", "new", "--owner-key", str(supervisor.directory / "owner.key")]
-        made = subprocess.run(new, capture_output=True, text=True, env=env, check=False)
+        env["PYTHONPATH"] = str(self.checkout)
+        token = supervisor.directory / f"{self.name}-token"
+        made = self._make_token(env, "--owner-key", supervisor.directory / f"{self.name}-owner.key")
+        if made.returncode == USAGE:  # a version without owner keys
+            made = self._make_token(env)
         if made.returncode:
             raise StartFailed(f"federation token new: {made.stderr.strip()[-300:]}")
-        token = supervisor.directory / "token"
         token.touch(0o600)
         token.write_text(made.stdout)
 
         offers = [word for service in SERVICES for word in ("--backend", f"{service}=127.0.0.1:{backends.ports[service]}")]
-        exit_node = self._join(supervisor, env, token, "ours-exit", [*offers, "--listen", "127.0.0.1:0"])
+        entry_name, exit_name = f"{self.name}-entry", f"{self.name}-exit"
+        exit_node = self._join(supervisor, env, token, exit_name, [*offers, "--listen", "127.0.0.1:0"])
         listens = [word for service in SERVICES for word in ("--listen", f"{service}=127.0.0.1:0")]
         entry = self._join(
-            supervisor, env, token, "ours-entry", [*listens, "--peer", exit_node["p2p"], "--target", "ours-exit"]
+            supervisor, env, token, entry_name, [*listens, "--peer", exit_node["p2p"], "--target", exit_name]
         )
-        wait_until(lambda: ready_peer(self._peers(entry["control"]), "ours-exit"), "the entry's sight of the exit")
+        wait_until(lambda: ready_peer(self._peers(entry["control"]), exit_name), "the entry's sight of the exit")
         self.entry = {service: port_of(entry["listens"][service]) for service in SERVICES}
+
+    def _make_token(self, env: dict[str, str], *options: str | Path) -> subprocess.CompletedProcess[str]:
+        new = self._run("token", "new", *options)
+        return subprocess.run(new, capture_output=True, text=True, env=env, check=False)
 
     def _join(
         self, supervisor: Supervisor, env: dict[str, str], token: Path, name: str, options: list[str]
@@ -76,7 +90,7 @@ class Ours(Target):
             "warning",
         ]
         ports = ["--p2p-listen", "127.0.0.1:0", "--control", "127.0.0.1:0"]
-        process = supervisor.start(name, [*_FEDERATION, "join", *common, *ports, *options], env=env)
+        process = supervisor.start(name, self._run("join", *common, *ports, *options), env=env)
         self.pids.append(process.pid)
         announced = state / "daemon.json"
 
@@ -97,3 +111,14 @@ class Ours(Target):
             peers: list[dict[str, Any]] = json.loads(connection.getresponse().read())["peers"]
             return peers
         return []
+
+
+class Before(Ours):
+    """The pair of another checkout of this project, which `scripts/setup` has prepared there."""
+
+    name = "before"
+
+    def __init__(self, checkout: Path) -> None:
+        super().__init__()
+        self.checkout = checkout
+        self.label = f"federation in {checkout.name}"

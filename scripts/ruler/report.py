@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .measures import Sample
-    from .verdict import Row
+    from .verdict import Change, Row
 
 # What the table shows, in its order; samples hold more, and the JSON has all of it.
 METRICS = (
@@ -130,6 +130,16 @@ def verdict_table(rows: Sequence[Row]) -> str:
         else:
             measured = f"{row.measured:.2f}x" if row.required.endswith("x") else f"{row.measured:g}"
         lines.append([row.label, row.against, row.required, measured, row.status, row.note])
+    return _grid(lines)
+
+
+def comparison_table(changes: Sequence[Change]) -> str:
+    labels = {metric: label.strip() for metric, label, _ in METRICS} | {"sse_added_p99_ms": "added p99"}
+    lines = [["this checkout beside the other (1.00x: the same; less: worse)", "median", "rounds", ""]]
+    for change in changes:
+        label = f"{labels.get(change.metric, change.metric)} ({change.metric})"
+        rounds = " ".join(f"{share:.2f}" for share in change.better)
+        lines.append([label, f"{change.median:.3f}x", rounds, change.status])
     return _grid(lines)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .stats import ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from .report import Taken
 
 SUBJECT = "ours"
 
@@ -50,6 +53,24 @@ REQUIREMENTS = (
 
 BESIDE_LIMIT = 3.0
 
+SAME = 0.03  # a median this much worse than the other checkout's is a loss
+
+
+@dataclass(frozen=True)
+class Change:
+    """This checkout's figure over the other's, round by round: below 1 is worse, whichever way the metric counts."""
+
+    metric: str
+    better: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.better)
+
+    @property
+    def status(self) -> str:
+        return "pass" if self.median >= 1 - SAME else "FAIL"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -72,6 +93,33 @@ def add_derived(medians: Medians) -> None:
         beside = ratio(values.get("beside_up_p99_ms"), values.get("beside_alone_p99_ms"))
         if beside is not None:
             values["beside_ratio"] = beside
+
+
+# Of one metric each round has one figure of either checkout; the tails of single runs say more of the machine than of us.
+COMPARED = {requirement.metric: requirement.higher for requirement in REQUIREMENTS} | {
+    "rps256_cpu_us": False,
+    "sse_p50_ms": False,
+    "sse_cpu_us": False,
+    "beside_up_mbs": True,
+    "rss_idle_mib": False,
+    "rss_conn_kib": False,
+}
+
+
+def compare(taken: Sequence[Taken], subject: str = SUBJECT, reference: str = "before") -> list[Change]:
+    """How `subject` did beside `reference`, in the order of COMPARED. A round counts where both have the metric."""
+    figures: dict[tuple[str, int, str], float] = {}
+    for one in taken:
+        for metric, value in one.sample.values.items():
+            figures[metric, one.round, one.target] = value
+    found = []
+    for metric, higher in COMPARED.items():
+        rounds = sorted({number for name, number, _ in figures if name == metric})
+        pairs = ((figures.get((metric, n, subject)), figures.get((metric, n, reference))) for n in rounds)
+        better = [share for ours, theirs in pairs if (share := ratio(*((ours, theirs) if higher else (theirs, ours))))]
+        if better:
+            found.append(Change(metric, better))
+    return found
 
 
 def judge(medians: Medians, errors: Mapping[str, int], lost_chunks: Mapping[str, float]) -> list[Row]:
