@@ -240,7 +240,7 @@ def http(data: bytes) -> str:
     client = _Client()
     rejection = Rejection(None, client, Rules(), "no peer is available")  # type: ignore[arg-type]
     for piece in _pieces(data, random.Random(data), 65536):
-        assert rejection.room() > 0
+        assert rejection.writable() > 0
         rejection.send(piece)
     rejection.send_eof()
     assert client.ended == 1

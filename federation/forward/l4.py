@@ -52,8 +52,8 @@ class _UpstreamSide:
     def __init__(self, client: L4Client) -> None:
         self._client = client
 
-    def room(self) -> int:
-        return self._client.socket.room()
+    def writable(self) -> int:
+        return self._client.socket.writable()
 
     def send(self, data: bytes | memoryview) -> None:
         self._client.on_upstream_data(data)
@@ -64,10 +64,10 @@ class _UpstreamSide:
     def abort(self, reason: str) -> None:
         self._client.attempts.lost(reason)
 
-    def taken(self, n: int) -> None:
-        """The socket paces what it reads by room()."""
+    def acknowledge(self, n: int) -> None:
+        """The socket paces what it reads by writable()."""
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         self._client.flush_replay()
 
 
@@ -155,7 +155,7 @@ class L4Client:
         self._rejection = client.other = Rejection(self._reactor, client, self._rules, why)
         has_just_come = not replay and not self._eof and self._reactor.now() - self.started_at < REJECT_LINGER_S
         self._rejection.begin(replay.whole(), wait=has_just_come)
-        client.resume()
+        client.resume_writing()
 
     # The answer, until client and upstream are spliced
 
@@ -168,7 +168,7 @@ class L4Client:
         if is_final:
             replay.commit()
         while replay.pending and self._upstream is not None:
-            room = self._upstream.room()
+            room = self._upstream.writable()
             if room <= 0:
                 return  # it calls again
             self._upstream.send(replay.take(room))  # an own backend may break here: then this is another attempt, or none
@@ -180,7 +180,7 @@ class L4Client:
             self._splice()
             if self._upstream_eof:
                 self.socket.send_eof()
-        self.socket.resume()
+        self.socket.resume_writing()
 
     def _pass_answer(self) -> None:
         """Pass a server's EOF on and keep reading the client, whose bytes are not judged yet: none go to the upstream."""
@@ -188,7 +188,7 @@ class L4Client:
             self.attempts.to(State.STREAMING)
         if self._upstream_eof:
             self.socket.send_eof()
-        self.socket.resume()
+        self.socket.resume_writing()
 
     def on_upstream_data(self, data: bytes | memoryview) -> None:
         if self.attempts.state is not State.STREAMING:
@@ -218,19 +218,19 @@ class L4Client:
 
     # Duplex, for the client's socket until it is spliced
 
-    def room(self) -> int:
+    def writable(self) -> int:
         replay, upstream, attempts = self._replay, self._upstream, self.attempts
         if not self._is_judged and replay.size:  # a head may be longer than what is kept for a retry
             return max(self._dispatcher.replay_buffer_bytes, MAX_HEAD) - replay.size
         if replay.pending:
             return 0  # `flush_replay` resumes
         if attempts.state in FINAL and upstream is not None:
-            return upstream.room()
+            return upstream.writable()
         room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and attempts.state is State.OPENED:
             self._commit()
-            return self.socket.other.room()
-        return room if upstream is None else min(room, upstream.room())
+            return self.socket.other.writable()
+        return room if upstream is None else min(room, upstream.writable())
 
     def send(self, data: bytes | memoryview) -> None:
         chunk = bytes(data)
@@ -254,13 +254,13 @@ class L4Client:
     def abort(self, reason: str) -> None:
         """The client broke off: `_closed` has been called and cleans up."""
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         if self._upstream is not None:
-            self._upstream.taken(n)
+            self._upstream.acknowledge(n)
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         if self._upstream is not None:
-            self._upstream.resume()
+            self._upstream.resume_writing()
 
     # Web pages
 

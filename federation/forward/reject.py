@@ -61,7 +61,7 @@ class Rejection(NullDuplex):
 
     # Duplex, for the client's socket
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return ROOM
 
     def send(self, data: bytes | memoryview) -> None:

@@ -70,7 +70,7 @@ class SocketDuplex:
 
     # Duplex: towards the socket
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return OUT_BUFFER - self._out_size
 
     def send(self, data: bytes | memoryview) -> None:
@@ -86,7 +86,7 @@ class SocketDuplex:
                 return
             if sent:
                 self.delivered += sent
-                self.other.taken(sent)
+                self.other.acknowledge(sent)
             if sent == len(data):
                 return
             data = data[sent:]
@@ -105,10 +105,10 @@ class SocketDuplex:
             self.was_aborted = True
             self._reset()
 
-    def taken(self, n: int) -> None:
-        """Reads are paced by `other.room()`."""
+    def acknowledge(self, n: int) -> None:
+        """Reads are paced by `other.writable()`."""
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         if self._paused and not self.closed:
             self._paused = False
             self._update()
@@ -134,7 +134,7 @@ class SocketDuplex:
         for _ in range(READS_A_TURN):
             if self._eof_seen or self.closed:
                 return
-            wanted = self.other.room()
+            wanted = self.other.writable()
             if wanted > CHUNK:
                 wanted = CHUNK
             elif wanted <= 0:
@@ -174,7 +174,7 @@ class SocketDuplex:
                 self._out[0] = memoryview(chunk)[sent:]
             else:
                 self._out.popleft()
-            self.other.taken(sent)
+            self.other.acknowledge(sent)
             if self.closed:
                 return
         if self._eof_queued:
@@ -182,7 +182,7 @@ class SocketDuplex:
         else:
             self._update()
         if not self.closed:
-            self.other.resume()
+            self.other.resume_writing()
 
     def _shutdown(self) -> None:
         if self._eof_sent or self.closed:

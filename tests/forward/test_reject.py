@@ -96,4 +96,4 @@ def test_a_closed_client_leaves_no_timer() -> None:
 
 def test_what_else_a_client_sends_is_read_and_dropped() -> None:
     rejection, _, _ = rejected(REQUEST)
-    assert rejection.room() == ROOM
+    assert rejection.writable() == ROOM

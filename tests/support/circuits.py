@@ -36,8 +36,8 @@ async def send(link: Link, to: Peer, data: bytes) -> bytes:
     arrived.accept()
     view = memoryview(data)
     while view:
-        await until(lambda: channel.room() > 0)
-        n = min(len(view), channel.room())
+        await until(lambda: channel.writable() > 0)
+        n = min(len(view), channel.writable())
         channel.send(view[:n])
         view = view[n:]
     channel.send_eof()

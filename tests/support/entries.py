@@ -68,7 +68,7 @@ class Tunnel:
 
     # For the entry
 
-    def room(self) -> int:
+    def writable(self) -> int:
         if self.closed or self.credit <= 0:
             self.waiting = True
             return 0
@@ -92,10 +92,10 @@ class Tunnel:
             self.closed = True
             self.reset = reason
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         self.taken_bytes += n
 
-    def resume(self) -> None: ...
+    def resume_writing(self) -> None: ...
 
     # For the test; a closed tunnel hears nothing, as with the mux
 
@@ -134,7 +134,7 @@ class Tunnel:
         self.credit += n
         if self.waiting and self.credit > 0:
             self.waiting = False
-            self.other.resume()
+            self.other.resume_writing()
 
     def _finish(self) -> None:
         self.closed = self.closed or (self.eof and self.ended)

@@ -337,7 +337,7 @@ class CircuitCarrier:
         if self._mux.overrun:
             self._link.violated(ProtocolViolation("the peer makes us answer and does not read"))
         channel, next_record, seal = self._channel, self._mux.next_record, self._sealer.seal
-        while self._unsent is None and not self._closed and (room := channel.room()) > 0:
+        while self._unsent is None and not self._closed and (room := channel.writable()) > 0:
             record = next_record()
             if record is None:
                 return
@@ -346,11 +346,11 @@ class CircuitCarrier:
             channel.send(sealed[:room])
             if len(sealed) > room:
                 self._unsent = memoryview(sealed)[room:]
-                self.resume()
+                self.resume_writing()
 
     # Duplex, for the tunnel
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return self._channel.window  # what the tunnel grants is all that bounds it
 
     def send(self, data: bytes | memoryview) -> None:
@@ -368,7 +368,7 @@ class CircuitCarrier:
             link.set_suspect(False)
         if not link.feed(plaintexts):
             return
-        self._channel.taken(len(data))
+        self._channel.acknowledge(len(data))
         if link.waiting and not self._closed:
             self.drain()
 
@@ -378,12 +378,12 @@ class CircuitCarrier:
     def abort(self, reason: str) -> None:
         self._link.fail(f"the circuit broke: {reason}")
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         """The channel's credit is what paces us."""
 
-    def resume(self) -> None:
-        """The tunnel has room again."""
-        while self._unsent is not None and (room := self._channel.room()) > 0:
+    def resume_writing(self) -> None:
+        """The tunnel takes bytes again."""
+        while self._unsent is not None and (room := self._channel.writable()) > 0:
             self._channel.send(self._unsent[:room])
             self._unsent = self._unsent[room:] if len(self._unsent) > room else None
         if self._unsent is None:

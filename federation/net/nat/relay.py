@@ -275,7 +275,7 @@ class _Way:
         if source is None or to is None or self.is_finished:
             return
         while held:
-            n = min(len(held[0]), to.room(), self._circuit.allowance())
+            n = min(len(held[0]), to.writable(), self._circuit.allowance())
             if n <= 0:
                 return
             chunk = held.popleft()
@@ -284,7 +284,7 @@ class _Way:
                 chunk = chunk[:n]
             to.send(chunk)
             self._circuit.moved(n)
-            source.taken(n)
+            source.acknowledge(n)
         if self._eof:
             self.is_finished = True
             to.send_eof()
@@ -296,7 +296,7 @@ class _Way:
 
     # Duplex, for the tunnel that brings it
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -310,9 +310,9 @@ class _Way:
     def abort(self, reason: str) -> None:
         self._circuit.broke(self, reason)
 
-    def taken(self, n: int) -> None: ...
+    def acknowledge(self, n: int) -> None: ...
 
-    def resume(self) -> None:
-        """The tunnel that we are joined to has room: it is where the other way goes."""
+    def resume_writing(self) -> None:
+        """The tunnel that we are joined to takes bytes again: it is where the other way goes."""
         if self._back is not None:
             self._back.move()

@@ -28,7 +28,7 @@ class Tunnel(End):
     acknowledged: int = 0
     unsealer: Unsealer = field(default_factory=lambda: Unsealer(KEYS[0]))
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         self.acknowledged += n
 
     def send(self, data: bytes | memoryview) -> None:
@@ -144,10 +144,10 @@ async def test_a_tunnel_with_little_room_gets_a_record_in_pieces() -> None:
         assert len(circuit.tunnel.data) == 10
         assert not circuit.link.is_flushed
         circuit.tunnel.space = 3
-        circuit.end.resume()
+        circuit.end.resume_writing()
         assert len(circuit.tunnel.data) == 13
         circuit.tunnel.space = 1000
-        circuit.end.resume()
+        circuit.end.resume_writing()
         assert circuit.hears() == [("OPEN", 1, b"default"), ("DATA", 1, b"x" * 30)]
         assert circuit.link.is_flushed
 
@@ -184,8 +184,8 @@ async def test_its_end_ends_the_link_and_is_answered_with_nothing() -> None:
             assert circuit.events.closed == [reason]
             assert end.heard == [f"RST {reason}"]
             circuit.end.abort("again")
-            circuit.end.resume()
-            circuit.end.taken(1)
+            circuit.end.resume_writing()
+            circuit.end.acknowledge(1)
             circuit.end.send(b"late")
             circuit.reactor.flush()
             assert circuit.tunnel.heard == []

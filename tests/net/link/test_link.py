@@ -988,12 +988,12 @@ class Source(End):
     left: int = 0
 
     def push(self) -> None:
-        while self.left and (room := self.other.room()):
+        while self.left and (room := self.other.writable()):
             n = min(room, self.left)
             self.other.send(bytes(n))
             self.left -= n
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         self.push()
 
 
@@ -1025,7 +1025,7 @@ async def test_a_reader_that_stops_stops_its_sender_alone_and_loses_nothing() ->
         while taken < total:  # it goes on, at its own pace
             await until(lambda: len(held.other.data) > taken)  # noqa: B023
             n = len(held.other.data) - taken
-            held.taken(n)
+            held.acknowledge(n)
             taken += n
         assert slow.left == 0
 
