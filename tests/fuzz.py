@@ -31,8 +31,8 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.pubsub.pb import rpc_pb2
 
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
-from federation.forward.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.forward.reject import Rejection
+from federation.forward.web_pages import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.mesh import gossip as gossip_module
 from federation.mesh.records import Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from federation.errors import ListenFailed, listen_problem
-from federation.forward import browsers
+from federation.forward import web_pages
 from federation.forward.accounts import Accounts
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
@@ -58,7 +58,7 @@ class Frontend:
         self.turned_away: set[L4Client] = set()  # of the active: here only to read why
         self.idle = trio.Event()
         self.idle.set()
-        self._own_names = browsers.own_names(host_name)
+        self._own_names = web_pages.own_names(host_name)
         self._listeners: list[socket.socket] = []
         self._accepting = Accepting("a client", reactor.now)
         self.configure(settings)
@@ -70,7 +70,7 @@ class Frontend:
         origins = frozenset(settings.allow_origins)
         is_on = settings.browser_check and ANY_ORIGIN not in origins
         self._rules = {
-            on_loopback: browsers.Rules(origins, self._own_names, on_loopback=on_loopback, is_on=is_on)
+            on_loopback: web_pages.Rules(origins, self._own_names, on_loopback=on_loopback, is_on=is_on)
             for on_loopback in (True, False)
         }
 
@@ -152,7 +152,7 @@ class Frontend:
         for client in sorted(silent, key=lambda client: client.flow)[:GIVE_WAY]:
             client.end("it said nothing, and others need its descriptor")
 
-    def _start(self, sock: socket.SocketType, route: Route, client_name: str, rules: browsers.Rules) -> None:
+    def _start(self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules) -> None:
         accounts = self.accounts
         accounts.started(route)
         client = L4Client(

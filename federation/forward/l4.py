@@ -4,7 +4,7 @@ The client is the other end of its socket, and serves as the request of its atte
 tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it has all, the client stays between
 its socket and the upstream, even when it is settled that nothing will be replayed any more. Then the two are joined.
 
-Whatever the state, no byte of the client goes on before its first ones were judged (browsers.py); what a server says first
+Whatever the state, no byte of the client goes on before its first ones were judged (web_pages.py); what a server says first
 goes to the client meanwhile. A browser's connection is never spliced: the client looks at the head of each request.
 """
 
@@ -16,9 +16,9 @@ import structlog
 
 from federation.forward.accounts import Ending, Flow
 from federation.forward.attempts import FINAL, Attempts, State
-from federation.forward.browsers import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
 from federation.forward.reject import REJECT_LINGER_S, Rejection
 from federation.forward.replay import ReplayBuffer
+from federation.forward.web_pages import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
 from federation.reactor.duplex import join
 from federation.reactor.sockets import SocketDuplex
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import socket
 
     from federation.forward.attempts import Dispatcher
-    from federation.forward.browsers import Rules
     from federation.forward.route import Route
+    from federation.forward.web_pages import Rules
     from federation.metrics import Result
     from federation.reactor.duplex import Duplex, Joinable
     from federation.reactor.loop import Reactor, Timer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from federation.reactor.duplex import NullDuplex
 
 if TYPE_CHECKING:
-    from federation.forward.browsers import Rules
+    from federation.forward.web_pages import Rules
     from federation.reactor.loop import Reactor, Timer
     from federation.reactor.sockets import SocketDuplex
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.forward.browsers import Rules
 from federation.forward.reject import REJECT_LINGER_S, ROOM, Rejection
+from federation.forward.web_pages import Rules
 from tests.support.links import End
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The entry and what browsers.py says of a client's first bytes, at every stage of a connection."""
+"""The entry and what web_pages.py says of a client's first bytes, at every stage of a connection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 
 from federation.config import Settings
 from federation.forward.attempts import State
-from federation.forward.browsers import MAX_HEAD, PATIENCE_S
+from federation.forward.web_pages import MAX_HEAD, PATIENCE_S
 from tests.support.entries import Net, network, settled
 
 if TYPE_CHECKING:
