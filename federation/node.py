@@ -143,7 +143,7 @@ class Node:
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
-        self.frontend.accounts.on_ending = self.access_log.ended
+        self.frontend.counters.on_ending = self.access_log.ended
 
     # Life
 
@@ -240,7 +240,7 @@ class Node:
     async def _watch_traffic(self) -> None:
         while True:
             self.rates.sample(trio.current_time(), status.traffic(self.parts))
-            self.frontend.accounts.count_picks()
+            self.frontend.counters.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
     def _token_changed(self) -> None:

@@ -10,7 +10,7 @@ import trio
 
 from federation.errors import ListenFailed, listen_problem
 from federation.forward import web_pages
-from federation.forward.accounts import Accounts
+from federation.forward.counters import Counters
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
 from federation.forward.route import Route
@@ -35,7 +35,7 @@ ACCEPTS_A_TURN = 64
 
 
 class Frontend:
-    """All clients of this node, what they share (`dispatcher`), and what is known of them afterwards (`accounts`)."""
+    """All clients of this node, what they share (`dispatcher`), and what is known of them afterwards (`counters`)."""
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class Frontend:
     ) -> None:
         """`host_name`: this machine's, by which pages may know it."""
         self.reactor = reactor
-        self.accounts = Accounts(metrics)
+        self.counters = Counters(metrics)
         self.dispatcher = RosterDispatcher(
-            reactor, settings, roster=roster, selector=selector, backends=backends, accounts=self.accounts
+            reactor, settings, roster=roster, selector=selector, backends=backends, counters=self.counters
         )
         self.active: set[L4Client] = set()
         self.turned_away: set[L4Client] = set()  # of the active: here only to read why
@@ -153,11 +153,11 @@ class Frontend:
             client.end("it said nothing, and others need its descriptor")
 
     def _start(self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules) -> None:
-        accounts = self.accounts
-        accounts.started(route)
+        counters = self.counters
+        counters.started(route)
         client = L4Client(
             self.reactor, self.dispatcher, self, sock,
-            route=route, client_name=client_name, number=accounts.counts.total, rules=rules,
+            route=route, client_name=client_name, number=counters.totals.started, rules=rules,
         )  # fmt: skip
         if not self.active:
             self.idle = trio.Event()
@@ -194,10 +194,10 @@ class Frontend:
 
     def bytes_moved(self) -> tuple[int, int]:
         """From clients to backends, and back: by connections that ended, and so far by those that are open."""
-        active, counts = self.active, self.accounts.counts
+        active, totals = self.active, self.counters.totals
         return (
-            counts.received + sum(client.socket.received for client in active),
-            counts.delivered + sum(client.socket.delivered for client in active),
+            totals.received + sum(client.socket.received for client in active),
+            totals.delivered + sum(client.socket.delivered for client in active),
         )
 
     def peer_suspect(self, peer_id: str) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from federation.forward.accounts import Ending, Flow
 from federation.forward.attempts import FINAL, Attempts, State
+from federation.forward.counters import Ending, Flow
 from federation.forward.reject import REJECT_LINGER_S, Rejection
 from federation.forward.replay import ReplayBuffer
 from federation.forward.web_pages import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
@@ -147,7 +147,7 @@ class L4Client:
 
     def rejected(self, why: str) -> None:
         self._stop_patience()
-        self._dispatcher.accounts.counts.failed += 1
+        self._dispatcher.counters.totals.failed += 1
         self._events.rejected(self)
         log.warning("client turned away", service=self.route.service, why=why, attempts=self.attempts.count)
         client, replay = self.socket, self._replay
@@ -327,7 +327,7 @@ class L4Client:
             self._dispatcher.broke_off(self.route, peer_id)
         self._events.closed(self)
         now = self._reactor.now()
-        self._dispatcher.accounts.ended(
+        self._dispatcher.counters.ended(
             Ending(
                 self.flow, self.route, self.client_name, peer_id, attempts.count, now, now - self.started_at,
                 client.received, client.delivered, client.error,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from federation.forward.accounts import Ending
+    from federation.forward.counters import Ending
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
@@ -47,7 +47,7 @@ STATES: dict[State, schemas.ClientState] = {
 
 def status(node: Parts) -> schemas.Status:
     now = node.clock.utc_now()
-    counts = node.frontend.accounts.counts
+    totals = node.frontend.counters.totals
     received, delivered = node.frontend.bytes_moved()
     online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
     return {
@@ -92,9 +92,9 @@ def status(node: Parts) -> schemas.Status:
         },
         "connections": {
             "now": len(node.frontend.active),
-            "total": counts.total,
-            "failed": counts.failed,
-            "retried": counts.retried,
+            "total": totals.started,
+            "failed": totals.failed,
+            "retried": totals.retried,
             "received": received,
             "delivered": delivered,
         },
@@ -114,12 +114,12 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
     """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
     now = trio.current_time()
     utc_now = node.clock.utc_now()
-    accounts = node.frontend.accounts
-    decisions = list(accounts.decisions)
+    counters = node.frontend.counters
+    decisions = list(counters.decisions)
     decisions = decisions[-last:] if connection is None else [d for d in decisions if d.flow.connection == connection]
-    failures = {(failure.flow, failure.attempt): failure.why for failure in accounts.failures}
+    failures = {(failure.flow, failure.attempt): failure.why for failure in counters.failures}
     wanted = {decision.flow for decision in decisions}
-    endings = {ending.flow: ending for ending in accounts.endings if ending.flow in wanted}
+    endings = {ending.flow: ending for ending in counters.endings if ending.flow in wanted}
     return [
         {
             "id": decision.flow.connection,
@@ -154,7 +154,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
     """The newest `last` connections that nobody had at their end, or that of this number."""
-    endings = [e for e in node.frontend.accounts.endings if not e.peer_id and connection in (None, e.flow.connection)]
+    endings = [e for e in node.frontend.counters.endings if not e.peer_id and connection in (None, e.flow.connection)]
     return [
         {
             "id": ending.flow.connection,
@@ -185,8 +185,8 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
 
 def traffic(node: Parts) -> tuple[float, ...]:
     """The counters whose rates are told."""
-    counts = node.frontend.accounts.counts
-    return (counts.total, counts.failed, counts.retried, *node.frontend.bytes_moved())
+    totals = node.frontend.counters.totals
+    return (totals.started, totals.failed, totals.retried, *node.frontend.bytes_moved())
 
 
 def rates(node: Parts) -> schemas.Rates:

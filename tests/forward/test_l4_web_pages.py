@@ -67,11 +67,11 @@ async def test_a_foreign_page_is_refused_at_any_stage(mock_clock: MockClock, rep
         assert all(tunnel.reset for tunnel in net.tunnels)
         assert net.in_flight() == {}
         assert not net.frontend.dispatcher.waiting
-        assert net.frontend.accounts.counts.failed == 1
+        assert net.frontend.counters.totals.failed == 1
         await client.aclose()
         await settled(lambda: not net.frontend.active)
         assert net.finished("turned_away") == 1
-        assert "https://evil.example" in str(net.frontend.accounts.endings[0].error)
+        assert "https://evil.example" in str(net.frontend.counters.endings[0].error)
 
 
 @every_mode

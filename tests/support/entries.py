@@ -231,12 +231,12 @@ class Net:
 
     async def connect(self, *, sends: bytes = b"", port: int | None = None) -> trio.SocketStream:
         """A client whose bytes are at the entry."""
-        total = self.frontend.accounts.counts.total
+        total = self.frontend.counters.totals.started
         sock = socket.socket()
         sock.connect(("127.0.0.1", port or self.port))
         client = stream(sock)
         self.clients.append(client)
-        await settled(lambda: self.frontend.accounts.counts.total == total + 1)
+        await settled(lambda: self.frontend.counters.totals.started == total + 1)
         if sends:
             received = self.received()
             await client.send_all(sends)
@@ -346,7 +346,7 @@ async def everybody_leaves(net: Net) -> None:
     timers = [timer.callback for queue in net.reactor._timers.values() for timer in queue]
     assert timers == [], "a timer was left"
     assert [t.peer_id for t in net.tunnels if not t.closed and not t.eof] == [], "a tunnel was left open"
-    assert net.metric("federation_connections_finished_total") == frontend.accounts.counts.total
+    assert net.metric("federation_connections_finished_total") == frontend.counters.totals.started
 
 
 __all__ = ["OWN", "FakeLink", "FakeRoster", "Net", "Tunnel", "everybody_leaves", "network", "record", "settled"]
