@@ -17,7 +17,7 @@ import structlog
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending, Flow
 from federation.forward.reject import REJECT_LINGER_S, Rejection
-from federation.forward.replay import ReplayBuffer
+from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.web_pages import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
 from federation.reactor.duplex import join
 from federation.reactor.sockets import SocketDuplex
