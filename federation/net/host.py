@@ -5,7 +5,7 @@ never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each
 docs/architecture.md).
 
 There is no connection that this host does not know: one that is being made is among `_upgrades`, from the moment its peer
-is known or meant; then it is in the table of links (net/links.py) until it ends. `cut` goes through all of them, and
+is known or meant; then it is in the table of links (net/link_table.py) until it ends. `cut` goes through all of them, and
 nothing that comes on any other connection is served. All that stands between us and the swarm is here.
 """
 
@@ -48,7 +48,7 @@ from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
 from federation.net.link.link import Link
 from federation.net.link.liveness import ping_interval
 from federation.net.link.mux import SERVICE_COSTS
-from federation.net.links import LinkTable
+from federation.net.link_table import LinkTable
 from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream

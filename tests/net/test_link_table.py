@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from federation.net.links import LOST_S, MAX_SPARES, STALE_S, LinkTable, goes_before, has_lost
+from federation.net.link_table import LOST_S, MAX_SPARES, STALE_S, LinkTable, goes_before, has_lost
 
 NOW = 1000.0
 LOWER, HIGHER = "a", "b"
