@@ -1,7 +1,7 @@
 """One request's way to a backend: pick a peer, open an upstream, and go to the next peer if that one fails.
 
 A small state machine on the reactor, without a task of its own. It knows no client socket and no byte: the request keeps
-what its client sent (replay.py), hands it to each upstream, and says when it has got too far to move.
+what its client sent (replay_buffer.py), hands it to each upstream, and says when it has got too far to move.
 
     WAITING --pick--> OPENING, DIALLING --accepted--> OPENED --commit--> COMMITTED --all passed on--> STREAMING
        ^                 |  refused, reset, timeout,    |

@@ -1,4 +1,4 @@
-"""What this entry counts and keeps: picks, failed attempts, endings and totals; for `explain`, the log, the status API and metrics.
+"""What this entry counts and keeps: picks, failed attempts, endings, totals; for `explain`, the log, the API and metrics.
 
 A connection is one request today. Whatever is recorded names its Flow, so that a connection may bring several requests.
 """
