@@ -36,8 +36,8 @@ from federation.errors import (
     TokenRetired,
     listen_problem,
 )
-from federation.net.admission.carriers import Carriers
 from federation.net.admission.gate import HandshakeGate
+from federation.net.admission.inbound_circuits import Carriers
 from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
 from federation.net.dial.loop import Redial

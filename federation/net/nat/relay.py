@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from federation.errors import PeerUnavailable
-from federation.net.admission.carriers import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE
+from federation.net.admission.inbound_circuits import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE
 from federation.ratelimit import Buckets
 from federation.reactor.duplex import NullDuplex
 

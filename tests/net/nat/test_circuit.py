@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import PeerUnavailable
 from federation.net import host as host_module
-from federation.net.admission import carriers, gate
+from federation.net.admission import gate, inbound_circuits
 from federation.net.link import mux
 from federation.net.link.link import Link
 from federation.net.nat.circuit import open_circuit
@@ -171,8 +171,8 @@ class TestWhoBringsThem:
     async def test_one_source_has_so_many_and_others_by_the_same_relay_their_own(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(carriers, "SOURCE_BURST", 2.0)
-        monkeypatch.setattr(carriers, "SOURCE_RATE", 0.001)
+        monkeypatch.setattr(inbound_circuits, "SOURCE_BURST", 2.0)
+        monkeypatch.setattr(inbound_circuits, "SOURCE_RATE", 0.001)
         async with star(3) as (relay, (a, b, c)):
             await reserve(b, relay)
             for _ in range(2):
@@ -209,7 +209,7 @@ class TestWhoBringsThem:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The relay keeps its link, and those who are here stay: it cannot see what its members do."""
-        monkeypatch.setattr(carriers, "FREE_OFFENCES", 1.0)
+        monkeypatch.setattr(inbound_circuits, "FREE_OFFENCES", 1.0)
         async with star(5) as (relay, (b, good, late, *bad)):
             await reserve(b, relay)
             await go_round(good, relay, b)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.net.admission.carriers import FREE_OFFENCES, SOURCE_BURST, SOURCE_RATE, Carriers
+from federation.net.admission.inbound_circuits import FREE_OFFENCES, SOURCE_BURST, SOURCE_RATE, Carriers
 from federation.net.admission.quarantine import KEEP_AWAY_S
 
 if TYPE_CHECKING:
