@@ -37,7 +37,7 @@ from federation.errors import (
     listen_problem,
 )
 from federation.net.admission.gate import HandshakeGate
-from federation.net.admission.inbound_circuits import Carriers
+from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
 from federation.net.dial.loop import Redial
@@ -147,7 +147,7 @@ class Host:
         self._listeners: list[trio.SocketListener] = []
         self._gate = HandshakeGate()
         self._quarantine = Quarantine()
-        self._carriers = Carriers()
+        self._inbound_circuits = InboundCircuits()
         self.redial = Redial(self)
         self._nursery: trio.Nursery | None = None
 
@@ -254,12 +254,12 @@ class Host:
         conn = CircuitConn(via, channel, initiator=False)
         where = f"relay {via.peer}"
         now = trio.current_time()
-        if not self._carriers.has_place(via):
+        if not self._inbound_circuits.has_reservation(via):
             channel.mux.charge(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
             channel.refuse("this node has no place there")
             return
         host = where if via.remote_address is None else machine_of(via.remote_address[0])
-        if not self._carriers.may_carry(via.peer, source, now) or not self._gate.may_connect(host, now):
+        if not self._inbound_circuits.may_bring(via.peer, source, now) or not self._gate.may_connect(host, now):
             self.rejected["too often"] += 1
             self.complain("too many connections by way of one relay; some are refused", via.peer)
             channel.refuse("too often")
@@ -479,9 +479,9 @@ class Host:
         if self._quarantine.add(peer, now):
             log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer, what=what)
         links = self._all_links(peer)
-        for carrier in {link.via_peer for link in links if link.via_peer}:
-            if self._carriers.carried_offender(carrier, now):
-                self.complain("many that come by way of one relay break the rules; for now nobody is let in by it", carrier)
+        for relay_id in {link.via_peer for link in links if link.via_peer}:
+            if self._inbound_circuits.brought_offender(relay_id, now):
+                self.complain("many that come by way of one relay break the rules; for now nobody is let in by it", relay_id)
         self.cut(peer, f"the peer broke the rules: {what}")
 
     def link_suspect(self, link: Link) -> None:
@@ -489,7 +489,7 @@ class Host:
             self._events.peer_suspect(link)
 
     def link_closed(self, link: Link, reason: str) -> None:
-        self._carriers.forget(link)
+        self._inbound_circuits.forget(link)
         was_peers, spare = self.table.ended(link)
         if spare is not None:
             self._events.peer_up(spare)
@@ -532,7 +532,7 @@ class Host:
     def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
         """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
-        self._carriers.took_place(link, channel)
+        self._inbound_circuits.reserved(link, channel)
         return channel
 
     def token_is_retired(self, error: TokenRetired) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.net.admission.inbound_circuits import FREE_OFFENCES, SOURCE_BURST, SOURCE_RATE, Carriers
+from federation.net.admission.inbound_circuits import FREE_OFFENCES, SOURCE_BURST, SOURCE_RATE, InboundCircuits
 from federation.net.admission.quarantine import KEEP_AWAY_S
 
 if TYPE_CHECKING:
@@ -18,44 +18,44 @@ class Place:
 
 
 @pytest.fixture
-def carriers() -> Carriers:
-    return Carriers()
+def circuits() -> InboundCircuits:
+    return InboundCircuits()
 
 
-def test_only_where_there_is_a_place(carriers: Carriers) -> None:
+def test_only_where_there_is_a_reservation(circuits: InboundCircuits) -> None:
     link: Any = object()
-    assert not carriers.has_place(link)
+    assert not circuits.has_reservation(link)
     place: Any = Place()
-    carriers.took_place(link, place)
-    assert carriers.has_place(link)
-    assert not carriers.has_place(object())  # type: ignore[arg-type]
+    circuits.reserved(link, place)
+    assert circuits.has_reservation(link)
+    assert not circuits.has_reservation(object())  # type: ignore[arg-type]
     place.closed = True
-    assert not carriers.has_place(link)
+    assert not circuits.has_reservation(link)
     newer: Channel = Place()  # type: ignore[assignment]
-    carriers.took_place(link, newer)
-    assert carriers.has_place(link)
-    carriers.forget(link)
-    assert not carriers.has_place(link)
-    carriers.forget(link)
+    circuits.reserved(link, newer)
+    assert circuits.has_reservation(link)
+    circuits.forget(link)
+    assert not circuits.has_reservation(link)
+    circuits.forget(link)
 
 
-def test_one_member_does_not_use_up_what_all_have(carriers: Carriers) -> None:
-    assert [carriers.may_carry("relay", "m", 0.0) for _ in range(20)].count(True) == SOURCE_BURST
-    assert carriers.may_carry("relay", "other", 0.0)
-    assert carriers.may_carry("another relay", "m", 0.0)
-    assert carriers.may_carry("relay", "m", 1.0 / SOURCE_RATE)
+def test_one_member_does_not_use_up_what_all_have(circuits: InboundCircuits) -> None:
+    assert [circuits.may_bring("relay", "m", 0.0) for _ in range(20)].count(True) == SOURCE_BURST
+    assert circuits.may_bring("relay", "other", 0.0)
+    assert circuits.may_bring("another relay", "m", 0.0)
+    assert circuits.may_bring("relay", "m", 1.0 / SOURCE_RATE)
 
 
-def test_a_few_offences_are_their_own_and_then_nobody_comes_by_it_for_a_while(carriers: Carriers) -> None:
-    assert [carriers.carried_offender("relay", 0.0) for _ in range(int(FREE_OFFENCES))] == [False] * int(FREE_OFFENCES)
-    assert carriers.may_carry("relay", "m", 0.0)
-    assert carriers.carried_offender("relay", 0.0)
-    assert not carriers.may_carry("relay", "m", KEEP_AWAY_S - 0.1)
-    assert carriers.may_carry("another relay", "m", 0.0)
-    assert carriers.may_carry("relay", "m", KEEP_AWAY_S)
-    assert carriers.carried_offender("relay", KEEP_AWAY_S)
-    assert not carriers.may_carry("relay", "m", 2 * KEEP_AWAY_S + 0.1)  # longer each time
+def test_a_few_offences_are_their_own_and_then_nobody_comes_by_it_for_a_while(circuits: InboundCircuits) -> None:
+    assert [circuits.brought_offender("relay", 0.0) for _ in range(int(FREE_OFFENCES))] == [False] * int(FREE_OFFENCES)
+    assert circuits.may_bring("relay", "m", 0.0)
+    assert circuits.brought_offender("relay", 0.0)
+    assert not circuits.may_bring("relay", "m", KEEP_AWAY_S - 0.1)
+    assert circuits.may_bring("another relay", "m", 0.0)
+    assert circuits.may_bring("relay", "m", KEEP_AWAY_S)
+    assert circuits.brought_offender("relay", KEEP_AWAY_S)
+    assert not circuits.may_bring("relay", "m", 2 * KEEP_AWAY_S + 0.1)  # longer each time
 
 
-def test_a_relay_of_many_may_carry_a_bad_one_now_and_then(carriers: Carriers) -> None:
-    assert not any(carriers.carried_offender("relay", hour * 3600.0) for hour in range(100))
+def test_a_relay_of_many_may_bring_a_bad_one_now_and_then(circuits: InboundCircuits) -> None:
+    assert not any(circuits.brought_offender("relay", hour * 3600.0) for hour in range(100))
