@@ -108,8 +108,8 @@ class ExitFlow(NullDuplex):
             return
         self._looked_at = self._backends.reactor.now()
         try:
-            backend = self._backends.choose(self._service, self._link.peer)
-            self._serving = Serving(self._backends, backend, self._on_backend, self._link.peer)
+            backend = self._backends.choose(self._service, self._link.peer_id)
+            self._serving = Serving(self._backends, backend, self._on_backend, self._link.peer_id)
         except BackendUnavailable as error:
             self._channel.refuse(error.detail)
 

@@ -547,9 +547,9 @@ class Topic:
         await self._pubsub.push_msg(self._pubsub.my_id, message)
         return message.SerializeToString()
 
-    async def forward(self, peer: str, signed: bytes) -> None:
-        """Pass on a message that `peer` handed over outside the topic. `signed` comes from `open_signed`."""
-        await self._pubsub.push_msg(identity.read_peer_id(peer), rpc_pb2.Message.FromString(signed))
+    async def forward(self, peer_id: str, signed: bytes) -> None:
+        """Pass on a message that `peer_id` handed over outside the topic. `signed` comes from `open_signed`."""
+        await self._pubsub.push_msg(identity.read_peer_id(peer_id), rpc_pb2.Message.FromString(signed))
         await trio.lowlevel.checkpoint()  # a sync calls this many times in a row: let the peers' queues drain
 
     async def flushed(self, timeout_s: float) -> None:

@@ -325,7 +325,7 @@ def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
         "services": record.services,
         "draining": record.draining,
         "path": _path_to(node, record.peer_id),
-        "via": "" if link is None else link.via_peer,
+        "via": "" if link is None else link.via_peer_id,
         "rtt_ms": _rtt_ms(link),
         "version": record.version,
         "addresses": list(record.addresses),

@@ -337,7 +337,7 @@ async def test_no_descriptor_is_left_whatever_happens() -> None:
 class StoppedLink:
     """What it has in its socket comes when the test says so."""
 
-    peer = "12D3KooWentry"
+    peer_id = "12D3KooWentry"
 
     def __init__(self) -> None:
         self.unread: list[Callable[[], None]] = []

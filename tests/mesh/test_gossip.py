@@ -380,7 +380,7 @@ async def sync(dialler: Member, listener: Member) -> None:
 
 
 def link_to(member: Member) -> Link:
-    return SimpleNamespace(peer=member.name)  # type: ignore[return-value]
+    return SimpleNamespace(peer_id=member.name)  # type: ignore[return-value]
 
 
 class TestSync:
@@ -574,7 +574,7 @@ class TestSyncOfManyLinks:
 
         me.host.open_stream = open_stream  # type: ignore[method-assign]
         for _ in range(300):
-            await me.gossip.sync(SimpleNamespace(peer="p0"))  # type: ignore[arg-type]
+            await me.gossip.sync(SimpleNamespace(peer_id="p0"))  # type: ignore[arg-type]
         assert least <= len(opened) <= most
 
 
@@ -595,7 +595,7 @@ class TestSyncOfNonsense:
         ours, theirs = trio.testing.memory_stream_pair()
         said = bytearray()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer="eve"), theirs)
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer_id="eve"), theirs)
             await ours.send_all(data)
             if eof:
                 await ours.send_eof()

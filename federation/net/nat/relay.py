@@ -101,37 +101,37 @@ class Relay:
             channel.refuse("this node does not relay")
         elif link.path == "relayed":
             channel.refuse("the relay itself is reached through a relay")
-        elif len(self._places) >= self.limits.reservations and link.peer not in self._places:
-            self._complain("a reservation was refused, all places are taken", link.peer, limit=self.limits.reservations)
+        elif len(self._places) >= self.limits.reservations and link.peer_id not in self._places:
+            self._complain("a reservation was refused, all places are taken", link.peer_id, limit=self.limits.reservations)
             channel.refuse("all places are taken")
         else:
-            old = self._places.get(link.peer)
-            self._places[link.peer] = place
+            old = self._places.get(link.peer_id)
+            self._places[link.peer_id] = place
             if old is not None:
                 old.channel.abort("there is a newer reservation")
             channel.accept()
 
     def forget(self, place: _Place) -> None:
-        if self._places.get(place.link.peer) is place:
-            del self._places[place.link.peer]
+        if self._places.get(place.link.peer_id) is place:
+            del self._places[place.link.peer_id]
 
     # Circuits
 
     def connect(self, link: Link, channel: Channel, target: str) -> None:
         """Open a circuit to `target` for the peer of `link`."""
-        circuit = _Circuit(self, self._reactor, link.peer, self.limits.rate if self.limits else 0)
+        circuit = _Circuit(self, self._reactor, link.peer_id, self.limits.rate if self.limits else 0)
         channel.other = circuit.there
-        why = self._why_not(link.peer, target)
+        why = self._why_not(link.peer_id, target)
         place = self._places.get(target)
         if why or place is None:
             channel.refuse(why or "the peer has no place here")
             return
         try:
-            far = place.link.open_tunnel(f"{CIRCUIT}/{link.peer}", circuit, circuit.back)
+            far = place.link.open_tunnel(f"{CIRCUIT}/{link.peer_id}", circuit, circuit.back)
         except PeerUnavailable as error:
             channel.refuse(error.detail)
             return
-        self._circuits[link.peer] += 1
+        self._circuits[link.peer_id] += 1
         circuit.start(channel, far)
 
     def _why_not(self, source: str, target: str) -> str:

@@ -44,7 +44,7 @@ class Tunnel(End):
 class Via:
     """The link to the relay. `drains`: what waits for it to be read empty."""
 
-    peer = "relay"
+    peer_id = "relay"
 
     def __init__(self) -> None:
         self.drains: list[Callable[[], None]] = []
@@ -114,7 +114,7 @@ def opened(circuit: Circuit) -> tuple[Any, End]:
 
 async def test_it_carries_records_and_acknowledges_what_it_has_taken() -> None:
     async with a_circuit() as circuit:
-        assert (circuit.link.path, circuit.link.via_peer, circuit.link.local_host) == ("relayed", "relay", "")
+        assert (circuit.link.path, circuit.link.via_peer_id, circuit.link.local_host) == ("relayed", "relay", "")
         channel, end = opened(circuit)
         channel.send(b"request")
         assert not circuit.link.is_flushed

@@ -140,11 +140,11 @@ async def one_link(
             await nursery.start(reactor.run)
         link = Link(secured, PEERS[1], reactor=reactor, events=host)
         nursery.start_soon(link.start)
-        await link.event_started.wait()
+        await link.started.wait()
         try:
             yield link, remote, host
         finally:
-            await link.close()
+            link.fail("closed")
             await trio.aclose_forcefully(stream)
             nursery.cancel_scope.cancel()
 
@@ -197,7 +197,7 @@ async def test_what_the_link_says_before_it_runs_is_said_when_it_does() -> None:
         opened(link)
         nursery.start_soon(link.start)
         assert await Remote(stream).hear() == [("OPEN", 1, b"default")]
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -232,7 +232,7 @@ async def test_a_half_record_behind_the_negotiation_is_finished_by_the_socket() 
         await stream.send_all(record[9:])
         await until(lambda: host.opened)
         assert host.opened[0][1] == "cut"
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -248,7 +248,7 @@ async def test_without_a_descriptor_only_the_link_ends(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "dup", no_descriptor)
     await link.start()
     assert host.closed == ["Too many open files"]
-    assert link.event_started.is_set()
+    assert link.started.is_set()
     await stream.aclose()
     reactor._poller.close()
 
@@ -313,7 +313,7 @@ async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPa
         nursery.start_soon(link.start)
         await until(lambda: len(gone) == 3)
         assert gone == [True, False, False]
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -358,7 +358,7 @@ async def test_an_rst_on_the_socket_is_seen_before_an_open_behind_the_negotiatio
         nursery.start_soon(link.start)
         await until(lambda: gone)
         assert gone == [True]
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -692,7 +692,7 @@ async def test_the_end_is_told_once_to_everybody() -> None:
         accepted = await link.accept_stream()
         for reason in ("the first", "the second"):
             link.fail(reason)
-            await link.close()
+            link.fail("closed")
         assert host.closed == ["the first"]
         assert end.heard == ["RST the first"]
         assert host.opened[0][0].other.heard == ["RST the first"]
@@ -765,7 +765,7 @@ async def test_a_link_that_failed_before_it_ran_frees_its_connection() -> None:
     with trio.fail_after(20):
         await link.start()
         await Remote(stream).hears_the_end()
-    assert link.event_started.is_set()
+    assert link.started.is_set()
     assert len(reactor) == 0
     assert host.closed == ["given up"]
     await stream.aclose()
@@ -822,7 +822,7 @@ async def test_a_fault_in_its_start_ends_that_link_and_no_task(monkeypatch: pyte
     monkeypatch.setattr(reactor, "add", full)
     with capture_logs() as logs, trio.fail_after(1):
         await link.start()
-    assert link.event_started.is_set()
+    assert link.started.is_set()
     assert host.closed == ["a fault of this node"]
     assert [entry["log_level"] for entry in logs] == ["error"]
     await stream.aclose()
@@ -1055,7 +1055,7 @@ async def test_what_waits_for_a_remote_that_does_not_read_is_bounded_and_arrives
                 assert link.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
         assert received == each * many
         await until(lambda: link.is_flushed)
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 

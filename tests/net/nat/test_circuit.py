@@ -33,7 +33,7 @@ class TestCircuit:
             link = await go_round(a, relay, b)
             assert link.path == b.host.links[a.id].path == "relayed"
             assert a.host.links[relay.id].path == "direct"
-            assert link.peer == b.id
+            assert link.peer_id == b.id
             assert link.remote_address is None
             b.host.handle_stream(PROTOCOL, echo)
             await assert_serves(b, a)
