@@ -82,7 +82,7 @@ def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str)
     """A remote entry asks for `service`."""
     flow = ExitFlow(backends, link, channel, service)
     channel.other = flow
-    link.when_drained(flow.dial)
+    link.when_read_empty(flow.dial)
 
 
 class ExitFlow(NullDuplex):
@@ -143,7 +143,7 @@ class ExitFlow(NullDuplex):
             return
         if now - self._looked_at > STALE_S:
             self._looked_at = now
-            self._link.drain(lambda: self._if_wanted(step))
+            self._link.read_until_empty(lambda: self._if_wanted(step))
         else:
             step()
 

@@ -342,10 +342,10 @@ class StoppedLink:
     def __init__(self) -> None:
         self.unread: list[Callable[[], None]] = []
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
+    def when_read_empty(self, callback: Callable[[], None]) -> None:
         self.unread.append(callback)
 
-    drain = when_drained
+    read_until_empty = when_read_empty
 
     def reads(self) -> None:
         unread, self.unread = self.unread, []

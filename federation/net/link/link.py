@@ -96,14 +96,14 @@ class Link:
             raise PeerUnavailable("the connection is closed")
         return self.mux.open_tunnel(service, opener, other)
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
+    def when_read_empty(self, callback: Callable[[], None]) -> None:
         """Run `callback` once all that the remote has sent by now was read: an RST right behind an OPEN is seen first."""
         self.waiting.append(callback)
 
-    def drain(self, callback: Callable[[], None]) -> None:
+    def read_until_empty(self, callback: Callable[[], None]) -> None:
         """Read everything received so far, then run `callback`, even if nothing new arrives."""
         self.waiting.append(callback)
-        self.carrier.drain()
+        self.carrier.read_until_empty()
 
     def read(self) -> None:
         """Process bytes already received, before silence is taken for a failure. Not to be called from inside a callback."""
@@ -185,7 +185,7 @@ class Link:
             return False
         return True
 
-    def read_out(self) -> None:
+    def was_read_empty(self) -> None:
         """All that the remote has sent by now was read. After a silence, that holds only behind its PONG."""
         if self.liveness.is_fenced:
             return

@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import PeerUnavailable
 from federation.net.link import carrier
-from federation.net.link.carrier import DRAIN_ROUNDS, SEND_BYTES
+from federation.net.link.carrier import READS_A_TURN, SEND_BYTES
 from federation.net.link.link import Link, talk
 from federation.net.link.liveness import DEAD_AFTER_S, PING_AFTER_S, PING_EVERY_S, RTT_INTERVALS, SUSPECT_AFTER_S
 from federation.net.link.mux import (
@@ -267,7 +267,7 @@ def dials_later(gone: list[bool]) -> Callable[[Link, Channel, str], None]:
     """What the exit does: it looks, once all is read, whether the entry is still there."""
 
     def on_tunnel(link: Link, channel: Channel, _service: str) -> None:
-        link.when_drained(lambda: gone.append(channel.closed))
+        link.when_read_empty(lambda: gone.append(channel.closed))
 
     return on_tunnel
 
@@ -293,7 +293,7 @@ async def arrived(raw: Any, size: int) -> None:
     await until(lambda: waits() >= size)
 
 
-@pytest.mark.parametrize("rounds", [3, DRAIN_ROUNDS + 3], ids=["one turn", "several turns"])
+@pytest.mark.parametrize("rounds", [3, READS_A_TURN + 3], ids=["one turn", "several turns"])
 async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     """The exit slept: what the entry sent meanwhile waits in the kernel and takes many reads."""
     monkeypatch.setattr(carrier, "RECV_BYTES", 4096)
@@ -369,8 +369,8 @@ async def test_a_later_step_needs_nothing_to_come() -> None:
         await remote.say(frame(OPEN, 2))
         await until(lambda: link.mux.channels)
         looked: list[bool] = []
-        link.drain(lambda: looked.append(link.mux.channels[2].closed))
-        link.drain(lambda: looked.append(True))
+        link.read_until_empty(lambda: looked.append(link.mux.channels[2].closed))
+        link.read_until_empty(lambda: looked.append(True))
         assert looked == []
         await until(lambda: len(looked) == 2, seconds=1)
         assert looked == [False, True]
@@ -388,7 +388,7 @@ async def test_after_a_silence_nothing_is_dialled_before_the_pong() -> None:
         ((_, _, second),) = await remote.hear()
         await remote.say(frame(PONG, 0, first), frame(RST, 2, b"too late"))
         await until(lambda: host.opened[0][0].closed)
-        link.drain(lambda: gone.append(True))  # nor is a later step of an earlier tunnel taken
+        link.read_until_empty(lambda: gone.append(True))  # nor is a later step of an earlier tunnel taken
         link._reactor._flush()
         assert gone == []
         await remote.say(frame(PONG, 0, second))
@@ -408,7 +408,7 @@ async def test_a_later_step_sees_the_rst_that_lies_on_the_socket() -> None:
         remote_sock._sock.send(remote.seal(frame(RST, 2)))  # trio and the reactor do not run in between
         assert select.select([link.carrier.sock], [], [], 5)[0]
         looked: list[bool] = []
-        link.drain(lambda: looked.append(channel.closed))
+        link.read_until_empty(lambda: looked.append(channel.closed))
         link._reactor._flush()
         assert looked == [True]
 
@@ -434,7 +434,7 @@ async def test_read_finds_nothing_and_is_harmless() -> None:
 async def test_a_link_that_ends_takes_no_later_step() -> None:
     async with one_link() as (link, _, _):
         looked: list[bool] = []
-        link.drain(lambda: looked.append(True))
+        link.read_until_empty(lambda: looked.append(True))
         link.fail("gone")
         link._reactor._flush()
         assert looked == []
@@ -466,7 +466,7 @@ class ByHand:
 
     async def start(self) -> None: ...
     def read(self) -> None: ...
-    def drain(self) -> None: ...
+    def read_until_empty(self) -> None: ...
     def close(self) -> None: ...
 
     def wake(self) -> None:
