@@ -89,7 +89,7 @@ class Node:
 
         self.rates = Rates()
         self.metrics = Metrics()
-        self.metrics.now = lambda: status.metrics(self.parts)
+        self.metrics.snapshot = lambda: status.metrics(self.parts)
         self.reactor = Reactor()
         self.ledger = Ledger(is_linked=lambda peer: peer in self.host.links or peer == self.host.peer_id)
         self.book = AddressBook()

@@ -13,7 +13,7 @@ takes three hops before a byte reaches the backend, and looks for an RST before 
                                    3. OPENED is on its way: RST? else _deliver ->    "POST ..."
                               <-              spliced                          <-    "HTTP/1.1 200 ..."
 
-A look is skipped where the last one is less than STALE_S old.
+A look is skipped where the last one is less than LOOK_AGAIN_S old.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
 
-STALE_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
+LOOK_AGAIN_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
 
 
 class Serving:
@@ -141,7 +141,7 @@ class ExitFlow(NullDuplex):
         now = self._backends.reactor.now()
         if self._gone:
             return
-        if now - self._looked_at > STALE_S:
+        if now - self._looked_at > LOOK_AGAIN_S:
             self._looked_at = now
             self._link.read_until_empty(lambda: self._if_wanted(step))
         else:

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerUnavailable, TokenRetired
 from federation.net import host as host_module
-from federation.net import links as link_table
+from federation.net import link_table
 from federation.net.admission import gate, quarantine
 from federation.net.dial import loop
 from federation.net.dial.address import PeerAddress
