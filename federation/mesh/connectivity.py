@@ -205,9 +205,7 @@ class Paths:
         while True:
             found = [PeerAddress(a.host, a.port, self._host.peer_id) for name in names for a in await self._stands_for(name)]
             if not found and not self._resolved:
-                self._host.complain(
-                    "a name to announce stands for no address here, and others do not dial names", str(names[0])
-                )
+                self._host.warn("a name to announce stands for no address here, and others do not dial names", str(names[0]))
             if found and found != self._resolved:  # if resolving fails, the last result stands
                 self._resolved = found
                 self._reach_changed()

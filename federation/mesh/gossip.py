@@ -209,9 +209,9 @@ class Gossip:
         try:
             return self._merge(signer, data, signed, None)
         except RecordForged as error:
-            self._host.offended(signer, f"it signs a record that is not its own ({error.detail})")
+            self._host.report_violation(signer, f"it signs a record that is not its own ({error.detail})")
         except RecordInvalid as error:  # by a newer version, perhaps
-            self._host.complain("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
+            self._host.warn("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
         return False
 
     def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
@@ -235,7 +235,7 @@ class Gossip:
             self._on_change(change)
         entry = self._ledger.get(record.peer_id)
         if entry is None and len(self._ledger) >= MAX_ENTRIES:
-            self._host.complain("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
+            self._host.warn("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
         return entry is not None and entry.signed == signed
 
     def _notice_impostor(self, record: NodeData) -> None:
@@ -271,7 +271,7 @@ class Gossip:
     async def _answer_sync(self, link: Link, stream: TrioStream) -> None:
         peer_id = link.peer_id
         if self._syncing[peer_id] >= SYNCS_OF_A_PEER or not self._syncs.of(peer_id).take(trio.current_time()):
-            self._host.complain("a peer asks for the whole ledger again and again; it has to wait", peer_id)
+            self._host.warn("a peer asks for the whole ledger again and again; it has to wait", peer_id)
             await stream.aclose()
             return
         self._syncing[peer_id] += 1
@@ -308,7 +308,7 @@ class Gossip:
             if not page:
                 return
             if not self._rows.of(peer_id).take(trio.current_time(), len(page)):
-                self._host.complain("a peer hands over records without end; it has to wait", peer_id)
+                self._host.warn("a peer hands over records without end; it has to wait", peer_id)
                 raise ProtocolViolation("records without end")
             async with self._topic.turn as turn:
                 for row in page:
@@ -327,10 +327,10 @@ class Gossip:
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:
-            self._host.offended(peer_id, f"it hands over a record that is not genuine ({error.detail})")
+            self._host.report_violation(peer_id, f"it hands over a record that is not genuine ({error.detail})")
             raise ProtocolViolation("a record that is not genuine") from None
         except RecordInvalid as error:  # by a newer version, perhaps
-            self._host.complain("a node's record is refused", peer_id, REMIND_EVERY_S, why=error.detail)
+            self._host.warn("a node's record is refused", peer_id, REMIND_EVERY_S, why=error.detail)
             return
         entry = self._ledger.get(signer)
         if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):

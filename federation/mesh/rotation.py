@@ -267,7 +267,7 @@ class Rotation:
                     await stream.send_all(_YES if has_it else _NO)
                     await stream.send_eof()
         except ProtocolViolation as error:
-            self._host.offended(link.peer_id, error.detail)
+            self._host.report_violation(link.peer_id, error.detail)
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("a peer did not hand on a rotation as it should", peer=link.peer_id, why=type(error).__name__)
         finally:
@@ -290,7 +290,7 @@ class Rotation:
         if self._host.peer_id not in order.members:
             return False  # a node that the owner leaves out takes nothing from a deputy
         if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
-            self._host.complain("a rotation of the network's token is not taken: too many, or too far ahead", link.peer_id)
+            self._host.warn("a rotation of the network's token is not taken: too many, or too far ahead", link.peer_id)
             return False
         try:
             taken = await self._take(token, SignedOrder(order, told.signature))
@@ -305,7 +305,7 @@ class Rotation:
     async def _refuse(self, link: Link, stream: TrioStream) -> None:
         """Refuse, unread, a rotation of an earlier version: any member could have made it."""
         async with stream:
-            self._host.complain(
+            self._host.warn(
                 "a member rotated the network's token; not taken, since it has no owner", link.peer_id, REMIND_EVERY_S
             )
 

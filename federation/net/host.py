@@ -39,7 +39,7 @@ from federation.errors import (
 from federation.net.admission.gate import HandshakeGate
 from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
-from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
+from federation.net.admission.warnings import REMIND_EVERY_S, Warnings
 from federation.net.dial.loop import Redial
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
@@ -123,9 +123,9 @@ class Host:
         self._upgrades: set[_Upgrade] = set()
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         self._accepting = Accepting("a peer")
-        self._complaints = Complaints()
-        self.complain, self.refusals = self._complaints.say, self._complaints.refusals
-        self.relay = Relay(reactor, self.links, relay, self.complain)
+        self._warnings = Warnings()
+        self.warn, self.refusals = self._warnings.warn, self._warnings.refusals
+        self.relay = Relay(reactor, self.links, relay, self.warn)
         self.seen_from: dict[bytes, tuple[str, int]] = {}  # where members' latest connections came from, by handshake
         self._services: dict[str, Callable[[Link, Channel, str], None]] = {
             RESERVE: self.relay.reserve,
@@ -234,7 +234,7 @@ class Host:
             now = trio.current_time()
             if not self._gate.may_connect(host, now):
                 self.rejected["too often"] += 1
-                self.complain("too many connections from one address; some are refused", host)
+                self.warn("too many connections from one address; some are refused", host)
                 await trio.aclose_forcefully(stream)
                 continue
             if self._is_full or not self._gate.evict_slowest(host, now):
@@ -261,7 +261,7 @@ class Host:
         host = where if via.remote_address is None else machine_of(via.remote_address[0])
         if not self._inbound_circuits.may_bring(via.peer_id, source, now) or not self._gate.may_connect(host, now):
             self.rejected["too often"] += 1
-            self.complain("too many connections by way of one relay; some are refused", via.peer_id)
+            self.warn("too many connections by way of one relay; some are refused", via.peer_id)
             channel.refuse("too often")
             return
         if self._nursery is None or self._is_full or not self._gate.evict_slowest(where, now):
@@ -278,31 +278,31 @@ class Host:
             with self._gate.slot(host):
                 await self.upgrade(raw, None)
         except (Ourselves, _KeptAway, _HungUp):
-            pass  # the dialling side notes it; we have complained before; a member only wanted to know whether we are here
+            pass  # the dialling side notes it; the log has it already; a member only wanted to know whether we are here
         except trio.TooSlowError:
             self.rejected["too slow"] += 1
-            self.complain("a connection did not finish its handshake in time", host)
+            self.warn("a connection did not finish its handshake in time", host)
         except FederationError as error:
             self._note_refusal(error, host)
         except Exception as error:  # noqa: BLE001  # a stranger's bytes meet all of py-libp2p here: none of it may end us
             self.rejected["handshake"] += 1
-            self.complain("a connection that is not a member's was refused", host, why=type(error).__name__)
+            self.warn("a connection that is not a member's was refused", host, why=type(error).__name__)
 
     def _note_refusal(self, error: FederationError, host: str) -> None:
         if isinstance(error, TokenRetired):
             self.token_is_retired(error)
         elif isinstance(error, TokenOutdated):
             self.rejected["old token"] += 1
-            self.complain("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
+            self.warn("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
         elif isinstance(error, TokenRefused):
             self.rejected["other token"] += 1
-            self.complain("a node with another token, or none, was refused", host)
+            self.warn("a node with another token, or none, was refused", host)
         elif isinstance(error, PeerBanned):
             self.rejected["banned"] += 1
-            self.complain("a banned peer was refused", error.detail, REMIND_EVERY_S)
+            self.warn("a banned peer was refused", error.detail, REMIND_EVERY_S)
         else:
             self.rejected["handshake"] += 1
-            self.complain("a connection that is not a member's was refused", host, why=error.detail)
+            self.warn("a connection that is not a member's was refused", host, why=error.detail)
 
     async def upgrade(self, raw: IRawConnection, libp2p_id: ID | None, *, path: Path | None = None) -> Link:
         """Handshake, proof of the token, muxer. `raw` is closed if any of it fails. Raises HandshakeFailed and more."""
@@ -471,9 +471,9 @@ class Host:
         return guarded
 
     def link_misused(self, link: Link, what: str) -> None:
-        self.offended(link.peer_id, what)
+        self.report_violation(link.peer_id, what)
 
-    def offended(self, peer_id: str, what: str) -> None:
+    def report_violation(self, peer_id: str, what: str) -> None:
         """This member did what no honest one does: it is cut off and kept away for a while. Said once an hour a peer."""
         now = trio.current_time()
         if self._quarantine.add(peer_id, now):
@@ -481,7 +481,7 @@ class Host:
         links = self._all_links(peer_id)
         for relay_id in {link.via_peer_id for link in links if link.via_peer_id}:
             if self._inbound_circuits.brought_offender(relay_id, now):
-                self.complain("many that come by way of one relay break the rules; for now nobody is let in by it", relay_id)
+                self.warn("many that come by way of one relay break the rules; for now nobody is let in by it", relay_id)
         self.cut(peer_id, f"the peer broke the rules: {what}")
 
     def link_suspect(self, link: Link) -> None:
@@ -550,7 +550,7 @@ class Host:
         if len(say_so) < 2 and self.links:
             return
         self.token_retired_at = trio.current_time()
-        self.complain(str(TokenRetired()), error.detail, REMIND_EVERY_S)
+        self.warn(str(TokenRetired()), error.detail, REMIND_EVERY_S)
 
     # Streams of our own protocols
 

@@ -57,7 +57,7 @@ class FakeHost:
     cuts: list[str] = field(default_factory=list)
     silent: set[str] = field(default_factory=set)
     offences: list[tuple[str, str]] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     handler: Callable[..., Any] | None = None
     protocol: str = ""
 
@@ -68,12 +68,12 @@ class FakeHost:
     def knows(self, link: FakeLink) -> bool:
         return self.links.get(link.peer_id) is link
 
-    def offended(self, peer_id: str, what: str) -> None:
+    def report_violation(self, peer_id: str, what: str) -> None:
         self.offences.append((peer_id, what))
         self.cut(peer_id, what)
 
-    def complain(self, event: str, _where: str, _every_s: float | None = None) -> None:
-        self.complaints.append(event)
+    def warn(self, event: str, _where: str, _every_s: float | None = None) -> None:
+        self.warnings.append(event)
 
     def handle_stream(self, protocol: str, handler: Callable[..., Any]) -> None:
         self.handler, self.protocol = handler, protocol
@@ -435,7 +435,7 @@ async def test_there_are_no_more_than_a_few_in_a_minute(clock: Any, tmp_path: Pa
             taken += await net.a.hears("b", message(token)) == b"\x01"
             await trio.sleep(1)
         assert (taken, net.a.changes) == (TAKEN_AT_ONCE, TAKEN_AT_ONCE)
-        assert set(net.a.host.complaints) == {"a rotation of the network's token is not taken: too many, or too far ahead"}
+        assert set(net.a.host.warnings) == {"a rotation of the network's token is not taken: too many, or too far ahead"}
         await trio.sleep(61)
         assert await net.a.hears("b", message(token)) == b"\x01"
 
@@ -522,7 +522,7 @@ class TestWithoutAnOwner:
             with trio.fail_after(1):
                 await net.a.host.handler(FakeLink("b", old.admission_key()), theirs)  # type: ignore[misc]
                 assert await ours.receive_some() == b""
-            assert net.a.host.complaints == ["a member rotated the network's token; not taken, since it has no owner"]
+            assert net.a.host.warnings == ["a member rotated the network's token; not taken, since it has no owner"]
             assert net.a.token == old
             assert net.a.rotation.untold() == []
 

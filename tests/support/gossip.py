@@ -90,13 +90,13 @@ class FakeHost:
         self.nursery: trio.Nursery | None = None
         self.handlers: dict[str, Callable[..., Any]] = {}
         self.offences: list[tuple[str, str]] = []
-        self.complaints: list[tuple[str, str]] = []
+        self.warnings: list[tuple[str, str]] = []
 
-    def offended(self, peer_id: str, what: str) -> None:
+    def report_violation(self, peer_id: str, what: str) -> None:
         self.offences.append((peer_id, what))
 
-    def complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
-        self.complaints.append((event, where))
+    def warn(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
+        self.warnings.append((event, where))
 
     @property
     def links(self) -> dict[str, FakeHost]:

@@ -217,7 +217,7 @@ class TestWhoBringsThem:
                 for evil in bad:
                     await evil.host.dial_through(relay.id, b.id)
                     await until(lambda evil=evil: evil.id in b.host.links)
-                    b.host.offended(evil.id, "on purpose")
+                    b.host.report_violation(evil.id, "on purpose")
             assert len([entry for entry in logs if "for now nobody is let in" in entry["event"]]) == 1
             with pytest.raises(PeerUnavailable, match="too often"):
                 await late.host.dial_through(relay.id, b.id)
