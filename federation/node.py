@@ -89,7 +89,7 @@ class Node:
 
         self.rates = Rates()
         self.metrics = Metrics()
-        self.metrics.now = lambda: status.metrics(self.parts)
+        self.metrics.snapshot = lambda: status.metrics(self.parts)
         self.reactor = Reactor()
         self.ledger = Ledger(is_linked=lambda peer: peer in self.host.links or peer == self.host.peer_id)
         self.book = AddressBook()
@@ -298,27 +298,27 @@ class Node:
         serve_tunnel(self.backends, link, channel, service)
 
     def peer_up(self, link: Link) -> None:
-        name, address = self.parts.name_of(link.peer), link.remote_address
-        _say(self._links_said, "peer connected", peer=link.peer, name=name, address=address, path=link.path)
+        name, address = self.parts.name_of(link.peer_id), link.remote_address
+        _say(self._links_said, "peer connected", peer=link.peer_id, name=name, address=address, path=link.path)
         self.rotation.peer_up(link)
-        self.roster.forgive(link.peer)
+        self.roster.forgive(link.peer_id)
         self.roster.changed()
         self.paths.peer_up(link)
         if link.is_initiator and self._nursery is not None:
             self._nursery.start_soon(talk, link, self.gossip.sync)
 
-    def peer_down(self, peer: str, reason: str) -> None:
-        _say(self._links_said, "peer disconnected", peer=peer, name=self.parts.name_of(peer), why=reason)
+    def peer_down(self, peer_id: str, reason: str) -> None:
+        _say(self._links_said, "peer disconnected", peer=peer_id, name=self.parts.name_of(peer_id), why=reason)
         self.roster.changed()
         self.paths.reach.look()
 
     def peer_suspect(self, link: Link) -> None:
         if link.suspect:
-            log.warning("peer does not answer; nobody is sent there until it does", peer=link.peer)
-            self.frontend.peer_suspect(link.peer)
+            log.warning("peer does not answer; nobody is sent there until it does", peer=link.peer_id)
+            self.frontend.peer_suspect(link.peer_id)
         else:
-            log.info("peer answers again", peer=link.peer)
-            self.roster.forgive(link.peer)
+            log.info("peer answers again", peer=link.peer_id)
+            self.roster.forgive(link.peer_id)
         self.roster.changed()
 
     def _ledger_changed(self, change: Change) -> None:

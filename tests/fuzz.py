@@ -283,7 +283,7 @@ def gossip(data: bytes) -> str:
         me.knows(NodeData(peer_id="bob", last_seen=NOW, incarnation=1, seq=1))
         ours, theirs = trio.testing.memory_stream_pair()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer="eve"), theirs)
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer_id="eve"), theirs)
             await ours.send_all(data)
             await ours.send_eof()
             heard = 0

@@ -40,7 +40,7 @@ DECISIONS_EVERY_S = 0.25
 DECISIONS_AT_ONCE = 10
 MAX_SHARE = 0.02  # of a core for producing states: in a large network they come less often,
 RAREST_S = 5.0  # but often enough that the page sees that the connection lives
-LINGER_S = 60.0  # without clients, so that one that reconnects misses nothing
+RECONNECT_WITHIN_S = 60.0  # without clients, so that one that reconnects misses nothing
 RING_BYTES = 4 * 1024 * 1024
 RING_EVENTS = 1024
 MAX_CLIENTS = 16
@@ -84,7 +84,7 @@ class Hub:
         """Produce while anybody listens, or did lately."""
         is_news = False  # what happened while nobody listened is none
         while True:
-            if not self.clients and trio.current_time() - self._alone_since > LINGER_S:
+            if not self.clients and trio.current_time() - self._alone_since > RECONNECT_WITHIN_S:
                 self._wanted = trio.Event()
                 await self._wanted.wait()
                 is_news = False

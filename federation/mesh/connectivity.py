@@ -127,13 +127,13 @@ class Paths:
 
     # Others
 
-    def _relays(self, peer: str) -> bool:
-        entry = self._ledger.get(peer)
+    def _relays(self, peer_id: str) -> bool:
+        entry = self._ledger.get(peer_id)
         return entry is not None and entry.record.relays and not entry.record.left
 
-    def routes(self, peer: str) -> list[str]:
-        """The connected relays that lead to `peer`, the nearest first."""
-        entry = self._ledger.get(peer)
+    def routes(self, peer_id: str) -> list[str]:
+        """The connected relays that lead to `peer_id`, the nearest first."""
+        entry = self._ledger.get(peer_id)
         links = self._host.links
         if entry is None or entry.record.left:
             return []
@@ -148,7 +148,7 @@ class Paths:
         if link.remote_address is not None and self.surroundings.linked(link.remote_address[0]):
             self._host.book.wake_all()
             self._host.look_at_book()
-        waiting = [record.peer_id for record in self._ledger.records() if link.peer in record.via]
+        waiting = [record.peer_id for record in self._ledger.records() if link.peer_id in record.via]
         for peer in waiting:
             self._host.book.refresh(peer)
         if waiting:
@@ -205,9 +205,7 @@ class Paths:
         while True:
             found = [PeerAddress(a.host, a.port, self._host.peer_id) for name in names for a in await self._stands_for(name)]
             if not found and not self._resolved:
-                self._host.complain(
-                    "a name to announce stands for no address here, and others do not dial names", str(names[0])
-                )
+                self._host.warn("a name to announce stands for no address here, and others do not dial names", str(names[0]))
             if found and found != self._resolved:  # if resolving fails, the last result stands
                 self._resolved = found
                 self._reach_changed()

@@ -209,9 +209,9 @@ class Gossip:
         try:
             return self._merge(signer, data, signed, None)
         except RecordForged as error:
-            self._host.offended(signer, f"it signs a record that is not its own ({error.detail})")
+            self._host.report_violation(signer, f"it signs a record that is not its own ({error.detail})")
         except RecordInvalid as error:  # by a newer version, perhaps
-            self._host.complain("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
+            self._host.warn("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
         return False
 
     def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
@@ -235,7 +235,7 @@ class Gossip:
             self._on_change(change)
         entry = self._ledger.get(record.peer_id)
         if entry is None and len(self._ledger) >= MAX_ENTRIES:
-            self._host.complain("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
+            self._host.warn("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
         return entry is not None and entry.signed == signed
 
     def _notice_impostor(self, record: NodeData) -> None:
@@ -257,36 +257,36 @@ class Gossip:
             return
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
-                stream = await self._host.open_stream(link.peer, self._protocol)
+                stream = await self._host.open_stream(link.peer_id, self._protocol)
                 async with stream:
                     await wire.send(stream, self._digest())
                     theirs = await _receive_digest(stream)
-                    await self._take_pages(stream, link.peer)
+                    await self._take_pages(stream, link.peer_id)
                     await self._send_pages(stream, theirs)
                     await stream.send_eof()
                     await stream.receive_some(1)  # until the other side has read it all
         except (PeerUnavailable, ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("ledger sync failed", peer=link.peer, why=str(error) or type(error).__name__)
+            log.debug("ledger sync failed", peer=link.peer_id, why=str(error) or type(error).__name__)
 
     async def _answer_sync(self, link: Link, stream: TrioStream) -> None:
-        peer = link.peer
-        if self._syncing[peer] >= SYNCS_OF_A_PEER or not self._syncs.of(peer).take(trio.current_time()):
-            self._host.complain("a peer asks for the whole ledger again and again; it has to wait", peer)
+        peer_id = link.peer_id
+        if self._syncing[peer_id] >= SYNCS_OF_A_PEER or not self._syncs.of(peer_id).take(trio.current_time()):
+            self._host.warn("a peer asks for the whole ledger again and again; it has to wait", peer_id)
             await stream.aclose()
             return
-        self._syncing[peer] += 1
+        self._syncing[peer_id] += 1
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 async with stream:
                     theirs = await _receive_digest(stream)
                     await wire.send(stream, self._digest())
                     await self._send_pages(stream, theirs)
-                    await self._take_pages(stream, peer)
+                    await self._take_pages(stream, peer_id)
                     await stream.send_eof()
         except (ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("ledger sync failed", peer=peer, why=str(error) or type(error).__name__)
+            log.debug("ledger sync failed", peer=peer_id, why=str(error) or type(error).__name__)
         finally:
-            self._syncing -= Counter([peer])  # nobody stays at 0
+            self._syncing -= Counter([peer_id])  # nobody stays at 0
 
     def _digest(self) -> list[tuple[str, int, int]]:
         return [(peer_id, *version) for peer_id, version in self._ledger.digest().items()]
@@ -302,21 +302,21 @@ class Gossip:
             await wire.send(stream, rows[at : at + PAGE])
         await wire.send(stream, [])
 
-    async def _take_pages(self, stream: TrioStream, peer: str) -> None:
+    async def _take_pages(self, stream: TrioStream, peer_id: str) -> None:
         for _ in range(MAX_PAGES):
             page = await wire.receive_rows(stream, at_most=MAX_SYNC_BYTES, rows=PAGE, fields=2)
             if not page:
                 return
-            if not self._rows.of(peer).take(trio.current_time(), len(page)):
-                self._host.complain("a peer hands over records without end; it has to wait", peer)
+            if not self._rows.of(peer_id).take(trio.current_time(), len(page)):
+                self._host.warn("a peer hands over records without end; it has to wait", peer_id)
                 raise ProtocolViolation("records without end")
             async with self._topic.turn as turn:
                 for row in page:
-                    await self._take_row(row, peer)
+                    await self._take_row(row, peer_id)
                     await turn.pause()
         raise ProtocolViolation("too many records")
 
-    async def _take_row(self, row: object, peer: str) -> None:
+    async def _take_row(self, row: object, peer_id: str) -> None:
         match row:
             case [bytes(signed), int(age_ms)] if 0 <= age_ms < 2**40:
                 pass
@@ -327,14 +327,14 @@ class Gossip:
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:
-            self._host.offended(peer, f"it hands over a record that is not genuine ({error.detail})")
+            self._host.report_violation(peer_id, f"it hands over a record that is not genuine ({error.detail})")
             raise ProtocolViolation("a record that is not genuine") from None
         except RecordInvalid as error:  # by a newer version, perhaps
-            self._host.complain("a node's record is refused", peer, REMIND_EVERY_S, why=error.detail)
+            self._host.warn("a node's record is refused", peer_id, REMIND_EVERY_S, why=error.detail)
             return
         entry = self._ledger.get(signer)
         if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):
-            await self._topic.forward(peer, signed)  # the topic carries no age: an offline node would come back by it
+            await self._topic.forward(peer_id, signed)  # the topic carries no age: an offline node would come back by it
 
 
 async def _receive_digest(stream: TrioStream) -> dict[str, tuple[int, int]]:

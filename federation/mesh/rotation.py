@@ -181,9 +181,9 @@ class Rotation:
     # Running
 
     def peer_up(self, link: Link) -> None:
-        if link.peer in self.left_out():
-            log.warning("a peer came with the former token and is not told the new one", peer=link.peer)
-        self._told_at.pop(link.peer, None)
+        if link.peer_id in self.left_out():
+            log.warning("a peer came with the former token and is not told the new one", peer=link.peer_id)
+        self._told_at.pop(link.peer_id, None)
         self._wake.set()
 
     async def run(self) -> None:
@@ -231,22 +231,24 @@ class Rotation:
                 next_try = min(next_try, again_at)
         return next_try
 
-    async def _tell(self, peer: str) -> None:
+    async def _tell(self, peer_id: str) -> None:
         keyring = self.keyring
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
-                async with await self._host.open_stream(peer, self._protocol) as stream:
-                    if keyring is not self.keyring or not keyring.may_be_told(stream.link.peer, stream.link.admission_key):
+                async with await self._host.open_stream(peer_id, self._protocol) as stream:
+                    if keyring is not self.keyring or not keyring.may_be_told(
+                        stream.link.peer_id, stream.link.admission_key
+                    ):
                         return  # the link or the token changed while the stream opened
                     await stream.send_all(self._message)
                     has_it = await stream.receive_some(1) == _YES
             if has_it and keyring is self.keyring:
-                self._has_it.add(peer)
+                self._has_it.add(peer_id)
         except (PeerUnavailable, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("a member was not told the new token yet", peer=peer, why=str(error) or type(error).__name__)
+            log.debug("a member was not told the new token yet", peer=peer_id, why=str(error) or type(error).__name__)
         finally:
-            self._telling.discard(peer)
-            self._told_at[peer] = trio.current_time()
+            self._telling.discard(peer_id)
+            self._told_at[peer_id] = trio.current_time()
             self._answered.set()
             self._wake.set()
 
@@ -254,10 +256,10 @@ class Rotation:
 
     async def _answer(self, link: Link, stream: TrioStream) -> None:
         # One at a time and bounded: each order may have MAX_ORDER_BYTES, and its signature is checked between connections.
-        if link.peer in self._hearing or not self._hearings.of(link.peer).take(trio.current_time()):
+        if link.peer_id in self._hearing or not self._hearings.of(link.peer_id).take(trio.current_time()):
             await stream.aclose()
             return
-        self._hearing.add(link.peer)
+        self._hearing.add(link.peer_id)
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
                 async with stream:
@@ -265,11 +267,11 @@ class Rotation:
                     await stream.send_all(_YES if has_it else _NO)
                     await stream.send_eof()
         except ProtocolViolation as error:
-            self._host.offended(link.peer, error.detail)
+            self._host.report_violation(link.peer_id, error.detail)
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("a peer did not hand on a rotation as it should", peer=link.peer, why=type(error).__name__)
+            log.debug("a peer did not hand on a rotation as it should", peer=link.peer_id, why=type(error).__name__)
         finally:
-            self._hearing.discard(link.peer)
+            self._hearing.discard(link.peer_id)
 
     async def _hear(self, link: Link, told: _Told) -> bool:
         """Check and take a token. Returns whether this node has it now. Raises ProtocolViolation for a forged one."""
@@ -277,7 +279,7 @@ class Rotation:
         if not self._host.knows(link):
             return False  # the peer hung up behind its message
         if hmac.compare_digest(told.secret, present.secret):
-            self._knows(link.peer)
+            self._knows(link.peer_id)
             return True
         if (number_of(told.order), told.secret) <= (present.rotations, present.secret):
             return False  # an old rotation, whatever its signature
@@ -288,7 +290,7 @@ class Rotation:
         if self._host.peer_id not in order.members:
             return False  # a node that the owner leaves out takes nothing from a deputy
         if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
-            self._host.complain("a rotation of the network's token is not taken: too many, or too far ahead", link.peer)
+            self._host.warn("a rotation of the network's token is not taken: too many, or too far ahead", link.peer_id)
             return False
         try:
             taken = await self._take(token, SignedOrder(order, told.signature))
@@ -296,19 +298,19 @@ class Rotation:
             log.error("the network's token was rotated, and this node cannot keep the new one", why=error.detail)
             return False
         if taken:
-            log.warning("the network's token was rotated", by_way_of=link.peer, rotations=order.number)
-            self._knows(link.peer)
+            log.warning("the network's token was rotated", by_way_of=link.peer_id, rotations=order.number)
+            self._knows(link.peer_id)
         return taken
 
     async def _refuse(self, link: Link, stream: TrioStream) -> None:
         """Refuse, unread, a rotation of an earlier version: any member could have made it."""
         async with stream:
-            self._host.complain(
-                "a member rotated the network's token; not taken, since it has no owner", link.peer, REMIND_EVERY_S
+            self._host.warn(
+                "a member rotated the network's token; not taken, since it has no owner", link.peer_id, REMIND_EVERY_S
             )
 
-    def _knows(self, peer: str) -> None:
-        self._has_it.add(peer)
+    def _knows(self, peer_id: str) -> None:
+        self._has_it.add(peer_id)
         self._answered.set()
 
     # Both
@@ -345,8 +347,8 @@ class Rotation:
         """Peers with a link that have the present token, as far as this node knows."""
         return self._host.links.keys() - set(self._without_it())
 
-    def _may_be_told(self, peer: str) -> bool:
-        return self.keyring.may_be_told(peer, self._host.links[peer].admission_key)
+    def _may_be_told(self, peer_id: str) -> bool:
+        return self.keyring.may_be_told(peer_id, self._host.links[peer_id].admission_key)
 
 
 NO_OWNER = (

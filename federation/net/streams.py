@@ -24,7 +24,7 @@ class MuxStream(IMuxedStream):
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel
-        self.muxed_conn = self.link = link
+        self.link, self.muxed_conn = link, link.muxed_conn
         channel.other = self
         self._in = bytearray()  # not a queue of chunks: a remote that sends by twos would have us hold 40 bytes for each
         self._arrived = trio.Event()

@@ -13,7 +13,7 @@ import trio
 from federation import __version__
 from federation.errors import TokenRetired
 from federation.forward.attempts import State
-from federation.metrics import Now
+from federation.metrics import Snapshot
 from federation.ops import invitation, schemas
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def rates(node: Parts) -> schemas.Rates:
     }
 
 
-def metrics(node: Parts) -> Now:
+def metrics(node: Parts) -> Snapshot:
     """The gauges and counters at a scrape."""
     frontend, links = node.frontend, node.host.links
     received, delivered = frontend.bytes_moved()
@@ -211,7 +211,7 @@ def metrics(node: Parts) -> Now:
         _state_of(node, record, utc_now, links.get(record.peer_id)) for record in (node.own_record(0), *records)
     )
     known = (node.peer_id, *links)
-    return Now(
+    return Snapshot(
         received=received,
         delivered=delivered,
         open=len(frontend.active),
@@ -325,7 +325,7 @@ def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
         "services": record.services,
         "draining": record.draining,
         "path": _path_to(node, record.peer_id),
-        "via": "" if link is None else link.via_peer,
+        "via": "" if link is None else link.via_peer_id,
         "rtt_ms": _rtt_ms(link),
         "version": record.version,
         "addresses": list(record.addresses),

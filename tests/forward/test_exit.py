@@ -337,15 +337,15 @@ async def test_no_descriptor_is_left_whatever_happens() -> None:
 class StoppedLink:
     """What it has in its socket comes when the test says so."""
 
-    peer = "12D3KooWentry"
+    peer_id = "12D3KooWentry"
 
     def __init__(self) -> None:
         self.unread: list[Callable[[], None]] = []
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
+    def when_read_empty(self, callback: Callable[[], None]) -> None:
         self.unread.append(callback)
 
-    drain = when_drained
+    read_until_empty = when_read_empty
 
     def reads(self) -> None:
         unread, self.unread = self.unread, []

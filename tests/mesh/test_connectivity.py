@@ -42,8 +42,8 @@ class World:
 
     def link(self, peer_id: str, **fields: Any) -> SimpleNamespace:
         link = SimpleNamespace(
-            **{"peer": peer_id, "path": "direct", "rtt_s": None, "is_initiator": True, "remote_address": ("198.51.100.1", 1),
-               "local_host": "192.0.2.1", "failed": "", **fields}
+            **{"peer_id": peer_id, "path": "direct", "rtt_s": None, "is_initiator": True,
+               "remote_address": ("198.51.100.1", 1), "local_host": "192.0.2.1", "failed": "", **fields}
         )  # fmt: skip
         link.pings = 0
         link.fail = lambda reason: setattr(link, "failed", reason)

@@ -326,7 +326,7 @@ class TestHearing:
         me = Member("me")
         assert not me.topic.accept("bob", data, sign("bob", data))
         assert len(me.ledger) == 0
-        assert me.host.complaints == [("a node's record is refused", "bob")]
+        assert me.host.warnings == [("a node's record is refused", "bob")]
         assert me.host.offences == []
 
     async def test_what_is_older_goes_no_further(self, offline: Any) -> None:
@@ -380,7 +380,7 @@ async def sync(dialler: Member, listener: Member) -> None:
 
 
 def link_to(member: Member) -> Link:
-    return SimpleNamespace(peer=member.name)  # type: ignore[return-value]
+    return SimpleNamespace(peer_id=member.name)  # type: ignore[return-value]
 
 
 class TestSync:
@@ -481,7 +481,7 @@ class TestSync:
         a.knows(record("good"))
         await sync(b, a)
         assert set(b.ledger.digest()) == {"good"}
-        assert b.host.complaints == [("a node's record is refused", "a")]
+        assert b.host.warnings == [("a node's record is refused", "a")]
         assert b.host.offences == []
 
     async def test_again_and_again_is_answered_at_a_pace(self, offline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,7 +491,7 @@ class TestSync:
             b.knows(record(f"n{n}"))
             await sync(a, b)
         assert set(a.ledger.digest()) == {"n0", "n1"}
-        assert b.host.complaints == [("a peer asks for the whole ledger again and again; it has to wait", "a")] * 2
+        assert b.host.warnings == [("a peer asks for the whole ledger again and again; it has to wait", "a")] * 2
         await trio.sleep(1 / gossip_module.SYNCS_A_SECOND)
         await sync(a, b)
         assert set(a.ledger.digest()) == {"n0", "n1", "n2", "n3"}
@@ -503,7 +503,7 @@ class TestSync:
             a.knows(record(f"n{n}"))
         await sync(b, a)
         assert len(b.ledger) == PAGE
-        assert b.host.complaints == [("a peer hands over records without end; it has to wait", "a")]
+        assert b.host.warnings == [("a peer hands over records without end; it has to wait", "a")]
 
     async def test_what_nobody_signed_stays_here(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
@@ -574,7 +574,7 @@ class TestSyncOfManyLinks:
 
         me.host.open_stream = open_stream  # type: ignore[method-assign]
         for _ in range(300):
-            await me.gossip.sync(SimpleNamespace(peer="p0"))  # type: ignore[arg-type]
+            await me.gossip.sync(SimpleNamespace(peer_id="p0"))  # type: ignore[arg-type]
         assert least <= len(opened) <= most
 
 
@@ -583,7 +583,7 @@ async def test_who_is_left_out_of_a_full_ledger_is_told_of(offline: Any) -> None
     for n in range(MAX_ENTRIES):
         me.knows(record(f"p{n}"))
     assert not me.hears(record("late"))
-    assert [where for _, where in me.host.complaints] == ["ledger"]
+    assert [where for _, where in me.host.warnings] == ["ledger"]
     assert "late" not in me.ledger
 
 
@@ -595,7 +595,7 @@ class TestSyncOfNonsense:
         ours, theirs = trio.testing.memory_stream_pair()
         said = bytearray()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer="eve"), theirs)
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer_id="eve"), theirs)
             await ours.send_all(data)
             if eof:
                 await ours.send_eof()

@@ -85,7 +85,7 @@ async def a_stream() -> AsyncIterator[Rig]:
         acknowledge=caller.acknowledge, writable=caller.writable,
         send=caller.send, send_eof=caller.send_eof, abort=caller.abort,
     )  # fmt: skip
-    stream = MuxStream(channel, link=SimpleNamespace())  # type: ignore[arg-type]
+    stream = MuxStream(channel, link=SimpleNamespace(muxed_conn=None))  # type: ignore[arg-type]
     caller.other = stream
     read, end, stopped = bytearray(), [""], [False]
 

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerUnavailable, TokenRetired
 from federation.net import host as host_module
-from federation.net import links as link_table
+from federation.net import link_table
 from federation.net.admission import gate, quarantine
 from federation.net.dial import loop
 from federation.net.dial.address import PeerAddress
@@ -81,8 +81,8 @@ class TestConnect:
         async with peers(2) as (a, b):
             a.knows(b, with_id=with_id)
             await until(lambda: a.has(b) and b.has(a))
-            assert [link.peer for link in a.events.up] == [b.id]
-            assert [link.peer for link in b.events.up] == [a.id]
+            assert [link.peer_id for link in a.events.up] == [b.id]
+            assert [link.peer_id for link in b.events.up] == [a.id]
             assert a.host.links[b.id].is_initiator
             assert not b.host.links[a.id].is_initiator
             await assert_serves(b, a)
@@ -271,7 +271,7 @@ class TestDuplicates:
             await connect_again(lower, higher)
             lower.host.handle_stream(PROTOCOL, echo)
             async with await higher.host.open_stream(lower.id, PROTOCOL) as stream:
-                assert stream._stream.muxed_conn is higher.host.links[lower.id]
+                assert stream.link is higher.host.links[lower.id]
             for stream_ in streams:
                 await stream_.reset()
 
@@ -844,7 +844,7 @@ class TestEveryConnection:
             asked: list[str] = []
 
             async def hear(link: Link, stream: TrioStream) -> None:
-                asked.append(link.peer)
+                asked.append(link.peer_id)
 
             b.host.handle_stream(PROTOCOL, hear)
             opener = End()
@@ -865,7 +865,7 @@ class TestEveryConnection:
     async def test_cut_ends_a_handshake_that_is_on_its_way(self) -> None:
         async with peers(2) as (a, b):
             raw = await proven(a, b)
-            assert [upgrade.peer for upgrade in b.host._upgrades] == [a.id]
+            assert [upgrade.peer_id for upgrade in b.host._upgrades] == [a.id]
             b.banned.add(a.id)
             b.host.cut(a.id, "banned")
             await hangs_up(raw)

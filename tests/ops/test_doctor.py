@@ -38,7 +38,7 @@ def only(findings: Iterable[Finding]) -> tuple[str, str, str]:
 
 
 def linked(node: Any, peer: str, *, initiator: bool) -> None:
-    node.host.links[peer] = SimpleNamespace(suspect=False, is_initiator=initiator, peer=peer, rtt_s=None)
+    node.host.links[peer] = SimpleNamespace(suspect=False, is_initiator=initiator, peer_id=peer, rtt_s=None)
 
 
 async def test_a_lonely_entry_is_examined_without_asking_anybody(make: MakeNode) -> None:

@@ -32,7 +32,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.net.link.mux import Opener
+    from federation.net.link.mux import TunnelObserver
     from federation.reactor.duplex import Duplex
 
 OWN = "own"
@@ -51,10 +51,10 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
 class Tunnel:
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
-    def __init__(self, peer_id: str, service: str, opener: Opener, other: Duplex) -> None:
+    def __init__(self, peer_id: str, service: str, opener: TunnelObserver, other: Duplex) -> None:
         self.peer_id = peer_id
         self.service = service
-        self.opener: Opener | None = opener
+        self.opener: TunnelObserver | None = opener
         self.other = other
         self.client_name = other._client.client_name  # type: ignore[attr-defined]
         self.data = b""  # sent by the entry
@@ -151,7 +151,7 @@ class FakeLink:
     def read(self) -> None:
         self.arrived()
 
-    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Tunnel:
+    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Tunnel:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
         tunnel = Tunnel(self.peer_id, service, opener, other)

@@ -324,11 +324,11 @@ class Mux:
                 self._remote_channels -= 1
                 self._streams -= not channel.tunnel
             self.starved.pop(channel, None)
-            ring = self.send_queue
-            if len(ring) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
-                turns = [waiting for waiting in ring if not waiting.closed]
-                ring.clear()
-                ring.extend(turns)
+            queue = self.send_queue
+            if len(queue) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
+                turns = [waiting for waiting in queue if not waiting.closed]
+                queue.clear()
+                queue.extend(turns)
 
     def abort(self, reason: str) -> None:
         """The connection is gone: every channel's other end hears it."""
@@ -371,20 +371,20 @@ class Mux:
         return b"".join(parts)
 
     def _next_data(self, parts: list[bytes | memoryview], room: int, taken: list[Channel]) -> int:
-        ring = self.send_queue
-        while ring and room > HEADER_BYTES:
-            channel = ring.popleft()
+        queue = self.send_queue
+        while queue and room > HEADER_BYTES:
+            channel = queue.popleft()
             if channel.out_size:
                 limit = room - HEADER_BYTES
-                room -= HEADER_BYTES + channel.take(min(limit, QUANTUM) if ring else limit, parts)
+                room -= HEADER_BYTES + channel.take(min(limit, QUANTUM) if queue else limit, parts)
                 if channel.waiting:
                     taken.append(channel)
             if channel.out_size:
-                ring.append(channel)
+                queue.append(channel)
                 continue
             if channel.fin_queued and not channel.fin_sent and not channel.closed:
                 if room < HEADER_BYTES:
-                    ring.append(channel)
+                    queue.append(channel)
                     break
                 parts.append(HEADER.pack(FIN, channel.id, 0))
                 room -= HEADER_BYTES

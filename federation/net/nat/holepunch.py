@@ -110,16 +110,16 @@ class Puncher:
                 await again.wait()
                 tries = 0
             tries += 1
-            if self._host.links.get(link.peer) is not link:
+            if self._host.links.get(link.peer_id) is not link:
                 return
             await self._lead(link)
 
     async def _lead(self, link: Link) -> None:
         try:
-            async with self._door(link.peer) as (at, listeners):
+            async with self._door(link.peer_id) as (at, listeners):
                 with trio.fail_after(APPOINTMENT_S):
                     ours = await self._endpoints(at)
-                    stream = await self._host.open_stream(link.peer, PROTOCOL)
+                    stream = await self._host.open_stream(link.peer_id, PROTOCOL)
                     async with stream:
                         await wire.send(stream, ours)
                         theirs = self._meetable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
@@ -130,14 +130,14 @@ class Puncher:
                         await wire.send(stream, "go")
                         await stream.send_eof()
                 await trio.sleep(rtt_s / 2)
-                log.debug("dialling each other", peer=link.peer, ours=ours, theirs=theirs)
-                await self._meet(link.peer, at, listeners, theirs, leads=True)
+                log.debug("dialling each other", peer=link.peer_id, ours=ours, theirs=theirs)
+                await self._meet(link.peer_id, at, listeners, theirs, leads=True)
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("no appointment for a direct connection", peer=link.peer, why=str(error) or type(error).__name__)
+            log.debug("no appointment for a direct connection", peer=link.peer_id, why=str(error) or type(error).__name__)
 
     async def _follow(self, link: Link, stream: TrioStream) -> None:
-        peer = link.peer
-        async with self._door(peer) as (at, listeners):
+        peer_id = link.peer_id
+        async with self._door(peer_id) as (at, listeners):
             with trio.fail_after(APPOINTMENT_S):
                 async with stream:
                     theirs = self._meetable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
@@ -146,23 +146,23 @@ class Puncher:
                     await _hear(stream, "when")
                     await wire.send(stream, "now")
                     await _hear(stream, "go")
-            log.debug("dialling each other", peer=peer, ours=ours, theirs=theirs)
-            await self._meet(peer, at, listeners, theirs, leads=False)
+            log.debug("dialling each other", peer=peer_id, ours=ours, theirs=theirs)
+            await self._meet(peer_id, at, listeners, theirs, leads=False)
 
     @asynccontextmanager
-    async def _door(self, peer: str) -> AsyncIterator[tuple[HostPort, list[trio.SocketListener]]]:
+    async def _door(self, peer_id: str) -> AsyncIterator[tuple[HostPort, list[trio.SocketListener]]]:
         """Bind a port for one meeting. Raises OSError, and ProtocolViolation if a meeting makes no sense, or not yet."""
-        if peer in self._meeting or self._listen is None:
+        if peer_id in self._meeting or self._listen is None:
             raise ProtocolViolation("we are about to meet already")  # both dialled a relayed link at once, and both lead
-        link = self._host.links.get(peer)
+        link = self._host.links.get(peer_id)
         if link is None or link.path != "relayed":
             raise ProtocolViolation("only who is connected through a relay needs to be met")
         now = trio.current_time()
         self._met = {known: at for known, at in self._met.items() if now - at < MEET_EVERY_S}
-        if peer in self._met:
+        if peer_id in self._met:
             raise ProtocolViolation("we have met a moment ago")
-        self._met[peer] = now
-        self._meeting.add(peer)
+        self._met[peer_id] = now
+        self._meeting.add(peer_id)
         try:
             at, listeners = await listen_beside(self._listen)
             try:
@@ -171,7 +171,7 @@ class Puncher:
                 for listener in listeners:
                     listener.socket.close()
         finally:
-            self._meeting.discard(peer)
+            self._meeting.discard(peer_id)
 
     async def _endpoints(self, at: HostPort) -> list[Endpoint]:
         face = await self._face_of(at)
@@ -186,7 +186,7 @@ class Puncher:
         return [(a.host, a.port) for a in (*outside, *near)]
 
     async def _meet(
-        self, peer: str, at: HostPort, listeners: list[trio.SocketListener], theirs: list[Endpoint], *, leads: bool
+        self, peer_id: str, at: HostPort, listeners: list[trio.SocketListener], theirs: list[Endpoint], *, leads: bool
     ) -> None:
         """Dial all endpoints, and accept connections at our port, until there is a direct link."""
         found = trio.Event()
@@ -194,21 +194,21 @@ class Puncher:
         with trio.move_on_after(MEETING_S) as meeting:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
-                    nursery.start_soon(self._open, nursery, greeted, listener, peer, leads, found)
+                    nursery.start_soon(self._open, nursery, greeted, listener, peer_id, leads, found)
                 for endpoint in theirs:
-                    nursery.start_soon(self._knock, at, endpoint, peer, leads, found)
+                    nursery.start_soon(self._knock, at, endpoint, peer_id, leads, found)
                 await found.wait()
                 nursery.cancel_scope.cancel()
         if meeting.cancelled_caught:
-            log.debug("no direct connection could be made; the relay stays", peer=peer)
+            log.debug("no direct connection could be made; the relay stays", peer=peer_id)
 
     async def _open(
-        self, nursery: trio.Nursery, greeted: trio.CapacityLimiter, listener: trio.SocketListener, peer: str, leads: bool,
+        self, nursery: trio.Nursery, greeted: trio.CapacityLimiter, listener: trio.SocketListener, peer_id: str, leads: bool,
         found: trio.Event,
     ) -> None:  # fmt: skip
         async def greet(stream: trio.SocketStream, host: str) -> None:
             try:
-                await self._greet(stream, host, peer, leads, found)
+                await self._greet(stream, host, peer_id, leads, found)
             finally:
                 greeted.release_on_behalf_of(stream)
 
@@ -226,31 +226,31 @@ class Puncher:
                 continue
             nursery.start_soon(greet, stream, host)
 
-    async def _knock(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> None:
+    async def _knock(self, at: HostPort, endpoint: Endpoint, peer_id: str, leads: bool, found: trio.Event) -> None:
         pause_s = KNOCK_AGAIN_S
         for _ in range(KNOCKS):
             while not self._pace.take(endpoint[0], trio.current_time()):  # noqa: ASYNC110  # a bucket fills by itself
                 await trio.sleep(WAIT_FOR_PACE_S)
-            if not await self._knock_once(at, endpoint, peer, leads, found):
+            if not await self._knock_once(at, endpoint, peer_id, leads, found):
                 return
             await trio.sleep(pause_s)
             pause_s *= KNOCK_SLOWER
 
-    async def _knock_once(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> bool:
+    async def _knock_once(self, at: HostPort, endpoint: Endpoint, peer_id: str, leads: bool, found: trio.Event) -> bool:
         """Dial an endpoint once. Returns whether another try makes sense."""
         try:
             stream = await open_from_port(at, *endpoint, within_s=MEETING_S)
         except OSError as error:
             return _errno(error) not in NO_USE
-        await self._greet(stream, endpoint[0], peer, leads, found)
+        await self._greet(stream, endpoint[0], peer_id, leads, found)
         return True
 
-    async def _greet(self, stream: trio.SocketStream, host: str, peer: str, leads: bool, found: trio.Event) -> None:
+    async def _greet(self, stream: trio.SocketStream, host: str, peer_id: str, leads: bool, found: trio.Event) -> None:
         path: Path = "punched" if self._is_outside(host) else "direct"
         try:
-            await self._host.met(stream, peer, leads=leads, path=path)
+            await self._host.met(stream, peer_id, leads=leads, path=path)
         except Exception as error:  # noqa: BLE001  # as in Host._admit: any program may answer there
-            log.debug("somebody else, or nobody, is there", peer=peer, at=host, why=str(error) or type(error).__name__)
+            log.debug("somebody else, or nobody, is there", peer=peer_id, at=host, why=str(error) or type(error).__name__)
         else:
             found.set()
 

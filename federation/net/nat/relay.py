@@ -58,19 +58,19 @@ class RelayLimits:
 
 
 class Relay:
-    """`links` are this node's; `complain(event, where, **details)` logs within limits. `limits` None: no relaying here."""
+    """`links` are this node's; `warn(event, where, **details)` logs within limits. `limits` None: no relaying here."""
 
     def __init__(
         self,
         reactor: Reactor,
         links: Mapping[str, Link],
         limits: RelayLimits | None,
-        complain: Callable[..., None],
+        warn: Callable[..., None],
     ) -> None:
         self.limits = limits
         self._reactor = reactor
         self._links = links
-        self._complain = complain
+        self._warn = warn
         self._places: dict[str, _Place] = {}
         self._circuits: Counter[str] = Counter()  # by the member that asked
         self._asked = Buckets[str](ASKED_A_SECOND, ASKED_AT_ONCE, max_keys=MAX_ASKERS)
@@ -101,37 +101,37 @@ class Relay:
             channel.refuse("this node does not relay")
         elif link.path == "relayed":
             channel.refuse("the relay itself is reached through a relay")
-        elif len(self._places) >= self.limits.reservations and link.peer not in self._places:
-            self._complain("a reservation was refused, all places are taken", link.peer, limit=self.limits.reservations)
+        elif len(self._places) >= self.limits.reservations and link.peer_id not in self._places:
+            self._warn("a reservation was refused, all places are taken", link.peer_id, limit=self.limits.reservations)
             channel.refuse("all places are taken")
         else:
-            old = self._places.get(link.peer)
-            self._places[link.peer] = place
+            old = self._places.get(link.peer_id)
+            self._places[link.peer_id] = place
             if old is not None:
                 old.channel.abort("there is a newer reservation")
             channel.accept()
 
     def forget(self, place: _Place) -> None:
-        if self._places.get(place.link.peer) is place:
-            del self._places[place.link.peer]
+        if self._places.get(place.link.peer_id) is place:
+            del self._places[place.link.peer_id]
 
     # Circuits
 
     def connect(self, link: Link, channel: Channel, target: str) -> None:
         """Open a circuit to `target` for the peer of `link`."""
-        circuit = _Circuit(self, self._reactor, link.peer, self.limits.rate if self.limits else 0)
+        circuit = _Circuit(self, self._reactor, link.peer_id, self.limits.rate if self.limits else 0)
         channel.other = circuit.there
-        why = self._why_not(link.peer, target)
+        why = self._why_not(link.peer_id, target)
         place = self._places.get(target)
         if why or place is None:
             channel.refuse(why or "the peer has no place here")
             return
         try:
-            far = place.link.open_tunnel(f"{CIRCUIT}/{link.peer}", circuit, circuit.back)
+            far = place.link.open_tunnel(f"{CIRCUIT}/{link.peer_id}", circuit, circuit.back)
         except PeerUnavailable as error:
             channel.refuse(error.detail)
             return
-        self._circuits[link.peer] += 1
+        self._circuits[link.peer_id] += 1
         circuit.start(channel, far)
 
     def _why_not(self, source: str, target: str) -> str:
@@ -140,11 +140,11 @@ class Relay:
         if target not in self._places or target == source:
             return "the peer has no place here"
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
-            self._complain("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
+            self._warn("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
             return "too many circuits"
         now = trio.current_time()  # no oftener than its peer lets a member in: the relay would be blamed for the rest
         if not (self._asked.of(source).take(now) and self._asked_for.of((source, target)).take(now)):
-            self._complain("a member asks for circuits without end; some are refused", source)
+            self._warn("a member asks for circuits without end; some are refused", source)
             return "too often"
         return ""
 

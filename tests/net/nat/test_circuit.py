@@ -33,7 +33,7 @@ class TestCircuit:
             link = await go_round(a, relay, b)
             assert link.path == b.host.links[a.id].path == "relayed"
             assert a.host.links[relay.id].path == "direct"
-            assert link.peer == b.id
+            assert link.peer_id == b.id
             assert link.remote_address is None
             b.host.handle_stream(PROTOCOL, echo)
             await assert_serves(b, a)
@@ -217,7 +217,7 @@ class TestWhoBringsThem:
                 for evil in bad:
                     await evil.host.dial_through(relay.id, b.id)
                     await until(lambda evil=evil: evil.id in b.host.links)
-                    b.host.offended(evil.id, "on purpose")
+                    b.host.report_violation(evil.id, "on purpose")
             assert len([entry for entry in logs if "for now nobody is let in" in entry["event"]]) == 1
             with pytest.raises(PeerUnavailable, match="too often"):
                 await late.host.dial_through(relay.id, b.id)
