@@ -10,7 +10,8 @@ Rule 4: the remote's breach of the rules raises ProtocolViolation, which costs i
 A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big endian), then the payload.
 
     STREAM   -                 open a libp2p stream; libp2p negotiates its protocol inside
-    OPEN     service name      open a tunnel
+    OPEN     service name      open a tunnel; with loads, 4 bytes before the name: the load that the opener believes of this
+                               node, or ANY_LOAD
     OPENED   -                 the exit reached its backend
     REFUSED  reason            it did not, and no byte went anywhere; the channel is gone
     DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked; in a
@@ -19,6 +20,13 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     RST      reason            the channel is gone in both directions
     CREDIT   4 bytes           so many more bytes are granted, at least one
     PING     8 bytes           channel 0; answered by PONG with the same bytes
+    LOAD     4 + 4 bytes       channel 0; the sender's load, and the last of the receiver's OPENs that is counted in it
+    WATCH    1 byte            channel 0; tell the sender of each change of load for so many seconds
+    BUSIER   4 bytes           the answer to OPEN: the node has this load, more than was believed; no byte went anywhere
+
+The last three, and the 4 bytes of OPEN, are spoken only where both ends negotiated them (`load` is given): then frame types
+from FIRST_OPTIONAL on are passed over if they are not known, so that a later version may add to them. A LOAD goes in the
+next record whatever that carries, if the load changed since the last one; `tell_load` sends one for its own sake.
 
 The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
 in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `window_growth` of the connection
@@ -40,11 +48,15 @@ if TYPE_CHECKING:
 
     from federation.reactor.duplex import Duplex
 
-STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG = range(1, 11)
+STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG, LOAD, WATCH, BUSIER = range(1, 14)
+FIRST_OPTIONAL = 64
 
 HEADER = struct.Struct(">BIH")
 HEADER_BYTES = HEADER.size
 _CREDIT = struct.Struct(">I")
+_LOAD = struct.Struct(">II")
+LOAD_BYTES = HEADER_BYTES + _LOAD.size
+ANY_LOAD = 2**32 - 1  # whatever the load, do not compare
 MAX_PAYLOAD = MAX_PLAINTEXT - HEADER_BYTES
 
 INITIAL_WINDOW = 64 * 1024
@@ -70,11 +82,25 @@ MAX_REASON = 200
 MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
 
 
+class Load(Protocol):
+    """What this node's backends serve now, from all entries."""
+
+    in_flight: int
+
+
 class Handler(Protocol):
     """What a mux tells its owner."""
 
-    def tunnel_opened(self, channel: Channel, service: str) -> None:
-        """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.other` now."""
+    def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
+        """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.other` now.
+
+        `believed`: the load of this node as the remote sees it. ANY_LOAD where there is nothing to compare."""
+
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        """The remote's load; `unseen` of our tunnels, opened with a belief, are not counted in it yet."""
+
+    def watched(self, seconds: int) -> None:
+        """The remote wants to hear of each change of load for that long, from now on. 0: no more."""
 
     def stream_opened(self, channel: Channel) -> None:
         """The remote opened a libp2p stream. Set `channel.other` now."""
@@ -83,11 +109,14 @@ class Handler(Protocol):
 
 
 class TunnelObserver(Protocol):
-    """The opener of a tunnel hears here how it went: one of the two, or `other.abort` if the connection broke."""
+    """The opener of a tunnel hears here how it went: one of the three, or `other.abort` if the connection broke."""
 
     def opened(self) -> None: ...
 
     def refused(self, reason: str) -> None: ...
+
+    def busier(self, load: int) -> None:
+        """The remote has more in flight than was believed, and did nothing."""
 
 
 class Channel:
@@ -182,6 +211,17 @@ class Channel:
             self.mux.control(REFUSED, self.id, reason.encode()[:MAX_REASON])
             self._close()
 
+    def counted(self) -> None:
+        """The load holds this tunnel from now on, or never will."""
+        self.mux.counted = self.id
+
+    def refuse_as_busier(self, load: int) -> None:
+        """Only with a mux that `tells_load`."""
+        if not self.closed:
+            self.mux.charge()
+            self.mux.control(BUSIER, self.id, _CREDIT.pack(min(load, ANY_LOAD - 1)))
+            self._close()
+
     # Inside
 
     def _queue(self, *, late: bool = False) -> None:
@@ -243,7 +283,9 @@ class Mux:
         handler: Handler,
         wake: Callable[[], None],
         wake_late: Callable[[], None] | None = None,
+        load: Load | None = None,
     ) -> None:
+        """`load`: told to the remote. None where the remote would not understand."""
         self._handler = handler
         self.wake = wake
         self.wake_late = wake_late or wake
@@ -263,13 +305,33 @@ class Mux:
         self._abuse_left = float(ABUSE_BUDGET)
         self._pings = 0  # not answered yet
         self._records = 0  # fed
+        self._load = load
+        self.counted = 0  # the last OPEN of the remote that `load` holds
+        self._told = (0, 0)  # load and `counted`, as the remote heard them last
+        self._is_to_tell = False
+        self._unseen: deque[int] = deque()  # our tunnels whose OPEN the remote's load may not hold yet
         self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
 
     # Ours
 
-    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
-        """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone."""
-        channel = self._open(OPEN, service.encode(), tunnel=True)
+    @property
+    def tells_load(self) -> bool:
+        """Whether both ends speak of their load."""
+        return self._load is not None
+
+    def open_tunnel(
+        self, service: str, opener: TunnelObserver, other: Duplex, *, believed: int | None = None
+    ) -> Channel:
+        """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone.
+
+        `believed`: the load of the remote as this node sees it, for the remote to compare, or ANY_LOAD. None where the
+        tunnel is no load."""
+        name = service.encode()
+        if self._load is not None:
+            name = _CREDIT.pack(ANY_LOAD if believed is None else believed) + name
+        channel = self._open(OPEN, name, tunnel=True)
+        if believed is not None and self._load is not None:
+            self._unseen.append(channel.id)
         channel.opener = opener
         channel.other = other
         return channel
@@ -298,6 +360,18 @@ class Mux:
     def ping(self, payload: bytes) -> None:
         self._pings += 1
         self.control(PING, 0, payload)
+
+    def tell_load(self, *, again: bool = False) -> None:
+        """Send a LOAD though nothing else goes, if the remote has not heard of the load as it is, or `again`."""
+        if again:
+            self._told = (-1, -1)
+        if self._load is not None and not self._is_to_tell and self._told != (self._load.in_flight, self.counted):
+            self._is_to_tell = True
+            self.wake()
+
+    def watch(self, seconds: int) -> None:
+        """Ask to be told of the remote's load for so long, at most 255 s; 0: no more. Only where both ends `tells_load`."""
+        self.control(WATCH, 0, bytes((seconds,)))
 
     def tick(self) -> None:
         """To be called a few times a second."""
@@ -347,7 +421,7 @@ class Mux:
 
     @property
     def is_empty(self) -> bool:
-        return not self._control and not self.send_queue
+        return not self._control and not self.send_queue and not self._is_to_tell
 
     def next_record(self) -> bytes | None:
         """The plaintext of the next record, 1 to MAX_PLAINTEXT bytes, or None."""
@@ -355,9 +429,15 @@ class Mux:
             starved, self.starved = self.starved, {}
             for channel in starved:
                 channel.unblock()
+        control, load = self._control, self._load
         parts: list[bytes | memoryview] = []
         room = MAX_PLAINTEXT
-        control = self._control
+        if load is not None and (control or self.send_queue or self._is_to_tell):
+            self._is_to_tell = False
+            if self._told != (told := (load.in_flight, self.counted)):
+                self._told = told
+                parts.append(HEADER.pack(LOAD, 0, _LOAD.size) + _LOAD.pack(*told))
+                room -= LOAD_BYTES
         while control and len(control[0]) <= room:
             room -= len(control[0])
             parts.append(control.popleft())
@@ -443,8 +523,14 @@ class Mux:
         if kind in (PING, PONG):
             self._pinged(kind, channel_id, payload)
             return
-        if not OPENED <= kind <= CREDIT:
-            raise ProtocolViolation(f"an unknown frame type {kind}")
+        if kind in (LOAD, WATCH) and self._load is not None:
+            self._load_told(kind, channel_id, payload)
+            return
+        if not OPENED <= kind <= CREDIT and (kind != BUSIER or self._load is None):
+            if self._load is None or kind < FIRST_OPTIONAL:
+                raise ProtocolViolation(f"an unknown frame type {kind}")
+            self.charge()
+            return
         channel = self.channels.get(channel_id)
         if channel is None:
             self._check_known(channel_id)
@@ -477,6 +563,24 @@ class Mux:
                 self.charge()
             self._handler.pong(payload)
 
+    def _load_told(self, kind: int, channel_id: int, payload: bytes) -> None:
+        if len(payload) != (_LOAD.size if kind == LOAD else 1) or channel_id:
+            raise ProtocolViolation("a malformed LOAD or WATCH")
+        if kind == WATCH:
+            self.charge()
+            self._handler.watched(payload[0])
+            return
+        self.charge(STRAY_COSTS)
+        in_flight, counted = _LOAD.unpack(payload)
+        self._seen(counted)
+        self._handler.load_told(in_flight, len(self._unseen))
+
+    def _seen(self, channel_id: int) -> None:
+        """The remote has come to that OPEN of ours."""
+        unseen = self._unseen
+        while unseen and unseen[0] <= channel_id:
+            unseen.popleft()
+
     def _credited(self, channel: Channel, payload: bytes) -> None:
         if len(payload) != 4:
             raise ProtocolViolation("a malformed CREDIT")
@@ -492,11 +596,17 @@ class Mux:
         opener, channel.opener = channel.opener, None
         if opener is None:
             raise ProtocolViolation("an answer to what nobody asked")
+        self._seen(channel.id)
         if kind == OPENED:
             opener.opened()
-        else:
-            channel._close()
+            return
+        channel._close()
+        if kind == REFUSED:
             opener.refused(_text(payload))
+        elif len(payload) != _CREDIT.size:
+            raise ProtocolViolation("a malformed BUSIER")
+        else:
+            opener.busier(*_CREDIT.unpack(payload))
 
     def _remote_opens(self, kind: int, channel_id: int, payload: bytes) -> None:
         if channel_id <= self._last_remote_id or channel_id & 1 != self._remote_parity:
@@ -504,9 +614,14 @@ class Mux:
         self._last_remote_id = channel_id
         if self.closed:  # by a frame before this one
             return
-        tunnel = kind == OPEN
+        tunnel, believed = kind == OPEN, ANY_LOAD
         if not tunnel:
             self.charge(STREAM_COSTS)
+        elif self._load is not None:
+            if len(payload) < _CREDIT.size:
+                raise ProtocolViolation("an OPEN without a load")
+            (believed,) = _CREDIT.unpack_from(payload)
+            payload = payload[_CREDIT.size :]
         if self._remote_channels >= MAX_CHANNELS or (not tunnel and self._streams >= MAX_STREAMS):
             self.charge()
             self.control(REFUSED if tunnel else RST, channel_id, b"too many at once")
@@ -516,7 +631,7 @@ class Mux:
         self._remote_channels += 1
         if tunnel:
             self.tunnels += 1
-            self._handler.tunnel_opened(channel, _text(payload))
+            self._handler.tunnel_opened(channel, _text(payload), believed)
         else:
             self._streams += 1
             self._handler.stream_opened(channel)
