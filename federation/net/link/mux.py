@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from federation.errors import PeerUnavailable, ProtocolViolation
@@ -82,10 +83,11 @@ MAX_REASON = 200
 MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
 
 
-class Load(Protocol):
-    """What this node's backends serve now, from all entries."""
+@dataclass(slots=True)
+class Load:
+    """What this node's backends serve now, from all entries; all its links tell it."""
 
-    in_flight: int
+    in_flight: int = 0
 
 
 class Handler(Protocol):
@@ -361,13 +363,15 @@ class Mux:
         self._pings += 1
         self.control(PING, 0, payload)
 
-    def tell_load(self, *, again: bool = False) -> None:
-        """Send a LOAD though nothing else goes, if the remote has not heard of the load as it is, or `again`."""
+    def tell_load(self, *, again: bool = False) -> bool:
+        """Send a LOAD though nothing else goes, if the remote has not heard of the load as it is, or `again`. Whether so."""
         if again:
             self._told = (-1, -1)
-        if self._load is not None and not self._is_to_tell and self._told != (self._load.in_flight, self.counted):
-            self._is_to_tell = True
-            self.wake()
+        if self._load is None or self._is_to_tell or self._told == (self._load.in_flight, self.counted):
+            return False
+        self._is_to_tell = True
+        self.wake()
+        return True
 
     def watch(self, seconds: int) -> None:
         """Ask to be told of the remote's load for so long, at most 255 s; 0: no more. Only where both ends `tells_load`."""

@@ -1,0 +1,99 @@
+"""Which of many candidates an entry looks at: a window that slides over all of them, in an order of the entry's own.
+
+With up to SAMPLE others the entry looks at all. Of more it looks at SAMPLE, and at itself: each pick takes one new peer into
+the window and lets the oldest go. So entries that know nothing of each other do not all see the one idle peer, and an exit
+tells its load to those who look at it, about SAMPLE entries, and not to all. The window slides so fast that a single entry
+with many peers spreads over all of them, and no faster than STEPS_A_SECOND: each step costs three small frames.
+
+    peers of the service    a b c d e f g h i j k l m n      shuffled
+    pick 1 looks at           [       window        ]
+    pick 2 looks at             [       window        ]      and so on; at the end they are shuffled again
+
+No I/O and no clock: what joins and leaves the window is returned, for the caller to watch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from federation.ratelimit import Bucket
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from federation.forward.selection import Node
+
+# The simulation has 1.35 times the mean load on the busiest of 64 nodes with 8, and 1.23 with all-knowing entries.
+SAMPLE = 8
+STEPS_A_SECOND, STEPS_AT_ONCE = 200.0, 64.0
+
+
+class Look(NamedTuple):
+    """What one pick looks at, and the peer ids that joined and left since the last one."""
+
+    nodes: Sequence[Node]
+    joined: Sequence[str] = ()
+    left: Sequence[str] = ()
+
+
+class Sample:
+    """The window of one entry over the peers of one service."""
+
+    def __init__(self, own_id: str, rng: random.Random) -> None:
+        self._own_id = own_id
+        self._rng = rng
+        self._nodes: Sequence[Node] | None = None  # as of the last look
+        self._others: dict[str, Node] = {}
+        self._own: list[Node] = []
+        self._window: deque[str] = deque()
+        self._next: list[str] = []  # of the present order, the last one first
+        self._steps = Bucket(STEPS_A_SECOND, STEPS_AT_ONCE)
+
+    @property
+    def peer_ids(self) -> Sequence[str]:
+        """Those in the window, but for this node itself."""
+        return self._window
+
+    def look(self, nodes: Sequence[Node], now: float) -> Look:
+        """`nodes`: all candidates; the same list until something changed."""
+        if nodes is not self._nodes:
+            return self._look_anew(nodes)
+        if len(self._others) <= SAMPLE:
+            return Look(nodes)
+        if not self._steps.take(now):
+            return Look(self._seen())
+        joined = self._draw()
+        left = self._window.popleft()
+        self._window.append(joined)
+        return Look(self._seen(), [joined], [left])
+
+    def _look_anew(self, nodes: Sequence[Node]) -> Look:
+        self._nodes = nodes
+        self._others = {node.peer_id: node for node in nodes if node.peer_id != self._own_id}
+        self._own = [node for node in nodes if node.peer_id == self._own_id]
+        before = set(self._window)
+        self._window = deque(peer_id for peer_id in self._window if peer_id in self._others)
+        if len(self._others) <= SAMPLE:
+            self._window.extend(peer_id for peer_id in self._others if peer_id not in before)
+        else:
+            while len(self._window) > SAMPLE:
+                self._window.popleft()
+            while len(self._window) < SAMPLE:
+                self._window.append(self._draw())
+        after = set(self._window)
+        return Look(self._seen(), [*(after - before)], [*(before - after)])
+
+    def _seen(self) -> list[Node]:
+        return [*self._own, *map(self._others.__getitem__, self._window)]
+
+    def _draw(self) -> str:
+        """The next one that is outside of the window; there is one."""
+        while True:
+            if not self._next:
+                self._next = list(self._others)
+                self._rng.shuffle(self._next)
+            peer_id = self._next.pop()
+            if peer_id in self._others and peer_id not in self._window:
+                return peer_id
