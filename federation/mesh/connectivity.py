@@ -75,7 +75,7 @@ class Paths:
             may_dial=self._may_dial,
         )  # fmt: skip
         self.puncher = Puncher(
-            host, face_of=self.reach.face_of, own_hosts=self._own_hosts,
+            host, mapped_address=self.reach.mapped_address, own_hosts=self._own_hosts,
             is_outside=lambda ip: is_outside(ip, self._networks), may_dial=self._may_dial,
         )  # fmt: skip
         host.redial.routes = self.routes
@@ -160,7 +160,7 @@ class Paths:
         self.reach.look()
         if before is not None and before.addresses != record.addresses:
             self._peer_moved(record, before)
-            self.puncher.again()
+            self.puncher.reset_backoff()
         if before is not None and (before.via == record.via or before.incarnation > record.incarnation):
             return False
         if not record.via:
@@ -233,7 +233,7 @@ class Paths:
                 if link.local_host in gone:
                     link.fail("this machine no longer has the address that it used")
             self.reach.moved()
-            self.puncher.again()
+            self.puncher.reset_backoff()
             self.read()
             log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
             self._host.redial.start_over()

@@ -516,13 +516,13 @@ class Host:
             libp2p_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
             return await self.upgrade(tcp_connection(stream, initiator=True), libp2p_id)
 
-    async def met(self, stream: trio.SocketStream, peer_id: str, *, leads: bool, path: Path) -> Link:
+    async def link_from_punch(self, stream: trio.SocketStream, peer_id: str, *, is_leader: bool, path: Path) -> Link:
         """A link from a connection that both sides dialled. Raises as `upgrade` does, for another peer too."""
         with trio.fail_after(DIAL_TIMEOUT_S):
-            raw = tcp_connection(stream, initiator=leads)
+            raw = tcp_connection(stream, initiator=is_leader)
             return await self.upgrade(raw, ID.from_base58(peer_id), path=path)
 
-    async def dial_through(self, relay_id: str, peer_id: str) -> Link:
+    async def connect_via_relay(self, relay_id: str, peer_id: str) -> Link:
         """A link to this peer through a connected relay. Raises PeerUnavailable, HandshakeFailed and more."""
         via = self.links.get(relay_id)
         if via is None or via.path == "relayed":

@@ -326,8 +326,8 @@ class TestDuplicates:
             higher.events.opened[0][0].other = End()
             here, there = await tcp_pair()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(lower.host.met, here, higher.id, leads=True, path="punched"))
-                nursery.start_soon(partial(higher.host.met, there, lower.id, leads=False, path="punched"))
+                nursery.start_soon(partial(lower.host.link_from_punch, here, higher.id, is_leader=True, path="punched"))
+                nursery.start_soon(partial(higher.host.link_from_punch, there, lower.id, is_leader=False, path="punched"))
             assert lower.host.links[higher.id].path == higher.host.links[lower.id].path == "punched"
             assert [(link.retired, link.is_closed) for link in old] == [(True, False)] * 2
 

@@ -199,7 +199,7 @@ class Reach:
         self.public.clear()
         self.public.update(dict.fromkeys(place for place in count if count[place] * 2 >= len(named)))
 
-    async def face_of(self, listen: HostPort) -> tuple[str, int] | None:
+    async def mapped_address(self, listen: HostPort) -> tuple[str, int] | None:
         """The address that outsiders see for a port of ours, by the nearest of them. None: none can tell."""
         outside = [
             link for link in self._host.links.values()

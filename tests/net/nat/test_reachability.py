@@ -209,10 +209,10 @@ async def test_what_others_see_of_a_port(monkeypatch: pytest.MonkeyPatch) -> Non
     async with sides(2, monkeypatch) as ((a, b), _):
         await connect(a, b)
         with trio.fail_after(20):
-            face = await a.reach.face_of(HostPort(a.peer.address.host, a.peer.address.port))
-        assert face == ("127.0.0.1", a.peer.address.port)
+            mapped = await a.reach.mapped_address(HostPort(a.peer.address.host, a.peer.address.port))
+        assert mapped == ("127.0.0.1", a.peer.address.port)
         with trio.fail_after(20):
-            assert await b.reach.face_of(HostPort("127.0.0.1", b.peer.address.port)) is None  # it dialled nobody
+            assert await b.reach.mapped_address(HostPort("127.0.0.1", b.peer.address.port)) is None  # it dialled nobody
 
 
 async def test_nobody_is_made_to_dial_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
