@@ -532,7 +532,7 @@ class Host:
             return await self.upgrade(conn, ID.from_base58(peer_id))
 
     def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
-        """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
+        """Ask that relay for a reservation: only a relay that gave one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
         self._inbound_circuits.reserved(link, channel)
         return channel

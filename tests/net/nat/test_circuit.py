@@ -140,7 +140,7 @@ class TestCircuit:
             assert arrived == data
             await until(lambda: hidden.has(relay, *others[1:]))
 
-    async def test_through_a_relay_there_are_no_places_at_others(self) -> None:
+    async def test_through_a_relay_there_are_no_reservations_at_others(self) -> None:
         """A circuit on a circuit would cost its relays twice, for a node that has a relay."""
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)

@@ -202,7 +202,7 @@ async def test_a_relay_that_says_no_is_left_alone_for_a_while(monkeypatch: pytes
         await until(lambda: b.peer.id in a.reach._refused)
         a.reach.look()
         await trio.testing.wait_all_tasks_blocked()
-        assert not a.reach._places
+        assert not a.reach._reservations
 
 
 async def test_what_others_see_of_a_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.support.hosts import star
 from tests.support.links import End, until
 
 
-async def test_places() -> None:
+async def test_reservations() -> None:
     async with star(2, limits=RelayLimits(reservations=1)) as (relay, (a, b)):
         assert (await reserve(a, relay)).answers == ["yes"]
         assert (await reserve(b, relay)).answers == ["all places are taken"]
