@@ -128,16 +128,16 @@ class Paths:
     # Others
 
     def _relays(self, peer_id: str) -> bool:
-        entry = self._ledger.get(peer_id)
-        return entry is not None and entry.record.relays and not entry.record.left
+        row = self._ledger.get(peer_id)
+        return row is not None and row.record.relays and not row.record.left
 
     def routes(self, peer_id: str) -> list[str]:
         """The connected relays that lead to `peer_id`, the nearest first."""
-        entry = self._ledger.get(peer_id)
+        row = self._ledger.get(peer_id)
         links = self._host.links
-        if entry is None or entry.record.left:
+        if row is None or row.record.left:
             return []
-        near = [relay for relay in entry.record.via if relay in links and links[relay].path != "relayed"]
+        near = [relay for relay in row.record.via if relay in links and links[relay].path != "relayed"]
         return sorted(near, key=lambda relay: links[relay].rtt_s or 0.0)
 
     def peer_up(self, link: Link) -> None:
