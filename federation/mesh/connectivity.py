@@ -78,7 +78,7 @@ class Paths:
             host, mapped_address=self.reach.mapped_address, own_hosts=self._own_hosts,
             is_outside=lambda ip: is_outside(ip, self._networks), may_dial=self._may_dial,
         )  # fmt: skip
-        host.redial.routes = self.routes
+        host.dial_loop.routes = self.routes
         host.book.is_near = self._is_near
         host.book.may_dial = self._may_dial
 
@@ -152,7 +152,7 @@ class Paths:
         for peer in waiting:
             self._host.book.refresh(peer)
         if waiting:
-            self._host.redial.routes_changed()
+            self._host.dial_loop.routes_changed()
             self._host.look_at_book()
 
     def record_changed(self, record: NodeData, before: NodeData | None) -> bool:
@@ -166,7 +166,7 @@ class Paths:
         if not record.via:
             return False
         self._host.book.refresh(record.peer_id)
-        self._host.redial.routes_changed()
+        self._host.dial_loop.routes_changed()
         return True
 
     def _peer_moved(self, record: NodeData, before: NodeData) -> None:
@@ -236,7 +236,7 @@ class Paths:
             self.puncher.reset_backoff()
             self.read()
             log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
-            self._host.redial.start_over()
+            self._host.dial_loop.start_over()
             self._host.book.wake_all()
             self._host.look_at_book()
             self._on_change()

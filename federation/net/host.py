@@ -40,7 +40,7 @@ from federation.net.admission.gate import HandshakeGate
 from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Warnings
-from federation.net.dial.loop import Redial
+from federation.net.dial.loop import DialLoop
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
@@ -148,7 +148,7 @@ class Host:
         self._gate = HandshakeGate()
         self._quarantine = Quarantine()
         self._inbound_circuits = InboundCircuits()
-        self.redial = Redial(self)
+        self.dial_loop = DialLoop(self)
         self._nursery: trio.Nursery | None = None
 
     # Listening
@@ -183,7 +183,7 @@ class Host:
             self._nursery = nursery
             for listener in self._listeners:
                 nursery.start_soon(self._accept, listener)
-            nursery.start_soon(self.redial.run)
+            nursery.start_soon(self.dial_loop.run)
             nursery.start_soon(self._tick)
             try:
                 yield
@@ -202,7 +202,7 @@ class Host:
 
     def look_at_book(self) -> None:
         """There may be something new to dial."""
-        self.redial.look()
+        self.dial_loop.look()
 
     async def _tick(self) -> None:
         while True:

@@ -145,7 +145,7 @@ def links(node: Parts) -> Iterator[Finding]:
 
 def _why_missing(node: Parts, record: NodeData) -> str:
     name = record.name or record.peer_id
-    why = node.host.redial.not_reached.get(record.peer_id)
+    why = node.host.dial_loop.not_reached.get(record.peer_id)
     return f"{name} ({why})" if why else name
 
 

@@ -126,7 +126,7 @@ async def test_a_record_that_names_new_relays_is_a_new_way() -> None:
 async def test_who_waits_for_a_relay_is_dialled_when_it_is_there() -> None:
     async with world() as it:
         it.hear(BOB, via=(RELAY,))
-        news = it.host.redial._routes_changed
+        news = it.host.dial_loop._routes_changed
         it.paths.peer_up(it.link(OTHER))
         assert not news.is_set()
         it.paths.peer_up(it.link(RELAY))

@@ -798,7 +798,7 @@ class TestBanned:
                 b.knows(a)
                 await until(lambda: a.host.rejected["banned"] >= 1 and warnings(logs, "has banned this node"))
                 for _ in range(3):
-                    await b.host.redial._dial(next(b.host.book.due(1e9, connected=(), self_id=b.id)))
+                    await b.host.dial_loop._dial(next(b.host.book.due(1e9, connected=(), self_id=b.id)))
             assert a.host.rejected["banned"] == 4
             assert len(warnings(logs, "a banned peer was refused")) == 1
             assert len(warnings(logs, "has banned this node")) == 1

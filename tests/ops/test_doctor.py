@@ -120,7 +120,7 @@ async def test_peers(make: MakeNode) -> None:
     severity, finding, _ = only(doctor.links(node.parts))
     assert (severity, "sly" in finding, "ann" in finding) == ("warn", True, False)
     bob = add(node, "bob", linked=False)
-    node.host.redial.not_reached[bob] = "Connection refused"
+    node.host.dial_loop.not_reached[bob] = "Connection refused"
     severity, finding, fix = only(doctor.links(node.parts))
     assert (severity, "bob (Connection refused)" in finding, "4484" in fix) == ("fail", True, True)
 

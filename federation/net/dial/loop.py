@@ -44,7 +44,7 @@ class Dialler(Protocol):
     def token_is_retired(self, error: TokenRetired) -> None: ...
 
 
-class Redial:
+class DialLoop:
     """Call `look` when the book may have news, `routes_changed` when there may be a new relay to a peer being dialled."""
 
     def __init__(self, host: Dialler) -> None:
