@@ -30,7 +30,7 @@ from federation.forward.roster import Roster
 from federation.forward.selection import Policy, Selector
 from federation.mesh.bans import Bans
 from federation.mesh.connectivity import Paths, relay_limits
-from federation.mesh.discovery import Finding, parsed
+from federation.mesh.discovery import Discovery, parsed
 from federation.mesh.gossip import Gossip
 from federation.mesh.gpu import GpuProbe
 from federation.mesh.keyring import Keyring
@@ -131,14 +131,14 @@ class Node:
         )  # fmt: skip
         self.probe = Probe(self.host)
         self._nursery: trio.Nursery | None = None
-        self.finding = Finding(
+        self.discovery = Discovery(
             self.host, self.ledger, settings, state,
             token=lambda: self.rotation.keyring.token, addresses=lambda: self.paths.addresses,
         )  # fmt: skip
         self.parts = Parts(
             facts=self.facts, stop=self._stop, own_record=self.own_record, clock=self.clock, state=state, host=self.host,
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, paths=self.paths,
-            gossip=self.gossip, finding=self.finding, probe=self.probe, selector=self.selector, backends=self.backends,
+            gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
         )  # fmt: skip
         self.operator = Operator(self.parts)
@@ -174,7 +174,7 @@ class Node:
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.paths.run)
                     nursery.start_soon(self._watch_traffic)
-                    await nursery.start(self.finding.run)
+                    await nursery.start(self.discovery.run)
                     self.state.save_daemon(self._daemon_facts())
                     gc.collect()
                     gc.freeze()  # what lives now lives for good: later collections need not walk it
@@ -204,7 +204,7 @@ class Node:
         self.frontend.stop_listening()
         await self.host.stop_listening()
         await self.gossip.leave()
-        await self.finding.save()
+        await self.discovery.save()
         clients, served = len(self.frontend.active), self.backends.in_flight
         if clients or served:
             patience_s = self.facts.settings.drain_timeout_s
@@ -246,7 +246,7 @@ class Node:
     def _token_changed(self) -> None:
         self.host.token_retired_at = None
         now, end = self.clock.utc_now(), self.rotation.keyring.grace_end(self.clock.utc_now())
-        self.finding.token_changed((end - now).total_seconds() if end else 0.0)
+        self.discovery.token_changed((end - now).total_seconds() if end else 0.0)
 
     async def _watch_owner_key(self) -> None:
         """Others say where it is, to a person who looks for it; a person may take it away, or bring it."""
@@ -349,7 +349,7 @@ class Node:
         if self.paths.record_changed(record, before):
             news = True
         if news:
-            self.finding.learnt()
+            self.discovery.learnt()
             self.host.look_at_book()
 
     def _daemon_facts(self) -> dict[str, Any]:

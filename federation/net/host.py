@@ -1,4 +1,4 @@
-"""The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and redial loop.
+"""The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and dial loop.
 
 py-libp2p's swarm is left what it does well: it negotiates streams and notifies pubsub. It cannot dial, never listens,
 never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each of these (the letters below are those of

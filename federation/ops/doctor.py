@@ -152,8 +152,8 @@ def _why_missing(node: Parts, record: NodeData) -> str:
 def mdns(node: Parts) -> Iterator[Finding]:
     if not node.facts.settings.mdns:
         yield _finding("mdns", "info", "off (--no-mdns)")
-    elif node.finding.mdns_seen:
-        yield _finding("mdns", "ok", f"{_count(len(node.finding.mdns_seen), 'peer')} seen on the local network")
+    elif node.discovery.mdns_seen:
+        yield _finding("mdns", "ok", f"{_count(len(node.discovery.mdns_seen), 'peer')} seen on the local network")
     else:
         yield _finding(
             "mdns",

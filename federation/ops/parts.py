@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from federation.forward.selection import Selector
     from federation.mesh.bans import Bans
     from federation.mesh.connectivity import Paths
-    from federation.mesh.discovery import Finding
+    from federation.mesh.discovery import Discovery
     from federation.mesh.gossip import Gossip
     from federation.mesh.ledger import Ledger
     from federation.mesh.probe import Probe
@@ -69,7 +69,7 @@ class Parts:
     rotation: Rotation
     paths: Paths
     gossip: Gossip
-    finding: Finding
+    discovery: Discovery
     probe: Probe
     selector: Selector
     backends: Backends

@@ -130,7 +130,7 @@ async def test_mdns(make: MakeNode) -> None:
     assert "off" in only(doctor.mdns(node.parts))[1]
     node = make()
     assert only(doctor.mdns(node.parts))[0] == "info"
-    node.finding.mdns_seen.add("a")
+    node.discovery.mdns_seen.add("a")
     assert only(doctor.mdns(node.parts))[:2] == ("ok", "1 peer seen on the local network")
 
 
