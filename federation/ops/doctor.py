@@ -95,7 +95,7 @@ def p2p_port(node: Parts) -> Iterator[Finding]:
 def reachable(node: Parts) -> Iterator[Finding]:
     """From outside: what members of other networks found when they tried, else who connected here."""
     inbound = [link for link in node.host.links.values() if not link.is_initiator]
-    reach = node.paths.reach
+    reach = node.connectivity.reachability
     port = node.facts.p2p.port
     if reach.dialable:
         yield _finding("reachable", "ok", f"members outside this node's networks reach port {port}")

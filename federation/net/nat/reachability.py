@@ -80,7 +80,7 @@ def is_outside(host: str, networks: Sequence[Network]) -> bool:
     return not ip.is_loopback and not ip.is_link_local and not any(ip.version == n.version and ip in n for n in networks)
 
 
-class Reach:
+class Reachability:
     """`relays(peer)`: whether that member relays. `networks()`: this machine's subnets. Calls `on_change()`."""
 
     def __init__(
@@ -336,21 +336,21 @@ class Reach:
 class _HeldReservation(NullDuplex):
     """This node's end of a reservation."""
 
-    def __init__(self, reach: Reach, host: Host, link: Link) -> None:
-        self._reach = reach
+    def __init__(self, reachability: Reachability, host: Host, link: Link) -> None:
+        self._reachability = reachability
         self.link = link
         self.granted = False
         self.channel = host.reserve(link, self, self)
 
     def opened(self) -> None:
         self.granted = True
-        self._reach.granted(self)
+        self._reachability.granted(self)
 
     def refused(self, reason: str) -> None:
-        self._reach.lost(self, reason, refused=True)
+        self._reachability.lost(self, reason, refused=True)
 
     def abort(self, reason: str) -> None:
-        self._reach.lost(self, reason, refused=not self.link.is_closed)
+        self._reachability.lost(self, reason, refused=not self.link.is_closed)
 
     def send_eof(self) -> None:
         self.channel.abort("given back")
