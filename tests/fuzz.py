@@ -292,7 +292,7 @@ def gossip(data: bytes) -> str:
                     heard += len(chunk)
             except trio.BrokenResourceError:
                 pass
-        assert all(peer_id == entry.record.peer_id for peer_id, entry in me.ledger._entries.items())
+        assert all(peer_id == row.record.peer_id for peer_id, row in me.ledger._rows.items())
         return f"{min(heard, 50)} bytes back, {min(len(me.ledger), 4)} rows, {me.host.offences[:1]}"
 
     gossip_module.Topic = FakeTopic  # type: ignore[assignment,misc]

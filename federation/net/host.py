@@ -1,4 +1,4 @@
-"""The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and redial loop.
+"""The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and dial loop.
 
 py-libp2p's swarm is left what it does well: it negotiates streams and notifies pubsub. It cannot dial, never listens,
 never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each of these (the letters below are those of
@@ -40,7 +40,7 @@ from federation.net.admission.gate import HandshakeGate
 from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Warnings
-from federation.net.dial.loop import Redial
+from federation.net.dial.loop import DialLoop
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
@@ -159,7 +159,7 @@ class Host:
         self._gate = HandshakeGate()
         self._quarantine = Quarantine()
         self._inbound_circuits = InboundCircuits()
-        self.redial = Redial(self)
+        self.dial_loop = DialLoop(self)
         self._nursery: trio.Nursery | None = None
 
     # Listening
@@ -194,7 +194,7 @@ class Host:
             self._nursery = nursery
             for listener in self._listeners:
                 nursery.start_soon(self._accept, listener)
-            nursery.start_soon(self.redial.run)
+            nursery.start_soon(self.dial_loop.run)
             nursery.start_soon(self._tick)
             try:
                 yield
@@ -213,7 +213,7 @@ class Host:
 
     def look_at_book(self) -> None:
         """There may be something new to dial."""
-        self.redial.look()
+        self.dial_loop.look()
 
     async def _tick(self) -> None:
         while True:
@@ -534,13 +534,13 @@ class Host:
             libp2p_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
             return await self.upgrade(tcp_connection(stream, initiator=True), libp2p_id)
 
-    async def met(self, stream: trio.SocketStream, peer_id: str, *, leads: bool, path: Path) -> Link:
+    async def link_from_punch(self, stream: trio.SocketStream, peer_id: str, *, is_leader: bool, path: Path) -> Link:
         """A link from a connection that both sides dialled. Raises as `upgrade` does, for another peer too."""
         with trio.fail_after(DIAL_TIMEOUT_S):
-            raw = tcp_connection(stream, initiator=leads)
+            raw = tcp_connection(stream, initiator=is_leader)
             return await self.upgrade(raw, ID.from_base58(peer_id), path=path)
 
-    async def dial_through(self, relay_id: str, peer_id: str) -> Link:
+    async def connect_via_relay(self, relay_id: str, peer_id: str) -> Link:
         """A link to this peer through a connected relay. Raises PeerUnavailable, HandshakeFailed and more."""
         via = self.links.get(relay_id)
         if via is None or via.path == "relayed":
@@ -550,7 +550,7 @@ class Host:
             return await self.upgrade(conn, ID.from_base58(peer_id))
 
     def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
-        """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
+        """Ask that relay for a reservation: only a relay that gave one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
         self._inbound_circuits.reserved(link, channel)
         return channel

@@ -68,8 +68,8 @@ def status(node: Parts) -> schemas.Status:
             },
             "in_flight": node.backends.in_flight,
             "draining": node.facts.draining,
-            "dialable": node.paths.reach.dialable,
-            "via": list(node.paths.reach.via),
+            "dialable": node.connectivity.reachability.dialable,
+            "via": list(node.connectivity.reachability.via),
             "relay": _relaying(node),
             "uptime_s": round(trio.current_time() - node.facts.started_at, 3),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
@@ -347,7 +347,7 @@ def _gpu(gpu: Gpu) -> schemas.PeerGpu:
 
 def _relaying(node: Parts) -> schemas.Relaying | None:
     relay = node.host.relay
-    if not node.paths.relays:
+    if not node.connectivity.relays:
         return None
     return {"places": len(relay.reserved), "circuits": relay.circuits, "bytes": relay.bytes_relayed}
 

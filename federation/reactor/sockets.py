@@ -28,11 +28,11 @@ OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window b
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
-_GONE = NullDuplex()  # what a closed end is joined to
+_NO_OTHER = NullDuplex()  # what a closed end is joined to
 
 
-def _nobody(_end: SocketDuplex) -> None:
-    """Who was to hear of the end has heard it."""
+def _noop(_end: SocketDuplex) -> None:
+    """Replaces `on_close` once it was called."""
 
 
 class SocketDuplex:
@@ -235,7 +235,7 @@ class SocketDuplex:
         self._out.clear()
         self._out_size = 0
         # Lets go of those who hold it: thousands of connections a second must leave no cycles to the garbage collector.
-        on_close, self._on_close, self.other = self._on_close, _nobody, _GONE
+        on_close, self._on_close, self.other = self._on_close, _noop, _NO_OTHER
         on_close(self)
 
     def _update(self) -> None:

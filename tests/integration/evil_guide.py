@@ -139,7 +139,7 @@ async def main() -> None:
                 member.stream = await member.host.open_stream(link.peer_id, pubsub.PROTOCOL_ID)
             else:
                 relay = await member.host.connect(PeerAddress.parse(options.relay))
-                link = await member.host.dial_through(relay.peer_id, str(address.peer_id))
+                link = await member.host.connect_via_relay(relay.peer_id, str(address.peer_id))
             member.victim = link.peer_id
             result = await MODES[options.mode](member, options)
             sys.stdout.write(json.dumps(result) + "\n")

@@ -326,8 +326,8 @@ class TestDuplicates:
             higher.events.opened[0][0].other = End()
             here, there = await tcp_pair()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(lower.host.met, here, higher.id, leads=True, path="punched"))
-                nursery.start_soon(partial(higher.host.met, there, lower.id, leads=False, path="punched"))
+                nursery.start_soon(partial(lower.host.link_from_punch, here, higher.id, is_leader=True, path="punched"))
+                nursery.start_soon(partial(higher.host.link_from_punch, there, lower.id, is_leader=False, path="punched"))
             assert lower.host.links[higher.id].path == higher.host.links[lower.id].path == "punched"
             assert [(link.retired, link.is_closed) for link in old] == [(True, False)] * 2
 
@@ -798,7 +798,7 @@ class TestBanned:
                 b.knows(a)
                 await until(lambda: a.host.rejected["banned"] >= 1 and warnings(logs, "has banned this node"))
                 for _ in range(3):
-                    await b.host.redial._dial(next(b.host.book.due(1e9, connected=(), self_id=b.id)))
+                    await b.host.dial_loop._dial(next(b.host.book.due(1e9, connected=(), self_id=b.id)))
             assert a.host.rejected["banned"] == 4
             assert len(warnings(logs, "a banned peer was refused")) == 1
             assert len(warnings(logs, "has banned this node")) == 1

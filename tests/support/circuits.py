@@ -18,8 +18,8 @@ async def reserve(holder: Peer, relay: Peer) -> Reservation:
     return place
 
 
-async def go_round(a: Peer, relay: Peer, b: Peer) -> Link:
-    link = await a.host.dial_through(relay.id, b.id)
+async def connect_via_relay(a: Peer, relay: Peer, b: Peer) -> Link:
+    link = await a.host.connect_via_relay(relay.id, b.id)
     await until(lambda: b.has(a, relay))
     return link
 

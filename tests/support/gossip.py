@@ -155,9 +155,9 @@ class Member:
         self.ledger.merge(record, signed=sign(record.peer_id, encode(record)), now=self.now(), age=age)
 
     def age_of(self, peer_id: str) -> float:
-        entry = self.ledger.get(peer_id)
-        assert entry is not None
-        return (self.now() - entry.record.last_seen).total_seconds()
+        row = self.ledger.get(peer_id)
+        assert row is not None
+        return (self.now() - row.record.last_seen).total_seconds()
 
 
 def foreign_topic(n: int = 77) -> Topic:

@@ -39,12 +39,12 @@ class Dialler(Protocol):
 
     def is_to_dial(self, peer_id: str) -> bool: ...
     async def connect(self, address: PeerAddress) -> Link: ...
-    async def dial_through(self, relay_id: str, peer_id: str) -> Link: ...
+    async def connect_via_relay(self, relay_id: str, peer_id: str) -> Link: ...
     def warn(self, event: str, where: str, every_s: float | None = None, **details: object) -> None: ...
     def token_is_retired(self, error: TokenRetired) -> None: ...
 
 
-class Redial:
+class DialLoop:
     """Call `look` when the book may have news, `routes_changed` when there may be a new relay to a peer being dialled."""
 
     def __init__(self, host: Dialler) -> None:
@@ -91,8 +91,8 @@ class Redial:
     async def _dial(self, target: Target) -> None:
         host = self._host
         race = Race(
-            target, self.routes, news=lambda: self._routes_changed, connect=host.connect, go_round=host.dial_through,
-            may=self._may_dial,
+            target, self.routes, news=lambda: self._routes_changed, connect=host.connect,
+            connect_via_relay=host.connect_via_relay, may=self._may_dial,
         )  # fmt: skip
         self._races.add(race)
         lines = self._hearsay_dials if _is_in_doubt(target) else self._dials

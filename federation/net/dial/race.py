@@ -42,7 +42,7 @@ async def _first_of(*events: trio.Event) -> None:
 class Race:
     """`run` it, then read `winner`: the link, and the address that led to it (None: a relay); None if nobody answered.
 
-    `connect` and `go_round(relay, peer)` raise what they like; `problems` collects it. The losers are cancelled.
+    `connect` and `connect_via_relay(relay, peer)` raise what they like; `problems` collects it. The losers are cancelled.
     `relays(peer)` is asked again when `news()` is set: addresses that do not answer take their time. `may(address)`: whether
     hearsay may be dialled now.
 
@@ -57,14 +57,14 @@ class Race:
         *,
         news: Callable[[], trio.Event],
         connect: Callable[[PeerAddress], Awaitable[Link]],
-        go_round: Callable[[str, str], Awaitable[Link]],
+        connect_via_relay: Callable[[str, str], Awaitable[Link]],
         may: Callable[[PeerAddress], bool] = lambda _address: True,
     ) -> None:
         self._target = target
         self._relays = relays
         self._news = news
         self._connect = connect
-        self._go_round = go_round
+        self._connect_via_relay = connect_via_relay
         self._may = may
         self._all_failed = trio.Event()  # as far as relays are to wait for it
         self._won = trio.CancelScope()
@@ -151,7 +151,7 @@ class Race:
 
     async def _try_relay(self, relay: str, peer: str, over: trio.Event) -> None:
         try:
-            self._win(None, await self._go_round(relay, peer))
+            self._win(None, await self._connect_via_relay(relay, peer))
         except Exception as error:  # noqa: BLE001  # as above
             self.problems.append(error)
         finally:

@@ -80,7 +80,7 @@ def is_outside(host: str, networks: Sequence[Network]) -> bool:
     return not ip.is_loopback and not ip.is_link_local and not any(ip.version == n.version and ip in n for n in networks)
 
 
-class Reach:
+class Reachability:
     """`relays(peer)`: whether that member relays. `networks()`: this machine's subnets. Calls `on_change()`."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Reach:
         self._asked: dict[str, float] = {}
         self._asking = 0
         self._answered: dict[str, float] = {}
-        self._places: dict[str, _Place] = {}
+        self._reservations: dict[str, _HeldReservation] = {}
         self._refused: dict[str, float] = {}
         self._look = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -122,7 +122,7 @@ class Reach:
     @property
     def via(self) -> tuple[str, ...]:
         """The relays where this node has a reservation, nearest first."""
-        held = [peer for peer, place in self._places.items() if place.granted]
+        held = [peer for peer, reservation in self._reservations.items() if reservation.granted]
         return tuple(sorted(held, key=self._nearness))
 
     # What the node tells
@@ -153,7 +153,7 @@ class Reach:
                 self._look = trio.Event()
                 now = trio.current_time()
                 self._ask_some(now)
-                self._take_places(now)
+                self._make_reservations(now)
                 with trio.move_on_after(ASK_AGAIN_S / 10):
                     await self._look.wait()
 
@@ -194,12 +194,12 @@ class Reach:
 
     def _believe_most(self) -> None:
         """Keep the addresses that most members name: one member that lies must not have all others dial a third party."""
-        named = [places for places in self._named.values() if places]
-        count = Counter(place for places in named for place in dict.fromkeys(places))
+        named = [addresses for addresses in self._named.values() if addresses]
+        count = Counter(address for addresses in named for address in dict.fromkeys(addresses))
         self.public.clear()
-        self.public.update(dict.fromkeys(place for place in count if count[place] * 2 >= len(named)))
+        self.public.update(dict.fromkeys(address for address in count if count[address] * 2 >= len(named)))
 
-    async def face_of(self, listen: HostPort) -> tuple[str, int] | None:
+    async def mapped_address(self, listen: HostPort) -> tuple[str, int] | None:
         """The address that outsiders see for a port of ours, by the nearest of them. None: none can tell."""
         outside = [
             link for link in self._host.links.values()
@@ -285,45 +285,47 @@ class Reach:
             self._pace.found(host, now)
             found.append(port)
 
-    # Places at relays
+    # Reservations at relays
 
-    def _take_places(self, now: float) -> None:
+    def _make_reservations(self, now: float) -> None:
         links = self._host.links
-        for peer, place in list(self._places.items()):
-            if links.get(peer) is not place.link or self.dialable:
-                del self._places[peer]
-                place.channel.abort("no longer needed")
+        for peer, reservation in list(self._reservations.items()):
+            if links.get(peer) is not reservation.link or self.dialable:
+                del self._reservations[peer]
+                reservation.channel.abort("no longer needed")
                 self._on_change()
         if self.dialable is not False:
             return
-        serving = [peer for peer in self._places if self._relays(peer)]  # one that is about to stop does not count
+        serving = [peer for peer in self._reservations if self._relays(peer)]  # one that is about to stop does not count
         candidates = [
             peer
             for peer, link in links.items()
-            if peer not in self._places
+            if peer not in self._reservations
             and (link.path == "punched" or (link.path == "direct" and link.is_initiator))  # a relay may have met us
             and self._relays(peer)
             and self._refused.get(peer, -1e9) < now - REFUSED_S
         ]
         for peer in sorted(candidates, key=self._nearness)[: WANTED_RELAYS - len(serving)]:
             with suppress(PeerUnavailable):
-                self._places[peer] = _Place(self, self._host, links[peer])
+                self._reservations[peer] = _HeldReservation(self, self._host, links[peer])
 
     def _nearness(self, peer_id: str) -> tuple[int, bytes]:
         link = self._host.links.get(peer_id)
         rtt_s = link.rtt_s if link is not None and link.rtt_s is not None else 0.0
         return int(rtt_s / RTT_STEP_S), blake2b(f"{self._host.peer_id} {peer_id}".encode(), digest_size=8).digest()
 
-    def granted(self, place: _Place) -> None:
-        log.info("reachable through a relay", relay=place.link.peer_id)
+    def granted(self, reservation: _HeldReservation) -> None:
+        log.info("reachable through a relay", relay=reservation.link.peer_id)
         self._on_change()
 
-    def lost(self, place: _Place, reason: str, *, refused: bool) -> None:
-        peer_id = place.link.peer_id
-        if self._places.get(peer_id) is place:
-            del self._places[peer_id]
+    def lost(self, reservation: _HeldReservation, reason: str, *, refused: bool) -> None:
+        peer_id = reservation.link.peer_id
+        if self._reservations.get(peer_id) is reservation:
+            del self._reservations[peer_id]
             log.info(
-                "no longer reachable through a relay" if place.granted else "a relay has no place", relay=peer_id, why=reason
+                "no longer reachable through a relay" if reservation.granted else "a relay has no place",
+                relay=peer_id,
+                why=reason,
             )
             if refused:
                 self._refused[peer_id] = trio.current_time()
@@ -331,24 +333,24 @@ class Reach:
             self._look.set()
 
 
-class _Place(NullDuplex):
+class _HeldReservation(NullDuplex):
     """This node's end of a reservation."""
 
-    def __init__(self, reach: Reach, host: Host, link: Link) -> None:
-        self._reach = reach
+    def __init__(self, reachability: Reachability, host: Host, link: Link) -> None:
+        self._reachability = reachability
         self.link = link
         self.granted = False
         self.channel = host.reserve(link, self, self)
 
     def opened(self) -> None:
         self.granted = True
-        self._reach.granted(self)
+        self._reachability.granted(self)
 
     def refused(self, reason: str) -> None:
-        self._reach.lost(self, reason, refused=True)
+        self._reachability.lost(self, reason, refused=True)
 
     def abort(self, reason: str) -> None:
-        self._reach.lost(self, reason, refused=not self.link.is_closed)
+        self._reachability.lost(self, reason, refused=not self.link.is_closed)
 
     def send_eof(self) -> None:
         self.channel.abort("given back")

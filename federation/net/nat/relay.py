@@ -71,7 +71,7 @@ class Relay:
         self._reactor = reactor
         self._links = links
         self._warn = warn
-        self._places: dict[str, _Place] = {}
+        self._reservations: dict[str, _Reservation] = {}
         self._circuits: Counter[str] = Counter()  # by the member that asked
         self._asked = Buckets[str](ASKED_A_SECOND, ASKED_AT_ONCE, max_keys=MAX_ASKERS)
         self._asked_for = Buckets[tuple[str, str]](SOURCE_RATE, SOURCE_BURST, max_keys=MAX_SOURCES)
@@ -80,7 +80,7 @@ class Relay:
     @property
     def reserved(self) -> list[str]:
         """Peer ids of the members that have a reservation here."""
-        return list(self._places)
+        return list(self._reservations)
 
     @property
     def circuits(self) -> int:
@@ -89,31 +89,31 @@ class Relay:
     def close(self) -> None:
         """End all reservations, because this node is about to stop. Circuits last as long as the node does."""
         self.limits = None
-        for place in list(self._places.values()):
-            place.channel.abort("the relay stops")
-        self._places.clear()
+        for reservation in list(self._reservations.values()):
+            reservation.channel.abort("the relay stops")
+        self._reservations.clear()
 
-    # Places
+    # Reservations
 
     def reserve(self, link: Link, channel: Channel, _rest: str) -> None:
-        place = channel.other = _Place(self, link, channel)
+        reservation = channel.other = _Reservation(self, link, channel)
         if self.limits is None:
             channel.refuse("this node does not relay")
         elif link.path == "relayed":
             channel.refuse("the relay itself is reached through a relay")
-        elif len(self._places) >= self.limits.reservations and link.peer_id not in self._places:
+        elif len(self._reservations) >= self.limits.reservations and link.peer_id not in self._reservations:
             self._warn("a reservation was refused, all places are taken", link.peer_id, limit=self.limits.reservations)
             channel.refuse("all places are taken")
         else:
-            old = self._places.get(link.peer_id)
-            self._places[link.peer_id] = place
+            old = self._reservations.get(link.peer_id)
+            self._reservations[link.peer_id] = reservation
             if old is not None:
                 old.channel.abort("there is a newer reservation")
             channel.accept()
 
-    def forget(self, place: _Place) -> None:
-        if self._places.get(place.link.peer_id) is place:
-            del self._places[place.link.peer_id]
+    def forget(self, reservation: _Reservation) -> None:
+        if self._reservations.get(reservation.link.peer_id) is reservation:
+            del self._reservations[reservation.link.peer_id]
 
     # Circuits
 
@@ -122,12 +122,12 @@ class Relay:
         circuit = _Circuit(self, self._reactor, link.peer_id, self.limits.rate if self.limits else 0)
         channel.other = circuit.there
         why = self._why_not(link.peer_id, target)
-        place = self._places.get(target)
-        if why or place is None:
+        reservation = self._reservations.get(target)
+        if why or reservation is None:
             channel.refuse(why or "the peer has no place here")
             return
         try:
-            far = place.link.open_tunnel(f"{CIRCUIT}/{link.peer_id}", circuit, circuit.back)
+            far = reservation.link.open_tunnel(f"{CIRCUIT}/{link.peer_id}", circuit, circuit.back)
         except PeerUnavailable as error:
             channel.refuse(error.detail)
             return
@@ -137,7 +137,7 @@ class Relay:
     def _why_not(self, source: str, target: str) -> str:
         if self.limits is None:
             return "this node does not relay"
-        if target not in self._places or target == source:
+        if target not in self._reservations or target == source:
             return "the peer has no place here"
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
             self._warn("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
@@ -154,7 +154,7 @@ class Relay:
             del self._circuits[source]
 
 
-class _Place(NullDuplex):
+class _Reservation(NullDuplex):
     """The relay's end of a reservation."""
 
     def __init__(self, relay: Relay, link: Link, channel: Channel) -> None:
