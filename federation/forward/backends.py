@@ -49,14 +49,21 @@ class Backends:
     """
 
     def __init__(
-        self, reactor: Reactor, settings: Settings, *, on_change: Callable[[], None], on_load: Callable[[str], None]
+        self,
+        reactor: Reactor,
+        settings: Settings,
+        *,
+        on_change: Callable[[], None],
+        on_load: Callable[[str], None],
+        load: Load | None = None,
     ) -> None:
+        """`load`: where the number of connections is kept, for the links to tell."""
         self.reactor = reactor
         self._settings = settings
         self._on_change = on_change
         self._on_load = on_load
         self.all = [Backend(endpoint) for endpoint in settings.backends]
-        self.load = Load()
+        self.load = load or Load()
         self.hold_s = FIRST_HOLD_S  # how long a connection lasts here: moving average
         self.by_entry: Counter[str] = Counter()  # those of other entries, by peer id
         self.draining = False

@@ -91,7 +91,19 @@ def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str,
 class ExitFlow(NullDuplex):
     """A tunnel on its way to the backend: the channel's other end until the backend has its first bytes."""
 
-    __slots__ = ("_backends", "_believed", "_channel", "_early", "_end", "_eof", "_gone", "_link", "_looked_at", "_service", "_serving")
+    __slots__ = (
+        "_backends",
+        "_believed",
+        "_channel",
+        "_early",
+        "_end",
+        "_eof",
+        "_gone",
+        "_link",
+        "_looked_at",
+        "_service",
+        "_serving",
+    )
 
     def __init__(self, backends: Backends, link: Link, channel: Channel, service: str, believed: int = ANY_LOAD) -> None:
         self._backends = backends

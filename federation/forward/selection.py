@@ -227,11 +227,14 @@ class Selector:
         """A connection that `pick` counted is over."""
         self._loads[peer_id].release()
 
-    def told(self, peer_id: str, in_flight: int, unseen: int = 0) -> None:
-        """The peer says what it serves now, from all entries; `unseen` of this entry's connections are not in that yet."""
+    def told(self, peer_id: str, in_flight: int, unseen: int = 0, *, is_fresh: bool = True) -> None:
+        """The peer says what it serves now, from all entries; `unseen` of this entry's connections are not in that yet.
+
+        `is_fresh`: the peer will tell each change, too.
+        """
         load = self._load(peer_id)
         load.believed = min(in_flight, _MOST_IN_FLIGHT) + unseen
-        load.is_fresh = True
+        load.is_fresh = is_fresh
 
     def reported(self, peer_id: str, in_flight: int) -> None:
         """The peer's record says what it served some time ago. It counts unless the peer tells each change."""
@@ -240,16 +243,21 @@ class Selector:
             load.believed = min(in_flight, _MOST_IN_FLIGHT)
 
     def stale(self, peer_id: str) -> None:
-        """The peer tells its load no more: its link is gone, or this entry looks elsewhere."""
+        """The peer tells its load no more."""
         if peer_id in self._loads:
             self._loads[peer_id].is_fresh = False
 
+    def lost(self, peer_id: str) -> None:
+        """The link to the peer is gone, and what it said with it."""
+        if peer_id in self._loads:
+            load = self._loads[peer_id]
+            load.believed, load.is_fresh = load.own, False
+
     def forget(self, peer_id: str) -> None:
         """The peer is gone for good. Connections still open to it stay counted until they are released."""
-        load = self._load(peer_id)
-        load.believed, load.is_fresh = load.own, False
-        if not load.own:
-            del self._loads[peer_id]
+        self.lost(peer_id)
+        if not self.own_in_flight(peer_id):
+            self._loads.pop(peer_id, None)
 
     def in_flight(self, peer_id: str) -> int | None:
         """What this entry believes of it; None of a peer that it knows nothing of."""

@@ -46,9 +46,8 @@ from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
 from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
 from federation.net.link.link import PROTOCOL_ID, PROTOCOL_ID_WITHOUT_LOAD, Link, MuxedConn
-from federation.net.link.mux import Load
 from federation.net.link.liveness import ping_interval
-from federation.net.link.mux import SERVICE_COSTS
+from federation.net.link.mux import SERVICE_COSTS, Load
 from federation.net.link_table import LinkTable
 from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
@@ -122,7 +121,9 @@ class Host:
         relay: RelayLimits | None = None,
         load: Load | None = None,
     ) -> None:
-        """`load`: this node's, for its peers; nothing unless given. For keys and `is_banned` see `handshake.TokenNoise`. A change of what they answer cuts no link: see `cut`."""
+        """`load`: this node's, for its peers; nothing unless given.
+
+        For keys and `is_banned` see `handshake.TokenNoise`. A change of what they answer cuts no link: see `cut`."""
         self._reactor = reactor
         self._events = events
         self.book = book
@@ -149,7 +150,10 @@ class Host:
             )
             for protocol, aead in handshake.protocols().items()
         }
-        muxers = {PROTOCOL_ID: partial(self._new_link, load or Load()), PROTOCOL_ID_WITHOUT_LOAD: partial(self._new_link, None)}
+        muxers = {
+            PROTOCOL_ID: partial(self._new_link, load or Load()),
+            PROTOCOL_ID_WITHOUT_LOAD: partial(self._new_link, None),
+        }
         self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
         self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
         self.swarm = HostSwarm(key_pair, security, muxers, knows=self.knows, preferred=self._preferred)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 
 class HostSwarm(Swarm):
-    """`muxers`: the ways to make a link, by protocol, preferred first. `knows(link)`: whether the host has the link; `preferred(peer)`: the link on which streams to a peer are opened."""
+    """`muxers`: the ways to make a link, by protocol, preferred first.
+
+    `knows(link)`: whether the host has the link; `preferred(peer)`: the link on which streams to a peer are opened."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from federation.forward.counters import Ending
+    from federation.forward.counters import Busier, Ending
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
@@ -118,6 +118,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
     decisions = list(counters.decisions)
     decisions = decisions[-last:] if connection is None else [d for d in decisions if d.flow.connection == connection]
     failures = {(failure.flow, failure.attempt): failure.why for failure in counters.failures}
+    busier = {(row.flow, row.attempt, row.again): row for row in counters.busier}
     wanted = {decision.flow for decision in decisions}
     endings = {ending.flow: ending for ending in counters.endings if ending.flow in wanted}
     return [
@@ -131,7 +132,8 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
             "chosen": decision.pick.chosen.peer_id,
             "name": node.name_of(decision.pick.chosen.peer_id),
             "tier": decision.pick.tier,
-            "failed": failures.get((decision.flow, decision.attempt)),
+            "failed": None if decision.key in busier else failures.get((decision.flow, decision.attempt)),
+            "sent_back": _sent_back(busier.get(decision.key)),
             "ended": _ended(endings.get(decision.flow)),
             "candidates": [
                 {
@@ -150,6 +152,10 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
         }
         for decision in decisions
     ]
+
+
+def _sent_back(row: Busier | None) -> schemas.SentBack | None:
+    return None if row is None else {"had": row.had, "believed": row.believed}
 
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:

@@ -122,14 +122,14 @@ def test_who_waits_looks_again_once_for_many_changes() -> None:
     request.attempts.start()
     assert world.dispatcher.waiting == {request.attempts}
     for _ in range(3):
-        world.dispatcher.roster_changed()
+        world.dispatcher.look_again()
     assert len(world.queued) == 1
     world.flush()
     assert world.dispatcher.waiting == {request.attempts}  # there is still nobody
     world.dispatcher.reject_waiting("this node is shutting down")
     assert (world.dispatcher.waiting, request.attempts.state) == (set(), State.REJECTED)
     assert request.why == "this node is shutting down"
-    world.dispatcher.roster_changed()
+    world.dispatcher.look_again()
     assert world.queued == []
 
 
@@ -137,7 +137,7 @@ def test_a_request_that_was_rejected_before_the_flush_is_left_alone() -> None:
     world = World()
     request = Request(world)
     request.attempts.start()
-    world.dispatcher.roster_changed()
+    world.dispatcher.look_again()
     request.attempts.reject("its time is over")
     world.flush()
     assert request.why == "its time is over"

@@ -50,7 +50,7 @@ async def receive(client: trio.SocketStream, n: int) -> bytes:
 def exit_of(net: Net, events: Events) -> tuple[Backends, Listener]:
     """Backends behind the far end of a link."""
     listener = Listener()
-    backends = Backends(net.reactor, Settings(backends=(listener.address,)), on_change=lambda: None, on_load=lambda: None)
+    backends = Backends(net.reactor, Settings(backends=(listener.address,)), on_change=lambda: None, on_load=lambda _entry_id: None)
     backends.all[0].healthy, backends.all[0].target = True, (socket.AF_INET, (listener.host, listener.port))
     events.tunnel_opened = partial(serve_tunnel, backends)  # type: ignore[method-assign]
     return backends, listener
@@ -839,7 +839,7 @@ async def test_whatever_a_tunnel_says_after_the_client_left_is_nothing(mock_cloc
         await settled(lambda: not net.frontend.active)
         net.tunnel.answers()
         net.frontend.peer_suspect("a")
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         await net.passes(100)
         assert net.tunnel.reset == "the client has gone"
         assert len(net.tunnels) == 1
@@ -881,7 +881,7 @@ async def test_an_end_that_came_before_the_own_backend_was_dialled(mock_clock: M
         await client.send_eof()
         await settled(lambda: all(entry._eof for entry in net.frontend.active))
         net.own_backend_is_up()
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         server = await net.server()
         assert await rest_of(server) == sent
         await server.send_all(b"amen")
@@ -897,7 +897,7 @@ async def test_a_large_transfer_through_the_own_backend(mock_clock: MockClock, r
     async with network(mock_clock, replay=replay, own_backend=True) as net:
         client = await net.connect(sends=up[:60_000])  # held, then replayed
         net.own_backend_is_up()
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         server = await net.server()
 
         async def send(sink: trio.SocketStream, data: bytes) -> None:
@@ -999,7 +999,7 @@ async def test_an_own_backend_that_answers_before_it_reads(mock_clock: MockClock
     async with network(mock_clock, own_backend=True, replay_buffer_bytes=len(up)) as net:
         client = await net.connect(sends=up)
         net.own_backend_is_up()
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         server = await net.server()
 
         async def send() -> None:
@@ -1044,7 +1044,7 @@ async def test_a_held_upload_of_many_windows_through_real_links(replay: str) -> 
         client = await net.connect(sends=data)
         net.roster.nodes["far"] = record("far")
         net.roster.links["far"] = entry_link  # type: ignore[assignment]
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         with listener:
             server = await listener.accept()
             net.clients.append(server)

@@ -158,7 +158,7 @@ class Walk:
 
     async def tell_roster(self) -> None:
         self.net.roster.barred.clear()
-        self.net.frontend.dispatcher.roster_changed()
+        self.net.frontend.dispatcher.look_again()
 
     async def let_time_pass(self) -> None:
         await self.net.passes(self.dice.choice([0.5, 1.0, 2.0, 3.0]))

@@ -218,11 +218,11 @@ class Net:
             self.roster.links[peer_id] = FakeLink(peer_id, self.tunnels)
             self.roster.barred.discard(peer_id)
         if tell:
-            self.frontend.dispatcher.roster_changed()
+            self.frontend.dispatcher.look_again()
 
     def forgive(self) -> None:
         self.roster.barred.clear()
-        self.frontend.dispatcher.roster_changed()
+        self.frontend.dispatcher.look_again()
 
     def own_backend_is_up(self) -> None:
         assert self.backend is not None
@@ -290,7 +290,7 @@ async def network(
     made = Settings(backends=(backend.address,) if backend else (), **settings)
     reactor = CountingReactor()
     selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
-    backends = Backends(reactor, made, on_change=lambda: frontend.dispatcher.roster_changed(), on_load=lambda: None)
+    backends = Backends(reactor, made, on_change=lambda: frontend.dispatcher.look_again(), on_load=lambda _entry_id: None)
     roster = FakeRoster(backends.services)
     metrics = Metrics()
     frontend = Frontend(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from federation.net.link.carrier import Carrier, Path
     from federation.net.link.handshake import SecureConn
-    from federation.net.link.mux import Channel, Load, TunnelObserver
+    from federation.net.link.mux import Channel, Load, RequestObserver, TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
 
@@ -97,25 +97,36 @@ class Link:
 
     # Tunnels, and reading for those who wait
 
-    def open_tunnel(
-        self, service: str, opener: TunnelObserver, other: Duplex, *, believed: int | None = None
-    ) -> Channel:
-        """For `believed` see Mux.open_tunnel. Raises PeerUnavailable."""
+    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
+        """Raises PeerUnavailable."""
+        self._check_open()
+        return self.mux.open_tunnel(service, opener, other)
+
+    def open_request(self, service: str, opener: RequestObserver, other: Duplex, believed: int) -> Channel:
+        """For `believed` see Mux.open_request. Raises PeerUnavailable."""
+        self._check_open()
+        return self.mux.open_request(service, opener, other, believed)
+
+    def _check_open(self) -> None:
         if self._closed.is_set():
             raise PeerUnavailable("the connection is closed")
-        return self.mux.open_tunnel(service, opener, other, believed=believed)
 
     def watch(self, now: float) -> bool:
-        """Have the remote tell each change of its load for a while; to be called again and again. Whether it does."""
+        """Have the remote tell its load now and each change of it for WATCH_S; to be called again and again. Returns
+        whether the remote has told every change up to now."""
+        was_watching = self.is_watching(now)
         if self.mux.tells_load and self._watching_until - now < WATCH_S / 2:
             self._watching_until = now + WATCH_S
             self.mux.watch(WATCH_S)
-        return self.mux.tells_load
+        return was_watching
 
     def unwatch(self) -> None:
         if self._watching_until:
             self._watching_until = 0.0
             self.mux.watch(0)
+
+    def is_watching(self, now: float) -> bool:
+        return now < self._watching_until
 
     def when_read_empty(self, callback: Callable[[], None]) -> None:
         """Run `callback` once all that the remote has sent by now was read: an RST right behind an OPEN is seen first."""

@@ -111,11 +111,15 @@ class Handler(Protocol):
 
 
 class TunnelObserver(Protocol):
-    """The opener of a tunnel hears here how it went: one of the three, or `other.abort` if the connection broke."""
+    """The opener of a tunnel hears here how it went: one of the two, or `other.abort` if the connection broke."""
 
     def opened(self) -> None: ...
 
     def refused(self, reason: str) -> None: ...
+
+
+class RequestObserver(TunnelObserver, Protocol):
+    """The opener of a request may hear a third answer."""
 
     def busier(self, load: int) -> None:
         """The remote has more in flight than was believed, and did nothing."""
@@ -125,7 +129,8 @@ class Channel:
     """One stream of a connection; a Duplex whose other side is the remote. `other` is the local end joined to it."""
 
     __slots__ = (
-        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
+        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id",
+        "is_request", "mux", "opener",
         "other", "out_size", "queued", "remote", "small_in", "tunnel", "unacknowledged", "waiting", "window",
     )  # fmt: skip
 
@@ -137,6 +142,7 @@ class Channel:
         self.tunnel = tunnel
         self.remote = remote  # who opened it
         self.opener: TunnelObserver | None = None
+        self.is_request = False  # ours, and the remote may be too busy for it
         self.credit = INITIAL_WINDOW  # what we may still send, less what is in `_out`
         self.granted = INITIAL_WINDOW  # what the remote may still send
         self.window = INITIAL_WINDOW  # what `granted` is brought back to
@@ -321,19 +327,23 @@ class Mux:
         """Whether both ends speak of their load."""
         return self._load is not None
 
-    def open_tunnel(
-        self, service: str, opener: TunnelObserver, other: Duplex, *, believed: int | None = None
-    ) -> Channel:
-        """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone.
+    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
+        """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone."""
+        return self._open_tunnel(service, ANY_LOAD, opener, other)
 
-        `believed`: the load of the remote as this node sees it, for the remote to compare, or ANY_LOAD. None where the
-        tunnel is no load."""
-        name = service.encode()
+    def open_request(self, service: str, opener: RequestObserver, other: Duplex, believed: int) -> Channel:
+        """A tunnel that will be a part of the remote's load. Raises PeerUnavailable when the connection is gone.
+
+        `believed`: the load of the remote as this node sees it, for the remote to compare, or ANY_LOAD."""
+        channel = self._open_tunnel(service, believed, opener, other)
         if self._load is not None:
-            name = _CREDIT.pack(ANY_LOAD if believed is None else believed) + name
-        channel = self._open(OPEN, name, tunnel=True)
-        if believed is not None and self._load is not None:
+            channel.is_request = True
             self._unseen.append(channel.id)
+        return channel
+
+    def _open_tunnel(self, service: str, believed: int, opener: TunnelObserver, other: Duplex) -> Channel:
+        name = service.encode()
+        channel = self._open(OPEN, name if self._load is None else _CREDIT.pack(believed) + name, tunnel=True)
         channel.opener = opener
         channel.other = other
         return channel
@@ -527,13 +537,8 @@ class Mux:
         if kind in (PING, PONG):
             self._pinged(kind, channel_id, payload)
             return
-        if kind in (LOAD, WATCH) and self._load is not None:
-            self._load_told(kind, channel_id, payload)
-            return
-        if not OPENED <= kind <= CREDIT and (kind != BUSIER or self._load is None):
-            if self._load is None or kind < FIRST_OPTIONAL:
-                raise ProtocolViolation(f"an unknown frame type {kind}")
-            self.charge()
+        if (not OPENED <= kind <= CREDIT and kind != BUSIER) or (kind > PONG and self._load is None):
+            self._feed_other(kind, channel_id, payload)
             return
         channel = self.channels.get(channel_id)
         if channel is None:
@@ -566,6 +571,15 @@ class Mux:
             else:
                 self.charge()
             self._handler.pong(payload)
+
+    def _feed_other(self, kind: int, channel_id: int, payload: bytes) -> None:
+        """Frames of the whole connection, and those that this version does not know."""
+        if kind in (LOAD, WATCH) and self._load is not None:
+            self._load_told(kind, channel_id, payload)
+        elif self._load is None or kind < FIRST_OPTIONAL:
+            raise ProtocolViolation(f"an unknown frame type {kind}")
+        else:
+            self.charge()
 
     def _load_told(self, kind: int, channel_id: int, payload: bytes) -> None:
         if len(payload) != (_LOAD.size if kind == LOAD else 1) or channel_id:
@@ -607,10 +621,11 @@ class Mux:
         channel._close()
         if kind == REFUSED:
             opener.refused(_text(payload))
-        elif len(payload) != _CREDIT.size:
+        elif len(payload) != _CREDIT.size or not channel.is_request:
+            channel.other.abort("a malformed answer")
             raise ProtocolViolation("a malformed BUSIER")
         else:
-            opener.busier(*_CREDIT.unpack(payload))
+            opener.busier(*_CREDIT.unpack(payload))  # type: ignore[attr-defined]  # it is a RequestObserver
 
     def _remote_opens(self, kind: int, channel_id: int, payload: bytes) -> None:
         if channel_id <= self._last_remote_id or channel_id & 1 != self._remote_parity:
