@@ -305,7 +305,7 @@ class Host:
 
     def _note_refusal(self, error: FederationError, host: str) -> None:
         if isinstance(error, TokenRetired):
-            self.token_is_retired(error)
+            self.report_token_retired(error)
         elif isinstance(error, TokenOutdated):
             self.rejected["old token"] += 1
             self.warn("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
@@ -349,7 +349,7 @@ class Host:
             except BaseException:
                 link.fail("given up while starting")
                 raise
-            self._settle(link, dialled=path is None)
+            self._register_link(link, dialled=path is None)
         return link
 
     @contextmanager
@@ -406,7 +406,7 @@ class Host:
 
     # Links
 
-    def _settle(self, link: Link, *, dialled: bool = True) -> None:
+    def _register_link(self, link: Link, *, dialled: bool = True) -> None:
         """Take the link as the peer's, unless a better one is there (N). `dialled`: not punched beside a relayed one."""
         if link.is_closed:
             return
@@ -559,7 +559,7 @@ class Host:
         self._inbound_circuits.reserved(link, channel)
         return channel
 
-    def token_is_retired(self, error: TokenRetired) -> None:
+    def report_token_retired(self, error: TokenRetired) -> None:
         """A member says so of our newest key. Two are believed, or one while we have no link: any member can say it, and a
         person who believes it joins with another token."""
         newest = self._admission_keys()[0]

@@ -58,7 +58,7 @@ class HostSwarm(Swarm):
         )  # fmt: skip  # B, I: it wants half of the high watermark, nothing, and prunes what is older than the grace period
         super().__init__(libp2p_id, store, upgrader, [], connection_config=limits)
         # Theirs remembers each peer that ever went, for ever.
-        self.auto_connector.record_disconnect = lambda _libp2p_id: None  # type: ignore[method-assign]
+        self.auto_connector.record_disconnect = lambda peer_id: None  # type: ignore[method-assign]
         self._knows = knows
         self._preferred = preferred
 

@@ -20,10 +20,10 @@ from federation.mesh.rotation import (
     MAX_AHEAD,
     PREPARED_S,
     ROTATED_AT_ONCE,
-    SETTLE_S,
     TAKEN_AT_ONCE,
     TELL_AGAIN_S,
     TELL_TIMEOUT_S,
+    UNTOLD_STAY_S,
     Prepared,
     Rotation,
 )
@@ -216,7 +216,7 @@ async def test_it_is_passed_on_to_whom_the_first_does_not_know(clock: Any, tmp_p
         await net.a.rotates("a", "b", "c", "d", grace=NO_GRACE)
         await trio.sleep(1)
         assert net.have(net.a.token) == "abcd"
-        await trio.sleep(2 * SETTLE_S)
+        await trio.sleep(2 * UNTOLD_STAY_S)
         assert all(member.host.cuts == [] for member in net.members.values())
 
 
@@ -335,7 +335,7 @@ async def test_without_a_grace_members_get_a_moment_to_take_it(clock: Any, tmp_p
         net.a.host.silent.add("b")
         await net.a.rotates("a", "b", grace=NO_GRACE)
         assert net.a.host.cuts == []
-        await trio.sleep(SETTLE_S - TELL_TIMEOUT_S + 0.1)
+        await trio.sleep(UNTOLD_STAY_S - TELL_TIMEOUT_S + 0.1)
         assert net.a.host.cuts == ["b"]
 
 

@@ -65,13 +65,13 @@ async def fails(connect: Callable[[PeerAddress], Awaitable[Link]], address: Peer
 def links_of(peer: Peer) -> list[Link]:
     """All that the host gets from now on, also those that it does not keep."""
     found: list[Link] = []
-    settle = peer.host._settle
+    settle = peer.host._register_link
 
     def note(link: Link, **how: bool) -> None:
         found.append(link)
         settle(link, **how)
 
-    peer.host._settle = note  # type: ignore[method-assign]
+    peer.host._register_link = note  # type: ignore[method-assign]
     return found
 
 
@@ -966,7 +966,7 @@ class TestRetiredTokenIsSaid:
 
     def says(self, host: Host, *names: str) -> None:
         for name in names:
-            host.token_is_retired(TokenRetired(f"peer {name}"))
+            host.report_token_retired(TokenRetired(f"peer {name}"))
 
     async def test_one_is_not_believed_while_we_are_linked(self) -> None:
         async with linked() as (a, _b):

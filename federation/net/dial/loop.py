@@ -41,7 +41,7 @@ class Dialler(Protocol):
     async def connect(self, address: PeerAddress) -> Link: ...
     async def connect_via_relay(self, relay_id: str, peer_id: str) -> Link: ...
     def warn(self, event: str, where: str, every_s: float | None = None, **details: object) -> None: ...
-    def token_is_retired(self, error: TokenRetired) -> None: ...
+    def report_token_retired(self, error: TokenRetired) -> None: ...
 
 
 class DialLoop:
@@ -147,7 +147,7 @@ class DialLoop:
     def _warn(self, target: Target, no: HandshakeFailed | None, problems: list[Exception]) -> None:
         where = _where(target)
         if isinstance(no, TokenRetired):
-            self._host.token_is_retired(no)
+            self._host.report_token_retired(no)
         elif isinstance(no, TokenRefused):
             self._host.warn("the peer belongs to another network: it refused our token, or we its", where)
         elif isinstance(no, PeerBanned | BannedByPeer):
