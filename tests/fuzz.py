@@ -203,7 +203,11 @@ class _Handler:
         self.opened = 0
         self._rng = rng
 
-    def tunnel_opened(self, channel: mux.Channel, service: str) -> None:
+    def load_told(self, in_flight: int, unseen: int) -> None: ...
+
+    def watched(self, seconds: int) -> None: ...
+
+    def tunnel_opened(self, channel: mux.Channel, service: str, believed: int) -> None:
         self.opened += 1
         channel.other = End(other=channel)
         if self._rng.random() < 0.6:

@@ -15,6 +15,7 @@ from federation.errors import BackendUnavailable, PeerUnavailable
 from federation.forward.attempts import FOLLOWS, REFUSED_PENALTY_S, SILENT_PENALTY_S, Attempts, State
 from federation.forward.counters import Counters, Failure, Flow
 from federation.forward.route import Route
+from federation.forward.selection import Candidate
 from federation.metrics import Metrics
 from tests.support.links import End
 
@@ -45,9 +46,12 @@ class Link:
     tunnels: list[End] = field(default_factory=list)
     arrived: Callable[[], None] = lambda: None  # what lies in its socket
 
-    def open_tunnel(self, service: str, observer: Attempts, other: Any, /) -> Any:
+    believed: list[int] = field(default_factory=list)
+
+    def open_request(self, service: str, observer: Attempts, other: Any, believed: int, /) -> Any:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
+        self.believed.append(believed)
         self.tunnels.append(End())
         return self.tunnels[-1]
 
@@ -56,6 +60,11 @@ class Link:
 
     def ping(self) -> None:
         self.pings += 1
+
+    def watch(self, now: float) -> bool:
+        return True
+
+    def unwatch(self) -> None: ...
 
 
 class Dial:
@@ -92,6 +101,8 @@ class Dispatcher:
         self.in_flight: Counter[str] = Counter()
         self.penalties: list[tuple[str, float]] = []
         self.waiting: set[Attempts] = set()
+        self.believed = 0
+        self.picks: list[tuple[str, int, int]] = []
         self.dials: list[Dial] = []
         self.backend_is_full = False
 
@@ -103,11 +114,13 @@ class Dispatcher:
         self.alarms.add(alarm)
         return alarm
 
-    def pick(self, request: Any, tried: Set[str], attempt: int) -> str | None:
+    def pick(self, request: Any, tried: Set[str], attempt: int, again: int) -> Candidate | None:
         peer = next((peer for peer in self.peers if peer not in tried), None)
-        if peer is not None:
-            self.in_flight[peer] += 1
-        return peer
+        if peer is None:
+            return None
+        self.picks.append((peer, attempt, again))
+        self.in_flight[peer] += 1
+        return Candidate(peer, self.believed, 0.0, 0)
 
     def release(self, peer_id: str) -> None:
         self.in_flight[peer_id] -= 1
@@ -131,7 +144,7 @@ class Dispatcher:
 
     def broke_off(self, route: Route, peer_id: str) -> None: ...
 
-    def wait(self, attempts: Attempts) -> None:
+    def wait(self, attempts: Attempts, _route: Route) -> None:
         self.waiting.add(attempts)
 
     def stop_waiting(self, attempts: Attempts) -> None:

@@ -107,7 +107,7 @@ def test_a_pick_is_counted_and_remembered_until_it_is_released() -> None:
 def test_the_own_load_is_told_to_the_selector_once_for_many_changes() -> None:
     world = World("own", "a")
     told: list[tuple[str, int]] = []
-    world.selector.observe_load = lambda peer, load: told.append((peer, load))  # type: ignore[method-assign]
+    world.selector.told = lambda peer, load: told.append((peer, load))  # type: ignore[method-assign,assignment]
     request: Any = Request(world)
     world.in_flight = 4
     world.dispatcher.own_load_is_news = True
@@ -120,14 +120,14 @@ def test_who_waits_looks_again_once_for_many_changes() -> None:
     world = World()
     request = Request(world)
     request.attempts.start()
-    assert world.dispatcher.waiting == {request.attempts}
+    assert list(world.dispatcher.waiting) == [request.attempts]
     for _ in range(3):
         world.dispatcher.look_again()
     assert len(world.queued) == 1
     world.flush()
-    assert world.dispatcher.waiting == {request.attempts}  # there is still nobody
+    assert list(world.dispatcher.waiting) == [request.attempts]  # there is still nobody
     world.dispatcher.reject_waiting("this node is shutting down")
-    assert (world.dispatcher.waiting, request.attempts.state) == (set(), State.REJECTED)
+    assert (world.dispatcher.waiting, request.attempts.state) == ({}, State.REJECTED)
     assert request.why == "this node is shutting down"
     world.dispatcher.look_again()
     assert world.queued == []

@@ -50,7 +50,8 @@ async def receive(client: trio.SocketStream, n: int) -> bytes:
 def exit_of(net: Net, events: Events) -> tuple[Backends, Listener]:
     """Backends behind the far end of a link."""
     listener = Listener()
-    backends = Backends(net.reactor, Settings(backends=(listener.address,)), on_change=lambda: None, on_load=lambda _entry_id: None)
+    settings = Settings(backends=(listener.address,))
+    backends = Backends(net.reactor, settings, on_change=lambda: None, on_load=lambda _entry_id: None)
     backends.all[0].healthy, backends.all[0].target = True, (socket.AF_INET, (listener.host, listener.port))
     events.tunnel_opened = partial(serve_tunnel, backends)  # type: ignore[method-assign]
     return backends, listener

@@ -31,7 +31,13 @@ class Side:
         self.far = End()
         self.channel: Channel | None = None
 
-    def tunnel_opened(self, channel: Channel, _service: str) -> None:
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        raise AssertionError
+
+    def watched(self, seconds: int) -> None:
+        raise AssertionError
+
+    def tunnel_opened(self, channel: Channel, _service: str, _believed: int) -> None:
         self.far.other, channel.other, self.channel = channel, self.far, channel
         channel.accept()
 

@@ -53,6 +53,9 @@ class End:
     def refused(self, reason: str) -> None:
         self.heard.append(f"REFUSED {reason}")
 
+    def busier(self, load: int) -> None:
+        self.heard.append(f"BUSIER {load}")
+
     @property
     def data(self) -> bytes:
         return b"".join(item for item in self.heard if isinstance(item, bytes))

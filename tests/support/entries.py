@@ -32,7 +32,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.net.link.mux import TunnelObserver
+    from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
 
 OWN = "own"
@@ -51,10 +51,10 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
 class Tunnel:
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
-    def __init__(self, peer_id: str, service: str, opener: TunnelObserver, other: Duplex) -> None:
+    def __init__(self, peer_id: str, service: str, opener: RequestObserver, other: Duplex) -> None:
         self.peer_id = peer_id
         self.service = service
-        self.opener: TunnelObserver | None = opener
+        self.opener: RequestObserver | None = opener
         self.other = other
         self.client_name = other._client.client_name  # type: ignore[attr-defined]
         self.data = b""  # sent by the entry
@@ -111,6 +111,13 @@ class Tunnel:
             self.closed = True
             opener.refused(reason)
 
+    def is_busier(self, load: int) -> None:
+        """BUSIER."""
+        if not self.closed and self.opener is not None:
+            opener, self.opener = self.opener, None
+            self.closed = True
+            opener.busier(load)
+
     def sends(self, data: bytes) -> None:
         if not self.closed and not self.ended and self.opener is None:
             view = memoryview(bytearray(data))  # valid during the call only
@@ -151,7 +158,12 @@ class FakeLink:
     def read(self) -> None:
         self.arrived()
 
-    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Tunnel:
+    def watch(self, now: float) -> bool:
+        return False
+
+    def unwatch(self) -> None: ...
+
+    def open_request(self, service: str, opener: RequestObserver, other: Duplex, believed: int) -> Tunnel:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
         tunnel = Tunnel(self.peer_id, service, opener, other)

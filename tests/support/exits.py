@@ -13,6 +13,7 @@ import trio
 from federation.config import Settings
 from federation.forward.backends import Backend, Backends
 from federation.forward.exit import Serving, serve_tunnel
+from federation.net.link.mux import ANY_LOAD
 from tests.support.links import End, link_pair, until
 from tests.support.sockets import CountingReactor, Listener
 
@@ -75,10 +76,10 @@ class Tunnels:
     listener: Listener
     link: Link  # the entry's end
 
-    def open(self, service: str = "default") -> tuple[Channel, End]:
+    def open(self, service: str = "default", *, believed: int = ANY_LOAD) -> tuple[Channel, End]:
         """As an entry does; `End.heard` tells what came back."""
         end = End()
-        channel = self.link.open_tunnel(service, end, end)
+        channel = self.link.open_request(service, end, end, believed)
         end.other = channel
         return channel, end
 

@@ -38,8 +38,17 @@ class HostEvents:
     suspect: list[bool] = field(default_factory=list)
     opened: list[tuple[Channel, str]] = field(default_factory=list)
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+    told: list[tuple[str, int, int]] = field(default_factory=list)
+    watched: list[tuple[str, int]] = field(default_factory=list)
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         self.opened.append((channel, service))
+
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+        self.told.append((link.peer_id, in_flight, unseen))
+
+    def load_watched(self, link: Link, seconds: int) -> None:
+        self.watched.append((link.peer_id, seconds))
 
     def peer_up(self, link: Link) -> None:
         self.up.append(link)

@@ -42,9 +42,18 @@ class Events:
     suspect: list[bool] = field(default_factory=list)
     other: Any = None  # what tunnels opened by the remote are joined to
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+    told: list[tuple[int, int]] = field(default_factory=list)
+    watched: list[int] = field(default_factory=list)
+
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         channel.other = self.other
         self.opened.append((channel, service))
+
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+        self.told.append((in_flight, unseen))
+
+    def load_watched(self, link: Link, seconds: int) -> None:
+        self.watched.append(seconds)
 
     def link_closed(self, link: Link, reason: str) -> None:
         self.closed.append(reason)

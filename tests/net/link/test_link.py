@@ -110,7 +110,7 @@ class Host(Events):
 
     on_tunnel: Callable[[Link, Channel, str], None] | None = None
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         channel.other = End(other=channel)
         self.opened.append((channel, service))
         if self.on_tunnel is not None:

@@ -42,6 +42,7 @@ from federation.net.link.mux import (
     STREAM,
     STREAM_COSTS,
     Channel,
+    Load,
     Mux,
 )
 from federation.net.link.seal import MAX_PLAINTEXT
@@ -62,18 +63,29 @@ class Side:
     wakes: int = 0
     accepts: bool = True
     takes: bool = True  # remote channels' readers give credit at once
+    load: Load | None = None
+    believed: list[int] = field(default_factory=list)
+    told: list[tuple[int, int]] = field(default_factory=list)
+    watched_s: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake)
+        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake, load=self.load)
 
     def _wake(self) -> None:
         self.wakes += 1
 
-    def tunnel_opened(self, channel: Channel, service: str) -> None:
+    def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
         channel.other = End(credit=self.takes, other=channel)
+        self.believed.append(believed)
         self.tunnels.append((channel, service))
         if self.accepts:
             channel.accept()
+
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        self.told.append((in_flight, unseen))
+
+    def watched(self, seconds: int) -> None:
+        self.watched_s.append(seconds)
 
     def stream_opened(self, channel: Channel) -> None:
         channel.other = End(credit=self.takes, other=channel)
