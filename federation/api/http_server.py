@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; one more takes the place of one that keeps us waiting
 MAX_HEADER_BYTES = 16 * 1024
 CHUNK = 64 * 1024
-PATIENCE_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
+WRITE_TIMEOUT_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
 
 
 async def serve(
@@ -118,7 +118,7 @@ class _H11(H11Protocol):
 
 
 class _PatientStream:
-    """The methods of a stream that TCPServer uses. The server cuts off a client that takes nothing for PATIENCE_S."""
+    """The methods of a stream that TCPServer uses. The server cuts off a client that takes nothing for WRITE_TIMEOUT_S."""
 
     def __init__(self, stream: trio.SocketStream, has_ended_a_request: Callable[[], None]) -> None:
         self._stream = stream
@@ -138,10 +138,10 @@ class _PatientStream:
         view = memoryview(data)
         for start in range(0, len(view), CHUNK):
             self._awaits_reader = True
-            with trio.move_on_after(PATIENCE_S) as patience:
+            with trio.move_on_after(WRITE_TIMEOUT_S) as waiting:
                 await self._stream.send_all(view[start : start + CHUNK])
             self._awaits_reader = False
-            if patience.cancelled_caught:
+            if waiting.cancelled_caught:
                 self.socket.close()  # a chunk cut in two: nothing more can be said here
                 raise trio.BrokenResourceError("the client does not read")
 
