@@ -141,7 +141,7 @@ class Host:
         }
         self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
         self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
-        self.swarm = HostSwarm(key_pair, security, self._new_link, knows=self.knows, preferred=self._preferred)
+        self.swarm = HostSwarm(key_pair, security, self._new_conn, knows=self.knows, preferred=self._preferred)
         self.libp2p = StreamHost(self.swarm)
         self.swarm.set_stream_handler(self._stream_opened(self.swarm.common_stream_handler))  # A
         self._listeners: list[trio.SocketListener] = []
@@ -383,7 +383,7 @@ class Host:
             finally:
                 await close_now(raw)
 
-    def _new_link(self, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
+    def _new_conn(self, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
         carrier = SocketCarrier
         if isinstance(secured.raw, CircuitConn):
             carrier = partial(CircuitCarrier, circuit=secured.raw)  # type: ignore[assignment]

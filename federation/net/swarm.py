@@ -38,7 +38,7 @@ class HostSwarm(Swarm):
         self,
         key_pair: KeyPair,
         security: Mapping[str, TokenNoise],
-        new_link: Callable[[SecureConn, ID], MuxedConn],
+        new_conn: Callable[[SecureConn, ID], MuxedConn],
         *,
         knows: Callable[[Link], bool],
         preferred: Callable[[str], Link | None],
@@ -48,7 +48,7 @@ class HostSwarm(Swarm):
         store.add_key_pair(libp2p_id, key_pair)
         upgrader = TransportUpgrader(
             secure_transports_by_protocol=security,  # type: ignore[arg-type]
-            muxer_transports_by_protocol={PROTOCOL_ID: new_link},  # type: ignore[dict-item]
+            muxer_transports_by_protocol={PROTOCOL_ID: new_conn},  # type: ignore[dict-item]
         )
         limits = ConnectionConfig(
             max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=1,

@@ -117,9 +117,9 @@ async def test_a_head_that_has_begun_is_waited_for(mock_clock: MockClock, replay
         client = await silent_client_opened(net)
         for n in range(0, len(EVIL), 3):
             await client.send_all(EVIL[n : n + 3])
-            await settled(lambda n=n: net.frontend.turned_away or net.received() == min(n + 3, len(EVIL)))
+            await settled(lambda n=n: net.frontend.rejected_clients or net.received() == min(n + 3, len(EVIL)))
             await net.passes(METHOD_WAIT_S * (2 if n else 0.5))
-            if net.frontend.turned_away:
+            if net.frontend.rejected_clients:
                 break
             assert net.tunnel.data == b""
         assert (await rest_of(client)).startswith(b"HTTP/1.1 403 ")
@@ -131,7 +131,7 @@ async def test_other_protocols_do_not_wait(mock_clock: MockClock, first: bytes) 
         client = await silent_client_opened(net)
         await client.send_all(first)
         await settled(lambda: net.tunnel.data == first)
-        assert not net.frontend.turned_away
+        assert not net.frontend.rejected_clients
 
 
 @every_mode
