@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SILENT_S = 5.0  # when descriptors run out, clients that moved no byte for so long may be closed
-ENDED_AT_ONCE = 32  # at once
+ENDED_AT_ONCE = 32  # of these clients
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 
