@@ -213,10 +213,10 @@ class Node:
         if clients or served:
             patience_s = self.facts.settings.drain_timeout_s
             log.info("leaving: waiting for open connections", clients=clients, served=served, at_most_s=patience_s)
-        with trio.move_on_after(self.facts.settings.drain_timeout_s) as patience:
+        with trio.move_on_after(self.facts.settings.drain_timeout_s) as scope:
             await self.frontend.idle.wait()
             await self.backends.idle.wait()
-        if patience.cancelled_caught:
+        if scope.cancelled_caught:
             log.warning("connections were still open and are cut", open=len(self.frontend.active))
             self.frontend.abort_all("this node stops")
         await self.host.flushed(GOODBYE_S)

@@ -175,7 +175,7 @@ def start(
     answering.start()
     try:
         for node in range(nodes):
-            server = Server(f"backend{node}", directory, [], {})
+            server = Server(f"backend{node}", directory / f"backend{node}", [], {})
             server.address = ("127.0.0.1", field.ports[node])
             options = ("--log-level", "warning", "--no-detect")
             first: Any = daemons[0] if daemons else None

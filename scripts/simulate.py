@@ -211,7 +211,7 @@ class SimTopic:
 def new_observer(network: Network, n: int, ledger: Ledger, describe: Any) -> gossip.Gossip:
     host = SimpleNamespace(
         number=n, network=network, peer_id=peer_name(n), links=range(network.nodes - 1), handle_stream=lambda *_: None,
-        complain=lambda *_, **__: None, offended=lambda *_: None,
+        warn=lambda *_, **__: None, report_violation=lambda *_: None,
     )  # fmt: skip
     return gossip.Gossip(
         host=host, token=TOKEN, ledger=ledger, describe=describe, utc_now=utc_now, on_change=lambda _: None,

@@ -5,7 +5,7 @@
 
 Ids rise, also over restarts. A client that reconnects names the last id that it saw (Last-Event-ID, as browsers do,
 or ?after=ID) and gets the events of the ring behind that id; a new client gets the present state. A client that falls out of
-the ring, or does not read (http_server.PATIENCE_S), is cut off and may come again. Without clients nothing is produced.
+the ring, or does not read (http_server.WRITE_TIMEOUT_S), is cut off and may come again. Without clients nothing is produced.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ RECONNECT_WITHIN_S = 60.0  # without clients, so that one that reconnects misses
 RING_BYTES = 4 * 1024 * 1024
 RING_EVENTS = 1024
 MAX_CLIENTS = 16
-MAX_STRANGERS = (
-    8  # as long as there are so few: whoever is on this machine may listen, and shall not fill the owner's places
-)
+MAX_KEYLESS = 8  # as long as there are so few: whoever is on this machine may listen, and shall not fill the owner's places
 SILENCE_S = 15.0  # then a comment, so that proxies and clients see that the connection lives
 RETRY_MS = 2000
 
@@ -201,7 +199,7 @@ def routes(hub: Hub) -> Routes:
     @routes.get(PATH, EventStream, query=EventsQuery, request=True, media_type="text/event-stream")
     async def events(_node: object, query: EventsQuery, request: Request) -> EventStream:
         """Server-sent events: `state` about once a second, `decision` for each pick of a peer."""
-        if hub.clients >= (MAX_CLIENTS if is_owner(request.scope) else MAX_STRANGERS):
+        if hub.clients >= (MAX_CLIENTS if is_owner(request.scope) else MAX_KEYLESS):
             raise HTTPException(503, f"{hub.clients} clients listen already", {"Retry-After": "10"})
         last = request.headers.get("last-event-id", "")
         is_id = last.isascii() and last.isdigit() and len(last) < 20

@@ -281,9 +281,9 @@ def _limited(receive: Receive) -> Receive:
             return await receive()
         if deadline is None:
             deadline = trio.current_time() + BODY_S  # for all of it: a byte now and then is no body
-        with trio.move_on_at(deadline) as patience:
+        with trio.move_on_at(deadline) as waiting:
             message = await receive()
-        if patience.cancelled_caught:
+        if waiting.cancelled_caught:
             raise HTTPException(408, f"the request's body did not come within {BODY_S:g} s")
         if message["type"] != "http.request":  # the client went away: no reason for anybody to log anything
             raise HTTPException(400, "the request did not come whole")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SILENT_S = 5.0  # when descriptors run out, clients that moved no byte for so long may be closed
-GIVE_WAY = 32  # at once
+ENDED_AT_ONCE = 32  # of these clients
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 
@@ -55,7 +55,7 @@ class Frontend:
             reactor, settings, roster=roster, selector=selector, backends=backends, counters=self.counters
         )
         self.active: set[L4Client] = set()
-        self.turned_away: set[L4Client] = set()  # of the active: here only to read why
+        self.rejected_clients: set[L4Client] = set()  # of the active: here only to read why
         self.idle = trio.Event()
         self.idle.set()
         self._own_names = web_pages.own_names(host_name)
@@ -138,18 +138,18 @@ class Frontend:
         if listener not in self._listeners:
             return
         if not fdlimit.are_left(listener.fileno()):
-            self._make_room()
+            self._end_silent_clients()
         if fdlimit.are_left(listener.fileno()):
             self.reactor.change(listener.fileno(), READ)
         else:
             self.reactor.call_later(PAUSE_S, lambda: self._accept_again(listener))
 
-    def _make_room(self) -> None:
+    def _end_silent_clients(self) -> None:
         """Clients that have been here for a while, and neither said nor heard anything, give way to those that wait for a
         descriptor; the oldest first."""
         before = trio.current_time() - SILENT_S
         silent = [c for c in self.active if c.started_at < before and not c.socket.received and not c.socket.delivered]
-        for client in sorted(silent, key=lambda client: client.flow)[:GIVE_WAY]:
+        for client in sorted(silent, key=lambda client: client.flow)[:ENDED_AT_ONCE]:
             client.end("it said nothing, and others need its descriptor")
 
     def _start(self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules) -> None:
@@ -162,7 +162,7 @@ class Frontend:
         if not self.active:
             self.idle = trio.Event()
         self.active.add(client)
-        if len(self.active) - len(self.turned_away) > self._max_connections:
+        if len(self.active) - len(self.rejected_clients) > self._max_connections:
             client.attempts.reject(f"this entry is at its limit of {self._max_connections} connections")
         else:
             client.attempts.start()
@@ -182,11 +182,11 @@ class Frontend:
     # ClientEvents
 
     def rejected(self, client: L4Client) -> None:
-        self.turned_away.add(client)
+        self.rejected_clients.add(client)
 
     def closed(self, client: L4Client) -> None:
         self.active.discard(client)
-        self.turned_away.discard(client)
+        self.rejected_clients.discard(client)
         if not self.active:
             self.idle.set()
 

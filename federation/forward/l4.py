@@ -18,7 +18,7 @@ from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending, Flow
 from federation.forward.reject import REJECT_LINGER_S, Rejection
 from federation.forward.replay_buffer import ReplayBuffer
-from federation.forward.web_pages import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
+from federation.forward.web_pages import MAX_HEAD, METHOD_WAIT_S, Heard, Refusal, Request
 from federation.reactor.duplex import join
 from federation.reactor.sockets import SocketDuplex
 
@@ -80,7 +80,7 @@ class L4Client:
         "_events",
         "_is_judged",
         "_left",
-        "_patience",
+        "_method_timer",
         "_reactor",
         "_rejection",
         "_replay",
@@ -125,7 +125,7 @@ class L4Client:
         self._upstream_eof = False  # it has finished, and the client is to hear of it
         self._is_judged = not rules.is_on  # what the client sent may go on
         self._left: int | None = None  # of a browser's request, to come; None: the client is not watched
-        self._patience: Timer | None = None  # with what may be a part of a method
+        self._method_timer: Timer | None = None  # with what may be a part of a method
         self._rejection: Rejection | None = None
 
     # Request, for the attempts
@@ -146,7 +146,7 @@ class L4Client:
         self.socket.abort(reason)
 
     def rejected(self, why: str) -> None:
-        self._stop_patience()
+        self._stop_method_timer()
         self._dispatcher.counters.totals.failed += 1
         self._events.rejected(self)
         log.warning("client turned away", service=self.route.service, why=why, attempts=self.attempts.count)
@@ -278,13 +278,13 @@ class L4Client:
             self._left = None
             self._let_go_on()
         elif verdict is Heard.MORE:
-            self._stop_patience()
-        elif self._patience is None:
-            self._patience = self._reactor.call_later(PATIENCE_S, self._let_go_on)
+            self._stop_method_timer()
+        elif self._method_timer is None:
+            self._method_timer = self._reactor.call_later(METHOD_WAIT_S, self._let_go_on)
 
     def _let_go_on(self) -> None:
         self._is_judged = True
-        self._stop_patience()
+        self._stop_method_timer()
         if self._upstream is not None:
             self._replay.rewind()
         self.flush_replay()
@@ -317,7 +317,7 @@ class L4Client:
     def _closed(self, client: SocketDuplex) -> None:
         attempts = self.attempts
         state, peer_id = attempts.state, attempts.peer_id
-        self._stop_patience()
+        self._stop_method_timer()
         if self._rejection is not None:
             self._rejection.cancel()
         self._reset_upstream("the client has gone")
@@ -340,7 +340,7 @@ class L4Client:
             self._upstream.abort(reason)
             self._upstream = None
 
-    def _stop_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_method_timer(self) -> None:
+        if self._method_timer is not None:
+            self._method_timer.cancel()
+            self._method_timer = None

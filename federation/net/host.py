@@ -151,8 +151,8 @@ class Host:
             for protocol, aead in handshake.protocols().items()
         }
         muxers = {
-            PROTOCOL_ID: partial(self._new_link, load or Load()),
-            PROTOCOL_ID_WITHOUT_LOAD: partial(self._new_link, None),
+            PROTOCOL_ID: partial(self._new_conn, load or Load()),
+            PROTOCOL_ID_WITHOUT_LOAD: partial(self._new_conn, None),
         }
         self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
         self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
@@ -398,7 +398,7 @@ class Host:
             finally:
                 await close_now(raw)
 
-    def _new_link(self, load: Load | None, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
+    def _new_conn(self, load: Load | None, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
         carrier = SocketCarrier
         if isinstance(secured.raw, CircuitConn):
             carrier = partial(CircuitCarrier, circuit=secured.raw)  # type: ignore[assignment]

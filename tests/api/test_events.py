@@ -16,7 +16,7 @@ from federation.api import events
 from federation.api.events import (
     DECISIONS_AT_ONCE,
     MAX_CLIENTS,
-    MAX_STRANGERS,
+    MAX_KEYLESS,
     RECONNECT_WITHIN_S,
     RING_BYTES,
     SILENCE_S,
@@ -330,13 +330,13 @@ async def test_no_more_clients_than_that(hub: Hub, autojump_clock: MockClock) ->
     from starlette.exceptions import HTTPException
 
     async with running(hub) as nursery:
-        for _ in range(MAX_STRANGERS):
+        for _ in range(MAX_KEYLESS):
             nursery.start_soon(follow, hub, Client())
         await trio.sleep(0.1)
         with pytest.raises(HTTPException, match="503: 8 clients listen already"):
             await respond(hub)
         assert (await respond(hub, owner=True))[0]["status"] == 200
-        for _ in range(MAX_CLIENTS - MAX_STRANGERS):
+        for _ in range(MAX_CLIENTS - MAX_KEYLESS):
             nursery.start_soon(follow, hub, Client())
         await trio.sleep(0.1)
         with pytest.raises(HTTPException, match="503: 16 clients listen already"):

@@ -297,7 +297,7 @@ async def test_who_says_nothing_gives_way_when_descriptors_run_out(
     is_short = False
     monkeypatch.setattr(fdlimit, "is_reserve", lambda _fd: is_short)
     monkeypatch.setattr(fdlimit, "are_left", lambda _fd: not is_short)
-    monkeypatch.setattr(module, "GIVE_WAY", 2)
+    monkeypatch.setattr(module, "ENDED_AT_ONCE", 2)
     async with network(mock_clock) as net:
         net.add("a")
         oldest, older, old = [await net.connect() for _ in range(3)]
@@ -381,7 +381,7 @@ async def test_those_turned_away_take_nobodys_place(mock_clock: MockClock) -> No
         await net.passes(REJECT_LINGER_S)
         assert len(net.frontend.active) == 1
         assert net.frontend.counters.totals.failed == 5
-        assert not net.frontend.turned_away
+        assert not net.frontend.rejected_clients
 
 
 # Those who wait

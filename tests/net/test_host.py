@@ -563,7 +563,7 @@ class TestStrangers:
     async def test_a_slow_one_gives_way_to_a_newcomer(self, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
         monkeypatch.setattr(gate, limit, 2)
         monkeypatch.setattr(gate, "UPGRADE_TIMEOUT_S", 30.0)
-        monkeypatch.setattr(gate, "PATIENCE_S", 0.1)
+        monkeypatch.setattr(gate, "EVICT_AFTER_S", 0.1)
         async with peers(2) as (a, b):
             with ExitStack() as stack:
                 slow = [stack.enter_context(connect(a)) for _ in range(2)]

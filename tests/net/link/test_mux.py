@@ -273,7 +273,7 @@ def test_an_open_for_which_there_is_no_channel_left_is_refused_and_costs_the_oth
     b.check()
 
 
-def test_what_comes_for_a_channel_that_is_gone_costs_little_of_the_patience() -> None:
+def test_what_comes_for_a_channel_that_is_gone_costs_little_of_the_abuse_budget() -> None:
     """It was on its way when we closed it: a crowd of clients that leaves is none the worse for it."""
     b = Side(initiator=False)
     for n in range(2 * ABUSE_BUDGET):
@@ -393,7 +393,7 @@ def test_a_flood_costs_the_flooder_its_connection(flood: Any) -> None:
             feed(n)
 
 
-def test_patience_comes_back_with_time_and_use_costs_none() -> None:
+def test_the_abuse_budget_comes_back_with_time_and_use_costs_none() -> None:
     b = Side(initiator=False)
     for n in range(3 * ABUSE_BUDGET):
         if n % ABUSE_REFILL == 0:

@@ -99,7 +99,7 @@ class TestCircuit:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
             link = await connect_via_relay(a, relay, b)
-            await link.close()
+            link.fail("closed")
             await until(lambda: a.id not in b.host.links)
             await until(lambda: relay.host.relay.circuits == 0)
             assert not relay.host.links[a.id].mux.tunnels
@@ -135,7 +135,7 @@ class TestCircuit:
             links = [await other.host.connect_via_relay(relay.id, hidden.id) for other in others]
             await until(lambda: hidden.has(relay, *others))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(links[0].close)
+                nursery.start_soon(links[0].muxed_conn.close)
                 arrived = await send(links[1], hidden, data)
             assert arrived == data
             await until(lambda: hidden.has(relay, *others[1:]))
