@@ -61,7 +61,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"N nodes with M requests in flight each on average (default {','.join(SIZES)})",
     )  # fmt: skip
     parser.add_argument("--hold", type=_numbers, default=[0.6], metavar="S,...", help="seconds that a request takes")
-    parser.add_argument("--seconds", type=float, default=25.0, help=f"of arrivals in a run, {WARM_UP_S:g} of warm-up included")
+    parser.add_argument(
+        "--seconds", type=float, default=25.0, help=f"of arrivals in a run, {WARM_UP_S:g} of warm-up included"
+    )
     parser.add_argument("--runs", type=int, default=1, help="of each, each with arrivals of its own")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS", help="of a round trip between nodes; needs root")
     parser.add_argument("--seed", type=int, default=1)
@@ -220,7 +222,7 @@ def table(rows: Sequence[dict[str, Any]], *, head: bool = True) -> str:
             f"{row['ours']:.2f}     {row['all_knowing']:.2f}     {row['dice']:.2f} | {row['ours'] / row['all_knowing']:>16.2f} | "
             f"{row['picked_again']:>12.2f} | {row['way_ms']:>14} | {row['errors']}"
         )
-    if len(rows) > 1:
+    if len(rows) > 1 and head:
         ratios = [row["ours"] / row["all_knowing"] for row in rows]
         lines.append(f"ours/all-knowing: {mean(ratios):.2f} on average, {max(ratios):.2f} at most, in {len(rows)} runs")
     return "\n".join(lines)

@@ -105,7 +105,9 @@ class Outcome:
 class Field:
     """Backends and clients of all nodes. `inside(node)`: sockets made meanwhile are on that node's network."""
 
-    def __init__(self, nodes: int, inside: Callable[[int], AbstractContextManager[None]] = lambda _node: nullcontext()) -> None:
+    def __init__(
+        self, nodes: int, inside: Callable[[int], AbstractContextManager[None]] = lambda _node: nullcontext()
+    ) -> None:
         self._inside = inside
         self._selector = selectors.DefaultSelector()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
