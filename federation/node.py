@@ -189,7 +189,7 @@ class Node:
                     await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            self.frontend.dispatcher.waiting.clear()  # nobody is told any more: this is the end, in order or not
+            self.frontend.dispatcher.forget_waiting()  # this is the end, in order or not
             self.frontend.stop_listening()
             self.frontend.abort_all("this node stops")
             self.access_log.write()

@@ -9,7 +9,8 @@ what its client sent (replay_buffer.py), hands it to each upstream, and says whe
        +-----------------+------------------------------+   REJECTED: no peer is left, or the request is unwanted
 
 An exit that has more in flight than this entry believed says BUSIER: nothing was done, and the entry picks again. That is no
-failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more.
+failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more, until
+the request has waited. A request that is sent back keeps its place among those that wait, and its patience runs on.
 
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
 so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown what
@@ -48,8 +49,7 @@ log = structlog.get_logger(__name__)
 REFUSED_PENALTY_S = 1.0
 SILENT_PENALTY_S = 2.5
 
-
-MOST_BUSIER = 2
+MOST_BUSIER = 2  # each costs a round trip, and the third exit that looks idle is as good as any
 
 
 class State(str, Enum):
@@ -156,7 +156,7 @@ class Dispatcher(Protocol):
     def broke_off(self, route: Route, peer_id: str) -> None:
         """The peer, or its backend, reset a committed request."""
 
-    def wait(self, attempts: Attempts, route: Route) -> None:
+    def wait(self, attempts: Attempts, request: Request) -> None:
         """Call `attempts.try_again()` when the roster or a load has changed, until `stop_waiting`."""
 
     def stop_waiting(self, attempts: Attempts) -> None: ...
@@ -166,7 +166,7 @@ class Attempts:
     """All attempts of one request. `peer_id` is the peer of the present one, whose counter it holds; else empty."""
 
     __slots__ = (
-        "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_request", "_timer", "_waited_s", "_waiting_since",
+        "_again", "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_request", "_since", "_timer", "_waited_s",
         "count", "peer_id", "state", "tried",
     )  # fmt: skip
 
@@ -180,9 +180,10 @@ class Attempts:
         self._link: PeerLink | None = None  # of this attempt; None: our own backend
         self._dialling: Dialling | None = None
         self._believed = 0  # load of the peer before this attempt
-        self._busier = 0  # how often a peer sent this request back for its load
+        self._again = 0  # how often a peer sent this request back for its load
+        self._busier = 0  # how often since it waited last
         self._timer: Timer | None = None  # of the tunnel to open, or of the wait for a peer
-        self._waited_s = self._waiting_since = 0.0
+        self._waited_s = self._since = 0.0  # since when it waits, or asks for a tunnel
 
     def to(self, state: State) -> None:
         assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
@@ -194,7 +195,7 @@ class Attempts:
         """Go to the best peer that was not tried; without one, wait for the roster to change."""
         dispatcher = self._dispatcher
         while True:
-            chosen = dispatcher.pick(self._request, self.tried, self.count + 1, self._busier)
+            chosen = dispatcher.pick(self._request, self.tried, self.count + 1, self._again)
             if chosen is None:
                 self._wait()
                 return
@@ -229,6 +230,7 @@ class Attempts:
         believed = self._believed if self._busier < MOST_BUSIER else ANY_LOAD
         upstream = link.open_request(request.route.service, self, request.upstream_side(), believed)
         self._timer = dispatcher.call_later(dispatcher.open_timeout_s, self._on_timeout)
+        self._since = dispatcher.now()
         self.to(State.OPENING)
         return upstream
 
@@ -238,15 +240,16 @@ class Attempts:
         if left <= 0:
             self.reject("no peer is available")
             return
-        self._waiting_since = dispatcher.now()
+        self._since = dispatcher.now()
         self._timer = dispatcher.call_later(left, lambda: self.reject("no peer is available"))
-        dispatcher.wait(self, self._request.route)
+        dispatcher.wait(self, self._request)
 
     def try_again(self) -> None:
         """The roster or a load changed while this request waited."""
-        self._waited_s += self._dispatcher.now() - self._waiting_since
+        self._waited_s += self._dispatcher.now() - self._since
         self._stop_timer()
         self.tried.clear()
+        self._busier = 0
         self.start()
         if self.state is not State.WAITING:
             self._dispatcher.stop_waiting(self)
@@ -265,16 +268,17 @@ class Attempts:
 
     def busier(self, load: int) -> None:
         """The peer has more in flight than this entry believed, or is full: pick again, with what it has told."""
-        self._busier += 1
-        if self._busier > MOST_BUSIER:
+        dispatcher, request = self._dispatcher, self._request
+        if self._busier == MOST_BUSIER:
             self.failed("the peer is at its capacity")
             return
         self._stop_timer()
-        self._request.disconnected("")
+        request.disconnected("")
         self.to(State.WAITING)
-        self._dispatcher.counters.picked_again(
-            Busier(self._request.flow, self.count, self._busier - 1, load, self._believed)
-        )
+        dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, load, self._believed))
+        self._busier += 1
+        self._again += 1
+        self._waited_s += dispatcher.now() - self._since
         self.tried.discard(self.peer_id)
         self._release_counter()
         self.count -= 1

@@ -132,10 +132,11 @@ class Backends:
             self.by_entry[entry_id] += 1
         self._load_changed(1, entry_id)
 
-    def released(self, backend: Backend, entry_id: str, seconds: float) -> None:
-        """The backend serves one less; it had it for so long."""
+    def released(self, backend: Backend, entry_id: str, seconds: float | None) -> None:
+        """The backend serves one less; it had it for so long. None: it never had it."""
         backend.in_flight -= 1
-        self.hold_s += (seconds - self.hold_s) * NEWEST_WEIGHT
+        if seconds is not None:
+            self.hold_s += (seconds - self.hold_s) * NEWEST_WEIGHT
         if entry_id:
             self.by_entry[entry_id] -= 1
             if not self.by_entry[entry_id]:

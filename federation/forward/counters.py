@@ -35,7 +35,7 @@ class Decision(NamedTuple):
     pick: Pick
     attempt: int
     flow: Flow = Flow()
-    again: int = 0  # how often this attempt was picked before
+    again: int = 0  # how often this request was sent back before, see Busier
 
     @property
     def key(self) -> tuple[Flow, int, int]:

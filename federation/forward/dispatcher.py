@@ -6,8 +6,9 @@ The attempts of all clients share it. It also knows which of them wait for a pee
 from __future__ import annotations
 
 import random
-from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from bisect import bisect_left, insort
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from federation.config import Settings
     from federation.forward.attempts import Attempts, Dialling, PeerLink, Request
     from federation.forward.backends import Backends
-    from federation.forward.counters import Counters
+    from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
     from federation.forward.selection import Candidate, Node, Selector
     from federation.reactor.loop import Reactor
@@ -37,6 +38,16 @@ class Roster(Protocol):
     def distant(self, route: Route) -> Set[str]: ...
     def link(self, peer_id: str) -> PeerLink | None: ...
     def penalize(self, peer_id: str, seconds: float) -> None: ...
+
+
+class Place(NamedTuple):
+    """A request among those that wait for a peer: the order is that in which they came to this entry."""
+
+    started_at: float
+    flow: Flow
+    number: int  # of the wait: no two places are equal
+    route: Route
+    attempts: Attempts
 
 
 class RosterDispatcher:
@@ -59,8 +70,9 @@ class RosterDispatcher:
         self.release = selector.release
         self.penalize = roster.penalize
         self.call_later = reactor.call_later
-        self.waiting: dict[Attempts, Route] = {}  # in their order
-        self._waiting_for: Counter[Route] = Counter()
+        self.waiting: dict[Attempts, Place] = {}
+        self._queues: dict[Route, list[Place]] = {}  # of those who wait, each in its order; none is empty
+        self._numbers = count()
         self._is_retrying = False
         self.own_load_is_news = False  # the own backends' load changed since the selector heard of it
         self._reactor = reactor
@@ -83,7 +95,7 @@ class RosterDispatcher:
 
     def pick(self, request: Request, tried: Set[str], attempt: int, again: int = 0) -> Candidate | None:
         route, now = request.route, self._reactor.now()
-        if self.waiting and self._waiting_for[route] and not self._is_retrying:
+        if route in self._queues and not self._is_retrying:
             self.look_again()  # others came before
             return None
         nodes: Sequence[Node] = self._roster.eligible(route)
@@ -108,6 +120,7 @@ class RosterDispatcher:
 
     def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
         backends = self._backends
+        self.own_load_is_news = True  # also where it does not rise: the pick has counted
         return Serving(backends, backends.choose(route.service), done)
 
     def broke_off(self, route: Route, peer_id: str) -> None:
@@ -118,14 +131,19 @@ class RosterDispatcher:
 
     # Those who wait
 
-    def wait(self, attempts: Attempts, route: Route) -> None:
+    def wait(self, attempts: Attempts, request: Request) -> None:
         if attempts not in self.waiting:
-            self.waiting[attempts] = route
-            self._waiting_for[route] += 1
+            place = Place(request.started_at, request.flow, next(self._numbers), request.route, attempts)
+            self.waiting[attempts] = place
+            insort(self._queues.setdefault(request.route, []), place)
 
     def stop_waiting(self, attempts: Attempts) -> None:
-        if (route := self.waiting.pop(attempts, None)) is not None:
-            self._waiting_for -= Counter([route])  # no route stays at 0
+        place = self.waiting.pop(attempts, None)
+        if place is not None:
+            queue = self._queues[place.route]
+            del queue[bisect_left(queue, place)]
+            if not queue:
+                del self._queues[place.route]
 
     def look_again(self) -> None:
         """The roster or a load changed: requests that wait for a peer look again, once for many changes."""
@@ -136,18 +154,22 @@ class RosterDispatcher:
     def _retry_waiting(self) -> None:
         """In their order; where one of a route finds no peer, those behind it would not either."""
         self._retry_is_queued = False
-        found_none: set[Route] = set()
         self._is_retrying = True
         try:
-            for attempts, route in list(self.waiting.items()):
-                if route in found_none or attempts not in self.waiting:
-                    continue
-                attempts.try_again()
-                if attempts in self.waiting:
-                    found_none.add(route)
+            for route in list(self._queues):
+                while queue := self._queues.get(route):
+                    attempts = queue[0].attempts
+                    attempts.try_again()
+                    if attempts in self.waiting:
+                        break
         finally:
             self._is_retrying = False
 
     def reject_waiting(self, why: str) -> None:
         for attempts in list(self.waiting):
             attempts.reject(why)  # which ends its wait
+
+    def forget_waiting(self) -> None:
+        """Nobody is told any more."""
+        self.waiting.clear()
+        self._queues.clear()

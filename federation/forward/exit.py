@@ -62,23 +62,23 @@ class Serving:
     def cancel(self) -> None:
         if self._connect is not None:
             self._connect.cancel()
-        self._release()
+        self._release(is_served=False)
 
     def _on_connect(self, sock: socket.SocketType | None, reason: str) -> None:
         self._connect = None
         if sock is None:
-            self._release()
+            self._release(is_served=False)
             if reason != fdlimit.REASON:  # which is not its fault
                 self._backends.refused(self.backend, reason)
             self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
             return
         self._done(SocketDuplex(self._backends.reactor, sock, lambda _end: self._release()), "")
 
-    def _release(self) -> None:
+    def _release(self, *, is_served: bool = True) -> None:
         if not self._is_released:
             self._is_released = True
             backends = self._backends
-            backends.released(self.backend, self._entry_id, backends.reactor.now() - self._since)
+            backends.released(self.backend, self._entry_id, backends.reactor.now() - self._since if is_served else None)
 
 
 def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str, believed: int = ANY_LOAD) -> None:
@@ -125,6 +125,7 @@ class ExitFlow(NullDuplex):
         """
         self._channel.counted()
         if self._gone:
+            self._link.mux.tell_load()  # no answer carries the news that this tunnel never counts
             return
         link, backends = self._link, self._backends
         self._looked_at = backends.reactor.now()

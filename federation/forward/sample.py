@@ -7,7 +7,7 @@ with many peers spreads over all of them, and no faster than STEPS_A_SECOND: eac
 
     peers of the service    a b c d e f g h i j k l m n      shuffled
     pick 1 looks at           [       window        ]
-    pick 2 looks at             [       window        ]      and so on; at the end they are shuffled again
+    pick 2 looks at             [       window        ]      and so on; at the end those outside are shuffled again
 
 No I/O and no clock: what joins and leaves the window is returned, for the caller to watch.
 """
@@ -39,12 +39,13 @@ class Look(NamedTuple):
 
 
 class Sample:
-    """The window of one entry over the peers of one service."""
+    """The window of one entry over the peers of one service. `nodes`: all candidates, as of the last look."""
 
     def __init__(self, own_id: str, rng: random.Random) -> None:
+        self.nodes: Sequence[Node] | None = None
+        self.is_all = False  # the window holds all of them
         self._own_id = own_id
         self._rng = rng
-        self._nodes: Sequence[Node] | None = None  # as of the last look
         self._others: dict[str, Node] = {}
         self._own: list[Node] = []
         self._window: deque[str] = deque()
@@ -57,33 +58,37 @@ class Sample:
         return self._window
 
     def look(self, nodes: Sequence[Node], now: float) -> Look:
-        """`nodes`: all candidates; the same list until something changed."""
-        if nodes is not self._nodes:
-            return self._look_anew(nodes)
-        if len(self._others) <= SAMPLE:
+        """`nodes`: the same list until something changed."""
+        if nodes is not self.nodes:
+            return self._look_anew(nodes, now)
+        if self.is_all:
             return Look(nodes)
-        if not self._steps.take(now):
-            return Look(self._seen())
-        joined = self._draw()
-        left = self._window.popleft()
-        self._window.append(joined)
-        return Look(self._seen(), [joined], [left])
+        joined, left = self._slide(now)
+        return Look(self._seen(), joined, left)
 
-    def _look_anew(self, nodes: Sequence[Node]) -> Look:
-        self._nodes = nodes
-        self._others = {node.peer_id: node for node in nodes if node.peer_id != self._own_id}
+    def _look_anew(self, nodes: Sequence[Node], now: float) -> Look:
+        self.nodes = nodes
+        self._others = others = {node.peer_id: node for node in nodes if node.peer_id != self._own_id}
         self._own = [node for node in nodes if node.peer_id == self._own_id]
+        self.is_all = len(others) <= SAMPLE
         before = set(self._window)
-        self._window = deque(peer_id for peer_id in self._window if peer_id in self._others)
-        if len(self._others) <= SAMPLE:
-            self._window.extend(peer_id for peer_id in self._others if peer_id not in before)
-        else:
-            while len(self._window) > SAMPLE:
-                self._window.popleft()
-            while len(self._window) < SAMPLE:
-                self._window.append(self._draw())
-        after = set(self._window)
-        return Look(self._seen(), [*(after - before)], [*(before - after)])
+        window = self._window = deque(peer_id for peer_id in self._window if peer_id in others)
+        if self.is_all:
+            window.extend(peer_id for peer_id in others if peer_id not in before)
+        elif len(window) == SAMPLE:
+            self._slide(now)  # where the list changes often, too
+        while len(window) < SAMPLE and not self.is_all:
+            window.append(self._draw())
+        after = set(window)
+        return Look(nodes if self.is_all else self._seen(), [*(after - before)], [*(before - after)])
+
+    def _slide(self, now: float) -> tuple[Sequence[str], Sequence[str]]:
+        """By one, if that is not too soon. Returns who joined and who left."""
+        if not self._steps.take(now):
+            return (), ()
+        joined = self._draw()
+        self._window.append(joined)
+        return (joined,), (self._window.popleft(),)
 
     def _seen(self) -> list[Node]:
         return [*self._own, *map(self._others.__getitem__, self._window)]
@@ -92,8 +97,13 @@ class Sample:
         """The next one that is outside of the window; there is one."""
         while True:
             if not self._next:
-                self._next = list(self._others)
-                self._rng.shuffle(self._next)
+                self._next = self._new_order()
             peer_id = self._next.pop()
             if peer_id in self._others and peer_id not in self._window:
                 return peer_id
+
+    def _new_order(self) -> list[str]:
+        """Those in the window come last, the longest there first: by then they have left it, and nobody misses a turn."""
+        outside = [peer_id for peer_id in self._others if peer_id not in self._window]
+        self._rng.shuffle(outside)
+        return [*reversed(self._window), *outside]

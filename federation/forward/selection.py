@@ -8,8 +8,8 @@ Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI
 4. most free VRAM.
 
 Above them: a peer at its capacity comes after every peer with room; where all are full and say so themselves, nobody is
-picked. Below them, for a full tie: a hash that differs
-from entry to entry, so that entries that know nothing of each other do not all agree on one peer.
+picked. Below them, for a full tie: a hash that differs from entry to entry, so that entries that know nothing of each other
+do not all agree on one peer.
 """
 
 from __future__ import annotations
@@ -145,14 +145,16 @@ class Pick(NamedTuple):
 class _Load:
     """What one entry knows of the load of one peer.
 
-    `believed`: what the peer said last, and the connections that this entry has sent there since. A peer that `is_fresh`
-    tells each change, this entry's ends included. Of any other peer this entry takes off its own connections that end.
+    `believed`: what the peer said last, and the connections that this entry has sent there since. A peer that `tells` has
+    said so itself, by the present link, and says so again when a connection of this entry ends. Of any other peer this
+    entry takes off its own connections that end. A peer that `is_fresh` tells each change, those by other entries too.
     Never less than `own`: by a lie a peer draws no more connections than it would as an idle one that tells the truth.
     """
 
     tiebreak: int
     own: int = 0
     believed: int = 0
+    tells: bool = False
     is_fresh: bool = False
     last_used: float = NEVER
     served: int = 0
@@ -173,7 +175,7 @@ class _Load:
         if not self.own:
             raise ValueError("released more often than picked")
         self.own -= 1
-        if not self.is_fresh and self.believed:
+        if not self.tells and self.believed:
             self.believed -= 1
 
 
@@ -200,9 +202,10 @@ class Selector:
         `distant`: peer ids, of `distant_peers`.
 
         The caller must `release`, also when the connection comes to nothing. None if there are no nodes, or if all are
-        full and fresh.
+        full and have told so themselves.
         """
-        offered = [(node, self._load(node.peer_id)) for node in nodes]
+        loads = self._loads
+        offered = [(node, loads.get(node.peer_id) or self._load(node.peer_id)) for node in nodes]
         if self.policy is Policy.LEAST_REQUESTS:
             self._level(route.service, {node.peer_id: load for node, load in offered})
         candidates = tuple(
@@ -215,12 +218,10 @@ class Selector:
             ]
         )  # fmt: skip
         pick = self._choose(candidates)
-        if pick is None:
-            return None
-        load = self._loads[pick.chosen.peer_id]
-        if pick.chosen.is_full and load.is_fresh:
-            return None
-        load.use(now)
+        if pick is not None and pick.chosen.is_full:  # so all are; of a peer that never told, that may be old news
+            pick = self._choose(tuple([c for c in candidates if not loads[c.peer_id].tells]))
+        if pick is not None:
+            loads[pick.chosen.peer_id].use(now)
         return pick
 
     def release(self, peer_id: str) -> None:
@@ -234,7 +235,7 @@ class Selector:
         """
         load = self._load(peer_id)
         load.believed = min(in_flight, _MOST_IN_FLIGHT) + unseen
-        load.is_fresh = is_fresh
+        load.tells, load.is_fresh = True, is_fresh
 
     def reported(self, peer_id: str, in_flight: int) -> None:
         """The peer's record says what it served some time ago. It counts unless the peer tells each change."""
@@ -243,7 +244,7 @@ class Selector:
             load.believed = min(in_flight, _MOST_IN_FLIGHT)
 
     def stale(self, peer_id: str) -> None:
-        """The peer tells its load no more."""
+        """The peer does not tell each change any more."""
         if peer_id in self._loads:
             self._loads[peer_id].is_fresh = False
 
@@ -251,7 +252,7 @@ class Selector:
         """The link to the peer is gone, and what it said with it."""
         if peer_id in self._loads:
             load = self._loads[peer_id]
-            load.believed, load.is_fresh = load.own, False
+            load.believed, load.tells, load.is_fresh = load.own, False, False
 
     def forget(self, peer_id: str) -> None:
         """The peer is gone for good. Connections still open to it stay counted until they are released."""

@@ -32,7 +32,6 @@ class Watching:
         self._link_to = link_to
         self._rng = rng
         self._samples: dict[str, Sample] = {}
-        self._lists: dict[str, Sequence[Node]] = {}  # of each service: the candidates of its last look
 
     def look(self, service: str, nodes: Sequence[Node], now: float) -> Sequence[Node]:
         """Those of the candidates `nodes` to pick from; the loads of those that are new among them are on their way.
@@ -42,10 +41,10 @@ class Watching:
         sample = self._samples.get(service)
         if sample is None:
             sample = self._samples[service] = Sample(self._own_id, self._rng)
-        is_new = nodes is not self._lists.get(service)
+        is_new = nodes is not sample.nodes
+        if sample.is_all and not is_new:
+            return nodes
         look = sample.look(nodes, now)
-        if is_new:
-            self._lists[service] = nodes
         for peer_id in look.left:
             self._leave(peer_id)
         for peer_id in sample.peer_ids if is_new else look.joined:

@@ -57,9 +57,8 @@ NODES_AT_BASE = 3  # so many nodes announce at the base interval; more stretch i
 SLOWEST_S = float(RAREST_ANNOUNCE_S)
 JITTER = 0.1  # share of a stretched interval that is random: nodes that started together do not announce together
 NODES_AT_FASTEST = 16  # so many nodes may tell of their load every LOAD_EVERY_S; more do so more rarely, in proportion
-LOAD_EVERY_S = (
-    2.0  # for people who look, and for entries that have not picked for a while: the others hear it by their links
-)
+# For people who look, and for entries that have not picked for a while: the others hear of load by their links.
+LOAD_EVERY_S = 2.0
 SYNCED_LINKS = 24  # of the links of a node: a digest has 65 bytes a node, so all with all would cost the square
 VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
 EXPIRE_S = 5.0

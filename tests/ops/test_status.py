@@ -116,7 +116,7 @@ class TestPeers:
         """What was announced is older; and a tombstone of ours in the ledger is not what we are."""
         node = make()
         node.ledger.merge(node.own_record(9).model_copy(update={"left": True}), now=node.clock.utc_now())
-        node.backends.in_flight = 2
+        node.backends.load.in_flight = 2
         (me,) = node.operator.peers()
         assert me["in_flight"] == 2
         assert me["state"] == "no backend"

@@ -49,7 +49,7 @@ def make_exit(*addresses: str, reactor: CountingReactor | None = None, **setting
         reactor,
         Settings(backends=addresses, **settings),
         on_change=lambda: made.changes.append(made.backends.services()),
-        on_load=lambda: made.loads.append(made.backends.in_flight),
+        on_load=lambda _entry_id: made.loads.append(made.backends.in_flight),
     )
     made = Exit(backends, reactor)
     return made
