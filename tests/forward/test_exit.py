@@ -362,6 +362,8 @@ class FakeChannel(End):
         if self.gives_up_at == "OPENED":
             self.other.abort("the link broke")
 
+    def counted(self) -> None: ...
+
     def refuse(self, reason: str) -> None:
         self.heard.append(f"REFUSED {reason}")
 

@@ -13,7 +13,7 @@ import trio
 from federation.config import Settings
 from federation.forward.backends import Backend, Backends
 from federation.forward.exit import Serving, serve_tunnel
-from federation.net.link.mux import ANY_LOAD
+from federation.net.link.mux import ANY_LOAD, Load
 from tests.support.links import End, link_pair, until
 from tests.support.sockets import CountingReactor, Listener
 
@@ -75,6 +75,8 @@ class Tunnels:
     exit: Exit
     listener: Listener
     link: Link  # the entry's end
+    exit_link: Link
+    told: list[tuple[int, int]]  # to the entry: load, and how many of its tunnels are not in it
 
     def open(self, service: str = "default", *, believed: int = ANY_LOAD) -> tuple[Channel, End]:
         """As an entry does; `End.heard` tells what came back."""
@@ -85,15 +87,18 @@ class Tunnels:
 
 
 @asynccontextmanager
-async def tunnels(*, backlog: int = 16, listening: bool = True, **settings: Any) -> AsyncIterator[Tunnels]:
+async def tunnels(
+    *, backlog: int = 16, listening: bool = True, tells_load: bool = False, **settings: Any
+) -> AsyncIterator[Tunnels]:
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(Listener(backlog=backlog, listening=listening))
         reactor = CountingReactor()
         exit_ = make_exit(listener.address, reactor=reactor, **settings)
         believe(exit_, listener)
-        entry_link, _, _, events = await stack.enter_async_context(link_pair(reactor=reactor))
+        loads = (Load(), exit_.backends.load) if tells_load else None
+        entry_link, exit_link, heard, events = await stack.enter_async_context(link_pair(reactor=reactor, loads=loads))
         events.tunnel_opened = partial(serve_tunnel, exit_.backends)  # type: ignore[method-assign]
-        yield Tunnels(exit_, listener, entry_link)
+        yield Tunnels(exit_, listener, entry_link, exit_link, heard.told)
         entry_link.fail("the test is over")
         await until(lambda: len(reactor) == 0)  # no descriptor is left in the set, whatever the test did
         assert exit_.backends.in_flight == 0
