@@ -6,11 +6,13 @@ A LOAD for which something else goes anyway costs nothing, and the mux adds it b
 * to the entries that watch, those that pick among a few peers of which this node is one,
 
 after COALESCE_S, all changes until then at once. Together they get FRAMES_A_SECOND at most: where many watch a busy node,
-each hears of it more rarely, and a belief that is too old for that costs its request a refusal (see exit.py).
+each hears of it more rarely, and a belief that is too old for that costs its request a refusal (see exit.py). Each time
+they hear it in another order: where all exits are full, the first to hear of a free place has it.
 """
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from federation.ratelimit import Bucket
@@ -29,9 +31,10 @@ FRAMES_A_SECOND, FRAMES_AT_ONCE = 400.0, 64.0
 class Pushing:
     """`link_to(peer_id)`: the present link to a peer, if there is one."""
 
-    def __init__(self, reactor: Reactor, link_to: Callable[[str], Link | None]) -> None:
+    def __init__(self, reactor: Reactor, link_to: Callable[[str], Link | None], rng: random.Random | None = None) -> None:
         self._reactor = reactor
         self._link_to = link_to
+        self._rng = rng or random.Random()
         self._watchers: dict[str, float] = {}  # peer id -> until when
         self._concerned: set[str] = set()  # entries whose connection began or ended
         self._frames = Bucket(FRAMES_A_SECOND, FRAMES_AT_ONCE)
@@ -64,7 +67,8 @@ class Pushing:
             self._reactor.call_later(COALESCE_S, self._push)
             return
         self._is_queued = False
-        told, self._concerned = self._concerned | self._watchers.keys(), set()
+        told, self._concerned = [*self._watchers, *(self._concerned - self._watchers.keys())], set()
+        self._rng.shuffle(told)
         self._frames.spend(now, sum(self._tell(peer_id) for peer_id in told))
 
     def _tell(self, peer_id: str) -> bool:

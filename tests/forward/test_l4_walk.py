@@ -157,7 +157,9 @@ class Walk:
         elif peer in net.roster.links and self.dice.random() < 0.3:
             net.roster.links[peer].is_closed ^= True
         else:
-            net.roster.nodes[peer] = record(peer, available_vram=self.dice.randrange(3), capacity=self.dice.choice([0, 0, 2]))
+            net.roster.nodes[peer] = record(
+                peer, available_vram=self.dice.randrange(3), capacity=self.dice.choice([0, 0, 2])
+            )
             net.roster.links[peer] = FakeLink(peer, net.tunnels)
 
     async def tell_roster(self) -> None:

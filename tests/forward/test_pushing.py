@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,12 +22,14 @@ class Link:
         self.mux = self
         self.told: list[int] = []
         self.tells_load = True
+        self.on_told: Callable[[], None] = lambda: None
         self._world = world
 
     def tell_load(self, *, again: bool = False) -> bool:
         if not self.tells_load or (not again and self.told[-1:] == [self._world.load]):
             return False
         self.told.append(self._world.load)
+        self.on_told()
         return True
 
 
@@ -38,7 +41,7 @@ class World:
         self.clock = 100.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.links: dict[str, Link] = {}
-        self.pushing = Pushing(self, self.links.get)  # type: ignore[arg-type]
+        self.pushing = Pushing(self, self.links.get, random.Random(1))  # type: ignore[arg-type]
 
     def now(self) -> float:
         return self.clock
@@ -118,6 +121,26 @@ def test_a_change_by_an_own_client_concerns_nobody_and_sets_no_timer() -> None:
     link = world.link("a")
     world.changes()
     assert (world.timers, link.told) == ([], [])
+
+
+def test_no_entry_is_always_the_first_to_hear() -> None:
+    """Where all exits are full, the first to hear of a free place has it: the others would starve."""
+    world = World()
+    links = [world.watches(f"p{n}") for n in range(4)]
+    firsts: Counter[str] = Counter()
+    for link in links:
+        link.on_told = lambda link=link: order.append(link.peer_id)
+    for n in range(400):
+        order: list[str] = []
+        world.changes(entry_id=f"p{n % 4}")
+        world.passes(0.05)
+        assert sorted(order) == ["p0", "p1", "p2", "p3"]
+        firsts[order[0]] += 1
+        if n % 100 == 99:
+            order = []
+            for link in links:
+                world.watches(link.peer_id)
+    assert all(60 < times < 140 for times in firsts.values())  # 100, and a standard deviation is 9
 
 
 def test_who_has_heard_it_by_something_else_costs_no_frame() -> None:

@@ -379,7 +379,7 @@ def test_what_was_picked_counts_until_the_peer_says_otherwise() -> None:
 
 @pytest.mark.parametrize("is_fresh", [True, False])
 def test_a_peer_that_tells_says_itself_that_our_connection_ended(is_fresh: bool) -> None:
-    """Its word and ours must not be taken off twice: nor if it was sent back, and the peer's load came before that answer."""
+    """It must not be taken off twice: nor if it was sent back, as then the peer's load comes before that answer."""
     entry = selector()
     entry.told("a", 5, is_fresh=is_fresh)
     opens(entry, "a")
@@ -776,7 +776,7 @@ def test_entries_that_hear_late_of_each_other_do_not_herd(case: str, seed: int) 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_each_half_of_the_rule_makes_it_better(seed: int) -> None:
-    """The control: these networks do worse with peers that tell and take all, and with peers that send back and never tell."""
+    """The control: they do worse with peers that tell and take all, and with peers that send back and never tell."""
     driven = {"per_second": [4] * 8}
     both, told, compared = (
         mean(imbalances(network(seed=seed, delay_s=FAR, tells=tells, compares=compares), **driven))

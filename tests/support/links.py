@@ -84,9 +84,7 @@ async def link_pair(
     raws = [tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
     events = Events(), Events()
     links = [
-        Link(
-            secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n], load=loads and loads[n]
-        )
+        Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n], load=loads and loads[n])
         for n, raw in enumerate(raws)
     ]
     async with trio.open_nursery() as nursery:
