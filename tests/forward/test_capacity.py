@@ -247,7 +247,7 @@ async def test_nobody_is_over_capacity_and_everybody_waits_in_order(
     exits = {name: Exit(world, capacity) for name, capacity in CAPACITIES.items()}
     entries = [Entry(world, n, exits, delay_s, replay) for n in range(3)]
     requests: list[Request] = []
-    for number in range(300):
+    for _ in range(300):
         world.at(
             dice.uniform(0, 5.0),
             lambda: requests.append(Request(world, dice.choice(entries), len(requests), dice.uniform(0.3, 0.7))),
