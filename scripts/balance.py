@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,6 @@ class Loopback:
     """All on 127.0.0.1."""
 
     def inside(self, _node: int) -> Any:
-        from contextlib import nullcontext
-
         return nullcontext()
 
 
@@ -214,13 +212,13 @@ def picked_again(daemons: Sequence[Daemon], network: Loopback | Delayed) -> int:
 
 def table(rows: Sequence[dict[str, Any]], *, head: bool = True) -> str:
     lines = [
-        "nodes x in flight  hold  delay  run | ours  all-knowing  dice | ours/all-knowing | picked again | way ms p50/p99 | errors"
+        "nodes x in flight  hold  delay  run | ours  all-knowing  dice | ours/best | sent back | way ms p50/p99 | errors"
     ] * head
     for row in rows:
         lines.append(
             f"{row['nodes']:>5} x {row['per_node']:<9g} {row['hold_s']:>5g} s {row['delay_ms']:>3g} ms {row['run']:>3} | "
-            f"{row['ours']:.2f}     {row['all_knowing']:.2f}     {row['dice']:.2f} | {row['ours'] / row['all_knowing']:>16.2f} | "
-            f"{row['picked_again']:>12.2f} | {row['way_ms']:>14} | {row['errors']}"
+            f"{row['ours']:.2f}     {row['all_knowing']:.2f}     {row['dice']:.2f} | "
+            f"{row['ours'] / row['all_knowing']:>9.2f} | {row['picked_again']:>9.2f} | {row['way_ms']:>14} | {row['errors']}"
         )
     if len(rows) > 1 and head:
         ratios = [row["ours"] / row["all_knowing"] for row in rows]

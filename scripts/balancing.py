@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import heapq
 import os
-import random
 import selectors
 import socket
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator, Sequence
 
 BACKLOG = 512
@@ -266,10 +266,8 @@ class Hub:
             now = time.monotonic()
             while self._held and self._held[0][0] <= now:
                 _, _, out, frame = heapq.heappop(self._held)
-                try:
+                with suppress(OSError):  # full, or longer than the port takes: TCP sends it again
                     out.send(frame)
-                except OSError:  # full, or longer than the port takes: TCP sends it again
-                    pass
 
     def _take(self, sock: socket.socket) -> None:
         due = time.monotonic() + self._delay_s
