@@ -99,6 +99,6 @@ async def test_a_server_that_has_accepted_hears_that_it_is_cancelled_as_a_reset(
     """An EOF would tell a server of a protocol without heads that the request was empty."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         cancelled, _ = dial(reactor, server.getsockname())
-        accepted = stream(server.accept()[0])
-        cancelled.cancel()
-        assert await is_reset(accepted)
+        async with stream(server.accept()[0]) as accepted:
+            cancelled.cancel()
+            assert await is_reset(accepted)
