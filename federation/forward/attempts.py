@@ -248,8 +248,9 @@ class Attempts:
         self.failed(reason)
 
     def lost(self, reason: str) -> None:
-        """The upstream broke."""
-        self.failed(reason, "lost")
+        """The upstream broke. Once the request is over, nothing depends on the upstream."""
+        if self.state not in _ANY_TIME:
+            self.failed(reason, "lost")
 
     def _on_backend(self, end: SocketDuplex | None, reason: str) -> None:
         """Our own backend, without a detour through the network."""

@@ -47,10 +47,11 @@ class ClientEvents(Protocol):
 class _UpstreamSide:
     """What an upstream is joined to until it is spliced with the client's socket."""
 
-    __slots__ = ("_client",)
+    __slots__ = ("_client", "_is_broken")
 
     def __init__(self, client: L4Client) -> None:
         self._client = client
+        self._is_broken = False
 
     def writable(self) -> int:
         return self._client.socket.writable()
@@ -62,7 +63,9 @@ class _UpstreamSide:
         self._client.on_upstream_eof()
 
     def abort(self, reason: str) -> None:
-        self._client.attempts.lost(reason)
+        if not self._is_broken:  # a second time would cost the next attempt
+            self._is_broken = True
+            self._client.attempts.lost(reason)
 
     def acknowledge(self, n: int) -> None:
         """The socket paces what it reads by writable()."""
@@ -320,7 +323,10 @@ class L4Client:
         self._stop_method_timer()
         if self._rejection is not None:
             self._rejection.cancel()
-        self._reset_upstream("the client has gone")
+        if client.error is None and not self._replay.pending:
+            self._upstream = None  # both directions have ended; a reset would overtake the client's last bytes and EOF
+        else:
+            self._reset_upstream("the client has gone")
         attempts.close()
         result: Result = "turned_away" if state is State.REJECTED else "error" if client.error else "ok"
         if client.was_aborted and state is State.STREAMING:

@@ -69,3 +69,6 @@ class Rejection(NullDuplex):
 
     def send_eof(self) -> None:
         self._respond(b"")
+
+    def abort(self, reason: str) -> None:
+        self.cancel()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHUNK = 65_512  # fills one DATA frame of the mux to the brim: a byte more would be a record of its own
 READS_A_TURN = 4  # a quarter of a megabyte, then the other sockets have their turn
 OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window bounds it
-_NO_LINGER = struct.pack("ii", 1, 0)
+NO_LINGER = struct.pack("ii", 1, 0)  # of SO_LINGER: a close says RST, not FIN
 
 
 _NO_OTHER = NullDuplex()  # what a closed end is joined to
@@ -224,7 +224,7 @@ class SocketDuplex:
 
     def _reset(self) -> None:
         with suppress(OSError):  # the kernel gave it up already
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self._close()
 
     def _close(self) -> None:

@@ -236,7 +236,9 @@ class _Circuit:
             self.over()
 
     def broke(self, way: _Way, reason: str) -> None:
-        """The tunnel that brings `way` broke."""
+        """The tunnel that brings `way` broke. Once both ways have ended, each tunnel still delivers what it was given."""
+        if self._over:
+            return
         other = self._far if way is self.there else self._near
         self.there.stop()
         self.back.stop()
