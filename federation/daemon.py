@@ -1,5 +1,5 @@
-"""The daemon as a process: what its signals mean, and what a service manager is told (sd_notify(3), as systemd's Type=notify
-has it; without a manager nothing happens).
+"""The daemon as a process: its signals, and its messages to a service manager (sd_notify(3), as systemd's Type=notify has
+it; without a manager nothing happens).
 """
 
 from __future__ import annotations

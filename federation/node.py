@@ -249,7 +249,7 @@ class Node:
         self.finding.token_changed((end - now).total_seconds() if end else 0.0)
 
     async def _watch_owner_key(self) -> None:
-        """Others say where it is, to a person who looks for it; a person may take it away, or bring it."""
+        """Look for the owner's key now and then: a person may move it, and other nodes tell people its place."""
         facts, told = self.facts, ""
         while True:
             problem = ""

@@ -38,7 +38,7 @@ OWNER_ONLY = "this needs the control key (Authorization: Bearer KEY); it is in c
 
 
 class Body(BaseModel):
-    """What a request brings. Nothing is guessed: false is no number, and a misspelt key is no key."""
+    """A request's body. Strict: false is no number, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -85,7 +85,7 @@ class Routes(list[Operation]):
 
 
 def route(operation: Operation, node: object) -> Route:
-    """As Starlette wants it."""
+    """The operation as Starlette's Route."""
 
     async def endpoint(request: Request) -> Response:
         if operation.owner and not is_owner(request.scope):
@@ -118,7 +118,7 @@ def is_owner(scope: Scope) -> bool:
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    # ASCII, so that nobody's name reaches a terminal raw; one line, as `--json` prints it.
+    # ASCII, so that no name reaches a terminal raw; one line, as `--json` prints it.
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} | (headers or {})
     return Response(to_json(content), status, headers, "application/json")
 

@@ -1,11 +1,11 @@
-"""Which inference server runs on this machine: asks the usual ports on loopback over HTTP what answers there.
+"""Finds the inference servers on this machine: asks the usual ports on loopback over HTTP.
 
-A port alone says nothing (8080 is everybody's), so a server counts only when it answers as its kind does. What answers in
-another way is left alone. Nothing is sent but GET.
+A port alone says nothing (8080 is everybody's), so a server counts only when it answers as its kind does. Other programs are
+left alone. Nothing is sent but GET.
 
 On a machine that several people use, anybody can listen on these ports. So on Linux a server is offered without being
 named only where all that listen there are this user's, root's or the system's: another person's would read the requests of
-the whole network. Who listens is what the kernel says (/proc/net/tcp), not the server.
+the whole network. The kernel names the listener (/proc/net/tcp), not the server.
 """
 
 from __future__ import annotations

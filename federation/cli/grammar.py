@@ -148,7 +148,7 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """argparse's own words list all commands there are."""
         if action.choices is not None and value not in action.choices:
-            from difflib import get_close_matches  # for who has mistyped; nobody else waits for it
+            from difflib import get_close_matches  # imported only after a typing error
 
             known = [str(choice) for choice in action.choices]
             near = get_close_matches(str(value), known, 1, cutoff=0.7)

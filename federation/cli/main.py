@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = _run(parse(argv, __version__))
     except SystemExit as done:  # --help and --version
         code = int(done.code or 0)
-    except BrokenPipeError:  # whoever read our output has enough of it: `status --watch | head`
+    except BrokenPipeError:  # the reader of our output has enough: `status --watch | head`
         code = 0
     except BaseException as error:  # noqa: BLE001  the last line of defence
         code = _explain(error, argv)

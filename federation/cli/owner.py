@@ -106,7 +106,7 @@ def rotated(answer: Mapping[str, Any]) -> str:
 
 
 def show(args: Namespace) -> None:
-    """Where the owner's key is. From the running node; without one, from the state directory."""
+    """Tell where the owner's key is: by the running node; without one, by the state directory."""
     try:
         network = json.loads(Asker(args).get("status"))["network"]
     except ControlUnreachable as error:
@@ -135,7 +135,7 @@ def shown(network: Mapping[str, Any]) -> str:
 
 
 def export(args: Namespace) -> None:
-    """From the state directory, which only the daemon's own user can read: the key does not travel by HTTP."""
+    """Print the key from the state directory, which only the daemon's own user can read: it does not travel by HTTP."""
     state = client.state_dir(args.state_dir)
     token = token_store.saved_token(state)
     if token is None:

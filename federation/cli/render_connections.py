@@ -52,7 +52,7 @@ def newest_connections(answer: Mapping[str, Any], last: int) -> dict[str, Any]:
 
 
 def explained(answer: Mapping[str, Any], *, color: bool) -> str:
-    """A paragraph a connection: who asked, who could have served, who was chosen and why, and how it ended."""
+    """A paragraph a connection: its client, the candidates, the peer chosen and why, and how it ended."""
     by_id: dict[int, list[Mapping[str, Any]]] = {}
     for decision in answer["decisions"]:
         by_id.setdefault(decision["id"], []).append(decision)

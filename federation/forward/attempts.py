@@ -69,7 +69,7 @@ FOLLOWS: dict[State, tuple[State, ...]] = {
 
 
 class Request(Protocol):
-    """What is served: a layer-4 client, or one request of many on a connection."""
+    """The subject of attempts: a layer-4 client, or one request of many on a connection."""
 
     flow: Flow
     route: Route
@@ -80,10 +80,10 @@ class Request(Protocol):
         """The end that a new upstream is to be joined to: it brings the answer, and calls `Attempts.lost` when it breaks."""
 
     def connected(self, upstream: Joinable) -> None:
-        """Give it what the client has sent so far, and what follows."""
+        """Give the upstream all that the client has sent so far, and all that follows."""
 
     def flush_replay(self) -> None:
-        """The backend behind the upstream has accepted: see what that settles, and give it what it has not had."""
+        """The backend behind the upstream has accepted: see if that commits, and give the upstream all that is pending."""
 
     def disconnected(self, reason: str) -> None:
         """The attempt is over: reset its upstream, if there was one already."""
@@ -140,7 +140,7 @@ class Dispatcher(Protocol):
         """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable."""
 
     def penalize(self, peer_id: str, seconds: float) -> None:
-        """Nobody is sent there for that long."""
+        """Send no request to the peer for that long."""
 
     def broke_off(self, route: Route, peer_id: str) -> None:
         """The peer, or its backend, reset a committed request."""
@@ -297,7 +297,7 @@ class Attempts:
         link = self._link
         if link is not None:
             attempt = self._timer
-            link.read()  # OPENED may lie there: then the backend has what we would send to another one
+            link.read()  # OPENED may lie there: then that backend has the bytes that we would send to another one
             if self._timer is not attempt:
                 return
             link.ping()

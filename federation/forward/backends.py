@@ -26,7 +26,7 @@ RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
 
 class Backend:
-    """One local server. `healthy` is what the last check or dial said; None before the first."""
+    """One local server. `healthy`: the result of the last check or dial; None before the first."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint

@@ -27,7 +27,7 @@ BROKE_OFF_PENALTY_S = 1.0
 
 
 class Roster(Protocol):
-    """Who may serve now; see roster.py, over ledger, links, health and penalties."""
+    """The peers that may serve now; see roster.py, over ledger, links, health and penalties."""
 
     own_id: str
 

@@ -66,7 +66,7 @@ class Serving:
         self._connect = None
         if sock is None:
             self._release()
-            if reason != fdlimit.REASON:  # which is not its fault
+            if reason != fdlimit.REASON:  # a lack of descriptors is not the backend's fault
                 self._backends.refused(self.backend, reason)
             self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
             return
@@ -122,7 +122,7 @@ class ExitFlow(NullDuplex):
 
     def _accept(self) -> None:
         self._channel.accept()
-        # Behind OPENED: what the entry may still replay, no backend has seen.
+        # Behind OPENED only: no backend sees bytes that the entry may still replay.
         self._backends.reactor.flush_soon(lambda: self._if_wanted(self._deliver))
 
     def _deliver(self) -> None:

@@ -35,7 +35,7 @@ ACCEPTS_A_TURN = 64
 
 
 class Frontend:
-    """All clients of this node, what they share (`dispatcher`), and what is known of them afterwards (`accounts`)."""
+    """All clients of this node, their shared `dispatcher`, and the records of them (`accounts`)."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class Frontend:
         self.reactor.close(sock)
 
     def abort_all(self, reason: str) -> None:
-        """The drain is over."""
+        """End all clients, because the drain is over."""
         for client in list(self.active):
             client.end(reason)
 
@@ -201,6 +201,6 @@ class Frontend:
         )
 
     def peer_suspect(self, peer_id: str) -> None:
-        """It answers no PING: clients that it owes an answer go elsewhere."""
+        """The peer answers no PING: its clients that still wait for an answer go elsewhere."""
         for client in [client for client in self.active if client.attempts.peer_id == peer_id]:
             client.attempts.peer_suspect()

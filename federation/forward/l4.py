@@ -4,8 +4,8 @@ The client is the other end of its socket, and serves as the request of its atte
 tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it has all, the client stays between
 its socket and the upstream, even when it is settled that nothing will be replayed any more. Then the two are joined.
 
-Whatever the state, no byte of the client goes on before its first ones were judged (browsers.py); what a server says first
-goes to the client meanwhile. A browser's connection is never spliced: the client looks at the head of each request.
+Whatever the state, no byte of the client goes on before its first ones were judged (browsers.py); a server's first bytes go
+to the client meanwhile. A browser's connection is never spliced: the client looks at the head of each request.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class ClientEvents(Protocol):
     """What a client tells the frontend."""
 
     def rejected(self, client: L4Client) -> None:
-        """It stays only to read why."""
+        """The client stays only to read the reason."""
 
     def closed(self, client: L4Client) -> None: ...
 
 
 class _UpstreamSide:
-    """What an upstream is joined to until it is spliced with the client's socket."""
+    """The end that an upstream is joined to until it is spliced with the client's socket."""
 
     __slots__ = ("_client",)
 
@@ -160,7 +160,7 @@ class L4Client:
     # The answer, until client and upstream are spliced
 
     def flush_replay(self) -> None:
-        """Give the upstream what it has not had of what was kept, as far as it has room; then read the client on."""
+        """Give the upstream the pending bytes of the replay buffer, as far as it has room; then go on reading the client."""
         if not self._is_judged:
             self._pass_answer()
             return
@@ -170,7 +170,7 @@ class L4Client:
         while replay.pending and self._upstream is not None:
             room = self._upstream.room()
             if room <= 0:
-                return  # it calls again
+                return  # the upstream calls again
             self._upstream.send(replay.take(room))  # an own backend may break here: then this is another attempt, or none
         if self._upstream is None:
             return
@@ -202,7 +202,7 @@ class L4Client:
         self._commit()
 
     def _commit(self) -> None:
-        """Nothing will be replayed any more. As soon as all is passed on, this object steps aside."""
+        """Commit: nothing will be replayed any more. As soon as all is passed on, this object steps aside."""
         self.attempts.commit()
         self.flush_replay()
 

@@ -1,4 +1,4 @@
-"""The replay buffer: what a client has sent, for as long as another peer may have to get it again. No I/O.
+"""The replay buffer: a client's bytes, for as long as another peer may have to get them again. No I/O.
 
 add(b"one "), add(b"two ")      the client sends
 rewind()                        an attempt begins: all of it is pending
@@ -27,7 +27,7 @@ class ReplayBuffer:
         return bool(self._chunks)
 
     def add(self, chunk: bytes) -> None:
-        """Not while something is pending, unless `rewind` follows: `take` would not bring it."""
+        """Keep a chunk. While bytes are pending, `rewind` must follow: `take` would not bring the chunk."""
         self._chunks.append(chunk)
         self.size += len(chunk)
 

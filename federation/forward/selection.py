@@ -105,12 +105,12 @@ _ORDERS = {Policy.LEAST_LOADED: BY_LOAD, Policy.LEAST_REQUESTS: BY_REQUESTS, Pol
 
 
 def pick_best(candidates: Sequence[Candidate], order: Order) -> Candidate | None:
-    """The first in that order. None of none."""
+    """The first candidate in that order; None if there are none."""
     return min(candidates, key=order.key, default=None)
 
 
 def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
-    """Any that has room, or any at all if none has. None of none."""
+    """A random candidate that has room, or any if none has; None if there are none."""
     if not candidates:
         return None
     return rng.choice([c for c in candidates if not c.is_full] or candidates)
@@ -220,7 +220,7 @@ class Selector:
         self._loads: dict[str, _Load] = {}
         self._last_round: dict[str, frozenset[str]] = {}  # service -> the candidates of its last pick
         self._surprise = 0.0  # connections by which a report changes `others`: moving average over all peers
-        self._pace = 0.0  # picks that a peer gets from us between two reports: likewise
+        self._pace = 0.0  # picks that a peer gets from us between two reports: a moving average too
         self._last_reporter = ""
 
     def pick(
@@ -230,7 +230,7 @@ class Selector:
 
         `distant`: peer ids, of `distant_peers`.
 
-        Whoever picks must `release`, also when the connection comes to nothing. None if there are no nodes.
+        The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes.
         """
         offered = [(node, self._load(node.peer_id)) for node in nodes]
         if self._policy is Policy.LEAST_REQUESTS:

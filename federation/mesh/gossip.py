@@ -323,7 +323,7 @@ class Gossip:
             case _:
                 raise ProtocolViolation("a row is a signed record and its age")
         try:
-            signer, data, signed = self._topic.open_signed(signed)  # without what a former version lets others add
+            signer, data, signed = self._topic.open_signed(signed)  # without fields that a former version lets others add
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:

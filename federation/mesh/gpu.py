@@ -81,7 +81,7 @@ class GpuProbe:
         self._is_apple_silicon = self._is_mac and machine == "arm64"
         self._run = run
         self._fixed_bytes = fixed_bytes
-        self._one_at_a_time = trio.CapacityLimiter(1)  # a thread that hangs is waited for, not joined by a second one
+        self._one_at_a_time = trio.CapacityLimiter(1)  # readings wait for a thread that hangs; no second one starts
 
     async def read(self) -> GpuReading:
         if self._fixed_bytes is not None:

@@ -40,8 +40,8 @@ class Keyring:
     token: Token
     former: tuple[Former, ...] = ()  # the last one first
     order: SignedOrder | None = None  # by which `token` came; None where a person gave it
-    # Who of the order's members may be told though it holds a token from before the former one; None: all of them. The owner
-    # may order a rotation where nobody knows that the one before it left somebody out.
+    # The order's members that may be told even if they hold a token from before the former one; None: all of them. The owner
+    # may order a rotation at a node that does not know of peers that the rotation before left out.
     older: frozenset[str] | None = None
 
     @property

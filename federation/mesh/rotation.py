@@ -275,7 +275,7 @@ class Rotation:
         """Check and take a token. Returns whether this node has it now. Raises ProtocolViolation for a forged one."""
         present = self.keyring.token
         if not self._host.knows(link):
-            return False  # the peer hung up behind its message
+            return False  # the peer hung up after its message
         if hmac.compare_digest(told.secret, present.secret):
             self._knows(link.peer)
             return True
@@ -286,7 +286,7 @@ class Rotation:
             raise ProtocolViolation("a rotation with a secret that its owner did not sign, or of another network")
         token = present.rotated(told.secret, order.number)
         if self._host.peer_id not in order.members:
-            return False  # a node that the owner leaves out takes nothing from a deputy
+            return False  # a node that the owner leaves out takes the token from no other member
         if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
             self._host.complain("a rotation of the network's token is not taken: too many, or too far ahead", link.peer)
             return False

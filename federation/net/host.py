@@ -89,7 +89,7 @@ class HostEvents(Protocol):
 
 @dataclass(eq=False)
 class _Upgrade:
-    """A connection on its way to become a link. `peer`: who it is meant for, or proved to be; empty: not known yet."""
+    """A connection on its way to become a link. `peer`: the id that was dialled, or proved; empty: not known yet."""
 
     peer: str
     admission_key: bytes = b""  # when it has proved that it is a member
@@ -112,7 +112,7 @@ class Host:
         is_banned: Callable[[str], bool] = lambda _peer: False,
         relay: RelayLimits | None = None,
     ) -> None:
-        """For keys and `is_banned` see `handshake.TokenNoise`. A change of what they answer cuts no link: see `cut`."""
+        """For keys and `is_banned` see `handshake.TokenNoise`. A change of their answers cuts no link: see `cut`."""
         self._reactor = reactor
         self._events = events
         self.book = book
@@ -201,7 +201,7 @@ class Host:
                 await trio.sleep(0.01)
 
     def look_at_book(self) -> None:
-        """There may be something new to dial."""
+        """Look for targets to dial: the book may have news."""
         self.redial.look()
 
     async def _tick(self) -> None:
@@ -255,7 +255,7 @@ class Host:
         where = f"relay {via.peer}"
         now = trio.current_time()
         if not self._carriers.has_place(via):
-            channel.mux.charge(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
+            channel.mux.charge(SERVICE_COSTS)  # an honest relay does so only while our notice is on its way
             channel.refuse("this node has no place there")
             return
         host = where if via.remote_address is None else machine_of(via.remote_address[0])
@@ -284,7 +284,7 @@ class Host:
             self.complain("a connection did not finish its handshake in time", host)
         except FederationError as error:
             self._note_refusal(error, host)
-        except Exception as error:  # noqa: BLE001  # a stranger's bytes meet all of py-libp2p here: none of it may end us
+        except Exception as error:  # noqa: BLE001  # an outsider's bytes can raise anything in py-libp2p: none may end us
             self.rejected["handshake"] += 1
             self.complain("a connection that is not a member's was refused", host, why=type(error).__name__)
 
@@ -374,7 +374,7 @@ class Host:
         return secured
 
     async def probe(self, stream: trio.SocketStream, peer_id: str) -> bytes:
-        """Is it this member who answers there? Then hang up; the handshake's hash. Raises as `upgrade` does."""
+        """Check that this member answers there, then hang up. Returns the handshake's hash. Raises as `upgrade` does."""
         raw = tcp_connection(stream, initiator=True)
         remote = ID.from_base58(peer_id)
         with self._upgrading(remote) as upgrade:
@@ -410,11 +410,11 @@ class Host:
             self._events.peer_up(link)
 
     def knows(self, link: Link) -> bool:
-        """Whether it is open and counts: the peer's link, a duplicate that finishes what it carries, or one that starts."""
+        """Whether the link is open and counts: the peer's, a duplicate that finishes what it carries, or one that starts."""
         return link in self.table or any(upgrade.link is link for upgrade in self._upgrades)
 
     def _all_links(self, peer: str | None = None) -> list[Link]:
-        """With that peer, or with everybody, duplicates first: the end of the peer's link would put one in its place."""
+        """All links, or those with `peer`; duplicates first: the end of the peer's link would put one in its place."""
         links = [
             *self.table.retired,
             *[upgrade.link for upgrade in self._upgrades if upgrade.link is not None],
@@ -451,7 +451,7 @@ class Host:
         name, _, rest = service[1:].partition("/")
         version, _, rest = rest.partition("/")
         kind = f"/{name}/{version}"
-        if kind != CIRCUIT:  # what others ask of a relay is not its doing
+        if kind != CIRCUIT:  # a circuit is another member's wish, not the relay's
             channel.mux.charge(SERVICE_COSTS)
         self._services.get(kind, _refuse)(link, channel, rest)
 
@@ -474,7 +474,7 @@ class Host:
         self.offended(link.peer, what)
 
     def offended(self, peer: str, what: str) -> None:
-        """This member did what no honest one does: it is cut off and kept away for a while. Said once an hour a peer."""
+        """Cut off a member that broke a rule as no honest one does, and quarantine it. Logged once an hour a peer."""
         now = trio.current_time()
         if self._quarantine.add(peer, now):
             log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer, what=what)
@@ -498,14 +498,14 @@ class Host:
             self.look_at_book()
 
     def _preferred(self, peer: str) -> Link | None:
-        """Where the swarm opens a stream: not on a duplicate, which is about to go."""
+        """The link on which the swarm opens a stream: not a duplicate, which is about to go."""
         starting = (upgrade.link for upgrade in self._upgrades if upgrade.link is not None and upgrade.peer == peer)
         return self.links.get(peer) or next(starting, None)
 
     # Outbound
 
     def is_to_dial(self, peer: str) -> bool:
-        """Whether there is no link to it and nothing against one."""
+        """Whether the peer may be dialled: it has no link, and no rule is against one."""
         return not (peer in self.links or self._is_banned(peer) or self._quarantine.holds(peer, trio.current_time()))
 
     async def connect(self, address: PeerAddress) -> Link:
@@ -530,14 +530,14 @@ class Host:
             return await self.upgrade(conn, ID.from_base58(peer))
 
     def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
-        """Ask for a place at that relay: only who has given us one may bring circuits. Raises PeerUnavailable."""
+        """Ask that relay for a reservation: only relays that gave one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
         self._carriers.took_place(link, channel)
         return channel
 
     def token_is_retired(self, error: TokenRetired) -> None:
-        """A member says so of our newest key. Two are believed, or one while we have no link: any member can say it, and a
-        person who believes it joins with another token."""
+        """A member says that our newest key is retired. Two are believed, or one while this node has no link: any member can
+        say so, and a person who believes it joins with another token."""
         newest = self._admission_keys()[0]
         if self._retired_by[0] != newest:
             self._retired_by = newest, set()

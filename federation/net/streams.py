@@ -126,7 +126,7 @@ class MuxStream(IMuxedStream):
             self.wake()
 
     def take_unread(self) -> tuple[bytes, str | None]:
-        """What was not read, and why nothing follows (None: more may). For who becomes the channel's peer instead."""
+        """The bytes not read yet, and the reason if nothing follows (None: more may). For the channel's next `other`."""
         unread = bytes(self._in)
         self._in.clear()
         return unread, self._reset or ("the other side has finished" if self._eof else None)
@@ -174,7 +174,7 @@ class _OneTask:
 
 
 class TrioStream(trio.abc.HalfCloseableStream):
-    """A MuxStream with trio's manners: checkpoints, EOF as b"", trio's exceptions. What a link brought ends with it."""
+    """A MuxStream as a trio stream: checkpoints, EOF as b"", trio's exceptions. What a link brought ends with it."""
 
     def __init__(self, stream: MuxStream) -> None:
         self.link = stream.link

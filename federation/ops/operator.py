@@ -63,9 +63,9 @@ class Operator:
     # Drain and leave
 
     def drain(self) -> None:
-        """Nothing new for this node's backends, here and, as soon as gossip has it, from anywhere; what is open goes on.
+        """Give this node's backends no new connection, from here or, as soon as gossip has it, elsewhere; open ones go on.
 
-        Clients of this node's own ports are served by the other nodes, so that nobody who points there notices.
+        The other nodes serve the clients of this node's own ports, so these clients notice nothing.
         """
         self._set_draining(True)
 

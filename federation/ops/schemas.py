@@ -29,7 +29,7 @@ class Gpu(TypedDict):
 
 
 class Relaying(TypedDict):
-    """What this node does for members whom others cannot dial."""
+    """This node's relaying for members that others cannot dial."""
 
     places: Annotated[Count, Field(description="members that are reached through this node")]
     circuits: Annotated[Count, Field(description="connections between members that it relays now")]
@@ -271,7 +271,7 @@ class Revoked(TypedDict):
 
 
 class Rotated(TypedDict):
-    """What became of a rotation. The new token itself is `invite`'s to show."""
+    """The result of a rotation. `invite` shows the new token itself."""
 
     network: str
     rotations: Annotated[Count, Field(description="how often the network's token was rotated")]
@@ -283,7 +283,7 @@ class Rotated(TypedDict):
 
 
 class PreparedRotation(TypedDict):
-    """What the owner's key is to sign; nothing has changed yet."""
+    """A rotation for the owner's key to sign; nothing has changed yet."""
 
     network: str
     rotations: Annotated[Count, Field(description="how often the token will have been rotated")]

@@ -33,7 +33,7 @@ ROTATED_BY_OTHERS = (
 )
 
 
-# What people are told of a client's state; it leaves the list of the active as it is closed.
+# A client's state in words for people; it leaves the list of the active as it is closed.
 STATES: dict[State, schemas.ClientState] = {
     State.WAITING: "waiting",
     State.DIALLING: "opening",
@@ -153,7 +153,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
 
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
-    """The newest `last` connections that nobody had at their end, or that of this number."""
+    """The newest `last` connections that no peer had at their end, or the one of that number."""
     endings = [e for e in node.frontend.accounts.endings if not e.peer_id and connection in (None, e.flow.connection)]
     return [
         {
@@ -184,7 +184,7 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
 
 
 def traffic(node: Parts) -> tuple[float, ...]:
-    """The counters whose rates are told."""
+    """The counters whose rates the API tells."""
     counts = node.frontend.accounts.counts
     return (counts.total, counts.failed, counts.retried, *node.frontend.bytes_moved())
 
@@ -353,7 +353,7 @@ def _relaying(node: Parts) -> schemas.Relaying | None:
 
 
 def _state_of(node: Parts, record: NodeData, now: datetime, link: Link | None) -> schemas.State:
-    """In order: the worst thing that keeps connections away from it."""
+    """The peer's state: of the reasons that keep connections from the peer, the worst one."""
     if record.peer_id in node.bans:
         return "banned"
     if record.left:

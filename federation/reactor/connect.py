@@ -13,7 +13,7 @@ from federation.reactor.loop import WRITE, Reactor, Timer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIAL_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s: it hears why
+DIAL_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s, so the entry hears the reason
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 
 

@@ -1,4 +1,4 @@
-"""The words that two ends of a byte path speak to each other: a client's socket, a tunnel, and what stands in between.
+"""The methods by which two ends of a byte path talk: a client's socket, a tunnel, and any end in between.
 
 client's socket                         tunnel
 read: data = recv(other.room())    ->   send(data)       the tunnel's turn to buffer
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class Duplex(Protocol):
-    """One end of a byte path. Two ends that are joined hold each other as `other` and speak only these words."""
+    """One end of a byte path. Two ends that are joined hold each other as `other` and call only these methods."""
 
     def room(self) -> int:
         """Bytes this end takes right now; 0 means wait for `other.resume()`."""
@@ -40,7 +40,7 @@ class Joinable(Duplex, Protocol):
 
 
 class NullDuplex:
-    """A Duplex where there is none, or none any more: it takes nothing and says nothing. A base for ends of few words."""
+    """A Duplex in place of none: it takes nothing and calls nothing. A base for ends that need few of the methods."""
 
     __slots__ = ()
 
@@ -55,6 +55,6 @@ class NullDuplex:
 
 
 def join(a: Joinable, b: Joinable) -> None:
-    """What each end receives goes to the other."""
+    """Join two ends: the bytes that one receives go to the other."""
     a.other = b
     b.other = a

@@ -32,7 +32,7 @@ _GONE = NullDuplex()  # what a closed end is joined to
 
 
 def _nobody(_end: SocketDuplex) -> None:
-    """Who was to hear of the end has heard it."""
+    """Replaces `on_close` after it has been called."""
 
 
 class SocketDuplex:
@@ -58,7 +58,7 @@ class SocketDuplex:
         self._eof_seen = self._eof_queued = self._eof_sent = False
         self.received = self.delivered = 0
         self.error: str | None = None
-        self.was_aborted = False  # by the other side; with an error and without this, it was this socket that broke
+        self.was_aborted = False  # the other side aborted; with an error and without this, it was this socket that broke
         self.closed = False
 
     def start(self, *, read: bool = True) -> None:

@@ -325,8 +325,8 @@ class AddressBook:
             state.known[address].last_failure = now
 
     def taken_over(self, address: PeerAddress) -> None:
-        """Another peer answers there. Dial any member at an address that a person gave: the machine may have lost its disk and
-        its identity, and perhaps no other node can find it."""
+        """Another peer answers there. Dial any member at an address that a person gave: the machine may have lost its disk,
+        and its identity with it, and perhaps no node can find it."""
         state = self._states.get(_key(address))
         if state is not None and address in state.known and state.known[address].is_bootstrap:
             self.add(replace(address, peer_id=None), source="saved")

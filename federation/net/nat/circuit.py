@@ -75,7 +75,7 @@ class CircuitConn(IRawConnection):
         self.channel.abort("the connection inside is over")
 
     def take_unread(self) -> tuple[bytes, str | None]:
-        """What came and was not read, and why nothing more will come, if so. The caller is the channel's peer from here."""
+        """The bytes not read yet, and the reason if no more will come. From now on the caller is the channel's other end."""
         return self._stream.take_unread()
 
     def get_remote_address(self) -> tuple[str, int] | None:

@@ -285,7 +285,7 @@ class Reach:
             self._pace.found(host, now)
             found.append(port)
 
-    # Places at relays
+    # Reservations at relays
 
     def _take_places(self, now: float) -> None:
         links = self._host.links
@@ -296,7 +296,7 @@ class Reach:
                 self._on_change()
         if self.dialable is not False:
             return
-        serving = [peer for peer in self._places if self._relays(peer)]  # one that is about to stop does not count
+        serving = [peer for peer in self._places if self._relays(peer)]  # a relay that is about to stop does not count
         candidates = [
             peer
             for peer, link in links.items()

@@ -93,7 +93,7 @@ class Relay:
             place.channel.abort("the relay stops")
         self._places.clear()
 
-    # Places
+    # Reservations
 
     def reserve(self, link: Link, channel: Channel, _rest: str) -> None:
         place = channel.other = _Place(self, link, channel)
@@ -142,7 +142,7 @@ class Relay:
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
             self._complain("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
             return "too many circuits"
-        now = trio.current_time()  # no oftener than its peer lets a member in: the relay would be blamed for the rest
+        now = trio.current_time()  # no more often than the target lets the member in, or it blames the relay
         if not (self._asked.of(source).take(now) and self._asked_for.of((source, target)).take(now)):
             self._complain("a member asks for circuits without end; some are refused", source)
             return "too often"
@@ -313,6 +313,6 @@ class _Way:
     def taken(self, n: int) -> None: ...
 
     def resume(self) -> None:
-        """The tunnel that we are joined to has room: it is where the other way goes."""
+        """The tunnel that brings this way's bytes has room: the other way writes there."""
         if self._back is not None:
             self._back.move()
