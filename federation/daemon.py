@@ -41,7 +41,7 @@ def serve(
 ) -> int:
     """Run a node until SIGTERM or SIGINT; a second signal ends it at once. Returns the exit code.
 
-    SIGHUP has it take over what `read_settings` returns. Raises FederationError, in an exception group where trio's
+    At SIGHUP it takes over the result of `read_settings`. Raises FederationError, in an exception group where trio's
     nurseries wrapped it.
     """
     return trio.run(_serve, settings, state, token, on_ready, read_settings)

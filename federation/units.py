@@ -1,4 +1,4 @@
-"""Values as people write them: addresses, sizes, durations. A ValueError says in plain words what is wrong.
+"""Values as people write them: addresses, sizes, durations. A ValueError names the mistake in plain words.
 
 No pydantic here: the command line needs these and has to answer at once.
 """

@@ -1,7 +1,7 @@
 """Hypercorn's HTTP/1.1 over one listening socket, under limits of ours; the only module that knows hypercorn.
 
 Its own `serve` will not do: it writes under a shield and without a deadline, so that one client that does not read
-keeps the daemon from ending, and it takes any number of connections. HTTP/2 is off: without TLS no browser speaks it.
+keeps the daemon from ending, and takes any number of connections. HTTP/2 is off: without TLS no browser speaks it.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class ConnectionsQuery(BaseModel):
 
 @routes.get("/api/v1/status", schemas.Status)
 async def status(node: ControlledNode) -> schemas.Status:
-    """What this node is and does."""
+    """The state of this node."""
     return node.status()
 
 
@@ -77,7 +77,7 @@ async def connections(node: ControlledNode, query: ConnectionsQuery) -> schemas.
 
 @routes.get("/api/v1/invite", schemas.Invite, owner=True)
 async def invite(node: ControlledNode) -> schemas.Invite:
-    """The network's token with fresh addresses in it, and the command for the next machine, which asks for it."""
+    """The network's token with fresh addresses in it, and the command for the next machine, which asks for the token."""
     return node.invite()
 
 

@@ -5,8 +5,8 @@
     @routes.get("/api/v1/explain", Explained, query=ExplainQuery)
     async def explain(node, query): ...
 
-The function gets the node, then what it declared: `query` (a pydantic model) and `body` (a Body), checked before it is
-called; `request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's
+The function gets the node, then its declared arguments: `query` (a pydantic model), `body` (a Body), checked before it is
+called; `request=True`: Starlette's request. It returns an `answer`. Its docstring's first line is the operation's
 summary. `owner=True`: only for a client at the state directory's socket, or with the control key, or a dashboard's session.
 A FederationError is an answer too: 400 where the request is at fault (UsageError), else 409; NotFound is 404.
 """

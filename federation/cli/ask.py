@@ -1,4 +1,4 @@
-"""Commands that ask a running node, or tell it something. Each prints for people, or with --json what the API answered."""
+"""Commands that ask a running node, or tell it something. Each prints text for people, or with --json the API's answer."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def _ask_by_proof(address: HostPort, key: str, request: _Request) -> str:
 
 
 def _proven(answer: _Answer, key: str, client_nonce: str, host: str) -> str:
-    """The daemon's nonce, once it has shown that it has the key."""
+    """The daemon's nonce, once the daemon has proved that it has the key."""
     content = json.loads(answer.body)
     if not isinstance(content, dict):
         raise ValueError("no object")

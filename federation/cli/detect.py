@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 TIMEOUT_S = 0.5  # a server on this machine answers in milliseconds; one that is busy loading a model is found next time
 MAX_BODY = 256 * 1024
-PEOPLE_FROM_UID = 1000  # what useradd gives to people; services (ollama, ...) have less
+PEOPLE_FROM_UID = 1000  # useradd gives these to people; services (ollama, ...) have less
 _LISTENING = re.compile(
     # Local address and port, state LISTEN, uid. Addresses that take a connection to 127.0.0.1: itself, all of IPv4, all of
     # IPv6, and the first two as IPv6 writes them; in the machine's byte order, of which there are two.
@@ -56,7 +56,7 @@ class Found:
     kind: str
     title: str
     address: HostPort
-    strangers: tuple[int, ...] = ()  # uids of other people who listen there
+    strangers: tuple[int, ...] = ()  # uids of other people that listen there
 
 
 def _is_ollama(get: Callable[[str], Answer | None]) -> bool:
@@ -154,7 +154,7 @@ def listeners(table: str, port: int) -> set[int]:
 
 
 def _owners(port: int) -> set[int]:
-    """Empty where the kernel does not say: no Linux, or what listens is in another network namespace (a container's)."""
+    """Empty where the kernel does not say: no Linux, or the listener is in another network namespace (a container's)."""
     return set().union(*(listeners(_read(f"/proc/net/{name}"), port) for name in ("tcp", "tcp6")))
 
 
@@ -166,7 +166,7 @@ def _read(path: str) -> str:
 
 
 class _Asker:
-    """One server. After the first request that gets no answer, nobody is there."""
+    """One server. After the first request that gets no answer, it asks no more."""
 
     def __init__(self, address: HostPort) -> None:
         self._address = address

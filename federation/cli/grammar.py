@@ -63,7 +63,7 @@ Print the address of the running node's dashboard. The code behind the # lets on
 30 s. It may do so until its page is closed, it was away for a week, the node stops, or you run this with --revoke.
 """
 
-# Field of Settings, flag, what follows it, help. The defaults in brackets are those of Settings.
+# Field of Settings, flag, its value, help. The defaults in brackets are those of Settings.
 JOIN_OPTIONS = (
     (
         "token",

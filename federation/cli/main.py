@@ -1,4 +1,4 @@
-"""The command line's way in: finds the command's function, and turns what it raises into one line and an exit code.
+"""The command line's way in: finds the command's function, and turns an exception into one line and an exit code.
 
 Only cli/ prints, reads the environment or exits. Nothing slow is imported here or by a command that people wait for
 (`--help`, `token`, `status`, `peers`, `invite`, `version`): pydantic, structlog, trio and libp2p are for `join` alone.

@@ -1,4 +1,4 @@
-"""What this entry did: picks, failed attempts, endings and totals; for `explain`, the log, the status API and metrics.
+"""The records of this entry: picks, failed attempts, endings and totals; for `explain`, the log, the status API and metrics.
 
 A connection is one request today. Whatever is recorded names its Flow, so that a connection may bring several requests.
 """
@@ -52,7 +52,7 @@ class Ending(NamedTuple):
     flow: Flow
     route: Route
     client: str
-    peer_id: str  # "" where nobody had it at the end
+    peer_id: str  # "" where no peer had it at the end
     attempts: int
     ended_at: float
     seconds: float

@@ -1,7 +1,7 @@
 """One request's way to a backend: pick a peer, open an upstream, and go to the next peer if that one fails.
 
 A small state machine on the reactor, without a task of its own. It knows no client socket and no byte: the request keeps
-what its client sent (replay.py), hands it to each upstream, and says when it has got too far to move.
+its client's bytes (replay.py), hands them to each upstream, and says when it has got too far to move.
 
     WAITING --pick--> OPENING, DIALLING --accepted--> OPENED --commit--> COMMITTED --all passed on--> STREAMING
        ^                 |  refused, reset, timeout,    |
@@ -9,8 +9,8 @@ what its client sent (replay.py), hands it to each upstream, and says when it ha
        +-----------------+------------------------------+   REJECTED: no peer is left, or the request is unwanted
 
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
-so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown what
-may be replayed. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
+so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
+the replay buffer. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ SILENT_PENALTY_S = 2.5
 class State(str, Enum):
     WAITING = "waiting"  # no peer: for the roster to change, or for the pick
     DIALLING = "dialling"  # our own backend is being connected
-    OPENING = "opening"  # a tunnel was asked for; what the client sent follows it
+    OPENING = "opening"  # a tunnel was asked for; the client's bytes follow the OPEN
     OPENED = "opened"  # the backend has accepted, and the request may still move
-    COMMITTED = "committed"  # it stays there: nothing is replayed any more. What was kept is still being passed on
+    COMMITTED = "committed"  # it stays there: nothing is replayed any more. The replay buffer is still being passed on
     STREAMING = "streaming"  # all that was kept is passed on: client and upstream talk to each other
     REJECTED = "rejected"  # the client is told why
     CLOSED = "closed"
 
 
-FINAL = (State.COMMITTED, State.STREAMING)  # the request stays with its peer, come what may
+FINAL = (State.COMMITTED, State.STREAMING)  # the request stays with its peer, whatever happens
 _ANY_TIME = (State.REJECTED, State.CLOSED)
 FOLLOWS: dict[State, tuple[State, ...]] = {
     State.WAITING: (State.DIALLING, State.OPENING, *_ANY_TIME),
@@ -96,13 +96,13 @@ class Request(Protocol):
 
 
 class PeerLink(Protocol):
-    """What an attempt needs of a link; net.link.link.Link has it."""
+    """A link, as an attempt uses it; net.link.link.Link implements this."""
 
     def open_tunnel(self, service: str, observer: Attempts, other: Duplex, /) -> Joinable:
         """Raises PeerUnavailable."""
 
     def read(self) -> None:
-        """Handle what lies in its socket."""
+        """Handle the bytes in its socket now."""
 
     def ping(self) -> None: ...
 
@@ -114,7 +114,7 @@ class Dialling(Protocol):
 
 
 class Dispatcher(Protocol):
-    """What attempts, and the requests that they serve, need of the node; see dispatcher.py. Settings may change any time."""
+    """The node, as attempts and the requests that they serve use it; see dispatcher.py. Settings may change any time."""
 
     own_id: str
     hold_s: float

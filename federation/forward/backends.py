@@ -59,7 +59,7 @@ class Backends:
         """Limits and health checks, from the next connection and the next check on; the servers stay those of the start."""
         self._settings = settings
 
-    # What is offered
+    # The offer
 
     def services(self) -> dict[str, bool]:
         """Service -> whether one of its backends answers."""
@@ -158,7 +158,7 @@ class Backends:
             with trio.move_on_after(self._settings.health_interval_s):
                 await backend.recheck.wait()
                 await trio.sleep(RECHECK_S)
-            backend.recheck = trio.Event()  # before the check: what is refused during it is looked at again
+            backend.recheck = trio.Event()  # before the check: a refusal during the check causes another one
             await self._check(backend)
 
     async def _check(self, backend: Backend) -> None:

@@ -2,7 +2,7 @@
 
 A browser connects to this machine for any page that it shows, and a backend that trusts all its clients would serve
 that page. So the entry gives no byte of a client to a backend before `Rules.judge` has seen the head of its first
-request. A page has no say in what tells it apart: browsers write `Host`, `Origin` and `Sec-Fetch-Site` themselves.
+request. A page cannot choose the headers that count: browsers write `Host`, `Origin` and `Sec-Fetch-Site` themselves.
 
 * `Host`, at a listener on loopback: a page whose own name was made to resolve to this machine (DNS rebinding) shows that
   name. Addresses pass, and names that no public name server answers for: localhost, this machine's own, those without
@@ -34,12 +34,12 @@ from typing import NamedTuple
 from federation.units import ORIGIN
 
 MAX_HEAD = 16 * 1024  # as Node, and more than nginx or Apache take of one line
-PATIENCE_S = 1.0  # for the rest of what may be a method: a browser writes its head at once
+PATIENCE_S = 1.0  # for the rest of bytes that may be a method: a browser writes its head at once
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(_TOKEN + rb"+ [^\s]+ HTTP/1\.[01]\r?\n")
 _BEGUN_LINE = re.compile(_TOKEN + rb"+ /[^\s]*(?: ([^\n]{0,9}))?\Z")
-_BEGUN_METHOD = re.compile(_TOKEN + rb"{65,}\Z")  # a page's own: a shorter one comes with what is behind it
+_BEGUN_METHOD = re.compile(_TOKEN + rb"{65,}\Z")  # a page's own: a shorter one comes with the bytes behind it
 _VERSIONS = (b"HTTP/1.1\r", b"HTTP/1.0\r")
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIONS ")
 _HEAD_END = re.compile(rb"\n\r?\n")

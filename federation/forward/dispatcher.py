@@ -103,7 +103,7 @@ class RosterDispatcher:
         if peer_id in eligible and len(eligible) > 1:
             self._roster.penalize(peer_id, BROKE_OFF_PENALTY_S)
 
-    # Those who wait
+    # Requests that wait
 
     def wait(self, attempts: Attempts) -> None:
         self.waiting.add(attempts)

@@ -1,7 +1,7 @@
 """The exit's side of one connection: from a tunnel's OPEN to a backend that serves it.
 
 A tunnel's OPEN is answered only when the backend has accepted: OPENED, or REFUSED with the reason, so that the entry can
-go elsewhere. What the client sent in the meantime waits here, within the channel's first window. Between any two steps
+go elsewhere. The client's bytes wait here meanwhile, within the channel's first window. Between any two steps
 this process may have been stopped for so long that the entry gave up. Its RST then waits in the link's socket, so the exit
 takes three hops before a byte reaches the backend, and looks for an RST before each:
 

@@ -190,7 +190,7 @@ class Frontend:
         if not self.active:
             self.idle.set()
 
-    # What is asked and told
+    # Questions and news
 
     def bytes_moved(self) -> tuple[int, int]:
         """From clients to backends, and back: by connections that ended, and so far by those that are open."""

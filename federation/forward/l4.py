@@ -1,7 +1,7 @@
 """One TCP client: its bytes are kept and passed on until client and upstream are spliced, or until it is turned away.
 
 The client is the other end of its socket, and serves as the request of its attempts (attempts.py). An upstream is a
-tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it has all, the client stays between
+tunnel, or the socket to our own backend. It takes the kept bytes at its own pace; until it has all, the client stays between
 its socket and the upstream, even when it is settled that nothing will be replayed any more. Then the two are joined.
 
 Whatever the state, no byte of the client goes on before its first ones were judged (browsers.py); a server's first bytes go
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 
 class ClientEvents(Protocol):
-    """What a client tells the frontend."""
+    """A client's events, for the frontend."""
 
     def rejected(self, client: L4Client) -> None:
         """The client stays only to read the reason."""
@@ -65,7 +65,7 @@ class _UpstreamSide:
         self._client.attempts.lost(reason)
 
     def taken(self, n: int) -> None:
-        """The socket paces what it reads by room()."""
+        """Do nothing: room() paces the socket's reads."""
 
     def resume(self) -> None:
         self._client.flush_replay()
@@ -122,10 +122,10 @@ class L4Client:
         self._replay = ReplayBuffer()
         self._eof = False  # the client has finished
         self._upstream: Joinable | None = None  # of this attempt, until it is spliced
-        self._upstream_eof = False  # it has finished, and the client is to hear of it
-        self._is_judged = not rules.is_on  # what the client sent may go on
+        self._upstream_eof = False  # the upstream has finished, and the client is to hear of that
+        self._is_judged = not rules.is_on  # the client's bytes may go on
         self._left: int | None = None  # of a browser's request, to come; None: the client is not watched
-        self._patience: Timer | None = None  # with what may be a part of a method
+        self._patience: Timer | None = None  # for the rest of a method
         self._rejection: Rejection | None = None
 
     # Request, for the attempts
@@ -220,7 +220,7 @@ class L4Client:
 
     def room(self) -> int:
         replay, upstream, attempts = self._replay, self._upstream, self.attempts
-        if not self._is_judged and replay.size:  # a head may be longer than what is kept for a retry
+        if not self._is_judged and replay.size:  # a head may be longer than the replay buffer
             return max(self._dispatcher.replay_buffer_bytes, MAX_HEAD) - replay.size
         if replay.pending:
             return 0  # `flush_replay` resumes
@@ -265,7 +265,7 @@ class L4Client:
     # Web pages
 
     def _judge(self) -> None:
-        """May what the client has sent go on?"""
+        """Decide whether the client's bytes may go on."""
         data = self._replay.whole()
         verdict = self._rules.judge(data, is_all=self._eof)
         if isinstance(verdict, Refusal):
@@ -290,7 +290,7 @@ class L4Client:
         self.flush_replay()
 
     def _follow(self, chunk: bytes) -> bytes:
-        """Through a browser's request; returns what is left to do with, which may be the beginning of the next one."""
+        """Pass on a browser's request. Returns the bytes still to handle, which may begin the next one."""
         assert self._left is not None
         left, self._left = self._left, max(0, self._left - len(chunk))
         if self.attempts.state not in FINAL:  # it is still kept for a retry

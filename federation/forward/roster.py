@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-REFRESH_S = 1.0  # nobody tells when a record grows too old to be online
+REFRESH_S = 1.0  # no event tells when a record grows too old to be online
 
 
 class Roster:

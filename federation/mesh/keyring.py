@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from federation.mesh.tokens import Token
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-MAX_FORMER = 8  # the last ones; a node that missed more rotations than these is refused like a stranger
+MAX_FORMER = 8  # the last ones; a node that missed more rotations than these is refused like an outsider
 
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """A key that admits until `until`. From then on a peer that shows it hears that it is retired."""
+    """A key that admits until `until`. From then on a peer that shows it hears that the key is retired."""
 
     key: bytes = field(repr=False)
     until: datetime
@@ -112,7 +112,7 @@ class Keyring:
 
 
 def _order_of(token: Token, saved: Any) -> SignedOrder | None:
-    """The saved order; None if the owner did not sign it, or if it is about another secret."""
+    """The saved order; None if the owner did not sign it, or if the order is about another secret."""
     with suppress(LookupError, TypeError, ValueError, ProtocolViolation):
         signed = SignedOrder.check(token.owner, bytes.fromhex(saved["order"]), bytes.fromhex(saved["signature"]))
         order = signed.order
@@ -129,5 +129,5 @@ def _utc(text: str) -> datetime:
 
 
 def _fingerprint(token: Token) -> str:
-    """Identifies a token without admitting anybody."""
+    """Identifies a token, and admits no node."""
     return hashlib.sha256(b"federation keyring" + token.admission_key()).hexdigest()[:16]

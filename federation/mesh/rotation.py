@@ -61,7 +61,7 @@ SETTLE_S = 10.0  # without a grace, linked members get this long to be told befo
 ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
 HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
 MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
-PREPARED_S = 60.0  # for a person's owner key to sign what was prepared
+PREPARED_S = 60.0  # for a person's owner key to sign the order
 _YES, _NO = b"\x01", b"\x00"
 
 

@@ -1,10 +1,10 @@
 """The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and redial loop.
 
-py-libp2p's swarm is left what it does well: it negotiates streams and notifies pubsub. It cannot dial, never listens,
+py-libp2p's swarm does its best part only: it negotiates streams and notifies pubsub. It cannot dial, never listens,
 never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each of these (the letters below are those of
 docs/architecture.md).
 
-There is no connection that this host does not know: one that is being made is among `_upgrades`, from the moment its peer
+This host knows every connection: one that is being made is among `_upgrades`, from the moment its peer
 is known or meant; then it is in the table of links (net/links.py) until it ends. `cut` goes through all of them, and
 nothing that comes on any other connection is served. All that stands between us and the swarm is here.
 """
@@ -79,7 +79,7 @@ TICK_S = 0.25
 
 
 class HostEvents(Protocol):
-    """What the host tells the node."""
+    """The host's events, for the node."""
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None: ...
     def peer_up(self, link: Link) -> None: ...
@@ -154,7 +154,7 @@ class Host:
     # Listening
 
     async def listen(self, address: HostPort) -> HostPort:
-        """Bind the p2p port; 0.0.0.0 takes IPv6 along where there is any. Returns what was bound. Raises ListenFailed."""
+        """Bind the p2p port; 0.0.0.0 takes IPv6 along where there is any. Returns the bound address. Raises ListenFailed."""
         port = address.port
         hosts = ["0.0.0.0", "::"] if address.is_wildcard else [address.host]
         for host in hosts:
@@ -195,7 +195,7 @@ class Host:
                     link.fail("this node stops")  # L: the swarm's own end would leak them
 
     async def flushed(self, timeout_s: float) -> None:
-        """Wait until what is queued on the links has gone to the kernel, `timeout_s` at most."""
+        """Wait until all bytes queued on the links have gone to the kernel, `timeout_s` at most."""
         with trio.move_on_after(timeout_s):
             while any(not link.is_flushed for link in self.links.values()):  # noqa: ASYNC110  # the reactor sends
                 await trio.sleep(0.01)
@@ -273,7 +273,7 @@ class Host:
         self._nursery.start_soon(self._admit, conn, where)
 
     async def _admit(self, raw: IRawConnection, host: str) -> None:
-        """An inbound connection, from anybody."""
+        """Admit an inbound connection, which may be an outsider's."""
         try:
             with self._gate.slot(host):
                 await self.upgrade(raw, None)
@@ -558,7 +558,7 @@ class Host:
             raise PeerUnavailable("no connection to it")
         try:
             stream = await self.libp2p.new_stream(ID.from_base58(peer), [protocol])  # type: ignore[list-item]
-        except Exception as error:  # what the peer answers with meets py-libp2p here (A); callers are tasks
+        except Exception as error:  # the peer's answer can raise anything in py-libp2p (A); callers are tasks
             raise PeerUnavailable(str(error) or type(error).__name__) from error
         return _plain_stream(stream)
 

@@ -20,7 +20,7 @@ MAX_CHUNK = 64 * 1024
 
 
 class MuxStream(IMuxedStream):
-    """One libp2p stream. Its channel holds it as `other`: what arrives waits here, within the channel's window."""
+    """One libp2p stream. Its channel holds it as `other`: received bytes wait here, within the channel's window."""
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel

@@ -36,7 +36,7 @@ class AccessLog:
             self._news.set()
 
     async def run(self) -> None:
-        """Write until cancelled, and then what is still to be written."""
+        """Write until cancelled, and then all that is left."""
         try:
             while True:
                 await self._news.wait()

@@ -246,7 +246,7 @@ _CHECKS: tuple[Callable[[Parts], Iterable[Finding]], ...] = (
 )
 
 
-# From what the peers told
+# From the peers' answers
 
 
 def clocks(node: Parts, told: dict[str, Told]) -> Iterator[Finding]:

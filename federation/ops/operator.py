@@ -1,4 +1,4 @@
-"""The node as its operator sees it: what the control API asks and tells, over the node's parts.
+"""The node as its operator sees it: the control API's questions and orders, over the node's parts.
 
 Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, server.KeyedNode.
 """
@@ -29,7 +29,7 @@ class Operator:
         self._parts = parts
         self._ownership = Ownership(parts)
 
-    # What it is and does
+    # State
 
     def status(self) -> schemas.Status:
         return status.status(self._parts)

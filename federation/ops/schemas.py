@@ -102,7 +102,7 @@ class Rates(TypedDict):
 
 
 class Status(TypedDict):
-    """What this node is and does."""
+    """The state of this node."""
 
     node: ThisNode
     network: Network
@@ -305,7 +305,7 @@ class Banned(TypedDict):
 
 
 class Invite(TypedDict):
-    """A token with this node's addresses in it. A secret: whoever has it is a member. It is not part of the command: a shell
+    """A token with this node's addresses in it. A secret: its holder is a member. It is not part of the command: a shell
     keeps those.
     """
 

@@ -3,7 +3,7 @@
 client's socket                         tunnel
 read: data = recv(other.room())    ->   send(data)       the tunnel's turn to buffer
 read stops at room() == 0          <-   other.resume()   the tunnel has room again
-...                                ->   taken(n)         n bytes of what the tunnel brought went to the client
+...                                ->   taken(n)         n bytes that the tunnel brought went to the client
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ START_TIMEOUT_S = 10.0  # zeroconf gives its own start nine
 _IP_MULTICAST_ALL = 49  # <linux/in.h>; Python has no name for it
 
 
-# What is announced
+# The announcement
 
 
 def service_name(rendezvous: str) -> str:

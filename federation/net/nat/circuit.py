@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Stream(MuxStream):
-    """Reports a broken tunnel even when nobody is reading."""
+    """Reports a broken tunnel even while no task reads."""
 
     def __init__(self, channel: Channel, link: Link, on_end: Callable[[str], None] | None) -> None:
         super().__init__(channel, link)

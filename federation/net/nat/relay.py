@@ -44,7 +44,7 @@ CIRCUIT = "/circuit/1"
 ASKED_A_SECOND, ASKED_AT_ONCE = 4.0, 256.0
 MAX_ASKERS = 4096
 SHARE = 4  # one member has at most this part of the circuits
-BURST_S = 0.25  # what a circuit may send at once, of its rate
+BURST_S = 0.25  # the bytes that a circuit may send at once, as a time at its rate
 LEAST_BURST = 64 * 1024  # one record; else a low rate would never send it
 
 
