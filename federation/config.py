@@ -44,7 +44,7 @@ _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space a
 
 
 class Replay(str, Enum):
-    """How far a connection may have got while its bytes kept so far can still be replayed to the next peer."""
+    """The progress up to which a connection's kept bytes can still be replayed to the next peer."""
 
     OPENED = "opened"  # until the exit has its backend: a backend never sees a request twice
     FIRST_BYTE = "first-byte"  # until the backend's first byte: for requests that may be done twice
@@ -59,7 +59,7 @@ def _text(parse: Callable[[str], T]) -> Callable[[object], object]:
 
 
 def _each(parse: Callable[[str], T]) -> Callable[[object], object]:
-    """For repeatable settings: a list of texts, or one text with commas as the environment has it."""
+    """Read a repeatable setting: a list of texts, or one text with commas as the environment has it."""
 
     def parse_one(item: str) -> T:
         try:

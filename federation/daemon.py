@@ -99,7 +99,7 @@ def _reload(node: Node, read_settings: Callable[[], Settings] | None) -> None:
 
 
 def reloading() -> str:
-    """With the time, which Type=notify-reload asks for; Type=notify ignores it."""
+    """Tell of a reload, with the time, which Type=notify-reload asks for; Type=notify ignores it."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 

@@ -152,7 +152,7 @@ class Node:
         self._stop.set()
 
     async def run(self, on_ready: Callable[[schemas.Status], None]) -> None:
-        """Raises ListenFailed before anything was announced."""
+        """Serve until `stop`. Raises ListenFailed before anything was announced."""
         facts, settings = self.facts, self.facts.settings
         probe = GpuProbe(fixed_bytes=settings.vram_bytes)
         try:

@@ -131,7 +131,7 @@ def explain(args: Namespace) -> None:
 
 
 def leave(args: Namespace) -> None:
-    """With the node running: good-bye, then its end. Without: only the token is forgotten."""
+    """Leave the network: with the node running by a good-bye and its end, else by forgetting the token alone."""
     try:
         asker: Asker | None = Asker(args)
         assert asker is not None
@@ -194,7 +194,7 @@ def _owner_key_stays(directory: str) -> str:
 
 
 def positive(text: str, flag: str) -> int:
-    """Raises UsageError."""
+    """Read a number above zero. Raises UsageError."""
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise UsageError(f"{flag} {text!r}: a number from 1 on")
     return int(text)

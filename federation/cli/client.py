@@ -65,7 +65,7 @@ class Daemon:
 
     @property
     def listens_on(self) -> HostPort:
-        """Its control port, for browsers."""
+        """The daemon's control port, for browsers."""
         if self.address is not None:
             return self.address
         address = _of_facts(self.state)
@@ -136,7 +136,7 @@ class _Answer(NamedTuple):
     body: bytes
 
     def text(self, where: str) -> str:
-        """Raises FederationError for a refusal, and for an answer that no daemon gives."""
+        """The answer's text. Raises FederationError for a refusal, and for an answer that no daemon gives."""
         text, content = self.body.decode(), json.loads(self.body)
         if not isinstance(content, dict):
             raise ValueError("no object")

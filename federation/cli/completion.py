@@ -151,5 +151,5 @@ def _help_of(commands: list[Command], parent: Command, word: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For all three shells: a single-quoted word."""
+    """Quote a word for all three shells."""
     return "'" + text.replace("\\", "/").replace("'", "'\\''") + "'"

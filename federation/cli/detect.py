@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     text: str
 
     def json(self) -> Any:
-        """None where it is not JSON."""
+        """The answer's body as JSON; None if it is none."""
         try:
             return json.loads(self.text)
         except ValueError:
@@ -122,7 +122,7 @@ def find(
 
 
 def offers(found: Sequence[Found]) -> list[str]:
-    """As --backend has it: the first is the default service, the others go by their names."""
+    """The servers as --backend takes them: the first is the default service, the others go by their names."""
     found = [server for server in found if not server.strangers]
     return [f"{DEFAULT_SERVICE if number == 0 else server.kind}={server.address}" for number, server in enumerate(found)]
 
@@ -154,7 +154,7 @@ def listeners(table: str, port: int) -> set[int]:
 
 
 def _owners(port: int) -> set[int]:
-    """Empty where the kernel does not say: no Linux, or the listener is in another network namespace (a container's)."""
+    """The listeners' uids; empty where the kernel does not say: no Linux, or a listener in another network namespace."""
     return set().union(*(listeners(_read(f"/proc/net/{name}"), port) for name in ("tcp", "tcp6")))
 
 

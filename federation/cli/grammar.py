@@ -137,7 +137,7 @@ JOIN_REPEATABLE = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing, and takes no abbreviated options: they would change meaning with the next version."""
+    """Raises instead of printing, and takes no abbreviated options: a new version would change their meaning."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
@@ -414,7 +414,7 @@ def _asking(
 
 
 def _add_state_dir(parser: argparse.ArgumentParser, text: str) -> None:
-    """See client.state_dir. The option of `join` is a setting."""
+    """Add --state-dir, see client.state_dir. The option of `join` is a setting."""
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help=text)
 
 

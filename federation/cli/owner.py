@@ -46,7 +46,7 @@ def token_new(args: Namespace) -> None:
 
 
 def token_inspect(args: Namespace) -> None:
-    """Of the token given, else of FEDERATION_TOKEN, else of the one that is saved."""
+    """Inspect the token given, else that of FEDERATION_TOKEN, else the saved one."""
     text = args.token
     if text is None and args.state_dir is None:
         text = os.environ.get("FEDERATION_TOKEN") or None

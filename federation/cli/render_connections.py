@@ -30,7 +30,7 @@ def network(answer: Mapping[str, Any]) -> str:
 
 
 def still_open(answer: Mapping[str, Any]) -> str:
-    """Of {"in_flight", "clients"}: "2 connections are served here, 1 client is connected"."""
+    """Render {"in_flight", "clients"}: "2 connections are served here, 1 client is connected"."""
     served, clients = answer["in_flight"], answer["clients"]
     parts = []
     if served:

@@ -47,7 +47,7 @@ class Failure(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a flow ended. `ended_at`: trio time in seconds; `error` is None where both sides finished."""
+    """The end of a flow. `ended_at`: trio time in seconds; `error` is None where both sides finished."""
 
     flow: Flow
     route: Route

@@ -99,7 +99,7 @@ class PeerLink(Protocol):
     """A link, as an attempt uses it; net.link.link.Link implements this."""
 
     def open_tunnel(self, service: str, observer: Attempts, other: Duplex, /) -> Joinable:
-        """Raises PeerUnavailable."""
+        """Open a tunnel to the peer's backend. Raises PeerUnavailable."""
 
     def read(self) -> None:
         """Handle the bytes in its socket now."""
@@ -304,7 +304,7 @@ class Attempts:
         self.failed(f"no answer within {self._dispatcher.open_timeout_s:g} s", "timeout")
 
     def failed(self, reason: str, kind: RetryReason = "refused") -> None:
-        """This attempt is over; unless the request got too far, there is another one."""
+        """End this attempt and start another one, unless the request got too far."""
         request, dispatcher = self._request, self._dispatcher
         if self.state in FINAL:
             request.broken(reason)

@@ -188,7 +188,7 @@ def _peer_of(stream: trio.SocketStream) -> Any:
 
 
 async def _expect_http_ok(stream: trio.SocketStream, host: str, path: str) -> None:
-    """Raises BackendUnavailable unless GET `path` answers 2xx or 3xx."""
+    """Check by HTTP. Raises BackendUnavailable unless GET `path` answers 2xx or 3xx."""
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: federation-health\r\n\r\n"
     await stream.send_all(request.encode())
     answer = b""

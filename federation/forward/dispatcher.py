@@ -66,7 +66,7 @@ class RosterDispatcher:
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
-        """For the next step of every request."""
+        """Set limits for the next step of every request."""
         self.hold_s = settings.hold_s
         self.open_timeout_s = settings.open_timeout_s
         self.replay = settings.replay

@@ -64,7 +64,7 @@ class Frontend:
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
-        """For connections that come from now on, and for the next step of those that are here."""
+        """Set limits for connections that come from now on, and for the next step of those that are here."""
         self.dispatcher.configure(settings)
         self._max_connections = settings.max_connections
         origins = frozenset(settings.allow_origins)
@@ -193,7 +193,7 @@ class Frontend:
     # Questions and news
 
     def bytes_moved(self) -> tuple[int, int]:
-        """From clients to backends, and back: by connections that ended, and so far by those that are open."""
+        """The bytes from clients to backends, and back: of connections that ended, and so far of those that are open."""
         active, counts = self.active, self.accounts.counts
         return (
             counts.received + sum(client.socket.received for client in active),

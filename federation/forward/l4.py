@@ -307,7 +307,7 @@ class L4Client:
     # The end
 
     def end(self, reason: str) -> None:
-        """This node ends it: both sides hear a reset, and neither is to blame."""
+        """End the client by this node's decision: both sides hear a reset, and neither is to blame."""
         upstream, attempts = self.socket.other, self.attempts
         if attempts.state not in (State.REJECTED, State.CLOSED):
             attempts.to(State.CLOSED)

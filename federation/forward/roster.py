@@ -71,7 +71,7 @@ class Roster:
         return nodes
 
     def distant(self, route: Route) -> frozenset[str]:
-        """Of those eligible: the peers that are much further away than the nearest, by peer id."""
+        """The eligible peers that are much further away than the nearest, by peer id."""
         return self._distant.get(route.service, frozenset())
 
     def _find_distant(self, nodes: list[NodeData]) -> frozenset[str]:

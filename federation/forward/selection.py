@@ -1,4 +1,4 @@
-"""Which peer gets the next connection. No I/O and no clock: callers pass `now`.
+"""The choice of the peer for the next connection. No I/O and no clock: callers pass `now`.
 
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
@@ -117,7 +117,7 @@ def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidat
 
 
 def distant_peers(paths: Mapping[str, tuple[float, bool]], penalty_s: float) -> frozenset[str]:
-    """Those whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
+    """The peers whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
 
     `paths`: peer -> (round trip in seconds, is it relayed). A relay costs half the penalty beside its round trip: it
     takes the bandwidth of another node.

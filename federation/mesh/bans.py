@@ -42,7 +42,7 @@ class Bans:
         return {peer_id: row["name"] for peer_id, row in self._rows.items()}
 
     def rows(self) -> list[Ban]:
-        """In the order in which they were banned."""
+        """The bans, in the order in which they were made."""
         return [Ban(peer_id, row["name"], row["since"]) for peer_id, row in self._rows.items()]
 
     def ban(self, peer_id: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""How much VRAM this machine has, and how much of it is free: NVIDIA through NVML, AMD through sysfs, Apple, or none.
+"""This machine's VRAM, in all and free: NVIDIA through NVML, AMD through sysfs, Apple, or none.
 
 A machine without a GPU is normal, and so is a driver that fails for a while. So a probe never raises: a reading says
 where it comes from and, where something could not be read, why (`federation status` shows it).

@@ -1,5 +1,5 @@
-"""Which tokens admit now: this node's own, and for a while those from before a rotation. Rule: no I/O and no clock; callers
-pass `now` (aware, UTC), and every change comes back as a value.
+"""The tokens that admit now: this node's own, and for a while those from before a rotation. Rule: no I/O and no clock; a
+caller passes `now` (aware, UTC), and every change comes back as a value.
 
 A rotation is an order of the network's owner (owner.py). The keyring keeps the order with its token, so that this node can
 hand both on, over restarts too: to the order's members, and to no other peer.
@@ -51,7 +51,7 @@ class Keyring:
 
     @property
     def insiders(self) -> frozenset[str]:
-        """Those of them that may be told whatever token they hold."""
+        """The members that may be told whatever token they hold."""
         return self.members if self.older is None else self.members & self.older
 
     def may_be_told(self, peer: str, key: bytes) -> bool:
@@ -66,7 +66,7 @@ class Keyring:
         return [former.key for former in self.former if now >= former.until]
 
     def grace_end(self, now: datetime) -> datetime | None:
-        """When the last of the former keys stops admitting; None if all of them have stopped."""
+        """The time when the last of the former keys stops admitting; None if all of them have stopped."""
         return max((former.until for former in self.former if now < former.until), default=None)
 
     def next_end(self, now: datetime) -> datetime | None:

@@ -208,7 +208,7 @@ class Rotation:
                     self._host.cut(peer, "its token is no longer valid, and it did not take the new one")
 
     def _next_cut(self) -> float:
-        """When `_cut` has to run next, trio time."""
+        """The time of the next `_cut`, trio time."""
         now = trio.current_time()
         end = self.keyring.next_end(self._utc_now())
         if end is not None:
@@ -367,7 +367,7 @@ def _grace(signed: SignedOrder) -> str:
 
 
 async def _receive(stream: TrioStream) -> _Told:
-    """Raises ProtocolViolation, and BrokenResourceError where the stream ends early: a peer may go at any time."""
+    """Read a rotation. Raises ProtocolViolation, and BrokenResourceError if the stream ends early: a peer may go."""
     head = await wire.read_exactly(stream.receive_some, SECRET_BYTES + SIGNATURE_BYTES)
     order = await wire.receive_bytes(stream, at_most=MAX_ORDER_BYTES)
     return _Told(head[:SECRET_BYTES], head[SECRET_BYTES:], order)

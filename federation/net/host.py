@@ -339,7 +339,7 @@ class Host:
 
     @contextmanager
     def _upgrading(self, peer_id: ID | None) -> Iterator[_Upgrade]:
-        """Raises HandshakeFailed when it was ended from outside: by `cut`, or as its token was retired."""
+        """Note the upgrade meanwhile. Raises HandshakeFailed if `cut`, or a retired token, ended it."""
         upgrade = _Upgrade("" if peer_id is None else str(peer_id))
         self._upgrades.add(upgrade)
         try:
@@ -565,7 +565,7 @@ class Host:
     def handle_stream(self, protocol: str, handler: Callable[[Link, TrioStream], Awaitable[None]]) -> None:
         """Call `handler(link, stream)` for each stream that a peer opens for `protocol`. It must close the stream.
 
-        Nothing of what it reads comes from a link that has ended. `knows(link)` says whether it counts at any later moment.
+        The handler reads no byte of a link that has ended. `knows(link)` says whether it counts at any later moment.
         """
 
         async def handle(stream: INetStream) -> None:

@@ -64,7 +64,7 @@ class MuxStream(IMuxedStream):
     # libp2p
 
     async def read(self, n: int | None = None) -> bytes:
-        """At least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline).
+        """Read at least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline).
 
         No caller of ours waits for more than MAX_CHUNK at once. A caller that asks for more believes a length that the peer
         wrote, as multistream does, and would collect that much outside the channel's window.

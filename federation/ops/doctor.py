@@ -1,4 +1,4 @@
-"""Looks for faults of this node and says what to do about them: one finding a check, for `federation doctor`.
+"""Looks for faults of this node and names remedies: one finding a check, for `federation doctor`.
 
 Each check is a function that takes the node's parts and yields findings; only `ask_peers` asks other nodes.
 """

@@ -109,7 +109,7 @@ class Operator:
         parts.roster.changed()
 
     def unban(self, peer: str) -> None:
-        """Raises NotFound or UsageError."""
+        """End the ban of the peer that `peer` names. Raises NotFound or UsageError."""
         parts = self._parts
         names = {peer_id: parts.name_of(peer_id) or name for peer_id, name in parts.bans.names.items()}
         peer_id = find_peer(peer, names, among="those that are banned here")

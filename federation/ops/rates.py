@@ -1,4 +1,4 @@
-"""How fast counters rise: per second over the last seconds. No clock: callers pass `now`."""
+"""Rates of counters: per second, over the last seconds. No clock: callers pass `now`."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Connections(TypedDict):
 
 
 class Rates(TypedDict):
-    """Of this entry's clients, per second, over the last ten seconds."""
+    """The rates of this entry's clients, per second, over the last ten seconds."""
 
     connections_per_s: Annotated[float, Field(ge=0)]
     failed_per_s: Annotated[float, Field(ge=0)]

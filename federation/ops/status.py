@@ -104,7 +104,7 @@ def status(node: Parts) -> schemas.Status:
 
 
 def peers(node: Parts) -> list[schemas.Peer]:
-    """This node first, then the others by name."""
+    """The nodes: this one first, then the others by name."""
     own = node.own_record(node.backends.in_flight)  # not the ledger's: that is as announced, or not there yet
     others = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
     return [_peer_row(node, record) for record in (own, *sorted(others, key=lambda r: (r.name, r.peer_id)))]
@@ -171,7 +171,7 @@ def turned_away(node: Parts, last: int, connection: int | None = None) -> list[s
 
 
 def _ended(ending: Ending | None) -> schemas.Ended | None:
-    """None while the connection is open."""
+    """The end of a connection; None while it is open."""
     if ending is None:
         return None
     return {
@@ -252,7 +252,7 @@ def connections(node: Parts, most: int) -> schemas.OpenConnections:
 
 
 def owner_at(node: Parts) -> list[str]:
-    """Which other nodes say that they have the owner's key."""
+    """The other nodes that say that they have the owner's key."""
     return sorted(
         f"{record.name} ({record.peer_id})"
         for record in node.ledger.records()

@@ -34,7 +34,7 @@ class Duplex(Protocol):
 
 
 class Joinable(Duplex, Protocol):
-    """An end that passes on what it receives, to whatever `other` is at the moment."""
+    """An end that passes on all that it receives, to the present `other`."""
 
     other: Duplex
 

@@ -25,7 +25,7 @@ class PeerAddress:
 
     @classmethod
     def parse(cls, text: str) -> PeerAddress:
-        """Read `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/ID]` or `HOST:PORT`; UsageError says what is wrong.
+        """Read `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/ID]` or `HOST:PORT`; UsageError names the mistake.
 
         The three DNS forms are one here: the resolver decides on the family.
         """

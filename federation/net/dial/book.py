@@ -88,7 +88,7 @@ class _Known:
 
 @dataclass(slots=True)
 class _State:
-    """What is known of one target."""
+    """The state of one target."""
 
     known: dict[PeerAddress, _Known] = field(default_factory=dict)
     dialling: bool = False

@@ -151,6 +151,6 @@ class Pace:
 
 
 def _host_key(host: str) -> str:
-    """Raises ValueError for a name."""
+    """The bucket's key of a host. Raises ValueError for a name."""
     ipaddress.ip_address(host)
     return machine_of(host)

@@ -85,7 +85,7 @@ class BoundedRSA(PublicKey):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> BoundedRSA:
-        """Raises ValueError, and `cryptography`'s errors for DER that is no public key."""
+        """Read a key. Raises ValueError, and `cryptography`'s errors for DER that is no public key."""
         if len(data) > MAX_RSA_BYTES:
             raise ValueError("an RSA key that is too long")
         key = load_der_public_key(data)

@@ -94,7 +94,7 @@ def local_networks(
 def multicast_interfaces(
     addresses: Iterable[PeerAddress], *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
 ) -> list[str | int]:
-    """Where to speak mDNS, as zeroconf wants it: IPv4 addresses, and indexes of interfaces for IPv6.
+    """The interfaces for mDNS, as zeroconf wants them: IPv4 addresses, and indexes of interfaces for IPv6.
 
     All interfaces, loopback among them, since neighbours on this machine may listen there alone. A node that itself
     listens on loopback alone has nothing to say elsewhere.

@@ -80,7 +80,7 @@ class Rendezvous:
             await trio.sleep(ALONE_EVERY_S if self.problem or self._is_alone() else EVERY_S)
 
     async def _look(self, counting: Sequence[int]) -> None:
-        """Raises FederationError and OSError."""
+        """Make one look. Raises FederationError and OSError."""
         keys = [self._key(hour).hex() for hour in counting]
         task = {
             "bootstraps": list(self._bootstraps),

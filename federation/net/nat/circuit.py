@@ -54,7 +54,7 @@ class CircuitConn(IRawConnection):
         self._stream = _Stream(channel, via, on_end)
 
     async def read(self, n: int | None = None) -> bytes:
-        """Raises IOException, and HandshakeFailed for more than `left` bytes."""
+        """Read at most `n` bytes. Raises IOException, and HandshakeFailed for more than `left` bytes."""
         if not self.left:
             raise HandshakeFailed("it sends more than a handshake takes")
         try:
@@ -65,7 +65,7 @@ class CircuitConn(IRawConnection):
         return data
 
     async def write(self, data: bytes) -> None:
-        """Raises IOException."""
+        """Write all of `data`. Raises IOException."""
         try:
             await self._stream.write(data)
         except MuxedStreamError as error:
