@@ -1,6 +1,6 @@
 """The address book: the addresses of peers, and the time of the next dial to each. Rule 1: no I/O and no clock; callers pass
-`now` in seconds of any monotonic clock. Rule 2: the book keeps an address that a person gave for ever. It forgets an address
-from the network that stays dead, or that a full book has no place for.
+`now` in seconds of any monotonic clock. Rule 2: an address that a person gave stays for ever. The book forgets an address from
+the network if it stays dead, or if the book is full.
 
 A target is the subject of one dial: a peer with all its addresses, or an address whose peer is not known yet. The caller
 takes targets from `due`, says `started`, and reports `succeeded`, `failed` or `ourselves`.
