@@ -1,5 +1,5 @@
 """The address book: the addresses of peers, and the time of the next dial to each. Rule 1: no I/O and no clock; callers pass
-`now` in seconds of any monotonic clock. Rule 2: an address that a person gave stays for ever. The book forgets an address from
+`now` in seconds of any monotonic clock. Rule 2: an address that a person gave stays for ever. The book forgets one from
 the network if it stays dead, or if the book is full.
 
 A target is the subject of one dial: a peer with all its addresses, or an address whose peer is not known yet. The caller
