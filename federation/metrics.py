@@ -5,7 +5,8 @@ and which not. No text of a remote becomes a label: services are this node's own
 peers appear while they are known or hold connections.
 
 prometheus-client's own counters take a lock and a look-up each, which for a short connection is some percent of all that
-it costs. Here counting is adding to an int (one thread does it); the scrape reads values that the parts keep anyway (`now`).
+it costs. Here counting is adding to an int (one thread does it); the scrape reads values that the parts keep anyway
+(`Snapshot`).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Now:
+class Snapshot:
     """Values that are read at the scrape. VRAM in bytes."""
 
     received: int = 0  # bytes from clients, of ended and open connections
@@ -76,7 +77,7 @@ class Now:
 
 
 class Metrics(Collector):
-    """All metrics of one node. The node sets `now`, which returns a Now."""
+    """All metrics of one node. The node sets `snapshot`, which returns a Snapshot."""
 
     def __init__(self) -> None:
         self.started: Counter[str] = Counter()  # by service
@@ -87,7 +88,7 @@ class Metrics(Collector):
         self.gossip_bytes: Counter[Direction] = Counter()
         self.opens = Distribution(_OPEN_BUCKETS_S)
         self.durations = Distribution(_DURATION_BUCKETS_S)
-        self.now: Callable[[], Now] = Now
+        self.snapshot: Callable[[], Snapshot] = Snapshot
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)  # its CPU time, memory and descriptors, where /proc has them
@@ -98,7 +99,7 @@ class Metrics(Collector):
         return encode(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
-        now = self.now()
+        now = self.snapshot()
         info = InfoMetricFamily("federation_build", "The version that runs.")
         info.add_metric([], {"version": __version__})
         yield info
@@ -106,7 +107,7 @@ class Metrics(Collector):
         yield from self._gossip()
         yield from _node(now)
 
-    def _connections(self, now: Now) -> Iterator[Metric]:
+    def _connections(self, now: Snapshot) -> Iterator[Metric]:
         yield _counter(
             "federation_connections_started",
             "Clients accepted at this entry, those turned away later among them. "
@@ -194,7 +195,7 @@ class Metrics(Collector):
         )
 
 
-def _node(now: Now) -> Iterator[Metric]:
+def _node(now: Snapshot) -> Iterator[Metric]:
     yield _gauge(
         "federation_serving",
         "Connections that this node's backends serve now, for all entries. Not: those that are still being dialled.",

@@ -29,8 +29,8 @@ from federation.forward.frontend import Frontend
 from federation.forward.roster import Roster
 from federation.forward.selection import Policy, Selector
 from federation.mesh.bans import Bans
-from federation.mesh.connectivity import Paths, relay_limits
-from federation.mesh.discovery import Finding, parsed
+from federation.mesh.connectivity import Connectivity, relay_limits
+from federation.mesh.discovery import Discovery, parsed
 from federation.mesh.gossip import Gossip
 from federation.mesh.gpu import GpuProbe
 from federation.mesh.keyring import Keyring
@@ -89,7 +89,7 @@ class Node:
 
         self.rates = Rates()
         self.metrics = Metrics()
-        self.metrics.now = lambda: status.metrics(self.parts)
+        self.metrics.snapshot = lambda: status.metrics(self.parts)
         self.reactor = Reactor()
         self.ledger = Ledger(is_linked=lambda peer: peer in self.host.links or peer == self.host.peer_id)
         self.book = AddressBook()
@@ -103,7 +103,7 @@ class Node:
             host=self.host, keyring=Keyring.from_saved(token, state.load_rotation()), state=state,
             utc_now=self.clock.utc_now, on_change=self._token_changed,
         )  # fmt: skip
-        self.paths = Paths(
+        self.connectivity = Connectivity(
             self.host, self.ledger, settings, on_change=self._own_change,
             own_ports=lambda: (
                 self.facts.control, *self.facts.listens.values(), *(listen.address for listen in settings.listens)
@@ -131,19 +131,19 @@ class Node:
         )  # fmt: skip
         self.probe = Probe(self.host)
         self._nursery: trio.Nursery | None = None
-        self.finding = Finding(
+        self.discovery = Discovery(
             self.host, self.ledger, settings, state,
-            token=lambda: self.rotation.keyring.token, addresses=lambda: self.paths.addresses,
+            token=lambda: self.rotation.keyring.token, addresses=lambda: self.connectivity.addresses,
         )  # fmt: skip
         self.parts = Parts(
             facts=self.facts, stop=self._stop, own_record=self.own_record, clock=self.clock, state=state, host=self.host,
-            book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, paths=self.paths,
-            gossip=self.gossip, finding=self.finding, probe=self.probe, selector=self.selector, backends=self.backends,
+            book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
+            gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
-        self.frontend.accounts.on_ending = self.access_log.ended
+        self.frontend.counters.on_ending = self.access_log.ended
 
     # Life
 
@@ -157,7 +157,7 @@ class Node:
         probe = GpuProbe(fixed_bytes=settings.vram_bytes)
         try:
             facts.p2p = await self.host.listen(settings.p2p_listen)
-            self.paths.listens(facts.p2p)
+            self.connectivity.listens(facts.p2p)
             for endpoint in settings.listens:
                 host, port = self.frontend.listen(endpoint)
                 facts.listens.setdefault(endpoint.service, HostPort(host, port))
@@ -172,9 +172,9 @@ class Node:
                     await nursery.start(self.gossip.run)
                     nursery.start_soon(self.rotation.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
-                    nursery.start_soon(self.paths.run)
+                    nursery.start_soon(self.connectivity.run)
                     nursery.start_soon(self._watch_traffic)
-                    await nursery.start(self.finding.run)
+                    await nursery.start(self.discovery.run)
                     self.state.save_daemon(self._daemon_facts())
                     gc.collect()
                     gc.freeze()  # objects that live now live for good: later collections need not walk them
@@ -204,15 +204,15 @@ class Node:
         self.frontend.stop_listening()
         await self.host.stop_listening()
         await self.gossip.leave()
-        await self.finding.save()
+        await self.discovery.save()
         clients, served = len(self.frontend.active), self.backends.in_flight
         if clients or served:
             patience_s = self.facts.settings.drain_timeout_s
             log.info("leaving: waiting for open connections", clients=clients, served=served, at_most_s=patience_s)
-        with trio.move_on_after(self.facts.settings.drain_timeout_s) as patience:
+        with trio.move_on_after(self.facts.settings.drain_timeout_s) as scope:
             await self.frontend.idle.wait()
             await self.backends.idle.wait()
-        if patience.cancelled_caught:
+        if scope.cancelled_caught:
             log.warning("connections were still open and are cut", open=len(self.frontend.active))
             self.frontend.abort_all("this node stops")
         await self.host.flushed(GOODBYE_S)
@@ -240,13 +240,13 @@ class Node:
     async def _watch_traffic(self) -> None:
         while True:
             self.rates.sample(trio.current_time(), status.traffic(self.parts))
-            self.frontend.accounts.count_picks()
+            self.frontend.counters.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
 
     def _token_changed(self) -> None:
         self.host.token_retired_at = None
         now, end = self.clock.utc_now(), self.rotation.keyring.grace_end(self.clock.utc_now())
-        self.finding.token_changed((end - now).total_seconds() if end else 0.0)
+        self.discovery.token_changed((end - now).total_seconds() if end else 0.0)
 
     async def _watch_owner_key(self) -> None:
         """Look for the owner's key now and then: a person may move it, and other nodes tell people its place."""
@@ -273,8 +273,9 @@ class Node:
             peer_id=self.host.peer_id, name=self.facts.settings.name, version=__version__, incarnation=self._incarnation,
             last_seen=self.clock.utc_now(), available_vram=gpu.available_vram, total_vram=gpu.total_vram, gpus=gpu.gpus,
             in_flight=in_flight, capacity=self.facts.settings.capacity, services=self.backends.services(),
-            draining=self.facts.draining, addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.paths.addresses),
-            relays=self.paths.relays, via=self.paths.reach.via, owner=self.facts.has_owner_key,
+            draining=self.facts.draining,
+            addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
+            relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
@@ -298,27 +299,27 @@ class Node:
         serve_tunnel(self.backends, link, channel, service)
 
     def peer_up(self, link: Link) -> None:
-        name, address = self.parts.name_of(link.peer), link.remote_address
-        _say(self._links_said, "peer connected", peer=link.peer, name=name, address=address, path=link.path)
+        name, address = self.parts.name_of(link.peer_id), link.remote_address
+        _say(self._links_said, "peer connected", peer=link.peer_id, name=name, address=address, path=link.path)
         self.rotation.peer_up(link)
-        self.roster.forgive(link.peer)
+        self.roster.forgive(link.peer_id)
         self.roster.changed()
-        self.paths.peer_up(link)
+        self.connectivity.peer_up(link)
         if link.is_initiator and self._nursery is not None:
             self._nursery.start_soon(talk, link, self.gossip.sync)
 
-    def peer_down(self, peer: str, reason: str) -> None:
-        _say(self._links_said, "peer disconnected", peer=peer, name=self.parts.name_of(peer), why=reason)
+    def peer_down(self, peer_id: str, reason: str) -> None:
+        _say(self._links_said, "peer disconnected", peer=peer_id, name=self.parts.name_of(peer_id), why=reason)
         self.roster.changed()
-        self.paths.reach.look()
+        self.connectivity.reachability.look()
 
     def peer_suspect(self, link: Link) -> None:
         if link.suspect:
-            log.warning("peer does not answer; nobody is sent there until it does", peer=link.peer)
-            self.frontend.peer_suspect(link.peer)
+            log.warning("peer does not answer; nobody is sent there until it does", peer=link.peer_id)
+            self.frontend.peer_suspect(link.peer_id)
         else:
-            log.info("peer answers again", peer=link.peer)
-            self.roster.forgive(link.peer)
+            log.info("peer answers again", peer=link.peer_id)
+            self.roster.forgive(link.peer_id)
         self.roster.changed()
 
     def _ledger_changed(self, change: Change) -> None:
@@ -346,10 +347,10 @@ class Node:
         if before is not None and before.incarnation < record.incarnation:
             self.book.refresh(record.peer_id)
             news = True
-        if self.paths.record_changed(record, before):
+        if self.connectivity.record_changed(record, before):
             news = True
         if news:
-            self.finding.learnt()
+            self.discovery.learnt()
             self.host.look_at_book()
 
     def _daemon_facts(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from federation.forward.selection import Selector
 from federation.mesh import gossip
-from federation.mesh.ledger import MAX_ENTRIES, Ledger
+from federation.mesh.ledger import MAX_ROWS, Ledger
 from federation.mesh.records import Gpu, NodeData, encode
 from federation.mesh.tokens import Token
 from federation.metrics import Metrics
@@ -211,7 +211,7 @@ class SimTopic:
 def new_observer(network: Network, n: int, ledger: Ledger, describe: Any) -> gossip.Gossip:
     host = SimpleNamespace(
         number=n, network=network, peer_id=peer_name(n), links=range(network.nodes - 1), handle_stream=lambda *_: None,
-        complain=lambda *_, **__: None, offended=lambda *_: None,
+        warn=lambda *_, **__: None, report_violation=lambda *_: None,
     )  # fmt: skip
     return gossip.Gossip(
         host=host, token=TOKEN, ledger=ledger, describe=describe, utc_now=utc_now, on_change=lambda _: None,
@@ -241,8 +241,8 @@ async def traffic(nodes: int, seed: int, *, busy: bool) -> Traffic:
     """`busy`: the load of every node changes all the time."""
     network = Network(nodes, random.Random(seed))
     whole = random.Random(seed).sample(range(nodes), min(nodes, OBSERVERS))
-    template = [(n, new_record(n, announce_every_s=2**20)) for n in range(min(nodes, MAX_ENTRIES))]
-    known = min(nodes, MAX_ENTRIES)
+    template = [(n, new_record(n, announce_every_s=2**20)) for n in range(min(nodes, MAX_ROWS))]
+    known = min(nodes, MAX_ROWS)
     seconds, settle = (
         (BUSY_S, 1.0) if busy else (max(IDLE_S, 2 * gossip.announce_interval(BASE_S, known) * (nodes < 200)), 11.0)
     )
@@ -385,7 +385,7 @@ def ledger_bytes(nodes: int) -> int:
     ledger = filled(nodes, signed_bytes=signed)
     found = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert len(ledger) == min(nodes, MAX_ENTRIES)
+    assert len(ledger) == min(nodes, MAX_ROWS)
     return found
 
 
@@ -403,7 +403,7 @@ def one_size(nodes: int, seed: int, *, picks: bool) -> dict[str, float]:
     idle, busy = run(False), run(True)
     killed, dark = deaths(nodes, seed)
     row = {
-        "announce every, s": gossip.announce_interval(BASE_S, min(nodes, MAX_ENTRIES)),
+        "announce every, s": gossip.announce_interval(BASE_S, min(nodes, MAX_ROWS)),
         "idle kB/s": idle.bytes_s / 1e3, "idle kB/s, most": idle.most_bytes_s / 1e3, "idle messages/s": idle.copies_s,
         "busy kB/s": busy.bytes_s / 1e3, "busy messages/s": busy.copies_s,
         "least reach": min(idle.reached, busy.reached),
@@ -428,7 +428,7 @@ def main() -> int:
     rows = []
     for nodes in options.nodes:
         began = time.monotonic()
-        rows.append(one_size(nodes, options.seed, picks=not options.no_picks and nodes <= MAX_ENTRIES // 4))
+        rows.append(one_size(nodes, options.seed, picks=not options.no_picks and nodes <= MAX_ROWS // 4))
         print(f"{nodes} nodes: done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
     print("| |" + "".join(f" {n:,} |" for n in options.nodes) + " grows as |")

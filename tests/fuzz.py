@@ -31,8 +31,8 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.pubsub.pb import rpc_pb2
 
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
-from federation.forward.browsers import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.forward.reject import Rejection
+from federation.forward.web_pages import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.mesh import gossip as gossip_module
 from federation.mesh.records import Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token
@@ -240,7 +240,7 @@ def http(data: bytes) -> str:
     client = _Client()
     rejection = Rejection(None, client, Rules(), "no peer is available")  # type: ignore[arg-type]
     for piece in _pieces(data, random.Random(data), 65536):
-        assert rejection.room() > 0
+        assert rejection.writable() > 0
         rejection.send(piece)
     rejection.send_eof()
     assert client.ended == 1
@@ -283,7 +283,7 @@ def gossip(data: bytes) -> str:
         me.knows(NodeData(peer_id="bob", last_seen=NOW, incarnation=1, seq=1))
         ours, theirs = trio.testing.memory_stream_pair()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer="eve"), theirs)
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer_id="eve"), theirs)
             await ours.send_all(data)
             await ours.send_eof()
             heard = 0
@@ -292,7 +292,7 @@ def gossip(data: bytes) -> str:
                     heard += len(chunk)
             except trio.BrokenResourceError:
                 pass
-        assert all(peer_id == entry.record.peer_id for peer_id, entry in me.ledger._entries.items())
+        assert all(peer_id == row.record.peer_id for peer_id, row in me.ledger._rows.items())
         return f"{min(heard, 50)} bytes back, {min(len(me.ledger), 4)} rows, {me.host.offences[:1]}"
 
     gossip_module.Topic = FakeTopic  # type: ignore[assignment,misc]

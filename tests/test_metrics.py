@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from federation import __version__
-from federation.metrics import Direction, Distribution, Metrics, Now, Result, RetryReason
+from federation.metrics import Direction, Distribution, Metrics, Result, RetryReason, Snapshot
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -62,7 +62,7 @@ def test_each_count_in_its_own_series(metrics: Metrics) -> None:
 
 
 def test_what_is_read_at_the_scrape(metrics: Metrics) -> None:
-    metrics.now = lambda: Now(
+    metrics.snapshot = lambda: Snapshot(
         received=1, delivered=2, open=3, waiting=4, in_flight={"12D3a": 5, "12D3b": 0}, serving=6,
         backends={"default": True, "embed": False}, peers={"online": 7, "suspect": 0}, ledger_records=8, total_vram=9,
         available_vram=10, draining=True,
@@ -85,7 +85,7 @@ def test_what_is_read_at_the_scrape(metrics: Metrics) -> None:
         ("draining", {}, 1),
     ):
         assert value(metrics, name, **labels) == expected, name
-    metrics.now = Now
+    metrics.snapshot = Snapshot
     assert value(metrics, "connections_in_flight", peer="12D3a") is None  # forgotten with the peer
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from federation.metrics import Metrics, Now
+from federation.metrics import Metrics, Snapshot
 from federation.ops import schemas
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def series() -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.started["default"] += 1
     metrics.picks["only"] += 1
-    metrics.now = lambda: Now(in_flight={"a": 1}, backends={"default": True}, peers={"online": 1})
+    metrics.snapshot = lambda: Snapshot(in_flight={"a": 1}, backends={"default": True}, peers={"online": 1})
     found: dict[str, set[str]] = {}
     for family in metrics.collect():
         for sample in family.samples:

@@ -424,7 +424,7 @@ class TestRecord:
             backends=tuple(f"{'s' * 60}{n:02}=127.0.0.1:{n + 1}" for n in range(32)),
             announce=tuple(f"{'h' * 60}.{'h' * 60}.example:{n + 1}" for n in range(16)),
         )
-        node.paths.read()
+        node.connectivity.read()
         assert len(node.own_record().addresses) == 16
         encode(node.own_record(in_flight=2**40))
 
@@ -440,10 +440,10 @@ class TestRecord:
 
     async def test_addresses_that_change_are_told(self, make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
         node = make()
-        node.paths.listens(HostPort("127.0.0.1", 1))
-        assert not node.paths.read()
+        node.connectivity.listens(HostPort("127.0.0.1", 1))
+        assert not node.connectivity.read()
         monkeypatch.setattr(connectivity, "local_addresses", lambda *_: ["/ip4/192.0.2.7/tcp/1"])
-        assert node.paths.read()
+        assert node.connectivity.read()
         assert node.own_record().addresses == ("/ip4/192.0.2.7/tcp/1",)
 
     async def test_nonsense_among_others_addresses_is_passed_over(self, make: MakeNode) -> None:

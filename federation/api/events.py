@@ -5,7 +5,7 @@
 
 Ids rise, also over restarts. A client that reconnects names the last id that it saw (Last-Event-ID, as browsers do,
 or ?after=ID) and gets the events of the ring behind that id; a new client gets the present state. A client that falls out of
-the ring, or does not read (http_server.PATIENCE_S), is cut off and may come again. Without clients nothing is produced.
+the ring, or does not read (http_server.WRITE_TIMEOUT_S), is cut off and may come again. Without clients nothing is produced.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ DECISIONS_EVERY_S = 0.25
 DECISIONS_AT_ONCE = 10
 MAX_SHARE = 0.02  # of a core for producing states: in a large network they come less often,
 RAREST_S = 5.0  # but often enough that the page sees that the connection lives
-LINGER_S = 60.0  # without clients, so that one that reconnects misses nothing
+RECONNECT_WITHIN_S = 60.0  # without clients, so that one that reconnects misses nothing
 RING_BYTES = 4 * 1024 * 1024
 RING_EVENTS = 1024
 MAX_CLIENTS = 16
-MAX_STRANGERS = 8  # without a key: any program on this machine may listen, but must leave places for the owner
+MAX_KEYLESS = 8  # any program on this machine may listen without a key, but must leave places for the owner
 SILENCE_S = 15.0  # then a comment, so that proxies and clients see that the connection lives
 RETRY_MS = 2000
 
@@ -79,10 +79,10 @@ class Hub:
         self._seen: tuple[int, int] | None = None  # the newest decision: its connection and attempt
 
     async def run(self) -> None:
-        """Produce events while there are clients, and for LINGER_S afterwards."""
+        """Produce events while there are clients, and for RECONNECT_WITHIN_S afterwards."""
         is_news = False  # a decision from before there was a client is none
         while True:
-            if not self.clients and trio.current_time() - self._alone_since > LINGER_S:
+            if not self.clients and trio.current_time() - self._alone_since > RECONNECT_WITHIN_S:
                 self._wanted = trio.Event()
                 await self._wanted.wait()
                 is_news = False
@@ -199,7 +199,7 @@ def routes(hub: Hub) -> Routes:
     @routes.get(PATH, EventStream, query=EventsQuery, request=True, media_type="text/event-stream")
     async def events(_node: object, query: EventsQuery, request: Request) -> EventStream:
         """Server-sent events: `state` about once a second, `decision` for each pick of a peer."""
-        if hub.clients >= (MAX_CLIENTS if is_owner(request.scope) else MAX_STRANGERS):
+        if hub.clients >= (MAX_CLIENTS if is_owner(request.scope) else MAX_KEYLESS):
             raise HTTPException(503, f"{hub.clients} clients listen already", {"Retry-After": "10"})
         last = request.headers.get("last-event-id", "")
         is_id = last.isascii() and last.isdigit() and len(last) < 20

@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; a further one replaces one whose client is idle
 MAX_HEADER_BYTES = 16 * 1024
 CHUNK = 64 * 1024
-PATIENCE_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
+WRITE_TIMEOUT_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
 
 
 async def serve(
@@ -53,26 +53,26 @@ async def serve(
     config.include_server_header = False
     wrapped = wrap_app(cast("Framework", app), 0, "asgi")
     context = WorkerContext(None)
-    streams: dict[_PatientStream, None] = {}  # in the order in which they became idle, or came
+    streams: dict[_TimedStream, None] = {}  # in the order in which they became idle, or came
 
     async def handle(stream: trio.SocketStream) -> None:
-        if not admits(stream.socket) or (len(streams) >= MAX_CONNECTIONS and not _make_room(streams)):
+        if not admits(stream.socket) or (len(streams) >= MAX_CONNECTIONS and not _evict_waiting(streams)):
             await stream.aclose()
             return
 
         def has_ended_a_request() -> None:
-            if streams.pop(patient, patient) is None:
-                streams[patient] = None
+            if streams.pop(timed, timed) is None:
+                streams[timed] = None
 
-        patient = _PatientStream(stream, has_ended_a_request)
-        streams[patient] = None
+        timed = _TimedStream(stream, has_ended_a_request)
+        streams[timed] = None
         try:
-            await _Connection(wrapped, config, context, ConnectionState({}), cast("Any", patient)).run()
+            await _Connection(wrapped, config, context, ConnectionState({}), cast("Any", timed)).run()
         except Exception:  # one connection must not end the daemon; requests' own errors do not come here
             log.exception("a control connection failed")
         finally:
-            streams.pop(patient, None)
-            patient.socket.close()
+            streams.pop(timed, None)
+            timed.socket.close()
 
     async with trio.open_nursery() as nursery:
         try:
@@ -85,7 +85,7 @@ async def serve(
                 stream.socket.close()  # which also ends writes that no cancellation reaches
 
 
-def _make_room(streams: dict[_PatientStream, None]) -> bool:
+def _evict_waiting(streams: dict[_TimedStream, None]) -> bool:
     """Close the connection whose last answer is the oldest among those that wait for their client, if there is one."""
     waiting = next((stream for stream in streams if stream.keeps_waiting()), None)
     if waiting is None:
@@ -98,7 +98,7 @@ def _make_room(streams: dict[_PatientStream, None]) -> bool:
 class _Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, Updated) and event.idle:
-            cast("_PatientStream", self.stream).has_ended_a_request()
+            cast("_TimedStream", self.stream).has_ended_a_request()
         await super().protocol_send(event)
 
     async def _read_data(self) -> None:
@@ -107,7 +107,7 @@ class _Connection(TCPServer):
             made.app, made.config, made.context, made.task_group, made.state, made.ssl, made.client, made.server, made.send
         )  # in place of hypercorn's own
         # The request is not complete: nothing yet, half a head, half a body.
-        cast("_PatientStream", self.stream).awaits_request = lambda: protocol.connection.their_state in (IDLE, SEND_BODY)
+        cast("_TimedStream", self.stream).awaits_request = lambda: protocol.connection.their_state in (IDLE, SEND_BODY)
         await super()._read_data()
         await self.idle_task.stop()  # the client has gone: no reason to wait for its next request
 
@@ -117,8 +117,8 @@ class _H11(H11Protocol):
         """Ignore `Upgrade: h2c`, as HTTP allows: no connection becomes one of HTTP/2."""
 
 
-class _PatientStream:
-    """The methods of a stream that TCPServer uses. The server cuts off a client that takes nothing for PATIENCE_S."""
+class _TimedStream:
+    """The methods of a stream that TCPServer uses. The server cuts off a client that takes nothing for WRITE_TIMEOUT_S."""
 
     def __init__(self, stream: trio.SocketStream, has_ended_a_request: Callable[[], None]) -> None:
         self._stream = stream
@@ -138,10 +138,10 @@ class _PatientStream:
         view = memoryview(data)
         for start in range(0, len(view), CHUNK):
             self._awaits_reader = True
-            with trio.move_on_after(PATIENCE_S) as patience:
+            with trio.move_on_after(WRITE_TIMEOUT_S) as waiting:
                 await self._stream.send_all(view[start : start + CHUNK])
             self._awaits_reader = False
-            if patience.cancelled_caught:
+            if waiting.cancelled_caught:
                 self.socket.close()  # a chunk is cut in two, so no further answer can follow
                 raise trio.BrokenResourceError("the client does not read")
 

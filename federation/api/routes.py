@@ -36,7 +36,7 @@ class ControlledNode(Protocol):
     def drain(self) -> None: ...
     def undrain(self) -> None: ...
     def leave(self) -> None: ...
-    def drained(self) -> schemas.Draining: ...
+    def drain_status(self) -> schemas.Draining: ...
     def banned(self) -> schemas.Banned: ...
     def ban(self, peer: str) -> None: ...
     def unban(self, peer: str) -> None: ...
@@ -85,21 +85,21 @@ async def invite(node: ControlledNode) -> schemas.Invite:
 async def drain(node: ControlledNode) -> schemas.Draining:
     """Take no new connections at this node's backends; those that are open go on."""
     node.drain()
-    return node.drained()
+    return node.drain_status()
 
 
 @routes.post("/api/v1/undrain", schemas.Draining, owner=True)
 async def undrain(node: ControlledNode) -> schemas.Draining:
     """Take connections again."""
     node.undrain()
-    return node.drained()
+    return node.drain_status()
 
 
 @routes.post("/api/v1/leave", schemas.Draining, owner=True)
 async def leave(node: ControlledNode) -> schemas.Draining:
     """Drain, say good-bye, forget the token, and end."""
     node.leave()
-    return node.drained()
+    return node.drain_status()
 
 
 PeerText = Annotated[str, Field(min_length=1, max_length=128, description="id, name, or the last 6 characters of an id")]

@@ -281,9 +281,9 @@ def _limited(receive: Receive) -> Receive:
             return await receive()
         if deadline is None:
             deadline = trio.current_time() + BODY_S  # for the whole body, however it trickles
-        with trio.move_on_at(deadline) as patience:
+        with trio.move_on_at(deadline) as waiting:
             message = await receive()
-        if patience.cancelled_caught:
+        if waiting.cancelled_caught:
             raise HTTPException(408, f"the request's body did not come within {BODY_S:g} s")
         if message["type"] != "http.request":  # the client went away: not worth a line in the log
             raise HTTPException(400, "the request did not come whole")

@@ -56,7 +56,7 @@ class Found:
     kind: str
     title: str
     address: HostPort
-    strangers: tuple[int, ...] = ()  # uids of other people that listen there
+    other_owners: tuple[int, ...] = ()  # uids of other people that listen there
 
 
 def _is_ollama(get: Callable[[str], Answer | None]) -> bool:
@@ -116,14 +116,14 @@ def find(
         if port in without or any(other.address == address for other in found):
             continue
         if is_it(_Asker(address).get):
-            strangers = tuple(sorted(uid for uid in owners(port) if PEOPLE_FROM_UID <= uid != os.getuid()))
-            found.append(Found(kind, title, address, strangers))
+            other_owners = tuple(sorted(uid for uid in owners(port) if PEOPLE_FROM_UID <= uid != os.getuid()))
+            found.append(Found(kind, title, address, other_owners))
     return found
 
 
 def offers(found: Sequence[Found]) -> list[str]:
     """The servers as --backend takes them: the first is the default service, the others go by their names."""
-    found = [server for server in found if not server.strangers]
+    found = [server for server in found if not server.other_owners]
     return [f"{DEFAULT_SERVICE if number == 0 else server.kind}={server.address}" for number, server in enumerate(found)]
 
 
@@ -131,11 +131,11 @@ def in_words(found: Sequence[Found]) -> list[str]:
     """The servers found, a line each, for the person."""
     left = [
         f"found {server.title} on {server.address} and leaves it alone: it is another user's (uid "
-        f"{', '.join(map(str, server.strangers))}); if you trust it, offer it with --backend {server.address}"
+        f"{', '.join(map(str, server.other_owners))}); if you trust it, offer it with --backend {server.address}"
         for server in found
-        if server.strangers
+        if server.other_owners
     ]
-    found = [server for server in found if not server.strangers]
+    found = [server for server in found if not server.other_owners]
     if not found:
         return left
     first, *others = found

@@ -201,7 +201,7 @@ def _network(network: Mapping[str, Any]) -> str:
 
 
 def _paths(network: Mapping[str, Any]) -> str:
-    """How the links go, unless all are direct."""
+    """The number of links of each path (direct, punched, relayed), or nothing if all are direct."""
     paths = network.get("paths") or {}
     if not paths.keys() - {"direct"}:
         return ""

@@ -1,7 +1,7 @@
 """One request's way to a backend: pick a peer, open an upstream, and go to the next peer if that one fails.
 
 A small state machine on the reactor, without a task of its own. It knows no client socket and no byte: the request keeps
-its client's bytes (replay.py), hands them to each upstream, and says when it has got too far to move.
+its client's bytes (replay_buffer.py), hands them to each upstream, and says when it has got too far to move.
 
     WAITING --pick--> OPENING, DIALLING --accepted--> OPENED --commit--> COMMITTED --all passed on--> STREAMING
        ^                 |  refused, reset, timeout,    |
@@ -22,12 +22,12 @@ import structlog
 
 from federation.config import Replay
 from federation.errors import BackendUnavailable, PeerUnavailable
-from federation.forward.accounts import Failure
+from federation.forward.counters import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
 
-    from federation.forward.accounts import Accounts, Flow
+    from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
     from federation.metrics import RetryReason
     from federation.reactor.duplex import Duplex, Joinable
@@ -121,7 +121,7 @@ class Dispatcher(Protocol):
     open_timeout_s: float
     replay: Replay
     replay_buffer_bytes: int
-    accounts: Accounts
+    counters: Counters
 
     def now(self) -> float: ...
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer: ...
@@ -196,7 +196,7 @@ class Attempts:
                 if dispatcher.replay is Replay.NEVER:
                     self.reject("the peer could not take the connection")
                     return
-                dispatcher.accounts.retried("unreachable" if isinstance(error, PeerUnavailable) else "refused")
+                dispatcher.counters.retried("unreachable" if isinstance(error, PeerUnavailable) else "refused")
                 continue
             if upstream is not None:
                 self._request.connected(upstream)
@@ -240,7 +240,7 @@ class Attempts:
     def opened(self) -> None:
         """The peer's backend has accepted."""
         self._stop_timer()
-        self._dispatcher.accounts.opened_after(self._dispatcher.now() - self._request.started_at)
+        self._dispatcher.counters.opened_after(self._dispatcher.now() - self._request.started_at)
         self._accepted()
         self._request.flush_replay()
 
@@ -321,11 +321,11 @@ class Attempts:
         if dispatcher.replay is Replay.NEVER:
             self.reject(reason)
             return
-        dispatcher.accounts.retried(kind)
+        dispatcher.counters.retried(kind)
         self.start()
 
     def _is_over(self, why: str) -> None:
-        self._dispatcher.accounts.failures.append(Failure(self._request.flow, self.count, self.peer_id, why))
+        self._dispatcher.counters.failures.append(Failure(self._request.flow, self.count, self.peer_id, why))
         self._release_counter()
 
     # The end

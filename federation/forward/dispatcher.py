@@ -1,4 +1,4 @@
-"""Where requests may go, on this node: over the roster, the selector, the links and our own backends.
+"""The dispatcher of a node picks a peer for each attempt, by roster and selector, knows the links, and dials own backends.
 
 The attempts of all clients share it. It also knows which of them wait for a peer, and sends them on when the roster changes.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from federation.forward.accounts import Decision
 from federation.forward.attempts import State
+from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
 
     from federation.config import Settings
-    from federation.forward.accounts import Accounts
     from federation.forward.attempts import Attempts, Dialling, PeerLink, Request
     from federation.forward.backends import Backends
+    from federation.forward.counters import Counters
     from federation.forward.route import Route
     from federation.forward.selection import Node, Selector
     from federation.reactor.loop import Reactor
@@ -48,10 +48,10 @@ class RosterDispatcher:
         roster: Roster,
         selector: Selector,
         backends: Backends,
-        accounts: Accounts,
+        counters: Counters,
     ) -> None:
         self.own_id = roster.own_id
-        self.accounts = accounts
+        self.counters = counters
         self.link = roster.link
         self.release = selector.release
         self.penalize = roster.penalize
@@ -87,7 +87,7 @@ class RosterDispatcher:
         pick = self._selector.pick(nodes, now=now, route=route, distant=self._roster.distant(route))
         if pick is None:
             return None
-        self.accounts.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow))
+        self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow))
         return pick.chosen.peer_id
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:

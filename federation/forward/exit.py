@@ -13,7 +13,7 @@ takes three hops before a byte reaches the backend, and looks for an RST before 
                                    3. OPENED is on its way: RST? else _deliver ->    "POST ..."
                               <-              spliced                          <-    "HTTP/1.1 200 ..."
 
-A look is skipped where the last one is less than STALE_S old.
+A look is skipped where the last one is less than LOOK_AGAIN_S old.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from federation.net.link.link import Link
     from federation.net.link.mux import Channel
 
-STALE_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
+LOOK_AGAIN_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
 
 
 class Serving:
@@ -82,7 +82,7 @@ def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str)
     """A remote entry asks for `service`."""
     flow = ExitFlow(backends, link, channel, service)
     channel.other = flow
-    link.when_drained(flow.dial)
+    link.when_read_empty(flow.dial)
 
 
 class ExitFlow(NullDuplex):
@@ -108,8 +108,8 @@ class ExitFlow(NullDuplex):
             return
         self._looked_at = self._backends.reactor.now()
         try:
-            backend = self._backends.choose(self._service, self._link.peer)
-            self._serving = Serving(self._backends, backend, self._on_backend, self._link.peer)
+            backend = self._backends.choose(self._service, self._link.peer_id)
+            self._serving = Serving(self._backends, backend, self._on_backend, self._link.peer_id)
         except BackendUnavailable as error:
             self._channel.refuse(error.detail)
 
@@ -141,9 +141,9 @@ class ExitFlow(NullDuplex):
         now = self._backends.reactor.now()
         if self._gone:
             return
-        if now - self._looked_at > STALE_S:
+        if now - self._looked_at > LOOK_AGAIN_S:
             self._looked_at = now
-            self._link.drain(lambda: self._if_wanted(step))
+            self._link.read_until_empty(lambda: self._if_wanted(step))
         else:
             step()
 

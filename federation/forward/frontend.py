@@ -9,8 +9,8 @@ import structlog
 import trio
 
 from federation.errors import ListenFailed, listen_problem
-from federation.forward import browsers
-from federation.forward.accounts import Accounts
+from federation.forward import web_pages
+from federation.forward.counters import Counters
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
 from federation.forward.route import Route
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SILENT_S = 5.0  # when descriptors run out, clients that moved no byte for so long may be closed
-GIVE_WAY = 32  # at once
+ENDED_AT_ONCE = 32  # of these clients
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
 
 
 class Frontend:
-    """All clients of this node, their shared `dispatcher`, and the records of them (`accounts`)."""
+    """All clients of this node, their shared `dispatcher`, and the records of them (`counters`)."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class Frontend:
     ) -> None:
         """`host_name`: this machine's, by which pages may know it."""
         self.reactor = reactor
-        self.accounts = Accounts(metrics)
+        self.counters = Counters(metrics)
         self.dispatcher = RosterDispatcher(
-            reactor, settings, roster=roster, selector=selector, backends=backends, accounts=self.accounts
+            reactor, settings, roster=roster, selector=selector, backends=backends, counters=self.counters
         )
         self.active: set[L4Client] = set()
-        self.turned_away: set[L4Client] = set()  # of the active: here only to read why
+        self.rejected_clients: set[L4Client] = set()  # of the active: here only to read why
         self.idle = trio.Event()
         self.idle.set()
-        self._own_names = browsers.own_names(host_name)
+        self._own_names = web_pages.own_names(host_name)
         self._listeners: list[socket.socket] = []
         self._accepting = Accepting("a client", reactor.now)
         self.configure(settings)
@@ -70,7 +70,7 @@ class Frontend:
         origins = frozenset(settings.allow_origins)
         is_on = settings.browser_check and ANY_ORIGIN not in origins
         self._rules = {
-            on_loopback: browsers.Rules(origins, self._own_names, on_loopback=on_loopback, is_on=is_on)
+            on_loopback: web_pages.Rules(origins, self._own_names, on_loopback=on_loopback, is_on=is_on)
             for on_loopback in (True, False)
         }
 
@@ -138,31 +138,31 @@ class Frontend:
         if listener not in self._listeners:
             return
         if not fdlimit.are_left(listener.fileno()):
-            self._make_room()
+            self._end_silent_clients()
         if fdlimit.are_left(listener.fileno()):
             self.reactor.change(listener.fileno(), READ)
         else:
             self.reactor.call_later(PAUSE_S, lambda: self._accept_again(listener))
 
-    def _make_room(self) -> None:
+    def _end_silent_clients(self) -> None:
         """Clients that have been here for a while, and neither said nor heard anything, give way to those that wait for a
         descriptor; the oldest first."""
         before = trio.current_time() - SILENT_S
         silent = [c for c in self.active if c.started_at < before and not c.socket.received and not c.socket.delivered]
-        for client in sorted(silent, key=lambda client: client.flow)[:GIVE_WAY]:
+        for client in sorted(silent, key=lambda client: client.flow)[:ENDED_AT_ONCE]:
             client.end("it said nothing, and others need its descriptor")
 
-    def _start(self, sock: socket.SocketType, route: Route, client_name: str, rules: browsers.Rules) -> None:
-        accounts = self.accounts
-        accounts.started(route)
+    def _start(self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules) -> None:
+        counters = self.counters
+        counters.started(route)
         client = L4Client(
             self.reactor, self.dispatcher, self, sock,
-            route=route, client_name=client_name, number=accounts.counts.total, rules=rules,
+            route=route, client_name=client_name, number=counters.totals.started, rules=rules,
         )  # fmt: skip
         if not self.active:
             self.idle = trio.Event()
         self.active.add(client)
-        if len(self.active) - len(self.turned_away) > self._max_connections:
+        if len(self.active) - len(self.rejected_clients) > self._max_connections:
             client.attempts.reject(f"this entry is at its limit of {self._max_connections} connections")
         else:
             client.attempts.start()
@@ -182,11 +182,11 @@ class Frontend:
     # ClientEvents
 
     def rejected(self, client: L4Client) -> None:
-        self.turned_away.add(client)
+        self.rejected_clients.add(client)
 
     def closed(self, client: L4Client) -> None:
         self.active.discard(client)
-        self.turned_away.discard(client)
+        self.rejected_clients.discard(client)
         if not self.active:
             self.idle.set()
 
@@ -194,10 +194,10 @@ class Frontend:
 
     def bytes_moved(self) -> tuple[int, int]:
         """The bytes from clients to backends, and back: of connections that ended, and so far of those that are open."""
-        active, counts = self.active, self.accounts.counts
+        active, totals = self.active, self.counters.totals
         return (
-            counts.received + sum(client.socket.received for client in active),
-            counts.delivered + sum(client.socket.delivered for client in active),
+            totals.received + sum(client.socket.received for client in active),
+            totals.delivered + sum(client.socket.delivered for client in active),
         )
 
     def peer_suspect(self, peer_id: str) -> None:

@@ -4,7 +4,7 @@ The client is the other end of its socket, and serves as the request of its atte
 tunnel, or the socket to our own backend. It takes the kept bytes at its own pace; until it has all, the client stays between
 its socket and the upstream, even when it is settled that nothing will be replayed any more. Then the two are joined.
 
-Whatever the state, no byte of the client goes on before its first ones were judged (browsers.py); a server's first bytes go
+Whatever the state, no byte of the client goes on before its first ones were judged (web_pages.py); a server's first bytes go
 to the client meanwhile. A browser's connection is never spliced: the client looks at the head of each request.
 """
 
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from federation.forward.accounts import Ending, Flow
 from federation.forward.attempts import FINAL, Attempts, State
-from federation.forward.browsers import MAX_HEAD, PATIENCE_S, Heard, Refusal, Request
+from federation.forward.counters import Ending, Flow
 from federation.forward.reject import REJECT_LINGER_S, Rejection
-from federation.forward.replay import ReplayBuffer
+from federation.forward.replay_buffer import ReplayBuffer
+from federation.forward.web_pages import MAX_HEAD, METHOD_WAIT_S, Heard, Refusal, Request
 from federation.reactor.duplex import join
 from federation.reactor.sockets import SocketDuplex
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import socket
 
     from federation.forward.attempts import Dispatcher
-    from federation.forward.browsers import Rules
     from federation.forward.route import Route
+    from federation.forward.web_pages import Rules
     from federation.metrics import Result
     from federation.reactor.duplex import Duplex, Joinable
     from federation.reactor.loop import Reactor, Timer
@@ -52,8 +52,8 @@ class _UpstreamSide:
     def __init__(self, client: L4Client) -> None:
         self._client = client
 
-    def room(self) -> int:
-        return self._client.socket.room()
+    def writable(self) -> int:
+        return self._client.socket.writable()
 
     def send(self, data: bytes | memoryview) -> None:
         self._client.on_upstream_data(data)
@@ -64,10 +64,10 @@ class _UpstreamSide:
     def abort(self, reason: str) -> None:
         self._client.attempts.lost(reason)
 
-    def taken(self, n: int) -> None:
-        """Do nothing: room() paces the socket's reads."""
+    def acknowledge(self, n: int) -> None:
+        """Do nothing: writable() paces the socket's reads."""
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         self._client.flush_replay()
 
 
@@ -80,7 +80,7 @@ class L4Client:
         "_events",
         "_is_judged",
         "_left",
-        "_patience",
+        "_method_timer",
         "_reactor",
         "_rejection",
         "_replay",
@@ -125,7 +125,7 @@ class L4Client:
         self._upstream_eof = False  # the upstream has finished, and the client is to hear of that
         self._is_judged = not rules.is_on  # the client's bytes may go on
         self._left: int | None = None  # of a browser's request, to come; None: the client is not watched
-        self._patience: Timer | None = None  # for the rest of a method
+        self._method_timer: Timer | None = None  # for the rest of a method
         self._rejection: Rejection | None = None
 
     # Request, for the attempts
@@ -146,8 +146,8 @@ class L4Client:
         self.socket.abort(reason)
 
     def rejected(self, why: str) -> None:
-        self._stop_patience()
-        self._dispatcher.accounts.counts.failed += 1
+        self._stop_method_timer()
+        self._dispatcher.counters.totals.failed += 1
         self._events.rejected(self)
         log.warning("client turned away", service=self.route.service, why=why, attempts=self.attempts.count)
         client, replay = self.socket, self._replay
@@ -155,7 +155,7 @@ class L4Client:
         self._rejection = client.other = Rejection(self._reactor, client, self._rules, why)
         has_just_come = not replay and not self._eof and self._reactor.now() - self.started_at < REJECT_LINGER_S
         self._rejection.begin(replay.whole(), wait=has_just_come)
-        client.resume()
+        client.resume_writing()
 
     # The answer, until client and upstream are spliced
 
@@ -168,7 +168,7 @@ class L4Client:
         if is_final:
             replay.commit()
         while replay.pending and self._upstream is not None:
-            room = self._upstream.room()
+            room = self._upstream.writable()
             if room <= 0:
                 return  # the upstream calls again
             self._upstream.send(replay.take(room))  # an own backend may break here: then this is another attempt, or none
@@ -180,7 +180,7 @@ class L4Client:
             self._splice()
             if self._upstream_eof:
                 self.socket.send_eof()
-        self.socket.resume()
+        self.socket.resume_writing()
 
     def _pass_answer(self) -> None:
         """Pass a server's EOF on and keep reading the client, whose bytes are not judged yet: none go to the upstream."""
@@ -188,7 +188,7 @@ class L4Client:
             self.attempts.to(State.STREAMING)
         if self._upstream_eof:
             self.socket.send_eof()
-        self.socket.resume()
+        self.socket.resume_writing()
 
     def on_upstream_data(self, data: bytes | memoryview) -> None:
         if self.attempts.state is not State.STREAMING:
@@ -218,19 +218,19 @@ class L4Client:
 
     # Duplex, for the client's socket until it is spliced
 
-    def room(self) -> int:
+    def writable(self) -> int:
         replay, upstream, attempts = self._replay, self._upstream, self.attempts
         if not self._is_judged and replay.size:  # a head may be longer than the replay buffer
             return max(self._dispatcher.replay_buffer_bytes, MAX_HEAD) - replay.size
         if replay.pending:
             return 0  # `flush_replay` resumes
         if attempts.state in FINAL and upstream is not None:
-            return upstream.room()
+            return upstream.writable()
         room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and attempts.state is State.OPENED:
             self._commit()
-            return self.socket.other.room()
-        return room if upstream is None else min(room, upstream.room())
+            return self.socket.other.writable()
+        return room if upstream is None else min(room, upstream.writable())
 
     def send(self, data: bytes | memoryview) -> None:
         chunk = bytes(data)
@@ -254,13 +254,13 @@ class L4Client:
     def abort(self, reason: str) -> None:
         """The client broke off: `_closed` has been called and cleans up."""
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         if self._upstream is not None:
-            self._upstream.taken(n)
+            self._upstream.acknowledge(n)
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         if self._upstream is not None:
-            self._upstream.resume()
+            self._upstream.resume_writing()
 
     # Web pages
 
@@ -278,13 +278,13 @@ class L4Client:
             self._left = None
             self._let_go_on()
         elif verdict is Heard.MORE:
-            self._stop_patience()
-        elif self._patience is None:
-            self._patience = self._reactor.call_later(PATIENCE_S, self._let_go_on)
+            self._stop_method_timer()
+        elif self._method_timer is None:
+            self._method_timer = self._reactor.call_later(METHOD_WAIT_S, self._let_go_on)
 
     def _let_go_on(self) -> None:
         self._is_judged = True
-        self._stop_patience()
+        self._stop_method_timer()
         if self._upstream is not None:
             self._replay.rewind()
         self.flush_replay()
@@ -317,7 +317,7 @@ class L4Client:
     def _closed(self, client: SocketDuplex) -> None:
         attempts = self.attempts
         state, peer_id = attempts.state, attempts.peer_id
-        self._stop_patience()
+        self._stop_method_timer()
         if self._rejection is not None:
             self._rejection.cancel()
         self._reset_upstream("the client has gone")
@@ -327,7 +327,7 @@ class L4Client:
             self._dispatcher.broke_off(self.route, peer_id)
         self._events.closed(self)
         now = self._reactor.now()
-        self._dispatcher.accounts.ended(
+        self._dispatcher.counters.ended(
             Ending(
                 self.flow, self.route, self.client_name, peer_id, attempts.count, now, now - self.started_at,
                 client.received, client.delivered, client.error,
@@ -340,7 +340,7 @@ class L4Client:
             self._upstream.abort(reason)
             self._upstream = None
 
-    def _stop_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _stop_method_timer(self) -> None:
+        if self._method_timer is not None:
+            self._method_timer.cancel()
+            self._method_timer = None

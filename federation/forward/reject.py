@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from federation.reactor.duplex import NullDuplex
 
 if TYPE_CHECKING:
-    from federation.forward.browsers import Rules
+    from federation.forward.web_pages import Rules
     from federation.reactor.loop import Reactor, Timer
     from federation.reactor.sockets import SocketDuplex
 
@@ -61,7 +61,7 @@ class Rejection(NullDuplex):
 
     # Duplex, for the client's socket
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return ROOM
 
     def send(self, data: bytes | memoryview) -> None:

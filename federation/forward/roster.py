@@ -55,7 +55,7 @@ class Roster:
         self._lists: dict[str, list[NodeData]] = {}
         self._lists_until = 0.0
         self.own_id = own().peer_id
-        self.on_change: Callable[[], None] = _nobody
+        self.on_change: Callable[[], None] = _noop
 
     def eligible(self, route: Route) -> list[NodeData]:
         """The nodes that may serve; do not change the list."""
@@ -136,5 +136,5 @@ class Roster:
         self.on_change()
 
 
-def _nobody() -> None:
+def _noop() -> None:
     """Until the frontend listens."""

@@ -20,7 +20,7 @@ from federation.net.dial.hearsay import Surroundings, is_somewhere
 from federation.net.discover.interfaces import interface_ips, local_addresses, local_networks
 from federation.net.nat.holepunch import Puncher
 from federation.net.nat.natpmp import PortMapping
-from federation.net.nat.reachability import Reach, is_outside
+from federation.net.nat.reachability import Reachability, is_outside
 from federation.net.nat.relay import RelayLimits
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def relay_limits(settings: Settings) -> RelayLimits | None:
     return RelayLimits(settings.relay_reservations, settings.relay_circuits, settings.relay_rate_bytes)
 
 
-class Paths:
+class Connectivity:
     """Calls `on_change()` when this node's record changed. Call `listens` before any other method."""
 
     def __init__(
@@ -70,15 +70,15 @@ class Paths:
             addresses=lambda: self.addresses, own_ports=lambda: (self._listen, *own_ports()), remote_hosts=self._remote_hosts
         )
         self._look_around()
-        self.reach = Reach(
-            host, relays=self._relays, networks=lambda: self._networks, on_change=self._reach_changed,
+        self.reachability = Reachability(
+            host, relays=self._relays, networks=lambda: self._networks, on_change=self._reachability_changed,
             may_dial=self._may_dial,
         )  # fmt: skip
         self.puncher = Puncher(
-            host, face_of=self.reach.face_of, own_hosts=self._own_hosts,
+            host, mapped_address=self.reachability.mapped_address, own_hosts=self._own_hosts,
             is_outside=lambda ip: is_outside(ip, self._networks), may_dial=self._may_dial,
         )  # fmt: skip
-        host.redial.routes = self.routes
+        host.dial_loop.routes = self.routes
         host.book.is_near = self._is_near
         host.book.may_dial = self._may_dial
 
@@ -97,7 +97,7 @@ class Paths:
     @property
     def relays(self) -> bool:
         """Whether other members may ask this node to relay."""
-        return self._host.relay.limits is not None and self.reach.dialable is True
+        return self._host.relay.limits is not None and self.reachability.dialable is True
 
     def listens(self, at: HostPort) -> None:
         self._listen = at
@@ -110,7 +110,7 @@ class Paths:
         else:
             texts = local_addresses(self._listen.host, self._listen.port)
         own = [PeerAddress(a.host, a.port, self._host.peer_id) for a in map(PeerAddress.parse, texts)]
-        learnt = [PeerAddress(host, port, self._host.peer_id) for host, port in self.reach.public]
+        learnt = [PeerAddress(host, port, self._host.peer_id) for host, port in self.reachability.public]
         addresses = list(dict.fromkeys((*own, *self._resolved, *learnt)))[:MAX_ADDRESSES]
         before, self.addresses = self.addresses, addresses
         return before != addresses
@@ -121,52 +121,52 @@ class Paths:
     def _own_hosts(self) -> list[str]:
         return [address.host for address in self.addresses if address.ip and not address.is_loopback]
 
-    def _reach_changed(self) -> None:
+    def _reachability_changed(self) -> None:
         self.read()
         self._on_change()
 
     # Others
 
-    def _relays(self, peer: str) -> bool:
-        entry = self._ledger.get(peer)
-        return entry is not None and entry.record.relays and not entry.record.left
+    def _relays(self, peer_id: str) -> bool:
+        row = self._ledger.get(peer_id)
+        return row is not None and row.record.relays and not row.record.left
 
-    def routes(self, peer: str) -> list[str]:
-        """The connected relays that lead to `peer`, the nearest first."""
-        entry = self._ledger.get(peer)
+    def routes(self, peer_id: str) -> list[str]:
+        """The connected relays that lead to `peer_id`, the nearest first."""
+        row = self._ledger.get(peer_id)
         links = self._host.links
-        if entry is None or entry.record.left:
+        if row is None or row.record.left:
             return []
-        near = [relay for relay in entry.record.via if relay in links and links[relay].path != "relayed"]
+        near = [relay for relay in row.record.via if relay in links and links[relay].path != "relayed"]
         return sorted(near, key=lambda relay: links[relay].rtt_s or 0.0)
 
     def peer_up(self, link: Link) -> None:
-        self.reach.peer_up(link)
+        self.reachability.peer_up(link)
         self.puncher.peer_up(link)
         if link.path == "relayed":
             return
         if link.remote_address is not None and self.surroundings.linked(link.remote_address[0]):
             self._host.book.wake_all()
             self._host.look_at_book()
-        waiting = [record.peer_id for record in self._ledger.records() if link.peer in record.via]
+        waiting = [record.peer_id for record in self._ledger.records() if link.peer_id in record.via]
         for peer in waiting:
             self._host.book.refresh(peer)
         if waiting:
-            self._host.redial.routes_changed()
+            self._host.dial_loop.routes_changed()
             self._host.look_at_book()
 
     def record_changed(self, record: NodeData, before: NodeData | None) -> bool:
         """Take in a peer's record. Returns whether there is a new way to the peer."""
-        self.reach.look()
+        self.reachability.look()
         if before is not None and before.addresses != record.addresses:
             self._peer_moved(record, before)
-            self.puncher.again()
+            self.puncher.reset_backoff()
         if before is not None and (before.via == record.via or before.incarnation > record.incarnation):
             return False
         if not record.via:
             return False
         self._host.book.refresh(record.peer_id)
-        self._host.redial.routes_changed()
+        self._host.dial_loop.routes_changed()
         return True
 
     def _peer_moved(self, record: NodeData, before: NodeData) -> None:
@@ -187,7 +187,7 @@ class Paths:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.reach.run, self._listen)
+            nursery.start_soon(self.reachability.run, self._listen)
             nursery.start_soon(self.puncher.run, self._listen)
             nursery.start_soon(self._watch)
             if names := [address for address in self.addresses if address.ip is None]:
@@ -197,20 +197,18 @@ class Paths:
 
     def _forwarded(self, port: int | None) -> None:
         """Take the port that the router named. It counts only once members have reached this node there."""
-        self.reach.forwarded = port
-        self.reach.moved()
+        self.reachability.forwarded = port
+        self.reachability.moved()
 
     async def _resolve_forever(self, names: Sequence[PeerAddress]) -> None:
         """Announce the addresses behind our names: no member dials a name of another machine, and these may change."""
         while True:
             found = [PeerAddress(a.host, a.port, self._host.peer_id) for name in names for a in await self._stands_for(name)]
             if not found and not self._resolved:
-                self._host.complain(
-                    "a name to announce stands for no address here, and others do not dial names", str(names[0])
-                )
+                self._host.warn("a name to announce stands for no address here, and others do not dial names", str(names[0]))
             if found and found != self._resolved:  # if resolving fails, the last result stands
                 self._resolved = found
-                self._reach_changed()
+                self._reachability_changed()
             await trio.sleep(RESOLVE_EVERY_S)
 
     async def _stands_for(self, name: PeerAddress) -> list[PeerAddress]:
@@ -234,11 +232,11 @@ class Paths:
             for link in list(self._host.links.values()):
                 if link.local_host in gone:
                     link.fail("this machine no longer has the address that it used")
-            self.reach.moved()
-            self.puncher.again()
+            self.reachability.moved()
+            self.puncher.reset_backoff()
             self.read()
             log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])
-            self._host.redial.start_over()
+            self._host.dial_loop.start_over()
             self._host.book.wake_all()
             self._host.look_at_book()
             self._on_change()

@@ -32,7 +32,7 @@ SAVE_AFTER_S = 0.25  # several join at a time; one write for all of them
 SAVE_EVERY_S = 1.0  # at most: members may invent news without end
 
 
-class Finding:
+class Discovery:
     """Fills the address book. The callables `token` and `addresses` return this node's own, which may change.
 
     `remembered`: peer -> addresses, as saved. `mdns_seen`: the peers that multicast announced.

@@ -28,7 +28,7 @@ import structlog
 import trio
 
 from federation.errors import PeerUnavailable, ProtocolViolation, RecordForged, RecordInvalid
-from federation.mesh.ledger import MAX_ENTRIES, NO_AGE, Change, Ledger
+from federation.mesh.ledger import MAX_ROWS, NO_AGE, Change, Ledger
 from federation.mesh.records import ANNOUNCEMENTS_A_WINDOW, NODE_ONLINE_WINDOW, RAREST_ANNOUNCE_S, NodeData, decode, encode
 from federation.net import wire
 from federation.net.admission.warnings import REMIND_EVERY_S
@@ -64,11 +64,11 @@ GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read
 SYNC_TIMEOUT_S = 10.0
 PAGE = 64  # records: at most 1 MiB
 MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)  # a row has some 220 bytes beside the record; test_gossip.py adds it up
-MAX_DIGEST_BYTES = MAX_ENTRIES * 160  # the longest peer id has 128; all that are have 52
-MAX_PAGES = MAX_ENTRIES // PAGE + 1
+MAX_DIGEST_BYTES = MAX_ROWS * 160  # the longest peer id has 128; all that are have 52
+MAX_PAGES = MAX_ROWS // PAGE + 1
 SYNCS_A_SECOND, SYNCS_AT_ONCE = 0.2, 8.0  # asked for by one peer; an honest one asks once a link
 SYNCS_OF_A_PEER = 2  # under way; each may hold a page of 1 MiB that has not arrived whole
-ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ENTRIES  # handed over by one peer
+ROWS_A_SECOND, ROWS_AT_ONCE = 50.0, 2.0 * MAX_ROWS  # handed over by one peer
 _QUIET = {"seq", "last_seen", "gpus", "announce_every_s"}
 _LOAD = {"in_flight", "available_vram"}
 
@@ -124,9 +124,9 @@ class Gossip:
         self._rng = rng or random.Random()
         self._protocol = token.ledger_protocol()
         self._topic = Topic(host, token.topic(), self._accept)
-        self._syncs = Buckets[str](SYNCS_A_SECOND, SYNCS_AT_ONCE, max_keys=MAX_ENTRIES)
+        self._syncs = Buckets[str](SYNCS_A_SECOND, SYNCS_AT_ONCE, max_keys=MAX_ROWS)
         self._syncing: Counter[str] = Counter()
-        self._rows = Buckets[str](ROWS_A_SECOND, ROWS_AT_ONCE, max_keys=MAX_ENTRIES)
+        self._rows = Buckets[str](ROWS_A_SECOND, ROWS_AT_ONCE, max_keys=MAX_ROWS)
         self._seq = 0
         self._announced: NodeData | None = None
         self._announced_at = 0.0
@@ -209,9 +209,9 @@ class Gossip:
         try:
             return self._merge(signer, data, signed, None)
         except RecordForged as error:
-            self._host.offended(signer, f"it signs a record that is not its own ({error.detail})")
+            self._host.report_violation(signer, f"it signs a record that is not its own ({error.detail})")
         except RecordInvalid as error:  # by a newer version, perhaps
-            self._host.complain("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
+            self._host.warn("a node's record is refused", signer, REMIND_EVERY_S, why=error.detail)
         return False
 
     def _merge(self, signer: str, data: bytes, signed: bytes, age: timedelta | None) -> bool:
@@ -233,10 +233,10 @@ class Gossip:
         change = self._ledger.merge(record, signed=signed, now=now, age=NO_AGE if age is None else age)
         if change is not None:
             self._on_change(change)
-        entry = self._ledger.get(record.peer_id)
-        if entry is None and len(self._ledger) >= MAX_ENTRIES:
-            self._host.complain("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
-        return entry is not None and entry.signed == signed
+        row = self._ledger.get(record.peer_id)
+        if row is None and len(self._ledger) >= MAX_ROWS:
+            self._host.warn("the network has too many nodes: newcomers are left out", "ledger", REMIND_EVERY_S)
+        return row is not None and row.signed == signed
 
     def _notice_impostor(self, record: NodeData) -> None:
         ours = self._announced
@@ -257,36 +257,36 @@ class Gossip:
             return
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
-                stream = await self._host.open_stream(link.peer, self._protocol)
+                stream = await self._host.open_stream(link.peer_id, self._protocol)
                 async with stream:
                     await wire.send(stream, self._digest())
                     theirs = await _receive_digest(stream)
-                    await self._take_pages(stream, link.peer)
+                    await self._take_pages(stream, link.peer_id)
                     await self._send_pages(stream, theirs)
                     await stream.send_eof()
                     await stream.receive_some(1)  # until the other side has read it all
         except (PeerUnavailable, ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("ledger sync failed", peer=link.peer, why=str(error) or type(error).__name__)
+            log.debug("ledger sync failed", peer=link.peer_id, why=str(error) or type(error).__name__)
 
     async def _answer_sync(self, link: Link, stream: TrioStream) -> None:
-        peer = link.peer
-        if self._syncing[peer] >= SYNCS_OF_A_PEER or not self._syncs.of(peer).take(trio.current_time()):
-            self._host.complain("a peer asks for the whole ledger again and again; it has to wait", peer)
+        peer_id = link.peer_id
+        if self._syncing[peer_id] >= SYNCS_OF_A_PEER or not self._syncs.of(peer_id).take(trio.current_time()):
+            self._host.warn("a peer asks for the whole ledger again and again; it has to wait", peer_id)
             await stream.aclose()
             return
-        self._syncing[peer] += 1
+        self._syncing[peer_id] += 1
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 async with stream:
                     theirs = await _receive_digest(stream)
                     await wire.send(stream, self._digest())
                     await self._send_pages(stream, theirs)
-                    await self._take_pages(stream, peer)
+                    await self._take_pages(stream, peer_id)
                     await stream.send_eof()
         except (ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("ledger sync failed", peer=peer, why=str(error) or type(error).__name__)
+            log.debug("ledger sync failed", peer=peer_id, why=str(error) or type(error).__name__)
         finally:
-            self._syncing -= Counter([peer])  # no peer stays at 0
+            self._syncing -= Counter([peer_id])  # no peer stays at 0
 
     def _digest(self) -> list[tuple[str, int, int]]:
         return [(peer_id, *version) for peer_id, version in self._ledger.digest().items()]
@@ -294,29 +294,29 @@ class Gossip:
     async def _send_pages(self, stream: TrioStream, theirs: dict[str, tuple[int, int]]) -> None:
         now = self._utc_now()
         rows = [
-            (entry.signed, int((now - entry.record.last_seen) / timedelta(milliseconds=1)))
-            for entry in self._ledger.missing(theirs)
-            if entry.signed
+            (row.signed, int((now - row.record.last_seen) / timedelta(milliseconds=1)))
+            for row in self._ledger.missing(theirs)
+            if row.signed
         ]
         for at in range(0, len(rows), PAGE):
             await wire.send(stream, rows[at : at + PAGE])
         await wire.send(stream, [])
 
-    async def _take_pages(self, stream: TrioStream, peer: str) -> None:
+    async def _take_pages(self, stream: TrioStream, peer_id: str) -> None:
         for _ in range(MAX_PAGES):
             page = await wire.receive_rows(stream, at_most=MAX_SYNC_BYTES, rows=PAGE, fields=2)
             if not page:
                 return
-            if not self._rows.of(peer).take(trio.current_time(), len(page)):
-                self._host.complain("a peer hands over records without end; it has to wait", peer)
+            if not self._rows.of(peer_id).take(trio.current_time(), len(page)):
+                self._host.warn("a peer hands over records without end; it has to wait", peer_id)
                 raise ProtocolViolation("records without end")
             async with self._topic.turn as turn:
                 for row in page:
-                    await self._take_row(row, peer)
+                    await self._take_row(row, peer_id)
                     await turn.pause()
         raise ProtocolViolation("too many records")
 
-    async def _take_row(self, row: object, peer: str) -> None:
+    async def _take_row(self, row: object, peer_id: str) -> None:
         match row:
             case [bytes(signed), int(age_ms)] if 0 <= age_ms < 2**40:
                 pass
@@ -327,19 +327,19 @@ class Gossip:
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:
-            self._host.offended(peer, f"it hands over a record that is not genuine ({error.detail})")
+            self._host.report_violation(peer_id, f"it hands over a record that is not genuine ({error.detail})")
             raise ProtocolViolation("a record that is not genuine") from None
         except RecordInvalid as error:  # by a newer version, perhaps
-            self._host.complain("a node's record is refused", peer, REMIND_EVERY_S, why=error.detail)
+            self._host.warn("a node's record is refused", peer_id, REMIND_EVERY_S, why=error.detail)
             return
-        entry = self._ledger.get(signer)
-        if newest and is_news and entry is not None and entry.record.is_online_at(self._utc_now()):
-            await self._topic.forward(peer, signed)  # the topic carries no age: an offline node would come back by it
+        known = self._ledger.get(signer)
+        if newest and is_news and known is not None and known.record.is_online_at(self._utc_now()):
+            await self._topic.forward(peer_id, signed)  # the topic carries no age: an offline node would come back by it
 
 
 async def _receive_digest(stream: TrioStream) -> dict[str, tuple[int, int]]:
     digest: dict[str, tuple[int, int]] = {}
-    for row in await wire.receive_rows(stream, at_most=MAX_DIGEST_BYTES, rows=MAX_ENTRIES, fields=3):
+    for row in await wire.receive_rows(stream, at_most=MAX_DIGEST_BYTES, rows=MAX_ROWS, fields=3):
         match row:
             case [str(peer_id), int(incarnation), int(seq)]:
                 digest[peer_id] = (incarnation, seq)

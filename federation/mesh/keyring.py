@@ -54,9 +54,9 @@ class Keyring:
         """The members that may be told whatever token they hold."""
         return self.members if self.older is None else self.members & self.older
 
-    def may_be_told(self, peer: str, key: bytes) -> bool:
-        """Whether `peer`, which was admitted by `key`, may be told `token`."""
-        return peer in self.insiders or (peer in self.members and bool(self.former) and key == self.former[0].key)
+    def may_be_told(self, peer_id: str, key: bytes) -> bool:
+        """Whether `peer_id`, which was admitted by `key`, may be told `token`."""
+        return peer_id in self.insiders or (peer_id in self.members and bool(self.former) and key == self.former[0].key)
 
     def valid_keys(self, now: datetime) -> list[bytes]:
         """Admission keys, the newest first."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FORGET_AFTER = timedelta(hours=1)
 MAX_BYTES = 16 * 1024 * 1024  # of rows: 4 kB each where all are taken; one with eight GPUs has 5 kB
 GPU_BYTES = 512  # an object in memory
-MAX_ENTRIES = 4096  # an order of magnitude above the largest network we are made for; a few MB
+MAX_ROWS = 4096  # an order of magnitude above the largest network we are made for; a few MB
 
 FULL_FOR = timedelta(seconds=1)
 
@@ -33,7 +33,7 @@ NO_AGE = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Row:
     """A record, and the bytes that its node signed. Anti-entropy passes these bytes on; the ledger does not read them."""
 
     record: NodeData
@@ -64,13 +64,13 @@ class Ledger:
 
     def __init__(
         self,
-        max_entries: int = MAX_ENTRIES,
+        max_rows: int = MAX_ROWS,
         *,
         max_bytes: int = MAX_BYTES,
         is_linked: Callable[[str], bool] = lambda _peer: False,
     ) -> None:
-        self._entries: dict[str, Entry] = {}
-        self._max_entries = max_entries
+        self._rows: dict[str, Row] = {}
+        self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._bytes = 0
         self._is_linked = is_linked
@@ -84,15 +84,15 @@ class Ledger:
         age = max(age, NO_AGE)  # a remote claims it: no node was seen in the future
         if age >= FORGET_AFTER:
             return None
-        incoming = Entry(record.model_copy(update={"last_seen": now - age}), signed)
-        known = self._entries.get(record.peer_id)
+        incoming = Row(record.model_copy(update={"last_seen": now - age}), signed)
+        known = self._rows.get(record.peer_id)
         if known is None:
             return self._admit(incoming, now)
         winner = _join(known, incoming)
         growth = winner.size - known.size
         if growth > 0 and self._bytes + growth > self._max_bytes and not self._is_linked(record.peer_id):
             return None
-        self._entries[record.peer_id] = winner
+        self._rows[record.peer_id] = winner
         self._bytes += growth
         before, after = known.record, winner.record
         same = after == before.model_copy(update={"last_seen": after.last_seen})
@@ -104,35 +104,33 @@ class Ledger:
         """Forget peers that were silent, or gone, for FORGET_AFTER."""
         records = [record for record in self.records() if now - record.last_seen >= FORGET_AFTER]
         for record in records:
-            self._bytes -= self._entries.pop(record.peer_id).size
+            self._bytes -= self._rows.pop(record.peer_id).size
         return [Change(record.peer_id, record, None) for record in records]
 
     def digest(self) -> dict[str, tuple[int, int]]:
         """Peer id -> the version of its record here."""
-        return {peer_id: entry.version for peer_id, entry in self._entries.items()}
+        return {peer_id: row.version for peer_id, row in self._rows.items()}
 
-    def missing(self, digest: Mapping[str, tuple[int, int]]) -> list[Entry]:
+    def missing(self, digest: Mapping[str, tuple[int, int]]) -> list[Row]:
         """The rows that the sender of `digest` lacks or has in an older version."""
-        return [
-            entry for peer_id, entry in self._entries.items() if peer_id not in digest or digest[peer_id] < entry.version
-        ]
+        return [row for peer_id, row in self._rows.items() if peer_id not in digest or digest[peer_id] < row.version]
 
-    def get(self, peer_id: str) -> Entry | None:
-        return self._entries.get(peer_id)
+    def get(self, peer_id: str) -> Row | None:
+        return self._rows.get(peer_id)
 
     def records(self) -> list[NodeData]:
-        return [entry.record for entry in self._entries.values()]
+        return [row.record for row in self._rows.values()]
 
     def online(self, now: datetime) -> list[NodeData]:
         return [record for record in self.records() if record.is_online_at(now)]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._rows)
 
     def __contains__(self, peer_id: object) -> bool:
-        return peer_id in self._entries
+        return peer_id in self._rows
 
-    def _admit(self, newcomer: Entry, now: datetime) -> Change | None:
+    def _admit(self, newcomer: Row, now: datetime) -> Change | None:
         """Add a peer. A full ledger adds it only in place of an offline peer that was seen earlier.
 
         Online peers keep their rows, or a flood of made-up peers could push out real ones. A linked peer is real: all others
@@ -143,21 +141,21 @@ class Ledger:
             evicted = self._find_place(newcomer.record, now)
             if evicted is None:
                 return None
-            grown = self._bytes + newcomer.size - self._entries[evicted.peer_id].size
-            if grown > self._max_bytes and not self._is_linked(peer_id):
+            size_after = self._bytes + newcomer.size - self._rows[evicted.peer_id].size
+            if size_after > self._max_bytes and not self._is_linked(peer_id):
                 return None
-            self._bytes -= self._entries.pop(evicted.peer_id).size
-        self._entries[peer_id] = newcomer
+            self._bytes -= self._rows.pop(evicted.peer_id).size
+        self._rows[peer_id] = newcomer
         self._bytes += newcomer.size
         return Change(peer_id, None, newcomer.record, evicted)
 
-    def _is_full_with(self, newcomer: Entry) -> bool:
-        return len(self._entries) >= self._max_entries or self._bytes + newcomer.size > self._max_bytes
+    def _is_full_with(self, newcomer: Row) -> bool:
+        return len(self._rows) >= self._max_rows or self._bytes + newcomer.size > self._max_bytes
 
     def _find_place(self, newcomer: NodeData, now: datetime) -> NodeData | None:
         """Choose a row to evict. If none qualifies, cache that answer for FULL_FOR, because a flood asks repeatedly."""
         is_linked = self._is_linked(newcomer.peer_id)
-        if not self._entries or (not is_linked and self._full_until is not None and now < self._full_until):
+        if not self._rows or (not is_linked and self._full_until is not None and now < self._full_until):
             return None
 
         def rank(record: NodeData) -> tuple[bool, bool, datetime]:
@@ -171,10 +169,10 @@ class Ledger:
         return worst if rank(worst) < rank(newcomer) else None
 
 
-def _join(a: Entry, b: Entry) -> Entry:
-    """The least entry that is no older than either: the order of the arguments does not matter."""
+def _join(a: Row, b: Row) -> Row:
+    """The least row that is no older than either: the order of the arguments does not matter."""
     if a.version != b.version:
-        return max(a, b, key=lambda entry: entry.version)
-    winner = max(a, b, key=lambda entry: (encode(entry.record), entry.signed))
+        return max(a, b, key=lambda row: row.version)
+    winner = max(a, b, key=lambda row: (encode(row.record), row.signed))
     last_seen = max(a.record.last_seen, b.record.last_seen)
-    return Entry(winner.record.model_copy(update={"last_seen": last_seen}), winner.signed)
+    return Row(winner.record.model_copy(update={"last_seen": last_seen}), winner.signed)

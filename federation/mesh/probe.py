@@ -75,10 +75,10 @@ class Probe:
 
     # Asking
 
-    async def echo(self, peer: str, count: int) -> list[float]:
+    async def echo(self, peer_id: str, count: int) -> list[float]:
         """Measure `count` round trips, one after the other, in seconds."""
         times = []
-        async with await self._open(peer) as stream:
+        async with await self._open(peer_id) as stream:
             with _failing_well(ANSWER_S):
                 for _ in range(count):
                     sent = os.urandom(ECHO_BYTES)
@@ -90,8 +90,8 @@ class Probe:
                 await stream.send_eof()
         return times
 
-    async def tell(self, peer: str) -> Told:
-        async with await self._open(peer) as stream:
+    async def tell(self, peer_id: str) -> Told:
+        async with await self._open(peer_id) as stream:
             with _failing_well(ANSWER_S):
                 begun = trio.current_time()
                 await stream.send_all(b"t")
@@ -106,10 +106,10 @@ class Probe:
                 return Told(utc + rtt_s / 2 - self._wall(), rtt_s, version[:64], None)
         raise ProbeFailed("its answer makes no sense")
 
-    async def send(self, peer: str, limit: int, seconds: float) -> Moved:
+    async def send(self, peer_id: str, limit: int, seconds: float) -> Moved:
         """Send at most `limit` bytes for at most `seconds`. Counts the bytes that the peer received."""
         chunk = bytes(CHUNK)
-        async with await self._open(peer) as stream:
+        async with await self._open(peer_id) as stream:
             with _failing_well(seconds + ANSWER_S):
                 begun = trio.current_time()
                 await stream.send_all(b"u")
@@ -121,9 +121,9 @@ class Probe:
                 (arrived,) = _LONG.unpack(await wire.read_exactly(stream.receive_some, _LONG.size))
                 return Moved(min(arrived, sent), trio.current_time() - begun)
 
-    async def fetch(self, peer: str, limit: int, seconds: float) -> Moved:
+    async def fetch(self, peer_id: str, limit: int, seconds: float) -> Moved:
         """Receive at most `limit` bytes for at most `seconds`."""
-        async with await self._open(peer) as stream:
+        async with await self._open(peer_id) as stream:
             with _failing_well(seconds + ANSWER_S):
                 begun = trio.current_time()
                 await stream.send_all(b"d" + _LONG.pack(limit))
@@ -137,10 +137,10 @@ class Probe:
                     raise ProbeFailed("it sends nothing; it may be busy with other measurements")
                 return Moved(arrived, trio.current_time() - begun)
 
-    async def _open(self, peer: str) -> TrioStream:
+    async def _open(self, peer_id: str) -> TrioStream:
         with _failing_well(ANSWER_S):
             try:
-                return await self._host.open_stream(peer, PROTOCOL)
+                return await self._host.open_stream(peer_id, PROTOCOL)
             except PeerUnavailable as error:
                 raise ProbeFailed(error.detail) from None
 
@@ -151,7 +151,7 @@ class Probe:
             try:
                 await self._serve(link, stream)
             except (ProbeFailed, trio.BrokenResourceError, trio.TooSlowError) as error:
-                log.debug("a probe was not answered", peer=link.peer, why=str(error) or type(error).__name__)
+                log.debug("a probe was not answered", peer=link.peer_id, why=str(error) or type(error).__name__)
 
     async def _serve(self, link: Link, stream: TrioStream) -> None:
         for _ in range(MAX_ECHOES):

@@ -55,7 +55,7 @@ log = structlog.get_logger(__name__)
 
 TELL_TIMEOUT_S = 5.0
 TELL_AGAIN_S = 5.0  # a member that did not answer
-SETTLE_S = 10.0  # without a grace, linked members get this long to be told before their links are closed
+UNTOLD_STAY_S = 10.0  # without a grace, linked members get this long to be told before their links are closed
 # A node saves each rotation and begins a multicast session. An owner may correct a rotation at once; other nodes take one
 # more, because a late messenger brings two rotations closer together than they were signed.
 ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
@@ -101,11 +101,11 @@ class Rotation:
         self._utc_now = utc_now
         self._on_change = on_change
         self._message = _message(keyring)
-        self._has_it: set[str] = set()  # peers that have the present token: this node told them, or they told this node
+        self._confirmed: set[str] = set()  # peers that have the present token: this node told them, or they told this node
         self._telling: set[str] = set()
         self._hearing: set[str] = set()
-        self._told_at: dict[str, float] = {}  # trio time of the last try
-        self._settled_at = 0.0  # trio time until which links to untold peers may stay
+        self._last_try_at: dict[str, float] = {}  # trio time of the last try
+        self._cut_untold_at = 0.0  # trio time until which links to untold peers may stay
         self._made = Bucket(ROTATIONS_A_SECOND, ROTATED_AT_ONCE)
         self._taken = Bucket(ROTATIONS_A_SECOND, TAKEN_AT_ONCE)
         self._hearings: Buckets[str] = Buckets(HEARINGS_A_SECOND, HEARINGS_AT_ONCE, max_keys=MAX_MEMBERS)
@@ -160,7 +160,7 @@ class Rotation:
         if (left := self._made.left(now)) < 1:
             wait = (1 - left) / ROTATIONS_A_SECOND
             raise NotDone(f"the token was rotated {ROTATED_AT_ONCE} times in a minute; run it again in {wait:.0f} s")
-        if not await self._take(prepared.token, signed):
+        if not await self._adopt(prepared.token, signed):
             raise NotDone("the token was rotated meanwhile, by another node; run it again if one more is wanted")
         self._made.take(now)
         log.warning("this node rotated the network's token", rotations=signed.order.number, grace=_grace(signed))
@@ -181,9 +181,9 @@ class Rotation:
     # Running
 
     def peer_up(self, link: Link) -> None:
-        if link.peer in self.left_out():
-            log.warning("a peer came with the former token and is not told the new one", peer=link.peer)
-        self._told_at.pop(link.peer, None)
+        if link.peer_id in self.left_out():
+            log.warning("a peer came with the former token and is not told the new one", peer=link.peer_id)
+        self._last_try_at.pop(link.peer_id, None)
         self._wake.set()
 
     async def run(self) -> None:
@@ -203,7 +203,7 @@ class Rotation:
         if len(valid) == 1:  # no grace, or no longer
             for peer in self.left_out():
                 self._host.cut(peer, "its token is no longer valid")
-            if trio.current_time() >= self._settled_at:
+            if trio.current_time() >= self._cut_untold_at:
                 for peer in self.untold():
                     self._host.cut(peer, "its token is no longer valid, and it did not take the new one")
 
@@ -213,7 +213,7 @@ class Rotation:
         end = self.keyring.next_end(self._utc_now())
         if end is not None:
             return now + max((end - self._utc_now()).total_seconds(), 0.0)
-        return self._settled_at if self._settled_at > now else float("inf")
+        return self._cut_untold_at if self._cut_untold_at > now else float("inf")
 
     def _tell_untold(self) -> float:
         """Hand the token to members that lack it. Returns when to look again, trio time."""
@@ -223,7 +223,7 @@ class Rotation:
         for peer in self.untold():
             if peer in self._telling:
                 continue
-            again_at = self._told_at.get(peer, -TELL_AGAIN_S) + TELL_AGAIN_S
+            again_at = self._last_try_at.get(peer, -TELL_AGAIN_S) + TELL_AGAIN_S
             if again_at <= now:
                 self._telling.add(peer)
                 self._nursery.start_soon(self._tell, peer)
@@ -231,22 +231,24 @@ class Rotation:
                 next_try = min(next_try, again_at)
         return next_try
 
-    async def _tell(self, peer: str) -> None:
+    async def _tell(self, peer_id: str) -> None:
         keyring = self.keyring
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
-                async with await self._host.open_stream(peer, self._protocol) as stream:
-                    if keyring is not self.keyring or not keyring.may_be_told(stream.link.peer, stream.link.admission_key):
+                async with await self._host.open_stream(peer_id, self._protocol) as stream:
+                    if keyring is not self.keyring or not keyring.may_be_told(
+                        stream.link.peer_id, stream.link.admission_key
+                    ):
                         return  # the link or the token changed while the stream opened
                     await stream.send_all(self._message)
                     has_it = await stream.receive_some(1) == _YES
             if has_it and keyring is self.keyring:
-                self._has_it.add(peer)
+                self._confirmed.add(peer_id)
         except (PeerUnavailable, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("a member was not told the new token yet", peer=peer, why=str(error) or type(error).__name__)
+            log.debug("a member was not told the new token yet", peer=peer_id, why=str(error) or type(error).__name__)
         finally:
-            self._telling.discard(peer)
-            self._told_at[peer] = trio.current_time()
+            self._telling.discard(peer_id)
+            self._last_try_at[peer_id] = trio.current_time()
             self._answered.set()
             self._wake.set()
 
@@ -254,10 +256,10 @@ class Rotation:
 
     async def _answer(self, link: Link, stream: TrioStream) -> None:
         # One at a time and bounded: each order may have MAX_ORDER_BYTES, and its signature is checked between connections.
-        if link.peer in self._hearing or not self._hearings.of(link.peer).take(trio.current_time()):
+        if link.peer_id in self._hearing or not self._hearings.of(link.peer_id).take(trio.current_time()):
             await stream.aclose()
             return
-        self._hearing.add(link.peer)
+        self._hearing.add(link.peer_id)
         try:
             with trio.fail_after(TELL_TIMEOUT_S):
                 async with stream:
@@ -265,11 +267,11 @@ class Rotation:
                     await stream.send_all(_YES if has_it else _NO)
                     await stream.send_eof()
         except ProtocolViolation as error:
-            self._host.offended(link.peer, error.detail)
+            self._host.report_violation(link.peer_id, error.detail)
         except (trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("a peer did not hand on a rotation as it should", peer=link.peer, why=type(error).__name__)
+            log.debug("a peer did not hand on a rotation as it should", peer=link.peer_id, why=type(error).__name__)
         finally:
-            self._hearing.discard(link.peer)
+            self._hearing.discard(link.peer_id)
 
     async def _hear(self, link: Link, told: _Told) -> bool:
         """Check and take a token. Returns whether this node has it now. Raises ProtocolViolation for a forged one."""
@@ -277,7 +279,7 @@ class Rotation:
         if not self._host.knows(link):
             return False  # the peer hung up after its message
         if hmac.compare_digest(told.secret, present.secret):
-            self._knows(link.peer)
+            self._note_holder(link.peer_id)
             return True
         if (number_of(told.order), told.secret) <= (present.rotations, present.secret):
             return False  # an old rotation, whatever its signature
@@ -288,32 +290,32 @@ class Rotation:
         if self._host.peer_id not in order.members:
             return False  # a node that the owner leaves out takes the token from no other member
         if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
-            self._host.complain("a rotation of the network's token is not taken: too many, or too far ahead", link.peer)
+            self._host.warn("a rotation of the network's token is not taken: too many, or too far ahead", link.peer_id)
             return False
         try:
-            taken = await self._take(token, SignedOrder(order, told.signature))
+            taken = await self._adopt(token, SignedOrder(order, told.signature))
         except StateDirUnusable as error:
             log.error("the network's token was rotated, and this node cannot keep the new one", why=error.detail)
             return False
         if taken:
-            log.warning("the network's token was rotated", by_way_of=link.peer, rotations=order.number)
-            self._knows(link.peer)
+            log.warning("the network's token was rotated", by_way_of=link.peer_id, rotations=order.number)
+            self._note_holder(link.peer_id)
         return taken
 
     async def _refuse(self, link: Link, stream: TrioStream) -> None:
         """Refuse, unread, a rotation of an earlier version: any member could have made it."""
         async with stream:
-            self._host.complain(
-                "a member rotated the network's token; not taken, since it has no owner", link.peer, REMIND_EVERY_S
+            self._host.warn(
+                "a member rotated the network's token; not taken, since it has no owner", link.peer_id, REMIND_EVERY_S
             )
 
-    def _knows(self, peer: str) -> None:
-        self._has_it.add(peer)
+    def _note_holder(self, peer_id: str) -> None:
+        self._confirmed.add(peer_id)
         self._answered.set()
 
     # Both
 
-    async def _take(self, token: Token, signed: SignedOrder) -> bool:
+    async def _adopt(self, token: Token, signed: SignedOrder) -> bool:
         """Save the token, then use it: a node that forgot it in a restart would be out. False if a newer one came meanwhile.
 
         Raises StateDirUnusable.
@@ -325,9 +327,9 @@ class Rotation:
             message = _message(keyring)
             await trio.to_thread.run_sync(self._keep, keyring)
             self.keyring, self._message = keyring, message
-        self._has_it.clear()
-        self._told_at.clear()
-        self._settled_at = trio.current_time() + SETTLE_S
+        self._confirmed.clear()
+        self._last_try_at.clear()
+        self._cut_untold_at = trio.current_time() + UNTOLD_STAY_S
         self._on_change()
         self._wake.set()
         return True
@@ -339,14 +341,14 @@ class Rotation:
 
     def _without_it(self) -> list[str]:
         own = self.keyring.token.admission_key()
-        return [peer for peer, link in self._host.links.items() if link.admission_key != own and peer not in self._has_it]
+        return [peer for peer, link in self._host.links.items() if link.admission_key != own and peer not in self._confirmed]
 
     def _holders(self) -> set[str]:
         """Peers with a link that have the present token, as far as this node knows."""
         return self._host.links.keys() - set(self._without_it())
 
-    def _may_be_told(self, peer: str) -> bool:
-        return self.keyring.may_be_told(peer, self._host.links[peer].admission_key)
+    def _may_be_told(self, peer_id: str) -> bool:
+        return self.keyring.may_be_told(peer_id, self._host.links[peer_id].admission_key)
 
 
 NO_OWNER = (

@@ -1,11 +1,11 @@
-"""The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and redial loop.
+"""The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and dial loop.
 
 py-libp2p's swarm does its best part only: it negotiates streams and notifies pubsub. It cannot dial, never listens,
 never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each of these (the letters below are those of
 docs/architecture.md).
 
 This host knows every connection: one that is being made is among `_upgrades`, from the moment its peer
-is known or meant; then it is in the table of links (net/links.py) until it ends. `cut` goes through all of them, and
+is known or meant; then it is in the table of links (net/link_table.py) until it ends. `cut` goes through all of them, and
 nothing that comes on any other connection is served. All that stands between us and the swarm is here.
 """
 
@@ -36,19 +36,19 @@ from federation.errors import (
     TokenRetired,
     listen_problem,
 )
-from federation.net.admission.carriers import Carriers
 from federation.net.admission.gate import HandshakeGate
+from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
-from federation.net.admission.warnings import REMIND_EVERY_S, Complaints
-from federation.net.dial.loop import Redial
+from federation.net.admission.warnings import REMIND_EVERY_S, Warnings
+from federation.net.dial.loop import DialLoop
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
 from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
-from federation.net.link.link import Link
+from federation.net.link.link import Link, MuxedConn
 from federation.net.link.liveness import ping_interval
 from federation.net.link.mux import SERVICE_COSTS
-from federation.net.links import LinkTable
+from federation.net.link_table import LinkTable
 from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
@@ -83,15 +83,15 @@ class HostEvents(Protocol):
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None: ...
     def peer_up(self, link: Link) -> None: ...
-    def peer_down(self, peer: str, reason: str) -> None: ...
+    def peer_down(self, peer_id: str, reason: str) -> None: ...
     def peer_suspect(self, link: Link) -> None: ...
 
 
 @dataclass(eq=False)
 class _Upgrade:
-    """A connection on its way to become a link. `peer`: the id that was dialled, or proved; empty: not known yet."""
+    """A connection on its way to become a link. `peer_id`: the id that was dialled, or proved; "": not known yet."""
 
-    peer: str
+    peer_id: str
     admission_key: bytes = b""  # when it has proved that it is a member
     link: Link | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -123,9 +123,9 @@ class Host:
         self._upgrades: set[_Upgrade] = set()
         self.rejected: Counter[str] = Counter()  # connections that did not become links, by reason
         self._accepting = Accepting("a peer")
-        self._complaints = Complaints()
-        self.complain, self.refusals = self._complaints.say, self._complaints.refusals
-        self.relay = Relay(reactor, self.links, relay, self.complain)
+        self._warnings = Warnings()
+        self.warn, self.refusals = self._warnings.warn, self._warnings.refusals
+        self.relay = Relay(reactor, self.links, relay, self.warn)
         self.seen_from: dict[bytes, tuple[str, int]] = {}  # where members' latest connections came from, by handshake
         self._services: dict[str, Callable[[Link, Channel, str], None]] = {
             RESERVE: self.relay.reserve,
@@ -141,14 +141,14 @@ class Host:
         }
         self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
         self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
-        self.swarm = HostSwarm(key_pair, security, self._new_link, knows=self.knows, preferred=self._preferred)
+        self.swarm = HostSwarm(key_pair, security, self._new_conn, knows=self.knows, preferred=self._preferred)
         self.libp2p = StreamHost(self.swarm)
         self.swarm.set_stream_handler(self._stream_opened(self.swarm.common_stream_handler))  # A
         self._listeners: list[trio.SocketListener] = []
         self._gate = HandshakeGate()
         self._quarantine = Quarantine()
-        self._carriers = Carriers()
-        self.redial = Redial(self)
+        self._inbound_circuits = InboundCircuits()
+        self.dial_loop = DialLoop(self)
         self._nursery: trio.Nursery | None = None
 
     # Listening
@@ -183,7 +183,7 @@ class Host:
             self._nursery = nursery
             for listener in self._listeners:
                 nursery.start_soon(self._accept, listener)
-            nursery.start_soon(self.redial.run)
+            nursery.start_soon(self.dial_loop.run)
             nursery.start_soon(self._tick)
             try:
                 yield
@@ -202,7 +202,7 @@ class Host:
 
     def look_at_book(self) -> None:
         """Look for targets to dial: the book may have news."""
-        self.redial.look()
+        self.dial_loop.look()
 
     async def _tick(self) -> None:
         while True:
@@ -212,7 +212,7 @@ class Host:
             for link in list(self.table):
                 link.tick_safely(now, ping_every_s)
             for upgrade in [upgrade for upgrade in self._upgrades if upgrade.admission_key]:
-                if not self._admits(upgrade.peer, upgrade.admission_key):
+                if not self._admits(upgrade.peer_id, upgrade.admission_key):
                     upgrade.scope.cancel()
             if self._quarantine.any_back(now - TICK_S, now):
                 self.look_at_book()
@@ -234,7 +234,7 @@ class Host:
             now = trio.current_time()
             if not self._gate.may_connect(host, now):
                 self.rejected["too often"] += 1
-                self.complain("too many connections from one address; some are refused", host)
+                self.warn("too many connections from one address; some are refused", host)
                 await trio.aclose_forcefully(stream)
                 continue
             if self._is_full or not self._gate.evict_slowest(host, now):
@@ -252,16 +252,16 @@ class Host:
     def _circuit_opened(self, via: Link, channel: Channel, source: str) -> None:
         """An inbound circuit. The handshake identifies the peer."""
         conn = CircuitConn(via, channel, initiator=False)
-        where = f"relay {via.peer}"
+        where = f"relay {via.peer_id}"
         now = trio.current_time()
-        if not self._carriers.has_place(via):
+        if not self._inbound_circuits.has_reservation(via):
             channel.mux.charge(SERVICE_COSTS)  # an honest relay does so only while our notice is on its way
             channel.refuse("this node has no place there")
             return
         host = where if via.remote_address is None else machine_of(via.remote_address[0])
-        if not self._carriers.may_carry(via.peer, source, now) or not self._gate.may_connect(host, now):
+        if not self._inbound_circuits.may_bring(via.peer_id, source, now) or not self._gate.may_connect(host, now):
             self.rejected["too often"] += 1
-            self.complain("too many connections by way of one relay; some are refused", via.peer)
+            self.warn("too many connections by way of one relay; some are refused", via.peer_id)
             channel.refuse("too often")
             return
         if self._nursery is None or self._is_full or not self._gate.evict_slowest(where, now):
@@ -278,45 +278,45 @@ class Host:
             with self._gate.slot(host):
                 await self.upgrade(raw, None)
         except (Ourselves, _KeptAway, _HungUp):
-            pass  # the dialling side notes it; we have complained before; a member only wanted to know whether we are here
+            pass  # the dialling side notes it; the log has it already; a member only wanted to know whether we are here
         except trio.TooSlowError:
             self.rejected["too slow"] += 1
-            self.complain("a connection did not finish its handshake in time", host)
+            self.warn("a connection did not finish its handshake in time", host)
         except FederationError as error:
             self._note_refusal(error, host)
         except Exception as error:  # noqa: BLE001  # an outsider's bytes can raise anything in py-libp2p: none may end us
             self.rejected["handshake"] += 1
-            self.complain("a connection that is not a member's was refused", host, why=type(error).__name__)
+            self.warn("a connection that is not a member's was refused", host, why=type(error).__name__)
 
     def _note_refusal(self, error: FederationError, host: str) -> None:
         if isinstance(error, TokenRetired):
-            self.token_is_retired(error)
+            self.report_token_retired(error)
         elif isinstance(error, TokenOutdated):
             self.rejected["old token"] += 1
-            self.complain("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
+            self.warn("a node was refused: its token is from before the rotation", error.detail, REMIND_EVERY_S)
         elif isinstance(error, TokenRefused):
             self.rejected["other token"] += 1
-            self.complain("a node with another token, or none, was refused", host)
+            self.warn("a node with another token, or none, was refused", host)
         elif isinstance(error, PeerBanned):
             self.rejected["banned"] += 1
-            self.complain("a banned peer was refused", error.detail, REMIND_EVERY_S)
+            self.warn("a banned peer was refused", error.detail, REMIND_EVERY_S)
         else:
             self.rejected["handshake"] += 1
-            self.complain("a connection that is not a member's was refused", host, why=error.detail)
+            self.warn("a connection that is not a member's was refused", host, why=error.detail)
 
-    async def upgrade(self, raw: IRawConnection, peer_id: ID | None, *, path: Path | None = None) -> Link:
+    async def upgrade(self, raw: IRawConnection, libp2p_id: ID | None, *, path: Path | None = None) -> Link:
         """Handshake, proof of the token, muxer. `raw` is closed if any of it fails. Raises HandshakeFailed and more."""
-        with self._upgrading(peer_id) as upgrade:
+        with self._upgrading(libp2p_id) as upgrade:
             try:
-                secured = await self._secure(raw, peer_id, upgrade)
+                secured = await self._secure(raw, libp2p_id, upgrade)
                 remote = secured.get_remote_peer()
-                if self._quarantine.holds(upgrade.peer, trio.current_time()):
+                if self._quarantine.holds(upgrade.peer_id, trio.current_time()):
                     raise _KeptAway
-                if peer_id is not None and remote != peer_id:
+                if libp2p_id is not None and remote != libp2p_id:
                     raise PeerUnavailable("another peer answers there")
                 ration(raw, MAX_UPGRADE_BYTES)
                 try:
-                    link: Link = await self.swarm.upgrader.upgrade_connection(secured, remote)  # type: ignore[assignment]
+                    muxed_conn: MuxedConn = await self.swarm.upgrader.upgrade_connection(secured, remote)  # type: ignore[assignment]
                 except Exception as error:
                     if not raw.is_initiator and handshake.is_end(error):
                         raise _HungUp from None
@@ -324,23 +324,23 @@ class Host:
             except BaseException:
                 await close_now(raw)
                 raise
+            link = upgrade.link = muxed_conn.link
             if path is not None:
                 link.path = path
-            upgrade.link = link
             try:
-                await self.swarm.add_conn(link, direction="outbound" if raw.is_initiator else "inbound")
-                if not self._admits(link.peer, link.admission_key):
+                await self.swarm.add_conn(muxed_conn, direction="outbound" if raw.is_initiator else "inbound")
+                if not self._admits(link.peer_id, link.admission_key):
                     raise _no_longer_admitted()
             except BaseException:
                 link.fail("given up while starting")
                 raise
-            self._settle(link, dialled=path is None)
+            self._register_link(link, dialled=path is None)
         return link
 
     @contextmanager
-    def _upgrading(self, peer_id: ID | None) -> Iterator[_Upgrade]:
+    def _upgrading(self, libp2p_id: ID | None) -> Iterator[_Upgrade]:
         """Note the upgrade meanwhile. Raises HandshakeFailed if `cut`, or a retired token, ended it."""
-        upgrade = _Upgrade("" if peer_id is None else str(peer_id))
+        upgrade = _Upgrade("" if libp2p_id is None else str(libp2p_id))
         self._upgrades.add(upgrade)
         try:
             with upgrade.scope:
@@ -350,21 +350,21 @@ class Host:
         if upgrade.scope.cancelled_caught:
             raise _no_longer_admitted()
 
-    def _admits(self, peer: str, admission_key: bytes) -> bool:
-        return not self._is_banned(peer) and admission_key in self._admission_keys()
+    def _admits(self, peer_id: str, admission_key: bytes) -> bool:
+        return not self._is_banned(peer_id) and admission_key in self._admission_keys()
 
-    async def _secure(self, raw: IRawConnection, peer_id: ID | None, upgrade: _Upgrade) -> handshake.SecureConn:
-        if upgrade.peer and self._is_banned(upgrade.peer):
-            raise PeerBanned(f"peer {upgrade.peer}")
+    async def _secure(self, raw: IRawConnection, libp2p_id: ID | None, upgrade: _Upgrade) -> handshake.SecureConn:
+        if upgrade.peer_id and self._is_banned(upgrade.peer_id):
+            raise PeerBanned(f"peer {upgrade.peer_id}")
         security = self.swarm.upgrader.security_multistream
         if raw.is_initiator:
-            secured: handshake.SecureConn = await security.secure_outbound(raw, peer_id)  # type: ignore[arg-type,assignment]
+            secured: handshake.SecureConn = await security.secure_outbound(raw, libp2p_id)  # type: ignore[arg-type,assignment]
         else:
             secured = await security.secure_inbound(raw)  # type: ignore[assignment]
-        upgrade.peer, upgrade.admission_key = str(secured.get_remote_peer()), secured.admission_key
-        if upgrade.peer == self.peer_id:
+        upgrade.peer_id, upgrade.admission_key = str(secured.get_remote_peer()), secured.admission_key
+        if upgrade.peer_id == self.peer_id:
             raise Ourselves
-        if not self._admits(upgrade.peer, upgrade.admission_key):  # it was, when it proved itself
+        if not self._admits(upgrade.peer_id, upgrade.admission_key):  # it was, when it proved itself
             raise _no_longer_admitted()
         address = raw.get_remote_address()
         if address is not None and not raw.is_initiator:
@@ -383,15 +383,15 @@ class Host:
             finally:
                 await close_now(raw)
 
-    def _new_link(self, secured: handshake.SecureConn, peer_id: ID) -> Link:
+    def _new_conn(self, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
         carrier = SocketCarrier
         if isinstance(secured.raw, CircuitConn):
             carrier = partial(CircuitCarrier, circuit=secured.raw)  # type: ignore[assignment]
-        return Link(secured, peer_id, reactor=self._reactor, events=self, carrier=carrier)
+        return Link(secured, libp2p_id, reactor=self._reactor, events=self, carrier=carrier).muxed_conn
 
     # Links
 
-    def _settle(self, link: Link, *, dialled: bool = True) -> None:
+    def _register_link(self, link: Link, *, dialled: bool = True) -> None:
         """Take the link as the peer's, unless a better one is there (N). `dialled`: not punched beside a relayed one."""
         if link.is_closed:
             return
@@ -404,7 +404,7 @@ class Host:
         if settled.spare is not None:
             self._retire(settled.spare)
         elif not link.is_initiator:
-            self.book.dialled_us(link.peer, now)
+            self.book.dialled_us(link.peer_id, now)
             self.look_at_book()
         if settled.is_peers:
             self._events.peer_up(link)
@@ -413,16 +413,16 @@ class Host:
         """Whether the link is open and counts: the peer's, a duplicate that finishes what it carries, or one that starts."""
         return link in self.table or any(upgrade.link is link for upgrade in self._upgrades)
 
-    def _all_links(self, peer: str | None = None) -> list[Link]:
-        """All links, or those with `peer`; duplicates first: the end of the peer's link would put one in its place."""
+    def _all_links(self, peer_id: str | None = None) -> list[Link]:
+        """All links, or those with `peer_id`; duplicates first: the end of the peer's link would put one in its place."""
         links = [
             *self.table.retired,
             *[upgrade.link for upgrade in self._upgrades if upgrade.link is not None],
             *self.links.values(),
         ]
-        if peer is None:
+        if peer_id is None:
             return links
-        return list(dict.fromkeys(link for link in (*links, *self.swarm.links_of(peer)) if link.peer == peer))
+        return list(dict.fromkeys(link for link in (*links, *self.swarm.links_of(peer_id)) if link.peer_id == peer_id))
 
     @property
     def _is_full(self) -> bool:
@@ -433,12 +433,12 @@ class Host:
         if (surplus := self.table.retire(link)) is not None:
             surplus.fail("the peer has too many connections")
 
-    def cut(self, peer: str, reason: str) -> None:
+    def cut(self, peer_id: str, reason: str) -> None:
         """Close every connection with the peer now, those that are being made too. It may come back unless it is banned or
         its token is not valid."""
-        for upgrade in [upgrade for upgrade in self._upgrades if upgrade.peer == peer]:
+        for upgrade in [upgrade for upgrade in self._upgrades if upgrade.peer_id == peer_id]:
             upgrade.scope.cancel()
-        for link in self._all_links(peer):
+        for link in self._all_links(peer_id):
             link.fail(reason)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
@@ -460,7 +460,7 @@ class Host:
 
         async def guarded(stream: INetStream) -> None:
             try:
-                if not isinstance(stream.muxed_conn, Link) or not self.knows(stream.muxed_conn):
+                if not isinstance(stream.muxed_conn, MuxedConn) or not self.knows(stream.muxed_conn.link):
                     raise SwarmException("it came on a connection that has ended, or that is not ours")
                 await handler(stream)
             except Exception as error:  # noqa: BLE001  # the one place for what a peer's stream can raise
@@ -471,71 +471,73 @@ class Host:
         return guarded
 
     def link_misused(self, link: Link, what: str) -> None:
-        self.offended(link.peer, what)
+        self.report_violation(link.peer_id, what)
 
-    def offended(self, peer: str, what: str) -> None:
+    def report_violation(self, peer_id: str, what: str) -> None:
         """Cut off a member that broke a rule as no honest one does, and quarantine it. Logged once an hour a peer."""
         now = trio.current_time()
-        if self._quarantine.add(peer, now):
-            log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer, what=what)
-        links = self._all_links(peer)
-        for carrier in {link.via_peer for link in links if link.via_peer}:
-            if self._carriers.carried_offender(carrier, now):
-                self.complain("many that come by way of one relay break the rules; for now nobody is let in by it", carrier)
-        self.cut(peer, f"the peer broke the rules: {what}")
+        if self._quarantine.add(peer_id, now):
+            log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer_id, what=what)
+        links = self._all_links(peer_id)
+        for relay_id in {link.via_peer_id for link in links if link.via_peer_id}:
+            if self._inbound_circuits.brought_offender(relay_id, now):
+                self.warn("many that come by way of one relay break the rules; for now nobody is let in by it", relay_id)
+        self.cut(peer_id, f"the peer broke the rules: {what}")
 
     def link_suspect(self, link: Link) -> None:
-        if self.links.get(link.peer) is link:
+        if self.links.get(link.peer_id) is link:
             self._events.peer_suspect(link)
 
     def link_closed(self, link: Link, reason: str) -> None:
-        self._carriers.forget(link)
+        self._inbound_circuits.forget(link)
         was_peers, spare = self.table.ended(link)
         if spare is not None:
             self._events.peer_up(spare)
         elif was_peers:
-            self._events.peer_down(link.peer, reason)
+            self._events.peer_down(link.peer_id, reason)
             self.look_at_book()
 
-    def _preferred(self, peer: str) -> Link | None:
+    def _preferred(self, peer_id: str) -> Link | None:
         """The link on which the swarm opens a stream: not a duplicate, which is about to go."""
-        starting = (upgrade.link for upgrade in self._upgrades if upgrade.link is not None and upgrade.peer == peer)
-        return self.links.get(peer) or next(starting, None)
+        starting = (upgrade.link for upgrade in self._upgrades if upgrade.link is not None and upgrade.peer_id == peer_id)
+        return self.links.get(peer_id) or next(starting, None)
 
     # Outbound
 
-    def is_to_dial(self, peer: str) -> bool:
+    def is_to_dial(self, peer_id: str) -> bool:
         """Whether the peer may be dialled: it has no link, and no rule is against one."""
-        return not (peer in self.links or self._is_banned(peer) or self._quarantine.holds(peer, trio.current_time()))
+        if peer_id in self.links or self._is_banned(peer_id):
+            return False
+        return not self._quarantine.holds(peer_id, trio.current_time())
 
     async def connect(self, address: PeerAddress) -> Link:
         with trio.fail_after(DIAL_TIMEOUT_S):
             stream = await trio.open_tcp_stream(address.host, address.port)
-            peer_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
-            return await self.upgrade(tcp_connection(stream, initiator=True), peer_id)
+            libp2p_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
+            return await self.upgrade(tcp_connection(stream, initiator=True), libp2p_id)
 
-    async def met(self, stream: trio.SocketStream, peer: str, *, leads: bool, path: Path) -> Link:
+    async def link_from_punch(self, stream: trio.SocketStream, peer_id: str, *, is_leader: bool, path: Path) -> Link:
         """A link from a connection that both sides dialled. Raises as `upgrade` does, for another peer too."""
         with trio.fail_after(DIAL_TIMEOUT_S):
-            raw = tcp_connection(stream, initiator=leads)
-            return await self.upgrade(raw, ID.from_base58(peer), path=path)
+            raw = tcp_connection(stream, initiator=is_leader)
+            return await self.upgrade(raw, ID.from_base58(peer_id), path=path)
 
-    async def dial_through(self, relay: str, peer: str) -> Link:
-        """A link to `peer` through a connected relay. Raises PeerUnavailable, HandshakeFailed and more."""
-        via = self.links.get(relay)
+    async def connect_via_relay(self, relay_id: str, peer_id: str) -> Link:
+        """A link to this peer through a connected relay. Raises PeerUnavailable, HandshakeFailed and more."""
+        via = self.links.get(relay_id)
         if via is None or via.path == "relayed":
             raise PeerUnavailable("no connection to the relay")
         with trio.fail_after(DIAL_TIMEOUT_S):
-            conn = await open_circuit(via, peer)
-            return await self.upgrade(conn, ID.from_base58(peer))
+            conn = await open_circuit(via, peer_id)
+            return await self.upgrade(conn, ID.from_base58(peer_id))
 
     def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
         """Ask that relay for a reservation: only relays that gave one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
-        self._carriers.took_place(link, channel)
+        self._inbound_circuits.reserved(link, channel)
         return channel
 
-    def token_is_retired(self, error: TokenRetired) -> None:
+    def report_token_retired(self, error: TokenRetired) -> None:
         """A member says that our newest key is retired. Two are believed, or one while this node has no link: any member can
         say so, and a person who believes it joins with another token."""
         newest = self._admission_keys()[0]
@@ -548,16 +550,16 @@ class Host:
         if len(say_so) < 2 and self.links:
             return
         self.token_retired_at = trio.current_time()
-        self.complain(str(TokenRetired()), error.detail, REMIND_EVERY_S)
+        self.warn(str(TokenRetired()), error.detail, REMIND_EVERY_S)
 
     # Streams of our own protocols
 
-    async def open_stream(self, peer: str, protocol: str) -> TrioStream:
+    async def open_stream(self, peer_id: str, protocol: str) -> TrioStream:
         """A libp2p stream to a connected peer. Raises PeerUnavailable."""
-        if peer not in self.links:
+        if peer_id not in self.links:
             raise PeerUnavailable("no connection to it")
         try:
-            stream = await self.libp2p.new_stream(ID.from_base58(peer), [protocol])  # type: ignore[list-item]
+            stream = await self.libp2p.new_stream(ID.from_base58(peer_id), [protocol])  # type: ignore[list-item]
         except Exception as error:  # the peer's answer can raise anything in py-libp2p (A); callers are tasks
             raise PeerUnavailable(str(error) or type(error).__name__) from error
         return _plain_stream(stream)

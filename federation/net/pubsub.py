@@ -464,7 +464,7 @@ class _Gate:
         await self._spend(peer, max(1, parts + ids / IDS_AN_RPC, size / BYTES_AN_RPC))
 
     async def pass_over(self, peer: ID, size: int) -> None:
-        self._host.complain("a peer's gossip is too large to be read", str(peer), REMIND_EVERY_S)
+        self._host.warn("a peer's gossip is too large to be read", str(peer), REMIND_EVERY_S)
         await self._spend(peer, size / BYTES_AN_RPC)
 
     async def _spend(self, peer: ID, cost: float) -> None:
@@ -477,7 +477,7 @@ class _Gate:
         named = (*control.ihave, *control.graft, *control.prune)
         if all(part.topicID == self._name for part in named):  # type: ignore[attr-defined]  # of three kinds
             return True
-        self._host.offended(str(peer), "it speaks of a topic that this network does not have")
+        self._host.report_violation(str(peer), "it speaks of a topic that this network does not have")
         return False
 
     def rations(self, peer: ID, message: rpc_pb2.Message) -> bool:
@@ -486,12 +486,12 @@ class _Gate:
         if message.from_id not in self._signers:
             if self._introductions.of(peer).take(now):
                 return True
-            self._host.complain("a peer introduces nodes without end; some are left out for now", str(peer))
+            self._host.warn("a peer introduces nodes without end; some are left out for now", str(peer))
             return False
         if self._signers.of(message.from_id).left(now) >= 1:
             return True
         if message.from_id == peer.to_bytes() and not self._excess.of(peer).take(now):
-            self._host.offended(str(peer), "it gossips without end")
+            self._host.report_violation(str(peer), "it gossips without end")
         return False
 
     def accepts(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
@@ -503,10 +503,10 @@ class _Gate:
         return self._accept(str(ID(message.from_id)), message.data, message.SerializeToString())
 
     def forged(self, peer: ID) -> None:
-        self._host.offended(str(peer), "it passes on a message with a wrong signature")
+        self._host.report_violation(str(peer), "it passes on a message with a wrong signature")
 
     def nonsense(self, peer: ID, what: str) -> None:
-        self._host.offended(str(peer), f"its gossip cannot be read ({what})")
+        self._host.report_violation(str(peer), f"its gossip cannot be read ({what})")
 
 
 class Opened(NamedTuple):
@@ -547,9 +547,9 @@ class Topic:
         await self._pubsub.push_msg(self._pubsub.my_id, message)
         return message.SerializeToString()
 
-    async def forward(self, peer: str, signed: bytes) -> None:
-        """Pass on a message that `peer` handed over outside the topic. `signed` comes from `open_signed`."""
-        await self._pubsub.push_msg(identity.read_peer_id(peer), rpc_pb2.Message.FromString(signed))
+    async def forward(self, peer_id: str, signed: bytes) -> None:
+        """Pass on a message that `peer_id` handed over outside the topic. `signed` comes from `open_signed`."""
+        await self._pubsub.push_msg(identity.read_peer_id(peer_id), rpc_pb2.Message.FromString(signed))
         await trio.lowlevel.checkpoint()  # a sync calls this many times in a row: let the peers' queues drain
 
     async def flushed(self, timeout_s: float) -> None:

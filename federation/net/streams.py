@@ -24,7 +24,7 @@ class MuxStream(IMuxedStream):
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel
-        self.muxed_conn = self.link = link
+        self.link, self.muxed_conn = link, link.muxed_conn
         channel.other = self
         self._in = bytearray()  # not a queue of chunks: a remote that sends by twos would have us hold 40 bytes for each
         self._arrived = trio.Event()
@@ -37,7 +37,7 @@ class MuxStream(IMuxedStream):
 
     # Duplex, towards the channel
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return MAX_CHUNK
 
     def send(self, data: bytes | memoryview) -> None:
@@ -55,10 +55,10 @@ class MuxStream(IMuxedStream):
         self._reset = reason
         self.wake()
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         """Do nothing: the channel counts credit."""
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         self._writable.set()
 
     # libp2p
@@ -83,7 +83,7 @@ class MuxStream(IMuxedStream):
         size = len(self._in) if n is None or n < 0 else n
         chunk = bytes(self._in[:size])
         del self._in[:size]
-        self.channel.taken(len(chunk))
+        self.channel.acknowledge(len(chunk))
         return chunk
 
     async def write(self, data: bytes) -> None:
@@ -94,7 +94,7 @@ class MuxStream(IMuxedStream):
                 self._raise_if_reset()
                 if self._write_closed:
                     raise MuxedStreamClosed("this side has finished")
-                room = self.channel.room()
+                room = self.channel.writable()
                 if room:
                     self.channel.send(view[:room])
                     view = view[room:]

@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.transport.upgrader import TransportUpgrader
 
-from federation.net.link.link import PROTOCOL_ID, Link
+from federation.net.link.link import PROTOCOL_ID, MuxedConn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from libp2p.network.connection.swarm_connection import SwarmConn
 
     from federation.net.link.handshake import SecureConn, TokenNoise
+    from federation.net.link.link import Link
 
 
 class HostSwarm(Swarm):
@@ -37,23 +38,23 @@ class HostSwarm(Swarm):
         self,
         key_pair: KeyPair,
         security: Mapping[str, TokenNoise],
-        new_link: Callable[[SecureConn, ID], Link],
+        new_conn: Callable[[SecureConn, ID], MuxedConn],
         *,
         knows: Callable[[Link], bool],
         preferred: Callable[[str], Link | None],
     ) -> None:
-        peer_id = ID.from_pubkey(key_pair.public_key)
+        libp2p_id = ID.from_pubkey(key_pair.public_key)
         store = PeerStore()
-        store.add_key_pair(peer_id, key_pair)
+        store.add_key_pair(libp2p_id, key_pair)
         upgrader = TransportUpgrader(
             secure_transports_by_protocol=security,  # type: ignore[arg-type]
-            muxer_transports_by_protocol={PROTOCOL_ID: new_link},  # type: ignore[dict-item]
+            muxer_transports_by_protocol={PROTOCOL_ID: new_conn},  # type: ignore[dict-item]
         )
         limits = ConnectionConfig(
             max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=1,
             max_connections_per_peer=10**9, grace_period=1e12, auto_connect_interval=1e9,
         )  # fmt: skip  # B, I: it wants half of the high watermark, nothing, and prunes what is older than the grace period
-        super().__init__(peer_id, store, upgrader, [], connection_config=limits)
+        super().__init__(libp2p_id, store, upgrader, [], connection_config=limits)
         # Theirs remembers each peer that ever went, for ever.
         self.auto_connector.record_disconnect = lambda peer_id: None  # type: ignore[method-assign]
         self._knows = knows
@@ -61,7 +62,7 @@ class HostSwarm(Swarm):
 
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
         """Take a link; only `Host.upgrade` calls this. Raises SwarmException."""
-        if not isinstance(muxed_conn, Link) or not self._knows(muxed_conn):
+        if not isinstance(muxed_conn, MuxedConn) or not self._knows(muxed_conn.link):
             await muxed_conn.close()
             raise SwarmException("a connection that the host did not make")
         return await super().add_conn(muxed_conn, direction)
@@ -69,7 +70,8 @@ class HostSwarm(Swarm):
     def _select_connection(self, connections: list[INetConn], peer_id: ID) -> INetConn:
         """Choose the connection for a new stream: the preferred link, not a duplicate that is about to end."""
         link = self._preferred(str(peer_id))
-        return next((conn for conn in connections if conn.muxed_conn is link), None)  # type: ignore[return-value]  # none
+        muxed_conn = None if link is None else link.muxed_conn
+        return next((conn for conn in connections if conn.muxed_conn is muxed_conn), None)  # type: ignore[return-value]  # none
 
     def links_of(self, peer_id: str) -> list[Link]:
         """All links with that peer that the swarm took and has not released."""
@@ -77,7 +79,7 @@ class HostSwarm(Swarm):
             conns = self.connections.get(ID.from_base58(peer_id), [])
         except ValueError:
             return []
-        return [conn.muxed_conn for conn in conns if isinstance(conn.muxed_conn, Link)]
+        return [conn.muxed_conn.link for conn in conns if isinstance(conn.muxed_conn, MuxedConn)]
 
 
 class StreamHost(BasicHost):

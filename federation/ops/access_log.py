@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
-    from federation.forward.accounts import Ending
+    from federation.forward.counters import Ending
 
 BATCH_S = 0.1  # 500 lines of a node at its limit take a millisecond
 
 
 class AccessLog:
-    """`ended` is for the entry's accounts; `name_of` knows peers' names, `utc_of` turns trio's seconds into UTC."""
+    """`ended` is for the entry's counters; `name_of` knows peers' names, `utc_of` turns trio's seconds into UTC."""
 
     def __init__(self, *, name_of: Callable[[str], str], utc_of: Callable[[float], datetime]) -> None:
         self._name_of = name_of

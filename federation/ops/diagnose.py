@@ -19,7 +19,7 @@ async def ping(node: Parts, text: str, count: int, bulk_bytes: int) -> schemas.P
     peer = node.find_other(text)
     link = node.host.links.get(peer)
     if link is None:
-        why = node.host.redial.not_reached.get(peer)
+        why = node.host.dial_loop.not_reached.get(peer)
         raise ProbeFailed(f"no connection to {node.name_of(peer) or peer}{f': {why}' if why else ''}")
     address = link.remote_address
     times = await node.probe.echo(peer, count)

@@ -95,7 +95,7 @@ def p2p_port(node: Parts) -> Iterator[Finding]:
 def reachable(node: Parts) -> Iterator[Finding]:
     """Whether nodes outside reach this one: members of other networks that tried, else the peers that connected."""
     inbound = [link for link in node.host.links.values() if not link.is_initiator]
-    reach = node.paths.reach
+    reach = node.connectivity.reachability
     port = node.facts.p2p.port
     if reach.dialable:
         yield _finding("reachable", "ok", f"members outside this node's networks reach port {port}")
@@ -145,15 +145,15 @@ def links(node: Parts) -> Iterator[Finding]:
 
 def _why_missing(node: Parts, record: NodeData) -> str:
     name = record.name or record.peer_id
-    why = node.host.redial.not_reached.get(record.peer_id)
+    why = node.host.dial_loop.not_reached.get(record.peer_id)
     return f"{name} ({why})" if why else name
 
 
 def mdns(node: Parts) -> Iterator[Finding]:
     if not node.facts.settings.mdns:
         yield _finding("mdns", "info", "off (--no-mdns)")
-    elif node.finding.mdns_seen:
-        yield _finding("mdns", "ok", f"{_count(len(node.finding.mdns_seen), 'peer')} seen on the local network")
+    elif node.discovery.mdns_seen:
+        yield _finding("mdns", "ok", f"{_count(len(node.discovery.mdns_seen), 'peer')} seen on the local network")
     else:
         yield _finding(
             "mdns",

@@ -72,7 +72,7 @@ class Operator:
     def undrain(self) -> None:
         self._set_draining(False)
 
-    def drained(self) -> schemas.Draining:
+    def drain_status(self) -> schemas.Draining:
         return status.draining(self._parts)
 
     def _set_draining(self, draining: bool) -> None:

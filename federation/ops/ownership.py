@@ -81,7 +81,7 @@ def _prepared(node: Parts, wish: Wish) -> Pending:
     excepted = {node.find_other(peer, if_itself=itself) for peer in wish.excepted}
     out = excepted if wish.keep_banned else excepted | set(node.bans.names)
     in_ledger = (record.peer_id for record in node.ledger.records())
-    known = dict.fromkeys(chain([node.peer_id], node.host.links, in_ledger, node.finding.remembered))
+    known = dict.fromkeys(chain([node.peer_id], node.host.links, in_ledger, node.discovery.remembered))
     members = islice((peer for peer in known if peer not in out), MAX_MEMBERS)
     prepared = node.rotation.prepare(grace=timedelta(seconds=wish.grace_s), members=members)
     return Pending(prepared, frozenset(out))

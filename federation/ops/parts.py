@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from federation.forward.roster import Roster
     from federation.forward.selection import Selector
     from federation.mesh.bans import Bans
-    from federation.mesh.connectivity import Paths
-    from federation.mesh.discovery import Finding
+    from federation.mesh.connectivity import Connectivity
+    from federation.mesh.discovery import Discovery
     from federation.mesh.gossip import Gossip
     from federation.mesh.ledger import Ledger
     from federation.mesh.probe import Probe
@@ -67,9 +67,9 @@ class Parts:
     ledger: Ledger
     bans: Bans
     rotation: Rotation
-    paths: Paths
+    connectivity: Connectivity
     gossip: Gossip
-    finding: Finding
+    discovery: Discovery
     probe: Probe
     selector: Selector
     backends: Backends
@@ -88,7 +88,7 @@ class Parts:
 
     @property
     def addresses(self) -> list[PeerAddress]:
-        return self.paths.addresses
+        return self.connectivity.addresses
 
     def name_of(self, peer_id: str) -> str:
         """The name that a peer gave itself; empty where none is known."""

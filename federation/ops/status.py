@@ -13,14 +13,14 @@ import trio
 from federation import __version__
 from federation.errors import TokenRetired
 from federation.forward.attempts import State
-from federation.metrics import Now
+from federation.metrics import Snapshot
 from federation.ops import invitation, schemas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from federation.forward.accounts import Ending
+    from federation.forward.counters import Ending
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
@@ -47,7 +47,7 @@ STATES: dict[State, schemas.ClientState] = {
 
 def status(node: Parts) -> schemas.Status:
     now = node.clock.utc_now()
-    counts = node.frontend.accounts.counts
+    totals = node.frontend.counters.totals
     received, delivered = node.frontend.bytes_moved()
     online = [r for r in node.ledger.online(now) if r.peer_id == node.peer_id or r.peer_id in node.host.links]
     return {
@@ -68,8 +68,8 @@ def status(node: Parts) -> schemas.Status:
             },
             "in_flight": node.backends.in_flight,
             "draining": node.facts.draining,
-            "dialable": node.paths.reach.dialable,
-            "via": list(node.paths.reach.via),
+            "dialable": node.connectivity.reachability.dialable,
+            "via": list(node.connectivity.reachability.via),
             "relay": _relaying(node),
             "uptime_s": round(trio.current_time() - node.facts.started_at, 3),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
@@ -92,9 +92,9 @@ def status(node: Parts) -> schemas.Status:
         },
         "connections": {
             "now": len(node.frontend.active),
-            "total": counts.total,
-            "failed": counts.failed,
-            "retried": counts.retried,
+            "total": totals.started,
+            "failed": totals.failed,
+            "retried": totals.retried,
             "received": received,
             "delivered": delivered,
         },
@@ -114,12 +114,12 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
     """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
     now = trio.current_time()
     utc_now = node.clock.utc_now()
-    accounts = node.frontend.accounts
-    decisions = list(accounts.decisions)
+    counters = node.frontend.counters
+    decisions = list(counters.decisions)
     decisions = decisions[-last:] if connection is None else [d for d in decisions if d.flow.connection == connection]
-    failures = {(failure.flow, failure.attempt): failure.why for failure in accounts.failures}
+    failures = {(failure.flow, failure.attempt): failure.why for failure in counters.failures}
     wanted = {decision.flow for decision in decisions}
-    endings = {ending.flow: ending for ending in accounts.endings if ending.flow in wanted}
+    endings = {ending.flow: ending for ending in counters.endings if ending.flow in wanted}
     return [
         {
             "id": decision.flow.connection,
@@ -154,7 +154,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
     """The newest `last` connections that no peer had at their end, or the one of that number."""
-    endings = [e for e in node.frontend.accounts.endings if not e.peer_id and connection in (None, e.flow.connection)]
+    endings = [e for e in node.frontend.counters.endings if not e.peer_id and connection in (None, e.flow.connection)]
     return [
         {
             "id": ending.flow.connection,
@@ -185,8 +185,8 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
 
 def traffic(node: Parts) -> tuple[float, ...]:
     """The counters whose rates the API tells."""
-    counts = node.frontend.accounts.counts
-    return (counts.total, counts.failed, counts.retried, *node.frontend.bytes_moved())
+    totals = node.frontend.counters.totals
+    return (totals.started, totals.failed, totals.retried, *node.frontend.bytes_moved())
 
 
 def rates(node: Parts) -> schemas.Rates:
@@ -201,7 +201,7 @@ def rates(node: Parts) -> schemas.Rates:
     }
 
 
-def metrics(node: Parts) -> Now:
+def metrics(node: Parts) -> Snapshot:
     """The gauges and counters at a scrape."""
     frontend, links = node.frontend, node.host.links
     received, delivered = frontend.bytes_moved()
@@ -211,7 +211,7 @@ def metrics(node: Parts) -> Now:
         _state_of(node, record, utc_now, links.get(record.peer_id)) for record in (node.own_record(0), *records)
     )
     known = (node.peer_id, *links)
-    return Now(
+    return Snapshot(
         received=received,
         delivered=delivered,
         open=len(frontend.active),
@@ -325,7 +325,7 @@ def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
         "services": record.services,
         "draining": record.draining,
         "path": _path_to(node, record.peer_id),
-        "via": "" if link is None else link.via_peer,
+        "via": "" if link is None else link.via_peer_id,
         "rtt_ms": _rtt_ms(link),
         "version": record.version,
         "addresses": list(record.addresses),
@@ -347,7 +347,7 @@ def _gpu(gpu: Gpu) -> schemas.PeerGpu:
 
 def _relaying(node: Parts) -> schemas.Relaying | None:
     relay = node.host.relay
-    if not node.paths.relays:
+    if not node.connectivity.relays:
         return None
     return {"places": len(relay.reserved), "circuits": relay.circuits, "bytes": relay.bytes_relayed}
 

@@ -13,7 +13,7 @@ from federation.reactor.loop import WRITE, Reactor, Timer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIAL_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s, so the entry hears the reason
+CONNECT_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s, so the entry hears the reason
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 
 
@@ -54,7 +54,7 @@ class Connect:
         elif _is_connected(sock):  # a server on this machine has accepted by now
             reactor.flush_soon(self._succeed)
         else:
-            self._timer = reactor.call_later(DIAL_TIMEOUT_S, self._on_timeout)
+            self._timer = reactor.call_later(CONNECT_TIMEOUT_S, self._on_timeout)
             reactor.add(sock.fileno(), WRITE, self._on_events)
 
     def cancel(self) -> None:
@@ -75,7 +75,7 @@ class Connect:
         self._succeed()
 
     def _on_timeout(self) -> None:
-        self._fail(f"no answer within {DIAL_TIMEOUT_S:g} s")
+        self._fail(f"no answer within {CONNECT_TIMEOUT_S:g} s")
 
     def _succeed(self) -> None:
         if not self._is_over:

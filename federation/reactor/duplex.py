@@ -1,9 +1,9 @@
-"""The methods by which two ends of a byte path talk: a client's socket, a tunnel, and any end in between.
+"""The methods that two ends of a byte path call on each other: a client's socket, a tunnel, and any end in between.
 
-client's socket                         tunnel
-read: data = recv(other.room())    ->   send(data)       the tunnel's turn to buffer
-read stops at room() == 0          <-   other.resume()   the tunnel has room again
-...                                ->   taken(n)         n bytes that the tunnel brought went to the client
+client's socket                       tunnel
+read: data = recv(other.writable())   ->   send(data)               the tunnel's turn to buffer
+read stops at writable() == 0         <-   other.resume_writing()   the tunnel takes bytes again
+...                                   ->   acknowledge(n)           n bytes that the tunnel brought went to the client
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Protocol
 class Duplex(Protocol):
     """One end of a byte path. Two ends that are joined hold each other as `other` and call only these methods."""
 
-    def room(self) -> int:
-        """Bytes this end takes right now; 0 means wait for `other.resume()`."""
+    def writable(self) -> int:
+        """Bytes that this end takes right now. After a 0 the caller waits until this end calls its `resume_writing()`."""
 
     def send(self, data: bytes | memoryview) -> None:
-        """Take `data`, at most `room()` bytes; a memoryview is only valid during the call."""
+        """Take `data`, at most `writable()` bytes; a memoryview is only valid during the call."""
 
     def send_eof(self) -> None:
         """Nothing follows in this direction; the reverse direction goes on. Idempotent."""
@@ -26,11 +26,11 @@ class Duplex(Protocol):
     def abort(self, reason: str) -> None:
         """The caller broke and is closed: reset this end. Idempotent. Whatever this end calls back, the caller ignores."""
 
-    def taken(self, n: int) -> None:
-        """`n` bytes that this end delivered have left the machine's buffers: give credit for more."""
+    def acknowledge(self, n: int) -> None:
+        """The caller has passed on `n` bytes that this end delivered: they have left its buffers, so grant as many again."""
 
-    def resume(self) -> None:
-        """The caller has room again."""
+    def resume_writing(self) -> None:
+        """The caller takes bytes again, after its `writable()` was 0."""
 
 
 class Joinable(Duplex, Protocol):
@@ -44,14 +44,14 @@ class NullDuplex:
 
     __slots__ = ()
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return 0
 
     def send(self, data: bytes | memoryview) -> None: ...
     def send_eof(self) -> None: ...
     def abort(self, reason: str) -> None: ...
-    def taken(self, n: int) -> None: ...
-    def resume(self) -> None: ...
+    def acknowledge(self, n: int) -> None: ...
+    def resume_writing(self) -> None: ...
 
 
 def join(a: Joinable, b: Joinable) -> None:

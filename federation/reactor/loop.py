@@ -38,20 +38,21 @@ ENDING = 0x2000  # asked for with READ: the remote has finished, and all its byt
 BROKEN = 8 | 16  # the kernel says ERR or HUP; reported whether asked for or not (epoll only)
 
 # How long the set waits for the next event itself before it hands the thread back to trio. One wake-up through trio
-# costs more than many a request's whole way, so a busy set lingers; trio's other tasks wait at most STAY_S.
+# costs more than many a request's whole way, so a busy set lingers; trio's other tasks wait at most MAX_TURN_S.
 # 1 ms is the smallest step that epoll_wait knows.
-LINGER_S = 0.001
-STAY_S = 0.008
+POLL_WAIT_S = 0.001
+MAX_TURN_S = 0.008
 # To sleep and be woken costs 50 us of latency on a virtual machine, a turn of asking and yielding the core about 1 us.
 # Where the last events came about that soon, the set asks that long before it sleeps; longer gaps cost nothing.
 SPIN_S = 0.00005
 SCRATCH_BYTES = 384 * 1024  # one recv of up to 256 KiB behind a half record
 SEALED_BYTES = 256 * 1024  # the records of one send
 MAX_EVENTS = 256  # a batch: bounds the delay of the flush, and so of all answers
-# After a batch of several events more usually follow: before the flush the set looks for more that often, unless it has
-# ENOUGH. So more frames share a record and a send. A single event, or a batch that added a socket, is flushed at once.
-LOOKS = 2
-ENOUGH = 64
+# After a batch of several events more usually follow: before the flush the set polls for more, EXTRA_POLLS times at most,
+# unless it has FULL_BATCH of them. So more frames share a record and a send. A single event, or a batch that added a
+# socket, is flushed at once.
+EXTRA_POLLS = 2
+FULL_BATCH = 64
 
 
 class Timer:
@@ -170,7 +171,7 @@ class Reactor:
         self._flushes.append(flush)
 
     def flush_late(self, flush: Callable[[], None]) -> None:
-        """Run `flush` before the set sleeps or yields to trio, within STAY_S. Calling it twice schedules it once."""
+        """Run `flush` before the set sleeps or yields to trio, within MAX_TURN_S. Calling it twice schedules it once."""
         if self._in_batch:
             self._late[flush] = None
         else:
@@ -227,11 +228,11 @@ class Reactor:
         return sorted((timer for q in queues for timer in takewhile(lambda t: t.when <= now, q)), key=attrgetter("when"))
 
     def _run_events(self) -> None:
-        """Batch after batch, until LINGER_S brings nothing or trio's other tasks have waited for STAY_S."""
+        """Batch after batch, until POLL_WAIT_S brings nothing or trio's other tasks have waited for MAX_TURN_S."""
         handlers, added = self._handlers, self._added
         self._in_batch = True
-        leave_at = clock() + STAY_S
-        looks = gathered = 0  # since the last flush
+        leave_at = clock() + MAX_TURN_S
+        polls = gathered = 0  # since the last flush
         events = self._poller.poll(0, MAX_EVENTS)
         while events:
             added.clear()
@@ -245,12 +246,12 @@ class Reactor:
                         log.exception("a socket callback failed", fd=fd)
                         self.drop(fd)
             gathered += len(events)
-            if looks < LOOKS and 1 < gathered <= ENOUGH and self._flushes and not added and clock() < leave_at:
-                looks += 1
+            if polls < EXTRA_POLLS and 1 < gathered <= FULL_BATCH and self._flushes and not added and clock() < leave_at:
+                polls += 1
                 events = self._poller.poll(0, MAX_EVENTS)
                 if events:
                     continue
-            looks = gathered = 0
+            polls = gathered = 0
             self._flush()
             now = clock()
             if now > leave_at:
@@ -260,7 +261,7 @@ class Reactor:
         self._in_batch = False
 
     def _next_events(self, now: float) -> list[tuple[int, int]]:
-        """Events within LINGER_S. Asks without sleep at first if that paid off the last time."""
+        """Events within POLL_WAIT_S. Asks without sleep at first if that paid off the last time."""
         poll = self._poller.poll
         if self._spins:
             until = now + SPIN_S
@@ -271,7 +272,7 @@ class Reactor:
             if events:
                 return events
         self._flush_late()
-        events = poll(LINGER_S, MAX_EVENTS)
+        events = poll(POLL_WAIT_S, MAX_EVENTS)
         self._spins = clock() - now < 2 * SPIN_S
         return events
 

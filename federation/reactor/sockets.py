@@ -28,10 +28,10 @@ OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window b
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
-_GONE = NullDuplex()  # the `other` of a closed end
+_NO_OTHER = NullDuplex()  # the `other` of a closed end
 
 
-def _nobody(_end: SocketDuplex) -> None:
+def _noop(_end: SocketDuplex) -> None:
     """Replaces `on_close` after it has been called."""
 
 
@@ -70,7 +70,7 @@ class SocketDuplex:
 
     # Duplex: towards the socket
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return OUT_BUFFER - self._out_size
 
     def send(self, data: bytes | memoryview) -> None:
@@ -86,7 +86,7 @@ class SocketDuplex:
                 return
             if sent:
                 self.delivered += sent
-                self.other.taken(sent)
+                self.other.acknowledge(sent)
             if sent == len(data):
                 return
             data = data[sent:]
@@ -105,10 +105,10 @@ class SocketDuplex:
             self.was_aborted = True
             self._reset()
 
-    def taken(self, n: int) -> None:
-        """Reads are paced by `other.room()`."""
+    def acknowledge(self, n: int) -> None:
+        """Reads are paced by `other.writable()`."""
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         if self._paused and not self.closed:
             self._paused = False
             self._update()
@@ -134,7 +134,7 @@ class SocketDuplex:
         for _ in range(READS_A_TURN):
             if self._eof_seen or self.closed:
                 return
-            wanted = self.other.room()
+            wanted = self.other.writable()
             if wanted > CHUNK:
                 wanted = CHUNK
             elif wanted <= 0:
@@ -174,7 +174,7 @@ class SocketDuplex:
                 self._out[0] = memoryview(chunk)[sent:]
             else:
                 self._out.popleft()
-            self.other.taken(sent)
+            self.other.acknowledge(sent)
             if self.closed:
                 return
         if self._eof_queued:
@@ -182,7 +182,7 @@ class SocketDuplex:
         else:
             self._update()
         if not self.closed:
-            self.other.resume()
+            self.other.resume_writing()
 
     def _shutdown(self) -> None:
         if self._eof_sent or self.closed:
@@ -235,7 +235,7 @@ class SocketDuplex:
         self._out.clear()
         self._out_size = 0
         # Release the owners: thousands of connections a second must leave no cycles to the garbage collector.
-        on_close, self._on_close, self.other = self._on_close, _nobody, _GONE
+        on_close, self._on_close, self.other = self._on_close, _noop, _NO_OTHER
         on_close(self)
 
     def _update(self) -> None:

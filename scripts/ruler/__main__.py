@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     about: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "arguments": vars(given)
-        | {"json": given.json and given.json.name, "before": given.before and given.before.name},
+        "arguments": vars(given) | {"json": given.json and given.json.name, "before": given.before and given.before.name},
         "versions": versions.gather(ROOT),
     }
     with (
@@ -128,9 +127,7 @@ def _supervised(directory: Path) -> Iterator[Supervisor]:
         supervisor.stop()
 
 
-def _start_targets(
-    wanted: Sequence[Target], supervisor: Supervisor, backends: Backends
-) -> tuple[list[Target], list[str]]:
+def _start_targets(wanted: Sequence[Target], supervisor: Supervisor, backends: Backends) -> tuple[list[Target], list[str]]:
     """(those that came up and carry bytes unharmed, why the others are left out)"""
     targets: list[Target] = []
     left_out: list[str] = []
@@ -138,7 +135,7 @@ def _start_targets(
         try:
             target.start(supervisor, backends)
             check_integrity(target, supervisor.directory)
-        except StartFailed as error:
+        except StartFailed as error:  # noqa: PERF203  # the others are measured all the same
             left_out.append(f"{target.name}: {error}")
             print(f"bench: {target.name} is left out: {error}", file=sys.stderr)
         else:

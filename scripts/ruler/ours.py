@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends import SERVICES
@@ -18,9 +17,10 @@ from .procs import StartFailed, wait_until
 from .targets import ROOT, Target
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .backends import Backends
     from .procs import Supervisor
-
 
 
 USAGE = 2  # the exit code of an option that a version does not know
@@ -62,9 +62,7 @@ class Ours(Target):
         entry_name, exit_name = f"{self.name}-entry", f"{self.name}-exit"
         exit_node = self._join(supervisor, env, token, exit_name, [*offers, "--listen", "127.0.0.1:0"])
         listens = [word for service in SERVICES for word in ("--listen", f"{service}=127.0.0.1:0")]
-        entry = self._join(
-            supervisor, env, token, entry_name, [*listens, "--peer", exit_node["p2p"], "--target", exit_name]
-        )
+        entry = self._join(supervisor, env, token, entry_name, [*listens, "--peer", exit_node["p2p"], "--target", exit_name])
         wait_until(lambda: ready_peer(self._peers(entry["control"]), exit_name), "the entry's sight of the exit")
         self.entry = {service: port_of(entry["listens"][service]) for service in SERVICES}
 

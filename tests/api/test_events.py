@@ -15,9 +15,9 @@ from trio.testing import MockClock
 from federation.api import events
 from federation.api.events import (
     DECISIONS_AT_ONCE,
-    LINGER_S,
     MAX_CLIENTS,
-    MAX_STRANGERS,
+    MAX_KEYLESS,
+    RECONNECT_WITHIN_S,
     RING_BYTES,
     SILENCE_S,
     STATE_EVERY_S,
@@ -203,9 +203,9 @@ async def test_nobody_listens_nothing_is_made(hub: Hub, autojump_clock: MockCloc
         client = Client()
         with trio.move_on_after(2):
             await follow(hub, client)
-        await trio.sleep(LINGER_S + 5)
+        await trio.sleep(RECONNECT_WITHIN_S + 5)
         made = node.asked
-        assert made > LINGER_S / STATE_EVERY_S / 2  # for one that comes back
+        assert made > RECONNECT_WITHIN_S / STATE_EVERY_S / 2  # for one that comes back
         await trio.sleep(1000)
         assert node.asked == made
         nursery.start_soon(follow, hub, client, client.told[-1][0])
@@ -330,13 +330,13 @@ async def test_no_more_clients_than_that(hub: Hub, autojump_clock: MockClock) ->
     from starlette.exceptions import HTTPException
 
     async with running(hub) as nursery:
-        for _ in range(MAX_STRANGERS):
+        for _ in range(MAX_KEYLESS):
             nursery.start_soon(follow, hub, Client())
         await trio.sleep(0.1)
         with pytest.raises(HTTPException, match="503: 8 clients listen already"):
             await respond(hub)
         assert (await respond(hub, owner=True))[0]["status"] == 200
-        for _ in range(MAX_CLIENTS - MAX_STRANGERS):
+        for _ in range(MAX_CLIENTS - MAX_KEYLESS):
             nursery.start_soon(follow, hub, Client())
         await trio.sleep(0.1)
         with pytest.raises(HTTPException, match="503: 16 clients listen already"):

@@ -75,7 +75,7 @@ async def test_who_does_not_read_keeps_nobody_from_ending() -> None:
 
 
 async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(http_server, "WRITE_TIMEOUT_S", 0.2)
     ended = trio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +92,7 @@ async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_who_reads_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "PATIENCE_S", 0.4)
+    monkeypatch.setattr(http_server, "WRITE_TIMEOUT_S", 0.4)
     async with serving(large) as address:
         stream = await connect(address, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         size = 0

@@ -210,5 +210,5 @@ class FakeNetwork:
     def undrain(self) -> None:
         self._drain(False)
 
-    def drained(self) -> dict[str, Any]:
+    def drain_status(self) -> dict[str, Any]:
         return {"draining": self.draining, "in_flight": self.rows[0]["in_flight"], "clients": 0}

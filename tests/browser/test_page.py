@@ -323,7 +323,7 @@ def test_the_fake_answers_as_the_api_does() -> None:
         (schemas.Status, made.status()),
         (list[schemas.Peer], made.peers()),
         (list[schemas.Decision], [*made.explain(20), *made.explain(1, 1)]),
-        (schemas.Draining, made.drained()),
+        (schemas.Draining, made.drain_status()),
         (schemas.Invite, made.invite()),
     ):
         try:

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from federation.config import Replay
 from federation.errors import BackendUnavailable, PeerUnavailable
-from federation.forward.accounts import Accounts, Failure, Flow
 from federation.forward.attempts import FOLLOWS, REFUSED_PENALTY_S, SILENT_PENALTY_S, Attempts, State
+from federation.forward.counters import Counters, Failure, Flow
 from federation.forward.route import Route
 from federation.metrics import Metrics
 from tests.support.links import End
@@ -84,7 +84,7 @@ class Dispatcher:
 
     def __init__(self, *peers: str, replay: str = "opened") -> None:
         self.replay = Replay(replay)
-        self.accounts = Accounts(Metrics())
+        self.counters = Counters(Metrics())
         self.clock = 0.0
         self.alarms: set[Alarm] = set()
         self.links = {peer: Link() for peer in peers if peer != OWN}
@@ -180,7 +180,7 @@ class Request:
 
     @property
     def failures(self) -> list[tuple[str, str]]:
-        return [(failure.peer_id, failure.why) for failure in self.dispatcher.accounts.failures]
+        return [(failure.peer_id, failure.why) for failure in self.dispatcher.counters.failures]
 
     def upstream_side(self) -> Any:
         return self
@@ -273,7 +273,7 @@ def test_each_peer_is_tried_once_then_the_request_waits_for_news() -> None:
     assert (request.state, dispatcher.waiting, dispatcher.busy()) == (State.WAITING, {request.attempts}, {})
     dispatcher.changes("b")
     assert (request.state, request.attempts.peer_id, request.attempts.count) == (State.OPENING, "b", 4)
-    assert dispatcher.accounts.counts.retried == 3
+    assert dispatcher.counters.totals.retried == 3
 
 
 def test_news_that_help_nobody_leave_the_deadline_as_it_was() -> None:
@@ -329,13 +329,13 @@ def test_the_next_peer(replay: str, how: str) -> None:
     assert first.pings == (how == "timeout")
     assert first.tunnels[0].heard == [f"RST {reason}"]
     assert dispatcher.penalties == [("a", SILENT_PENALTY_S if how == "timeout" else REFUSED_PENALTY_S)]
-    assert list(dispatcher.accounts.failures) == [Failure(Flow(7), 1, "a", reason)]
+    assert list(dispatcher.counters.failures) == [Failure(Flow(7), 1, "a", reason)]
     if replay == "never":
         assert (request.state, request.heard) == (State.REJECTED, [f"rejected: {reason}"])
-        assert (dispatcher.busy(), dispatcher.accounts.counts.retried) == ({}, 0)
+        assert (dispatcher.busy(), dispatcher.counters.totals.retried) == ({}, 0)
     else:
         assert (request.state, dispatcher.busy()) == (State.OPENING, {"b": 1})
-        assert dispatcher.accounts.counts.retried == 1
+        assert dispatcher.counters.totals.retried == 1
 
 
 def test_every_attempt_has_its_own_time() -> None:

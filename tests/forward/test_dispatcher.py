@@ -10,8 +10,8 @@ import pytest
 
 from federation.config import Settings
 from federation.errors import BackendUnavailable
-from federation.forward.accounts import Accounts, Flow
 from federation.forward.attempts import Attempts, State
+from federation.forward.counters import Counters, Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, RosterDispatcher
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
@@ -33,10 +33,10 @@ class World:
         self.queued: list[Callable[[], None]] = []
         self.in_flight = 0
         self.clock = 5.0
-        self.accounts = Accounts(Metrics())
+        self.counters = Counters(Metrics())
         self.selector = Selector(Policy.LEAST_LOADED, entry_id="own", rng=random.Random(1))
         self.dispatcher = RosterDispatcher(
-            self, Settings(name="x", hold_s=3.0), roster=self, selector=self.selector, backends=self, accounts=self.accounts  # type: ignore[arg-type]
+            self, Settings(name="x", hold_s=3.0), roster=self, selector=self.selector, backends=self, counters=self.counters  # type: ignore[arg-type]
         )  # fmt: skip
 
     # The roster
@@ -96,7 +96,7 @@ def test_a_pick_is_counted_and_remembered_until_it_is_released() -> None:
     assert {first, second} == {"a", "b"}
     assert world.dispatcher.pick(request, {"a", "b"}, 3) is None
     assert [world.selector.own_in_flight(peer) for peer in ("a", "b")] == [1, 1]
-    assert [(d.pick.chosen.peer_id, d.attempt, d.flow) for d in world.accounts.decisions] == [
+    assert [(d.pick.chosen.peer_id, d.attempt, d.flow) for d in world.counters.decisions] == [
         (first, 1, Flow(7)), (second, 2, Flow(7)),
     ]  # fmt: skip
     for peer in ("a", "b"):

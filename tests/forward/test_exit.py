@@ -139,7 +139,7 @@ async def test_a_lost_link_cancels_the_dial() -> None:
 
 
 async def test_a_backend_that_does_not_answer_the_dial_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect_module, "DIAL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connect_module, "CONNECT_TIMEOUT_S", 0.05)
     async with tunnels(backlog=0) as t:
         t.listener.clog()
         _, end = t.open()
@@ -284,7 +284,7 @@ async def test_a_cancelled_dial_never_calls_back() -> None:
 
 
 async def test_a_dial_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connect_module, "DIAL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(connect_module, "CONNECT_TIMEOUT_S", 0.01)
     with Listener() as listener, Listener(backlog=0) as clogged:
         clogged.clog()
         reactor = CountingReactor()
@@ -337,15 +337,15 @@ async def test_no_descriptor_is_left_whatever_happens() -> None:
 class StoppedLink:
     """What it has in its socket comes when the test says so."""
 
-    peer = "12D3KooWentry"
+    peer_id = "12D3KooWentry"
 
     def __init__(self) -> None:
         self.unread: list[Callable[[], None]] = []
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
+    def when_read_empty(self, callback: Callable[[], None]) -> None:
         self.unread.append(callback)
 
-    drain = when_drained
+    read_until_empty = when_read_empty
 
     def reads(self) -> None:
         unread, self.unread = self.unread, []

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 
 from federation.errors import ListenFailed
 from federation.forward import frontend as module
-from federation.forward.accounts import DECISIONS, Ending, Flow
 from federation.forward.attempts import Attempts
+from federation.forward.counters import DECISIONS, Ending, Flow
 from federation.forward.frontend import SILENT_S
 from federation.forward.l4 import L4Client
 from federation.forward.reject import REJECT_LINGER_S, Rejection
@@ -213,7 +213,7 @@ async def test_without_descriptors_accepting_pauses_and_goes_on(
             await net.passes(PAUSE_S)
             await settled(lambda: net.tunnels)
             reset(client)
-        assert net.frontend.accounts.counts.total == 1
+        assert net.frontend.counters.totals.started == 1
 
 
 async def test_an_error_of_accept_costs_no_more_than_its_client(
@@ -227,7 +227,7 @@ async def test_an_error_of_accept_costs_no_more_than_its_client(
             assert len(attempts) >= 4  # three clients were lost, without a pause
             assert logs == []
             reset(client)
-        assert net.frontend.accounts.counts.total == 1
+        assert net.frontend.counters.totals.started == 1
 
 
 async def test_an_error_that_nobody_expects_is_said_and_tried_again(
@@ -243,7 +243,7 @@ async def test_an_error_that_nobody_expects_is_said_and_tried_again(
             await settled(lambda: net.tunnels)
             assert [log["event"] for log in logs] == ["accepting a client failed; it is tried again"]
             reset(client)
-        assert net.frontend.accounts.counts.total == 1
+        assert net.frontend.counters.totals.started == 1
 
 
 async def test_a_real_lack_of_descriptors_is_survived(mock_clock: MockClock) -> None:
@@ -260,7 +260,7 @@ async def test_a_real_lack_of_descriptors_is_survived(mock_clock: MockClock) -> 
                     spare.append(socket.socket())
             sock.connect(("127.0.0.1", net.port))
             await settled()
-            assert net.frontend.accounts.counts.total == 0
+            assert net.frontend.counters.totals.started == 0
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for one in spare:
@@ -281,11 +281,11 @@ async def test_the_last_descriptors_are_not_for_clients(mock_clock: MockClock, m
             await settled(lambda: net.tunnels)
             for _ in range(3):
                 await net.passes(PAUSE_S)
-            assert net.frontend.accounts.counts.total == 1
+            assert net.frontend.counters.totals.started == 1
             assert [log["event"] for log in logs] == ["no descriptor left for a client; accepting pauses"]
             left[0] = True
             await net.passes(PAUSE_S)
-            await settled(lambda: net.frontend.accounts.counts.total == 2)
+            await settled(lambda: net.frontend.counters.totals.started == 2)
         for sock in waiting:
             reset(sock)
         await net.passes(PAUSE_S)
@@ -297,7 +297,7 @@ async def test_who_says_nothing_gives_way_when_descriptors_run_out(
     is_short = False
     monkeypatch.setattr(fdlimit, "is_reserve", lambda _fd: is_short)
     monkeypatch.setattr(fdlimit, "are_left", lambda _fd: not is_short)
-    monkeypatch.setattr(module, "GIVE_WAY", 2)
+    monkeypatch.setattr(module, "ENDED_AT_ONCE", 2)
     async with network(mock_clock) as net:
         net.add("a")
         oldest, older, old = [await net.connect() for _ in range(3)]
@@ -318,7 +318,7 @@ async def test_who_says_nothing_gives_way_when_descriptors_run_out(
         for _ in range(3):
             await net.passes(PAUSE_S)
         assert {entry.flow.connection for entry in net.frontend.active} == {4, 5, 6}  # asks, told, new
-        assert "said nothing" in str(net.frontend.accounts.endings[0].error)
+        assert "said nothing" in str(net.frontend.counters.endings[0].error)
         is_short = False
         await net.passes(PAUSE_S)
         assert {asks, told, new} <= set(net.clients)
@@ -380,8 +380,8 @@ async def test_those_turned_away_take_nobodys_place(mock_clock: MockClock) -> No
         assert net.in_flight() == {"a": 1}
         await net.passes(REJECT_LINGER_S)
         assert len(net.frontend.active) == 1
-        assert net.frontend.accounts.counts.failed == 5
-        assert not net.frontend.turned_away
+        assert net.frontend.counters.totals.failed == 5
+        assert not net.frontend.rejected_clients
 
 
 # Those who wait
@@ -440,7 +440,7 @@ async def test_decisions_are_kept_and_bounded(mock_clock: MockClock) -> None:
         net.add("a", "b")
         await net.connect()
         net.tunnel.refuses()
-        first, second = net.frontend.accounts.decisions
+        first, second = net.frontend.counters.decisions
         assert (first.route.service, first.attempt, first.pick.chosen.peer_id) == ("default", 1, "a")
         assert (second.route.service, second.attempt, second.pick.chosen.peer_id) == ("default", 2, "b")
         assert [len(decision.pick.candidates) for decision in (first, second)] == [2, 1]
@@ -451,13 +451,13 @@ async def test_decisions_are_kept_and_bounded(mock_clock: MockClock) -> None:
             net.tunnel.refuses()
             net.frontend.dispatcher.roster_changed()
             await settled()
-        assert len(net.frontend.accounts.decisions) == DECISIONS
+        assert len(net.frontend.counters.decisions) == DECISIONS
 
 
 async def test_how_connections_ended_is_kept_and_told(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         told: list[Ending] = []
-        net.frontend.accounts.on_ending = told.append
+        net.frontend.counters.on_ending = told.append
         net.add("a")
         client = await net.connect()
         await client.send_all(b"asks")
@@ -475,7 +475,7 @@ async def test_how_connections_ended_is_kept_and_told(mock_clock: MockClock) -> 
         net.tunnel.breaks("backend reset")
         await settled(lambda: not net.frontend.active)
         await reset_one.aclose()
-        first, second = net.frontend.accounts.endings
+        first, second = net.frontend.counters.endings
         assert told == [first, second]
         assert (first.flow, first.route.service, first.peer_id, first.attempts) == (Flow(1), "default", "a", 1)
         assert first.seconds == pytest.approx(2.5, abs=0.1)
@@ -534,13 +534,13 @@ async def test_retries_are_counted_by_their_reason(mock_clock: MockClock, how: s
         assert net.tunnel.peer_id == "b"
         assert net.metric("federation_retries_total", reason=reason) == 1
         assert net.metric("federation_retries_total") == 1
-        assert net.frontend.accounts.counts.retried == 1
+        assert net.frontend.counters.totals.retried == 1
 
 
 async def test_picks_are_counted_once_by_the_tier_that_decided(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         frontend = net.frontend
-        frontend.accounts.count_picks()
+        frontend.counters.count_picks()
         net.add("a")
         await net.connect(sends=b"x")
         await settled()
@@ -548,13 +548,13 @@ async def test_picks_are_counted_once_by_the_tier_that_decided(mock_clock: MockC
         await net.connect(sends=b"x")
         await settled()
         for _ in range(3):
-            frontend.accounts.count_picks()
+            frontend.counters.count_picks()
         assert net.metric("federation_picks_sampled_total", tier="only") == 1
         assert net.metric("federation_picks_sampled_total", tier="in_flight") == 1
         assert net.metric("federation_picks_sampled_total") == 2
         await net.connect(sends=b"x")
         await settled()
-        frontend.accounts.count_picks()
+        frontend.counters.count_picks()
         assert net.metric("federation_picks_sampled_total") == 3
 
 

@@ -17,9 +17,9 @@ import trio
 import trio.testing
 
 from federation.config import Settings
-from federation.forward.accounts import Failure, Flow
 from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, State
 from federation.forward.backends import Backends
+from federation.forward.counters import Failure, Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
 from federation.forward.exit import serve_tunnel
 from federation.forward.reject import REJECT_LINGER_S
@@ -101,7 +101,7 @@ async def test_request_and_answer(mock_clock: MockClock, replay: str) -> None:
         await settled(lambda: not net.frontend.active)
         assert net.in_flight() == {}
         assert net.finished("ok") == 1
-        assert (net.frontend.accounts.counts.failed, net.frontend.accounts.counts.retried) == (0, 0)
+        assert (net.frontend.counters.totals.failed, net.frontend.counters.totals.retried) == (0, 0)
         assert net.roster.penalties == []
 
 
@@ -202,15 +202,15 @@ async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock
         silent = how == "timeout"
         assert net.roster.penalties == [("a", SILENT_PENALTY_S if silent else REFUSED_PENALTY_S)]
         assert net.roster.links["a"].pings == silent
-        assert net.frontend.accounts.counts.retried == 1
+        assert net.frontend.counters.totals.retried == 1
         net.tunnel.answers()
         net.tunnel.sends(b"served")
         net.tunnel.ends()
         assert await rest_of(client) == b"served"
-        assert [d.pick.chosen.peer_id for d in net.frontend.accounts.decisions] == ["a", "b"]
-        assert [d.attempt for d in net.frontend.accounts.decisions] == [1, 2]
-        assert {d.flow for d in net.frontend.accounts.decisions} == {Flow(1)}
-        assert list(net.frontend.accounts.failures) == [Failure(Flow(1), 1, "a", reason)]
+        assert [d.pick.chosen.peer_id for d in net.frontend.counters.decisions] == ["a", "b"]
+        assert [d.attempt for d in net.frontend.counters.decisions] == [1, 2]
+        assert {d.flow for d in net.frontend.counters.decisions} == {Flow(1)}
+        assert list(net.frontend.counters.failures) == [Failure(Flow(1), 1, "a", reason)]
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -223,7 +223,7 @@ async def test_never_means_never(mock_clock: MockClock, how: str) -> None:
         assert reason in error["message"]
         assert len(net.tunnels) == 1
         assert net.in_flight() == {}
-        assert (net.frontend.accounts.counts.failed, net.frontend.accounts.counts.retried) == (1, 0)
+        assert (net.frontend.counters.totals.failed, net.frontend.counters.totals.retried) == (1, 0)
 
 
 async def test_each_peer_is_tried_once_then_the_client_waits_for_news(mock_clock: MockClock) -> None:
@@ -365,7 +365,7 @@ async def test_a_peer_that_is_suspect_loses_all_that_wait_for_it_and_nobody_else
         assert net.in_flight() == {"b": 6}
         assert set(net.roster.penalties) == {("a", SILENT_PENALTY_S)}
         assert len(net.tunnels) == 9
-        assert net.frontend.accounts.counts.retried == 3
+        assert net.frontend.counters.totals.retried == 3
 
 
 @pytest.mark.parametrize("replay", ["opened", "first-byte"])
@@ -629,7 +629,7 @@ async def test_a_client_that_waited_is_served_as_soon_as_somebody_comes(mock_clo
         net.tunnel.sends(b"served")
         net.tunnel.ends()
         assert await rest_of(client) == b"served"
-        assert net.frontend.accounts.counts.failed == 0
+        assert net.frontend.counters.totals.failed == 0
 
 
 @pytest.mark.parametrize(
@@ -641,7 +641,7 @@ async def test_an_http_client_is_told(mock_clock: MockClock, request_: bytes) ->
         await net.passes(10)
         error = parse_503(await rest_of(client))
         assert error["message"] == "federation: no peer is available"
-        assert net.frontend.accounts.counts.failed == 1
+        assert net.frontend.counters.totals.failed == 1
 
 
 @pytest.mark.parametrize(
@@ -679,7 +679,7 @@ async def test_no_patience_is_no_reason_to_say_nothing(mock_clock: MockClock) ->
         client = await net.connect()
         await client.send_all(REQUEST)
         parse_503(await rest_of(client))
-        assert net.frontend.accounts.counts.failed == 1
+        assert net.frontend.counters.totals.failed == 1
 
 
 async def test_no_patience_and_a_silent_client(mock_clock: MockClock) -> None:
@@ -724,7 +724,7 @@ async def test_a_client_that_does_not_go_is_thrown_out(mock_clock: MockClock) ->
         assert len(net.frontend.active) == 1
         await net.passes(0.1)
         assert not net.frontend.active
-        assert net.frontend.accounts.counts.failed == 1
+        assert net.frontend.counters.totals.failed == 1
 
 
 async def test_who_was_turned_away_is_not_served_after_all(mock_clock: MockClock) -> None:
@@ -755,7 +755,7 @@ async def test_a_held_client_is_turned_away_once_when_the_node_stops(mock_clock:
         net.frontend.stop_listening()
         assert "shutting down" in parse_503(await rest_of(client))["message"]
         await net.passes(1)  # when its patience would have ended
-        assert net.frontend.accounts.counts.failed == 1
+        assert net.frontend.counters.totals.failed == 1
         await client.aclose()
 
 
@@ -798,7 +798,7 @@ async def bring_to(net: Net, stage: str) -> trio.SocketStream:
         net.tunnel.refuses()
         if net.frontend.dispatcher.waiting:
             await net.passes(10)
-        assert net.frontend.accounts.counts.failed == 1
+        assert net.frontend.counters.totals.failed == 1
     return client
 
 

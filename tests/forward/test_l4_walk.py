@@ -304,4 +304,4 @@ async def test_everybody_who_is_patient_is_served_exactly(mock_clock: MockClock,
             assert bytes(client.heard) == noise(1000 + net.tunnels.index(last))
             assert client.eof
         assert net.finished("ok") == 6
-        assert net.frontend.accounts.counts.failed == 0
+        assert net.frontend.counters.totals.failed == 0

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.forward.browsers import Rules
 from federation.forward.reject import REJECT_LINGER_S, ROOM, Rejection
+from federation.forward.web_pages import Rules
 from tests.support.links import End
 
 if TYPE_CHECKING:
@@ -96,4 +96,4 @@ def test_a_closed_client_leaves_no_timer() -> None:
 
 def test_what_else_a_client_sends_is_read_and_dropped() -> None:
     rejection, _, _ = rejected(REQUEST)
-    assert rejection.room() == ROOM
+    assert rejection.writable() == ROOM

@@ -101,7 +101,7 @@ class Member:
         async with self.host.running(), self.topic.running():
             self.link = await self.host.connect(self.address)
             self.link.mux._check_known = lambda _channel: None  # answers to frames that our own side knows nothing of
-            self.stream = await self.host.open_stream(self.link.peer, pubsub.PROTOCOL_ID)
+            self.stream = await self.host.open_stream(self.link.peer_id, pubsub.PROTOCOL_ID)
             began = time.monotonic()
             with (
                 trio.move_on_after(seconds),
@@ -136,7 +136,7 @@ def invented(member: Member, keys: KeyPair | None = None, number: bytes = bytes(
 
 
 async def speaks_for_another(member: Member) -> None:
-    await member.say(member.record(peer_id=member.link.peer, in_flight=10_000))
+    await member.say(member.record(peer_id=member.link.peer_id, in_flight=10_000))
 
 
 async def forges(member: Member) -> None:
@@ -146,8 +146,8 @@ async def forges(member: Member) -> None:
 
 
 async def hands_over_a_forgery(member: Member) -> None:
-    message = member.topic.sign(member.record(peer_id=member.link.peer, left=True))
-    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    message = member.topic.sign(member.record(peer_id=member.link.peer_id, left=True))
+    stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
     await wire.send(stream, [])
     await wire.send(stream, [[message.SerializeToString(), 0]])
 
@@ -163,7 +163,7 @@ async def megabyte_record(member: Member) -> None:
 
 
 async def megabyte_row(member: Member) -> None:
-    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
     await wire.send(stream, [[str(n), 1, 1] for n in range(100_000)])
     await wire.send(stream, [[bytes(8 * 1024 * 1024), 0]])
     member.sent += 1
@@ -180,7 +180,7 @@ async def thousand_a_second(member: Member) -> None:
 async def invents_peers(member: Member) -> None:
     """All of a ledger at once, and as fast as it can sign for them by gossip."""
     page = [[invented(member).SerializeToString(), 0] for _ in range(64)]
-    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
     await wire.send(stream, [])
     async with trio.open_nursery() as nursery:
 
@@ -244,7 +244,7 @@ async def never_reads_tunnels(member: Member) -> None:
 
 async def hands_over_padded_records(member: Member) -> None:
     """Genuine, with what their signatures do not cover: more than the victim's neighbours read, then less."""
-    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
     await wire.send(stream, [])
     for number, padding in enumerate((100_000, 20_000)):
         message = member.topic.sign(member.record(seq=number + 1))
@@ -340,7 +340,7 @@ async def digests_of_nothing(member: Member) -> None:
     """A megabyte of empty lists each, which is a million objects."""
     nothing: list[list] = [[]] * 1_000_000
     for _ in range(12):
-        stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+        stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
         with suppress(trio.BrokenResourceError):
             await wire.send(stream, nothing)
             member.sent += 1

@@ -136,11 +136,11 @@ async def main() -> None:
         async with member.host.running(), member.topic.running():
             if options.relay is None:
                 link = await member.host.connect(address)
-                member.stream = await member.host.open_stream(link.peer, pubsub.PROTOCOL_ID)
+                member.stream = await member.host.open_stream(link.peer_id, pubsub.PROTOCOL_ID)
             else:
                 relay = await member.host.connect(PeerAddress.parse(options.relay))
-                link = await member.host.dial_through(relay.peer, str(address.peer_id))
-            member.victim = link.peer
+                link = await member.host.connect_via_relay(relay.peer_id, str(address.peer_id))
+            member.victim = link.peer_id
             result = await MODES[options.mode](member, options)
             sys.stdout.write(json.dumps(result) + "\n")
             sys.stdout.flush()

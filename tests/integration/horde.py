@@ -71,7 +71,7 @@ def prepare_sync(member: Member) -> list[bytes]:
 
 async def sync(member: Member, prepared: list[bytes]) -> None:
     async def one() -> None:
-        stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+        stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
         digest = msgpack.packb([])
         await stream.send_all(struct.pack(">I", len(digest)) + digest)
         nursery.start_soon(quietly, read_all, stream)
@@ -129,7 +129,7 @@ def prepare_heavy(member: Member) -> list[bytes]:
 
 
 async def heavy(member: Member, prepared: list[bytes]) -> None:
-    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(quietly, read_all, stream)
         for page in prepared:
@@ -180,7 +180,7 @@ async def main() -> None:
                 await stack.enter_async_context(member.host.running())
                 await stack.enter_async_context(member.topic.running())
                 member.link = await member.host.connect(address)
-                member.stream = await member.host.open_stream(member.link.peer, pubsub.PROTOCOL_ID)
+                member.stream = await member.host.open_stream(member.link.peer_id, pubsub.PROTOCOL_ID)
             began = time.monotonic()
             with trio.move_on_after(30):
                 async with trio.open_nursery() as attackers:

@@ -53,7 +53,7 @@ async def here(member: Member):
     async with member.host.running(), member.topic.running():
         member.link = await member.host.connect(member.address)
         member.link.mux._check_known = lambda _channel: None
-        member.stream = await member.host.open_stream(member.link.peer, pubsub.PROTOCOL_ID)
+        member.stream = await member.host.open_stream(member.link.peer_id, pubsub.PROTOCOL_ID)
         yield
 
 
@@ -110,7 +110,7 @@ async def halfway(member: Member) -> None:
             with suppress(Exception):
                 stream = await trio.open_tcp_stream(member.address.host, member.address.port)
                 raw = tcp_connection(stream, initiator=True)
-                await host.swarm.upgrader.security_multistream.secure_outbound(raw, ID.from_base58(member.link.peer))
+                await host.swarm.upgrader.security_multistream.secure_outbound(raw, ID.from_base58(member.link.peer_id))
                 await stream.wait_send_all_might_not_block()
                 await trio.sleep(60)  # the victim ends it before that
 
@@ -137,9 +137,9 @@ async def stays(member: Member, stack: AsyncExitStack, new) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(halfway, member)
         with trio.move_on_after(2.0):
-            while member.link.peer not in other.host.links:  # noqa: ASYNC110
+            while member.link.peer_id not in other.host.links:  # noqa: ASYNC110
                 await trio.sleep(0.02)
-        unknown = other.host.links.get(member.link.peer)
+        unknown = other.host.links.get(member.link.peer_id)
         tell(
             ready=True, peer_ids=[member.host.peer_id, other.host.peer_id], victim_dialled=unknown is not None,
             unknown_served=unknown is not None and await served(unknown),
@@ -160,9 +160,9 @@ async def prunes(member: Member, stack: AsyncExitStack, new) -> None:
     await stack.enter_async_context(here(member))
     await member.stream.send_all(encode_varint_prefixed(pruned(member, other, at).SerializeToString()))
     with trio.move_on_after(3.0):
-        while member.link.peer not in other.host.links:  # noqa: ASYNC110
+        while member.link.peer_id not in other.host.links:  # noqa: ASYNC110
             await trio.sleep(0.02)
-    tell(victim_dialled=member.link.peer in other.host.links)
+    tell(victim_dialled=member.link.peer_id in other.host.links)
 
 
 async def pads(member: Member, stack: AsyncExitStack, _new) -> None:
@@ -170,7 +170,7 @@ async def pads(member: Member, stack: AsyncExitStack, _new) -> None:
     await stack.enter_async_context(here(member))
     message = member.topic.sign(member.record(services={}))
     message.key = bytes(100_000)
-    stream = await member.host.open_stream(member.link.peer, member.token.ledger_protocol())
+    stream = await member.host.open_stream(member.link.peer_id, member.token.ledger_protocol())
     await wire.send(stream, [])
     await wire.send(stream, [[message.SerializeToString(), 0]])
     await wire.send(stream, [])
@@ -247,7 +247,7 @@ async def carries(member: Member, stack: AsyncExitStack, new) -> None:
                 await trio.sleep(0.001)
             if channel.closed:  # refused
                 continue
-            links.append(await other.host.upgrade(conn, ID.from_base58(member.link.peer)))
+            links.append(await other.host.upgrade(conn, ID.from_base58(member.link.peer_id)))
     admitted = sum(not link.is_closed for link in links)
     tell(identities=IDENTITIES, admitted=admitted, lasted_s=round(time.monotonic() - began, 2), cut=member.link.is_closed)
 

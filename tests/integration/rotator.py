@@ -74,7 +74,7 @@ class Rotator:
         taken = False
         for protocol, data in self.messages(token, members, grace_ms):
             with suppress(Exception), trio.move_on_after(ANSWER_S):  # whatever our own code says of what it is made to do
-                async with await self.host.open_stream(link.peer, protocol) as stream:
+                async with await self.host.open_stream(link.peer_id, protocol) as stream:
                     await stream.send_all(data)
                     await self.flush(link)
                     answer = await stream.receive_some(16)
@@ -94,7 +94,7 @@ class Rotator:
         for protocol, data in self.messages(token, members):
             with suppress(Exception):
                 link = await self.host.connect(address)
-                stream = await self.host.open_stream(link.peer, protocol)
+                stream = await self.host.open_stream(link.peer_id, protocol)
                 os.kill(pid, signal.SIGSTOP)
                 try:
                     await stream.send_all(data)

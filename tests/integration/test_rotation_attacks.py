@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness import Daemon
 
 ROTATOR = Path(__file__).with_name("rotator.py")
-SETTLED_S = 12.0  # more than a node without a grace leaves to those that it could not tell (rotation.SETTLE_S)
+SETTLED_S = 12.0  # more than a node without a grace leaves to those that it could not tell (rotation.UNTOLD_STAY_S)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import trio
 
 from federation.config import Settings
 from federation.mesh import connectivity as paths_module
-from federation.mesh.connectivity import LOOK_EVERY_S, Paths, relay_limits
+from federation.mesh.connectivity import LOOK_EVERY_S, Connectivity, relay_limits
 from federation.mesh.ledger import Ledger
 from federation.mesh.records import NodeData
 from federation.net.dial.address import PeerAddress
@@ -29,8 +29,8 @@ BOB, RELAY, OTHER = (f"12D3KooW{letter * 44}" for letter in "BRS")
 
 
 class World:
-    def __init__(self, paths: Paths, host: Any, ledger: Ledger) -> None:
-        self.paths, self.host, self.ledger = paths, host, ledger
+    def __init__(self, connectivity: Connectivity, host: Any, ledger: Ledger) -> None:
+        self.connectivity, self.host, self.ledger = connectivity, host, ledger
         self.changes = 0
 
     def hear(self, peer_id: str, **fields: Any) -> NodeData:
@@ -42,8 +42,8 @@ class World:
 
     def link(self, peer_id: str, **fields: Any) -> SimpleNamespace:
         link = SimpleNamespace(
-            **{"peer": peer_id, "path": "direct", "rtt_s": None, "is_initiator": True, "remote_address": ("198.51.100.1", 1),
-               "local_host": "192.0.2.1", "failed": "", **fields}
+            **{"peer_id": peer_id, "path": "direct", "rtt_s": None, "is_initiator": True,
+               "remote_address": ("198.51.100.1", 1), "local_host": "192.0.2.1", "failed": "", **fields}
         )  # fmt: skip
         link.pings = 0
         link.fail = lambda reason: setattr(link, "failed", reason)
@@ -62,7 +62,7 @@ async def world(**settings: Any) -> AsyncIterator[World]:
         def changed() -> None:
             made.changes += 1
 
-        made = World(Paths(peer.host, ledger, Settings(**settings), on_change=changed), peer.host, ledger)
+        made = World(Connectivity(peer.host, ledger, Settings(**settings), on_change=changed), peer.host, ledger)
         yield made
         peer.host.links.clear()
         await peer.host.stop_listening()
@@ -75,61 +75,61 @@ def test_limits_are_those_of_the_settings() -> None:
 
 async def test_who_can_be_dialled_relays_unless_told_not_to() -> None:
     async with world() as it:
-        assert not it.paths.relays
-        it.paths.reach.verdicts.by_peer[BOB] = True
-        assert it.paths.relays
+        assert not it.connectivity.relays
+        it.connectivity.reachability.verdicts.by_peer[BOB] = True
+        assert it.connectivity.relays
         it.host.relay.close()
-        assert not it.paths.relays
+        assert not it.connectivity.relays
 
 
 async def test_where_members_reached_us_is_announced_behind_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths_module, "local_addresses", lambda *_: ["/ip4/192.168.1.2/tcp/4484"])
     async with world() as it:
-        assert it.paths.read()
-        it.paths.reach.public["198.51.100.7", 4484] = None
-        it.paths._reach_changed()
-        assert [(a.host, a.port) for a in it.paths.addresses] == [("192.168.1.2", 4484), ("198.51.100.7", 4484)]
+        assert it.connectivity.read()
+        it.connectivity.reachability.public["198.51.100.7", 4484] = None
+        it.connectivity._reachability_changed()
+        assert [(a.host, a.port) for a in it.connectivity.addresses] == [("192.168.1.2", 4484), ("198.51.100.7", 4484)]
         assert it.changes == 1
-        it.paths.reach.moved()
-        assert it.paths.read()
-        assert [a.host for a in it.paths.addresses] == ["192.168.1.2"]
+        it.connectivity.reachability.moved()
+        assert it.connectivity.read()
+        assert [a.host for a in it.connectivity.addresses] == ["192.168.1.2"]
 
 
 async def test_what_is_announced_by_hand_is_all_of_our_own() -> None:
     async with world(announce=("box.example:9000",)) as it:
-        it.paths.read()
-        assert [str(PeerAddress(a.host, a.port)) for a in it.paths.addresses] == ["/dns/box.example/tcp/9000"]
+        it.connectivity.read()
+        assert [str(PeerAddress(a.host, a.port)) for a in it.connectivity.addresses] == ["/dns/box.example/tcp/9000"]
 
 
 async def test_the_nearest_relay_goes_first_and_only_those_that_are_linked_directly() -> None:
     async with world() as it:
-        assert it.paths.routes(BOB) == []
+        assert it.connectivity.routes(BOB) == []
         it.hear(BOB, via=(RELAY, OTHER, "gone", "round"))
         it.link(RELAY, rtt_s=0.2)
         it.link(OTHER, rtt_s=0.1)
         it.link("round", path="relayed")
-        assert it.paths.routes(BOB) == [OTHER, RELAY]
+        assert it.connectivity.routes(BOB) == [OTHER, RELAY]
         it.hear(BOB, via=(RELAY,), left=True)
-        assert it.paths.routes(BOB) == []
+        assert it.connectivity.routes(BOB) == []
 
 
 async def test_a_record_that_names_new_relays_is_a_new_way() -> None:
     async with world() as it:
         first = it.hear(BOB)
-        assert not it.paths.record_changed(first, None)
+        assert not it.connectivity.record_changed(first, None)
         second = it.hear(BOB, via=(RELAY,))
-        assert it.paths.record_changed(second, first)
-        assert not it.paths.record_changed(it.hear(BOB, via=(RELAY,), in_flight=1), second)
-        assert not it.paths.record_changed(it.hear(BOB), second)
+        assert it.connectivity.record_changed(second, first)
+        assert not it.connectivity.record_changed(it.hear(BOB, via=(RELAY,), in_flight=1), second)
+        assert not it.connectivity.record_changed(it.hear(BOB), second)
 
 
 async def test_who_waits_for_a_relay_is_dialled_when_it_is_there() -> None:
     async with world() as it:
         it.hear(BOB, via=(RELAY,))
-        news = it.host.redial._routes_changed
-        it.paths.peer_up(it.link(OTHER))
+        news = it.host.dial_loop._routes_changed
+        it.connectivity.peer_up(it.link(OTHER))
         assert not news.is_set()
-        it.paths.peer_up(it.link(RELAY))
+        it.connectivity.peer_up(it.link(RELAY))
         assert news.is_set()
 
 
@@ -153,7 +153,7 @@ async def test_what_others_announce_is_dialled_where_it_makes_sense(monkeypatch:
         assert target.addresses == ()
         it.host.book.started(target)
         it.host.book.failed(target, 0.0)
-        it.paths.peer_up(it.link(RELAY, remote_address=("192.168.9.9", 40000)))  # packets find there after all
+        it.connectivity.peer_up(it.link(RELAY, remote_address=("192.168.9.9", 40000)))  # packets find there after all
         (target,) = it.host.book.due(0.3, connected=(), self_id="me")
         assert target.addresses == (home,)
 
@@ -174,12 +174,12 @@ async def test_a_name_is_announced_with_what_it_stands_for(
 
     monkeypatch.setattr(trio.socket, "getaddrinfo", resolve)
     async with world(announce=("box.example:9000",)) as it, trio.open_nursery() as nursery:
-        it.paths.read()
-        nursery.start_soon(it.paths._resolve_forever, list(it.paths.addresses))
+        it.connectivity.read()
+        nursery.start_soon(it.connectivity._resolve_forever, list(it.connectivity.addresses))
         seen = []
         for _ in range(4):
             await trio.sleep(paths_module.RESOLVE_EVERY_S / 2)
-            seen.append([a.host for a in it.paths.addresses])
+            seen.append([a.host for a in it.connectivity.addresses])
             await trio.sleep(paths_module.RESOLVE_EVERY_S / 2)
         ips = ("11.22.33.44", "11.22.33.44", "11.22.33.45", "192.168.1.5")
         assert seen == [["box.example", ip] for ip in ips]
@@ -196,10 +196,10 @@ async def test_a_peer_that_moved_hears_nothing_at_its_old_address(
     async with world() as it:
         link = it.link(BOB, remote_address=None if at is None else (at, 40000))
         before = it.hear(BOB, addresses=("/ip4/10.7.0.2/tcp/1", "/ip4/10.7.0.3/tcp/1", "/ip4/198.51.100.1/tcp/1", "/x/new"))
-        it.paths.record_changed(before, None)
-        it.paths.record_changed(it.hear(BOB, addresses=before.addresses, in_flight=1), before)
+        it.connectivity.record_changed(before, None)
+        it.connectivity.record_changed(it.hear(BOB, addresses=before.addresses, in_flight=1), before)
         assert (link.failed, link.pings) == ("", 0)
-        it.paths.record_changed(it.hear(BOB, addresses=("/ip4/10.7.0.3/tcp/2",)), before)
+        it.connectivity.record_changed(it.hear(BOB, addresses=("/ip4/10.7.0.3/tcp/2",)), before)
         assert bool(link.failed) is failed
         assert link.pings == (not failed and at is not None)
 
@@ -208,7 +208,7 @@ async def test_a_peer_that_leaves_has_no_addresses_and_finishes_what_it_does() -
     async with world() as it:
         link = it.link(BOB)
         before = it.hear(BOB, addresses=("/ip4/198.51.100.1/tcp/1",))
-        it.paths.record_changed(it.hear(BOB, left=True), before)
+        it.connectivity.record_changed(it.hear(BOB, left=True), before)
         assert not link.failed
 
 
@@ -229,8 +229,8 @@ async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypa
             it.link(RELAY, local_host="192.0.2.2"),
             it.link(OTHER, local_host="", path="relayed"),
         )
-        it.paths.reach.verdicts.by_peer[RELAY] = True
-        nursery.start_soon(it.paths._watch)
+        it.connectivity.reachability.verdicts.by_peer[RELAY] = True
+        nursery.start_soon(it.connectivity._watch)
         await until(lambda: looks == 3)
         assert it.changes == 0
         ips.remove("192.0.2.1")
@@ -238,5 +238,5 @@ async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypa
         assert old.failed
         assert not kept.failed
         assert not relayed.failed
-        assert it.paths.reach.dialable is None  # all has to be found out anew
+        assert it.connectivity.reachability.dialable is None  # all has to be found out anew
         nursery.cancel_scope.cancel()

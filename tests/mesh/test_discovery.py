@@ -1,4 +1,4 @@
-"""Finding: what is in the book at the start, what is saved, and what multicast and the DHT add."""
+"""Discovery: what is in the book at the start, what is saved, and what multicast and the DHT add."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from federation.config import Settings
 from federation.mesh import discovery
-from federation.mesh.discovery import MAX_REMEMBERED, SAVE_AFTER_S, SAVE_EVERY_S, Finding, parsed
+from federation.mesh.discovery import MAX_REMEMBERED, SAVE_AFTER_S, SAVE_EVERY_S, Discovery, parsed
 from federation.mesh.tokens import Token
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import AddressBook
@@ -49,10 +49,10 @@ class World:
     def look_at_book(self) -> None:
         self.looks += 1
 
-    def find(self) -> Finding:
+    def find(self) -> Discovery:
         host: Any = SimpleNamespace(book=self.book, links=self.links, peer_id=OWN, look_at_book=self.look_at_book)
         ledger: Any = SimpleNamespace(records=lambda: self.records)
-        return Finding(host, ledger, self.settings, self.state, token=lambda: self.token, addresses=list)
+        return Discovery(host, ledger, self.settings, self.state, token=lambda: self.token, addresses=list)
 
     def knows(self, n: int, *, left: bool = False) -> None:
         self.records.append(SimpleNamespace(peer_id=peer(n), left=left))

@@ -29,7 +29,7 @@ from federation.mesh.gossip import (
     load_interval,
     matters,
 )
-from federation.mesh.ledger import FORGET_AFTER, MAX_ENTRIES, Ledger
+from federation.mesh.ledger import FORGET_AFTER, MAX_ROWS, Ledger
 from federation.mesh.records import Gpu, NodeData, encode
 from federation.metrics import Metrics
 from tests.support.gossip import BASE, START, TOKEN, FakeHost, FakeTopic, Member, record, sign
@@ -142,10 +142,10 @@ class TestAnnouncing:
             await trio.sleep(20.1)
             assert me.topic.times == [0, 5, 10, 15, 20]
             assert [r.seq for _, r in me.topic.published] == [1, 2, 3, 4, 5]
-            entry = me.ledger.get("me")
-            assert entry is not None
-            assert entry.record.seq == 5
-            assert me.topic.open_signed(entry.signed)[0] == "me"  # so that others can be given it
+            row = me.ledger.get("me")
+            assert row is not None
+            assert row.record.seq == 5
+            assert me.topic.open_signed(row.signed)[0] == "me"  # so that others can be given it
 
     async def test_idle_it_does_nothing_else(self, offline: Any) -> None:
         async with running(Member("me")) as me:
@@ -279,9 +279,9 @@ class TestAnnouncing:
                 me.becomes(in_flight=n)
                 await trio.sleep(0.2)
             assert me.topic.published[-1][1] == tombstone
-            entry = me.ledger.get("me")
-            assert entry is not None
-            assert entry.record.left
+            row = me.ledger.get("me")
+            assert row is not None
+            assert row.record.left
 
     async def test_leaving_in_the_middle_of_an_announcement(self, offline: Any) -> None:
         async with running(Member("me")) as me:
@@ -326,7 +326,7 @@ class TestHearing:
         me = Member("me")
         assert not me.topic.accept("bob", data, sign("bob", data))
         assert len(me.ledger) == 0
-        assert me.host.complaints == [("a node's record is refused", "bob")]
+        assert me.host.warnings == [("a node's record is refused", "bob")]
         assert me.host.offences == []
 
     async def test_what_is_older_goes_no_further(self, offline: Any) -> None:
@@ -367,9 +367,9 @@ class TestHearing:
                 assert not me.hears(record("me", incarnation=12, seq=1))
             assert [entry["log_level"] for entry in logs] == ["error"]
             assert "identity" in logs[0]["event"]
-            entry = me.ledger.get("me")
-            assert entry is not None
-            assert entry.record.in_flight == BASE.in_flight  # it does not believe it either
+            row = me.ledger.get("me")
+            assert row is not None
+            assert row.record.in_flight == BASE.in_flight  # it does not believe it either
 
 
 async def sync(dialler: Member, listener: Member) -> None:
@@ -380,7 +380,7 @@ async def sync(dialler: Member, listener: Member) -> None:
 
 
 def link_to(member: Member) -> Link:
-    return SimpleNamespace(peer=member.name)  # type: ignore[return-value]
+    return SimpleNamespace(peer_id=member.name)  # type: ignore[return-value]
 
 
 class TestSync:
@@ -458,10 +458,10 @@ class TestSync:
 
     async def test_a_full_ledger(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
-        for n in range(MAX_ENTRIES):
+        for n in range(MAX_ROWS):
             a.knows(record(f"p{n}"))
         await sync(b, a)
-        assert len(b.ledger) == MAX_ENTRIES
+        assert len(b.ledger) == MAX_ROWS
 
     @pytest.mark.parametrize("forged", [b"forged", sign("eve", encode(record("vic")))])
     @pytest.mark.parametrize("asks", ["victim", "liar"])
@@ -481,7 +481,7 @@ class TestSync:
         a.knows(record("good"))
         await sync(b, a)
         assert set(b.ledger.digest()) == {"good"}
-        assert b.host.complaints == [("a node's record is refused", "a")]
+        assert b.host.warnings == [("a node's record is refused", "a")]
         assert b.host.offences == []
 
     async def test_again_and_again_is_answered_at_a_pace(self, offline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,7 +491,7 @@ class TestSync:
             b.knows(record(f"n{n}"))
             await sync(a, b)
         assert set(a.ledger.digest()) == {"n0", "n1"}
-        assert b.host.complaints == [("a peer asks for the whole ledger again and again; it has to wait", "a")] * 2
+        assert b.host.warnings == [("a peer asks for the whole ledger again and again; it has to wait", "a")] * 2
         await trio.sleep(1 / gossip_module.SYNCS_A_SECOND)
         await sync(a, b)
         assert set(a.ledger.digest()) == {"n0", "n1", "n2", "n3"}
@@ -503,7 +503,7 @@ class TestSync:
             a.knows(record(f"n{n}"))
         await sync(b, a)
         assert len(b.ledger) == PAGE
-        assert b.host.complaints == [("a peer hands over records without end; it has to wait", "a")]
+        assert b.host.warnings == [("a peer hands over records without end; it has to wait", "a")]
 
     async def test_what_nobody_signed_stays_here(self, offline: Any) -> None:
         a, b = Member("a"), Member("b")
@@ -541,7 +541,7 @@ NONSENSE = {
     "a row too short": packed([["x", 1]]),
     "numbers that are none": packed([["x", "1", 1]]),
     "bytes for an id": packed([[b"x", 1, 1]]),
-    "too many rows": packed([["x", 1, 1]] * (MAX_ENTRIES + 1)),
+    "too many rows": packed([["x", 1, 1]] * (MAX_ROWS + 1)),
     "deep": b"\x00\x00\x08\x00" + b"\x91" * 2048,
 }
 PAGES = {
@@ -553,7 +553,7 @@ PAGES = {
     "age without end": packed([[GOOD_ROW[0], 2**63]]),
     "age of a part": packed([[GOOD_ROW[0], 0.5]]),
     "cut off": packed([GOOD_ROW])[:-2],
-    "for ever": packed([GOOD_ROW]) * (MAX_ENTRIES // PAGE + 2),
+    "for ever": packed([GOOD_ROW]) * (MAX_ROWS // PAGE + 2),
 }
 
 
@@ -574,16 +574,16 @@ class TestSyncOfManyLinks:
 
         me.host.open_stream = open_stream  # type: ignore[method-assign]
         for _ in range(300):
-            await me.gossip.sync(SimpleNamespace(peer="p0"))  # type: ignore[arg-type]
+            await me.gossip.sync(SimpleNamespace(peer_id="p0"))  # type: ignore[arg-type]
         assert least <= len(opened) <= most
 
 
 async def test_who_is_left_out_of_a_full_ledger_is_told_of(offline: Any) -> None:
     me = Member("me")
-    for n in range(MAX_ENTRIES):
+    for n in range(MAX_ROWS):
         me.knows(record(f"p{n}"))
     assert not me.hears(record("late"))
-    assert [where for _, where in me.host.complaints] == ["ledger"]
+    assert [where for _, where in me.host.warnings] == ["ledger"]
     assert "late" not in me.ledger
 
 
@@ -595,7 +595,7 @@ class TestSyncOfNonsense:
         ours, theirs = trio.testing.memory_stream_pair()
         said = bytearray()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer="eve"), theirs)
+            nursery.start_soon(me.host.handlers[TOKEN.ledger_protocol()], SimpleNamespace(peer_id="eve"), theirs)
             await ours.send_all(data)
             if eof:
                 await ours.send_eof()
@@ -619,7 +619,7 @@ class TestSyncOfNonsense:
         await self.answer(me, packed([]) + data)
         assert len(me.ledger) <= 1
 
-    @pytest.mark.parametrize("data", [b"\xff" * 4 + b"x", packed([]) + packed([GOOD_ROW]) * 2 * MAX_ENTRIES])
+    @pytest.mark.parametrize("data", [b"\xff" * 4 + b"x", packed([]) + packed([GOOD_ROW]) * 2 * MAX_ROWS])
     async def test_without_end_is_hung_up_on(self, offline: Any, data: bytes) -> None:
         """A length, or a number of pages, that no ledger has: nobody waits for the rest."""
         me = Member("me")

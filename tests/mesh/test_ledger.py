@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.mesh.ledger import FORGET_AFTER, FULL_FOR, GPU_BYTES, Change, Entry, Ledger
+from federation.mesh.ledger import FORGET_AFTER, FULL_FOR, GPU_BYTES, Change, Ledger, Row
 from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def seen(record: NodeData, at: datetime) -> NodeData:
 
 
 def row(ledger: Ledger, peer_id: str = "a") -> NodeData:
-    entry = ledger.get(peer_id)
-    assert entry is not None
-    return entry.record
+    row = ledger.get(peer_id)
+    assert row is not None
+    return row.record
 
 
 # Laws. Few peers, versions and contents, so that everything collides with everything.
@@ -74,44 +74,44 @@ def replay(history: Iterable[Arrival], ledger: Ledger | None = None) -> Ledger:
     return ledger
 
 
-def entries(ledger: Ledger) -> dict[str, Entry]:
-    return {entry.record.peer_id: entry for entry in ledger.missing({})}
+def rows(ledger: Ledger) -> dict[str, Row]:
+    return {row.record.peer_id: row for row in ledger.missing({})}
 
 
 def join(a: Ledger, b: Ledger) -> Ledger:
     """A new ledger that heard all of `a` and then all of `b`."""
     both = [*a.missing({}), *b.missing({})]
-    return replay(Arrival(entry.record, entry.signed, NOW - entry.record.last_seen) for entry in both)
+    return replay(Arrival(row.record, row.signed, NOW - row.record.last_seen) for row in both)
 
 
 @laws
 @given(histories, histories)
 def test_merge_is_commutative(one: list[Arrival], two: list[Arrival]) -> None:
     a, b = replay(one), replay(two)
-    assert entries(join(a, b)) == entries(join(b, a))
+    assert rows(join(a, b)) == rows(join(b, a))
 
 
 @laws
 @given(histories, histories, histories)
 def test_merge_is_associative(one: list[Arrival], two: list[Arrival], three: list[Arrival]) -> None:
     a, b, c = replay(one), replay(two), replay(three)
-    assert entries(join(join(a, b), c)) == entries(join(a, join(b, c)))
+    assert rows(join(join(a, b), c)) == rows(join(a, join(b, c)))
 
 
 @laws
 @given(histories)
 def test_merge_is_idempotent(history: list[Arrival]) -> None:
     once = replay(history)
-    before = entries(once)
+    before = rows(once)
     changes = [once.merge(record, signed=signed, now=NOW, age=age) for record, signed, age in history]
     assert changes == [None] * len(history)
-    assert entries(once) == before
+    assert rows(once) == before
 
 
 @laws
 @given(st.data(), histories)
 def test_the_order_of_arrival_does_not_matter(data: st.DataObject, history: list[Arrival]) -> None:
-    assert entries(replay(data.draw(st.permutations(history)))) == entries(replay(history))
+    assert rows(replay(data.draw(st.permutations(history)))) == rows(replay(history))
 
 
 @laws
@@ -150,7 +150,7 @@ def test_one_exchange_of_digests_makes_two_ledgers_agree(one: list[Arrival], two
     a, b = replay(one), replay(two)
     for_a, for_b = b.missing(a.digest()), a.missing(b.digest())
     for ledger, sent in ((a, for_a), (b, for_b)):
-        replay([Arrival(entry.record, entry.signed, NOW - entry.record.last_seen) for entry in sent], ledger)
+        replay([Arrival(row.record, row.signed, NOW - row.record.last_seen) for row in sent], ledger)
     assert a.digest() == b.digest()
     assert a.missing(b.digest()) == b.missing(a.digest()) == []
 
@@ -162,7 +162,7 @@ def test_newcomer() -> None:
     ledger = Ledger()
     change = ledger.merge(node("a"), signed=b"proof", now=NOW)
     assert change == Change("a", None, seen(node("a"), NOW))
-    assert ledger.get("a") == Entry(seen(node("a"), NOW), b"proof")
+    assert ledger.get("a") == Row(seen(node("a"), NOW), b"proof")
     assert "a" in ledger
     assert len(ledger) == 1
 
@@ -180,14 +180,14 @@ def test_higher_seq_replaces_record_and_signature() -> None:
     change = ledger.merge(node(seq=2, in_flight=3), signed=b"two", now=NOW + SECOND)
     after = seen(node(seq=2, in_flight=3), NOW + SECOND)
     assert change == Change("a", seen(node(seq=1, in_flight=5), NOW), after)
-    assert ledger.get("a") == Entry(after, b"two")
+    assert ledger.get("a") == Row(after, b"two")
 
 
 def test_lower_seq_is_ignored() -> None:
     ledger = Ledger()
     ledger.merge(node(seq=2), signed=b"two", now=NOW)
     assert ledger.merge(node(seq=1, in_flight=9), signed=b"one", now=NOW + SECOND) is None
-    assert ledger.get("a") == Entry(seen(node(seq=2), NOW), b"two")
+    assert ledger.get("a") == Row(seen(node(seq=2), NOW), b"two")
 
 
 def test_incarnation_outranks_seq() -> None:
@@ -212,7 +212,7 @@ def test_a_signed_copy_replaces_an_unsigned_one_silently() -> None:
     ledger.merge(node(), now=NOW)
     assert ledger.merge(node(), signed=b"proof", now=NOW) is None
     assert ledger.merge(node(), now=NOW) is None
-    assert ledger.get("a") == Entry(seen(node(), NOW), b"proof")
+    assert ledger.get("a") == Row(seen(node(), NOW), b"proof")
 
 
 # The receiver's clock
@@ -335,7 +335,7 @@ def test_an_absurd_age_is_refused_not_computed() -> None:
 
 def full(*ages: timedelta, **fields: Any) -> Ledger:
     """A full ledger of peers "0", "1", ... seen that long ago."""
-    ledger = Ledger(max_entries=len(ages))
+    ledger = Ledger(max_rows=len(ages))
     for number, age in enumerate(ages):
         ledger.merge(node(str(number), **fields), now=NOW, age=age)
     assert len(ledger) == len(ages)
@@ -387,7 +387,7 @@ def test_forgetting_makes_room() -> None:
     st.lists(st.builds(Arrival, st.builds(node, st.text("abcdefgh", min_size=1), left=st.booleans()), st.just(b""), ages))
 )
 def test_size_is_bounded_and_evictions_are_told(history: list[Arrival]) -> None:
-    ledger, present = Ledger(max_entries=3), set()
+    ledger, present = Ledger(max_rows=3), set()
     for record, signed, age in history:
         change = ledger.merge(record, signed=signed, now=NOW, age=age)
         if change is not None:
@@ -492,13 +492,13 @@ def test_missing_is_what_the_other_lacks_or_has_older() -> None:
     for peer_id in ("absent", "older", "same", "newer", "restarted"):
         ledger.merge(node(peer_id, seq=5, incarnation=1), signed=peer_id.encode(), now=NOW)
     other = {"older": (1, 4), "same": (1, 5), "newer": (1, 6), "restarted": (2, 0), "stranger": (9, 9)}
-    assert [entry.signed for entry in ledger.missing(other)] == [b"absent", b"older"]
+    assert [row.signed for row in ledger.missing(other)] == [b"absent", b"older"]
 
 
 def test_missing_carries_tombstones() -> None:
     ledger = Ledger()
     ledger.merge(node(seq=2, left=True), signed=b"bye", now=NOW)
-    assert [entry.signed for entry in ledger.missing({"a": (0, 1)})] == [b"bye"]
+    assert [row.signed for row in ledger.missing({"a": (0, 1)})] == [b"bye"]
 
 
 def test_missing_passes_on_the_bytes_that_were_signed() -> None:
@@ -506,10 +506,10 @@ def test_missing_passes_on_the_bytes_that_were_signed() -> None:
     first, second = Ledger(), Ledger()
     first.merge(node(), signed=b"proof", now=NOW)
     later = NOW + 30 * SECOND
-    (entry,) = first.missing(second.digest())
+    (row,) = first.missing(second.digest())
     hour_off = timedelta(hours=1)
-    second.merge(entry.record, signed=entry.signed, now=later + hour_off, age=later - entry.record.last_seen)
-    assert second.get("a") == Entry(seen(node(), later + hour_off - 30 * SECOND), b"proof")
+    second.merge(row.record, signed=row.signed, now=later + hour_off, age=later - row.record.last_seen)
+    assert second.get("a") == Row(seen(node(), later + hour_off - 30 * SECOND), b"proof")
     assert second.missing(first.digest()) == []
 
 

@@ -20,10 +20,10 @@ from federation.mesh.rotation import (
     MAX_AHEAD,
     PREPARED_S,
     ROTATED_AT_ONCE,
-    SETTLE_S,
     TAKEN_AT_ONCE,
     TELL_AGAIN_S,
     TELL_TIMEOUT_S,
+    UNTOLD_STAY_S,
     Prepared,
     Rotation,
 )
@@ -43,7 +43,7 @@ NO_GRACE = timedelta(0)
 
 @dataclass
 class FakeLink:
-    peer: str
+    peer_id: str
     admission_key: bytes
 
 
@@ -57,7 +57,7 @@ class FakeHost:
     cuts: list[str] = field(default_factory=list)
     silent: set[str] = field(default_factory=set)
     offences: list[tuple[str, str]] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     handler: Callable[..., Any] | None = None
     protocol: str = ""
 
@@ -66,36 +66,36 @@ class FakeHost:
         return self.name
 
     def knows(self, link: FakeLink) -> bool:
-        return self.links.get(link.peer) is link
+        return self.links.get(link.peer_id) is link
 
-    def offended(self, peer: str, what: str) -> None:
-        self.offences.append((peer, what))
-        self.cut(peer, what)
+    def report_violation(self, peer_id: str, what: str) -> None:
+        self.offences.append((peer_id, what))
+        self.cut(peer_id, what)
 
-    def complain(self, event: str, _where: str, _every_s: float | None = None) -> None:
-        self.complaints.append(event)
+    def warn(self, event: str, _where: str, _every_s: float | None = None) -> None:
+        self.warnings.append(event)
 
     def handle_stream(self, protocol: str, handler: Callable[..., Any]) -> None:
         self.handler, self.protocol = handler, protocol
 
-    async def open_stream(self, peer: str, _protocol: str) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self, peer_id: str, _protocol: str) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
-        if peer not in self.links or peer in self.silent:
+        if peer_id not in self.links or peer_id in self.silent:
             raise PeerUnavailable("no connection to it")
         ours, theirs = trio.testing.memory_stream_pair()
-        other = self.net[peer]
-        ours.link = self.links[peer]  # type: ignore[attr-defined]
+        other = self.net[peer_id]
+        ours.link = self.links[peer_id]  # type: ignore[attr-defined]
         other.nursery.start_soon(other.host.handler, other.host.links[self.name], theirs)
         return ours
 
-    def cut(self, peer: str, _reason: str) -> None:
-        if self.links.pop(peer, None) is not None:
-            self.cuts.append(peer)
-            self.net[peer].host.links.pop(self.name, None)
+    def cut(self, peer_id: str, _reason: str) -> None:
+        if self.links.pop(peer_id, None) is not None:
+            self.cuts.append(peer_id)
+            self.net[peer_id].host.links.pop(self.name, None)
 
 
-async def told(teller: Member, peer: str, data: bytes) -> bytes:
-    stream = await teller.host.open_stream(peer, "")
+async def told(teller: Member, peer_id: str, data: bytes) -> bytes:
+    stream = await teller.host.open_stream(peer_id, "")
     answer = b""
     with suppress(trio.BrokenResourceError), trio.move_on_after(1):
         await stream.send_all(data)
@@ -142,9 +142,9 @@ class Member:
         prepared = self.rotation.prepare(grace=grace, members=members)
         return await self.rotation.carry_out(prepared, KEY.sign(prepared.order.encode()))
 
-    async def hears(self, peer: str, data: bytes) -> bytes:
-        """What `peer`, another member, gets for an answer."""
-        return await told(self.host.net[peer], self.name, data)
+    async def hears(self, peer_id: str, data: bytes) -> bytes:
+        """What `peer_id`, another member, gets for an answer."""
+        return await told(self.host.net[peer_id], self.name, data)
 
 
 @dataclass
@@ -216,7 +216,7 @@ async def test_it_is_passed_on_to_whom_the_first_does_not_know(clock: Any, tmp_p
         await net.a.rotates("a", "b", "c", "d", grace=NO_GRACE)
         await trio.sleep(1)
         assert net.have(net.a.token) == "abcd"
-        await trio.sleep(2 * SETTLE_S)
+        await trio.sleep(2 * UNTOLD_STAY_S)
         assert all(member.host.cuts == [] for member in net.members.values())
 
 
@@ -335,7 +335,7 @@ async def test_without_a_grace_members_get_a_moment_to_take_it(clock: Any, tmp_p
         net.a.host.silent.add("b")
         await net.a.rotates("a", "b", grace=NO_GRACE)
         assert net.a.host.cuts == []
-        await trio.sleep(SETTLE_S - TELL_TIMEOUT_S + 0.1)
+        await trio.sleep(UNTOLD_STAY_S - TELL_TIMEOUT_S + 0.1)
         assert net.a.host.cuts == ["b"]
 
 
@@ -435,7 +435,7 @@ async def test_there_are_no_more_than_a_few_in_a_minute(clock: Any, tmp_path: Pa
             taken += await net.a.hears("b", message(token)) == b"\x01"
             await trio.sleep(1)
         assert (taken, net.a.changes) == (TAKEN_AT_ONCE, TAKEN_AT_ONCE)
-        assert set(net.a.host.complaints) == {"a rotation of the network's token is not taken: too many, or too far ahead"}
+        assert set(net.a.host.warnings) == {"a rotation of the network's token is not taken: too many, or too far ahead"}
         await trio.sleep(61)
         assert await net.a.hears("b", message(token)) == b"\x01"
 
@@ -522,7 +522,7 @@ class TestWithoutAnOwner:
             with trio.fail_after(1):
                 await net.a.host.handler(FakeLink("b", old.admission_key()), theirs)  # type: ignore[misc]
                 assert await ours.receive_some() == b""
-            assert net.a.host.complaints == ["a member rotated the network's token; not taken, since it has no owner"]
+            assert net.a.host.warnings == ["a member rotated the network's token; not taken, since it has no owner"]
             assert net.a.token == old
             assert net.a.rotation.untold() == []
 

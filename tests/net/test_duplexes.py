@@ -64,10 +64,10 @@ async def a_channel() -> AsyncIterator[Rig]:
 
     def go() -> None:
         far.far.credit = True
-        there.taken(len(far.far.data))
+        there.acknowledge(len(far.far.data))
 
     def say(data: bytes) -> None:
-        assert there.room() >= len(data)
+        assert there.writable() >= len(data)
         there.send(data)
 
     yield Rig(
@@ -82,9 +82,10 @@ async def a_stream() -> AsyncIterator[Rig]:
     """A libp2p stream: behind it is who reads and writes."""
     caller = Caller()
     channel: Any = SimpleNamespace(
-        taken=caller.taken, room=caller.room, send=caller.send, send_eof=caller.send_eof, abort=caller.abort
-    )
-    stream = MuxStream(channel, link=SimpleNamespace())  # type: ignore[arg-type]
+        acknowledge=caller.acknowledge, writable=caller.writable,
+        send=caller.send, send_eof=caller.send_eof, abort=caller.abort,
+    )  # fmt: skip
+    stream = MuxStream(channel, link=SimpleNamespace(muxed_conn=None))  # type: ignore[arg-type]
     caller.other = stream
     read, end, stopped = bytearray(), [""], [False]
 
@@ -93,7 +94,7 @@ async def a_stream() -> AsyncIterator[Rig]:
         unread, why = (b"", None) if stopped[0] else stream.take_unread()
         if unread:
             read.extend(unread)
-            caller.taken(len(unread))
+            caller.acknowledge(len(unread))
         end[0] = end[0] or ("" if why is None else "EOF" if "finished" in why else "RST")
 
     words, heard = trio.open_memory_channel[Callable[[], Awaitable[None]]](math.inf)
@@ -128,7 +129,7 @@ async def a_circuit() -> AsyncIterator[Rig]:
 
     def go() -> None:
         far.space = 1 << 30
-        circuit.back.resume()
+        circuit.back.resume_writing()
 
     yield Rig(
         circuit.there, near, arrived=lambda: far.data, ended=lambda: ending(far), say=say, say_eof=circuit.back.send_eof,

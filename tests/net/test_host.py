@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerUnavailable, TokenRetired
 from federation.net import host as host_module
-from federation.net import links as link_table
+from federation.net import link_table
 from federation.net.admission import gate, quarantine
 from federation.net.dial import loop
 from federation.net.dial.address import PeerAddress
@@ -65,13 +65,13 @@ async def fails(connect: Callable[[PeerAddress], Awaitable[Link]], address: Peer
 def links_of(peer: Peer) -> list[Link]:
     """All that the host gets from now on, also those that it does not keep."""
     found: list[Link] = []
-    settle = peer.host._settle
+    settle = peer.host._register_link
 
     def note(link: Link, **how: bool) -> None:
         found.append(link)
         settle(link, **how)
 
-    peer.host._settle = note  # type: ignore[method-assign]
+    peer.host._register_link = note  # type: ignore[method-assign]
     return found
 
 
@@ -81,8 +81,8 @@ class TestConnect:
         async with peers(2) as (a, b):
             a.knows(b, with_id=with_id)
             await until(lambda: a.has(b) and b.has(a))
-            assert [link.peer for link in a.events.up] == [b.id]
-            assert [link.peer for link in b.events.up] == [a.id]
+            assert [link.peer_id for link in a.events.up] == [b.id]
+            assert [link.peer_id for link in b.events.up] == [a.id]
             assert a.host.links[b.id].is_initiator
             assert not b.host.links[a.id].is_initiator
             await assert_serves(b, a)
@@ -271,7 +271,7 @@ class TestDuplicates:
             await connect_again(lower, higher)
             lower.host.handle_stream(PROTOCOL, echo)
             async with await higher.host.open_stream(lower.id, PROTOCOL) as stream:
-                assert stream._stream.muxed_conn is higher.host.links[lower.id]
+                assert stream.link is higher.host.links[lower.id]
             for stream_ in streams:
                 await stream_.reset()
 
@@ -326,8 +326,8 @@ class TestDuplicates:
             higher.events.opened[0][0].other = End()
             here, there = await tcp_pair()
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(partial(lower.host.met, here, higher.id, leads=True, path="punched"))
-                nursery.start_soon(partial(higher.host.met, there, lower.id, leads=False, path="punched"))
+                nursery.start_soon(partial(lower.host.link_from_punch, here, higher.id, is_leader=True, path="punched"))
+                nursery.start_soon(partial(higher.host.link_from_punch, there, lower.id, is_leader=False, path="punched"))
             assert lower.host.links[higher.id].path == higher.host.links[lower.id].path == "punched"
             assert [(link.retired, link.is_closed) for link in old] == [(True, False)] * 2
 
@@ -563,7 +563,7 @@ class TestStrangers:
     async def test_a_slow_one_gives_way_to_a_newcomer(self, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
         monkeypatch.setattr(gate, limit, 2)
         monkeypatch.setattr(gate, "UPGRADE_TIMEOUT_S", 30.0)
-        monkeypatch.setattr(gate, "PATIENCE_S", 0.1)
+        monkeypatch.setattr(gate, "EVICT_AFTER_S", 0.1)
         async with peers(2) as (a, b):
             with ExitStack() as stack:
                 slow = [stack.enter_context(connect(a)) for _ in range(2)]
@@ -798,7 +798,7 @@ class TestBanned:
                 b.knows(a)
                 await until(lambda: a.host.rejected["banned"] >= 1 and warnings(logs, "has banned this node"))
                 for _ in range(3):
-                    await b.host.redial._dial(next(b.host.book.due(1e9, connected=(), self_id=b.id)))
+                    await b.host.dial_loop._dial(next(b.host.book.due(1e9, connected=(), self_id=b.id)))
             assert a.host.rejected["banned"] == 4
             assert len(warnings(logs, "a banned peer was refused")) == 1
             assert len(warnings(logs, "has banned this node")) == 1
@@ -844,7 +844,7 @@ class TestEveryConnection:
             asked: list[str] = []
 
             async def hear(link: Link, stream: TrioStream) -> None:
-                asked.append(link.peer)
+                asked.append(link.peer_id)
 
             b.host.handle_stream(PROTOCOL, hear)
             opener = End()
@@ -865,7 +865,7 @@ class TestEveryConnection:
     async def test_cut_ends_a_handshake_that_is_on_its_way(self) -> None:
         async with peers(2) as (a, b):
             raw = await proven(a, b)
-            assert [upgrade.peer for upgrade in b.host._upgrades] == [a.id]
+            assert [upgrade.peer_id for upgrade in b.host._upgrades] == [a.id]
             b.banned.add(a.id)
             b.host.cut(a.id, "banned")
             await hangs_up(raw)
@@ -966,7 +966,7 @@ class TestRetiredTokenIsSaid:
 
     def says(self, host: Host, *names: str) -> None:
         for name in names:
-            host.token_is_retired(TokenRetired(f"peer {name}"))
+            host.report_token_retired(TokenRetired(f"peer {name}"))
 
     async def test_one_is_not_believed_while_we_are_linked(self) -> None:
         async with linked() as (a, _b):

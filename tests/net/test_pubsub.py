@@ -574,7 +574,7 @@ class TestAMembersMessages:
     @pytest.fixture(autouse=True)
     def offences(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
-        monkeypatch.setattr("federation.net.host.Host.offended", lambda _, peer, what: found.append((peer, what)))
+        monkeypatch.setattr("federation.net.host.Host.report_violation", lambda _, peer, what: found.append((peer, what)))
         return found
 
     @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
@@ -827,7 +827,7 @@ class TestRations:
     @pytest.fixture(autouse=True)
     def offences(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []
-        monkeypatch.setattr("federation.net.host.Host.offended", lambda _, peer, what: found.append((peer, what)))
+        monkeypatch.setattr("federation.net.host.Host.report_violation", lambda _, peer, what: found.append((peer, what)))
         return found
 
     async def test_of_a_signer_and_what_is_beyond_goes_no_further(

@@ -106,7 +106,8 @@ async def test_what_was_waited_for_when_it_ended_is_not_read_either() -> None:
         b.fail("put out")
         await until(lambda: outcome)
         assert outcome == ["the connection is closed"]
-        assert ours.muxed_conn is a
+        assert ours.link is a
+        assert ours.muxed_conn is a.muxed_conn
 
 
 async def test_a_cancelled_write_cuts_no_record() -> None:

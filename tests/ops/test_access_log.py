@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from federation import logs
-from federation.forward.accounts import Ending, Flow
+from federation.forward.counters import Ending, Flow
 from federation.forward.route import Route
 from federation.ops.access_log import AccessLog
 

@@ -38,7 +38,7 @@ def only(findings: Iterable[Finding]) -> tuple[str, str, str]:
 
 
 def linked(node: Any, peer: str, *, initiator: bool) -> None:
-    node.host.links[peer] = SimpleNamespace(suspect=False, is_initiator=initiator, peer=peer, rtt_s=None)
+    node.host.links[peer] = SimpleNamespace(suspect=False, is_initiator=initiator, peer_id=peer, rtt_s=None)
 
 
 async def test_a_lonely_entry_is_examined_without_asking_anybody(make: MakeNode) -> None:
@@ -103,7 +103,7 @@ async def test_who_connected_proves_that_this_node_is_reachable(make: MakeNode) 
 async def test_what_members_outside_found_counts_first(make: MakeNode) -> None:
     node = make()
     linked(node, "b", initiator=False)
-    verdicts = node.paths.reach.verdicts.by_peer
+    verdicts = node.connectivity.reachability.verdicts.by_peer
     verdicts["b"] = True
     assert only(doctor.reachable(node.parts))[0] == "ok"
     verdicts["b"] = False
@@ -120,7 +120,7 @@ async def test_peers(make: MakeNode) -> None:
     severity, finding, _ = only(doctor.links(node.parts))
     assert (severity, "sly" in finding, "ann" in finding) == ("warn", True, False)
     bob = add(node, "bob", linked=False)
-    node.host.redial.not_reached[bob] = "Connection refused"
+    node.host.dial_loop.not_reached[bob] = "Connection refused"
     severity, finding, fix = only(doctor.links(node.parts))
     assert (severity, "bob (Connection refused)" in finding, "4484" in fix) == ("fail", True, True)
 
@@ -130,7 +130,7 @@ async def test_mdns(make: MakeNode) -> None:
     assert "off" in only(doctor.mdns(node.parts))[1]
     node = make()
     assert only(doctor.mdns(node.parts))[0] == "info"
-    node.finding.mdns_seen.add("a")
+    node.discovery.mdns_seen.add("a")
     assert only(doctor.mdns(node.parts))[:2] == ("ok", "1 peer seen on the local network")
 
 
@@ -194,7 +194,7 @@ async def test_versions(make: MakeNode) -> None:
 )
 async def test_nat(make: MakeNode, seen: list[tuple[str, int] | None], severity: str, words: str) -> None:
     node = make()
-    node.paths.addresses = [PeerAddress("192.0.2.1", 4484)]
+    node.connectivity.addresses = [PeerAddress("192.0.2.1", 4484)]
     told = {}
     for number, address in enumerate(seen):
         linked(node, f"p{number}", initiator=True)
@@ -206,7 +206,7 @@ async def test_nat(make: MakeNode, seen: list[tuple[str, int] | None], severity:
 
 async def test_the_command_that_nat_suggests_can_be_pasted(make: MakeNode) -> None:
     node = make()
-    node.paths.addresses = [PeerAddress("192.0.2.1", 4484)]
+    node.connectivity.addresses = [PeerAddress("192.0.2.1", 4484)]
     linked(node, "p", initiator=True)
     fix = only(doctor.nat(node.parts, {"p": Told(0.0, 0.001, "1", ("2a01:4f8::7", 40001))}))[2]
     assert fix.endswith(f"--announce [2a01:4f8::7]:{node.facts.p2p.port}")

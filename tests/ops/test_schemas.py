@@ -31,7 +31,7 @@ async def test_what_a_node_says_fits(make: MakeNode) -> None:
             (schemas.OpenConnections, node.operator.connections(10)),
             (schemas.Invite, node.operator.invite()),
             (schemas.Banned, node.operator.banned()),
-            (schemas.Draining, node.operator.drained()),
+            (schemas.Draining, node.operator.drain_status()),
         ]
         for shape, answer in said:
             TypeAdapter(shape).validate_python(answer, strict=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from federation.forward.accounts import Decision, Ending, Failure, Flow
 from federation.forward.attempts import State
+from federation.forward.counters import Decision, Ending, Failure, Flow
 from federation.forward.route import Route
 from federation.forward.selection import Candidate, Policy, Selector
 from federation.mesh.gpu import GpuReading
@@ -163,8 +163,8 @@ class TestStatus:
 
     async def test_counters(self, make: MakeNode) -> None:
         node = make()
-        counts = node.frontend.accounts.counts
-        counts.total, counts.failed, counts.retried = 5, 2, 1
+        totals = node.frontend.counters.totals
+        totals.started, totals.failed, totals.retried = 5, 2, 1
         assert node.operator.status()["connections"] == {
             "now": 0,
             "total": 5,
@@ -226,7 +226,7 @@ class TestExplain:
             await trio.sleep(10)
             pick = selector.pick([node.ledger.get(bob).record], now=trio.current_time())  # type: ignore[union-attr]
             assert pick is not None
-            node.frontend.accounts.decisions.append(Decision(trio.current_time(), Route("chat"), f"c{n}", pick, 1))
+            node.frontend.counters.decisions.append(Decision(trio.current_time(), Route("chat"), f"c{n}", pick, 1))
         await trio.sleep(5)
         first, second, third = node.operator.explain(10)
         assert [d["client"] for d in (first, second, third)] == ["c0", "c1", "c2"]
@@ -249,9 +249,9 @@ class TestExplain:
         assert pick is not None
         frontend = node.frontend
         for connection, attempt in ((7, 1), (8, 1), (7, 2)):
-            frontend.accounts.decisions.append(Decision(0.0, Route("s"), "c", pick, attempt, Flow(connection)))
-        frontend.accounts.failures.append(Failure(Flow(7), 1, "bob", "it said no"))
-        frontend.accounts.endings.append(Ending(Flow(7), Route("s"), "c", "bob", 2, 0.0, 1.23456, 10, 20, "reset"))
+            frontend.counters.decisions.append(Decision(0.0, Route("s"), "c", pick, attempt, Flow(connection)))
+        frontend.counters.failures.append(Failure(Flow(7), 1, "bob", "it said no"))
+        frontend.counters.endings.append(Ending(Flow(7), Route("s"), "c", "bob", 2, 0.0, 1.23456, 10, 20, "reset"))
         first, second = node.operator.explain(1, 7)
         assert [(d["id"], d["attempt"], d["failed"]) for d in (first, second)] == [(7, 1, "it said no"), (7, 2, None)]
         ended = {"peer_id": "bob", "seconds": 1.235, "received": 10, "delivered": 20, "error": "reset"}
@@ -265,11 +265,11 @@ class TestExplain:
         add(node, "bob")
         pick = node.selector.pick([r for r in node.ledger.records()], now=0.0)
         assert pick is not None
-        accounts = node.frontend.accounts
+        counters = node.frontend.counters
         for request in (1, 2):
-            accounts.decisions.append(Decision(0.0, Route("s"), "c", pick, 1, Flow(7, request)))
-        accounts.failures.append(Failure(Flow(7, 2), 1, "bob", "it said no"))
-        accounts.endings.append(Ending(Flow(7, 1), Route("s"), "c", "bob", 1, 0.0, 1.0, 10, 20, None))
+            counters.decisions.append(Decision(0.0, Route("s"), "c", pick, 1, Flow(7, request)))
+        counters.failures.append(Failure(Flow(7, 2), 1, "bob", "it said no"))
+        counters.endings.append(Ending(Flow(7, 1), Route("s"), "c", "bob", 1, 0.0, 1.0, 10, 20, None))
         first, second = node.operator.explain(1, 7)
         assert [(d["id"], d["request"], d["failed"]) for d in (first, second)] == [(7, 1, None), (7, 2, "it said no")]
         assert [d["ended"] is None for d in (first, second)] == [False, True]
@@ -278,7 +278,7 @@ class TestExplain:
         node = make()
         at = trio.current_time()
         for number, peer_id, error in ((1, "", "no peer is available"), (2, "bob", "reset"), (3, "", None)):
-            node.frontend.accounts.endings.append(Ending(Flow(number), Route("s"), "c", peer_id, 0, at, 10.0, 0, 0, error))
+            node.frontend.counters.endings.append(Ending(Flow(number), Route("s"), "c", peer_id, 0, at, 10.0, 0, 0, error))
         first, second = node.operator.turned_away(10)
         assert (first["id"], first["why"], first["seconds"]) == (1, "no peer is available", 10.0)
         assert (second["id"], "client went away" in second["why"]) == (3, True)
@@ -293,7 +293,7 @@ class TestExplain:
         selector = node.selector
         add(node, "bob")
         pick = selector.pick([r for r in node.ledger.records()], now=0.0)._replace(chosen=gone, candidates=(gone,))  # type: ignore[union-attr]
-        node.frontend.accounts.decisions.append(Decision(0.0, Route("s"), "c", pick, 1))
+        node.frontend.counters.decisions.append(Decision(0.0, Route("s"), "c", pick, 1))
         (decision,) = node.operator.explain(1)
         assert decision["name"] == ""
         assert (decision["id"], decision["failed"], decision["ended"]) == (0, None, None)
@@ -334,8 +334,8 @@ class TestConnections:
         waiting, opening = client(3, State.WAITING), client(2, State.OPENING, peer_id=peer, count=2)
         is_open, away = client(1, State.STREAMING, peer_id=peer, count=1), client(4, State.REJECTED)
         node.frontend.active = {away, waiting, opening, is_open}
-        counts_of_ended = node.frontend.accounts.counts
-        counts_of_ended.received, counts_of_ended.delivered = 1000, 2000
+        totals_of_ended = node.frontend.counters.totals
+        totals_of_ended.received, totals_of_ended.delivered = 1000, 2000
         answer = node.operator.connections(10)
         assert answer["total"] == 4
         assert [row["state"] for row in answer["connections"]] == ["open", "opening", "waiting", "turned away"]
@@ -361,8 +361,8 @@ class TestConnections:
         node = make()
         node.rates.sample(trio.current_time(), status.traffic(node.parts))
         await trio.sleep(4)
-        counts = node.frontend.accounts.counts
-        counts.total, counts.received, counts.delivered = 8, 4000, 400
+        totals = node.frontend.counters.totals
+        totals.started, totals.received, totals.delivered = 8, 4000, 400
         rates = node.operator.status()["rates"]
         assert (rates["connections_per_s"], rates["failed_per_s"]) == (2, 0)
         assert (rates["received_per_s"], rates["delivered_per_s"], rates["bytes_per_s"]) == (1000, 100, 1100)
@@ -375,7 +375,7 @@ class TestMetrics:
         add(node, "silent", suspect=True)
         add(node, "gone", linked=False, age_s=60)
         node.selector.pick([node.ledger.records()[0]], now=0.0)
-        node.frontend.accounts.counts.received = 5
+        node.frontend.counters.totals.received = 5
         node.facts.draining = True
         now = status.metrics(node.parts)
         assert {state: count for state, count in now.peers.items() if count} == {

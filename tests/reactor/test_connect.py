@@ -72,7 +72,7 @@ async def test_the_last_descriptors_are_not_for_it(reactor: Reactor, monkeypatch
 
 
 async def test_no_answer(reactor: Reactor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DIAL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.1)
     with socket.socket() as server, socket.socket() as first:
         server.bind(("127.0.0.1", 0))
         server.listen(0)

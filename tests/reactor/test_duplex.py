@@ -66,10 +66,10 @@ async def test_it_keeps_the_contract(make: Callable[[], AbstractAsyncContextMana
 
 def test_nobody_takes_nothing_and_says_nothing() -> None:
     nobody, end = NullDuplex(), End()
-    assert nobody.room() == 0
+    assert nobody.writable() == 0
     nobody.send(b"x")
     nobody.send_eof()
     nobody.abort("why")
-    nobody.taken(1)
-    nobody.resume()
+    nobody.acknowledge(1)
+    nobody.resume_writing()
     assert end.heard == []

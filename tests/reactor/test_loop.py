@@ -17,7 +17,18 @@ import trio.testing
 from federation.net.link.carrier import RECV_BYTES
 from federation.net.link.seal import MAX_CIPHERTEXT
 from federation.reactor import loop as reactor_module
-from federation.reactor.loop import BROKEN, ENOUGH, LOOKS, MAX_EVENTS, READ, SCRATCH_BYTES, SPIN_S, STAY_S, WRITE, Reactor
+from federation.reactor.loop import (
+    BROKEN,
+    EXTRA_POLLS,
+    FULL_BATCH,
+    MAX_EVENTS,
+    MAX_TURN_S,
+    READ,
+    SCRATCH_BYTES,
+    SPIN_S,
+    WRITE,
+    Reactor,
+)
 from tests.support.links import socket_pair, until
 
 if TYPE_CHECKING:
@@ -297,7 +308,9 @@ async def test_a_flush_runs_once_after_all_events_of_the_batch(idle: Reactor, pa
     assert said == ["event", "event", "event", "flush"]
 
 
-@pytest.mark.parametrize(("sockets", "first_flush_after"), [(1, 1), (2, 2 * (1 + LOOKS)), (ENOUGH + 1, ENOUGH + 1)])
+@pytest.mark.parametrize(
+    ("sockets", "first_flush_after"), [(1, 1), (2, 2 * (1 + EXTRA_POLLS)), (FULL_BATCH + 1, FULL_BATCH + 1)]
+)
 async def test_a_flush_takes_those_along_that_come_meanwhile(
     idle: Reactor, pairs: Pairs, sockets: int, first_flush_after: int
 ) -> None:
@@ -323,7 +336,7 @@ async def test_a_flush_waits_for_nobody_where(
     idle: Reactor, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     if how == "the turn is over":
-        monkeypatch.setattr("federation.reactor.loop.STAY_S", 0.0)
+        monkeypatch.setattr("federation.reactor.loop.MAX_TURN_S", 0.0)
     said: list[str] = []
     silent, _ = pairs()
 
@@ -364,7 +377,7 @@ async def test_a_late_flush_waits_for_the_set_to_have_nothing_else_to_do(idle: R
 async def test_a_late_flush_does_not_wait_longer_than_trio(
     idle: Reactor, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("federation.reactor.loop.STAY_S", 0.0)
+    monkeypatch.setattr("federation.reactor.loop.MAX_TURN_S", 0.0)
     said: list[str] = []
     ours, theirs = pairs()
     idle.add(ours.fileno(), READ, lambda _mask: idle.flush_late(lambda: said.append("late")))
@@ -494,7 +507,7 @@ async def test_a_busy_set_leaves_trio_its_turn(reactor: Reactor, pairs: Pairs, m
     for _ in range(10):
         before = calls
         await trio.lowlevel.checkpoint()
-        assert calls - before <= 2 * (STAY_S * 1000 + 1)
+        assert calls - before <= 2 * (MAX_TURN_S * 1000 + 1)
 
 
 def test_where_events_come_fast_it_asks_before_it_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,12 +145,12 @@ async def test_no_more_is_read_than_the_other_side_has_room_for() -> None:
 
 
 async def test_credit_is_given_for_what_has_left_and_for_no_more() -> None:
-    """A tunnel on the other side grants by `taken`: too early and the window bounds nothing, too late and it stalls."""
+    """A tunnel on the other side grants what is acknowledged: too early bounds nothing, too late stalls it."""
     ours, theirs = socket_pair()
     small_buffers(ours, theirs)
     counted: list[int] = []
     sink = End()
-    sink.taken = counted.append  # type: ignore[method-assign]
+    sink.acknowledge = counted.append  # type: ignore[method-assign]
     reactor, end, _ = lone_end(ours, sink)
     async with running(reactor), stream(theirs) as remote:
         end.start()
@@ -320,7 +320,7 @@ async def test_abort_resets_and_does_not_call_back() -> None:
         end.abort("again")
         end.send(b"too late")
         end.send_eof()
-        end.resume()
+        end.resume_writing()
         assert (closed, end.error, sink.heard) == ([end], "the tunnel broke", [])
         assert await is_reset(remote)
 
@@ -404,7 +404,7 @@ async def test_both_ended_in_front_of_what_was_not_read_yet(epoll: bool | None) 
         assert await events_while_idle(reactor) < 5
         assert closed == []
         sink.space = 100
-        end.resume()
+        end.resume_writing()
         await until(lambda: closed)
         assert sink.heard == [b"last words", "EOF"]
         assert end.error is None

@@ -18,8 +18,8 @@ async def reserve(holder: Peer, relay: Peer) -> Reservation:
     return place
 
 
-async def go_round(a: Peer, relay: Peer, b: Peer) -> Link:
-    link = await a.host.dial_through(relay.id, b.id)
+async def connect_via_relay(a: Peer, relay: Peer, b: Peer) -> Link:
+    link = await a.host.connect_via_relay(relay.id, b.id)
     await until(lambda: b.has(a, relay))
     return link
 
@@ -36,8 +36,8 @@ async def send(link: Link, to: Peer, data: bytes) -> bytes:
     arrived.accept()
     view = memoryview(data)
     while view:
-        await until(lambda: channel.room() > 0)
-        n = min(len(view), channel.room())
+        await until(lambda: channel.writable() > 0)
+        n = min(len(view), channel.writable())
         channel.send(view[:n])
         view = view[n:]
     channel.send_eof()

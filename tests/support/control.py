@@ -86,7 +86,7 @@ class FakeNode:
 
     def unban(self, peer: str) -> None: ...
 
-    def drained(self) -> dict[str, Any]:
+    def drain_status(self) -> dict[str, Any]:
         return {"draining": self.draining, "in_flight": 0, "clients": 0}
 
 

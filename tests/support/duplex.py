@@ -21,20 +21,20 @@ MOST_BUFFERED = 64 * 1024 * 1024  # no end, nor a kernel behind it, holds so muc
 
 @dataclass
 class End:
-    """A Duplex that records what it hears. `space` is its room; `credit` False keeps what arrives unacknowledged."""
+    """A Duplex that records what it hears. `space` bytes are writable; `credit` False keeps what arrives unacknowledged."""
 
     heard: list[Any] = field(default_factory=list)
     space: int = 1 << 30
     credit: bool = True
     other: Any = None
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return self.space
 
     def send(self, data: bytes | memoryview) -> None:
         self.heard.append(bytes(data))
         if self.credit and self.other is not None:
-            self.other.taken(len(data))
+            self.other.acknowledge(len(data))
 
     def send_eof(self) -> None:
         self.heard.append("EOF")
@@ -42,10 +42,10 @@ class End:
     def abort(self, reason: str) -> None:
         self.heard.append(f"RST {reason}")
 
-    def taken(self, n: int) -> None: ...
+    def acknowledge(self, n: int) -> None: ...
 
-    def resume(self) -> None:
-        self.heard.append("resume")
+    def resume_writing(self) -> None:
+        self.heard.append("resume_writing")
 
     def opened(self) -> None:
         self.heard.append("OPENED")
@@ -64,7 +64,7 @@ class Caller(End):
 
     acknowledged: int = 0
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         self.acknowledged += n
 
     @property
@@ -79,8 +79,8 @@ class Rig:
 
     `arrived()`: the bytes that came out there; `ended()`: "", "EOF" or "RST", as seen there. `say`, `say_eof` and
     `break_off` make that side send, finish or break. `stop` and `go`: it takes no more for now, it takes again. `move` is
-    called whenever the test waits. `has_room`: it is `room` that holds the caller back. `acknowledges`: the caller hears
-    `taken`, so that it grants again what went on; a mux's channel buffers and acknowledges nothing.
+    called whenever the test waits. `has_room`: it is `writable` that holds the caller back. `acknowledges`: the caller hears
+    `acknowledge`, so that it grants again what went on; a mux's channel buffers and acknowledges nothing.
     """
 
     end: Duplex
@@ -111,7 +111,7 @@ class Rig:
 
     async def send(self, data: bytes) -> None:
         """With a memoryview that is valid during the call only."""
-        await self.until(lambda: not self.has_room or self.end.room() >= len(data))
+        await self.until(lambda: not self.has_room or self.end.writable() >= len(data))
         view = memoryview(bytearray(data))
         self.end.send(view)
         view.release()
@@ -184,8 +184,8 @@ async def _is_silent(rig: Rig) -> None:
     """An end that is closed says nothing any more, whatever a caller that is closed too may still say."""
     await rig.settle()
     before = list(rig.caller.heard), rig.caller.acknowledged
-    rig.end.resume()
-    rig.end.taken(1)
+    rig.end.resume_writing()
+    rig.end.acknowledge(1)
     rig.end.abort("again")
     rig.end.abort("and again")
     await rig.settle()
@@ -196,7 +196,7 @@ async def _holds_back(rig: Rig) -> None:
     rig.stop()
     sent, stalls = 0, 0
     while stalls < 2:
-        room = min(rig.end.room(), PIECE) if rig.has_room else PIECE if sent < 4 * PIECE else 0
+        room = min(rig.end.writable(), PIECE) if rig.has_room else PIECE if sent < 4 * PIECE else 0
         if room > 0:
             rig.end.send(bytes(room))
             sent += room
@@ -209,8 +209,8 @@ async def _holds_back(rig: Rig) -> None:
     rig.caller.heard.clear()
     rig.go()
     if rig.has_room:
-        await rig.until(lambda: "resume" in rig.caller.heard)
+        await rig.until(lambda: "resume_writing" in rig.caller.heard)
     await rig.until(lambda: len(rig.arrived()) == sent)
     await rig.until(lambda: not rig.acknowledges or rig.caller.acknowledged == sent)
-    assert rig.end.room() > 0 or not rig.has_room
+    assert rig.end.writable() > 0 or not rig.has_room
     assert rig.caller.ends == []

@@ -32,7 +32,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.net.link.mux import Opener
+    from federation.net.link.mux import TunnelObserver
     from federation.reactor.duplex import Duplex
 
 OWN = "own"
@@ -51,10 +51,10 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
 class Tunnel:
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
-    def __init__(self, peer_id: str, service: str, opener: Opener, other: Duplex) -> None:
+    def __init__(self, peer_id: str, service: str, opener: TunnelObserver, other: Duplex) -> None:
         self.peer_id = peer_id
         self.service = service
-        self.opener: Opener | None = opener
+        self.opener: TunnelObserver | None = opener
         self.other = other
         self.client_name = other._client.client_name  # type: ignore[attr-defined]
         self.data = b""  # sent by the entry
@@ -68,7 +68,7 @@ class Tunnel:
 
     # For the entry
 
-    def room(self) -> int:
+    def writable(self) -> int:
         if self.closed or self.credit <= 0:
             self.waiting = True
             return 0
@@ -92,10 +92,10 @@ class Tunnel:
             self.closed = True
             self.reset = reason
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         self.taken_bytes += n
 
-    def resume(self) -> None: ...
+    def resume_writing(self) -> None: ...
 
     # For the test; a closed tunnel hears nothing, as with the mux
 
@@ -134,7 +134,7 @@ class Tunnel:
         self.credit += n
         if self.waiting and self.credit > 0:
             self.waiting = False
-            self.other.resume()
+            self.other.resume_writing()
 
     def _finish(self) -> None:
         self.closed = self.closed or (self.eof and self.ended)
@@ -151,7 +151,7 @@ class FakeLink:
     def read(self) -> None:
         self.arrived()
 
-    def open_tunnel(self, service: str, opener: Opener, other: Duplex) -> Tunnel:
+    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Tunnel:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
         tunnel = Tunnel(self.peer_id, service, opener, other)
@@ -231,12 +231,12 @@ class Net:
 
     async def connect(self, *, sends: bytes = b"", port: int | None = None) -> trio.SocketStream:
         """A client whose bytes are at the entry."""
-        total = self.frontend.accounts.counts.total
+        total = self.frontend.counters.totals.started
         sock = socket.socket()
         sock.connect(("127.0.0.1", port or self.port))
         client = stream(sock)
         self.clients.append(client)
-        await settled(lambda: self.frontend.accounts.counts.total == total + 1)
+        await settled(lambda: self.frontend.counters.totals.started == total + 1)
         if sends:
             received = self.received()
             await client.send_all(sends)
@@ -346,7 +346,7 @@ async def everybody_leaves(net: Net) -> None:
     timers = [timer.callback for queue in net.reactor._timers.values() for timer in queue]
     assert timers == [], "a timer was left"
     assert [t.peer_id for t in net.tunnels if not t.closed and not t.eof] == [], "a tunnel was left open"
-    assert net.metric("federation_connections_finished_total") == frontend.accounts.counts.total
+    assert net.metric("federation_connections_finished_total") == frontend.counters.totals.started
 
 
 __all__ = ["OWN", "FakeLink", "FakeRoster", "Net", "Tunnel", "everybody_leaves", "network", "record", "settled"]

@@ -63,10 +63,10 @@ class FakeTopic:
         self.published.append((trio.current_time(), read(data)))
         return sign(self.host.peer_id, data)
 
-    async def forward(self, peer: str, signed: bytes) -> None:
+    async def forward(self, peer_id: str, signed: bytes) -> None:
         signer, data, signed = self.open_signed(signed)
         if self.accept(signer, data, signed):
-            self.forwarded.append((peer, signed))
+            self.forwarded.append((peer_id, signed))
 
     async def flushed(self, timeout_s: float) -> None: ...
 
@@ -90,13 +90,13 @@ class FakeHost:
         self.nursery: trio.Nursery | None = None
         self.handlers: dict[str, Callable[..., Any]] = {}
         self.offences: list[tuple[str, str]] = []
-        self.complaints: list[tuple[str, str]] = []
+        self.warnings: list[tuple[str, str]] = []
 
-    def offended(self, peer: str, what: str) -> None:
-        self.offences.append((peer, what))
+    def report_violation(self, peer_id: str, what: str) -> None:
+        self.offences.append((peer_id, what))
 
-    def complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
-        self.complaints.append((event, where))
+    def warn(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
+        self.warnings.append((event, where))
 
     @property
     def links(self) -> dict[str, FakeHost]:
@@ -105,13 +105,13 @@ class FakeHost:
     def handle_stream(self, protocol: str, handler: Callable[..., Any]) -> None:
         self.handlers[protocol] = handler
 
-    async def open_stream(self, peer: str, protocol: str) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self, peer_id: str, protocol: str) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
-        if peer not in self.others:
+        if peer_id not in self.others:
             raise PeerUnavailable("no connection to it")
         ours, theirs = trio.testing.memory_stream_pair()
         assert self.nursery is not None
-        self.nursery.start_soon(self.others[peer].handlers[protocol], SimpleNamespace(peer=self.peer_id), theirs)
+        self.nursery.start_soon(self.others[peer_id].handlers[protocol], SimpleNamespace(peer_id=self.peer_id), theirs)
         return ours
 
 
@@ -155,9 +155,9 @@ class Member:
         self.ledger.merge(record, signed=sign(record.peer_id, encode(record)), now=self.now(), age=age)
 
     def age_of(self, peer_id: str) -> float:
-        entry = self.ledger.get(peer_id)
-        assert entry is not None
-        return (self.now() - entry.record.last_seen).total_seconds()
+        row = self.ledger.get(peer_id)
+        assert row is not None
+        return (self.now() - row.record.last_seen).total_seconds()
 
 
 def foreign_topic(n: int = 77) -> Topic:

@@ -44,8 +44,8 @@ class HostEvents:
     def peer_up(self, link: Link) -> None:
         self.up.append(link)
 
-    def peer_down(self, peer: str, reason: str) -> None:
-        self.down.append((peer, reason))
+    def peer_down(self, peer_id: str, reason: str) -> None:
+        self.down.append((peer_id, reason))
 
     def peer_suspect(self, link: Link) -> None:
         self.suspect.append(link.suspect)

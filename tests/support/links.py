@@ -80,10 +80,10 @@ async def link_pair(*, reactor: Reactor | None = None) -> AsyncIterator[tuple[Li
         for link in links:
             nursery.start_soon(link.start)
         for link in links:
-            await link.event_started.wait()
+            await link.started.wait()
         yield links[0], links[1], *events
         for link in links:
-            await link.close()
+            link.fail("closed")
         nursery.cancel_scope.cancel()
 
 

@@ -144,9 +144,9 @@ def add(
             remote_address=None,  # type: ignore[assignment]
             suspect=suspect,
             rtt_s=rtt_s,
-            peer=peer_id,
+            peer_id=peer_id,
             path="direct",
-            via_peer="",
+            via_peer_id="",
             admission_key=TOKEN.admission_key(),
         )
     return peer_id

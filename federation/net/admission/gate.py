@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 UPGRADE_TIMEOUT_S = 5.0  # from accept to an admitted, multiplexed connection
 MAX_HANDSHAKES = 128  # at once; the node hangs up on further ones
 MAX_HANDSHAKES_PER_ADDRESS = 32
-PATIENCE_S = 1.0  # if all places are taken, a handshake that lasts longer gives way to a newcomer
+EVICT_AFTER_S = 1.0  # if all places are taken, a handshake that lasts longer gives way to a newcomer
 # Connects from one address: a site whose hundred machines restart behind one NAT gets in at once; an address that goes on
 # like that costs a tenth of a core at most. IPv6 addresses count by the /64 that one machine has to itself.
 ACCEPT_RATE = 20.0  # a second
@@ -53,7 +53,7 @@ class HandshakeGate:
                 return True
             where = max(self._waiting, key=lambda address: len(self._waiting[address]), default=where)
         slowest = next(iter(self._waiting.get(where, ())), None)
-        if slowest is None or slowest.deadline - now > UPGRADE_TIMEOUT_S - PATIENCE_S:
+        if slowest is None or slowest.deadline - now > UPGRADE_TIMEOUT_S - EVICT_AFTER_S:
             return False
         del self._waiting[where][slowest]  # already now, so that the next newcomer does not count on it as well
         slowest.cancel()

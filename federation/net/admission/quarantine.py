@@ -26,9 +26,9 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._of)
 
-    def add(self, peer: str, now: float) -> bool:
-        """Note an offence of `peer`. Returns True for its first one, or its first one after FORGIVE_S."""
-        offender = self._of.pop(peer, None)
+    def add(self, peer_id: str, now: float) -> bool:
+        """Note an offence of `peer_id`. Returns True for its first one, or its first one after FORGIVE_S."""
+        offender = self._of.pop(peer_id, None)
         is_first = offender is None or now - offender.until > FORGIVE_S
         if offender is None or is_first:
             offender = _Offender()
@@ -36,11 +36,11 @@ class Quarantine:
             del self._of[next(iter(self._of))]
         offender.times += 1
         offender.until = now + min(KEEP_AWAY_S * 2.0 ** min(offender.times - 1, 16), KEEP_AWAY_MAX_S)
-        self._of[peer] = offender
+        self._of[peer_id] = offender
         return is_first
 
-    def holds(self, peer: str, now: float) -> bool:
-        offender = self._of.get(peer)
+    def holds(self, peer_id: str, now: float) -> bool:
+        offender = self._of.get(peer_id)
         return offender is not None and now < offender.until
 
     def any_back(self, since: float, now: float) -> bool:

@@ -37,14 +37,14 @@ class Dialler(Protocol):
     book: AddressBook
     links: dict[str, Link]
 
-    def is_to_dial(self, peer: str) -> bool: ...
+    def is_to_dial(self, peer_id: str) -> bool: ...
     async def connect(self, address: PeerAddress) -> Link: ...
-    async def dial_through(self, relay: str, peer: str) -> Link: ...
-    def complain(self, event: str, where: str, every_s: float | None = None, **details: object) -> None: ...
-    def token_is_retired(self, error: TokenRetired) -> None: ...
+    async def connect_via_relay(self, relay_id: str, peer_id: str) -> Link: ...
+    def warn(self, event: str, where: str, every_s: float | None = None, **details: object) -> None: ...
+    def report_token_retired(self, error: TokenRetired) -> None: ...
 
 
-class Redial:
+class DialLoop:
     """Call `look` when the book may have news, `routes_changed` when there may be a new relay to a peer being dialled."""
 
     def __init__(self, host: Dialler) -> None:
@@ -91,8 +91,8 @@ class Redial:
     async def _dial(self, target: Target) -> None:
         host = self._host
         race = Race(
-            target, self.routes, news=lambda: self._routes_changed, connect=host.connect, go_round=host.dial_through,
-            may=self._may_dial,
+            target, self.routes, news=lambda: self._routes_changed, connect=host.connect,
+            connect_via_relay=host.connect_via_relay, may=self._may_dial,
         )  # fmt: skip
         self._races.add(race)
         lines = self._hearsay_dials if _is_in_doubt(target) else self._dials
@@ -133,7 +133,7 @@ class Redial:
             book.failed(target, now, permanent=no is not None)
             for address in race.taken_over:
                 book.taken_over(address)
-            self._complain(target, no, race.problems)
+            self._warn(target, no, race.problems)
         elif race.winner[0] is None:
             for address in target.addresses:  # also those that have not answered yet
                 book.missed(address, now)
@@ -141,21 +141,21 @@ class Redial:
         else:
             if race.winner[0] in target.hearsay:
                 self.pace.found(race.winner[0].host, now)
-            book.succeeded(race.winner[0], race.winner[1].peer, now)
+            book.succeeded(race.winner[0], race.winner[1].peer_id, now)
         self.look()
 
-    def _complain(self, target: Target, no: HandshakeFailed | None, problems: list[Exception]) -> None:
+    def _warn(self, target: Target, no: HandshakeFailed | None, problems: list[Exception]) -> None:
         where = _where(target)
         if isinstance(no, TokenRetired):
-            self._host.token_is_retired(no)
+            self._host.report_token_retired(no)
         elif isinstance(no, TokenRefused):
-            self._host.complain("the peer belongs to another network: it refused our token, or we its", where)
+            self._host.warn("the peer belongs to another network: it refused our token, or we its", where)
         elif isinstance(no, PeerBanned | BannedByPeer):
-            self._host.complain(str(no), where, REMIND_EVERY_S)
+            self._host.warn(str(no), where, REMIND_EVERY_S)
         elif any(isinstance(problem, AnotherPeer) for problem in problems):
-            self._host.complain("another peer answers at the address of this one", where, REMIND_EVERY_S)
+            self._host.warn("another peer answers at the address of this one", where, REMIND_EVERY_S)
         elif any(isinstance(problem, HandshakeFailed) for problem in problems):
-            self._host.complain("what answers there is not a member of a federation", where)
+            self._host.warn("what answers there is not a member of a federation", where)
         else:
             whys = list(dict.fromkeys(map(_in_words, problems))) or [NO_ADDRESS]
             self.not_reached[where] = "; ".join(whys)

@@ -42,9 +42,9 @@ async def _first_of(*events: trio.Event) -> None:
 class Race:
     """Call `run`, then read `winner`: the link, and the address that led to it (None: a relay). It is None if none answered.
 
-    `connect` and `go_round(relay, peer)` may raise any exception; `problems` collects them. The losers are cancelled. While
-    addresses may still answer, `relays(peer)` is asked again when `news()` is set. `may(address)`: whether hearsay may be
-    dialled now.
+    `connect` and `connect_via_relay(relay, peer)` may raise any exception; `problems` collects them. The losers are
+    cancelled. While addresses may still answer, `relays(peer)` is asked again when `news()` is set. `may(address)`: whether
+    hearsay may be dialled now.
 
     `settled` is set when there is a winner, or when all known addresses and relays have failed and hearsay has been dialled;
     with hearsay alone, when a silent address would have timed out. Hearsay that answers later may still win.
@@ -57,14 +57,14 @@ class Race:
         *,
         news: Callable[[], trio.Event],
         connect: Callable[[PeerAddress], Awaitable[Link]],
-        go_round: Callable[[str, str], Awaitable[Link]],
+        connect_via_relay: Callable[[str, str], Awaitable[Link]],
         may: Callable[[PeerAddress], bool] = lambda _address: True,
     ) -> None:
         self._target = target
         self._relays = relays
         self._news = news
         self._connect = connect
-        self._go_round = go_round
+        self._connect_via_relay = connect_via_relay
         self._may = may
         self._all_failed = trio.Event()  # but for hearsay; relays wait for this
         self._won = trio.CancelScope()
@@ -151,7 +151,7 @@ class Race:
 
     async def _try_relay(self, relay: str, peer: str, over: trio.Event) -> None:
         try:
-            self._win(None, await self._go_round(relay, peer))
+            self._win(None, await self._connect_via_relay(relay, peer))
         except Exception as error:  # noqa: BLE001  # as above
             self.problems.append(error)
         finally:

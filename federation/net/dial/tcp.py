@@ -48,9 +48,9 @@ async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: fl
     """Connect from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
     sock = await _bound(listen, host)
     try:
-        with trio.move_on_after(within_s) as patience:
+        with trio.move_on_after(within_s) as scope:
             await sock.connect((host, port))
-        if patience.cancelled_caught:
+        if scope.cancelled_caught:
             raise TimeoutError(f"no answer within {within_s:g} s")
     except BaseException:
         sock.close()

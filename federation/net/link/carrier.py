@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RECV_BYTES = 256 * 1024
 TURN_BYTES = 512 * 1024  # sent, then the other sockets have their turn
 SEND_BYTES = 128 * 1024  # sealed for one send: a system call costs as much as sealing 16 KiB
-DRAIN_ROUNDS = 16
+READS_A_TURN = 16
 # What one read may take of the thread; a remote whose bytes are all tiny frames is read in smaller pieces instead.
 READ_TURN_S = 0.01
 MIN_RECV_BYTES = 16 * 1024
@@ -38,7 +38,7 @@ Path = Literal["direct", "punched", "relayed"]
 
 
 class Carrier(Protocol):
-    """A carrier tells the link's liveness when bytes arrive, and its link `read_out` when none are left, `fail` and
+    """A carrier tells the link's liveness when bytes arrive, and its link `was_read_empty` when none are left, `fail` and
     `violated`."""
 
     path: Path
@@ -65,8 +65,8 @@ class Carrier(Protocol):
     def read(self) -> None:
         """Process what has arrived."""
 
-    def drain(self) -> None:
-        """Soon: process what has arrived, then `link.read_out`, even if nothing has."""
+    def read_until_empty(self) -> None:
+        """Soon: process what has arrived, then `link.was_read_empty`, even if nothing has."""
 
     def close(self) -> None:
         """The link has failed: let go of everything at once. Called once."""
@@ -138,7 +138,7 @@ class SocketCarrier:
     def read(self) -> None:
         self._read()
 
-    def drain(self) -> None:
+    def read_until_empty(self) -> None:
         self._reactor.flush_soon(self._read)
 
     # In
@@ -157,7 +157,7 @@ class SocketCarrier:
         heard, now = link.liveness.heard, self._reactor.now
         turn_ends = time.perf_counter() + READ_TURN_S
         try:
-            for _ in range(DRAIN_ROUNDS):
+            for _ in range(READS_A_TURN):
                 rest = len(self._rest)
                 scratch[:rest] = self._rest
                 n = sock.recv_into(scratch[rest:], self._recv_bytes)
@@ -176,7 +176,7 @@ class SocketCarrier:
             if link.waiting:  # the others have their turn first; if the socket is empty, no event will tell
                 self._reactor.call_later(0.0, self._read)
         except (BlockingIOError, InterruptedError):
-            link.read_out()
+            link.was_read_empty()
         except (OSError, ProtocolViolation) as error:
             self._broke(error)
 
@@ -307,7 +307,7 @@ class CircuitCarrier:
         if ended is not None:
             self.abort(ended)
         if self._link.waiting:
-            self.drain()
+            self.read_until_empty()
         self.wake()
 
     def close(self) -> None:
@@ -326,9 +326,9 @@ class CircuitCarrier:
     def read(self) -> None:
         self.via.read()
 
-    def drain(self) -> None:
+    def read_until_empty(self) -> None:
         """When the link to the relay was read empty; what is still on its way at the relay is not known."""
-        self.via.drain(self._link.read_out)
+        self.via.read_until_empty(self._link.was_read_empty)
 
     def _flush(self) -> None:
         self._flush_queued = False
@@ -337,7 +337,7 @@ class CircuitCarrier:
         if self._mux.overrun:
             self._link.violated(ProtocolViolation("the peer makes us answer and does not read"))
         channel, next_record, seal = self._channel, self._mux.next_record, self._sealer.seal
-        while self._unsent is None and not self._closed and (room := channel.room()) > 0:
+        while self._unsent is None and not self._closed and (room := channel.writable()) > 0:
             record = next_record()
             if record is None:
                 return
@@ -346,11 +346,11 @@ class CircuitCarrier:
             channel.send(sealed[:room])
             if len(sealed) > room:
                 self._unsent = memoryview(sealed)[room:]
-                self.resume()
+                self.resume_writing()
 
     # Duplex, for the tunnel
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return self._channel.window  # what the tunnel grants is all that bounds it
 
     def send(self, data: bytes | memoryview) -> None:
@@ -368,9 +368,9 @@ class CircuitCarrier:
             link.set_suspect(False)
         if not link.feed(plaintexts):
             return
-        self._channel.taken(len(data))
+        self._channel.acknowledge(len(data))
         if link.waiting and not self._closed:
-            self.drain()
+            self.read_until_empty()
 
     def send_eof(self) -> None:
         self._link.fail("the peer closed the connection")
@@ -378,12 +378,12 @@ class CircuitCarrier:
     def abort(self, reason: str) -> None:
         self._link.fail(f"the circuit broke: {reason}")
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         """The channel's credit is what paces us."""
 
-    def resume(self) -> None:
-        """The tunnel has room again."""
-        while self._unsent is not None and (room := self._channel.room()) > 0:
+    def resume_writing(self) -> None:
+        """The tunnel takes bytes again."""
+        while self._unsent is not None and (room := self._channel.writable()) > 0:
             self._channel.send(self._unsent[:room])
             self._unsent = self._unsent[room:] if len(self._unsent) > room else None
         if self._unsent is None:

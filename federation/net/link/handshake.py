@@ -208,14 +208,14 @@ class TokenNoise(ISecureTransport):
         """`peer_id` None: whoever answers; an address without an id is dialled so."""
         return await self._handshake(conn, peer_id, initiator=True)
 
-    async def _handshake(self, conn: IRawConnection, peer_id: ID | None, *, initiator: bool) -> SecureConn:
+    async def _handshake(self, conn: IRawConnection, libp2p_id: ID | None, *, initiator: bool) -> SecureConn:
         """Raises HandshakeFailed, or what says more: AnotherPeer, TokenRefused and its kinds, PeerBanned, BannedByPeer."""
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
                 noise = NoiseConnection.from_name(NOISE)
                 noise.set_keypair_from_private_bytes(Keypair.STATIC, self._static_key)
                 if initiator:
-                    remote = await self._call(conn, noise, peer_id)
+                    remote = await self._call(conn, noise, libp2p_id)
                 else:
                     remote = await self._answer(conn, noise)
                 return await self._prove(conn, noise, Session(self._local_peer, remote, initiator))
@@ -226,14 +226,14 @@ class TokenNoise(ISecureTransport):
         except (IOException, RawConnError, ValueError, AttributeError) as error:  # AttributeError: a read of nothing
             raise HandshakeFailed("the other side hung up or sent nonsense") from error
 
-    async def _call(self, conn: IRawConnection, noise: NoiseConnection, peer_id: ID | None) -> ID:
+    async def _call(self, conn: IRawConnection, noise: NoiseConnection, libp2p_id: ID | None) -> ID:
         """The initiator's side of Noise XX; returns who answers."""
         noise.set_as_initiator()
         noise.start_handshake()
         state = noise.noise_protocol.handshake_state
         await _say(conn, noise, b"")
         remote = identity.read_payload(await _hear(conn, noise), _static_key(state))
-        if peer_id is not None and remote != peer_id:
+        if libp2p_id is not None and remote != libp2p_id:
             raise AnotherPeer
         await _say(conn, noise, self._payload)
         return remote
@@ -261,10 +261,10 @@ class TokenNoise(ISecureTransport):
         secured.admission_key = await prove(secured, digest, str(session.get_remote_peer()))
         return secured
 
-    async def _offer(self, conn: SecureConn, digest: bytes, peer: str) -> bytes:
+    async def _offer(self, conn: SecureConn, digest: bytes, peer_id: str) -> bytes:
         """The initiator's side; returns the key that both hold."""
-        if self._is_banned(peer):
-            raise PeerBanned(f"peer {peer}")
+        if self._is_banned(peer_id):
+            raise PeerBanned(f"peer {peer_id}")
         keys = self._admission_keys()[:MAX_PROOFS]
         proofs = [_proof(key, b"initiator", digest) for key in keys]
         proofs += [_proof(key, b"initiator: retired", digest) for key in self._retired_keys()[: MAX_PROOFS - len(keys)]]
@@ -274,33 +274,33 @@ class TokenNoise(ISecureTransport):
             if hmac.compare_digest(answer, _proof(key, b"responder", digest)):
                 return key
             if key == keys[0] and hmac.compare_digest(answer, _proof(key, b"responder: retired", digest)):
-                raise TokenRetired(f"peer {peer}")
+                raise TokenRetired(f"peer {peer_id}")
             if hmac.compare_digest(answer, _proof(key, b"responder: banned", digest)):
-                raise BannedByPeer(f"peer {peer}")
-        raise TokenRefused(f"peer {peer}")
+                raise BannedByPeer(f"peer {peer_id}")
+        raise TokenRefused(f"peer {peer_id}")
 
-    async def _judge(self, conn: SecureConn, digest: bytes, peer: str) -> bytes:
+    async def _judge(self, conn: SecureConn, digest: bytes, peer_id: str) -> bytes:
         """The responder's side; returns the key that both hold."""
         message = await wire.read_exactly(conn.read, PROOF_BYTES)
         message += b"".join(conn.pending)  # of the same record: it is not followed by another before the answer
         conn.pending.clear()
         offered = [message[at : at + PROOF_BYTES] for at in range(0, MAX_PROOFS * PROOF_BYTES, PROOF_BYTES)]
         answer = REFUSED
-        outcome: HandshakeFailed = TokenRefused(f"peer {peer}")
+        outcome: HandshakeFailed = TokenRefused(f"peer {peer_id}")
         keys = self._admission_keys()
         for key in keys:
             if _holds(offered, key, b"initiator", digest):
-                if not self._is_banned(peer):
+                if not self._is_banned(peer_id):
                     await conn.write(_proof(key, b"responder", digest))
                     return key
-                answer, outcome = _proof(key, b"responder: banned", digest), PeerBanned(f"peer {peer}")
+                answer, outcome = _proof(key, b"responder: banned", digest), PeerBanned(f"peer {peer_id}")
                 break
             if key == keys[0] and _holds(offered, key, b"initiator: retired", digest):  # it had it, and took a newer one
-                outcome = TokenRetired(f"peer {peer}")
+                outcome = TokenRetired(f"peer {peer_id}")
         else:
             for key in self._retired_keys():
                 if _holds(offered, key, b"initiator", digest):
-                    answer, outcome = _proof(key, b"responder: retired", digest), TokenOutdated(f"peer {peer}")
+                    answer, outcome = _proof(key, b"responder: retired", digest), TokenOutdated(f"peer {peer_id}")
                     break
         await conn.write(answer)
         raise outcome

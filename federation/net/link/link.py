@@ -1,4 +1,4 @@
-"""One peer connection: a mux, the carrier of its records, and its liveness. libp2p's swarm sees it as its muxed connection.
+"""One peer connection: a mux, the carrier of its records, and its liveness. py-libp2p's swarm sees it as a `MuxedConn`.
 
 What the remote breaks costs it this connection: `fail` ends the link, every channel hears it, the log says why.
 """
@@ -51,21 +51,20 @@ class LinkEvents(Protocol):
         """`link.suspect` changed."""
 
 
-class Link(IMuxedConn):
-    """`peer` is the libp2p id as text. `rtt_s` is None until the first PONG. `carrier` makes the carrier of this link."""
+class Link:
+    """The connection to one peer. `rtt_s` is None until the first PONG. `carrier` makes the carrier of this link."""
 
     def __init__(
         self,
         secured: SecureConn,
-        peer_id: ID,
+        libp2p_id: ID,
         *,
         reactor: Reactor,
         events: LinkEvents,
         carrier: Callable[[Link, SecureConn, Reactor], Carrier] = SocketCarrier,
     ) -> None:
-        self.peer_id = peer_id
-        self.peer = str(peer_id)
-        self.event_started = trio.Event()
+        self.peer_id = str(libp2p_id)
+        self.started = trio.Event()
         self.suspect = False  # it owes us a PONG
         self.retired = False
         self.rtt_s: float | None = None
@@ -78,17 +77,16 @@ class Link(IMuxedConn):
         self.liveness = Liveness(self.opened_at)
         self.carrier = carrier(self, secured, reactor)
         self.path: Path = self.carrier.path
-        self.via_peer = "" if self.carrier.via is None else self.carrier.via.peer  # the relay, if there is one
+        self.via_peer_id = "" if self.carrier.via is None else self.carrier.via.peer_id  # the relay's, if there is one
         wake, wake_late = self.carrier.wake, self.carrier.wake_late
         self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=wake, wake_late=wake_late)
         self._kept_until = self.opened_at  # though it is retired
         self._secured = secured
-        self._addresses = secured.get_transport_addresses()
-        self._type = secured.get_connection_type()
         self._reactor = reactor
         self._events = events
         self._incoming_send, self._incoming = trio.open_memory_channel[MuxStream](64)
         self._closed = trio.Event()
+        self.muxed_conn = MuxedConn(self, libp2p_id, secured)
 
     # Tunnels, and reading for those who wait
 
@@ -98,14 +96,14 @@ class Link(IMuxedConn):
             raise PeerUnavailable("the connection is closed")
         return self.mux.open_tunnel(service, opener, other)
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
+    def when_read_empty(self, callback: Callable[[], None]) -> None:
         """Run `callback` once all that the remote has sent by now was read: an RST right behind an OPEN is seen first."""
         self.waiting.append(callback)
 
-    def drain(self, callback: Callable[[], None]) -> None:
+    def read_until_empty(self, callback: Callable[[], None]) -> None:
         """Read everything received so far, then run `callback`, even if nothing new arrives."""
         self.waiting.append(callback)
-        self.carrier.drain()
+        self.carrier.read_until_empty()
 
     def read(self) -> None:
         """Process bytes already received, before silence is taken for a failure. Not to be called from inside a callback."""
@@ -132,7 +130,7 @@ class Link(IMuxedConn):
         try:
             self.tick(now, ping_every_s)
         except Exception:  # the reactor's rule 3
-            log.exception("a link's tick failed", peer=self.peer)
+            log.exception("a link's tick failed", peer=self.peer_id)
             self.fail("a fault of this node")
 
     def tick(self, now: float, ping_every_s: float = PING_EVERY_S) -> None:
@@ -187,7 +185,7 @@ class Link(IMuxedConn):
             return False
         return True
 
-    def read_out(self) -> None:
+    def was_read_empty(self) -> None:
         """All that the remote has sent by now was read. After a silence, that holds only behind its PONG."""
         if self.liveness.is_fenced:
             return
@@ -205,22 +203,19 @@ class Link(IMuxedConn):
             self._events.link_misused(self, error.detail)
             self.fail(str(error))
 
-    # libp2p's muxed connection
+    # For the swarm
 
     async def start(self) -> None:
         """Run by the swarm until the link ends. What leaves this task ends the swarm, so nothing does."""
         try:
             await self.carrier.start()
         except Exception:  # the reactor's rule 3
-            log.exception("a link failed as it started", peer=self.peer)
+            log.exception("a link failed as it started", peer=self.peer_id)
             self.fail("a fault of this node")
-        self.event_started.set()
+        self.started.set()
         await self._closed.wait()
         with suppress(Exception):  # it is over, whatever its stream says
             await self._secured.close()
-
-    async def close(self) -> None:
-        self.fail("closed")
 
     async def open_stream(self) -> MuxStream:
         try:
@@ -248,12 +243,43 @@ class Link(IMuxedConn):
         return self._secured.is_initiator
 
     @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+
+class MuxedConn(IMuxedConn):
+    """A link as py-libp2p knows it. Its `peer_id` is py-libp2p's object; everywhere else here a `peer_id` is text."""
+
+    def __init__(self, link: Link, libp2p_id: ID, secured: SecureConn) -> None:
+        self.link = link
+        self.peer_id = libp2p_id
+        self.event_started = link.started
+        self._addresses = secured.get_transport_addresses()
+        self._type = secured.get_connection_type()
+
+    async def start(self) -> None:
+        await self.link.start()
+
+    async def close(self) -> None:
+        self.link.fail("closed")
+
+    async def open_stream(self) -> MuxStream:
+        return await self.link.open_stream()
+
+    async def accept_stream(self) -> MuxStream:
+        return await self.link.accept_stream()
+
+    @property
+    def is_initiator(self) -> bool:
+        return self.link.is_initiator
+
+    @property
     def is_established(self) -> bool:
         return self.event_started.is_set()
 
     @property
     def is_closed(self) -> bool:
-        return self._closed.is_set()
+        return self.link.is_closed
 
     def get_transport_addresses(self) -> list[Multiaddr]:
         return self._addresses
@@ -262,7 +288,7 @@ class Link(IMuxedConn):
         return self._type
 
     def get_remote_address(self) -> tuple[str, int] | None:
-        return self.remote_address
+        return self.link.remote_address
 
 
 async def talk(link: Link, say: Callable[[Link], Awaitable[None]]) -> None:
@@ -270,5 +296,5 @@ async def talk(link: Link, say: Callable[[Link], Awaitable[None]]) -> None:
     try:
         await say(link)
     except Exception:  # the reactor's rule 3
-        log.exception("a talk with a peer failed", peer=link.peer)
+        log.exception("a talk with a peer failed", peer=link.peer_id)
         link.fail("a fault of this node")

@@ -113,14 +113,14 @@ class Channel:
         self.out_size = 0
         self._out: deque[bytes | memoryview] = deque()
         self.queued = False  # in the send queue of the mux
-        self.waiting = False  # told its source to wait; owes it a resume
+        self.waiting = False  # told its source to wait; owes it a `resume_writing()`
         self.answered = not (tunnel and remote)
         self.small_in = 0  # number of the record with its latest small DATA
         self.fin_queued = self.fin_sent = self.fin_received = self.closed = False
 
     # Duplex
 
-    def room(self) -> int:
+    def writable(self) -> int:
         room = CHANNEL_BUFFER - self.out_size
         if self.credit < room:
             room = self.credit
@@ -151,7 +151,7 @@ class Channel:
             self.mux.control(RST, self.id, reason.encode()[:MAX_REASON])
             self._close()
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         """Grant again in large steps: half a window at a time. The window of a reader that keeps up is doubled."""
         self.unacknowledged += n
         if self.unacknowledged * 2 < self.window or self.closed or self.fin_received:
@@ -166,8 +166,8 @@ class Channel:
         self.unacknowledged = 0
         self.mux.control(CREDIT, self.id, _CREDIT.pack(grant))
 
-    def resume(self) -> None:
-        """The local reader has room again: credit says all there is to say."""
+    def resume_writing(self) -> None:
+        """The local reader takes bytes again: `acknowledge` grants the remote as many, so there is nothing to do here."""
 
     # Tunnels
 
@@ -217,7 +217,7 @@ class Channel:
                 self.mux.starved[self] = None
                 return
             self.waiting = False
-            self.other.resume()
+            self.other.resume_writing()
 
     def _finish(self) -> None:
         """Both directions have ended in order."""
@@ -324,11 +324,11 @@ class Mux:
                 self._remote_channels -= 1
                 self._streams -= not channel.tunnel
             self.starved.pop(channel, None)
-            ring = self.send_queue
-            if len(ring) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
-                turns = [waiting for waiting in ring if not waiting.closed]
-                ring.clear()
-                ring.extend(turns)
+            queue = self.send_queue
+            if len(queue) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
+                turns = [waiting for waiting in queue if not waiting.closed]
+                queue.clear()
+                queue.extend(turns)
 
     def abort(self, reason: str) -> None:
         """The connection is gone: every channel's other end hears it."""
@@ -371,20 +371,20 @@ class Mux:
         return b"".join(parts)
 
     def _next_data(self, parts: list[bytes | memoryview], room: int, taken: list[Channel]) -> int:
-        ring = self.send_queue
-        while ring and room > HEADER_BYTES:
-            channel = ring.popleft()
+        queue = self.send_queue
+        while queue and room > HEADER_BYTES:
+            channel = queue.popleft()
             if channel.out_size:
                 limit = room - HEADER_BYTES
-                room -= HEADER_BYTES + channel.take(min(limit, QUANTUM) if ring else limit, parts)
+                room -= HEADER_BYTES + channel.take(min(limit, QUANTUM) if queue else limit, parts)
                 if channel.waiting:
                     taken.append(channel)
             if channel.out_size:
-                ring.append(channel)
+                queue.append(channel)
                 continue
             if channel.fin_queued and not channel.fin_sent and not channel.closed:
                 if room < HEADER_BYTES:
-                    ring.append(channel)
+                    queue.append(channel)
                     break
                 parts.append(HEADER.pack(FIN, channel.id, 0))
                 room -= HEADER_BYTES

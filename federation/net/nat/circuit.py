@@ -88,10 +88,11 @@ class CircuitConn(IRawConnection):
         return ConnectionType.RELAYED
 
 
-async def open_circuit(via: Link, peer: str) -> CircuitConn:
-    """Open a circuit to `peer` through the relay behind `via`. Raises PeerUnavailable."""
+async def open_circuit(via: Link, peer_id: str) -> CircuitConn:
+    """Open a circuit to the peer through the relay behind `via`. Raises PeerUnavailable."""
     answer = _Answer()
-    conn = CircuitConn(via, via.open_tunnel(f"{RELAY}/{peer}", answer, NullDuplex()), initiator=True, on_end=answer.refused)
+    channel = via.open_tunnel(f"{RELAY}/{peer_id}", answer, NullDuplex())
+    conn = CircuitConn(via, channel, initiator=True, on_end=answer.refused)
     try:
         await answer.came.wait()
     except BaseException:

@@ -9,7 +9,7 @@ address for all remotes; elsewhere the link stays relayed. Tunnels that are open
 end.
 
 A peer's endpoints are its own claim, so they are bounded: this node meets only a peer to which it has a relayed link, once
-in MEET_EVERY_S, at endpoints on its own subnets and at one or two outside them. It dials each endpoint so many times, and
+in PUNCH_EVERY_S, at endpoints on its own subnets and at one or two outside them. It dials each endpoint so many times, and
 one host, over all peers, no more often than `hearsay.Pace` allows. Ports of the system's services are excluded.
 
     leader:    [endpoint, ...]     "when"                       "go"
@@ -45,15 +45,15 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL = "/federation/punch/1"
 APPOINTMENT_S = 12.0  # from the first word to "go"
-MEETING_S = 3.5  # how long both sides dial: the kernel repeats a SYN that came too early after 1 s, and after 2 s more
-# With a NAT that refuses instead of dropping, timing matters: dial often at first, for MEETING_S in all.
-KNOCKS, KNOCK_AGAIN_S, KNOCK_SLOWER = 20, 0.05, 1.13
+PUNCH_S = 3.5  # how long both sides dial: the kernel repeats a SYN that came too early after 1 s, and after 2 s more
+# With a NAT that refuses instead of dropping, timing matters: dial often at first, for PUNCH_S in all.
+DIALS, DIAL_AGAIN_S, DIAL_SLOWER = 20, 0.05, 1.13
 WAIT_FOR_PACE_S = 0.5
-MEET_EVERY_S = 10.0
-RETRY_AFTER_S = (0.2, MEET_EVERY_S, 15.0, 60.0, 300.0)  # the last one is repeated
+PUNCH_EVERY_S = 10.0
+RETRY_AFTER_S = (0.2, PUNCH_EVERY_S, 15.0, 60.0, 300.0)  # the last one is repeated
 MAX_ENDPOINTS = 12
 MAX_NEAR, MAX_OUTSIDE = 4, 2  # endpoints to dial: a NAT gives one address, and there may be IPv6 beside it
-MAX_GREETED = 16  # at once in a meeting: any machine that finds the port may connect
+MAX_GREETED = 16  # at once in a try: any machine that finds the port may connect
 FIRST_PORT = 1024  # the kernel, and a NAT, take none below it
 MAX_MESSAGE = 2048
 NO_USE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EAFNOSUPPORT, errno.EINVAL)
@@ -61,30 +61,30 @@ Endpoint = tuple[str, int]
 
 
 class Puncher:
-    """Turns relayed links into direct ones. `face_of(listener)`: the address that outsiders see for that port; None: no
-    member can tell. `own_hosts()`: this machine's addresses, for peers nearby. `is_outside(host)`: not on its subnets.
-    `may_dial(address, trusted)`: whether an address makes sense from here."""
+    """Turns relayed links into direct ones. `mapped_address(listener)`: the address that a NAT gives that port, as outsiders
+    see it; None: no member can tell. `own_hosts()`: this machine's addresses, for peers nearby. `is_outside(host)`: not on
+    its subnets. `may_dial(address, trusted)`: whether an address makes sense from here."""
 
     def __init__(
         self,
         host: Host,
         *,
-        face_of: Callable[[HostPort], Awaitable[Endpoint | None]],
+        mapped_address: Callable[[HostPort], Awaitable[Endpoint | None]],
         own_hosts: Callable[[], Sequence[str]],
         is_outside: Callable[[str], bool],
         may_dial: Callable[[PeerAddress, bool], bool],
     ) -> None:
         self._host = host
-        self._face_of = face_of
+        self._mapped_address = mapped_address
         self._own_hosts = own_hosts
         self._is_outside = is_outside
         self._may_dial = may_dial
         self._pace = Pace()
         self._listen: HostPort | None = None
         self._nursery: trio.Nursery | None = None
-        self._again = trio.Event()
-        self._meeting: set[str] = set()
-        self._met: dict[str, float] = {}  # peer -> when the last meeting began, if that is not long ago
+        self._retry = trio.Event()
+        self._punching: set[str] = set()
+        self._punched_at: dict[str, float] = {}  # peer -> when the last try began, if that is not long ago
         host.handle_stream(PROTOCOL, self._follow)
 
     async def run(self, listen: HostPort) -> None:
@@ -97,32 +97,32 @@ class Puncher:
         if link.path == "relayed" and link.is_initiator and self._nursery is not None:
             self._nursery.start_soon(talk, link, self._lead_until_direct)
 
-    def again(self) -> None:
+    def reset_backoff(self) -> None:
         """Forget failures: addresses changed, here or at a peer."""
-        self._again.set()
-        self._again = trio.Event()
+        self._retry.set()
+        self._retry = trio.Event()
 
     async def _lead_until_direct(self, link: Link) -> None:
         tries = 0
         while True:
-            again = self._again
+            retry = self._retry
             with trio.move_on_after(RETRY_AFTER_S[min(tries, len(RETRY_AFTER_S) - 1)]):
-                await again.wait()
+                await retry.wait()
                 tries = 0
             tries += 1
-            if self._host.links.get(link.peer) is not link:
+            if self._host.links.get(link.peer_id) is not link:
                 return
             await self._lead(link)
 
     async def _lead(self, link: Link) -> None:
         try:
-            async with self._door(link.peer) as (at, listeners):
+            async with self._bound_port(link.peer_id) as (at, listeners):
                 with trio.fail_after(APPOINTMENT_S):
                     ours = await self._endpoints(at)
-                    stream = await self._host.open_stream(link.peer, PROTOCOL)
+                    stream = await self._host.open_stream(link.peer_id, PROTOCOL)
                     async with stream:
                         await wire.send(stream, ours)
-                        theirs = self._meetable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
+                        theirs = self._dialable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
                         started = trio.current_time()
                         await wire.send(stream, "when")
                         await _hear(stream, "now")
@@ -130,39 +130,39 @@ class Puncher:
                         await wire.send(stream, "go")
                         await stream.send_eof()
                 await trio.sleep(rtt_s / 2)
-                log.debug("dialling each other", peer=link.peer, ours=ours, theirs=theirs)
-                await self._meet(link.peer, at, listeners, theirs, leads=True)
+                log.debug("dialling each other", peer=link.peer_id, ours=ours, theirs=theirs)
+                await self._simultaneous_open(link.peer_id, at, listeners, theirs, is_leader=True)
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("no appointment for a direct connection", peer=link.peer, why=str(error) or type(error).__name__)
+            log.debug("no appointment for a direct connection", peer=link.peer_id, why=str(error) or type(error).__name__)
 
     async def _follow(self, link: Link, stream: TrioStream) -> None:
-        peer = link.peer
-        async with self._door(peer) as (at, listeners):
+        peer_id = link.peer_id
+        async with self._bound_port(peer_id) as (at, listeners):
             with trio.fail_after(APPOINTMENT_S):
                 async with stream:
-                    theirs = self._meetable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
+                    theirs = self._dialable(_read_endpoints(await wire.receive(stream, at_most=MAX_MESSAGE)))
                     ours = await self._endpoints(at)
                     await wire.send(stream, ours)
                     await _hear(stream, "when")
                     await wire.send(stream, "now")
                     await _hear(stream, "go")
-            log.debug("dialling each other", peer=peer, ours=ours, theirs=theirs)
-            await self._meet(peer, at, listeners, theirs, leads=False)
+            log.debug("dialling each other", peer=peer_id, ours=ours, theirs=theirs)
+            await self._simultaneous_open(peer_id, at, listeners, theirs, is_leader=False)
 
     @asynccontextmanager
-    async def _door(self, peer: str) -> AsyncIterator[tuple[HostPort, list[trio.SocketListener]]]:
-        """Bind a port for one meeting. Raises OSError, and ProtocolViolation if a meeting makes no sense, or not yet."""
-        if peer in self._meeting or self._listen is None:
+    async def _bound_port(self, peer_id: str) -> AsyncIterator[tuple[HostPort, list[trio.SocketListener]]]:
+        """Bind a port for one try. Raises OSError, and ProtocolViolation if a try makes no sense, or not yet."""
+        if peer_id in self._punching or self._listen is None:
             raise ProtocolViolation("we are about to meet already")  # both dialled a relayed link at once, and both lead
-        link = self._host.links.get(peer)
+        link = self._host.links.get(peer_id)
         if link is None or link.path != "relayed":
             raise ProtocolViolation("only who is connected through a relay needs to be met")
         now = trio.current_time()
-        self._met = {known: at for known, at in self._met.items() if now - at < MEET_EVERY_S}
-        if peer in self._met:
+        self._punched_at = {known: at for known, at in self._punched_at.items() if now - at < PUNCH_EVERY_S}
+        if peer_id in self._punched_at:
             raise ProtocolViolation("we have met a moment ago")
-        self._met[peer] = now
-        self._meeting.add(peer)
+        self._punched_at[peer_id] = now
+        self._punching.add(peer_id)
         try:
             at, listeners = await listen_beside(self._listen)
             try:
@@ -171,44 +171,44 @@ class Puncher:
                 for listener in listeners:
                     listener.socket.close()
         finally:
-            self._meeting.discard(peer)
+            self._punching.discard(peer_id)
 
     async def _endpoints(self, at: HostPort) -> list[Endpoint]:
-        face = await self._face_of(at)
+        mapped = await self._mapped_address(at)
         own = [(host, at.port) for host in self._own_hosts()]
-        return list(dict.fromkeys((*([face] if face is not None else []), *own)))[:MAX_ENDPOINTS]
+        return list(dict.fromkeys((*([mapped] if mapped is not None else []), *own)))[:MAX_ENDPOINTS]
 
-    def _meetable(self, theirs: list[PeerAddress]) -> list[Endpoint]:
+    def _dialable(self, theirs: list[PeerAddress]) -> list[Endpoint]:
         """The endpoints to dial: those that make sense from here, on our own subnets and, fewer, outside them."""
         sound = [a for a in dict.fromkeys(theirs) if a.port >= FIRST_PORT and self._may_dial(a, False)]
         near = [a for a in sound if not self._is_outside(a.host)][:MAX_NEAR]
         outside = [a for a in sound if self._is_outside(a.host)][:MAX_OUTSIDE]
         return [(a.host, a.port) for a in (*outside, *near)]
 
-    async def _meet(
-        self, peer: str, at: HostPort, listeners: list[trio.SocketListener], theirs: list[Endpoint], *, leads: bool
+    async def _simultaneous_open(
+        self, peer_id: str, at: HostPort, listeners: list[trio.SocketListener], theirs: list[Endpoint], *, is_leader: bool
     ) -> None:
         """Dial all endpoints, and accept connections at our port, until there is a direct link."""
         found = trio.Event()
         greeted = trio.CapacityLimiter(MAX_GREETED)
-        with trio.move_on_after(MEETING_S) as meeting:
+        with trio.move_on_after(PUNCH_S) as attempt:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
-                    nursery.start_soon(self._open, nursery, greeted, listener, peer, leads, found)
+                    nursery.start_soon(self._open, nursery, greeted, listener, peer_id, is_leader, found)
                 for endpoint in theirs:
-                    nursery.start_soon(self._knock, at, endpoint, peer, leads, found)
+                    nursery.start_soon(self._dial_repeatedly, at, endpoint, peer_id, is_leader, found)
                 await found.wait()
                 nursery.cancel_scope.cancel()
-        if meeting.cancelled_caught:
-            log.debug("no direct connection could be made; the relay stays", peer=peer)
+        if attempt.cancelled_caught:
+            log.debug("no direct connection could be made; the relay stays", peer=peer_id)
 
     async def _open(
-        self, nursery: trio.Nursery, greeted: trio.CapacityLimiter, listener: trio.SocketListener, peer: str, leads: bool,
-        found: trio.Event,
+        self, nursery: trio.Nursery, greeted: trio.CapacityLimiter, listener: trio.SocketListener, peer_id: str,
+        is_leader: bool, found: trio.Event,
     ) -> None:  # fmt: skip
         async def greet(stream: trio.SocketStream, host: str) -> None:
             try:
-                await self._greet(stream, host, peer, leads, found)
+                await self._greet(stream, host, peer_id, is_leader, found)
             finally:
                 greeted.release_on_behalf_of(stream)
 
@@ -217,7 +217,7 @@ class Puncher:
                 stream = await listener.accept()
                 host = stream.socket.getpeername()[0]
             except OSError:
-                await trio.sleep(KNOCK_AGAIN_S)
+                await trio.sleep(DIAL_AGAIN_S)
                 continue
             try:
                 greeted.acquire_on_behalf_of_nowait(stream)
@@ -226,31 +226,33 @@ class Puncher:
                 continue
             nursery.start_soon(greet, stream, host)
 
-    async def _knock(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> None:
-        pause_s = KNOCK_AGAIN_S
-        for _ in range(KNOCKS):
+    async def _dial_repeatedly(
+        self, at: HostPort, endpoint: Endpoint, peer_id: str, is_leader: bool, found: trio.Event
+    ) -> None:
+        pause_s = DIAL_AGAIN_S
+        for _ in range(DIALS):
             while not self._pace.take(endpoint[0], trio.current_time()):  # noqa: ASYNC110  # a bucket fills by itself
                 await trio.sleep(WAIT_FOR_PACE_S)
-            if not await self._knock_once(at, endpoint, peer, leads, found):
+            if not await self._dial_once(at, endpoint, peer_id, is_leader, found):
                 return
             await trio.sleep(pause_s)
-            pause_s *= KNOCK_SLOWER
+            pause_s *= DIAL_SLOWER
 
-    async def _knock_once(self, at: HostPort, endpoint: Endpoint, peer: str, leads: bool, found: trio.Event) -> bool:
+    async def _dial_once(self, at: HostPort, endpoint: Endpoint, peer_id: str, is_leader: bool, found: trio.Event) -> bool:
         """Dial an endpoint once. Returns whether another try makes sense."""
         try:
-            stream = await open_from_port(at, *endpoint, within_s=MEETING_S)
+            stream = await open_from_port(at, *endpoint, within_s=PUNCH_S)
         except OSError as error:
             return _errno(error) not in NO_USE
-        await self._greet(stream, endpoint[0], peer, leads, found)
+        await self._greet(stream, endpoint[0], peer_id, is_leader, found)
         return True
 
-    async def _greet(self, stream: trio.SocketStream, host: str, peer: str, leads: bool, found: trio.Event) -> None:
+    async def _greet(self, stream: trio.SocketStream, host: str, peer_id: str, is_leader: bool, found: trio.Event) -> None:
         path: Path = "punched" if self._is_outside(host) else "direct"
         try:
-            await self._host.met(stream, peer, leads=leads, path=path)
+            await self._host.link_from_punch(stream, peer_id, is_leader=is_leader, path=path)
         except Exception as error:  # noqa: BLE001  # as in Host._admit: any program may answer there
-            log.debug("somebody else, or nobody, is there", peer=peer, at=host, why=str(error) or type(error).__name__)
+            log.debug("somebody else, or nobody, is there", peer=peer_id, at=host, why=str(error) or type(error).__name__)
         else:
             found.set()
 

@@ -105,8 +105,8 @@ class PortMapping:
                 await trio.sleep(await self._renew(gateway))
         finally:
             if gateway is not None and self.external is not None:
-                with trio.move_on_after(GOODBYE_S) as patience:
-                    patience.shield = True
+                with trio.move_on_after(GOODBYE_S) as scope:
+                    scope.shield = True
                     await self._give_back(gateway)
 
     async def _renew(self, gateway: str | None) -> float:

@@ -80,7 +80,7 @@ def is_outside(host: str, networks: Sequence[Network]) -> bool:
     return not ip.is_loopback and not ip.is_link_local and not any(ip.version == n.version and ip in n for n in networks)
 
 
-class Reach:
+class Reachability:
     """`relays(peer)`: whether that member relays. `networks()`: this machine's subnets. Calls `on_change()`."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Reach:
         self._asked: dict[str, float] = {}
         self._asking = 0
         self._answered: dict[str, float] = {}
-        self._places: dict[str, _Place] = {}
+        self._reservations: dict[str, _HeldReservation] = {}
         self._refused: dict[str, float] = {}
         self._look = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -122,7 +122,7 @@ class Reach:
     @property
     def via(self) -> tuple[str, ...]:
         """The relays where this node has a reservation, nearest first."""
-        held = [peer for peer, place in self._places.items() if place.granted]
+        held = [peer for peer, reservation in self._reservations.items() if reservation.granted]
         return tuple(sorted(held, key=self._nearness))
 
     # Events from the node
@@ -141,8 +141,8 @@ class Reach:
 
     def peer_up(self, link: Link) -> None:
         if link.path == "direct" and not link.is_initiator and self._is_outside(link):
-            self._judge(link.peer, reached=True)
-        self._refused.pop(link.peer, None)
+            self._judge(link.peer_id, reached=True)
+        self._refused.pop(link.peer_id, None)
         self._look.set()
 
     async def run(self, listen: HostPort) -> None:
@@ -153,7 +153,7 @@ class Reach:
                 self._look = trio.Event()
                 now = trio.current_time()
                 self._ask_some(now)
-                self._take_places(now)
+                self._make_reservations(now)
                 with trio.move_on_after(ASK_AGAIN_S / 10):
                     await self._look.wait()
 
@@ -181,44 +181,44 @@ class Reach:
                 likely = [self._listen.port, *([self.forwarded] if self.forwarded is not None else [])]
                 seen, mapped, ports = await self._question(link, likely, shown)
         except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
+            log.debug("a member did not say how it sees us", peer=link.peer_id, why=str(error) or type(error).__name__)
             return
         finally:
             self._asking -= 1
-        log.debug("a member says how it sees us", peer=link.peer, seen=seen, mapped=mapped, ports=ports)
+        log.debug("a member says how it sees us", peer=link.peer_id, seen=seen, mapped=mapped, ports=ports)
         asked_for = {*likely, *([mapped[1]] if mapped is not None else [])}
-        self._named[link.peer] = [(seen[0], port) for port in ports if port in asked_for]
+        self._named[link.peer_id] = [(seen[0], port) for port in ports if port in asked_for]
         self._believe_most()
-        self._judge(link.peer, reached=bool(self._named[link.peer]))
+        self._judge(link.peer_id, reached=bool(self._named[link.peer_id]))
         self._look.set()
 
     def _believe_most(self) -> None:
         """Keep the addresses that most members name: one member that lies must not have all others dial a third party."""
-        named = [places for places in self._named.values() if places]
-        count = Counter(place for places in named for place in dict.fromkeys(places))
+        named = [addresses for addresses in self._named.values() if addresses]
+        count = Counter(address for addresses in named for address in dict.fromkeys(addresses))
         self.public.clear()
-        self.public.update(dict.fromkeys(place for place in count if count[place] * 2 >= len(named)))
+        self.public.update(dict.fromkeys(address for address in count if count[address] * 2 >= len(named)))
 
-    async def face_of(self, listen: HostPort) -> tuple[str, int] | None:
+    async def mapped_address(self, listen: HostPort) -> tuple[str, int] | None:
         """The address that outsiders see for a port of ours, by the nearest of them. None: none can tell."""
         outside = [
             link for link in self._host.links.values()
             if link.path == "direct" and link.is_initiator and self._is_outside(link)
         ]  # fmt: skip
-        for link in sorted(outside, key=lambda link: self._nearness(link.peer))[:2]:
+        for link in sorted(outside, key=lambda link: self._nearness(link.peer_id))[:2]:
             try:
                 with trio.fail_after(ASK_TIMEOUT_S / 2):
                     shown = await self._show_port(link, listen)
                     if shown is not None:
                         return (await self._question(link, [], shown))[1]
             except (FederationError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:  # noqa: PERF203
-                log.debug("a member did not say how it sees us", peer=link.peer, why=str(error) or type(error).__name__)
+                log.debug("a member did not say how it sees us", peer=link.peer_id, why=str(error) or type(error).__name__)
         return None
 
     async def _question(
         self, link: Link, ports: list[int], shown: bytes | None
     ) -> tuple[tuple[str, int], tuple[str, int] | None, list[int]]:
-        stream = await self._host.open_stream(link.peer, PROTOCOL)
+        stream = await self._host.open_stream(link.peer_id, PROTOCOL)
         async with stream:
             await wire.send(stream, [ports, shown])
             return _read_answer(await wire.receive(stream, at_most=MAX_MESSAGE))
@@ -229,17 +229,17 @@ class Reach:
             return None
         try:
             stream = await open_from_port(listen, *link.remote_address, within_s=DIAL_BACK_S)
-            return await self._host.probe(stream, link.peer)
+            return await self._host.probe(stream, link.peer_id)
         except Exception as error:  # noqa: BLE001  # as in Host._admit; what is not learnt here only costs a hole punched
-            log.debug("our own port was not shown", peer=link.peer, why=str(error) or type(error).__name__)
+            log.debug("our own port was not shown", peer=link.peer_id, why=str(error) or type(error).__name__)
             return None
 
-    def _judge(self, peer: str, *, reached: bool) -> None:
+    def _judge(self, peer_id: str, *, reached: bool) -> None:
         before = self.dialable
-        link = self._host.links.get(peer)
-        if not reached and self.verdicts.by_peer.get(peer) and link is not None and not link.is_initiator:
+        link = self._host.links.get(peer_id)
+        if not reached and self.verdicts.by_peer.get(peer_id) and link is not None and not link.is_initiator:
             return  # it has reached this node before, and may be too busy to do so again
-        self.verdicts.by_peer[peer] = reached
+        self.verdicts.by_peer[peer_id] = reached
         if self.dialable != before:
             log.info("others can dial this node" if self.dialable else "others cannot dial this node, it needs a relay")
         self._on_change()
@@ -247,16 +247,16 @@ class Reach:
     # Answering
 
     async def _answer(self, link: Link, stream: TrioStream) -> None:
-        peer = link.peer
+        peer_id = link.peer_id
         now = trio.current_time()
         async with stream:
             ports, shown = _read_question(await wire.receive(stream, at_most=MAX_MESSAGE))
             if link.remote_address is None:
                 return
             if ports:
-                if now - self._answered.get(peer, -1e9) < ANSWER_EVERY_S:
+                if now - self._answered.get(peer_id, -1e9) < ANSWER_EVERY_S:
                     return
-                self._answered[peer] = now
+                self._answered[peer_id] = now
             host = link.remote_address[0]
             mapped = None if shown is None else self._host.seen_from.get(shown)
             if mapped is not None and mapped[0] != host:
@@ -265,90 +265,92 @@ class Reach:
             to_dial = list(dict.fromkeys((*ports, *((mapped[1],) if mapped and ports else ()))))
             async with trio.open_nursery() as nursery:
                 for port in to_dial:
-                    nursery.start_soon(self._dial_back, host, port, peer, found)
+                    nursery.start_soon(self._dial_back, host, port, peer_id, found)
             if len(found) < len(to_dial):
                 await trio.sleep_until(now + DIAL_BACK_S)  # closed and silent look alike
             await wire.send(stream, [link.remote_address, mapped, found])
             await stream.send_eof()
 
-    async def _dial_back(self, host: str, port: int, peer: str, found: list[int]) -> None:
+    async def _dial_back(self, host: str, port: int, peer_id: str, found: list[int]) -> None:
         """Dial the asker at the address from which it is connected, so no member can make this node dial other hosts."""
         now = trio.current_time()
         if not self._may_dial(PeerAddress(host, port), False) or not self._pace.take(host, now):
             return
         try:
             with trio.fail_after(DIAL_BACK_S):
-                await self._host.probe(await trio.open_tcp_stream(host, port), peer)
+                await self._host.probe(await trio.open_tcp_stream(host, port), peer_id)
         except Exception as error:  # noqa: BLE001  # as in Host._admit: any program may answer there
-            log.debug("a member cannot be dialled", peer=peer, port=port, why=str(error) or type(error).__name__)
+            log.debug("a member cannot be dialled", peer=peer_id, port=port, why=str(error) or type(error).__name__)
         else:
             self._pace.found(host, now)
             found.append(port)
 
     # Reservations at relays
 
-    def _take_places(self, now: float) -> None:
+    def _make_reservations(self, now: float) -> None:
         links = self._host.links
-        for peer, place in list(self._places.items()):
-            if links.get(peer) is not place.link or self.dialable:
-                del self._places[peer]
-                place.channel.abort("no longer needed")
+        for peer, reservation in list(self._reservations.items()):
+            if links.get(peer) is not reservation.link or self.dialable:
+                del self._reservations[peer]
+                reservation.channel.abort("no longer needed")
                 self._on_change()
         if self.dialable is not False:
             return
-        serving = [peer for peer in self._places if self._relays(peer)]  # a relay that is about to stop does not count
+        serving = [peer for peer in self._reservations if self._relays(peer)]  # a relay that is about to stop does not count
         candidates = [
             peer
             for peer, link in links.items()
-            if peer not in self._places
+            if peer not in self._reservations
             and (link.path == "punched" or (link.path == "direct" and link.is_initiator))  # a relay may have met us
             and self._relays(peer)
             and self._refused.get(peer, -1e9) < now - REFUSED_S
         ]
         for peer in sorted(candidates, key=self._nearness)[: WANTED_RELAYS - len(serving)]:
             with suppress(PeerUnavailable):
-                self._places[peer] = _Place(self, self._host, links[peer])
+                self._reservations[peer] = _HeldReservation(self, self._host, links[peer])
 
-    def _nearness(self, peer: str) -> tuple[int, bytes]:
-        link = self._host.links.get(peer)
+    def _nearness(self, peer_id: str) -> tuple[int, bytes]:
+        link = self._host.links.get(peer_id)
         rtt_s = link.rtt_s if link is not None and link.rtt_s is not None else 0.0
-        return int(rtt_s / RTT_STEP_S), blake2b(f"{self._host.peer_id} {peer}".encode(), digest_size=8).digest()
+        return int(rtt_s / RTT_STEP_S), blake2b(f"{self._host.peer_id} {peer_id}".encode(), digest_size=8).digest()
 
-    def granted(self, place: _Place) -> None:
-        log.info("reachable through a relay", relay=place.link.peer)
+    def granted(self, reservation: _HeldReservation) -> None:
+        log.info("reachable through a relay", relay=reservation.link.peer_id)
         self._on_change()
 
-    def lost(self, place: _Place, reason: str, *, refused: bool) -> None:
-        peer = place.link.peer
-        if self._places.get(peer) is place:
-            del self._places[peer]
+    def lost(self, reservation: _HeldReservation, reason: str, *, refused: bool) -> None:
+        peer_id = reservation.link.peer_id
+        if self._reservations.get(peer_id) is reservation:
+            del self._reservations[peer_id]
             log.info(
-                "no longer reachable through a relay" if place.granted else "a relay has no place", relay=peer, why=reason
+                "no longer reachable through a relay" if reservation.granted else "a relay has no place",
+                relay=peer_id,
+                why=reason,
             )
             if refused:
-                self._refused[peer] = trio.current_time()
+                self._refused[peer_id] = trio.current_time()
             self._on_change()
             self._look.set()
 
 
-class _Place(NullDuplex):
+class _HeldReservation(NullDuplex):
     """This node's end of a reservation."""
 
-    def __init__(self, reach: Reach, host: Host, link: Link) -> None:
-        self._reach = reach
+    def __init__(self, reachability: Reachability, host: Host, link: Link) -> None:
+        self._reachability = reachability
         self.link = link
         self.granted = False
         self.channel = host.reserve(link, self, self)
 
     def opened(self) -> None:
         self.granted = True
-        self._reach.granted(self)
+        self._reachability.granted(self)
 
     def refused(self, reason: str) -> None:
-        self._reach.lost(self, reason, refused=True)
+        self._reachability.lost(self, reason, refused=True)
 
     def abort(self, reason: str) -> None:
-        self._reach.lost(self, reason, refused=not self.link.is_closed)
+        self._reachability.lost(self, reason, refused=not self.link.is_closed)
 
     def send_eof(self) -> None:
         self.channel.abort("given back")

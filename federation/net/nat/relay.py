@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from federation.errors import PeerUnavailable
-from federation.net.admission.carriers import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE
+from federation.net.admission.inbound_circuits import MAX_SOURCES, SOURCE_BURST, SOURCE_RATE
 from federation.ratelimit import Buckets
 from federation.reactor.duplex import NullDuplex
 
@@ -58,20 +58,20 @@ class RelayLimits:
 
 
 class Relay:
-    """`links` are this node's; `complain(event, where, **details)` logs within limits. `limits` None: no relaying here."""
+    """`links` are this node's; `warn(event, where, **details)` logs within limits. `limits` None: no relaying here."""
 
     def __init__(
         self,
         reactor: Reactor,
         links: Mapping[str, Link],
         limits: RelayLimits | None,
-        complain: Callable[..., None],
+        warn: Callable[..., None],
     ) -> None:
         self.limits = limits
         self._reactor = reactor
         self._links = links
-        self._complain = complain
-        self._places: dict[str, _Place] = {}
+        self._warn = warn
+        self._reservations: dict[str, _Reservation] = {}
         self._circuits: Counter[str] = Counter()  # by the member that asked
         self._asked = Buckets[str](ASKED_A_SECOND, ASKED_AT_ONCE, max_keys=MAX_ASKERS)
         self._asked_for = Buckets[tuple[str, str]](SOURCE_RATE, SOURCE_BURST, max_keys=MAX_SOURCES)
@@ -80,7 +80,7 @@ class Relay:
     @property
     def reserved(self) -> list[str]:
         """Peer ids of the members that have a reservation here."""
-        return list(self._places)
+        return list(self._reservations)
 
     @property
     def circuits(self) -> int:
@@ -89,62 +89,62 @@ class Relay:
     def close(self) -> None:
         """End all reservations, because this node is about to stop. Circuits last as long as the node does."""
         self.limits = None
-        for place in list(self._places.values()):
-            place.channel.abort("the relay stops")
-        self._places.clear()
+        for reservation in list(self._reservations.values()):
+            reservation.channel.abort("the relay stops")
+        self._reservations.clear()
 
     # Reservations
 
     def reserve(self, link: Link, channel: Channel, _rest: str) -> None:
-        place = channel.other = _Place(self, link, channel)
+        reservation = channel.other = _Reservation(self, link, channel)
         if self.limits is None:
             channel.refuse("this node does not relay")
         elif link.path == "relayed":
             channel.refuse("the relay itself is reached through a relay")
-        elif len(self._places) >= self.limits.reservations and link.peer not in self._places:
-            self._complain("a reservation was refused, all places are taken", link.peer, limit=self.limits.reservations)
+        elif len(self._reservations) >= self.limits.reservations and link.peer_id not in self._reservations:
+            self._warn("a reservation was refused, all places are taken", link.peer_id, limit=self.limits.reservations)
             channel.refuse("all places are taken")
         else:
-            old = self._places.get(link.peer)
-            self._places[link.peer] = place
+            old = self._reservations.get(link.peer_id)
+            self._reservations[link.peer_id] = reservation
             if old is not None:
                 old.channel.abort("there is a newer reservation")
             channel.accept()
 
-    def forget(self, place: _Place) -> None:
-        if self._places.get(place.link.peer) is place:
-            del self._places[place.link.peer]
+    def forget(self, reservation: _Reservation) -> None:
+        if self._reservations.get(reservation.link.peer_id) is reservation:
+            del self._reservations[reservation.link.peer_id]
 
     # Circuits
 
     def connect(self, link: Link, channel: Channel, target: str) -> None:
         """Open a circuit to `target` for the peer of `link`."""
-        circuit = _Circuit(self, self._reactor, link.peer, self.limits.rate if self.limits else 0)
+        circuit = _Circuit(self, self._reactor, link.peer_id, self.limits.rate if self.limits else 0)
         channel.other = circuit.there
-        why = self._why_not(link.peer, target)
-        place = self._places.get(target)
-        if why or place is None:
+        why = self._why_not(link.peer_id, target)
+        reservation = self._reservations.get(target)
+        if why or reservation is None:
             channel.refuse(why or "the peer has no place here")
             return
         try:
-            far = place.link.open_tunnel(f"{CIRCUIT}/{link.peer}", circuit, circuit.back)
+            far = reservation.link.open_tunnel(f"{CIRCUIT}/{link.peer_id}", circuit, circuit.back)
         except PeerUnavailable as error:
             channel.refuse(error.detail)
             return
-        self._circuits[link.peer] += 1
+        self._circuits[link.peer_id] += 1
         circuit.start(channel, far)
 
     def _why_not(self, source: str, target: str) -> str:
         if self.limits is None:
             return "this node does not relay"
-        if target not in self._places or target == source:
+        if target not in self._reservations or target == source:
             return "the peer has no place here"
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
-            self._complain("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
+            self._warn("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
             return "too many circuits"
         now = trio.current_time()  # no more often than the target lets the member in, or it blames the relay
         if not (self._asked.of(source).take(now) and self._asked_for.of((source, target)).take(now)):
-            self._complain("a member asks for circuits without end; some are refused", source)
+            self._warn("a member asks for circuits without end; some are refused", source)
             return "too often"
         return ""
 
@@ -154,7 +154,7 @@ class Relay:
             del self._circuits[source]
 
 
-class _Place(NullDuplex):
+class _Reservation(NullDuplex):
     """The relay's end of a reservation."""
 
     def __init__(self, relay: Relay, link: Link, channel: Channel) -> None:
@@ -275,7 +275,7 @@ class _Way:
         if source is None or to is None or self.is_finished:
             return
         while held:
-            n = min(len(held[0]), to.room(), self._circuit.allowance())
+            n = min(len(held[0]), to.writable(), self._circuit.allowance())
             if n <= 0:
                 return
             chunk = held.popleft()
@@ -284,7 +284,7 @@ class _Way:
                 chunk = chunk[:n]
             to.send(chunk)
             self._circuit.moved(n)
-            source.taken(n)
+            source.acknowledge(n)
         if self._eof:
             self.is_finished = True
             to.send_eof()
@@ -296,7 +296,7 @@ class _Way:
 
     # Duplex, for the tunnel that brings it
 
-    def room(self) -> int:
+    def writable(self) -> int:
         return 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -310,9 +310,9 @@ class _Way:
     def abort(self, reason: str) -> None:
         self._circuit.broke(self, reason)
 
-    def taken(self, n: int) -> None: ...
+    def acknowledge(self, n: int) -> None: ...
 
-    def resume(self) -> None:
-        """The tunnel that brings this way's bytes has room: the other way writes there."""
+    def resume_writing(self) -> None:
+        """The tunnel that brings this way's bytes takes bytes again: the other way writes there."""
         if self._back is not None:
             self._back.move()

@@ -12,9 +12,9 @@ from federation.net.admission import gate
 from federation.net.admission.gate import (
     ACCEPT_BURST,
     ACCEPT_RATE,
+    EVICT_AFTER_S,
     MAX_HANDSHAKES,
     MAX_HANDSHAKES_PER_ADDRESS,
-    PATIENCE_S,
     UPGRADE_TIMEOUT_S,
     HandshakeGate,
 )
@@ -71,7 +71,7 @@ async def test_the_slowest_of_the_busiest_gives_way(
             nursery.start_soon(stay, number)
             await trio.testing.wait_all_tasks_blocked()
         assert not it.evict_slowest(newcomer, trio.current_time())  # none is slow yet
-        mock_clock.jump(PATIENCE_S)
+        mock_clock.jump(EVICT_AFTER_S)
         assert it.evict_slowest(newcomer, trio.current_time())
         await trio.testing.wait_all_tasks_blocked()
         assert gave_way == [started[0]]

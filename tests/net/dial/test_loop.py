@@ -107,16 +107,16 @@ class TestRedial:
             a.host.look_at_book()
             await until(lambda: tried.count(given) == 4, seconds=20)
             assert tried.count(heard) == 1
-            assert fake_id(1) in a.host.redial.not_reached
-            a.host.redial.start_over()
+            assert fake_id(1) in a.host.dial_loop.not_reached
+            a.host.dial_loop.start_over()
 
     async def test_no_address_that_makes_sense(self) -> None:
         async with peers(1) as (a,):
             a.host.book.may_dial = lambda _address, _trusted: False
             a.host.book.add(PeerAddress("10.0.0.1", 1, fake_id(1)), source="record")
             a.host.look_at_book()
-            await until(lambda: a.host.redial.not_reached)
-            assert a.host.redial.not_reached == {fake_id(1): loop.NO_ADDRESS}
+            await until(lambda: a.host.dial_loop.not_reached)
+            assert a.host.dial_loop.not_reached == {fake_id(1): loop.NO_ADDRESS}
 
     async def test_a_crowd_at_one_host_is_dialled_at_its_pace(self) -> None:
         async with peers(1) as (a,):
@@ -139,13 +139,13 @@ class TestRedial:
 
     async def test_a_dial_that_waited_too_long_for_its_turn_is_not_made(self) -> None:
         async with peers(2) as (lower, higher):
-            async with lower.host.redial._dials:
+            async with lower.host.dial_loop._dials:
                 for n in range(loop.MAX_DIALS - 1):
-                    lower.host.redial._dials.acquire_on_behalf_of_nowait(n)
+                    lower.host.dial_loop._dials.acquire_on_behalf_of_nowait(n)
                 lower.knows(higher)
                 higher.knows(lower)
                 await until(lambda: lower.has(higher) and higher.has(lower))
                 for n in range(loop.MAX_DIALS - 1):
-                    lower.host.redial._dials.release_on_behalf_of(n)
+                    lower.host.dial_loop._dials.release_on_behalf_of(n)
             await until(lambda: lower.host.book.next_due(trio.current_time()) is None)
             assert len(lower.events.up) == len(higher.events.up) == 1

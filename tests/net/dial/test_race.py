@@ -41,7 +41,7 @@ class World:
             raise what
         return what
 
-    async def go_round(self, relay: str, peer: str) -> Any:
+    async def connect_via_relay(self, relay: str, peer: str) -> Any:
         assert peer == PEER
         return await self.answer(relay)
 
@@ -51,8 +51,8 @@ class World:
         """When it settled is in `settled_at`."""
         target = Target(peer, addresses, hopeless=hopeless, hearsay=frozenset(hearsay))
         race = Race(
-            target, lambda _peer: self.relays, news=lambda: self.news, connect=self.answer, go_round=self.go_round,
-            may=lambda address: address not in self.refused,
+            target, lambda _peer: self.relays, news=lambda: self.news, connect=self.answer,
+            connect_via_relay=self.connect_via_relay, may=lambda address: address not in self.refused,
         )  # fmt: skip
 
         async def note() -> None:
@@ -173,7 +173,7 @@ class TestHearsay:
         world = World({FIRST: (0.0, OSError()), "relay": (0.0, OSError())})
         race = Race(
             Target(PEER, (FIRST,), hearsay=frozenset([FIRST])), lambda _peer: world.relays, news=lambda: world.news,
-            connect=world.answer, go_round=world.go_round,
+            connect=world.answer, connect_via_relay=world.connect_via_relay,
         )  # fmt: skip
         async with trio.open_nursery() as nursery:
             nursery.start_soon(race.run)

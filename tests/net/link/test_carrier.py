@@ -28,7 +28,7 @@ class Tunnel(End):
     acknowledged: int = 0
     unsealer: Unsealer = field(default_factory=lambda: Unsealer(KEYS[0]))
 
-    def taken(self, n: int) -> None:
+    def acknowledge(self, n: int) -> None:
         self.acknowledged += n
 
     def send(self, data: bytes | memoryview) -> None:
@@ -42,13 +42,13 @@ class Tunnel(End):
 
 
 class Via:
-    """The link to the relay. `drains`: what waits for it to be read empty."""
+    """The link to the relay. `waiting`: what waits for it to be read empty."""
 
-    peer = "relay"
+    peer_id = "relay"
 
     def __init__(self) -> None:
-        self.drains: list[Callable[[], None]] = []
-        self.drain = self.drains.append
+        self.waiting: list[Callable[[], None]] = []
+        self.read_until_empty = self.waiting.append
 
 
 class HandReactor:
@@ -114,7 +114,7 @@ def opened(circuit: Circuit) -> tuple[Any, End]:
 
 async def test_it_carries_records_and_acknowledges_what_it_has_taken() -> None:
     async with a_circuit() as circuit:
-        assert (circuit.link.path, circuit.link.via_peer, circuit.link.local_host) == ("relayed", "relay", "")
+        assert (circuit.link.path, circuit.link.via_peer_id, circuit.link.local_host) == ("relayed", "relay", "")
         channel, end = opened(circuit)
         channel.send(b"request")
         assert not circuit.link.is_flushed
@@ -144,10 +144,10 @@ async def test_a_tunnel_with_little_room_gets_a_record_in_pieces() -> None:
         assert len(circuit.tunnel.data) == 10
         assert not circuit.link.is_flushed
         circuit.tunnel.space = 3
-        circuit.end.resume()
+        circuit.end.resume_writing()
         assert len(circuit.tunnel.data) == 13
         circuit.tunnel.space = 1000
-        circuit.end.resume()
+        circuit.end.resume_writing()
         assert circuit.hears() == [("OPEN", 1, b"default"), ("DATA", 1, b"x" * 30)]
         assert circuit.link.is_flushed
 
@@ -157,13 +157,13 @@ async def test_an_rst_behind_an_open_is_seen_before_anything_is_dialled() -> Non
     gone: list[bool] = []
     async with a_circuit() as circuit:
         circuit.say(frame(OPEN, 2))
-        circuit.link.when_drained(lambda: gone.append(circuit.events.opened[0][0].closed))
+        circuit.link.when_read_empty(lambda: gone.append(circuit.events.opened[0][0].closed))
         circuit.say(frame(RST, 2, b"too late"))
         assert gone == []
-        circuit.via.drains.pop()()
+        circuit.via.waiting.pop()()
         assert gone == [True]
-        circuit.link.drain(lambda: gone.append(False))
-        circuit.via.drains.pop()()
+        circuit.link.read_until_empty(lambda: gone.append(False))
+        circuit.via.waiting.pop()()
         assert gone == [True, False]
 
 
@@ -184,8 +184,8 @@ async def test_its_end_ends_the_link_and_is_answered_with_nothing() -> None:
             assert circuit.events.closed == [reason]
             assert end.heard == [f"RST {reason}"]
             circuit.end.abort("again")
-            circuit.end.resume()
-            circuit.end.taken(1)
+            circuit.end.resume_writing()
+            circuit.end.acknowledge(1)
             circuit.end.send(b"late")
             circuit.reactor.flush()
             assert circuit.tunnel.heard == []

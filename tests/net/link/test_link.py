@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 
 from federation.errors import PeerUnavailable
 from federation.net.link import carrier
-from federation.net.link.carrier import DRAIN_ROUNDS, SEND_BYTES
+from federation.net.link.carrier import READS_A_TURN, SEND_BYTES
 from federation.net.link.link import Link, talk
 from federation.net.link.liveness import DEAD_AFTER_S, PING_AFTER_S, PING_EVERY_S, RTT_INTERVALS, SUSPECT_AFTER_S
 from federation.net.link.mux import (
@@ -140,11 +140,11 @@ async def one_link(
             await nursery.start(reactor.run)
         link = Link(secured, PEERS[1], reactor=reactor, events=host)
         nursery.start_soon(link.start)
-        await link.event_started.wait()
+        await link.started.wait()
         try:
             yield link, remote, host
         finally:
-            await link.close()
+            link.fail("closed")
             await trio.aclose_forcefully(stream)
             nursery.cancel_scope.cancel()
 
@@ -197,7 +197,7 @@ async def test_what_the_link_says_before_it_runs_is_said_when_it_does() -> None:
         opened(link)
         nursery.start_soon(link.start)
         assert await Remote(stream).hear() == [("OPEN", 1, b"default")]
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -232,7 +232,7 @@ async def test_a_half_record_behind_the_negotiation_is_finished_by_the_socket() 
         await stream.send_all(record[9:])
         await until(lambda: host.opened)
         assert host.opened[0][1] == "cut"
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -248,7 +248,7 @@ async def test_without_a_descriptor_only_the_link_ends(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "dup", no_descriptor)
     await link.start()
     assert host.closed == ["Too many open files"]
-    assert link.event_started.is_set()
+    assert link.started.is_set()
     await stream.aclose()
     reactor._poller.close()
 
@@ -267,7 +267,7 @@ def dials_later(gone: list[bool]) -> Callable[[Link, Channel, str], None]:
     """What the exit does: it looks, once all is read, whether the entry is still there."""
 
     def on_tunnel(link: Link, channel: Channel, _service: str) -> None:
-        link.when_drained(lambda: gone.append(channel.closed))
+        link.when_read_empty(lambda: gone.append(channel.closed))
 
     return on_tunnel
 
@@ -293,7 +293,7 @@ async def arrived(raw: Any, size: int) -> None:
     await until(lambda: waits() >= size)
 
 
-@pytest.mark.parametrize("rounds", [3, DRAIN_ROUNDS + 3], ids=["one turn", "several turns"])
+@pytest.mark.parametrize("rounds", [3, READS_A_TURN + 3], ids=["one turn", "several turns"])
 async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
     """The exit slept: what the entry sent meanwhile waits in the kernel and takes many reads."""
     monkeypatch.setattr(carrier, "RECV_BYTES", 4096)
@@ -313,7 +313,7 @@ async def test_it_is_seen_however_much_lies_between(monkeypatch: pytest.MonkeyPa
         nursery.start_soon(link.start)
         await until(lambda: len(gone) == 3)
         assert gone == [True, False, False]
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -358,7 +358,7 @@ async def test_an_rst_on_the_socket_is_seen_before_an_open_behind_the_negotiatio
         nursery.start_soon(link.start)
         await until(lambda: gone)
         assert gone == [True]
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 
@@ -369,8 +369,8 @@ async def test_a_later_step_needs_nothing_to_come() -> None:
         await remote.say(frame(OPEN, 2))
         await until(lambda: link.mux.channels)
         looked: list[bool] = []
-        link.drain(lambda: looked.append(link.mux.channels[2].closed))
-        link.drain(lambda: looked.append(True))
+        link.read_until_empty(lambda: looked.append(link.mux.channels[2].closed))
+        link.read_until_empty(lambda: looked.append(True))
         assert looked == []
         await until(lambda: len(looked) == 2, seconds=1)
         assert looked == [False, True]
@@ -388,7 +388,7 @@ async def test_after_a_silence_nothing_is_dialled_before_the_pong() -> None:
         ((_, _, second),) = await remote.hear()
         await remote.say(frame(PONG, 0, first), frame(RST, 2, b"too late"))
         await until(lambda: host.opened[0][0].closed)
-        link.drain(lambda: gone.append(True))  # nor is a later step of an earlier tunnel taken
+        link.read_until_empty(lambda: gone.append(True))  # nor is a later step of an earlier tunnel taken
         link._reactor._flush()
         assert gone == []
         await remote.say(frame(PONG, 0, second))
@@ -408,7 +408,7 @@ async def test_a_later_step_sees_the_rst_that_lies_on_the_socket() -> None:
         remote_sock._sock.send(remote.seal(frame(RST, 2)))  # trio and the reactor do not run in between
         assert select.select([link.carrier.sock], [], [], 5)[0]
         looked: list[bool] = []
-        link.drain(lambda: looked.append(channel.closed))
+        link.read_until_empty(lambda: looked.append(channel.closed))
         link._reactor._flush()
         assert looked == [True]
 
@@ -434,7 +434,7 @@ async def test_read_finds_nothing_and_is_harmless() -> None:
 async def test_a_link_that_ends_takes_no_later_step() -> None:
     async with one_link() as (link, _, _):
         looked: list[bool] = []
-        link.drain(lambda: looked.append(True))
+        link.read_until_empty(lambda: looked.append(True))
         link.fail("gone")
         link._reactor._flush()
         assert looked == []
@@ -466,7 +466,7 @@ class ByHand:
 
     async def start(self) -> None: ...
     def read(self) -> None: ...
-    def drain(self) -> None: ...
+    def read_until_empty(self) -> None: ...
     def close(self) -> None: ...
 
     def wake(self) -> None:
@@ -692,7 +692,7 @@ async def test_the_end_is_told_once_to_everybody() -> None:
         accepted = await link.accept_stream()
         for reason in ("the first", "the second"):
             link.fail(reason)
-            await link.close()
+            link.fail("closed")
         assert host.closed == ["the first"]
         assert end.heard == ["RST the first"]
         assert host.opened[0][0].other.heard == ["RST the first"]
@@ -765,7 +765,7 @@ async def test_a_link_that_failed_before_it_ran_frees_its_connection() -> None:
     with trio.fail_after(20):
         await link.start()
         await Remote(stream).hears_the_end()
-    assert link.event_started.is_set()
+    assert link.started.is_set()
     assert len(reactor) == 0
     assert host.closed == ["given up"]
     await stream.aclose()
@@ -822,7 +822,7 @@ async def test_a_fault_in_its_start_ends_that_link_and_no_task(monkeypatch: pyte
     monkeypatch.setattr(reactor, "add", full)
     with capture_logs() as logs, trio.fail_after(1):
         await link.start()
-    assert link.event_started.is_set()
+    assert link.started.is_set()
     assert host.closed == ["a fault of this node"]
     assert [entry["log_level"] for entry in logs] == ["error"]
     await stream.aclose()
@@ -988,12 +988,12 @@ class Source(End):
     left: int = 0
 
     def push(self) -> None:
-        while self.left and (room := self.other.room()):
+        while self.left and (room := self.other.writable()):
             n = min(room, self.left)
             self.other.send(bytes(n))
             self.left -= n
 
-    def resume(self) -> None:
+    def resume_writing(self) -> None:
         self.push()
 
 
@@ -1025,7 +1025,7 @@ async def test_a_reader_that_stops_stops_its_sender_alone_and_loses_nothing() ->
         while taken < total:  # it goes on, at its own pace
             await until(lambda: len(held.other.data) > taken)  # noqa: B023
             n = len(held.other.data) - taken
-            held.taken(n)
+            held.acknowledge(n)
             taken += n
         assert slow.left == 0
 
@@ -1055,7 +1055,7 @@ async def test_what_waits_for_a_remote_that_does_not_read_is_bounded_and_arrives
                 assert link.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
         assert received == each * many
         await until(lambda: link.is_flushed)
-        await link.close()
+        link.fail("closed")
         await stream.aclose()
         nursery.cancel_scope.cancel()
 

@@ -143,7 +143,7 @@ def pump(a: Side, b: Side) -> list[Any]:
 def pour(channel: Channel, data: bytes) -> int:
     """What a source does: as much as there is room for. Returns how much went."""
     at = 0
-    while at < len(data) and (room := channel.room()):
+    while at < len(data) and (room := channel.writable()):
         channel.send(data[at : at + room])
         at += min(room, len(data) - at)
     return at
@@ -261,7 +261,7 @@ def test_an_open_for_which_there_is_no_channel_left_is_refused_and_costs_the_oth
     b.check()
 
 
-def test_what_comes_for_a_channel_that_is_gone_costs_little_of_the_patience() -> None:
+def test_what_comes_for_a_channel_that_is_gone_costs_little_of_the_abuse_budget() -> None:
     """It was on its way when we closed it: a crowd of clients that leaves is none the worse for it."""
     b = Side(initiator=False)
     for n in range(2 * ABUSE_BUDGET):
@@ -286,7 +286,7 @@ def test_what_we_grant_is_never_little() -> None:
     channel = b.tunnels[0][0]
     for _ in range(1000):
         b.mux.feed(frame(DATA, 1, bytes(100)))
-        channel.taken(100)
+        channel.acknowledge(100)
     grants = [struct.unpack(">I", payload)[0] for kind, _, payload in b.said() if kind == "CREDIT"]
     assert grants
     assert min(grants) >= INITIAL_WINDOW // 2 >= LEAST_CREDIT
@@ -312,7 +312,7 @@ def test_what_we_send_is_never_in_more_frames_than_it_needs(writes: list[tuple[i
     a.records()
     for which, size in writes:
         channel = channels[which]
-        if n := min(size, channel.room()):
+        if n := min(size, channel.writable()):
             channel.send(bytes(n))
         for record in a.records()[:records] if size % 2 else []:
             b.mux.feed(record)
@@ -328,7 +328,7 @@ def test_bytes_in_more_frames_than_they_need_are_priced() -> None:
     crumbs = frame(DATA, 1, b"x") * 1001
     for n in range(1, ABUSE_BUDGET // 1000 + 1):
         b.mux.feed(crumbs)
-        channel.taken(1001)
+        channel.acknowledge(1001)
         b.mux.next_record()
         assert b.mux._abuse_left == ABUSE_BUDGET - n * 1000
     with pytest.raises(ProtocolViolation, match="floods"):
@@ -381,7 +381,7 @@ def test_a_flood_costs_the_flooder_its_connection(flood: Any) -> None:
             feed(n)
 
 
-def test_patience_comes_back_with_time_and_use_costs_none() -> None:
+def test_the_abuse_budget_comes_back_with_time_and_use_costs_none() -> None:
     b = Side(initiator=False)
     for n in range(3 * ABUSE_BUDGET):
         if n % ABUSE_REFILL == 0:
@@ -499,17 +499,17 @@ def test_a_side_sends_no_more_than_was_granted_and_hears_when_more_is() -> None:
     a = Side()
     channel, end = a.opened()
     sent = 0
-    while room := channel.room():
+    while room := channel.writable():
         channel.send(bytes(room))
         sent += room
         a.records()
     assert sent == INITIAL_WINDOW
     a.mux.feed(frame(CREDIT, channel.id, credit(10)))
-    assert end.heard == ["resume"]
-    assert channel.room() == 10
+    assert end.heard == ["resume_writing"]
+    assert channel.writable() == 10
     a.mux.feed(frame(CREDIT, channel.id, credit(10)))
-    assert end.heard == ["resume"]  # once for each time that it was told to wait
-    assert channel.room() == 20
+    assert end.heard == ["resume_writing"]  # once for each time that it was told to wait
+    assert channel.writable() == 20
 
 
 def test_who_receives_grants_again_in_halves_of_the_window_what_left_its_buffers() -> None:
@@ -520,9 +520,9 @@ def test_who_receives_grants_again_in_halves_of_the_window_what_left_its_buffers
     for n in (40 * KB, 24 * KB):
         b.mux.feed(frame(DATA, 1, bytes(n)))
     assert b.said() == []  # it lies here
-    channel.taken(INITIAL_WINDOW // 2 - 1)
+    channel.acknowledge(INITIAL_WINDOW // 2 - 1)
     assert b.said() == []
-    channel.taken(1)
+    channel.acknowledge(1)
     assert b.said() == [("CREDIT", 1, credit(INITIAL_WINDOW // 2))]
     assert channel.granted == INITIAL_WINDOW // 2
 
@@ -561,7 +561,7 @@ def test_a_slow_reader_stops_its_own_sender_only() -> None:
     b.tunnels[1][0].other.credit = True
     assert pour(slow, bytes(1_000_000)) == INITIAL_WINDOW
     pump(a, b)
-    assert slow.room() == 0
+    assert slow.writable() == 0
     left = 1_000_000
     while left:
         went = pour(fast, bytes(left))
@@ -586,14 +586,14 @@ def test_what_is_queued_is_paid_for() -> None:
     pour(channel, bytes(INITIAL_WINDOW))
     assert channel.credit == 0
     a.mux.feed(frame(CREDIT, channel.id, credit(100)))
-    assert channel.room() == 100
+    assert channel.writable() == 100
 
 
 def test_no_credit_is_wasted_on_who_has_finished() -> None:
     b = Side(initiator=False, takes=False)
     b.mux.feed(frame(OPEN, 1) + frame(DATA, 1, bytes(INITIAL_WINDOW // 2)) + frame(FIN, 1))
     b.said()
-    b.tunnels[0][0].taken(INITIAL_WINDOW // 2)
+    b.tunnels[0][0].acknowledge(INITIAL_WINDOW // 2)
     assert b.said() == []
 
 
@@ -630,7 +630,7 @@ def test_the_window_of_a_reader_that_lags_does_not_grow() -> None:
     for _ in range(100):
         while n := min(channel.granted, MAX_PAYLOAD):
             b.mux.feed(frame(DATA, 1, bytes(n)))
-        channel.taken(INITIAL_WINDOW // 2)
+        channel.acknowledge(INITIAL_WINDOW // 2)
     assert channel.window == INITIAL_WINDOW
 
 
@@ -846,10 +846,10 @@ def test_an_aborted_connection_tells_every_channel_once_and_says_no_more() -> No
     for end in [*ends, stream.other]:
         assert end.heard == ["RST the cable"]
         end_channel = stream if end is stream.other else end.other
-        assert end_channel.room() == 0
+        assert end_channel.writable() == 0
         end_channel.send(b"x")
         end_channel.send_eof()
-        end_channel.taken(1_000_000)
+        end_channel.acknowledge(1_000_000)
         end_channel.abort("x")
     assert not a.mux.starved
     assert a.said() == []
@@ -995,10 +995,10 @@ def test_a_channel_holds_no_more_than_its_buffer_and_resumes_its_source() -> Non
     a = Side()
     ((channel, end),) = _granted(a, 1)
     assert pour(channel, bytes(MAX_WINDOW)) == CHANNEL_BUFFER
-    assert channel.room() == 0
+    assert channel.writable() == 0
     a.mux.next_record()
-    assert end.heard == ["resume"]
-    assert channel.room() == MAX_PLAINTEXT - HEADER_BYTES
+    assert end.heard == ["resume_writing"]
+    assert channel.writable() == MAX_PLAINTEXT - HEADER_BYTES
 
 
 def test_all_channels_together_hold_no_more_than_the_connections_buffer() -> None:
@@ -1015,7 +1015,7 @@ def test_all_channels_together_hold_no_more_than_the_connections_buffer() -> Non
         records += 1
         assert records < 20
     a.records()
-    assert all("resume" in end.heard for end in waiting)
+    assert all("resume_writing" in end.heard for end in waiting)
 
 
 def test_crowded_channels_all_get_through() -> None:
@@ -1035,7 +1035,7 @@ def test_crowded_channels_all_get_through() -> None:
         for answer in b.records():
             a.mux.feed(answer)
         for n, (channel, end) in enumerate(channels):
-            if "resume" in end.heard:
+            if "resume_writing" in end.heard:
                 end.heard.clear()
                 sent[n] += pour(channel, bytes(total - sent[n]))
     assert set(sent.values()) == {total}
@@ -1049,13 +1049,13 @@ def test_the_crowd_goes_on_when_those_who_crowded_are_reset() -> None:
     ((waits, end),) = _granted(a, 1)
     for channel, _ in full:
         pour(channel, bytes(CHANNEL_BUFFER))
-    assert waits.room() == 0
+    assert waits.writable() == 0
     for channel, _ in full:
         a.mux.feed(frame(RST, channel.id))
     assert a.mux.out_size == 0
     a.records()
-    assert end.heard == ["resume"]
-    assert waits.room() == CHANNEL_BUFFER
+    assert end.heard == ["resume_writing"]
+    assert waits.writable() == CHANNEL_BUFFER
 
 
 def test_nothing_piles_up_while_the_remote_grants_and_does_not_read() -> None:
@@ -1066,7 +1066,7 @@ def test_nothing_piles_up_while_the_remote_grants_and_does_not_read() -> None:
     for channel, _ in full:
         pour(channel, bytes(CHANNEL_BUFFER))
     for _ in range(1000):
-        assert waits.room() == 0
+        assert waits.writable() == 0
         a.mux.feed(frame(CREDIT, waits.id, credit(1)))
     assert len(a.mux.starved) == 1
 
@@ -1081,7 +1081,7 @@ def test_nothing_piles_up_while_the_remote_opens_and_resets_and_does_not_read() 
         b.mux.feed(frame(STREAM, 2 * n + 1))
         channel = b.streams.pop()
         pour(channel, b"/multistream/1.0.0\n")
-        assert channel.room() >= 0
+        assert channel.writable() >= 0
         b.mux.feed(frame(RST, channel.id))
     assert len(b.mux.send_queue) + len(b.mux.starved) < 200
     assert sum(len(p) for _, _, p in b.said()) == len(full) * (CHANNEL_BUFFER - 100)  # nobody lost a turn
@@ -1258,7 +1258,7 @@ class BackToBack(RuleBasedStateMachine):
         channel = data.draw(st.sampled_from(self._channels()))
         if channel not in self.finished:
             self.byte = (self.byte + 1) % 256
-            chunk = bytes([self.byte]) * min(channel.room(), size)
+            chunk = bytes([self.byte]) * min(channel.writable(), size)
             channel.send(chunk)
             self.sent[channel] += chunk
 
@@ -1302,7 +1302,7 @@ class BackToBack(RuleBasedStateMachine):
         """The local reader has read some of what lies there."""
         n = int((len(channel.other.data) - self.taken[channel]) * part)
         self.taken[channel] += n
-        channel.taken(n)
+        channel.acknowledge(n)
         return n > 0
 
     @invariant()
@@ -1348,7 +1348,7 @@ class BackToBack(RuleBasedStateMachine):
         assert self.sent[channel] == other.other.data
         assert other.other.heard.count("EOF") == (channel in self.finished)
         if channel not in self.finished:
-            assert channel.room() > 0  # all was read: nobody is left waiting for credit
+            assert channel.writable() > 0  # all was read: nobody is left waiting for credit
         assert channel.closed == (channel in self.finished and other in self.finished)
 
 

@@ -11,13 +11,13 @@ from structlog.testing import capture_logs
 
 from federation.errors import PeerUnavailable
 from federation.net import host as host_module
-from federation.net.admission import carriers, gate
+from federation.net.admission import gate, inbound_circuits
 from federation.net.link import mux
 from federation.net.link.link import Link
 from federation.net.nat.circuit import open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY
 from federation.reactor.duplex import NullDuplex
-from tests.support.circuits import go_round, reserve, send
+from tests.support.circuits import connect_via_relay, reserve, send
 from tests.support.hosts import assert_serves, echo, linked, star
 from tests.support.links import End, until
 
@@ -30,10 +30,10 @@ class TestCircuit:
     async def test_two_who_cannot_dial_each_other_are_linked(self) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            link = await go_round(a, relay, b)
+            link = await connect_via_relay(a, relay, b)
             assert link.path == b.host.links[a.id].path == "relayed"
             assert a.host.links[relay.id].path == "direct"
-            assert link.peer == b.id
+            assert link.peer_id == b.id
             assert link.remote_address is None
             b.host.handle_stream(PROTOCOL, echo)
             await assert_serves(b, a)
@@ -44,7 +44,7 @@ class TestCircuit:
         data = random.Random(1).randbytes(5_000_000)
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            link = await go_round(a, relay, b)
+            link = await connect_via_relay(a, relay, b)
             for source, to in ((link, b), (b.host.links[a.id], a)):
                 arrived = await send(source, to, data)
                 assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
@@ -54,7 +54,7 @@ class TestCircuit:
         """A PING of the link would take it along, half a second to two seconds late."""
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            link = await go_round(a, relay, b)
+            link = await connect_via_relay(a, relay, b)
             monkeypatch.setattr(Link, "tick_safely", lambda *_: None)
             for ends_first in (True, False):
                 here, there = End(), End()
@@ -74,7 +74,7 @@ class TestCircuit:
     async def test_to_read_it_is_to_read_the_link_to_the_relay(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            link = await go_round(a, relay, b)
+            link = await connect_via_relay(a, relay, b)
             read: list[str] = []
             monkeypatch.setattr(a.host.links[relay.id], "read", lambda: read.append("relay"))
             link.read()
@@ -83,14 +83,14 @@ class TestCircuit:
     async def test_without_a_place_there_is_no_circuit(self) -> None:
         async with star(2) as (relay, (a, b)):
             with pytest.raises(PeerUnavailable, match="no place"):
-                await a.host.dial_through(relay.id, b.id)
+                await a.host.connect_via_relay(relay.id, b.id)
             assert a.has(relay)
             assert relay.host.relay.circuits == 0
 
     async def test_the_relays_end_ends_the_link_at_once(self) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            await go_round(a, relay, b)
+            await connect_via_relay(a, relay, b)
             relay.host.links[a.id].fail("cut")
             await until(lambda: b.id not in a.host.links and a.id not in b.host.links)
             await until(lambda: relay.host.relay.circuits == 0)
@@ -98,8 +98,8 @@ class TestCircuit:
     async def test_closing_it_ends_it_at_the_other_end_and_at_the_relay(self) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            link = await go_round(a, relay, b)
-            await link.close()
+            link = await connect_via_relay(a, relay, b)
+            link.fail("closed")
             await until(lambda: a.id not in b.host.links)
             await until(lambda: relay.host.relay.circuits == 0)
             assert not relay.host.links[a.id].mux.tunnels
@@ -107,7 +107,7 @@ class TestCircuit:
     async def test_a_direct_link_takes_over_and_open_tunnels_stay(self) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            relayed = await go_round(a, relay, b)
+            relayed = await connect_via_relay(a, relay, b)
             channel = relayed.open_tunnel("default", End(), End())
             await until(lambda: b.events.opened)
             a.knows(b)
@@ -124,7 +124,7 @@ class TestCircuit:
             a.knows(b)
             await until(lambda: a.has(relay, b) and b.has(relay, a))
             direct = a.host.links[b.id]
-            await a.host.dial_through(relay.id, b.id)
+            await a.host.connect_via_relay(relay.id, b.id)
             assert a.host.links[b.id] is direct
             await until(lambda: relay.host.relay.circuits == 0, seconds=8)  # it is given up
 
@@ -132,19 +132,19 @@ class TestCircuit:
         data = random.Random(2).randbytes(3_000_000)
         async with star(4) as (relay, (hidden, *others)):
             await reserve(hidden, relay)
-            links = [await other.host.dial_through(relay.id, hidden.id) for other in others]
+            links = [await other.host.connect_via_relay(relay.id, hidden.id) for other in others]
             await until(lambda: hidden.has(relay, *others))
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(links[0].close)
+                nursery.start_soon(links[0].muxed_conn.close)
                 arrived = await send(links[1], hidden, data)
             assert arrived == data
             await until(lambda: hidden.has(relay, *others[1:]))
 
-    async def test_through_a_relay_there_are_no_places_at_others(self) -> None:
+    async def test_through_a_relay_there_are_no_reservations_at_others(self) -> None:
         """A circuit on a circuit would cost its relays twice, for a node that has a relay."""
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            await go_round(a, relay, b)
+            await connect_via_relay(a, relay, b)
             place = await reserve(a, b)
             assert place.answers == ["the relay itself is reached through a relay"]
 
@@ -162,7 +162,7 @@ class TestWhoBringsThem:
     async def test_nor_on_a_circuit(self) -> None:
         async with star(2) as (relay, (a, b)):
             await reserve(b, relay)
-            link = await go_round(a, relay, b)
+            link = await connect_via_relay(a, relay, b)
             opener = End()
             link.open_tunnel(f"{CIRCUIT}/x", opener, opener)
             await until(lambda: opener.heard)
@@ -171,15 +171,15 @@ class TestWhoBringsThem:
     async def test_one_source_has_so_many_and_others_by_the_same_relay_their_own(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(carriers, "SOURCE_BURST", 2.0)
-        monkeypatch.setattr(carriers, "SOURCE_RATE", 0.001)
+        monkeypatch.setattr(inbound_circuits, "SOURCE_BURST", 2.0)
+        monkeypatch.setattr(inbound_circuits, "SOURCE_RATE", 0.001)
         async with star(3) as (relay, (a, b, c)):
             await reserve(b, relay)
             for _ in range(2):
                 await (await open_circuit(a.host.links[relay.id], b.id)).close()
             with pytest.raises(PeerUnavailable, match="too often"):
                 await open_circuit(a.host.links[relay.id], b.id)
-            await go_round(c, relay, b)
+            await connect_via_relay(c, relay, b)
             assert relay.host.links[b.id].is_closed is False
 
     async def test_members_that_ask_without_end_do_not_have_the_relay_put_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,18 +209,18 @@ class TestWhoBringsThem:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The relay keeps its link, and those who are here stay: it cannot see what its members do."""
-        monkeypatch.setattr(carriers, "FREE_OFFENCES", 1.0)
+        monkeypatch.setattr(inbound_circuits, "FREE_OFFENCES", 1.0)
         async with star(5) as (relay, (b, good, late, *bad)):
             await reserve(b, relay)
-            await go_round(good, relay, b)
+            await connect_via_relay(good, relay, b)
             with capture_logs() as logs:
                 for evil in bad:
-                    await evil.host.dial_through(relay.id, b.id)
+                    await evil.host.connect_via_relay(relay.id, b.id)
                     await until(lambda evil=evil: evil.id in b.host.links)
-                    b.host.offended(evil.id, "on purpose")
+                    b.host.report_violation(evil.id, "on purpose")
             assert len([entry for entry in logs if "for now nobody is let in" in entry["event"]]) == 1
             with pytest.raises(PeerUnavailable, match="too often"):
-                await late.host.dial_through(relay.id, b.id)
+                await late.host.connect_via_relay(relay.id, b.id)
             assert b.has(relay, good)
             assert relay.has(b, good, late, *bad)
 
@@ -229,4 +229,4 @@ class TestWhoBringsThem:
             await reserve(b, relay)
             monkeypatch.setattr(host_module, "MAX_LINKS", 1)
             with pytest.raises(PeerUnavailable, match="too many at once"):
-                await a.host.dial_through(relay.id, b.id)
+                await a.host.connect_via_relay(relay.id, b.id)

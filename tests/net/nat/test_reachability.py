@@ -14,7 +14,7 @@ import trio
 from federation.errors import ProtocolViolation
 from federation.net.dial.hearsay import HOST_AT_ONCE
 from federation.net.nat import reachability as reach_module
-from federation.net.nat.reachability import MAX_PORTS, Reach, Verdicts, is_outside
+from federation.net.nat.reachability import MAX_PORTS, Reachability, Verdicts, is_outside
 from federation.net.nat.relay import RelayLimits
 from federation.units import HostPort
 from tests.support.hosts import Peer, peers
@@ -78,18 +78,18 @@ def test_an_answer_that_is_none(message: Any) -> None:
 
 
 class Side:
-    """A host with its Reach."""
+    """A host with its Reachability."""
 
     def __init__(self, peer: Peer, relays: set[str]) -> None:
         self.peer = peer
         self.changes = 0
-        self.reach = Reach(peer.host, relays=relays.__contains__, networks=lambda: [], on_change=self._changed)
+        self.reachability = Reachability(peer.host, relays=relays.__contains__, networks=lambda: [], on_change=self._changed)
 
     def _changed(self) -> None:
         self.changes += 1
 
     async def run(self) -> None:
-        await self.reach.run(HostPort(self.peer.address.host, self.peer.address.port))
+        await self.reachability.run(HostPort(self.peer.address.host, self.peer.address.port))
 
 
 @asynccontextmanager
@@ -109,21 +109,21 @@ async def connect(a: Side, b: Side) -> None:
     """`a` dials; both are told, as a node is."""
     a.peer.knows(b.peer)
     await until(lambda: b.peer.id in a.peer.host.links and a.peer.id in b.peer.host.links)
-    a.reach.peer_up(a.peer.host.links[b.peer.id])
-    b.reach.peer_up(b.peer.host.links[a.peer.id])
+    a.reachability.peer_up(a.peer.host.links[b.peer.id])
+    b.reachability.peer_up(b.peer.host.links[a.peer.id])
 
 
 async def test_who_was_dialled_from_outside_is_dialable(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sides(2, monkeypatch) as ((a, b), _):
         await connect(a, b)
-        assert b.reach.dialable is True  # at once
+        assert b.reachability.dialable is True  # at once
 
 
 async def test_who_dials_out_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sides(2, monkeypatch) as ((a, b), _):
         await connect(a, b)
-        await until(lambda: a.reach.dialable is True)
-        assert list(a.reach.public) == [("127.0.0.1", a.peer.address.port)]
+        await until(lambda: a.reachability.dialable is True)
+        assert list(a.reachability.public) == [("127.0.0.1", a.peer.address.port)]
         assert a.changes
         assert not b.peer.host.rejected  # a member that only looked is nobody to complain of
 
@@ -135,26 +135,26 @@ async def test_who_cannot_be_dialled_takes_a_place_and_a_new_one_when_the_relay_
         relays.add(b.peer.id)
         await a.peer.host.stop_listening()
         await connect(a, b)
-        await until(lambda: a.reach.via == (b.peer.id,))
-        assert a.reach.dialable is False
+        await until(lambda: a.reachability.via == (b.peer.id,))
+        assert a.reachability.dialable is False
         assert b.peer.host.relay.reserved == [a.peer.id]
         a.peer.host.links[b.peer.id].fail("the relay restarts")
-        await until(lambda: a.reach.via == ())
+        await until(lambda: a.reachability.via == ())
         await until(lambda: b.peer.id in a.peer.host.links)
-        a.reach.peer_up(a.peer.host.links[b.peer.id])
-        await until(lambda: a.reach.via == (b.peer.id,))
+        a.reachability.peer_up(a.peer.host.links[b.peer.id])
+        await until(lambda: a.reachability.via == (b.peer.id,))
 
 
 async def test_a_relay_that_met_us_halfway_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """It restarted, and came by way of another relay before we dialled it."""
     async with sides(2, monkeypatch) as ((a, b), relays):
         await connect(b, a)
-        await until(lambda: b.peer.id in a.reach._asked and not a.reach._asking)
+        await until(lambda: b.peer.id in a.reachability._asked and not a.reachability._asking)
         relays.add(b.peer.id)
-        a.reach.verdicts.by_peer = {b.peer.id: False}
+        a.reachability.verdicts.by_peer = {b.peer.id: False}
         a.peer.host.links[b.peer.id].path = "punched"
-        a.reach.look()
-        await until(lambda: a.reach.via == (b.peer.id,))
+        a.reachability.look()
+        await until(lambda: a.reachability.via == (b.peer.id,))
 
 
 async def test_two_relays_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,11 +162,11 @@ async def test_two_relays_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         await a.peer.host.stop_listening()
         for other in others:
             await connect(a, other)
-        await until(lambda: a.reach.dialable is False)
-        assert a.reach.via == ()  # nobody says that it relays
+        await until(lambda: a.reachability.dialable is False)
+        assert a.reachability.via == ()  # nobody says that it relays
         relays.update(other.peer.id for other in others)
-        a.reach.look()
-        await until(lambda: len(a.reach.via) == 2)
+        a.reachability.look()
+        await until(lambda: len(a.reachability.via) == 2)
         assert sum(len(other.peer.host.relay.reserved) for other in others) == 2
 
 
@@ -175,19 +175,19 @@ async def test_the_nearest_relays_are_taken(monkeypatch: pytest.MonkeyPatch) -> 
         await a.peer.host.stop_listening()
         for other in others:
             await connect(a, other)
-        await until(lambda: a.reach.dialable is False)
+        await until(lambda: a.reachability.dialable is False)
         for other, rtt_s in zip(others, (0.05, 0.2, 0.001), strict=True):
             a.peer.host.links[other.peer.id].rtt_s = rtt_s
         relays.update(other.peer.id for other in others)
-        a.reach.look()
-        await until(lambda: a.reach.via == (others[2].peer.id, others[0].peer.id))
+        a.reachability.look()
+        await until(lambda: a.reachability.via == (others[2].peer.id, others[0].peer.id))
 
 
 def test_equally_near_relays_share_the_nodes() -> None:
     def first_choice(node: str) -> str:
         links = {relay: SimpleNamespace(rtt_s=0.02 + n / 1000) for n, relay in enumerate("ABCD")}
         reach = SimpleNamespace(_host=SimpleNamespace(links=links, peer_id=node))
-        return min(links, key=lambda relay: Reach._nearness(reach, relay))  # type: ignore[arg-type]
+        return min(links, key=lambda relay: Reachability._nearness(reach, relay))  # type: ignore[arg-type]
 
     taken = Counter(first_choice(f"node{n}") for n in range(400))
     assert min(taken[relay] for relay in "ABCD") > 70, taken
@@ -199,20 +199,22 @@ async def test_a_relay_that_says_no_is_left_alone_for_a_while(monkeypatch: pytes
         relays.add(b.peer.id)
         await a.peer.host.stop_listening()
         await connect(a, b)
-        await until(lambda: b.peer.id in a.reach._refused)
-        a.reach.look()
+        await until(lambda: b.peer.id in a.reachability._refused)
+        a.reachability.look()
         await trio.testing.wait_all_tasks_blocked()
-        assert not a.reach._places
+        assert not a.reachability._reservations
 
 
 async def test_what_others_see_of_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sides(2, monkeypatch) as ((a, b), _):
         await connect(a, b)
         with trio.fail_after(20):
-            face = await a.reach.face_of(HostPort(a.peer.address.host, a.peer.address.port))
-        assert face == ("127.0.0.1", a.peer.address.port)
+            mapped = await a.reachability.mapped_address(HostPort(a.peer.address.host, a.peer.address.port))
+        assert mapped == ("127.0.0.1", a.peer.address.port)
         with trio.fail_after(20):
-            assert await b.reach.face_of(HostPort("127.0.0.1", b.peer.address.port)) is None  # it dialled nobody
+            assert (
+                await b.reachability.mapped_address(HostPort("127.0.0.1", b.peer.address.port)) is None
+            )  # it dialled nobody
 
 
 async def test_nobody_is_made_to_dial_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,26 +227,26 @@ async def test_nobody_is_made_to_dial_elsewhere(monkeypatch: pytest.MonkeyPatch)
             raise OSError
 
         await connect(a, b)
-        await until(lambda: a.reach.dialable is not None)
-        b.reach._answered.clear()
+        await until(lambda: a.reachability.dialable is not None)
+        b.reachability._answered.clear()
         monkeypatch.setattr(trio, "open_tcp_stream", dial)
         monkeypatch.setattr(reach_module, "ANSWER_EVERY_S", 600.0)
         monkeypatch.setattr(reach_module, "DIAL_BACK_S", 0.5)
         link = a.peer.host.links[b.peer.id]
         began = trio.current_time()
         with trio.fail_after(30):
-            _, _, ports = await a.reach._question(link, [1, 2], b"no such handshake")
+            _, _, ports = await a.reachability._question(link, [1, 2], b"no such handshake")
             assert ports == []
             assert trio.current_time() >= began + 0.5  # a closed port takes as long as a silent one
             with pytest.raises(trio.BrokenResourceError):
-                await a.reach._question(link, [3], None)
+                await a.reachability._question(link, [3], None)
         assert sorted(dialled) == [("127.0.0.1", 1), ("127.0.0.1", 2)]
 
 
 async def test_where_it_makes_no_sense_and_too_often_nobody_is_dialled_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async with sides(2, monkeypatch) as ((a, b), _):
         await connect(a, b)
-        await until(lambda: a.reach.dialable is not None)
+        await until(lambda: a.reachability.dialable is not None)
         dialled: list[int] = []
 
         async def dial(_host: str, port: int) -> None:
@@ -253,9 +255,9 @@ async def test_where_it_makes_no_sense_and_too_often_nobody_is_dialled_back(monk
 
         monkeypatch.setattr(trio, "open_tcp_stream", dial)
         found: list[int] = []
-        b.reach._may_dial = lambda address, _trusted: address.port != 22
+        b.reachability._may_dial = lambda address, _trusted: address.port != 22
         for port in (22, *range(2000, 2100)):
-            await b.reach._dial_back("127.0.0.1", port, a.peer.id, found)
+            await b.reachability._dial_back("127.0.0.1", port, a.peer.id, found)
         assert 22 not in dialled
         assert len(dialled) <= HOST_AT_ONCE + 5  # by whichever peers behind one host it is asked
         assert found == []
@@ -263,10 +265,10 @@ async def test_where_it_makes_no_sense_and_too_often_nobody_is_dialled_back(monk
 
 def test_one_member_does_not_decide_where_others_are_to_dial_us() -> None:
     reach: Any = SimpleNamespace(public={}, _named={"evil": [("203.0.113.66", 22)]})
-    Reach._believe_most(reach)
+    Reachability._believe_most(reach)
     assert list(reach.public) == [("203.0.113.66", 22)]  # there is nobody else to ask
     reach._named |= {"a": [("198.51.100.1", 4484)], "b": [("198.51.100.1", 4484)], "cannot": []}
-    Reach._believe_most(reach)
+    Reachability._believe_most(reach)
     assert list(reach.public) == [("198.51.100.1", 4484)]
 
 
@@ -276,8 +278,8 @@ async def test_only_ports_that_were_asked_for_are_announced(monkeypatch: pytest.
         async def answer(*_: Any) -> Any:
             return ("203.0.113.66", 1), None, [22]
 
-        monkeypatch.setattr(a.reach, "_question", answer)
+        monkeypatch.setattr(a.reachability, "_question", answer)
         await connect(a, b)
-        await until(lambda: a.reach.dialable is not None)
-        assert a.reach.dialable is False
-        assert not a.reach.public
+        await until(lambda: a.reachability.dialable is not None)
+        assert a.reachability.dialable is False
+        assert not a.reachability.public

@@ -11,12 +11,12 @@ from federation.errors import PeerUnavailable
 from federation.net.nat import relay as relay_module
 from federation.net.nat.circuit import open_circuit
 from federation.net.nat.relay import RelayLimits
-from tests.support.circuits import go_round, reserve, send
+from tests.support.circuits import connect_via_relay, reserve, send
 from tests.support.hosts import star
 from tests.support.links import End, until
 
 
-async def test_places() -> None:
+async def test_reservations() -> None:
     async with star(2, limits=RelayLimits(reservations=1)) as (relay, (a, b)):
         assert (await reserve(a, relay)).answers == ["yes"]
         assert (await reserve(b, relay)).answers == ["all places are taken"]
@@ -58,7 +58,7 @@ async def test_bytes_per_second() -> None:
     data = random.Random(3).randbytes(2 * rate)
     async with star(2, limits=RelayLimits(rate=rate)) as (relay, (a, b)):
         await reserve(b, relay)
-        link = await go_round(a, relay, b)
+        link = await connect_via_relay(a, relay, b)
         started = trio.current_time()
         assert await send(link, b, data) == data
         took = trio.current_time() - started

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from federation.forward.browsers import MAX_HEAD, Heard, Refusal, Request, Rules, own_names
+from federation.forward.web_pages import MAX_HEAD, Heard, Refusal, Request, Rules, own_names
 from federation.units import parse_origin
 
 LOCAL = Rules(origins=frozenset({"https://chat.example", "http://box.lan:3000"}), names=own_names("Athens.lan"))

@@ -34,7 +34,7 @@ from typing import NamedTuple
 from federation.units import ORIGIN
 
 MAX_HEAD = 16 * 1024  # as Node, and more than nginx or Apache take of one line
-PATIENCE_S = 1.0  # for the rest of bytes that may be a method: a browser writes its head at once
+METHOD_WAIT_S = 1.0  # for the rest of bytes that may be a method: a browser writes its head at once
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(_TOKEN + rb"+ [^\s]+ HTTP/1\.[01]\r?\n")
@@ -58,7 +58,7 @@ class Heard(Enum):
 
     GO_ON = auto()  # another protocol, or a request that may be served
     MORE = auto()  # a part of a request's head
-    PERHAPS = auto()  # a part of a method, or a word of another protocol: worth PATIENCE_S
+    PERHAPS = auto()  # a part of a method, or a word of another protocol: worth METHOD_WAIT_S
 
 
 class Request(NamedTuple):

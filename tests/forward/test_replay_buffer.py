@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from federation.forward.replay import ReplayBuffer
+from federation.forward.replay_buffer import ReplayBuffer
 
 
 def taken(buffer: ReplayBuffer, room: int = 1 << 30) -> bytes:

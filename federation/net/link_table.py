@@ -34,7 +34,7 @@ def goes_before(new: Link, known: Link, *, us: str, now: float) -> bool:
         return True
     if (new.path == "relayed") != (known.path == "relayed"):
         return known.path == "relayed"
-    return new.is_initiator == known.is_initiator or new.is_initiator == (us < new.peer)
+    return new.is_initiator == known.is_initiator or new.is_initiator == (us < new.peer_id)
 
 
 class Settled(NamedTuple):
@@ -59,38 +59,38 @@ class LinkTable:
         yield from [*self.current.values(), *self.retired]
 
     def __contains__(self, link: Link) -> bool:
-        return self.current.get(link.peer) is link or link in self.retired
+        return self.current.get(link.peer_id) is link or link in self.retired
 
     def lost_to(self, new: Link) -> Link | None:
         """The link to close before `settle`, since the peer has lost it: it dialled `new`."""
-        known = self.current.get(new.peer)
+        known = self.current.get(new.peer_id)
         return known if known is not None and has_lost(known, new) else None
 
     def settle(self, new: Link, now: float) -> Settled:
         """Take `new` as the peer's link unless a better one is there."""
-        known = self.current.get(new.peer)
+        known = self.current.get(new.peer_id)
         if known is not None and known.is_closed:
             known = None
         if known is not None and not goes_before(new, known, us=self._us, now=now):
             return Settled(is_peers=False, spare=new)
-        self.current[new.peer] = new
+        self.current[new.peer_id] = new
         return Settled(is_peers=True, spare=known)
 
     def retire(self, spare: Link) -> Link | None:
         """Keep a duplicate while it carries tunnels. Returns the one of this peer to close, if there are too many."""
-        others = [link for link in self.retired if link.peer == spare.peer]
+        others = [link for link in self.retired if link.peer_id == spare.peer_id]
         self.retired.add(spare)
         return min(others, key=lambda link: link.opened_at) if len(others) >= MAX_SPARES else None
 
     def ended(self, link: Link) -> tuple[bool, Link | None]:
         """Remove a closed link. Returns whether it was the peer's, and the duplicate that replaces it, if there is one."""
         self.retired.discard(link)
-        if self.current.get(link.peer) is not link:
+        if self.current.get(link.peer_id) is not link:
             return False, None
-        del self.current[link.peer]
-        spare = next((other for other in self.retired if other.peer == link.peer), None)
+        del self.current[link.peer_id]
+        spare = next((other for other in self.retired if other.peer_id == link.peer_id), None)
         if spare is not None:
             self.retired.remove(spare)
             spare.retired = False
-            self.current[link.peer] = spare
+            self.current[link.peer_id] = spare
         return True, spare

@@ -1,4 +1,4 @@
-"""The entry and what browsers.py says of a client's first bytes, at every stage of a connection."""
+"""The entry and what web_pages.py says of a client's first bytes, at every stage of a connection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trio
 
 from federation.config import Settings
 from federation.forward.attempts import State
-from federation.forward.browsers import MAX_HEAD, PATIENCE_S
+from federation.forward.web_pages import MAX_HEAD, METHOD_WAIT_S
 from tests.support.entries import Net, network, settled
 
 if TYPE_CHECKING:
@@ -67,11 +67,11 @@ async def test_a_foreign_page_is_refused_at_any_stage(mock_clock: MockClock, rep
         assert all(tunnel.reset for tunnel in net.tunnels)
         assert net.in_flight() == {}
         assert not net.frontend.dispatcher.waiting
-        assert net.frontend.accounts.counts.failed == 1
+        assert net.frontend.counters.totals.failed == 1
         await client.aclose()
         await settled(lambda: not net.frontend.active)
         assert net.finished("turned_away") == 1
-        assert "https://evil.example" in str(net.frontend.accounts.endings[0].error)
+        assert "https://evil.example" in str(net.frontend.counters.endings[0].error)
 
 
 @every_mode
@@ -102,9 +102,9 @@ async def test_a_part_of_a_method_waits_for_a_moment(mock_clock: MockClock, repl
         client = await silent_client_opened(net)
         await client.send_all(b"GET")
         await settled(lambda: net.received() == 3)
-        await net.passes(PATIENCE_S / 2)
+        await net.passes(METHOD_WAIT_S / 2)
         assert net.tunnel.data == b""
-        await net.passes(PATIENCE_S / 2)
+        await net.passes(METHOD_WAIT_S / 2)
         assert net.tunnel.data == b"GET"
         await client.send_all(b" / HTTP/1.1\r\nHost: evil.example\r\n\r\n")
         await settled(lambda: net.tunnel.data.endswith(b"\r\n\r\n"))
@@ -117,9 +117,9 @@ async def test_a_head_that_has_begun_is_waited_for(mock_clock: MockClock, replay
         client = await silent_client_opened(net)
         for n in range(0, len(EVIL), 3):
             await client.send_all(EVIL[n : n + 3])
-            await settled(lambda n=n: net.frontend.turned_away or net.received() == min(n + 3, len(EVIL)))
-            await net.passes(PATIENCE_S * (2 if n else 0.5))
-            if net.frontend.turned_away:
+            await settled(lambda n=n: net.frontend.rejected_clients or net.received() == min(n + 3, len(EVIL)))
+            await net.passes(METHOD_WAIT_S * (2 if n else 0.5))
+            if net.frontend.rejected_clients:
                 break
             assert net.tunnel.data == b""
         assert (await rest_of(client)).startswith(b"HTTP/1.1 403 ")
@@ -131,7 +131,7 @@ async def test_other_protocols_do_not_wait(mock_clock: MockClock, first: bytes) 
         client = await silent_client_opened(net)
         await client.send_all(first)
         await settled(lambda: net.tunnel.data == first)
-        assert not net.frontend.turned_away
+        assert not net.frontend.rejected_clients
 
 
 @every_mode

@@ -1,4 +1,4 @@
-"""The records of this entry: picks, failed attempts, endings and totals; for `explain`, the log, the status API and metrics.
+"""Counters and records of this entry: picks, failed attempts, endings, totals; for `explain`, the log, API and metrics.
 
 A connection is one request today. Whatever is recorded names its Flow, so that a connection may bring several requests.
 """
@@ -61,19 +61,19 @@ class Ending(NamedTuple):
     error: str | None
 
 
-class Counts:
+class Totals:
     """Connections of clients at this entry since its start. `failed`: the client was turned away."""
 
     def __init__(self) -> None:
-        self.total = self.failed = self.retried = 0
+        self.started = self.failed = self.retried = 0
         self.received = self.delivered = 0  # bytes, of connections that ended
 
 
-class Accounts:
-    """The newest of everything, and the sums. `on_ending` hears of every ending."""
+class Counters:
+    """The newest of everything, and `totals` since the start. `on_ending` hears of every ending."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self.counts = Counts()
+        self.totals = Totals()
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
         self.failures: deque[Failure] = deque(maxlen=DECISIONS)
         self.endings: deque[Ending] = deque(maxlen=ENDINGS)
@@ -82,19 +82,19 @@ class Accounts:
         self._counted: Decision | None = None  # the newest whose tier is in the metrics
 
     def started(self, route: Route) -> None:
-        self.counts.total += 1
+        self.totals.started += 1
         self._metrics.started[route.service] += 1
 
     def opened_after(self, seconds: float) -> None:
         self._metrics.opens.observe(seconds)
 
     def retried(self, reason: RetryReason) -> None:
-        self.counts.retried += 1
+        self.totals.retried += 1
         self._metrics.retries[reason] += 1
 
     def ended(self, ending: Ending, result: Result) -> None:
-        self.counts.received += ending.received
-        self.counts.delivered += ending.delivered
+        self.totals.received += ending.received
+        self.totals.delivered += ending.delivered
         self._metrics.finished[ending.route.service, result] += 1
         self._metrics.durations.observe(ending.seconds)
         self.endings.append(ending)

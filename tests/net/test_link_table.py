@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from federation.net.links import LOST_S, MAX_SPARES, STALE_S, LinkTable, goes_before, has_lost
+from federation.net.link_table import LOST_S, MAX_SPARES, STALE_S, LinkTable, goes_before, has_lost
 
 NOW = 1000.0
 LOWER, HIGHER = "a", "b"
@@ -16,7 +16,7 @@ LOWER, HIGHER = "a", "b"
 
 @dataclass(eq=False)
 class FakeLink:
-    peer: str = HIGHER
+    peer_id: str = HIGHER
     is_initiator: bool = True
     path: str = "direct"
     opened_at: float = NOW
@@ -39,11 +39,11 @@ def link(**fields: Any) -> Any:
         # Both dialled at once: the one that the lower id dialled stays, as both sides see it.
         (LOWER, {"is_initiator": True}, {"is_initiator": False}, True),
         (LOWER, {"is_initiator": False}, {"is_initiator": True}, False),
-        (HIGHER, {"peer": LOWER, "is_initiator": True}, {"peer": LOWER, "is_initiator": False}, False),
-        (HIGHER, {"peer": LOWER, "is_initiator": False}, {"peer": LOWER, "is_initiator": True}, True),
+        (HIGHER, {"peer_id": LOWER, "is_initiator": True}, {"peer_id": LOWER, "is_initiator": False}, False),
+        (HIGHER, {"peer_id": LOWER, "is_initiator": False}, {"peer_id": LOWER, "is_initiator": True}, True),
         # One side dialled twice: the latest.
         (LOWER, {"is_initiator": True}, {"is_initiator": True}, True),
-        (HIGHER, {"peer": LOWER, "is_initiator": False}, {"peer": LOWER, "is_initiator": False}, True),
+        (HIGHER, {"peer_id": LOWER, "is_initiator": False}, {"peer_id": LOWER, "is_initiator": False}, True),
         # A direct or punched link goes before a relayed one, whoever dialled.
         (LOWER, {"is_initiator": False}, {"path": "relayed"}, True),
         (LOWER, {"is_initiator": False, "path": "punched"}, {"path": "relayed"}, True),
@@ -75,7 +75,7 @@ def test_a_peer_that_dials_though_we_have_long_had_a_link_has_lost_it(
     old = link(**known)
     table.settle(old, NOW)
     assert table.lost_to(link(**new)) is (old if lost else None)
-    assert table.lost_to(link(peer="c", **new)) is None
+    assert table.lost_to(link(peer_id="c", **new)) is None
 
 
 def test_the_first_the_better_and_the_worse() -> None:
@@ -101,13 +101,13 @@ def test_a_closed_one_is_none() -> None:
 def test_the_oldest_of_too_many_duplicates_is_to_be_closed() -> None:
     table = LinkTable(LOWER)
     spares = [link(opened_at=NOW + n) for n in range(MAX_SPARES + 1)]
-    table.retire(link(peer="c", opened_at=0.0))
+    table.retire(link(peer_id="c", opened_at=0.0))
     assert [table.retire(spare) for spare in spares] == [None] * MAX_SPARES + [spares[0]]
 
 
 def test_a_duplicate_has_the_place_of_the_one_that_ended() -> None:
     table = LinkTable(LOWER)
-    current, spare, other = link(), link(retired=True), link(peer="c")
+    current, spare, other = link(), link(retired=True), link(peer_id="c")
     for one in (current, other):
         table.settle(one, NOW)
     table.retire(spare)

@@ -26,36 +26,37 @@ SOURCE_BURST = 16.0
 FREE_OFFENCES = 4.0
 FORGIVEN_A_SECOND = 1 / 900
 MAX_SOURCES = 4096
-MAX_CARRIERS = 1024
+MAX_RELAYS = 1024
 
 
-class Carriers:
-    """Reservations at relays, and the relays' paces and offences."""
+class InboundCircuits:
+    """This node's reservations at relays; how fast each relay brings members, and how many of these broke the rules."""
 
     def __init__(self) -> None:
-        self._places: dict[Link, Channel] = {}  # our reservations, by the link to their relay
+        self._reservations: dict[Link, Channel] = {}  # by the link to their relay
         self._sources = Buckets[tuple[str, str]](SOURCE_RATE, SOURCE_BURST, max_keys=MAX_SOURCES)
-        self._offences = Buckets[str](FORGIVEN_A_SECOND, FREE_OFFENCES, max_keys=MAX_CARRIERS)
+        self._offences = Buckets[str](FORGIVEN_A_SECOND, FREE_OFFENCES, max_keys=MAX_RELAYS)
         self._avoided = Quarantine()
 
-    def took_place(self, link: Link, channel: Channel) -> None:
-        self._places[link] = channel
+    def reserved(self, link: Link, channel: Channel) -> None:
+        """`channel` is the tunnel of a reservation that this node asked for."""
+        self._reservations[link] = channel
 
     def forget(self, link: Link) -> None:
         """The link has ended."""
-        self._places.pop(link, None)
+        self._reservations.pop(link, None)
 
-    def has_place(self, link: Link) -> bool:
-        place = self._places.get(link)
-        return place is not None and not place.closed
+    def has_reservation(self, link: Link) -> bool:
+        channel = self._reservations.get(link)
+        return channel is not None and not channel.closed
 
-    def may_carry(self, carrier: str, source: str, now: float) -> bool:
-        """Whether `carrier` may bring one more circuit, which it says is from `source`."""
-        return not self._avoided.holds(carrier, now) and self._sources.of((carrier, source)).take(now)
+    def may_bring(self, relay_id: str, source_id: str, now: float) -> bool:
+        """Whether this relay may bring one more circuit, which it says is from `source_id`."""
+        return not self._avoided.holds(relay_id, now) and self._sources.of((relay_id, source_id)).take(now)
 
-    def carried_offender(self, carrier: str, now: float) -> bool:
-        """A member that came by way of `carrier` broke the rules. Returns whether `carrier` is refused for a while."""
-        if self._offences.of(carrier).take(now):
+    def brought_offender(self, relay_id: str, now: float) -> bool:
+        """A member that came by way of this relay broke the rules. Returns whether the relay's circuits are now refused."""
+        if self._offences.of(relay_id).take(now):
             return False
-        self._avoided.add(carrier, now)
+        self._avoided.add(relay_id, now)
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.forward.accounts import DECISIONS, ENDINGS, Accounts, Decision, Ending, Flow
+from federation.forward.counters import DECISIONS, ENDINGS, Counters, Decision, Ending, Flow
 from federation.forward.route import Route
 from federation.forward.selection import BY_LOAD, Candidate, Pick
 from federation.metrics import Metrics
@@ -27,13 +27,13 @@ def decision(n: int, *loads: int) -> Decision:
 
 def test_sums_and_metrics_agree() -> None:
     metrics = Metrics()
-    accounts = Accounts(metrics)
+    counters = Counters(metrics)
     for result in ("ok", "ok", "error", "turned_away"):
-        accounts.started(CHAT)
-        accounts.ended(ending(), result)
-    accounts.retried("lost")
-    counts = accounts.counts
-    assert (counts.total, counts.retried, counts.received, counts.delivered) == (4, 1, 40, 80)
+        counters.started(CHAT)
+        counters.ended(ending(), result)
+    counters.retried("lost")
+    totals = counters.totals
+    assert (totals.started, totals.retried, totals.received, totals.delivered) == (4, 1, 40, 80)
     assert metrics.started["chat"] == 4
     assert {key: n for key, n in metrics.finished.items() if n} == {
         ("chat", "ok"): 2, ("chat", "error"): 1, ("chat", "turned_away"): 1,
@@ -42,32 +42,32 @@ def test_sums_and_metrics_agree() -> None:
 
 
 def test_who_listens_hears_of_each_ending() -> None:
-    accounts, heard = Accounts(Metrics()), []
-    accounts.ended(ending(1), "ok")
-    accounts.on_ending = heard.append
-    accounts.ended(ending(2), "ok")
+    counters, heard = Counters(Metrics()), []
+    counters.ended(ending(1), "ok")
+    counters.on_ending = heard.append
+    counters.ended(ending(2), "ok")
     assert [e.flow.connection for e in heard] == [2]
-    assert [e.flow.connection for e in accounts.endings] == [1, 2]
+    assert [e.flow.connection for e in counters.endings] == [1, 2]
 
 
 def test_only_the_newest_are_kept() -> None:
-    accounts = Accounts(Metrics())
+    counters = Counters(Metrics())
     for n in range(ENDINGS + 3):
-        accounts.ended(ending(n), "ok")
+        counters.ended(ending(n), "ok")
     for n in range(DECISIONS + 3):
-        accounts.decisions.append(decision(n, 0, 1))
-    assert [accounts.endings[0].flow.connection, len(accounts.endings)] == [3, ENDINGS]
-    assert [accounts.decisions[0].flow.connection, len(accounts.decisions)] == [3, DECISIONS]
-    assert accounts.counts.received == 10 * (ENDINGS + 3)
+        counters.decisions.append(decision(n, 0, 1))
+    assert [counters.endings[0].flow.connection, len(counters.endings)] == [3, ENDINGS]
+    assert [counters.decisions[0].flow.connection, len(counters.decisions)] == [3, DECISIONS]
+    assert counters.totals.received == 10 * (ENDINGS + 3)
 
 
 def test_each_pick_is_counted_once_by_the_tier_that_decided_it() -> None:
     metrics = Metrics()
-    accounts = Accounts(metrics)
-    accounts.count_picks()
-    accounts.decisions += [decision(1, 0, 1), decision(2, 0)]
-    accounts.count_picks()
-    accounts.count_picks()
-    accounts.decisions.append(decision(3, 2, 5))
-    accounts.count_picks()
+    counters = Counters(metrics)
+    counters.count_picks()
+    counters.decisions += [decision(1, 0, 1), decision(2, 0)]
+    counters.count_picks()
+    counters.count_picks()
+    counters.decisions.append(decision(3, 2, 5))
+    counters.count_picks()
     assert {tier: n for tier, n in metrics.picks.items() if n} == {"in_flight": 2, "only": 1}
