@@ -1,8 +1,8 @@
-"""Which peer gets the next connection. No I/O and no clock: callers pass `now`.
+"""The choice of the peer for the next connection. No I/O and no clock: callers pass `now`.
 
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
-1. least in flight: what this entry holds open there, plus what the others are thought to;
+1. least in flight: this entry's open connections there, plus the assumed ones of others;
 2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `distant_peers`;
 3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
 4. most free VRAM.
@@ -31,7 +31,7 @@ NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
 
 # How the other entries behave is learnt from the reports of all peers together.
 _NEWEST_WEIGHT = 1 / 8  # remembers some ten reports: a second of them, where three busy peers report four times a second
-# What one peer claims must not decide what all are thought to do: its report counts as at most twice the usual surprise and
+# One peer's claims must not decide the assumptions about all: its report counts as at most twice the usual surprise and
 # one, and only when another peer has reported in between. So with one liar among honest peers the average stays below
 # 7 connections and 8 times what it would be. A report itself is at most what a node can be set to take.
 _MOST_SURPRISE = 2
@@ -46,7 +46,7 @@ class Policy(str, Enum):
 
 
 class Node(Protocol):
-    """What a pick needs to know of a node; records.NodeData has it."""
+    """A node, as a pick uses it; records.NodeData implements this."""
 
     @property
     def peer_id(self) -> str: ...
@@ -105,22 +105,22 @@ _ORDERS = {Policy.LEAST_LOADED: BY_LOAD, Policy.LEAST_REQUESTS: BY_REQUESTS, Pol
 
 
 def pick_best(candidates: Sequence[Candidate], order: Order) -> Candidate | None:
-    """The first in that order. None of none."""
+    """The first candidate in that order; None if there are none."""
     return min(candidates, key=order.key, default=None)
 
 
 def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
-    """Any that has room, or any at all if none has. None of none."""
+    """A random candidate that has room, or any if none has; None if there are none."""
     if not candidates:
         return None
     return rng.choice([c for c in candidates if not c.is_full] or candidates)
 
 
 def distant_peers(paths: Mapping[str, tuple[float, bool]], penalty_s: float) -> frozenset[str]:
-    """Those whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
+    """The peers whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
 
     `paths`: peer -> (round trip in seconds, is it relayed). A relay costs half the penalty beside its round trip: it
-    takes the bandwidth of somebody else.
+    takes the bandwidth of another node.
     """
     if not penalty_s or len(paths) < 2:
         return frozenset()
@@ -138,7 +138,7 @@ class Pick(NamedTuple):
 
     @property
     def tier(self) -> str:
-        """The first tier in which the chosen is ahead of the runner-up. Found when somebody asks: picks are many."""
+        """The first tier in which the chosen is ahead of the runner-up. Found on demand: picks are many."""
         if len(self.candidates) < 2:
             return "only"
         if self.order is None:
@@ -149,12 +149,12 @@ class Pick(NamedTuple):
 
 @dataclass(slots=True)
 class _Load:
-    """What one entry knows of the load of one peer.
+    """The load of one peer, as far as this entry knows.
 
     A report is some tenths of a second old, and its number holds our own connections of then, not of now: at least the
-    fewest and at most the most that we had there since the last report but one. So it only bounds what the others have
-    there, and within these bounds the belief stays as it was. (Subtracting what we have at its arrival takes our own
-    requests that ended meanwhile for somebody else's, and shuns the peer until it reports again.)
+    fewest and at most the most that we had there since the last report but one. So it only bounds the others' number
+    there, and within these bounds the belief stays as it was. (Subtracting our number at its arrival takes our own
+    requests that ended meanwhile for another entry's, and shuns the peer until it reports again.)
     """
 
     tiebreak: int
@@ -208,8 +208,8 @@ class Selector:
 
     Entries see each other's picks late. If each filled up the peer that was last reported idle, all would, then all
     would leave it: eight entries would balance worse than dice. Therefore an entry assumes that since the report the
-    others did as it did itself, to the extent that reports have lately come as a surprise. Where nobody else is, or
-    nobody else moves, there is no surprise: in_flight is own plus reported, and nothing is assumed.
+    others did as it did itself, to the extent that reports have lately come as a surprise. Where no other entry is, or
+    none moves, there is no surprise: in_flight is own plus reported, and nothing is assumed.
     """
 
     def __init__(self, policy: Policy = Policy.LEAST_LOADED, *, entry_id: str = "", rng: random.Random) -> None:
@@ -220,7 +220,7 @@ class Selector:
         self._loads: dict[str, _Load] = {}
         self._last_round: dict[str, frozenset[str]] = {}  # service -> the candidates of its last pick
         self._surprise = 0.0  # connections by which a report changes `others`: moving average over all peers
-        self._pace = 0.0  # picks that a peer gets from us between two reports: likewise
+        self._pace = 0.0  # picks that a peer gets from us between two reports: a moving average too
         self._last_reporter = ""
 
     def pick(
@@ -230,7 +230,7 @@ class Selector:
 
         `distant`: peer ids, of `distant_peers`.
 
-        Whoever picks must `release`, also when the connection comes to nothing. None if there are no nodes.
+        The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes.
         """
         offered = [(node, self._load(node.peer_id)) for node in nodes]
         if self._policy is Policy.LEAST_REQUESTS:

@@ -15,7 +15,7 @@ from federation.reactor.sockets import NO_LINGER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONNECT_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s: it hears why
+CONNECT_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s, so the entry hears the reason
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 
 
