@@ -199,8 +199,8 @@ class Selector:
 
         `distant`: peer ids, of `distant_peers`.
 
-        The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes, or if all are
-        full and fresh.
+        The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes, or if all
+        are full and fresh.
         """
         offered = [(node, self._load(node.peer_id)) for node in nodes]
         if self.policy is Policy.LEAST_REQUESTS:
