@@ -28,7 +28,17 @@ from typing import TYPE_CHECKING, Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests" / "integration"), str(HERE)]
 
-from balancing import Field, Hub, all_knowing, arrivals, balance_of, dice, dispatched, summary  # noqa: E402
+from balancing import (  # noqa: E402
+    Field,
+    Hub,
+    all_knowing,
+    arrivals,
+    balance_of,
+    dice,
+    dispatched,
+    summary,
+    write_checksums,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,6 +140,7 @@ class Delayed:
     """A namespace a node, on a switch that holds each frame for half a round trip."""
 
     def __init__(self, nodes: int, delay_ms: float, stack: ExitStack) -> None:
+        import netfleet
         from topology import Namespace, run
 
         self.namespaces = [Namespace(f"node{n}", f"{PREFIX}.{n + 1}") for n in range(nodes)]
@@ -143,7 +154,8 @@ class Delayed:
             namespace.run("ip", "link", "set", "eth0", "gso_max_segs", "1", "up")
             namespace.run("ip", "address", "add", f"{namespace.address}/24", "dev", "eth0")
             run("sysctl", "-qw", f"net.ipv6.conf.{port}.disable_ipv6=1")
-            namespace.run("ethtool", "-K", "eth0", "tx", "off")  # or else no frame has a checksum
+            with netfleet.inside(namespace):
+                write_checksums("eth0")
         hub = multiprocessing.Process(target=lambda: Hub(ports, delay_ms / 2e3).run(), daemon=True)
         hub.start()
         stack.callback(hub.terminate)
