@@ -238,6 +238,7 @@ class Field:
         for listener in self.listeners:
             self._selector.unregister(listener)
             listener.close()
+        self._selector.close()
 
 
 def write_checksums(interface: str) -> None:
