@@ -215,8 +215,9 @@ class SimTopic:
 
 
 def new_observer(network: Network, n: int, ledger: Ledger, describe: Any) -> gossip.Gossip:
+    links = dict.fromkeys(range(network.nodes - 1), SimpleNamespace(mux=SimpleNamespace(tells_load=True)))
     host = SimpleNamespace(
-        number=n, network=network, peer_id=peer_name(n), links=dict.fromkeys(range(network.nodes - 1), SimpleNamespace(mux=SimpleNamespace(tells_load=True))), handle_stream=lambda *_: None,
+        number=n, network=network, peer_id=peer_name(n), links=links, handle_stream=lambda *_: None,
         warn=lambda *_, **__: None, report_violation=lambda *_: None,
     )  # fmt: skip
     return gossip.Gossip(
