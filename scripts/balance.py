@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,17 @@ from typing import TYPE_CHECKING, Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests" / "integration"), str(HERE)]
 
-from balancing import Field, Hub, all_knowing, arrivals, balance_of, dice, dispatched, summary  # noqa: E402
+from balancing import (  # noqa: E402
+    Field,
+    Hub,
+    all_knowing,
+    arrivals,
+    balance_of,
+    dice,
+    dispatched,
+    summary,
+    write_checksums,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,8 +111,10 @@ def measure(nodes: int, per_node: float, hold_s: float, given: argparse.Namespac
         for run in range(given.runs):
             rng = random.Random(f"{given.seed} {run} {nodes} {hold_s}")
             wanted = arrivals(nodes, per_node, hold_s, given.seconds, rng)
-            before = picked_again(daemons, network)
+            before, own_s, daemons_s = picked_again(daemons, network), time.process_time(), cpu_s(daemons)
             outcome = field.run(wanted, entries)
+            took = time.monotonic() - outcome.began
+            used = (cpu_s(daemons) - daemons_s) / took, (time.process_time() - own_s) / took
             again = picked_again(daemons, network) - before
             window = (WARM_UP_S, given.seconds)
             changes = [(at - outcome.began, node, by) for at, node, by in outcome.changes]
@@ -112,7 +124,7 @@ def measure(nodes: int, per_node: float, hold_s: float, given: argparse.Namespac
                 "ours": balance_of(changes, nodes, *window).ratio,
                 "all_knowing": balance_of(dispatched(wanted, nodes, all_knowing(rng)), nodes, *window).ratio,
                 "dice": balance_of(dispatched(wanted, nodes, dice(rng)), nodes, *window).ratio,
-                "way_ms": summary(outcome.took_s), "cpu": os.getloadavg()[0],
+                "way_ms": summary(outcome.took_s), "daemons_cores": used[0], "generator_cores": used[1],
             }  # fmt: skip
             rows.append(row)
             print(table([row], head=not rows[1:]), file=sys.stderr, flush=True)
@@ -123,8 +135,6 @@ class Loopback:
     """All on 127.0.0.1."""
 
     def inside(self, _node: int) -> Any:
-        from contextlib import nullcontext
-
         return nullcontext()
 
 
@@ -132,6 +142,7 @@ class Delayed:
     """A namespace a node, on a switch that holds each frame for half a round trip."""
 
     def __init__(self, nodes: int, delay_ms: float, stack: ExitStack) -> None:
+        import netfleet
         from topology import Namespace, run
 
         self.namespaces = [Namespace(f"node{n}", f"{PREFIX}.{n + 1}") for n in range(nodes)]
@@ -145,7 +156,8 @@ class Delayed:
             namespace.run("ip", "link", "set", "eth0", "gso_max_segs", "1", "up")
             namespace.run("ip", "address", "add", f"{namespace.address}/24", "dev", "eth0")
             run("sysctl", "-qw", f"net.ipv6.conf.{port}.disable_ipv6=1")
-            namespace.run("ethtool", "-K", "eth0", "tx", "off")  # or else no frame has a checksum
+            with netfleet.inside(namespace):
+                write_checksums("eth0")
         hub = multiprocessing.Process(target=lambda: Hub(ports, delay_ms / 2e3).run(), daemon=True)
         hub.start()
         stack.callback(hub.terminate)
@@ -201,6 +213,10 @@ def start(
     return daemons
 
 
+def cpu_s(daemons: Sequence[Daemon]) -> float:
+    return sum(daemon.cpu_s() for daemon in daemons)
+
+
 def picked_again(daemons: Sequence[Daemon], network: Loopback | Delayed) -> int:
     total = 0
     for node, daemon in enumerate(daemons):
@@ -214,13 +230,14 @@ def picked_again(daemons: Sequence[Daemon], network: Loopback | Delayed) -> int:
 
 def table(rows: Sequence[dict[str, Any]], *, head: bool = True) -> str:
     lines = [
-        "nodes x in flight  hold  delay  run | ours  all-knowing  dice | ours/all-knowing | picked again | way ms p50/p99 | errors"
+        "nodes x in flight  hold  delay  run | ours  best     dice | ours/best | sent back | way ms p50/p99 | cores   | errors"
     ] * head
     for row in rows:
         lines.append(
             f"{row['nodes']:>5} x {row['per_node']:<9g} {row['hold_s']:>5g} s {row['delay_ms']:>3g} ms {row['run']:>3} | "
-            f"{row['ours']:.2f}     {row['all_knowing']:.2f}     {row['dice']:.2f} | {row['ours'] / row['all_knowing']:>16.2f} | "
-            f"{row['picked_again']:>12.2f} | {row['way_ms']:>14} | {row['errors']}"
+            f"{row['ours']:.2f}     {row['all_knowing']:.2f}     {row['dice']:.2f} | "
+            f"{row['ours'] / row['all_knowing']:>9.2f} | {row['picked_again']:>9.2f} | {row['way_ms']:>14} | "
+            f"{row['daemons_cores']:.1f}+{row['generator_cores']:.1f} | {row['errors']}"
         )
     if len(rows) > 1 and head:
         ratios = [row["ours"] / row["all_knowing"] for row in rows]

@@ -80,13 +80,13 @@ def test_a_pick_with_no_news_asks_for_nothing_and_a_new_list_renews() -> None:
 def test_who_is_new_in_the_window_is_followed_and_who_leaves_it_is_not_any_more() -> None:
     world = World()
     nodes = world.nodes(OWN, *range(30))
-    seen = world.watching.look("s", nodes, 0.0)
+    world.watching.look("s", nodes, 0.0)
     for n in range(1, 60):
-        former, seen = seen, world.watching.look("s", nodes, float(n) / 10)
-        names = {node.peer_id for node in seen} - {OWN}
-        assert world.watched(n / 10) == names
-        assert len(names) == SAMPLE
-        assert len(names - {node.peer_id for node in former}) == 1
+        before = world.watched(n / 10)
+        assert len(before) == SAMPLE
+        seen = world.watching.look("s", nodes, n / 10)
+        assert {node.peer_id for node in seen} - {OWN} == before
+        assert len(world.watched(n / 10) - before) == len(before - world.watched(n / 10)) == 1
     assert sum(link.unwatched for link in world.links.values()) == 59
 
 
@@ -142,11 +142,12 @@ def test_who_leaves_one_service_is_still_followed_for_another() -> None:
 def test_windows_of_several_services_slide_each_for_itself() -> None:
     world = World()
     chat, speech = world.nodes(*range(20)), world.nodes(*range(10, 40))
-    seen: dict[str, set[str]] = {}
     for n in range(100):
         for service, nodes in (("chat", chat), ("speech", speech))[: 1 + n % 2]:
-            seen[service] = {node.peer_id for node in world.watching.look(service, nodes, n / 10)}
-            assert world.watched(n / 10) == set().union(*seen.values())
+            world.watching.look(service, nodes, n / 10)
+            windows = [set(sample.peer_ids) for sample in world.watching._samples.values()]
+            assert world.watched(n / 10) == set().union(*windows)
+            assert all(len(window) == SAMPLE for window in windows)
 
 
 @pytest.mark.parametrize("policy", [Policy.RANDOM, Policy.LEAST_REQUESTS])
