@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from federation.net.link.mux import Channel, Mux
+from federation.net.link.channel import Channel
+from federation.net.link.mux import Mux
 from federation.net.nat.relay import Relay, _Circuit
 from federation.net.streams import MuxStream
 from federation.reactor.loop import Reactor

@@ -20,8 +20,8 @@ from tests.support.links import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
     from federation.net.streams import TrioStream
 
 KEY = b"k" * 32

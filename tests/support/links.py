@@ -23,7 +23,7 @@ from tests.support.duplex import End
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from federation.net.link.mux import Channel
+    from federation.net.link.channel import Channel
 
 # What takes seconds on a machine with nothing else to do may take this much longer on one with two cores and six test runs.
 SLACK = 6.0

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from federation.net.link.carrier import CircuitCarrier
+from federation.net.link.frames import DATA, FIN, OPEN, OPENED, RST
 from federation.net.link.link import Link
-from federation.net.link.mux import DATA, FIN, OPEN, OPENED, RST
 from federation.net.link.seal import Sealer, Unsealer
 from tests.support.duplex import End
 from tests.support.frames import frame, frames

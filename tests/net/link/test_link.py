@@ -26,25 +26,11 @@ from structlog.testing import capture_logs
 from federation.errors import PeerUnavailable
 from federation.net.link import carrier
 from federation.net.link.carrier import READS_A_TURN, SEND_BYTES
+from federation.net.link.channel import CHANNEL_BUFFER, CONNECTION_BUFFER, INITIAL_WINDOW, MAX_WINDOW, Channel
+from federation.net.link.frames import CREDIT, DATA, FIN, OPEN, OPENED, PING, PONG, RST, STREAM
 from federation.net.link.link import Link, talk
 from federation.net.link.liveness import DEAD_AFTER_S, PING_AFTER_S, PING_EVERY_S, RTT_INTERVALS, SUSPECT_AFTER_S
-from federation.net.link.mux import (
-    CHANNEL_BUFFER,
-    CONNECTION_BUFFER,
-    CREDIT,
-    DATA,
-    FIN,
-    INITIAL_WINDOW,
-    MAX_CONTROL,
-    MAX_WINDOW,
-    OPEN,
-    OPENED,
-    PING,
-    PONG,
-    RST,
-    STREAM,
-    Channel,
-)
+from federation.net.link.mux import MAX_CONTROL
 from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.reactor.loop import READ, Reactor
 from tests.support.frames import credit, frame, frames
