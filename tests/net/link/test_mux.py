@@ -1559,11 +1559,11 @@ def _transcript(acts: list[tuple[str, int]], load: Load | None) -> tuple[list[An
             records += filter(None, [a.mux.next_record()])
         elif channels:
             channel = channels[n % len(channels)]
-            if act == "send":
+            if act == "send" and not channel.fin_queued:
                 pour(channel, bytes([n]) * 20_000)
             elif act == "eof":
                 channel.send_eof()
-            else:
+            elif act == "abort":
                 channel.abort("enough")
     records += a.records()
     control: list[Any] = []
@@ -1724,13 +1724,13 @@ class Beliefs(RuleBasedStateMachine):
         if side.load.in_flight + by >= sum(flow.serves for flow in side.flows):
             side.change(by)
 
-    @rule(who=st.integers(0, 1))
-    def push(self, who: int) -> None:
-        self.sides[who].push()
-
-    @rule(who=st.integers(0, 1))
-    def watch(self, who: int) -> None:
-        self.sides[who].mux.tell_load(again=True)
+    @rule(who=st.integers(0, 1), is_asked=st.booleans())
+    def push(self, who: int, is_asked: bool) -> None:
+        side = self.sides[who]
+        if is_asked:
+            side.mux.tell_load(again=True)
+        elif side.is_news:
+            side.push()
 
     @rule(who=st.integers(0, 1))
     def send_a_record(self, who: int) -> None:
@@ -1741,6 +1741,18 @@ class Beliefs(RuleBasedStateMachine):
     def receive_a_record(self, who: int) -> None:
         if self.wires[1 - who]:
             self.sides[who].mux.feed(self.wires[1 - who].popleft())
+
+    @rule()
+    def all_that_was_said_arrives(self) -> None:
+        """And no exit comes to a request meanwhile."""
+        moves = True
+        while moves:
+            for who, side in enumerate(self.sides):
+                self.wires[who].extend(side.records())
+            moves = any(self.wires)
+            for who in (0, 1):
+                while self.wires[1 - who]:
+                    self.receive_a_record(who)
 
     @invariant()
     def the_belief_is_right_when_both_wires_are_empty(self) -> None:
@@ -1758,27 +1770,28 @@ class Beliefs(RuleBasedStateMachine):
             side.check()
             assert side.mux._unseen.keys() <= side.mux.channels.keys()
 
-    def teardown(self) -> None:
-        for side in self.sides:
-            while side.asked:
-                side.serve_next(refuse=False)
-        for _ in range(3):
-            for who in (0, 1):
-                self.sides[who].push()
-                self.wires[who].extend(self.sides[who].records())
-            for who in (0, 1):
-                while self.wires[1 - who]:
-                    self.receive_a_record(who)
-                while self.sides[who].asked:
-                    self.sides[who].serve_next(refuse=True)
+    @rule()
+    def settle(self) -> None:
+        """Exits come to all requests and push what is news; everything arrives."""
+        self.all_that_was_said_arrives()
+        while any(side.asked or side.is_news for side in self.sides):
+            for side in self.sides:
+                while side.asked:
+                    side.serve_next(refuse=False)
+                if side.is_news:
+                    side.push()
+            self.all_that_was_said_arrives()
         for entry, exit_ in (self.sides, self.sides[::-1]):
             assert entry.believes == exit_.load.in_flight
             assert not entry.mux._unseen
 
+    def teardown(self) -> None:
+        self.settle()
+
 
 TestBeliefs = Beliefs.TestCase
 TestBeliefs.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
