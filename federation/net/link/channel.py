@@ -19,7 +19,8 @@ MAX_WINDOW = 1024 * 1024  # 1 MiB in flight is 80 MB/s at 12 ms, 10 MB/s at 100 
 GROWTH_BUDGET = 32 * 1024 * 1024  # granted beyond INITIAL_WINDOW, all channels of a connection together
 CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source must wait
 CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
-# What BUSIER and LOAD cost of the abuse budget (mux.py): with 3,000 tunnels a second an honest link has two of each a tunnel.
+# What a LOAD or a BUSIER costs of the abuse budget (mux.py): an honest link has four a request that is sent back once, and
+# 3,000 requests a second.
 TELLING_COSTS = 1 / 8
 
 
