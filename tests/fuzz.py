@@ -364,9 +364,8 @@ def _full_record(rng: random.Random) -> NodeData:
 def _frame(rng: random.Random) -> bytes:
     kind = rng.choice((*range(1, 14), 64, 255))
     channel = 0 if kind in (mux.PING, mux.PONG, mux.LOAD, mux.WATCH) else rng.choice((1, 1, 2, 2, 3, 4, 5, 6, 2**32 - 1))
-    load, number = (
-        struct.pack(">I", rng.choice(numbers)) for numbers in ((0, 1, 3, 100, ANY_LOAD), (0, 1, 4, 65536, ANY_LOAD))
-    )
+    load = struct.pack(">I", rng.choice((0, 1, 3, 100, ANY_LOAD)))
+    number = struct.pack(">I", rng.choice((0, 1, 4, 65536, ANY_LOAD)))
     payload = {
         mux.OPEN: rng.choice((b"", load)) + b"default", mux.LOAD: load + number,
         mux.WATCH: rng.choice((b"\x00", b"\x1e")), mux.BUSIER: load, mux.CREDIT: number, mux.PING: bytes(8),
