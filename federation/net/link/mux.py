@@ -26,7 +26,8 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
 
 The last three, and the 4 bytes of OPEN, are spoken only where both ends negotiated them (`load` is given): then frame types
 from FIRST_OPTIONAL on are passed over if they are not known, so that a later version may add to them. A LOAD goes in the
-next record whatever that carries, if the load changed since the last one; `tell_load` sends one for its own sake.
+next record whatever that carries, if the load changed since the last one; `tell_load` sends one for its own sake. LOAD comes
+first in its record: an answer never arrives before the load that holds, or does not hold, the request.
 
 The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
 in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `window_growth` of the connection
@@ -77,7 +78,8 @@ MAX_STREAMS = 64  # of them libp2p streams: a healthy peer has about six
 QUANTUM = 16 * 1024  # one turn: 16 KiB take 0.1 ms at 150 MB/s
 # What a remote may do in vain, each costing us more than it: opens that are refused or taken back unanswered, PINGs, PONGs
 # that answer nothing, grants too small to be worth a frame, frames for channels that are gone, bytes of one channel in more
-# frames than they need. An honest crowd of clients that leaves at once stays below; `tick` gives it back.
+# frames than they need, LOADs and what asks for them, frames that we do not know. An honest crowd of clients that leaves at
+# once stays below; `tick` gives it back.
 ABUSE_BUDGET = 32_768
 ABUSE_REFILL = 512
 STREAM_COSTS = 32  # which libp2p negotiates
@@ -428,20 +430,20 @@ class Mux:
 
     def _feed_other(self, kind: int, channel_id: int, payload: bytes) -> None:
         """Frames of the whole connection, and those that this version does not know."""
-        if kind in (LOAD, WATCH) and self._load is not None:
-            self._load_told(kind, channel_id, payload)
-        elif self._load is None or kind < FIRST_OPTIONAL:
+        if self._load is None or (kind < FIRST_OPTIONAL and kind not in (LOAD, WATCH)):
             raise ProtocolViolation(f"an unknown frame type {kind}")
-        else:
-            self.charge()
-
-    def _load_told(self, kind: int, channel_id: int, payload: bytes) -> None:
-        if len(payload) != (LOAD_AND_COUNTED.size if kind == LOAD else 1) or channel_id:
-            raise ProtocolViolation("a malformed LOAD or WATCH")
-        if kind == WATCH:
-            self.charge()
-            self._handler.watched(payload[0])
+        if kind == LOAD:
+            self._load_told(channel_id, payload)
             return
+        self.charge()
+        if kind == WATCH:
+            if len(payload) != 1 or channel_id:
+                raise ProtocolViolation("a malformed WATCH")
+            self._handler.watched(payload[0])
+
+    def _load_told(self, channel_id: int, payload: bytes) -> None:
+        if len(payload) != LOAD_AND_COUNTED.size or channel_id:
+            raise ProtocolViolation("a malformed LOAD")
         self.charge(TELLING_COSTS)
         in_flight, counted = LOAD_AND_COUNTED.unpack(payload)
         for channel_id in list(takewhile(counted.__ge__, self._unseen)):
