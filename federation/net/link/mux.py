@@ -465,15 +465,14 @@ class Mux:
         opener, channel.opener = channel.opener, None
         if opener is None:
             raise ProtocolViolation("an answer to what nobody asked")
+        if kind == BUSIER and (len(payload) != NUMBER.size or not channel.is_request):
+            raise ProtocolViolation("a malformed BUSIER, or one to a tunnel that is no request")
         if kind == OPENED:
             opener.opened()
             return
         channel._close()
         if kind == REFUSED:
             opener.refused(_text(payload))
-        elif len(payload) != NUMBER.size or not channel.is_request:
-            channel.other.abort("a malformed answer")
-            raise ProtocolViolation("a malformed BUSIER")
         else:
             opener.busier(*NUMBER.unpack(payload))  # type: ignore[attr-defined]  # it is a RequestObserver
 

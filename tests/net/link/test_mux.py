@@ -1326,20 +1326,21 @@ def _answered_request(a: Side) -> int:
 
 
 @pytest.mark.parametrize(
-    ("open_", "payload", "ended"),
+    ("open_", "payload"),
     [
-        pytest.param(lambda a: a.open()[0].id, credit(3), True, id="to a tunnel that is no request"),
-        pytest.param(lambda a: a.request()[0].id, b"", True, id="without a load"),
-        pytest.param(lambda a: a.request()[0].id, bytes(3), True, id="of 3 bytes"),
-        pytest.param(lambda a: a.request()[0].id, bytes(5), True, id="of 5 bytes"),
-        pytest.param(_answered_request, credit(3), False, id="behind OPENED"),
-        pytest.param(lambda a: a.mux.open_stream().id, credit(3), False, id="to a stream"),
-        pytest.param(lambda a: a.mux.feed(frame(OPEN, 2, credit(0))) or 2, credit(3), False, id="to the remote's own"),
-        pytest.param(lambda _a: 7, credit(3), False, id="to nothing that was opened"),
-        pytest.param(lambda _a: 0, credit(3), False, id="to channel 0"),
+        pytest.param(lambda a: a.open()[0].id, credit(3), id="to a tunnel that is no request"),
+        pytest.param(lambda a: a.request()[0].id, b"", id="without a load"),
+        pytest.param(lambda a: a.request()[0].id, bytes(3), id="of 3 bytes"),
+        pytest.param(lambda a: a.request()[0].id, bytes(5), id="of 5 bytes"),
+        pytest.param(_answered_request, credit(3), id="behind OPENED"),
+        pytest.param(lambda a: a.mux.open_stream().id, credit(3), id="to a stream"),
+        pytest.param(lambda a: a.mux.feed(frame(OPEN, 2, credit(0))) or 2, credit(3), id="to the remote's own"),
+        pytest.param(lambda _a: 7, credit(3), id="to nothing that was opened"),
+        pytest.param(lambda _a: 0, credit(3), id="to channel 0"),
     ],
 )
-def test_busier_where_nobody_may_say_it_is_a_violation(open_: Any, payload: bytes, ended: bool) -> None:
+def test_busier_where_nobody_may_say_it_is_a_violation(open_: Any, payload: bytes) -> None:
+    """Whoever asked hears of it with the end of the connection: told before, it would ask that peer again."""
     a = Side(load=Load())
     channel_id = open_(a)
     heard = [channel.other.heard for channel in a.mux.channels.values() if channel.tunnel]
@@ -1347,8 +1348,7 @@ def test_busier_where_nobody_may_say_it_is_a_violation(open_: Any, payload: byte
         each.clear()
     with pytest.raises(ProtocolViolation):
         a.mux.feed(frame(BUSIER, channel_id, payload))
-    assert heard == [["RST a malformed answer"]] * ended or not ended
-    assert not ended or not a.mux.channels
+    assert not any(heard)
 
 
 def test_unseen_are_the_requests_that_the_load_does_not_hold() -> None:
