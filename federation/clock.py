@@ -1,4 +1,4 @@
-"""UTC for what people read. Durations and deadlines go by trio's clock, or the reactor's."""
+"""UTC for people. Durations and deadlines go by trio's clock, or the reactor's."""
 
 from __future__ import annotations
 

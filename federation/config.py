@@ -35,7 +35,7 @@ PREFIX = "FEDERATION_"
 MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
 MAX_PEERS = 256
-REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # by people in the singular
+REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
 SWITCHES = ("mdns", "relay", "detect", "browser_check")  # on unless --no-NAME
 
@@ -44,7 +44,7 @@ _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space a
 
 
 class Replay(str, Enum):
-    """How far a connection may have got for the bytes kept so far to be replayed to the next peer."""
+    """The progress up to which a connection's kept bytes can still be replayed to the next peer."""
 
     OPENED = "opened"  # until the exit has its backend: a backend never sees a request twice
     FIRST_BYTE = "first-byte"  # until the backend's first byte: for requests that may be done twice
@@ -59,7 +59,7 @@ def _text(parse: Callable[[str], T]) -> Callable[[object], object]:
 
 
 def _each(parse: Callable[[str], T]) -> Callable[[object], object]:
-    """For repeatable settings: a list of texts, or one text with commas as the environment has it."""
+    """Read a repeatable setting: a list of texts, or one text with commas as the environment has it."""
 
     def parse_one(item: str) -> T:
         try:
@@ -99,7 +99,7 @@ def _peer(text: str) -> str:
 
 
 def _bootstrap(text: str) -> str:
-    """With the id of a foreign node, of any kind: only the process that looks into the DHT reads it."""
+    """A multiaddr with a foreign node's id, of any kind: only the process that looks into the DHT reads the id."""
     address, _, peer_id = text.strip().rpartition("/p2p/")
     if not _FOREIGN_ID.fullmatch(peer_id) or not address:
         raise ValueError("a DHT's bootstrap node is written with its peer id: /ip4/192.0.2.1/tcp/4001/p2p/12D3...")
@@ -145,7 +145,7 @@ def _path(text: str) -> Path:
 
 
 def _directory(text: str) -> Path:
-    return _path(text).absolute()  # the command line asks for it from elsewhere
+    return _path(text).absolute()  # the command line runs in other directories
 
 
 def _default_name() -> str:
@@ -166,7 +166,7 @@ class _Environment(EnvSettingsSource):
         for field in SWITCHES:
             no = self.env_vars.get(f"{PREFIX}no_{field}".lower())
             if no is not None and field not in values:
-                # The flag's own spelling. Anything but a plain no or yes goes on as it is and is refused by its value.
+                # The flag's own spelling. Any value but a plain no or yes stays, and validation refuses it.
                 negated = {"1": "0", "true": "0", "yes": "0", "0": "1", "false": "1", "no": "1"}
                 values[field] = negated.get(no.lower(), no)
         return values
@@ -250,7 +250,7 @@ class Settings(BaseSettings):
         return self
 
 
-# What SIGHUP changes in a running node; the rest takes a restart.
+# The settings that SIGHUP changes in a running node; the others take a restart.
 RELOADABLE = (
     *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "drain_timeout_s", "health_interval_s", "health_path"),
     *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check"),
@@ -317,7 +317,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """The first thing that is wrong, in one line."""
+    """The first error, in one line."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     reason = str(cause) if cause is not None else re.sub("^[A-Z][a-z]+ should", "it should", first["msg"])

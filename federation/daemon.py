@@ -1,5 +1,5 @@
-"""The daemon as a process: what its signals mean, and what a service manager is told (sd_notify(3), as systemd's Type=notify
-has it; without a manager nothing happens).
+"""The daemon as a process: its signals, and its messages to a service manager (sd_notify(3), as systemd's Type=notify has
+it; without a manager nothing happens).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def serve(
 ) -> int:
     """Run a node until SIGTERM or SIGINT; a second signal ends it at once. Returns the exit code.
 
-    SIGHUP has it take over what `read_settings` returns. Raises FederationError, in an exception group where trio's
+    At SIGHUP it takes over the result of `read_settings`. Raises FederationError, in an exception group where trio's
     nurseries wrapped it.
     """
     return trio.run(_serve, settings, state, token, on_ready, read_settings)
@@ -99,7 +99,7 @@ def _reload(node: Node, read_settings: Callable[[], Settings] | None) -> None:
 
 
 def reloading() -> str:
-    """With the time, which Type=notify-reload asks for; Type=notify ignores it."""
+    """Tell of a reload, with the time, which Type=notify-reload asks for; Type=notify ignores it."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 

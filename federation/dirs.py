@@ -1,4 +1,4 @@
-"""Where federation keeps its files on this machine, and how its settings file is read. No pydantic: see units.py."""
+"""The places of federation's files on this machine, and the reader of its settings file. No pydantic: see units.py."""
 
 from __future__ import annotations
 

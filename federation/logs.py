@@ -208,7 +208,7 @@ def _failed_unseen(args: sys.UnraisableHookArgs) -> None:
     _python.error("failed while being cleaned up: %r", args.exc_value, exc_info=args.exc_value)
 
 
-_python = logging.getLogger("python")  # what the interpreter would print itself, page by page
+_python = logging.getLogger("python")  # the interpreter would print these itself, page by page
 
 
 class _Foreign(logging.Filter):

@@ -66,7 +66,7 @@ class Snapshot:
     delivered: int = 0
     open: int = 0
     waiting: int = 0
-    in_flight: Mapping[str, int] = field(default_factory=dict)  # peer id -> what this entry holds there
+    in_flight: Mapping[str, int] = field(default_factory=dict)  # peer id -> connections that this entry holds there
     serving: int = 0
     backends: Mapping[str, bool] = field(default_factory=dict)  # service -> whether one answers
     peers: Mapping[str, int] = field(default_factory=dict)  # state -> how many

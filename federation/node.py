@@ -156,7 +156,7 @@ class Node:
         self._stop.set()
 
     async def run(self, on_ready: Callable[[schemas.Status], None]) -> None:
-        """Raises ListenFailed before anything was announced."""
+        """Serve until `stop`. Raises ListenFailed before anything was announced."""
         facts, settings = self.facts, self.facts.settings
         probe = GpuProbe(fixed_bytes=settings.vram_bytes)
         try:
@@ -181,7 +181,7 @@ class Node:
                     await nursery.start(self.discovery.run)
                     self.state.save_daemon(self._daemon_facts())
                     gc.collect()
-                    gc.freeze()  # what lives now lives for good: later collections need not walk it
+                    gc.freeze()  # objects that live now live for good: later collections need not walk them
                     gc.set_threshold(*GC_THRESHOLD)
                     on_ready(self.operator.status())
                     nursery.start_soon(self._watch_owner_key)
@@ -189,7 +189,7 @@ class Node:
                     await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            self.frontend.dispatcher.waiting.clear()  # nobody is told any more: this is the end, in order or not
+            self.frontend.dispatcher.waiting.clear()  # waiting requests hear no more: this is the end, in order or not
             self.frontend.stop_listening()
             self.frontend.abort_all("this node stops")
             self.access_log.write()
@@ -201,7 +201,7 @@ class Node:
             self.state.remove_daemon()
 
     async def _leave(self) -> None:
-        """Good-bye first, so that nobody new is sent here; then those who are here may finish."""
+        """Say good-bye first, so that no new clients are sent here; then let the present ones finish."""
         self.facts.draining = self.backends.draining = True
         self.host.relay.close()
         self.roster.changed()
@@ -222,7 +222,7 @@ class Node:
         await self.host.flushed(GOODBYE_S)
 
     def reload(self, settings: Settings) -> None:
-        """Take over what can change while the node runs (config.RELOADABLE), and say what cannot."""
+        """Take over settings that can change while the node runs (config.RELOADABLE), and name the others."""
         changed = [field for field in NAMES if getattr(settings, field) != getattr(self.facts.settings, field)]
         new = {field: getattr(settings, field) for field in changed if field in RELOADABLE}
         if new:
@@ -233,7 +233,7 @@ class Node:
         late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith("token")]
         log.info("settings read again", changed=[NAMES[field] for field in new], take_a_restart=late)
 
-    # What runs beside
+    # Background tasks
 
     async def _read_gpu_forever(self, probe: GpuProbe) -> None:
         while True:
@@ -253,7 +253,7 @@ class Node:
         self.discovery.token_changed((end - now).total_seconds() if end else 0.0)
 
     async def _watch_owner_key(self) -> None:
-        """Others say where it is, to a person who looks for it; a person may take it away, or bring it."""
+        """Look for the owner's key now and then: a person may move it, and other nodes tell people its place."""
         facts, told = self.facts, ""
         while True:
             problem = ""
@@ -283,7 +283,7 @@ class Node:
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
-        """For gossip: the load that lasted. While it is not what is in flight now, gossip is to look again."""
+        """For gossip: the load that lasted. While the present load differs, gossip is to look again."""
         in_flight = self.backends.sample_load()
         if in_flight != self.backends.in_flight:
             self.gossip.stir()
@@ -300,7 +300,7 @@ class Node:
         self.pushing.changed(entry_id)
         self.gossip.stir()
 
-    # What the network tells (HostEvents)
+    # Events of the network (HostEvents)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         serve_tunnel(self.backends, link, channel, service, believed)
@@ -382,5 +382,5 @@ class Node:
 
 
 def _say(bucket: Bucket, event: str, **details: object) -> None:
-    """At info while there is something left in the bucket, then for those who debug only."""
+    """Log at info while there is something left in the bucket, then at debug."""
     (log.info if bucket.take(trio.current_time()) else log.debug)(event, **details)

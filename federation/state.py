@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEED_BYTES = 32
-MAX_INCARNATION = 2**62  # far from what a record can carry, so that a damaged file cannot get a node stuck there
+MAX_INCARNATION = 2**62  # far from the highest that a record can carry, so that a damaged file cannot get a node stuck there
 MAX_FILE_BYTES = 16 * 1024 * 1024
 MAX_PREVIOUS = 16
 MAX_KEY_BYTES = 4096  # several times an owner's key
@@ -85,7 +85,7 @@ class StateDir:
             os.close(fd)
             raise StateDirUnusable(_problem(path, error)) from None
         self._lock_fd = fd
-        with suppress(OSError):  # a disk that is full or read-only: then a second daemon cannot say whose it is
+        with suppress(OSError):  # a disk that is full or read-only: then a second daemon cannot name the first
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
 

@@ -1,4 +1,4 @@
-"""Values as people write them: addresses, sizes, durations. A ValueError says in plain words what is wrong.
+"""Values as people write them: addresses, sizes, durations. A ValueError names the mistake in plain words.
 
 No pydantic here: the command line needs these and has to answer at once.
 """
@@ -35,7 +35,7 @@ _DURATION_FACTORS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), 
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """Where something listens; `host` is an IP address without brackets, or a name."""
+    """A listener's place: `host` is an IP address without brackets, or a name."""
 
     host: str
     port: int

@@ -43,7 +43,7 @@ def routes(challenges: Challenges, sessions: Sessions) -> Routes:
 
     @routes.get(CHALLENGE, schemas.Challenge, query=ChallengeQuery, request=True)
     async def challenge(_node: object, query: ChallengeQuery, request: Request) -> schemas.Challenge:
-        """The daemon's proof that it has the control key, and a nonce for one request that is signed with it."""
+        """The daemon's proof of the control key, and a nonce for one request that is signed with the key."""
         nonce, proof = challenges.issue(query.nonce, request.headers.get("host", ""))
         return {"nonce": nonce, "proof": proof, "lifetime_s": LIFETIME_S}
 

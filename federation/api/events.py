@@ -44,7 +44,7 @@ RECONNECT_WITHIN_S = 60.0  # without clients, so that one that reconnects misses
 RING_BYTES = 4 * 1024 * 1024
 RING_EVENTS = 1024
 MAX_CLIENTS = 16
-MAX_KEYLESS = 8  # as long as there are so few: whoever is on this machine may listen, and shall not fill the owner's places
+MAX_KEYLESS = 8  # any program on this machine may listen without a key, but must leave places for the owner
 SILENCE_S = 15.0  # then a comment, so that proxies and clients see that the connection lives
 RETRY_MS = 2000
 
@@ -79,8 +79,8 @@ class Hub:
         self._seen: tuple[int, int] | None = None  # the newest decision: its connection and attempt
 
     async def run(self) -> None:
-        """Produce while anybody listens, or did lately."""
-        is_news = False  # what happened while nobody listened is none
+        """Produce events while there are clients, and for RECONNECT_WITHIN_S afterwards."""
+        is_news = False  # a decision from before there was a client is none
         while True:
             if not self.clients and trio.current_time() - self._alone_since > RECONNECT_WITHIN_S:
                 self._wanted = trio.Event()
@@ -93,7 +93,7 @@ class Hub:
             await trio.sleep(min(RAREST_S, max(DECISIONS_EVERY_S, cost_s / MAX_SHARE)))
 
     def _look(self, now: float, is_news: bool) -> None:
-        """Publish what is new, or due."""
+        """Publish new decisions, and the state if it is due."""
         try:
             for decision in self._fresh_decisions():
                 if is_news:
@@ -110,7 +110,7 @@ class Hub:
         return {"at": round(now, 3), "status": status, "peers": self._node.peers(), "rates": status["rates"]}
 
     def _fresh_decisions(self) -> list[schemas.Decision]:
-        """The newest, oldest first, as far as they were not here before."""
+        """The decisions since the last call, oldest first; of a burst the newest only."""
         newest = self._node.explain(DECISIONS_AT_ONCE)
         seen = next((i for i, d in enumerate(newest, start=1) if (d["id"], d["attempt"]) == self._seen), 0)
         if newest:
@@ -128,14 +128,14 @@ class Hub:
         self._news = trio.Event()
 
     async def follow(self, after: int | None, tell: Callable[[bytes], Awaitable[None]]) -> None:
-        """Tell a client what happens, until it fell out of the ring."""
+        """Send a client all events until it falls out of the ring."""
         with self._listening():
             await tell(f"retry: {RETRY_MS}\n\n".encode())
             if after is None or not self._ring or after >= self._next_id:
                 after = self._next_id - 1
                 self._publish("state", self._state())
             else:
-                after = max(after, self._ring[0].id - 1)  # it was away for longer than the ring is
+                after = max(after, self._ring[0].id - 1)  # the client was away for longer than the ring reaches back
             while self._ring[0].id <= after + 1:
                 events = [event for event in self._ring if event.id > after]
                 if events:
@@ -163,7 +163,7 @@ class EventStream(Response):
 
     def __init__(self, hub: Hub, after: int | None) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        del self.headers["content-length"]  # nobody knows how much will happen
+        del self.headers["content-length"]  # a stream of events has no length
         self._hub = hub
         self._after = after
 

@@ -1,7 +1,7 @@
 """Hypercorn's HTTP/1.1 over one listening socket, under limits of ours; the only module that knows hypercorn.
 
 Its own `serve` will not do: it writes under a shield and without a deadline, so that one client that does not read
-keeps the daemon from ending, and it takes any number of connections. HTTP/2 is off: without TLS no browser speaks it.
+keeps the daemon from ending, and takes any number of connections. HTTP/2 is off: without TLS no browser speaks it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; one more takes the place of one that keeps us waiting
+MAX_CONNECTIONS = 256  # people, browsers and scripts on one machine; a further one replaces one whose client is idle
 MAX_HEADER_BYTES = 16 * 1024
 CHUNK = 64 * 1024
 WRITE_TIMEOUT_S = 10.0  # for a client to take one chunk: a phone at the end of a bad link does
@@ -44,7 +44,7 @@ async def serve(
 ) -> None:
     """Serve until cancelled; then every connection ends at once. Takes over `listener`, which listens already.
 
-    `admits`: whether a client may say anything at all.
+    `admits`: whether to read a client's requests at all.
     """
     config = Config()
     config.errorlog = logging.getLogger("hypercorn.error")  # by default it sets up a handler of its own
@@ -86,7 +86,7 @@ async def serve(
 
 
 def _evict_waiting(streams: dict[_TimedStream, None]) -> bool:
-    """Close the connection that kept us waiting, and had its last answer longest ago, if there is one."""
+    """Close the connection whose last answer is the oldest among those that wait for their client, if there is one."""
     waiting = next((stream for stream in streams if stream.keeps_waiting()), None)
     if waiting is None:
         return False
@@ -106,7 +106,7 @@ class _Connection(TCPServer):
         protocol = made.protocol = _H11(
             made.app, made.config, made.context, made.task_group, made.state, made.ssl, made.client, made.server, made.send
         )  # in place of hypercorn's own
-        # No whole request is here: nothing yet, half a head, half a body.
+        # The request is not complete: nothing yet, half a head, half a body.
         cast("_TimedStream", self.stream).awaits_request = lambda: protocol.connection.their_state in (IDLE, SEND_BODY)
         await super()._read_data()
         await self.idle_task.stop()  # the client has gone: no reason to wait for its next request
@@ -114,7 +114,7 @@ class _Connection(TCPServer):
 
 class _H11(H11Protocol):
     async def _check_protocol(self, event: Request) -> None:
-        """Nothing turns a connection into one of HTTP/2: `Upgrade: h2c` may be ignored, and is."""
+        """Ignore `Upgrade: h2c`, as HTTP allows: no connection becomes one of HTTP/2."""
 
 
 class _TimedStream:
@@ -129,7 +129,7 @@ class _TimedStream:
         self.socket = stream.socket
 
     def keeps_waiting(self) -> bool:
-        """Whether it is the client's turn, to ask or to take what it asked for."""
+        """Whether the server waits for the client: for its request, or for it to read an answer."""
         return self._awaits_reader or self.awaits_request()
 
     async def send_all(self, data: bytes | memoryview) -> None:
@@ -142,14 +142,14 @@ class _TimedStream:
                 await self._stream.send_all(view[start : start + CHUNK])
             self._awaits_reader = False
             if waiting.cancelled_caught:
-                self.socket.close()  # a chunk cut in two: nothing more can be said here
+                self.socket.close()  # a chunk is cut in two, so no further answer can follow
                 raise trio.BrokenResourceError("the client does not read")
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
         return await self._stream.receive_some(max_bytes)
 
     async def send_eof(self) -> None:
-        self._ends = True  # while this waits its turn, an answer that was on its way would run into it
+        self._ends = True  # set first: an answer that was on its way would collide with this
         await self._stream.send_eof()
 
     async def aclose(self) -> None:

@@ -66,7 +66,7 @@ class Stats(TypedDict):
 
 @routes.get("/api/p2p", AllNodes)
 async def p2p_nodes(node: ControlledNode) -> AllNodes:
-    """As LocalAI: all nodes."""
+    """Answer with the nodes of each of LocalAI's kinds: here all are federated ones."""
     federated: list[NodeData] = [
         {
             "Name": row["name"],
@@ -82,19 +82,19 @@ async def p2p_nodes(node: ControlledNode) -> AllNodes:
 
 @routes.get("/api/p2p/federation", Nodes)
 async def p2p_federation(node: ControlledNode) -> Nodes:
-    """As LocalAI: the nodes that offer a service."""
+    """Answer with the nodes that offer a service, as LocalAI does."""
     return {"nodes": _federated(node)}
 
 
 @routes.get("/api/p2p/workers", Nodes)
 async def p2p_workers(_node: ControlledNode) -> Nodes:
-    """As LocalAI: its workers, of which there are none here."""
+    """Answer with LocalAI's workers, of which a federation has none."""
     return {"nodes": []}
 
 
 @routes.get("/api/p2p/stats", Stats)
 async def p2p_stats(node: ControlledNode) -> Stats:
-    """As LocalAI: how many nodes there are, and how many are online."""
+    """Answer with the number of nodes, and of those that are online, as LocalAI does."""
     rows = _federated(node)
     none: OnlineOfTotal = {"online": 0, "total": 0}
     federated: OnlineOfTotal = {"online": sum(row["isOnline"] for row in rows), "total": len(rows)}
@@ -103,7 +103,7 @@ async def p2p_stats(node: ControlledNode) -> Stats:
 
 @routes.get("/api/p2p/token", Response, owner=True, media_type="text/plain")
 async def p2p_token(node: ControlledNode) -> Response:
-    """As LocalAI: the network's token, alone; but only for the owner."""
+    """Answer with the network's token and nothing else, as LocalAI does, but only for the owner."""
     return Response(node.invite()["token"], headers={"Cache-Control": "no-store"}, media_type="text/plain")
 
 

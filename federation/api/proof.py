@@ -52,21 +52,21 @@ def of_answer(key: str, nonces: Nonces, status: int, body: bytes) -> str:
 
 
 def is_same(one: str, other: str) -> bool:
-    """In a time that does not tell where they differ."""
+    """Compare in a time that does not tell the place of a difference."""
     return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode("utf-8", "replace"))
 
 
 class Challenges:
     """The daemon's side. `now`: seconds.
 
-    Who asks for a challenge costs no memory: a nonce says itself when it was made and for whom. Kept is only what the owner
-    has used, until it would be too old anyway.
+    A challenge costs no memory: its nonce contains its time, and a seal over that and the client's nonce. The daemon keeps
+    only nonces that the owner has used, until they are too old anyway.
     """
 
     def __init__(self, key: str, now: Callable[[], float]) -> None:
         self._key = key
         self._now = now
-        self._own = secrets.token_urlsafe(32)  # nobody else's: a nonce of before a restart is none
+        self._own = secrets.token_urlsafe(32)  # new in each process: a nonce from before a restart is invalid
         self._used: dict[str, float] = {}  # nonce -> when it is too old, oldest first
 
     def issue(self, client_nonce: str, host: str) -> tuple[str, str]:
@@ -76,9 +76,9 @@ class Challenges:
         return nonces.daemon, of_daemon(self._key, nonces, host)
 
     def take(self, authorization: str, host: str, method: str, target: str, body: bytes) -> Nonces | None:
-        """The nonces of a request that is the owner's, and is here for the first time; else None.
+        """The nonces of a request, if the owner signed it and it is no repetition; else None.
 
-        `authorization`: what stands behind the scheme.
+        `authorization`: the header's value behind the scheme.
         """
         words = authorization.split()
         if len(words) != 3:

@@ -53,7 +53,7 @@ class ConnectionsQuery(BaseModel):
 
 @routes.get("/api/v1/status", schemas.Status)
 async def status(node: ControlledNode) -> schemas.Status:
-    """What this node is and does."""
+    """The state of this node."""
     return node.status()
 
 
@@ -65,7 +65,7 @@ async def peers(node: ControlledNode) -> schemas.Peers:
 
 @routes.get("/api/v1/explain", schemas.Explained, query=ExplainQuery)
 async def explain(node: ControlledNode, query: ExplainQuery) -> schemas.Explained:
-    """The last picks of a peer, their reasons, and what came of them; the newest last."""
+    """The last picks of a peer, their reasons and results; the newest last."""
     return {"decisions": node.explain(query.last, query.id), "turned_away": node.turned_away(query.last, query.id)}
 
 
@@ -77,7 +77,7 @@ async def connections(node: ControlledNode, query: ConnectionsQuery) -> schemas.
 
 @routes.get("/api/v1/invite", schemas.Invite, owner=True)
 async def invite(node: ControlledNode) -> schemas.Invite:
-    """The network's token with fresh addresses in it, and the command for the next machine, which asks for it."""
+    """The network's token with fresh addresses in it, and the command for the next machine, which asks for the token."""
     return node.invite()
 
 
@@ -117,7 +117,7 @@ async def banned(node: ControlledNode) -> schemas.Banned:
 
 @routes.post("/api/v1/ban", schemas.Banned, owner=True, body=OnePeer)
 async def ban(node: ControlledNode, body: OnePeer) -> schemas.Banned:
-    """Keep a peer away from this node: its connection is cut, and no other one is made."""
+    """Keep a peer away from this node: cut its connection, and make no other one."""
     node.ban(body.peer)
     return node.banned()
 
@@ -131,6 +131,6 @@ async def unban(node: ControlledNode, body: OnePeer) -> schemas.Banned:
 
 @routes.get("/metrics", Response, request=True, media_type="text/plain")
 async def metrics(node: ControlledNode, request: Request) -> Response:
-    """Prometheus' text format, or OpenMetrics for who accepts that."""
+    """Prometheus' text format, or OpenMetrics for a client that accepts it."""
     text, content_type = node.metrics_text(request.headers.get("accept", ""))
     return Response(text, headers={"Cache-Control": "no-store", "Content-Type": content_type})

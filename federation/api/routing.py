@@ -5,8 +5,8 @@
     @routes.get("/api/v1/explain", Explained, query=ExplainQuery)
     async def explain(node, query): ...
 
-The function gets the node, then what it declared: `query` (a pydantic model) and `body` (a Body), checked before it is
-called; `request=True`: Starlette's request. It returns what `answer` says. Its docstring's first line is the operation's
+The function gets the node, then its declared arguments: `query` (a pydantic model), `body` (a Body), checked before it is
+called; `request=True`: Starlette's request. It returns an `answer`. Its docstring's first line is the operation's
 summary. `owner=True`: only for a client at the state directory's socket, or with the control key, or a dashboard's session.
 A FederationError is an answer too: 400 where the request is at fault (UsageError), else 409; NotFound is 404.
 """
@@ -38,7 +38,7 @@ OWNER_ONLY = "this needs the control key (Authorization: Bearer KEY); it is in c
 
 
 class Body(BaseModel):
-    """What a request brings. Nothing is guessed: false is no number, and a misspelt key is no key."""
+    """A request's body. Strict: false is no number, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -85,7 +85,7 @@ class Routes(list[Operation]):
 
 
 def route(operation: Operation, node: object) -> Route:
-    """As Starlette wants it."""
+    """The operation as Starlette's Route."""
 
     async def endpoint(request: Request) -> Response:
         if operation.owner and not is_owner(request.scope):
@@ -118,7 +118,7 @@ def is_owner(scope: Scope) -> bool:
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    # ASCII, so that nobody's name reaches a terminal raw; one line, as `--json` prints it.
+    # ASCII, so that no name reaches a terminal raw; one line, as `--json` prints it.
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} | (headers or {})
     return Response(to_json(content), status, headers, "application/json")
 

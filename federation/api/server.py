@@ -51,7 +51,7 @@ WRONG_KEY = (
 )
 WRONG_PROOF = "the proof of the control key is wrong, too old, or was here before"
 SESSION_OVER = "this session has ended"
-OWN_SOCKET = "federation.own_socket"  # in the scope of what came by the state directory's socket
+OWN_SOCKET = "federation.own_socket"  # in the scope of requests by the state directory's socket
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class KeyedNode(ServedNode, Protocol):
 
 
 def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple[str, ...] = ()) -> Starlette:
-    """The arguments are Access's."""
+    """Make the ASGI application. The arguments are Access's."""
     hub = events.Hub(node, lambda: datetime.now(timezone.utc))
     challenges, sessions = Challenges(key, trio.current_time), Sessions(trio.current_time)
     operations = [*routes.routes, *diagnosis.routes, *access.routes(challenges, sessions)]
@@ -113,7 +113,7 @@ async def serve(
 
 
 def _marked(app: ASGIApp) -> ASGIApp:
-    """For requests by the socket of the state directory."""
+    """Mark the requests that come by the socket of the state directory."""
 
     async def marked(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, OWN_SOCKET: True}, receive, send)
@@ -122,7 +122,7 @@ def _marked(app: ASGIApp) -> ASGIApp:
 
 
 def _is_own_user(client: unixsocket.HasOptions) -> bool:
-    """The directory and the socket's mode keep others out already; this holds where somebody opened those."""
+    """Whether the client is the daemon's own user. The modes of directory and socket say so too, if nobody changed them."""
     return unixsocket.peer_uid(client) in (None, 0, os.geteuid())
 
 
@@ -138,7 +138,7 @@ async def serve_node(
 
 
 class _Guard:
-    """ASGI middleware, around everything: refuses strangers, and turns a bug of ours into one logged JSON 500."""
+    """ASGI middleware, around all: refuses requests without a right, and turns a bug of ours into one logged JSON 500."""
 
     def __init__(self, app: ASGIApp, access: Access, challenges: Challenges, sessions: Sessions) -> None:
         self._app = app
@@ -167,7 +167,7 @@ class _Guard:
                 await json_response(problem, 500)(scope, receive, answer)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
-        """Raises HTTPException for a request that is none of ours; marks the owner's."""
+        """Serve a request, marked if it is the owner's. Raises HTTPException for one that is to be refused."""
         if scope.get(OWN_SOCKET):
             mark_owner(scope)
             await self._app(scope, receive, answer)
@@ -258,7 +258,7 @@ async def _whole(receive: Receive) -> bytes:
 
 
 def _given(body: bytes, receive: Receive) -> Receive:
-    """The body, then what else comes."""
+    """Receive `body`, then the messages of `receive`."""
     left = [body]
 
     async def again() -> Message:
@@ -277,15 +277,15 @@ def _limited(receive: Receive) -> Receive:
 
     async def limited() -> Message:
         nonlocal size, done, deadline
-        if done:  # what comes now is the end of the connection, which may be hours away
+        if done:  # the next message is the end of the connection, which may be hours away
             return await receive()
         if deadline is None:
-            deadline = trio.current_time() + BODY_S  # for all of it: a byte now and then is no body
+            deadline = trio.current_time() + BODY_S  # for the whole body, however it trickles
         with trio.move_on_at(deadline) as waiting:
             message = await receive()
         if waiting.cancelled_caught:
             raise HTTPException(408, f"the request's body did not come within {BODY_S:g} s")
-        if message["type"] != "http.request":  # the client went away: no reason for anybody to log anything
+        if message["type"] != "http.request":  # the client went away: not worth a line in the log
             raise HTTPException(400, "the request did not come whole")
         done = not message.get("more_body", False)
         size += len(message.get("body", b""))
@@ -297,7 +297,7 @@ def _limited(receive: Receive) -> Receive:
 
 
 def _refusal(scope: Scope, access: Access) -> str | None:
-    """Why this request is none of ours; None when it is."""
+    """The reason to refuse this request; None if there is none."""
     headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
     hosts = [value for name, value in headers if name == b"host"]
     port = scope["server"][1]
@@ -336,7 +336,7 @@ def _is_loopback(authority: str, port: int) -> bool:
 
 
 def _is_named(authority: str, names: tuple[str, ...]) -> bool:
-    """By an address, which nobody's name server decides, or by a name that was allowed. Any port: it may be forwarded."""
+    """Whether Host is an address, which no name server decides, or an allowed name. Any port: it may be forwarded."""
     address = _parsed(authority)
     if address is None or address.is_wildcard:
         return False

@@ -1,4 +1,4 @@
-"""The dashboard's sessions: how the page acts for the owner and leaves nothing in the browser's history that opens anything.
+"""The dashboard's sessions: the page acts for the owner and leaves nothing in the browser's history that opens anything.
 
 For `federation dashboard` the daemon makes a code, for 30 s and one use. The page exchanges the code for a session, which
 stays in its tab. A session ends a week after it was last used, by `federation dashboard --revoke`, and with the daemon: a
@@ -43,7 +43,7 @@ class Sessions:
         return code
 
     def exchange(self, code: str) -> str | None:
-        """A session for a code, which is spent by this; None for what is no code, or none any more."""
+        """Spend a code on a session. Returns None if the code is unknown, spent or too old."""
         made_at = self._codes.pop(_digest(code), None)
         if made_at is None or self._now() > made_at + CODE_S:
             return None
@@ -65,7 +65,7 @@ class Sessions:
 
     @contextmanager
     def used(self, text: str, end: Callable[[], None]) -> Iterator[None]:
-        """Around a request of a session that is one; `end` is called where the session ends before the request."""
+        """Runs around a request of a valid session; `end` is called if the session ends before the request does."""
         session = self._sessions[_digest(text)]
         session.ends.add(end)
         try:
@@ -75,7 +75,7 @@ class Sessions:
             session.used_at = self._now()
 
     def end_all(self) -> int:
-        """How many sessions there were; codes end too."""
+        """End all sessions and codes. Returns how many sessions there were."""
         self._codes.clear()
         count = len(self._sessions)
         for digest in list(self._sessions):

@@ -98,7 +98,7 @@ def _saved(state: StateDir) -> list[dict[str, Any]]:
 
 
 def _state(args: Namespace, error: ControlUnreachable) -> StateDir:
-    """The state directory that is meant, where there is one; else `error` stands."""
+    """The state directory that is meant. Raises `error` if there is none."""
     state = client.state_dir(args.state_dir)
     if args.control is not None or not state.path.is_dir():
         raise error
@@ -106,7 +106,7 @@ def _state(args: Namespace, error: ControlUnreachable) -> StateDir:
 
 
 def _locked(state: StateDir) -> StateDir:
-    """A daemon that runs and does not answer must not lose what is written."""
+    """Lock the state directory: a daemon that runs but does not answer would write over the change."""
     state.lock()
     return state
 

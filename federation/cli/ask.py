@@ -1,4 +1,4 @@
-"""Commands that ask a running node, or tell it something. Each prints for people, or with --json what the API answered."""
+"""Commands that ask a running node, or tell it something. Each prints text for people, or with --json the API's answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Asker:
         return self.daemon.ask(f"/api/v1/{path}")
 
     def post(self, path: str, body: object = None, *, method: str = "POST", timeout_s: float = client.TIMEOUT_S) -> str:
-        """For the owner, of a daemon that has shown to be the right one."""
+        """Ask as the owner, and only a daemon that has proved to be the right one."""
         return self.daemon.ask(f"/api/v1/{path}", method=method, body=body, owner=True, timeout_s=timeout_s)
 
 
@@ -52,7 +52,7 @@ def status(args: Namespace) -> None:
 
 
 def _watched(asker: Asker) -> str:
-    """The picture of now. A node that restarts is waited for."""
+    """The present picture. While the node restarts, a line that says so."""
     try:
         answer = json.loads(asker.get("status"))
         rows = json.loads(asker.get("peers"))
@@ -69,8 +69,8 @@ def peers(args: Namespace) -> None:
 
 
 def invite(args: Namespace) -> None:
-    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. What
-    the daemon adds are addresses, of which a daemon that is none would make a way to itself: it has to prove what it is.
+    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. The
+    daemon adds addresses, and a false daemon would add its own: so the daemon has to prove that it is the right one.
     """
     from federation.mesh import token_store
     from federation.ops.invitation import COMMAND
@@ -87,7 +87,7 @@ def invite(args: Namespace) -> None:
 
 
 def drain(args: Namespace) -> None:
-    """Ends when the node was told; with --wait when nothing is open any more."""
+    """Tell the node to drain; with --wait, return when no connection is open any more."""
     asker = Asker(args)
     text = asker.post("drain")
     if not args.wait:
@@ -95,7 +95,7 @@ def drain(args: Namespace) -> None:
         return
     deadline = time.monotonic() + duration(args.timeout, "--timeout")
     with Progress() as progress:
-        quiet = 0  # looks in a row: who was on the way when the others had not heard yet counts too
+        quiet = 0  # looks in a row: also for clients on their way before other nodes have heard of the drain
         while quiet < 2:
             answer = json.loads(text)
             quiet = quiet + 1 if not answer["in_flight"] and not answer["clients"] else 0
@@ -131,7 +131,7 @@ def explain(args: Namespace) -> None:
 
 
 def leave(args: Namespace) -> None:
-    """With the node running: good-bye, then its end. Without: only the token is forgotten."""
+    """Leave the network: with the node running by a good-bye and its end, else by forgetting the token alone."""
     try:
         asker: Asker | None = Asker(args)
         assert asker is not None
@@ -194,7 +194,7 @@ def _owner_key_stays(directory: str) -> str:
 
 
 def positive(text: str, flag: str) -> int:
-    """Raises UsageError."""
+    """Read a number above zero. Raises UsageError."""
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise UsageError(f"{flag} {text!r}: a number from 1 on")
     return int(text)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 TIMEOUT_S = 10.0  # the node answers in milliseconds; a machine under full load gets its time
-WHOLE_ANSWER_S = 60.0  # 8 MB over a slow line; what trickles for longer is no daemon
+WHOLE_ANSWER_S = 60.0  # 8 MB over a slow line; no daemon trickles for longer
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 4,096 peers with every field in use are 8 MB
 SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.service has it
 
@@ -51,7 +51,7 @@ class Daemon:
     ) -> str:
         """The API's answer as it came, one line of JSON. Raises ControlUnreachable, or FederationError with its refusal.
 
-        `owner`: it counts that the right daemon is asked: nothing but a proof will do. `body` goes as JSON.
+        `owner`: only the right daemon will do, so it must prove itself. `body` goes as JSON.
         """
         request = _Request(method, path, b"" if body is None else json.dumps(body).encode(), timeout_s)
         if self.address is None:
@@ -65,7 +65,7 @@ class Daemon:
 
     @property
     def listens_on(self) -> HostPort:
-        """Its control port, for browsers."""
+        """The daemon's control port, for browsers."""
         if self.address is not None:
             return self.address
         address = _of_facts(self.state)
@@ -83,7 +83,7 @@ class Daemon:
             return request.over(local).text(where)
 
     def _ask_without_socket(self, request: _Request, error: OSError) -> str:
-        """A daemon whose disk takes no sockets, or of an older version, or none."""
+        """Ask a daemon without a socket: its disk takes none, or it is of an older version, or there is none."""
         process = self.state.holder()
         if process is None:
             raise ControlUnreachable(f"none runs with the state directory {self.state.path}{_service_hint(self.state)}")
@@ -136,7 +136,7 @@ class _Answer(NamedTuple):
     body: bytes
 
     def text(self, where: str) -> str:
-        """Raises FederationError for a refusal, and for what no daemon says."""
+        """The answer's text. Raises FederationError for a refusal, and for an answer that no daemon gives."""
         text, content = self.body.decode(), json.loads(self.body)
         if not isinstance(content, dict):
             raise ValueError("no object")
@@ -178,7 +178,7 @@ def _ask_by_proof(address: HostPort, key: str, request: _Request) -> str:
 
 
 def _proven(answer: _Answer, key: str, client_nonce: str, host: str) -> str:
-    """The daemon's nonce, once it has shown that it has the key."""
+    """The daemon's nonce, once the daemon has proved that it has the key."""
     content = json.loads(answer.body)
     if not isinstance(content, dict):
         raise ValueError("no object")
@@ -194,7 +194,7 @@ def _proven(answer: _Answer, key: str, client_nonce: str, host: str) -> str:
 
 @contextmanager
 def _talking(to: HostPort | socket.socket, timeout_s: float, where: str = "") -> Iterator[http.client.HTTPConnection]:
-    """A connection; what goes wrong on it is said in plain words."""
+    """A connection; its errors become ours, in plain words."""
     if isinstance(to, HostPort):
         connection = http.client.HTTPConnection(to.host, to.port, timeout=timeout_s)
         where = str(to)
@@ -215,7 +215,7 @@ def _talking(to: HostPort | socket.socket, timeout_s: float, where: str = "") ->
 
 @contextmanager
 def _cut_off(sock: socket.socket, after_s: float) -> Iterator[None]:
-    """A socket's own timeout counts from byte to byte."""
+    """End the connection after `after_s` in all: a socket's own timeout counts from byte to byte."""
 
     def cut() -> None:
         with suppress(OSError):
@@ -242,7 +242,7 @@ def _file_settings(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _of_facts(state: StateDir) -> HostPort | None:
-    """Where the daemon of a state directory says there that it listens."""
+    """The address on which the daemon of a state directory says there that it listens."""
     info = state.load_daemon()
     try:
         return None if info is None else _dialable(HostPort.parse(str(info["control"])))

@@ -1,6 +1,6 @@
 """Shell completion, made from the command line's own grammar: `federation completion bash`.
 
-The scripts are plain tables of commands and options; nothing is started while somebody presses Tab.
+The scripts are plain tables of commands and options; a press of Tab starts nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterator
 
-FILES = ("FILE", "DIR")  # what follows such an option is a path
+FILES = ("FILE", "DIR")  # the value of such an option is a path
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Command:
     name: str  # "" is federation itself
     help: str
     options: tuple[Option, ...]
-    choices: tuple[str, ...]  # words that may follow: subcommands, or what an argument may be
+    choices: tuple[str, ...]  # words that may follow: subcommands, or an argument's values
 
 
 def completion(args: Namespace) -> None:
@@ -151,5 +151,5 @@ def _help_of(commands: list[Command], parent: Command, word: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For all three shells: a single-quoted word."""
+    """Quote a word for all three shells."""
     return "'" + text.replace("\\", "/").replace("'", "'\\''") + "'"

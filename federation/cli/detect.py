@@ -1,11 +1,11 @@
-"""Which inference server runs on this machine: asks the usual ports on loopback over HTTP what answers there.
+"""Finds the inference servers on this machine: asks the usual ports on loopback over HTTP.
 
-A port alone says nothing (8080 is everybody's), so a server counts only when it answers as its kind does. What answers in
-another way is left alone. Nothing is sent but GET.
+A port alone says nothing (8080 is everybody's), so a server counts only when it answers as its kind does. Other programs are
+left alone. Nothing is sent but GET.
 
 On a machine that several people use, anybody can listen on these ports. So on Linux a server is offered without being
 named only where all that listen there are this user's, root's or the system's: another person's would read the requests of
-the whole network. Who listens is what the kernel says (/proc/net/tcp), not the server.
+the whole network. The kernel names the listener (/proc/net/tcp), not the server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 TIMEOUT_S = 0.5  # a server on this machine answers in milliseconds; one that is busy loading a model is found next time
 MAX_BODY = 256 * 1024
-PEOPLE_FROM_UID = 1000  # what useradd gives to people; services (ollama, ...) have less
+PEOPLE_FROM_UID = 1000  # useradd gives these to people; services (ollama, ...) have less
 _LISTENING = re.compile(
     # Local address and port, state LISTEN, uid. Addresses that take a connection to 127.0.0.1: itself, all of IPv4, all of
     # IPv6, and the first two as IPv6 writes them; in the machine's byte order, of which there are two.
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     text: str
 
     def json(self) -> Any:
-        """None where it is not JSON."""
+        """The answer's body as JSON; None if it is none."""
         try:
             return json.loads(self.text)
         except ValueError:
@@ -56,7 +56,7 @@ class Found:
     kind: str
     title: str
     address: HostPort
-    other_owners: tuple[int, ...] = ()  # uids of other people who listen there
+    other_owners: tuple[int, ...] = ()  # uids of other people that listen there
 
 
 def _is_ollama(get: Callable[[str], Answer | None]) -> bool:
@@ -122,7 +122,7 @@ def find(
 
 
 def offers(found: Sequence[Found]) -> list[str]:
-    """As --backend has it: the first is the default service, the others go by their names."""
+    """The servers as --backend takes them: the first is the default service, the others go by their names."""
     found = [server for server in found if not server.other_owners]
     return [f"{DEFAULT_SERVICE if number == 0 else server.kind}={server.address}" for number, server in enumerate(found)]
 
@@ -154,7 +154,7 @@ def listeners(table: str, port: int) -> set[int]:
 
 
 def _owners(port: int) -> set[int]:
-    """Empty where the kernel does not say: no Linux, or what listens is in another network namespace (a container's)."""
+    """The listeners' uids; empty where the kernel does not say: no Linux, or a listener in another network namespace."""
     return set().union(*(listeners(_read(f"/proc/net/{name}"), port) for name in ("tcp", "tcp6")))
 
 
@@ -166,7 +166,7 @@ def _read(path: str) -> str:
 
 
 class _Asker:
-    """One server. After the first request that gets no answer, nobody is there."""
+    """One server. After the first request that gets no answer, it asks no more."""
 
     def __init__(self, address: HostPort) -> None:
         self._address = address

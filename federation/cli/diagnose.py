@@ -21,7 +21,7 @@ FOLLOW_S = 0.5
 PING_PAUSE_S = 0.2
 MAX_PINGS = 1000
 MAX_LOG_LINES = 3000  # as many as a node keeps
-BULK_TIMEOUT_S = 45.0  # 10 s each way, and as long again for what is on the way; see probe.py
+BULK_TIMEOUT_S = 45.0  # 10 s each way, and as long again for bytes on the way; see probe.py
 EXAMINE_TIMEOUT_S = 30.0
 
 

@@ -63,7 +63,7 @@ Print the address of the running node's dashboard. The code behind the # lets on
 30 s. It may do so until its page is closed, it was away for a week, the node stops, or you run this with --revoke.
 """
 
-# Field of Settings, flag, what follows it, help. The defaults in brackets are those of Settings.
+# Field of Settings, flag, its value, help. The defaults in brackets are those of Settings.
 JOIN_OPTIONS = (
     (
         "token",
@@ -137,7 +137,7 @@ JOIN_REPEATABLE = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing, and takes no abbreviated options: they would change meaning with the next version."""
+    """Raises instead of printing, and takes no abbreviated options: a new version would change their meaning."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
@@ -148,7 +148,7 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """argparse's own words list all commands there are."""
         if action.choices is not None and value not in action.choices:
-            from difflib import get_close_matches  # for who has mistyped; nobody else waits for it
+            from difflib import get_close_matches  # imported only after a typing error
 
             known = [str(choice) for choice in action.choices]
             near = get_close_matches(str(value), known, 1, cutoff=0.7)
@@ -414,7 +414,7 @@ def _asking(
 
 
 def _add_state_dir(parser: argparse.ArgumentParser, text: str) -> None:
-    """See client.state_dir. The option of `join` is a setting."""
+    """Add --state-dir, see client.state_dir. The option of `join` is a setting."""
     parser.add_argument("--state-dir", type=Path, metavar="DIR", help=text)
 
 

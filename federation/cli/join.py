@@ -1,4 +1,4 @@
-"""`federation join`: from what the person typed to a daemon that serves, and what the person reads then.
+"""`federation join`: from the command line to a daemon that serves, and the text that a person reads then.
 
 The one command that is slow to start. main.py imports this module, and this module libp2p, only when it comes to that.
 """
@@ -53,7 +53,7 @@ def join(args: Namespace) -> int:
 
 
 def _offering(settings: Settings, detected: Sequence[Endpoint]) -> Settings:
-    """With what was found at the start, unless the person says what to offer."""
+    """The settings with the servers found at the start, unless the person names backends."""
     return settings if settings.backends else settings.model_copy(update={"backends": tuple(detected)})
 
 
@@ -111,7 +111,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None, read_settin
         else:
             is_default = state.path == default_state_dir(os.environ)
             next_step = render.next_invite("" if is_default else f" --state-dir {shlex.quote(str(state.path))}")
-        with suppress(OSError):  # nobody reads our output: no reason not to serve
+        with suppress(OSError):  # a closed output is no reason not to serve
             print(render.ready(answer, next_step, token_file=str(state.path / "token") if owner is not None else ""))
         flush()
 

@@ -1,4 +1,4 @@
-"""The command line's way in: finds the command's function, and turns what it raises into one line and an exit code.
+"""The command line's way in: finds the command's function, and turns an exception into one line and an exit code.
 
 Only cli/ prints, reads the environment or exits. Nothing slow is imported here or by a command that people wait for
 (`--help`, `token`, `status`, `peers`, `invite`, `version`): pydantic, structlog, trio and libp2p are for `join` alone.
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = _run(parse(argv, __version__))
     except SystemExit as done:  # --help and --version
         code = int(done.code or 0)
-    except BrokenPipeError:  # whoever read our output has enough of it: `status --watch | head`
+    except BrokenPipeError:  # the reader of our output has enough: `status --watch | head`
         code = 0
     except BaseException as error:  # noqa: BLE001  the last line of defence
         code = _explain(error, argv)

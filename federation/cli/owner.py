@@ -46,7 +46,7 @@ def token_new(args: Namespace) -> None:
 
 
 def token_inspect(args: Namespace) -> None:
-    """Of the token given, else of FEDERATION_TOKEN, else of the one that is saved."""
+    """Inspect the token given, else that of FEDERATION_TOKEN, else the saved one."""
     text = args.token
     if text is None and args.state_dir is None:
         text = os.environ.get("FEDERATION_TOKEN") or None
@@ -106,7 +106,7 @@ def rotated(answer: Mapping[str, Any]) -> str:
 
 
 def show(args: Namespace) -> None:
-    """Where the owner's key is. From the running node; without one, from the state directory."""
+    """Tell where the owner's key is: by the running node; without one, by the state directory."""
     try:
         network = json.loads(Asker(args).get("status"))["network"]
     except ControlUnreachable as error:
@@ -135,7 +135,7 @@ def shown(network: Mapping[str, Any]) -> str:
 
 
 def export(args: Namespace) -> None:
-    """From the state directory, which only the daemon's own user can read: the key does not travel by HTTP."""
+    """Print the key from the state directory, which only the daemon's own user can read: it does not travel by HTTP."""
     state = client.state_dir(args.state_dir)
     token = token_store.saved_token(state)
     if token is None:

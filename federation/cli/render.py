@@ -100,7 +100,7 @@ def peers(answer: Mapping[str, Any], *, color: bool, width: int) -> str:
 
 
 def _peer_columns(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-    """Heading -> cell. What is alike for all is shown where there is room."""
+    """Heading -> cell. Values that are alike for all peers show only where there is room."""
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "  NAME": lambda peer: ("* " if peer.get("self") else "  ") + plain(peer.get("name")),
         "PEER": lambda peer: plain(peer.get("peer_id"))[-6:],
@@ -124,7 +124,7 @@ def _peer_columns(rows: Sequence[Mapping[str, Any]], *, wide: bool) -> dict[str,
 
 
 def token(token: Token) -> str:
-    """What a token says, without its secret."""
+    """A token's contents, without its secret."""
     rows = [("network", token.network_id), ("name", token.name or "none")]
     rows.append(("owner", token.owner.hex() or "none; it cannot be rotated"))
     addresses = list(token.addresses) or ["none; the next machine needs --peer, or to be on the same LAN"]
@@ -133,7 +133,7 @@ def token(token: Token) -> str:
 
 
 def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") -> str:
-    """What a person needs once the node runs; `token_file` says where a new network's token went."""
+    """The text for a person once the node runs; `token_file`: the place of a new network's token."""
     node = answer["node"]
     lines = [f"ready: {plain(node['name'])} ({plain(node['peer_id'])})"]
     lines += [f"  clients  {plain(at)} (service {plain(service)})" for service, at in _items(node, "listens")]
@@ -157,7 +157,7 @@ def next_machine(token_text: str) -> str:
 
 
 def next_invite(options: str) -> str:
-    """Where the token is no news, or would go into a service's log."""
+    """How the next machine joins, where the token is known already, or would go into a service's log."""
     return f"  next     `federation invite{options}` prints the token; on another machine: federation join --token-file -"
 
 
@@ -201,7 +201,7 @@ def _network(network: Mapping[str, Any]) -> str:
 
 
 def _paths(network: Mapping[str, Any]) -> str:
-    """How the links go, unless all are direct."""
+    """The number of links of each path (direct, punched, relayed), or nothing if all are direct."""
     paths = network.get("paths") or {}
     if not paths.keys() - {"direct"}:
         return ""
@@ -254,7 +254,7 @@ def _vram(peer: Mapping[str, Any]) -> str:
 
 
 def _vram_bar(peer: Mapping[str, Any]) -> str:
-    """What is in use: ####...."""
+    """A bar of the VRAM in use: ####...."""
     total = peer.get("total_vram") or 0
     if not total:
         return ""
@@ -264,7 +264,7 @@ def _vram_bar(peer: Mapping[str, Any]) -> str:
 
 
 def _reach(node: Mapping[str, Any]) -> str:
-    """What is not as usual: others need a relay to get here, or this node relays for them."""
+    """Reachability, if unusual: others need a relay to get here, or this node relays for them."""
     via, relay = node.get("via") or (), node.get("relay") or {}
     if via:
         return f", reached through {len(via)} relay{'s' if len(via) > 1 else ''}"

@@ -30,7 +30,7 @@ def network(answer: Mapping[str, Any]) -> str:
 
 
 def still_open(answer: Mapping[str, Any]) -> str:
-    """Of {"in_flight", "clients"}: "2 connections are served here, 1 client is connected"."""
+    """Render {"in_flight", "clients"}: "2 connections are served here, 1 client is connected"."""
     served, clients = answer["in_flight"], answer["clients"]
     parts = []
     if served:
@@ -52,7 +52,7 @@ def newest_connections(answer: Mapping[str, Any], last: int) -> dict[str, Any]:
 
 
 def explained(answer: Mapping[str, Any], *, color: bool) -> str:
-    """A paragraph a connection: who asked, who could have served, who was chosen and why, and how it ended."""
+    """A paragraph a connection: its client, the candidates, the peer chosen and why, and how it ended."""
     by_id: dict[int, list[Mapping[str, Any]]] = {}
     for decision in answer["decisions"]:
         by_id.setdefault(decision["id"], []).append(decision)

@@ -83,7 +83,7 @@ def read_secret(path: Path, what: str) -> str:
 
 
 def confirm(question: str) -> bool:
-    """Ask whoever sits there; nobody there has meant what was typed."""
+    """Ask the person at the terminal. Without a terminal the answer is yes."""
     if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
         return True
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)

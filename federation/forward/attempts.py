@@ -1,7 +1,7 @@
 """One request's way to a backend: pick a peer, open an upstream, and go to the next peer if that one fails.
 
 A small state machine on the reactor, without a task of its own. It knows no client socket and no byte: the request keeps
-what its client sent (replay_buffer.py), hands it to each upstream, and says when it has got too far to move.
+its client's bytes (replay_buffer.py), hands them to each upstream, and says when it has got too far to move.
 
     WAITING --pick--> OPENING, DIALLING --accepted--> OPENED --commit--> COMMITTED --all passed on--> STREAMING
        ^                 |  refused, reset, timeout,    |
@@ -12,8 +12,8 @@ An exit that has more in flight than this entry believed says BUSIER: nothing wa
 failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more.
 
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
-so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown what
-may be replayed. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
+so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
+the replay buffer. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ MOST_BUSIER = 2
 class State(str, Enum):
     WAITING = "waiting"  # no peer: for the roster to change, or for the pick
     DIALLING = "dialling"  # our own backend is being connected
-    OPENING = "opening"  # a tunnel was asked for; what the client sent follows it
+    OPENING = "opening"  # a tunnel was asked for; the client's bytes follow the OPEN
     OPENED = "opened"  # the backend has accepted, and the request may still move
-    COMMITTED = "committed"  # it stays there: nothing is replayed any more. What was kept is still being passed on
+    COMMITTED = "committed"  # it stays there: nothing is replayed any more. The replay buffer is still being passed on
     STREAMING = "streaming"  # all that was kept is passed on: client and upstream talk to each other
     REJECTED = "rejected"  # the client is told why
     CLOSED = "closed"
 
 
-FINAL = (State.COMMITTED, State.STREAMING)  # the request stays with its peer, come what may
+FINAL = (State.COMMITTED, State.STREAMING)  # the request stays with its peer, whatever happens
 _ANY_TIME = (State.REJECTED, State.CLOSED)
 FOLLOWS: dict[State, tuple[State, ...]] = {
     State.WAITING: (State.DIALLING, State.OPENING, *_ANY_TIME),
@@ -78,7 +78,7 @@ FOLLOWS: dict[State, tuple[State, ...]] = {
 
 
 class Request(Protocol):
-    """What is served: a layer-4 client, or one request of many on a connection."""
+    """The subject of attempts: a layer-4 client, or one request of many on a connection."""
 
     flow: Flow
     route: Route
@@ -89,10 +89,10 @@ class Request(Protocol):
         """The end that a new upstream is to be joined to: it brings the answer, and calls `Attempts.lost` when it breaks."""
 
     def connected(self, upstream: Joinable) -> None:
-        """Give it what the client has sent so far, and what follows."""
+        """Give the upstream all that the client has sent so far, and all that follows."""
 
     def flush_replay(self) -> None:
-        """The backend behind the upstream has accepted: see what that settles, and give it what it has not had."""
+        """The backend behind the upstream has accepted: see if that commits, and give the upstream all that is pending."""
 
     def disconnected(self, reason: str) -> None:
         """The attempt is over: reset its upstream, if there was one already."""
@@ -111,7 +111,7 @@ class PeerLink(WatchableLink, Protocol):
         """`believed`: the load of the peer, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
 
     def read(self) -> None:
-        """Handle what lies in its socket."""
+        """Handle the bytes in its socket now."""
 
     def ping(self) -> None: ...
 
@@ -123,7 +123,7 @@ class Dialling(Protocol):
 
 
 class Dispatcher(Protocol):
-    """What attempts, and the requests that they serve, need of the node; see dispatcher.py. Settings may change any time."""
+    """The node, as attempts and the requests that they serve use it; see dispatcher.py. Settings may change any time."""
 
     own_id: str
     hold_s: float
@@ -151,7 +151,7 @@ class Dispatcher(Protocol):
         """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable."""
 
     def penalize(self, peer_id: str, seconds: float) -> None:
-        """Nobody is sent there for that long."""
+        """Send no request to the peer for that long."""
 
     def broke_off(self, route: Route, peer_id: str) -> None:
         """The peer, or its backend, reset a committed request."""
@@ -281,8 +281,9 @@ class Attempts:
         self.start()
 
     def lost(self, reason: str) -> None:
-        """The upstream broke."""
-        self.failed(reason, "lost")
+        """The upstream broke. Once the request is over, nothing depends on the upstream."""
+        if self.state not in _ANY_TIME:
+            self.failed(reason, "lost")
 
     def _on_backend(self, end: SocketDuplex | None, reason: str) -> None:
         """Our own backend, without a detour through the network."""
@@ -330,14 +331,14 @@ class Attempts:
         link = self._link
         if link is not None:
             attempt = self._timer
-            link.read()  # OPENED may lie there: then the backend has what we would send to another one
+            link.read()  # OPENED may lie there: then that backend has the bytes that we would send to another one
             if self._timer is not attempt:
                 return
             link.ping()
         self.failed(f"no answer within {self._dispatcher.open_timeout_s:g} s", "timeout")
 
     def failed(self, reason: str, kind: RetryReason = "refused") -> None:
-        """This attempt is over; unless the request got too far, there is another one."""
+        """End this attempt and start another one, unless the request got too far."""
         request, dispatcher = self._request, self._dispatcher
         if self.state in FINAL:
             request.broken(reason)

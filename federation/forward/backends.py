@@ -30,7 +30,7 @@ RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
 
 class Backend:
-    """One local server. `healthy` is what the last check or dial said; None before the first."""
+    """One local server. `healthy`: the result of the last check or dial; None before the first."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -75,7 +75,7 @@ class Backends:
         """Limits and health checks, from the next connection and the next check on; the servers stay those of the start."""
         self._settings = settings
 
-    # What is offered
+    # The offer
 
     def services(self) -> dict[str, bool]:
         """Service -> whether one of its backends answers."""
@@ -193,7 +193,7 @@ class Backends:
             with trio.move_on_after(self._settings.health_interval_s):
                 await backend.recheck.wait()
                 await trio.sleep(RECHECK_S)
-            backend.recheck = trio.Event()  # before the check: what is refused during it is looked at again
+            backend.recheck = trio.Event()  # before the check: a refusal during the check causes another one
             await self._check(backend)
 
     async def _check(self, backend: Backend) -> None:
@@ -223,7 +223,7 @@ def _peer_of(stream: trio.SocketStream) -> Any:
 
 
 async def _expect_http_ok(stream: trio.SocketStream, host: str, path: str) -> None:
-    """Raises BackendUnavailable unless GET `path` answers 2xx or 3xx."""
+    """Check by HTTP. Raises BackendUnavailable unless GET `path` answers 2xx or 3xx."""
     request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: federation-health\r\n\r\n"
     await stream.send_all(request.encode())
     answer = b""

@@ -1,4 +1,4 @@
-"""What this entry counts and keeps: picks, failed attempts, endings, totals; for `explain`, the log, the API and metrics.
+"""Counters and records of this entry: picks, failed attempts, endings, totals; for `explain`, the log, API and metrics.
 
 A connection is one request today. Whatever is recorded names its Flow, so that a connection may bring several requests.
 """
@@ -62,12 +62,12 @@ class Busier(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a flow ended. `ended_at`: trio time in seconds; `error` is None where both sides finished."""
+    """The end of a flow. `ended_at`: trio time in seconds; `error` is None where both sides finished."""
 
     flow: Flow
     route: Route
     client: str
-    peer_id: str  # "" where nobody had it at the end
+    peer_id: str  # "" where no peer had it at the end
     attempts: int
     ended_at: float
     seconds: float

@@ -1,4 +1,4 @@
-"""Where requests may go, on this node: over the roster, the selector, the links and our own backends.
+"""The dispatcher of a node picks a peer for each attempt, by roster and selector, knows the links, and dials own backends.
 
 The attempts of all clients share it. It also knows which of them wait for a peer, and sends them on when the roster changes.
 """
@@ -29,7 +29,7 @@ BROKE_OFF_PENALTY_S = 1.0
 
 
 class Roster(Protocol):
-    """Who may serve now; see roster.py, over ledger, links, health and penalties."""
+    """The peers that may serve now; see roster.py, over ledger, links, health and penalties."""
 
     own_id: str
 
@@ -72,7 +72,7 @@ class RosterDispatcher:
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
-        """For the next step of every request."""
+        """Set limits for the next step of every request."""
         self.hold_s = settings.hold_s
         self.open_timeout_s = settings.open_timeout_s
         self.replay = settings.replay
@@ -116,7 +116,7 @@ class RosterDispatcher:
         if peer_id in eligible and len(eligible) > 1:
             self._roster.penalize(peer_id, BROKE_OFF_PENALTY_S)
 
-    # Those who wait
+    # Requests that wait
 
     def wait(self, attempts: Attempts, route: Route) -> None:
         if attempts not in self.waiting:

@@ -1,7 +1,7 @@
 """The exit's side of one connection: from a tunnel's OPEN to a backend that serves it.
 
 A tunnel's OPEN is answered only when the backend has accepted: OPENED, or REFUSED with the reason, so that the entry can
-go elsewhere. What the client sent in the meantime waits here, within the channel's first window. Between any two steps
+go elsewhere. The client's bytes wait here meanwhile, within the channel's first window. Between any two steps
 this process may have been stopped for so long that the entry gave up. Its RST then waits in the link's socket, so the exit
 takes three hops before a byte reaches the backend, and looks for an RST before each:
 
@@ -68,7 +68,7 @@ class Serving:
         self._connect = None
         if sock is None:
             self._release()
-            if reason != fdlimit.REASON:  # which is not its fault
+            if reason != fdlimit.REASON:  # a lack of descriptors is not the backend's fault
                 self._backends.refused(self.backend, reason)
             self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
             return
@@ -146,7 +146,7 @@ class ExitFlow(NullDuplex):
 
     def _accept(self) -> None:
         self._channel.accept()
-        # Behind OPENED: what the entry may still replay, no backend has seen.
+        # Behind OPENED only: no backend sees bytes that the entry may still replay.
         self._backends.reactor.flush_soon(lambda: self._if_wanted(self._deliver))
 
     def _deliver(self) -> None:

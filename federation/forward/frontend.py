@@ -35,7 +35,7 @@ ACCEPTS_A_TURN = 64
 
 
 class Frontend:
-    """All clients of this node, what they share (`dispatcher`), and what is known of them afterwards (`counters`)."""
+    """All clients of this node, their shared `dispatcher`, and the records of them (`counters`)."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Frontend:
         self.configure(settings)
 
     def configure(self, settings: Settings) -> None:
-        """For connections that come from now on, and for the next step of those that are here."""
+        """Set limits for connections that come from now on, and for the next step of those that are here."""
         self.dispatcher.configure(settings)
         self._max_connections = settings.max_connections
         origins = frozenset(settings.allow_origins)
@@ -175,7 +175,7 @@ class Frontend:
         self.reactor.close(sock)
 
     def abort_all(self, reason: str) -> None:
-        """The drain is over."""
+        """End all clients, because the drain is over."""
         for client in list(self.active):
             client.end(reason)
 
@@ -190,10 +190,10 @@ class Frontend:
         if not self.active:
             self.idle.set()
 
-    # What is asked and told
+    # Questions and news
 
     def bytes_moved(self) -> tuple[int, int]:
-        """From clients to backends, and back: by connections that ended, and so far by those that are open."""
+        """The bytes from clients to backends, and back: of connections that ended, and so far of those that are open."""
         active, totals = self.active, self.counters.totals
         return (
             totals.received + sum(client.socket.received for client in active),
@@ -201,6 +201,6 @@ class Frontend:
         )
 
     def peer_suspect(self, peer_id: str) -> None:
-        """It answers no PING: clients that it owes an answer go elsewhere."""
+        """The peer answers no PING: its clients that still wait for an answer go elsewhere."""
         for client in [client for client in self.active if client.attempts.peer_id == peer_id]:
             client.attempts.peer_suspect()

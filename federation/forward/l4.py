@@ -1,11 +1,11 @@
 """One TCP client: its bytes are kept and passed on until client and upstream are spliced, or until it is turned away.
 
 The client is the other end of its socket, and serves as the request of its attempts (attempts.py). An upstream is a
-tunnel, or the socket to our own backend. It takes what was kept at its own pace; until it has all, the client stays between
+tunnel, or the socket to our own backend. It takes the kept bytes at its own pace; until it has all, the client stays between
 its socket and the upstream, even when it is settled that nothing will be replayed any more. Then the two are joined.
 
-Whatever the state, no byte of the client goes on before its first ones were judged (web_pages.py); what a server says first
-goes to the client meanwhile. A browser's connection is never spliced: the client looks at the head of each request.
+Whatever the state, no byte of the client goes on before its first ones were judged (web_pages.py); a server's first bytes go
+to the client meanwhile. A browser's connection is never spliced: the client looks at the head of each request.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ log = structlog.get_logger(__name__)
 
 
 class ClientEvents(Protocol):
-    """What a client tells the frontend."""
+    """A client's events, for the frontend."""
 
     def rejected(self, client: L4Client) -> None:
-        """It stays only to read why."""
+        """The client stays only to read the reason."""
 
     def closed(self, client: L4Client) -> None: ...
 
 
 class _UpstreamSide:
-    """What an upstream is joined to until it is spliced with the client's socket."""
+    """The end that an upstream is joined to until it is spliced with the client's socket."""
 
-    __slots__ = ("_client",)
+    __slots__ = ("_client", "_is_broken")
 
     def __init__(self, client: L4Client) -> None:
         self._client = client
+        self._is_broken = False
 
     def writable(self) -> int:
         return self._client.socket.writable()
@@ -62,10 +63,12 @@ class _UpstreamSide:
         self._client.on_upstream_eof()
 
     def abort(self, reason: str) -> None:
-        self._client.attempts.lost(reason)
+        if not self._is_broken:  # a second time would cost the next attempt
+            self._is_broken = True
+            self._client.attempts.lost(reason)
 
     def acknowledge(self, n: int) -> None:
-        """The socket paces what it reads by writable()."""
+        """Do nothing: writable() paces the socket's reads."""
 
     def resume_writing(self) -> None:
         self._client.flush_replay()
@@ -122,10 +125,10 @@ class L4Client:
         self._replay = ReplayBuffer()
         self._eof = False  # the client has finished
         self._upstream: Joinable | None = None  # of this attempt, until it is spliced
-        self._upstream_eof = False  # it has finished, and the client is to hear of it
-        self._is_judged = not rules.is_on  # what the client sent may go on
+        self._upstream_eof = False  # the upstream has finished, and the client is to hear of that
+        self._is_judged = not rules.is_on  # the client's bytes may go on
         self._left: int | None = None  # of a browser's request, to come; None: the client is not watched
-        self._method_timer: Timer | None = None  # with what may be a part of a method
+        self._method_timer: Timer | None = None  # for the rest of a method
         self._rejection: Rejection | None = None
 
     # Request, for the attempts
@@ -160,7 +163,7 @@ class L4Client:
     # The answer, until client and upstream are spliced
 
     def flush_replay(self) -> None:
-        """Give the upstream what it has not had of what was kept, as far as it has room; then read the client on."""
+        """Give the upstream the pending bytes of the replay buffer, as far as it has room; then go on reading the client."""
         if not self._is_judged:
             self._pass_answer()
             return
@@ -170,7 +173,7 @@ class L4Client:
         while replay.pending and self._upstream is not None:
             room = self._upstream.writable()
             if room <= 0:
-                return  # it calls again
+                return  # the upstream calls again
             self._upstream.send(replay.take(room))  # an own backend may break here: then this is another attempt, or none
         if self._upstream is None:
             return
@@ -202,7 +205,7 @@ class L4Client:
         self._commit()
 
     def _commit(self) -> None:
-        """Nothing will be replayed any more. As soon as all is passed on, this object steps aside."""
+        """Commit: nothing will be replayed any more. As soon as all is passed on, this object steps aside."""
         self.attempts.commit()
         self.flush_replay()
 
@@ -220,7 +223,7 @@ class L4Client:
 
     def writable(self) -> int:
         replay, upstream, attempts = self._replay, self._upstream, self.attempts
-        if not self._is_judged and replay.size:  # a head may be longer than what is kept for a retry
+        if not self._is_judged and replay.size:  # a head may be longer than the replay buffer
             return max(self._dispatcher.replay_buffer_bytes, MAX_HEAD) - replay.size
         if replay.pending:
             return 0  # `flush_replay` resumes
@@ -265,7 +268,7 @@ class L4Client:
     # Web pages
 
     def _judge(self) -> None:
-        """May what the client has sent go on?"""
+        """Decide whether the client's bytes may go on."""
         data = self._replay.whole()
         verdict = self._rules.judge(data, is_all=self._eof)
         if isinstance(verdict, Refusal):
@@ -290,7 +293,7 @@ class L4Client:
         self.flush_replay()
 
     def _follow(self, chunk: bytes) -> bytes:
-        """Through a browser's request; returns what is left to do with, which may be the beginning of the next one."""
+        """Pass on a browser's request. Returns the bytes still to handle, which may begin the next one."""
         assert self._left is not None
         left, self._left = self._left, max(0, self._left - len(chunk))
         if self.attempts.state not in FINAL:  # it is still kept for a retry
@@ -307,7 +310,7 @@ class L4Client:
     # The end
 
     def end(self, reason: str) -> None:
-        """This node ends it: both sides hear a reset, and neither is to blame."""
+        """End the client by this node's decision: both sides hear a reset, and neither is to blame."""
         upstream, attempts = self.socket.other, self.attempts
         if attempts.state not in (State.REJECTED, State.CLOSED):
             attempts.to(State.CLOSED)
@@ -320,7 +323,10 @@ class L4Client:
         self._stop_method_timer()
         if self._rejection is not None:
             self._rejection.cancel()
-        self._reset_upstream("the client has gone")
+        if client.error is None and not self._replay.pending:
+            self._upstream = None  # both directions have ended; a reset would overtake the client's last bytes and EOF
+        else:
+            self._reset_upstream("the client has gone")
         attempts.close()
         result: Result = "turned_away" if state is State.REJECTED else "error" if client.error else "ok"
         if client.was_aborted and state is State.STREAMING:

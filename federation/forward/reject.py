@@ -1,7 +1,7 @@
-"""How a layer-4 client is turned away: an error in HTTP/1 if that is what it speaks, else the end of the connection.
+"""Rejects a layer-4 client: an error in HTTP/1 if the client speaks that, else the end of the connection.
 
 client has sent something    the answer and EOF at once
-client has only just come    the answer as soon as its first bytes show what it speaks, EOF after REJECT_LINGER_S
+client has only just come    the answer as soon as its first bytes show its protocol, EOF after REJECT_LINGER_S
 REJECT_LINGER_S later        it had its time to read: the connection is reset
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from federation.reactor.sockets import SocketDuplex
 
 REJECT_LINGER_S = 2.0  # for a client to read why it was turned away
-ROOM = 65536  # the size of a read; what it brings is dropped
+ROOM = 65536  # the size of a read; the bytes are dropped
 
 
 class Rejection(NullDuplex):
@@ -69,3 +69,6 @@ class Rejection(NullDuplex):
 
     def send_eof(self) -> None:
         self._respond(b"")
+
+    def abort(self, reason: str) -> None:
+        self.cancel()

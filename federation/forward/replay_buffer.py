@@ -1,10 +1,10 @@
-"""The replay buffer: what a client has sent, for as long as another peer may have to get it again. No I/O.
+"""The replay buffer: a client's bytes, for as long as another peer may have to get them again. No I/O.
 
 add(b"one "), add(b"two ")      the client sends
 rewind()                        an attempt begins: all of it is pending
 take(6) -> b"one tw"            the upstream has room for six bytes
 rewind()                        that attempt failed: all of it is pending again
-commit()                        nothing is replayed any more: only what is pending is kept
+commit()                        nothing is replayed any more: only pending bytes are kept
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ReplayBuffer:
         return bool(self._chunks)
 
     def add(self, chunk: bytes) -> None:
-        """Not while something is pending, unless `rewind` follows: `take` would not bring it."""
+        """Keep a chunk. While bytes are pending, `rewind` must follow: `take` would not bring the chunk."""
         self._chunks.append(chunk)
         self.size += len(chunk)
 
@@ -51,10 +51,10 @@ class ReplayBuffer:
         self.pending = _NOTHING
 
     def commit(self) -> None:
-        """Nothing will be replayed any more. What is pending still goes out; `size` stays."""
+        """Nothing will be replayed any more. Pending bytes still go out; `size` stays."""
         self._chunks = []
 
     def clear(self) -> None:
-        """What is kept has been dealt with: what follows is another request."""
+        """Drop all that is kept: it has been dealt with, and the next bytes are another request."""
         self._chunks = []
         self.size = 0

@@ -1,4 +1,4 @@
-"""Who may serve a new connection now: online in the ledger, healthy there, connected here, and not in disgrace.
+"""The peers that may serve a new connection now: online and healthy by the ledger, linked here, and not penalised.
 
 Kept as a list per service until something changes, since every new connection asks. No I/O; the clocks are passed in.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-REFRESH_S = 1.0  # nobody tells when a record grows too old to be online
+REFRESH_S = 1.0  # no event tells when a record grows too old to be online
 
 
 class Roster:
@@ -58,7 +58,7 @@ class Roster:
         self.on_change: Callable[[], None] = _noop
 
     def eligible(self, route: Route) -> list[NodeData]:
-        """Do not change the list."""
+        """The nodes that may serve; do not change the list."""
         service = route.service  # whatever the model: records do not tell models yet
         now = self._reactor.now()
         if now >= self._lists_until:
@@ -71,7 +71,7 @@ class Roster:
         return nodes
 
     def distant(self, route: Route) -> frozenset[str]:
-        """Of those eligible: the peers that are much further away than the nearest, by peer id."""
+        """The eligible peers that are much further away than the nearest, by peer id."""
         return self._distant.get(route.service, frozenset())
 
     def _find_distant(self, nodes: list[NodeData]) -> frozenset[str]:
@@ -120,13 +120,13 @@ class Roster:
         return self._links.get(peer_id)
 
     def penalize(self, peer_id: str, seconds: float) -> None:
-        """Nobody is sent there for `seconds`."""
+        """Send no client to the peer for `seconds`."""
         self._penalties[peer_id] = trio.current_time() + seconds
         self._reactor.call_later(seconds, self.changed)
         self._lists.clear()
 
     def forgive(self, peer_id: str) -> None:
-        """It is a new peer under the old id: it restarted."""
+        """End the penalty: the peer has restarted, so it is a new one under the old id."""
         if self._penalties.pop(peer_id, None) is not None:
             self.changed()
 

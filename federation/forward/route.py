@@ -1,4 +1,4 @@
-"""What a client asks for. A pick, the roster and every decision see all of it."""
+"""The subject of a client's request. A pick, the roster and every decision see all of it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Which of many candidates an entry looks at: a window that slides over all of them, in an order of the entry's own.
 
-With up to SAMPLE others the entry looks at all. Of more it looks at SAMPLE, and at itself: each pick takes one new peer into
-the window and lets the oldest go. So entries that know nothing of each other do not all see the one idle peer, and an exit
-tells its load to those who look at it, about SAMPLE entries, and not to all. The window slides so fast that a single entry
-with many peers spreads over all of them, and no faster than STEPS_A_SECOND: each step costs three small frames.
+With up to SAMPLE others the entry looks at all. Of more it looks at SAMPLE, and at itself: behind each pick a new peer comes
+into the window, and the oldest goes. So entries that know nothing of each other do not all see the one idle peer, a single
+entry spreads over all peers, and an exit tells its load to about SAMPLE entries, and not to all. Watching a newcomer costs
+three small frames: an entry that picks more often than WATCHES_A_SECOND takes some newcomers in unwatched, with the load
+that it believes.
 
     peers of the service    a b c d e f g h i j k l m n      shuffled
     pick 1 looks at           [       window        ]
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 
 # The simulation has 1.35 times the mean load on the busiest of 64 nodes with 8, and 1.23 with all-knowing entries.
 SAMPLE = 8
-STEPS_A_SECOND, STEPS_AT_ONCE = 200.0, 64.0
+WATCHES_A_SECOND, WATCHES_AT_ONCE = 200.0, 64.0
 
 
 class Look(NamedTuple):
-    """What one pick looks at, and the peer ids that joined and left since the last one."""
+    """What one pick looks at; then the peer ids to watch from now on, and those that are looked at no more."""
 
     nodes: Sequence[Node]
     joined: Sequence[str] = ()
@@ -49,7 +50,7 @@ class Sample:
         self._own: list[Node] = []
         self._window: deque[str] = deque()
         self._next: list[str] = []  # of the present order, the last one first
-        self._steps = Bucket(STEPS_A_SECOND, STEPS_AT_ONCE)
+        self._watches = Bucket(WATCHES_A_SECOND, WATCHES_AT_ONCE)
 
     @property
     def peer_ids(self) -> Sequence[str]:
@@ -62,12 +63,10 @@ class Sample:
             return self._look_anew(nodes)
         if len(self._others) <= SAMPLE:
             return Look(nodes)
-        if not self._steps.take(now):
-            return Look(self._seen())
-        joined = self._draw()
-        left = self._window.popleft()
+        seen = self._seen()
+        joined, left = self._draw(), self._window.popleft()
         self._window.append(joined)
-        return Look(self._seen(), [joined], [left])
+        return Look(seen, [joined] if self._watches.take(now) else (), [left])
 
     def _look_anew(self, nodes: Sequence[Node]) -> Look:
         self._nodes = nodes

@@ -1,4 +1,4 @@
-"""Which peer gets the next connection. No I/O and no clock: callers pass `now`.
+"""The choice of the peer for the next connection. No I/O and no clock: callers pass `now`.
 
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
@@ -40,7 +40,7 @@ class Policy(str, Enum):
 
 
 class Node(Protocol):
-    """What a pick needs to know of a node; records.NodeData has it."""
+    """A node, as a pick uses it; records.NodeData implements this."""
 
     @property
     def peer_id(self) -> str: ...
@@ -99,22 +99,22 @@ _ORDERS = {Policy.LEAST_LOADED: BY_LOAD, Policy.LEAST_REQUESTS: BY_REQUESTS, Pol
 
 
 def pick_best(candidates: Sequence[Candidate], order: Order) -> Candidate | None:
-    """The first in that order. None of none."""
+    """The first candidate in that order; None if there are none."""
     return min(candidates, key=order.key, default=None)
 
 
 def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
-    """Any that has room, or any at all if none has. None of none."""
+    """A random candidate that has room, or any if none has; None if there are none."""
     if not candidates:
         return None
     return rng.choice([c for c in candidates if not c.is_full] or candidates)
 
 
 def distant_peers(paths: Mapping[str, tuple[float, bool]], penalty_s: float) -> frozenset[str]:
-    """Those whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
+    """The peers whose path is slower than the nearest one's by more than `penalty_s`; 0 switches it off.
 
     `paths`: peer -> (round trip in seconds, is it relayed). A relay costs half the penalty beside its round trip: it
-    takes the bandwidth of somebody else.
+    takes the bandwidth of another node.
     """
     if not penalty_s or len(paths) < 2:
         return frozenset()
@@ -132,7 +132,7 @@ class Pick(NamedTuple):
 
     @property
     def tier(self) -> str:
-        """The first tier in which the chosen is ahead of the runner-up. Found when somebody asks: picks are many."""
+        """The first tier in which the chosen is ahead of the runner-up. Found on demand: picks are many."""
         if len(self.candidates) < 2:
             return "only"
         if self.order is None:
@@ -143,7 +143,7 @@ class Pick(NamedTuple):
 
 @dataclass(slots=True)
 class _Load:
-    """What one entry knows of the load of one peer.
+    """The load of one peer, as far as this entry knows.
 
     `believed`: what the peer said last, and the connections that this entry has sent there since. A peer that `is_fresh`
     tells each change, this entry's ends included. Of any other peer this entry takes off its own connections that end.
@@ -199,8 +199,8 @@ class Selector:
 
         `distant`: peer ids, of `distant_peers`.
 
-        The caller must `release`, also when the connection comes to nothing. None if there are no nodes, or if all are
-        full and fresh.
+        The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes, or if all
+        are full and fresh.
         """
         offered = [(node, self._load(node.peer_id)) for node in nodes]
         if self.policy is Policy.LEAST_REQUESTS:

@@ -1,8 +1,8 @@
-"""Web pages at a client's port: which may ask, and what a client that is turned away reads. No I/O, no clock.
+"""Web pages at a client's port: which pages may ask, and the answer to a rejected client. No I/O, no clock.
 
-A browser connects to this machine for any page that it shows, and a backend that trusts whoever reaches it would serve
+A browser connects to this machine for any page that it shows, and a backend that trusts all its clients would serve
 that page. So the entry gives no byte of a client to a backend before `Rules.judge` has seen the head of its first
-request. A page has no say in what tells it apart: browsers write `Host`, `Origin` and `Sec-Fetch-Site` themselves.
+request. A page cannot choose the headers that count: browsers write `Host`, `Origin` and `Sec-Fetch-Site` themselves.
 
 * `Host`, at a listener on loopback: a page whose own name was made to resolve to this machine (DNS rebinding) shows that
   name. Addresses pass, and names that no public name server answers for: localhost, this machine's own, those without
@@ -13,10 +13,10 @@ request. A page has no say in what tells it apart: browsers write `Host`, `Origi
 * `Sec-Fetch-Site: cross-site` counts where there is no `Origin`: a link, an image, a form of another site.
 
 Later requests of a browser's connection are judged too: a page of another site can get hold of one that the user's own
-page opened (a link or a form is sent where the user's own would be). They begin where `Request.size` ends. What cannot
-be followed so, no browser sends: pipelined requests, chunked ones; after an upgrade it is another protocol.
+page opened (a link or a form is sent where the user's own would be). They begin where `Request.size` ends. No browser
+sends requests that cannot be followed so, pipelined or chunked; after an upgrade the protocol is another one.
 
-What does not look like HTTP/1 goes on at once. Bytes that may become a request line wait for the rest: a head goes on
+Bytes that do not look like HTTP/1 go on at once. Bytes that may become a request line wait for the rest: a head goes on
 whole, and one that is not complete at MAX_HEAD bytes gets 431. A page may choose a method that is longer than any buffer,
 so MAX_HEAD bytes without a space or a line's end count as one. Reading is as lenient as the most lenient backend: bare
 line feeds, folded lines, names in any case, several of one header (then each has to pass).
@@ -34,12 +34,12 @@ from typing import NamedTuple
 from federation.units import ORIGIN
 
 MAX_HEAD = 16 * 1024  # as Node, and more than nginx or Apache take of one line
-METHOD_WAIT_S = 1.0  # for the rest of what may be a method: a browser writes its head at once
+METHOD_WAIT_S = 1.0  # for the rest of bytes that may be a method: a browser writes its head at once
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
 _REQUEST_LINE = re.compile(_TOKEN + rb"+ [^\s]+ HTTP/1\.[01]\r?\n")
 _BEGUN_LINE = re.compile(_TOKEN + rb"+ /[^\s]*(?: ([^\n]{0,9}))?\Z")
-_BEGUN_METHOD = re.compile(_TOKEN + rb"{65,}\Z")  # a page's own: a shorter one comes with what is behind it
+_BEGUN_METHOD = re.compile(_TOKEN + rb"{65,}\Z")  # a page's own: a shorter one comes with the bytes behind it
 _VERSIONS = (b"HTTP/1.1\r", b"HTTP/1.0\r")
 _METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"PATCH ", b"DELETE ", b"OPTIONS ")
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -54,7 +54,7 @@ _SHOWN = re.compile(r"[a-z0-9_.:/+\[\]-]{1,100}")  # in a command that people pa
 
 
 class Heard(Enum):
-    """What a client's first bytes are, as far as they go."""
+    """The kind of a client's first bytes, as far as they go."""
 
     GO_ON = auto()  # another protocol, or a request that may be served
     MORE = auto()  # a part of a request's head
@@ -62,7 +62,7 @@ class Heard(Enum):
 
 
 class Request(NamedTuple):
-    """A browser's, and it may be served."""
+    """A browser's request that may be served."""
 
     size: int  # bytes of head and body
 
@@ -79,7 +79,7 @@ _TOO_LONG = Refusal(
 
 
 class _Asked(NamedTuple):
-    """Of one head. Values are lower-case and without spaces around them."""
+    """The checked headers of one head. Values are lower-case and without spaces around them."""
 
     hosts: list[str]
     origins: list[str]
@@ -88,7 +88,7 @@ class _Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Rules:
-    """Who may ask at a listener. `origins` are --allow-origin's, `names` this machine's own; not `is_on`: everybody."""
+    """The rules of one listener. `origins` are --allow-origin's, `names` this machine's own; not `is_on`: everybody."""
 
     origins: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
@@ -122,7 +122,7 @@ class Rules:
         return Heard.GO_ON if body is None else Request(end.end() + body)
 
     def reply(self, seen: bytes, why: str) -> bytes:
-        """What a client reads that is turned away; nothing where it does not speak HTTP/1.
+        """The answer to a rejected client; empty if the client does not speak HTTP/1.
 
         403 for a page that may not ask. Else 503, and a page that may ask can read it: scripts on it see status and
         Retry-After, and a preflight lets them get that far.
@@ -200,14 +200,14 @@ class Rules:
 
 
 def own_names(host_name: str) -> frozenset[str]:
-    """Under which browsers may know a machine of this host name."""
+    """The names under which browsers may know a machine of this host name."""
     name = host_name.lower().rstrip(".")
     short = name.partition(".")[0]
     return frozenset({name, short, f"{short}.local"} if short else ())
 
 
 def _begun(data: bytes) -> Heard:
-    """What cannot be told from a request's beginning has to wait."""
+    """The kind of bytes that end before a request line does."""
     match = _BEGUN_LINE.match(data)
     if match is not None:
         version = match[1] or b""
@@ -218,7 +218,7 @@ def _begun(data: bytes) -> Heard:
 
 
 def _asked(head: bytes) -> _Asked:
-    """`head` without the empty line at its end."""
+    """Read a head, given without the empty line at its end."""
     if b"\n " in head or b"\n\t" in head:
         head = _FOLD.sub(b" ", head)
     hosts, origins, is_cross_site = [], [], False
@@ -237,14 +237,14 @@ def _asked(head: bytes) -> _Asked:
 
 
 def _body_size(head: bytes) -> int | None:
-    """None where it cannot be told."""
+    """The size of a request's body; None if it cannot be told."""
     framing = {name.lower(): value.strip() for name, value in _FRAMING.findall(head)}
     length: bytes = framing.pop(b"content-length", b"0")
     return int(length) if not framing and length.isdigit() and len(length) < 16 else None
 
 
 def _name(authority: str) -> str:
-    """Of "user@host:port": the host, without brackets, zone and last dot."""
+    """The host of "user@host:port", without brackets, zone and last dot."""
     authority = authority.rpartition("@")[2]
     if authority.startswith("["):
         return authority[1:].partition("]")[0].partition("%")[0]
@@ -252,7 +252,7 @@ def _name(authority: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    """In any spelling that means one: no name server is asked for it."""
+    """Whether a browser takes the name for an IP address, in any spelling: then it asks no name server."""
     return ":" in name or _NUMBER.fullmatch(name.rpartition(".")[2]) is not None
 
 

@@ -22,7 +22,7 @@ MAX_BANS = 4096  # as many peers as a ledger holds
 
 class Ban(NamedTuple):
     peer_id: str
-    name: str  # what the peer was called when it was banned; may be empty
+    name: str  # the peer's name when it was banned; may be empty
     since: str  # ISO 8601, UTC
 
 
@@ -42,7 +42,7 @@ class Bans:
         return {peer_id: row["name"] for peer_id, row in self._rows.items()}
 
     def rows(self) -> list[Ban]:
-        """In the order in which they were banned."""
+        """The bans, in the order in which they were made."""
         return [Ban(peer_id, row["name"], row["since"]) for peer_id, row in self._rows.items()]
 
     def ban(self, peer_id: str, name: str) -> None:
@@ -64,7 +64,7 @@ def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     """The peer id that a person means: an id, the end of one, or a name, of those in `names` (id -> name).
 
     A whole id passes even if `names` lacks it. A node chooses its own name, so a name that is also the end of another peer's
-    id is ambiguous. Raises NotFound, whose text says `among` what this looked, and UsageError where several peers fit.
+    id is ambiguous. Raises NotFound, which names the searched peers (`among`), and UsageError where several peers fit.
     """
     text = text.strip()
     if text in names or is_peer_id(text):

@@ -59,7 +59,7 @@ class Connectivity:
     ) -> None:
         """`own_ports()` returns the ports on which this node listens besides its p2p port."""
         self.addresses: list[PeerAddress] = []
-        self._resolved: list[PeerAddress] = []  # what the names among our own addresses stand for
+        self._resolved: list[PeerAddress] = []  # the addresses behind the names among our own
         self._host = host
         self._ledger = ledger
         self._announce = settings.announce
@@ -171,7 +171,7 @@ class Connectivity:
 
     def _peer_moved(self, record: NodeData, before: NodeData) -> None:
         """The addresses of the peer's machine changed. Close links to an address on this node's own network that the peer no
-        longer has: nobody hears them, and the peer cannot say so there. A PING tests links by way of a NAT."""
+        longer has: no machine hears them, and the peer cannot say so there. A PING tests links by way of a NAT."""
         link = self._host.links.get(record.peer_id)
         if link is None or link.remote_address is None or record.left:
             return
@@ -183,7 +183,7 @@ class Connectivity:
         else:
             link.ping()
 
-    # What runs beside
+    # Background tasks
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Where members may be, besides what gossip says: the token's addresses and --peer, those saved last time, multicast on
+"""Sources of members' addresses besides gossip: the token's addresses and --peer, those saved last time, multicast on
 the local network, a public DHT. All addresses go into the address book; the host decides which of them it dials.
 """
 

@@ -2,17 +2,17 @@
 
 Records travel three ways under one rule: a record counts only with its own node's signature.
 
-* The topic carries each announcement to everybody: every `announce_interval_s`, stretched with the number of nodes, and at
-  once when something that matters to selection changed, at most four times a second. Links tell who is alive, so records
-  need renewing only now and then: in a large network they say how rarely (`announce_every_s`), and are good for as long.
-* On a new link both sides exchange digests and hand over what the other lacks (anti-entropy), so a newcomer knows
-  everybody in one round trip. Records that are new and online are republished on the topic. With many links, a node syncs
-  with a random sample only.
+* The topic carries each announcement to all nodes: every `announce_interval_s`, stretched with the number of nodes, and at
+  once when something that matters to selection changed, at most four times a second. Links tell which nodes are alive, so
+  records need renewing only now and then: in a large network they say how rarely (`announce_every_s`), and last as long.
+* On a new link both sides exchange digests and hand over the rows that the other side lacks (anti-entropy), so a newcomer
+  knows all nodes in one round trip. Records that are new and online are republished on the topic. With many links, a node
+  syncs with a random sample only.
 * Leaving publishes a tombstone.
 
 Ledger sync, on a libp2p stream; each message is 4 bytes of length and msgpack:
     dialler:  [[peer_id, incarnation, seq], ...]
-    listener: the same, then pages [[signed, age in ms], ...] and an empty page
+    listener: its own, then pages [[signed, age in ms], ...] and an empty page
     dialler:  its pages and an empty page
 """
 
@@ -157,7 +157,7 @@ class Gossip:
         looked_at = trio.current_time()
         load_due = math.inf  # when a load that has changed may be told
         while True:
-            # What the last announcement promised holds, however much the network has grown since.
+            # The promise of the last announcement holds, however much the network has grown since.
             due = self._announced_at + min(self._renew_after, announce_interval(self._interval_s, len(self._ledger)))
             with trio.CancelScope(deadline=min(due, load_due)):
                 await self._stir.wait()
@@ -293,7 +293,7 @@ class Gossip:
         except (ProtocolViolation, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("ledger sync failed", peer=peer_id, why=str(error) or type(error).__name__)
         finally:
-            self._syncing -= Counter([peer_id])  # nobody stays at 0
+            self._syncing -= Counter([peer_id])  # no peer stays at 0
 
     def _digest(self) -> list[tuple[str, int, int]]:
         return [(peer_id, *version) for peer_id, version in self._ledger.digest().items()]
@@ -330,7 +330,7 @@ class Gossip:
             case _:
                 raise ProtocolViolation("a row is a signed record and its age")
         try:
-            signer, data, signed = self._topic.open_signed(signed)  # without what a former version lets others add
+            signer, data, signed = self._topic.open_signed(signed)  # without fields that a former version lets others add
             is_news = self._ledger.get(signer) is None
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:

@@ -1,4 +1,4 @@
-"""How much VRAM this machine has, and how much of it is free: NVIDIA through NVML, AMD through sysfs, Apple, or none.
+"""This machine's VRAM, in all and free: NVIDIA through NVML, AMD through sysfs, Apple, or none.
 
 A machine without a GPU is normal, and so is a driver that fails for a while. So a probe never raises: a reading says
 where it comes from and, where something could not be read, why (`federation status` shows it).
@@ -81,7 +81,7 @@ class GpuProbe:
         self._is_apple_silicon = self._is_mac and machine == "arm64"
         self._run = run
         self._fixed_bytes = fixed_bytes
-        self._one_at_a_time = trio.CapacityLimiter(1)  # a thread that hangs is waited for, not joined by a second one
+        self._one_at_a_time = trio.CapacityLimiter(1)  # readings wait for a thread that hangs; no second one starts
 
     async def read(self) -> GpuReading:
         if self._fixed_bytes is not None:

@@ -1,5 +1,5 @@
-"""Which tokens admit now: this node's own, and for a while those from before a rotation. Rule: no I/O and no clock; callers
-pass `now` (aware, UTC), and every change comes back as a value.
+"""The tokens that admit now: this node's own, and for a while those from before a rotation. Rule: no I/O and no clock; a
+caller passes `now` (aware, UTC), and every change comes back as a value.
 
 A rotation is an order of the network's owner (owner.py). The keyring keeps the order with its token, so that this node can
 hand both on, over restarts too: to the order's members, and to no other peer.
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from federation.mesh.tokens import Token
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-MAX_FORMER = 8  # the last ones; a node that missed more rotations than these is refused like a stranger
+MAX_FORMER = 8  # the last ones; a node that missed more rotations than these is refused like an outsider
 
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """A key that admits until `until`. From then on a peer that shows it hears that it is retired."""
+    """A key that admits until `until`. From then on a peer that shows it hears that the key is retired."""
 
     key: bytes = field(repr=False)
     until: datetime
@@ -40,8 +40,8 @@ class Keyring:
     token: Token
     former: tuple[Former, ...] = ()  # the last one first
     order: SignedOrder | None = None  # by which `token` came; None where a person gave it
-    # Who of the order's members may be told though it holds a token from before the former one; None: all of them. The owner
-    # may order a rotation where nobody knows that the one before it left somebody out.
+    # The order's members that may be told even if they hold a token from before the former one; None: all of them. The owner
+    # may order a rotation at a node that does not know of peers that the rotation before left out.
     older: frozenset[str] | None = None
 
     @property
@@ -51,7 +51,7 @@ class Keyring:
 
     @property
     def insiders(self) -> frozenset[str]:
-        """Those of them that may be told whatever token they hold."""
+        """The members that may be told whatever token they hold."""
         return self.members if self.older is None else self.members & self.older
 
     def may_be_told(self, peer_id: str, key: bytes) -> bool:
@@ -66,7 +66,7 @@ class Keyring:
         return [former.key for former in self.former if now >= former.until]
 
     def grace_end(self, now: datetime) -> datetime | None:
-        """When the last of the former keys stops admitting; None if all of them have stopped."""
+        """The time when the last of the former keys stops admitting; None if all of them have stopped."""
         return max((former.until for former in self.former if now < former.until), default=None)
 
     def next_end(self, now: datetime) -> datetime | None:
@@ -112,7 +112,7 @@ class Keyring:
 
 
 def _order_of(token: Token, saved: Any) -> SignedOrder | None:
-    """The saved order; None if the owner did not sign it, or if it is about another secret."""
+    """The saved order; None if the owner did not sign it, or if the order is about another secret."""
     with suppress(LookupError, TypeError, ValueError, ProtocolViolation):
         signed = SignedOrder.check(token.owner, bytes.fromhex(saved["order"]), bytes.fromhex(saved["signature"]))
         order = signed.order
@@ -129,5 +129,5 @@ def _utc(text: str) -> datetime:
 
 
 def _fingerprint(token: Token) -> str:
-    """Identifies a token without admitting anybody."""
+    """Identifies a token, and admits no node."""
     return hashlib.sha256(b"federation keyring" + token.admission_key()).hexdigest()[:16]

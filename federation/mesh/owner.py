@@ -40,7 +40,7 @@ MAX_NUMBER = 2**32 - 1
 MAX_ISSUED_MS = 2**42  # the year 2109: with a grace behind it still a date that Python has
 
 _PREFIX = "fedkey1_"
-_CONTEXT = b"federation/1 rotation\0"  # the key signs nothing else; what it signs can be taken for nothing else
+_CONTEXT = b"federation/1 rotation\0"  # the key signs nothing else, so no signature of an order counts for another purpose
 _HEAD = struct.Struct(">40sI32sQQ")
 _IDS = re.compile(rb"[!-~]{1,128}(?:\n[!-~]{1,128})*")
 
@@ -125,7 +125,7 @@ class SignedOrder:
 
     @classmethod
     def check(cls, owner: bytes, data: bytes, signature: bytes) -> SignedOrder:
-        """Verify the signature, then read the order: bytes of anybody else are not parsed. Raises ProtocolViolation."""
+        """Verify the signature, then read the order: unsigned bytes are not parsed. Raises ProtocolViolation."""
         if len(data) > MAX_ORDER_BYTES:
             raise ProtocolViolation("a rotation that is too long")
         try:

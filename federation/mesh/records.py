@@ -108,5 +108,5 @@ def decode(data: bytes, *, received_at: datetime) -> NodeData:
         return NodeData.model_validate(fields | {"last_seen": received_at})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        # Only the field's own name: what follows it in `loc` may be the sender's words.
+        # Only the field's own name: the rest of `loc` may be the sender's words.
         raise RecordInvalid(f"{first['loc'][0]}: {first['msg']}") from None

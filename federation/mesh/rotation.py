@@ -61,7 +61,7 @@ UNTOLD_STAY_S = 10.0  # without a grace, linked members get this long to be told
 ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
 HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
 MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
-PREPARED_S = 60.0  # for a person's owner key to sign what was prepared
+PREPARED_S = 60.0  # for a person's owner key to sign the order
 _YES, _NO = b"\x01", b"\x00"
 
 
@@ -208,7 +208,7 @@ class Rotation:
                     self._host.cut(peer, "its token is no longer valid, and it did not take the new one")
 
     def _next_cut(self) -> float:
-        """When `_cut` has to run next, trio time."""
+        """The time of the next `_cut`, trio time."""
         now = trio.current_time()
         end = self.keyring.next_end(self._utc_now())
         if end is not None:
@@ -277,7 +277,7 @@ class Rotation:
         """Check and take a token. Returns whether this node has it now. Raises ProtocolViolation for a forged one."""
         present = self.keyring.token
         if not self._host.knows(link):
-            return False  # the peer hung up behind its message
+            return False  # the peer hung up after its message
         if hmac.compare_digest(told.secret, present.secret):
             self._note_holder(link.peer_id)
             return True
@@ -288,7 +288,7 @@ class Rotation:
             raise ProtocolViolation("a rotation with a secret that its owner did not sign, or of another network")
         token = present.rotated(told.secret, order.number)
         if self._host.peer_id not in order.members:
-            return False  # a node that the owner leaves out takes nothing from a deputy
+            return False  # a node that the owner leaves out takes the token from no other member
         if order.number - present.rotations > MAX_AHEAD or not self._taken.take(trio.current_time()):
             self._host.warn("a rotation of the network's token is not taken: too many, or too far ahead", link.peer_id)
             return False
@@ -369,7 +369,7 @@ def _grace(signed: SignedOrder) -> str:
 
 
 async def _receive(stream: TrioStream) -> _Told:
-    """Raises ProtocolViolation, and BrokenResourceError where the stream ends early: a peer may go at any time."""
+    """Read a rotation. Raises ProtocolViolation, and BrokenResourceError if the stream ends early: a peer may go."""
     head = await wire.read_exactly(stream.receive_some, SECRET_BYTES + SIGNATURE_BYTES)
     order = await wire.receive_bytes(stream, at_most=MAX_ORDER_BYTES)
     return _Told(head[:SECRET_BYTES], head[SECRET_BYTES:], order)

@@ -1,4 +1,4 @@
-"""Which network this node is in: that of the token given at this start, else that of the saved token. Of two tokens of one
+"""The network of this node: that of the token given at this start, else that of the saved token. Of two tokens of one
 network the node uses the one that was rotated last: an old token in a service file does not undo a rotation.
 
 Rule: nothing that a person typed is lost; the state directory keeps a token that another one replaces.
@@ -60,7 +60,7 @@ def take_up(given: Token, state: StateDir) -> Membership:
     except TokenError:
         saved = None  # damaged: still kept beside the new one
     if saved is not None and saved.secret == given.secret and saved.names_the_network_of(given):
-        # The same token. A person may have typed the addresses of either: keep both, the new ones first.
+        # The saved token again. A person may have typed the addresses of either: keep both, the new ones first.
         addresses = tuple(dict.fromkeys(given.addresses + saved.addresses))[:MAX_ADDRESSES]
         token = replace(given, name=given.name or saved.name, addresses=addresses)
         state.save_token(token.encode(), keep_old=False)

@@ -10,7 +10,7 @@ derived by HKDF with a label of its own, so that no value reveals another.
 A network with an owner (owner.py) is written as ``fed3_``: behind the secret are the owner's public key (32 bytes), the
 number of rotations (4, big endian) and, if that is not 0, the network's root (16). The root comes from the first secret
 and goes along when the secret changes; root and owner together give the network's names (id, topic and protocols),
-and these names are part of the admission key. So nobody can exchange the owner: with another owner it is another network,
+and these names are part of the admission key. So no member can exchange the owner: with another owner it is another network,
 whatever the secret.
 
 Networks from before there were owners go on with ``fed1_``, and ``fed2_`` where an earlier version rotated the token: behind

@@ -1,10 +1,10 @@
 """The hardened libp2p host: only our security, only our muxer, our own listener, dialler, limits and dial loop.
 
-py-libp2p's swarm is left what it does well: it negotiates streams and notifies pubsub. It cannot dial, never listens,
+py-libp2p's swarm does its best part only: it negotiates streams and notifies pubsub. It cannot dial, never listens,
 never prunes and never counts (net/swarm.py); py-libp2p 0.8.1 has a trap in each of these (the letters below are those of
 docs/architecture.md).
 
-There is no connection that this host does not know: one that is being made is among `_upgrades`, from the moment its peer
+This host knows every connection: one that is being made is among `_upgrades`, from the moment its peer
 is known or meant; then it is in the table of links (net/link_table.py) until it ends. `cut` goes through all of them, and
 nothing that comes on any other connection is served. All that stands between us and the swarm is here.
 """
@@ -80,7 +80,7 @@ TICK_S = 0.25
 
 
 class HostEvents(Protocol):
-    """What the host tells the node."""
+    """The host's events, for the node."""
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         """A remote entry asks for a service of this node, whose load it believes to be `believed`."""
@@ -98,7 +98,7 @@ class HostEvents(Protocol):
 
 @dataclass(eq=False)
 class _Upgrade:
-    """A connection on its way to become a link. `peer_id`: the peer that is meant, or that proved itself; "" until then."""
+    """A connection on its way to become a link. `peer_id`: the id that was dialled, or proved; "": not known yet."""
 
     peer_id: str
     admission_key: bytes = b""  # when it has proved that it is a member
@@ -124,7 +124,7 @@ class Host:
     ) -> None:
         """`load`: this node's, for its peers; nothing unless given.
 
-        For keys and `is_banned` see `handshake.TokenNoise`. A change of what they answer cuts no link: see `cut`."""
+        For keys and `is_banned` see `handshake.TokenNoise`. A change of their answers cuts no link: see `cut`."""
         self._reactor = reactor
         self._events = events
         self.book = book
@@ -170,7 +170,7 @@ class Host:
     # Listening
 
     async def listen(self, address: HostPort) -> HostPort:
-        """Bind the p2p port; 0.0.0.0 takes IPv6 along where there is any. Returns what was bound. Raises ListenFailed."""
+        """Bind the p2p port; 0.0.0.0 takes IPv6 along where there is any. Returns the bound address. Raises ListenFailed."""
         port = address.port
         hosts = ["0.0.0.0", "::"] if address.is_wildcard else [address.host]
         for host in hosts:
@@ -211,13 +211,13 @@ class Host:
                     link.fail("this node stops")  # L: the swarm's own end would leak them
 
     async def flushed(self, timeout_s: float) -> None:
-        """Wait until what is queued on the links has gone to the kernel, `timeout_s` at most."""
+        """Wait until all bytes queued on the links have gone to the kernel, `timeout_s` at most."""
         with trio.move_on_after(timeout_s):
             while any(not link.is_flushed for link in self.links.values()):  # noqa: ASYNC110  # the reactor sends
                 await trio.sleep(0.01)
 
     def look_at_book(self) -> None:
-        """There may be something new to dial."""
+        """Look for targets to dial: the book may have news."""
         self.dial_loop.look()
 
     async def _tick(self) -> None:
@@ -271,7 +271,7 @@ class Host:
         where = f"relay {via.peer_id}"
         now = trio.current_time()
         if not self._inbound_circuits.has_reservation(via):
-            channel.mux.charge(SERVICE_COSTS)  # no relay does so, but while our giving it back is on its way
+            channel.mux.charge(SERVICE_COSTS)  # an honest relay does so only while our notice is on its way
             channel.refuse("this node has no place there")
             return
         host = where if via.remote_address is None else machine_of(via.remote_address[0])
@@ -289,7 +289,7 @@ class Host:
         self._nursery.start_soon(self._admit, conn, where)
 
     async def _admit(self, raw: IRawConnection, host: str) -> None:
-        """An inbound connection, from anybody."""
+        """Admit an inbound connection, which may be an outsider's."""
         try:
             with self._gate.slot(host):
                 await self.upgrade(raw, None)
@@ -300,7 +300,7 @@ class Host:
             self.warn("a connection did not finish its handshake in time", host)
         except FederationError as error:
             self._note_refusal(error, host)
-        except Exception as error:  # noqa: BLE001  # a stranger's bytes meet all of py-libp2p here: none of it may end us
+        except Exception as error:  # noqa: BLE001  # an outsider's bytes can raise anything in py-libp2p: none may end us
             self.rejected["handshake"] += 1
             self.warn("a connection that is not a member's was refused", host, why=type(error).__name__)
 
@@ -355,7 +355,7 @@ class Host:
 
     @contextmanager
     def _upgrading(self, libp2p_id: ID | None) -> Iterator[_Upgrade]:
-        """Raises HandshakeFailed when it was ended from outside: by `cut`, or as its token was retired."""
+        """Note the upgrade meanwhile. Raises HandshakeFailed if `cut`, or a retired token, ended it."""
         upgrade = _Upgrade("" if libp2p_id is None else str(libp2p_id))
         self._upgrades.add(upgrade)
         try:
@@ -390,7 +390,7 @@ class Host:
         return secured
 
     async def probe(self, stream: trio.SocketStream, peer_id: str) -> bytes:
-        """Is it this member who answers there? Then hang up; the handshake's hash. Raises as `upgrade` does."""
+        """Check that this member answers there, then hang up. Returns the handshake's hash. Raises as `upgrade` does."""
         raw = tcp_connection(stream, initiator=True)
         remote = ID.from_base58(peer_id)
         with self._upgrading(remote) as upgrade:
@@ -426,11 +426,11 @@ class Host:
             self._events.peer_up(link)
 
     def knows(self, link: Link) -> bool:
-        """Whether it is open and counts: the peer's link, a duplicate that finishes what it carries, or one that starts."""
+        """Whether the link is open and counts: the peer's, a duplicate that finishes what it carries, or one that starts."""
         return link in self.table or any(upgrade.link is link for upgrade in self._upgrades)
 
     def _all_links(self, peer_id: str | None = None) -> list[Link]:
-        """With that peer, or with everybody, duplicates first: the end of the peer's link would put one in its place."""
+        """All links, or those with `peer_id`; duplicates first: the end of the peer's link would put one in its place."""
         links = [
             *self.table.retired,
             *[upgrade.link for upgrade in self._upgrades if upgrade.link is not None],
@@ -467,7 +467,7 @@ class Host:
         name, _, rest = service[1:].partition("/")
         version, _, rest = rest.partition("/")
         kind = f"/{name}/{version}"
-        if kind != CIRCUIT:  # what others ask of a relay is not its doing
+        if kind != CIRCUIT:  # a circuit is another member's wish, not the relay's
             channel.mux.charge(SERVICE_COSTS)
         self._services.get(kind, _refuse)(link, channel, rest)
 
@@ -490,7 +490,7 @@ class Host:
         self.report_violation(link.peer_id, what)
 
     def report_violation(self, peer_id: str, what: str) -> None:
-        """This member did what no honest one does: it is cut off and kept away for a while. Said once an hour a peer."""
+        """Cut off a member that broke a rule as no honest one does, and quarantine it. Logged once an hour a peer."""
         now = trio.current_time()
         if self._quarantine.add(peer_id, now):
             log.warning("a peer broke the rules; its connection is closed and it is kept away", peer=peer_id, what=what)
@@ -522,14 +522,14 @@ class Host:
             self.look_at_book()
 
     def _preferred(self, peer_id: str) -> Link | None:
-        """Where the swarm opens a stream: not on a duplicate, which is about to go."""
+        """The link on which the swarm opens a stream: not a duplicate, which is about to go."""
         starting = (upgrade.link for upgrade in self._upgrades if upgrade.link is not None and upgrade.peer_id == peer_id)
         return self.links.get(peer_id) or next(starting, None)
 
     # Outbound
 
     def is_to_dial(self, peer_id: str) -> bool:
-        """Whether there is no link to it and nothing against one."""
+        """Whether the peer may be dialled: it has no link, and no rule is against one."""
         if peer_id in self.links or self._is_banned(peer_id):
             return False
         return not self._quarantine.holds(peer_id, trio.current_time())
@@ -556,14 +556,14 @@ class Host:
             return await self.upgrade(conn, ID.from_base58(peer_id))
 
     def reserve(self, link: Link, opener: TunnelObserver, other: Duplex) -> Channel:
-        """Ask that relay for a reservation: only a relay that gave one may bring circuits. Raises PeerUnavailable."""
+        """Ask that relay for a reservation: only relays that gave one may bring circuits. Raises PeerUnavailable."""
         channel = link.open_tunnel(RESERVE, opener, other)
         self._inbound_circuits.reserved(link, channel)
         return channel
 
     def report_token_retired(self, error: TokenRetired) -> None:
-        """A member says so of our newest key. Two are believed, or one while we have no link: any member can say it, and a
-        person who believes it joins with another token."""
+        """A member says that our newest key is retired. Two are believed, or one while this node has no link: any member can
+        say so, and a person who believes it joins with another token."""
         newest = self._admission_keys()[0]
         if self._retired_by[0] != newest:
             self._retired_by = newest, set()
@@ -584,14 +584,14 @@ class Host:
             raise PeerUnavailable("no connection to it")
         try:
             stream = await self.libp2p.new_stream(ID.from_base58(peer_id), [protocol])  # type: ignore[list-item]
-        except Exception as error:  # what the peer answers with meets py-libp2p here (A); callers are tasks
+        except Exception as error:  # the peer's answer can raise anything in py-libp2p (A); callers are tasks
             raise PeerUnavailable(str(error) or type(error).__name__) from error
         return _plain_stream(stream)
 
     def handle_stream(self, protocol: str, handler: Callable[[Link, TrioStream], Awaitable[None]]) -> None:
         """Call `handler(link, stream)` for each stream that a peer opens for `protocol`. It must close the stream.
 
-        Nothing of what it reads comes from a link that has ended. `knows(link)` says whether it counts at any later moment.
+        The handler reads no byte of a link that has ended. `knows(link)` says whether it counts at any later moment.
         """
 
         async def handle(stream: INetStream) -> None:

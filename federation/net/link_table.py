@@ -1,4 +1,4 @@
-"""Which links this node has with whom, and which of two with one peer stays. It decides; the host closes and tells.
+"""The links of this node, and the rule for two with one peer: one stays. This decides; the host closes and tells.
 
 Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
 the other: it takes no new tunnels, and ends with those that it carries (N). A direct link goes before a relayed one. If
@@ -77,13 +77,13 @@ class LinkTable:
         return Settled(is_peers=True, spare=known)
 
     def retire(self, spare: Link) -> Link | None:
-        """Keep it while it carries tunnels. Returns the duplicate of this peer to close, if there are too many."""
+        """Keep a duplicate while it carries tunnels. Returns the one of this peer to close, if there are too many."""
         others = [link for link in self.retired if link.peer_id == spare.peer_id]
         self.retired.add(spare)
         return min(others, key=lambda link: link.opened_at) if len(others) >= MAX_SPARES else None
 
     def ended(self, link: Link) -> tuple[bool, Link | None]:
-        """It is closed. Whether it was the peer's link, and the duplicate that takes its place, if there is one."""
+        """Remove a closed link. Returns whether it was the peer's, and the duplicate that replaces it, if there is one."""
         self.retired.discard(link)
         if self.current.get(link.peer_id) is not link:
             return False, None

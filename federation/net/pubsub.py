@@ -4,7 +4,7 @@ A message is one node's bytes. The topic first checks its signature, then `accep
 topic passes on nothing else. A node can keep the signed form and hand it to other nodes later (anti-entropy): `open_signed`
 checks that form by the same rules, so no node can speak for another, whichever way a message came.
 
-A message is its canonical bytes: what its signature covers, and the signature. The topic leaves out everything else in it (a
+A message is its canonical bytes: the signed fields, and the signature. The topic leaves out everything else in it (a
 key, fields of no version), so a node keeps and passes on bounded messages, and no neighbour takes offence. Former versions
 pass on more: RPCs of up to 1 MiB, padded messages, other kinds of identities. The topic ignores these, and they cost no
 link: the node that sends them may be honest.
@@ -81,7 +81,7 @@ IDS_AN_RPC = 64  # so many message ids in control messages count as one RPC more
 BYTES_AN_RPC = 4096  # a larger one counts as several; an announcement has 540 bytes
 # Asked for in answer to one IHAVE, and in one IWANT: f919b4d answers each IWANT in one RPC, and reads ten in a second.
 WANTED_AT_ONCE, WANTED_AN_IWANT = 192, 24
-TURN_S = 0.002  # of the thread, for what one neighbour says; then clients have theirs
+TURN_S = 0.002  # of the thread, for one neighbour's messages; then clients have theirs
 SIGNED_A_SECOND, SIGNED_AT_ONCE = 8.0, 40.0  # by one node; gossip.py says at most four a second
 NEW_A_SECOND, NEW_AT_ONCE = 20.0, 300.0  # signers introduced by one neighbour; those left out announce themselves again
 EXCESS_A_SECOND, EXCESS_AT_ONCE = 50.0, 500.0  # own messages beyond its ration; further ones make the neighbour an offender
@@ -223,7 +223,7 @@ class _Queues(dict[ID, "RpcQueue"]):
 
 
 class _GuardedPubsub(Pubsub):
-    """py-libp2p's pubsub, but no message can end it (trap A) or make it dial (trap P)."""
+    """py-libp2p's pubsub, but no message can end it (trap A) or cause a dial (trap P)."""
 
     _writing = 0
     _wrote = trio.Event()
@@ -307,14 +307,14 @@ class _GuardedPubsub(Pubsub):
             if self.gate.rations(peer, message):
                 await self.push_msg(peer, message)
             await self.gate.turn.pause()
-        if not self._peer_is_connected(peer):  # it is forgotten already; what is noted of it now would stay for ever
+        if not self._peer_is_connected(peer):  # it is forgotten already; a note of it now would stay for ever
             return
         if len(rpc.subscriptions) <= self.max_subscriptions_per_rpc:
             for subscription in rpc.subscriptions:
                 self.handle_subscription(peer, subscription)
         if rpc.HasField("control") and self.gate.knows_topics(peer, rpc.control):
-            rpc.ClearField("senderRecord")  # theirs dials what it names
-            del rpc.control.graft[1:], rpc.control.prune[1:]  # there is one topic, and theirs answers each
+            rpc.ClearField("senderRecord")  # py-libp2p dials the addresses in it
+            del rpc.control.graft[1:], rpc.control.prune[1:]  # there is one topic, and py-libp2p answers each
             await self.router.handle_rpc(rpc, peer)
 
     def handle_subscription(self, origin_id: ID, sub_message: rpc_pb2.RPC.SubOpts) -> None:
@@ -363,7 +363,7 @@ class _GuardedPubsub(Pubsub):
     def _forget_all_subscriptions(self, peer_id: ID) -> None:
         """Keep them while there is a link: py-libp2p forgets them when a stream fails, but a peer sends them only once."""
         if self._peer_is_connected(peer_id):
-            self._replayed_recent_topics.pop(peer_id, None)  # the new stream begins with what the old one may have lost
+            self._replayed_recent_topics.pop(peer_id, None)  # the new stream repeats messages that the old one may have lost
         else:
             super()._forget_all_subscriptions(peer_id)
 
@@ -372,7 +372,7 @@ class _GuardedPubsub(Pubsub):
 
 
 def canonical(message: rpc_pb2.Message) -> rpc_pb2.Message | None:
-    """`message` reduced to its signature and what that covers; nodes pass on these bytes.
+    """`message` reduced to its signature and the signed fields; nodes pass on these bytes.
 
     None if no version of this program signs such a message.
     """
@@ -418,7 +418,7 @@ async def _read_over(stream: INetStream, n: int) -> None:
 
 
 class Turn:
-    """One task at a time takes in what members say, and lets the others run every TURN_S.
+    """One task at a time takes in members' messages, and lets the others run every TURN_S.
 
     trio runs every task that can run before it looks at a socket: many members that speak at one moment would hold up all
     clients for as long as it takes to hear them all.

@@ -20,7 +20,7 @@ MAX_CHUNK = 64 * 1024
 
 
 class MuxStream(IMuxedStream):
-    """One libp2p stream. Its channel holds it as `other`: what arrives waits here, within the channel's window."""
+    """One libp2p stream. Its channel holds it as `other`: received bytes wait here, within the channel's window."""
 
     def __init__(self, channel: Channel, link: Link) -> None:
         self.channel = channel
@@ -64,7 +64,7 @@ class MuxStream(IMuxedStream):
     # libp2p
 
     async def read(self, n: int | None = None) -> bytes:
-        """At least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline).
+        """Read at least one byte and at most `n`. Raises MuxedStreamEOF, MuxedStreamReset or TooSlowError (set_deadline).
 
         No caller of ours waits for more than MAX_CHUNK at once. A caller that asks for more believes a length that the peer
         wrote, as multistream does, and would collect that much outside the channel's window.
@@ -126,7 +126,7 @@ class MuxStream(IMuxedStream):
             self.wake()
 
     def take_unread(self) -> tuple[bytes, str | None]:
-        """What was not read, and why nothing follows (None: more may). For who becomes the channel's peer instead."""
+        """The bytes not read yet, and the reason if nothing follows (None: more may). For the channel's next `other`."""
         unread = bytes(self._in)
         self._in.clear()
         return unread, self._reset or ("the other side has finished" if self._eof else None)
@@ -174,7 +174,7 @@ class _OneTask:
 
 
 class TrioStream(trio.abc.HalfCloseableStream):
-    """A MuxStream with trio's manners: checkpoints, EOF as b"", trio's exceptions. What a link brought ends with it."""
+    """A MuxStream as a trio stream: checkpoints, EOF as b"", trio's exceptions. What a link brought ends with it."""
 
     def __init__(self, stream: MuxStream) -> None:
         self.link = stream.link

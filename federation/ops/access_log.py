@@ -36,7 +36,7 @@ class AccessLog:
             self._news.set()
 
     async def run(self) -> None:
-        """Write until cancelled, and then what is still to be written."""
+        """Write until cancelled, and then all that is left."""
         try:
             while True:
                 await self._news.wait()
@@ -62,7 +62,7 @@ class _Ended:
         self._endings = endings
         self._names = {peer: logs.harmless(name_of(peer)) for peer in {ending.peer_id for ending in endings}}
         self._utc_of = utc_of
-        self._ms = -1  # whose `_text` is: many end in the same millisecond
+        self._ms = -1  # the millisecond of `_text`: many end in the same one
         self._text = ""
 
     def __len__(self) -> int:

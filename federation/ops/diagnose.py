@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def ping(node: Parts, text: str, count: int, bulk_bytes: int) -> schemas.Ping:
-    """Raises NotFound, UsageError or ProbeFailed."""
+    """Ping a peer. Raises NotFound, UsageError or ProbeFailed."""
     peer = node.find_other(text)
     link = node.host.links.get(peer)
     if link is None:

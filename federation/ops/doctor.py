@@ -1,4 +1,4 @@
-"""Looks for faults of this node and says what to do about them: one finding a check, for `federation doctor`.
+"""Looks for faults of this node and names remedies: one finding a check, for `federation doctor`.
 
 Each check is a function that takes the node's parts and yields findings; only `ask_peers` asks other nodes.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from federation.ops.parts import Parts
     from federation.ops.schemas import Finding, Severity
 
-MAX_ASKED = 8  # peers whose clock is compared; more say no more
+MAX_ASKED = 8  # peers whose clock is compared; more tell nothing new
 MAX_NAMED = 5
 SKEW_S = 5.0  # logs of two machines are hard to read together from here on; federation itself does not mind
 FILES_A_CONNECTION = 2
@@ -44,7 +44,7 @@ async def examine(node: Parts) -> list[Finding]:
 
 
 async def ask_peers(node: Parts) -> dict[str, Told]:
-    """Peer id -> what it told; who does not answer is missing."""
+    """Peer id -> the peer's answer; peers that do not answer are missing."""
     told: dict[str, Told] = {}
 
     async def ask(peer: str) -> None:
@@ -93,7 +93,7 @@ def p2p_port(node: Parts) -> Iterator[Finding]:
 
 
 def reachable(node: Parts) -> Iterator[Finding]:
-    """From outside: what members of other networks found when they tried, else who connected here."""
+    """Whether nodes outside reach this one: members of other networks that tried, else the peers that connected."""
     inbound = [link for link in node.host.links.values() if not link.is_initiator]
     reach = node.connectivity.reachability
     port = node.facts.p2p.port
@@ -246,7 +246,7 @@ _CHECKS: tuple[Callable[[Parts], Iterable[Finding]], ...] = (
 )
 
 
-# From what the peers told
+# From the peers' answers
 
 
 def clocks(node: Parts, told: dict[str, Told]) -> Iterator[Finding]:
@@ -275,7 +275,7 @@ def versions(node: Parts) -> Iterator[Finding]:
 
 
 def nat(node: Parts, told: dict[str, Told]) -> Iterator[Finding]:
-    """By the addresses under which peers see our connections to them."""
+    """The NAT, by the addresses under which peers see our connections to them."""
     own = {address.host for address in node.addresses}
     dialled = [peer for peer, link in node.host.links.items() if link.is_initiator]
     seen = [told[peer].seen for peer in dialled if peer in told]
@@ -287,7 +287,7 @@ def nat(node: Parts, told: dict[str, Told]) -> Iterator[Finding]:
     else:
         public = HostPort(
             min(outside), node.facts.p2p.port
-        )  # a peer's word, in a command: probe.Told takes IP addresses alone
+        )  # a peer names it, and a command shows it: probe.Told takes IP addresses alone
         how = (
             "one public address"
             if len(outside) == 1

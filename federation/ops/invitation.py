@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 OWN_ADDRESSES = 6  # of this node; a token stays short enough to paste
 OTHERS = 4  # members that let a newcomer in while this node is off
-# It asks for the token: one that is typed as part of a command stays in the shell's history.
+# This command asks for the token: a token typed into a command stays in the shell's history.
 COMMAND = "federation join --token-file -"
 
 
@@ -29,7 +29,7 @@ def addresses(node: Parts) -> list[str]:
 
 
 def _sure_addresses(node: Parts, peer_id: str) -> list[PeerAddress]:
-    """Those of a linked peer that are more than the peer's word: a token's reader takes them for a person's."""
+    """A linked peer's proven addresses, not its mere claims: a newcomer trusts a token's as if a person had given them."""
     at = node.host.links[peer_id].remote_address
     known = node.book.addresses(peer_id)
     return [a for a in known if node.book.has_answered(a) or (at is not None and a.host == at[0])]

@@ -1,4 +1,4 @@
-"""The node as its operator sees it: what the control API asks and tells, over the node's parts.
+"""The node as its operator sees it: the control API's questions and orders, over the node's parts.
 
 Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, server.KeyedNode.
 """
@@ -29,7 +29,7 @@ class Operator:
         self._parts = parts
         self._ownership = Ownership(parts)
 
-    # What it is and does
+    # State
 
     def status(self) -> schemas.Status:
         return status.status(self._parts)
@@ -63,9 +63,9 @@ class Operator:
     # Drain and leave
 
     def drain(self) -> None:
-        """Nothing new for this node's backends, here and, as soon as gossip has it, from anywhere; what is open goes on.
+        """Give this node's backends no new connection, from here or, as soon as gossip has it, elsewhere; open ones go on.
 
-        Clients of this node's own ports are served by the other nodes, so that nobody who points there notices.
+        The other nodes serve the clients of this node's own ports, so these clients notice nothing.
         """
         self._set_draining(True)
 
@@ -109,7 +109,7 @@ class Operator:
         parts.roster.changed()
 
     def unban(self, peer: str) -> None:
-        """Raises NotFound or UsageError."""
+        """End the ban of the peer that `peer` names. Raises NotFound or UsageError."""
         parts = self._parts
         names = {peer_id: parts.name_of(peer_id) or name for peer_id, name in parts.bans.names.items()}
         peer_id = find_peer(peer, names, among="those that are banned here")

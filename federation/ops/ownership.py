@@ -40,14 +40,14 @@ class Pending:
 
 
 class Ownership:
-    """Of one node. Remembers the rotation that was prepared last."""
+    """A node's rotations, as people ask for them. Remembers the one that was prepared last."""
 
     def __init__(self, node: Parts) -> None:
         self._node = node
         self._pending: Pending | None = None
 
     async def rotate(self, wish: Wish) -> schemas.Rotated:
-        """With the key that is here. Raises NotFound, UsageError or NotDone."""
+        """Rotate with the key in the state directory. Raises NotFound, UsageError or NotDone."""
         pending = _prepared(self._node, wish)
         key = owner_key(self._node.token, self._node.state)
         if key is None:
@@ -55,7 +55,7 @@ class Ownership:
         return await _carried_out(self._node, pending, key.sign(pending.rotation.order.encode()))
 
     def prepare(self, wish: Wish) -> schemas.PreparedRotation:
-        """For a signature from elsewhere. Raises NotFound, UsageError or NotDone."""
+        """Prepare a rotation for a signature from elsewhere. Raises NotFound, UsageError or NotDone."""
         self._pending = pending = _prepared(self._node, wish)
         token, order = self._node.token, pending.rotation.order
         return {
@@ -67,7 +67,7 @@ class Ownership:
         }
 
     async def carry_out(self, signature: str) -> schemas.Rotated:
-        """The rotation that was prepared last. Raises NotDone."""
+        """Carry out the rotation that was prepared last. Raises NotDone."""
         pending, self._pending = self._pending, None
         if pending is None:
             raise NotDone("no rotation is prepared here; run it again")

@@ -1,4 +1,4 @@
-"""How fast counters rise: per second over the last seconds. No clock: callers pass `now`."""
+"""Rates of counters: per second, over the last seconds. No clock: callers pass `now`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ SAMPLE_EVERY_S = 1.0
 
 
 class Rates:
-    """Of several counters together, always given in the same order."""
+    """The rates of several counters, always given in the same order."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, tuple[float, ...]]] = deque()
 
     def sample(self, now: float, totals: tuple[float, ...]) -> None:
-        """Once every SAMPLE_EVERY_S or so."""
+        """Take a sample, once every SAMPLE_EVERY_S or so."""
         self._samples.append((now, totals))
         while len(self._samples) > 2 and self._samples[1][0] <= now - WINDOW_S:
             self._samples.popleft()
 
     def per_second(self, now: float, totals: tuple[float, ...]) -> tuple[float, ...]:
-        """Since the oldest sample that is at least one interval old; zeros before there is one."""
+        """The rates since the oldest sample that is at least one interval old; zeros before there is one."""
         if not self._samples or now - self._samples[0][0] < SAMPLE_EVERY_S / 2:
             return (0.0,) * len(totals)
         then, before = self._samples[0]

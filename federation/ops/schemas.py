@@ -29,7 +29,7 @@ class Gpu(TypedDict):
 
 
 class Relaying(TypedDict):
-    """What this node does for members whom others cannot dial."""
+    """This node's relaying for members that others cannot dial."""
 
     places: Annotated[Count, Field(description="members that are reached through this node")]
     circuits: Annotated[Count, Field(description="connections between members that it relays now")]
@@ -91,7 +91,7 @@ class Connections(TypedDict):
 
 
 class Rates(TypedDict):
-    """Of this entry's clients, per second, over the last ten seconds."""
+    """The rates of this entry's clients, per second, over the last ten seconds."""
 
     connections_per_s: Annotated[float, Field(ge=0)]
     failed_per_s: Annotated[float, Field(ge=0)]
@@ -102,7 +102,7 @@ class Rates(TypedDict):
 
 
 class Status(TypedDict):
-    """What this node is and does."""
+    """The state of this node."""
 
     node: ThisNode
     network: Network
@@ -279,7 +279,7 @@ class Revoked(TypedDict):
 
 
 class Rotated(TypedDict):
-    """What became of a rotation. The new token itself is `invite`'s to show."""
+    """The result of a rotation. `invite` shows the new token itself."""
 
     network: str
     rotations: Annotated[Count, Field(description="how often the network's token was rotated")]
@@ -291,7 +291,7 @@ class Rotated(TypedDict):
 
 
 class PreparedRotation(TypedDict):
-    """What the owner's key is to sign; nothing has changed yet."""
+    """A rotation for the owner's key to sign; nothing has changed yet."""
 
     network: str
     rotations: Annotated[Count, Field(description="how often the token will have been rotated")]
@@ -313,7 +313,7 @@ class Banned(TypedDict):
 
 
 class Invite(TypedDict):
-    """A token with this node's addresses in it. A secret: whoever has it is a member. It is not part of the command: a shell
+    """A token with this node's addresses in it. A secret: its holder is a member. It is not part of the command: a shell
     keeps those.
     """
 

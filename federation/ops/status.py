@@ -33,7 +33,7 @@ ROTATED_BY_OTHERS = (
 )
 
 
-# What people are told of a client's state; it leaves the list of the active as it is closed.
+# A client's state in words for people; it leaves the list of the active as it is closed.
 STATES: dict[State, schemas.ClientState] = {
     State.WAITING: "waiting",
     State.DIALLING: "opening",
@@ -104,7 +104,7 @@ def status(node: Parts) -> schemas.Status:
 
 
 def peers(node: Parts) -> list[schemas.Peer]:
-    """This node first, then the others by name."""
+    """The nodes: this one first, then the others by name."""
     own = node.own_record(node.backends.in_flight)  # not the ledger's: that is as announced, or not there yet
     others = [record for record in node.ledger.records() if record.peer_id != node.peer_id]
     return [_peer_row(node, record) for record in (own, *sorted(others, key=lambda r: (r.name, r.peer_id)))]
@@ -159,7 +159,7 @@ def _sent_back(row: Busier | None) -> schemas.SentBack | None:
 
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
-    """The newest `last` connections that nobody had at their end, or that of this number."""
+    """The newest `last` connections that no peer had at their end, or the one of that number."""
     endings = [e for e in node.frontend.counters.endings if not e.peer_id and connection in (None, e.flow.connection)]
     return [
         {
@@ -177,7 +177,7 @@ def turned_away(node: Parts, last: int, connection: int | None = None) -> list[s
 
 
 def _ended(ending: Ending | None) -> schemas.Ended | None:
-    """None while the connection is open."""
+    """The end of a connection; None while it is open."""
     if ending is None:
         return None
     return {
@@ -190,7 +190,7 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
 
 
 def traffic(node: Parts) -> tuple[float, ...]:
-    """The counters whose rates are told."""
+    """The counters whose rates the API tells."""
     totals = node.frontend.counters.totals
     return (totals.started, totals.failed, totals.retried, *node.frontend.bytes_moved())
 
@@ -258,7 +258,7 @@ def connections(node: Parts, most: int) -> schemas.OpenConnections:
 
 
 def owner_at(node: Parts) -> list[str]:
-    """Which other nodes say that they have the owner's key."""
+    """The other nodes that say that they have the owner's key."""
     return sorted(
         f"{record.name} ({record.peer_id})"
         for record in node.ledger.records()
@@ -308,6 +308,12 @@ def draining(node: Parts) -> schemas.Draining:
     return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": len(node.frontend.active)}
 
 
+def _in_flight(node: Parts, record: NodeData) -> int:
+    """What its link told last is newer than its record."""
+    told = None if record.peer_id == node.peer_id else node.selector.in_flight(record.peer_id)
+    return record.in_flight if told is None else told
+
+
 def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
     is_self = record.peer_id == node.peer_id
     now = node.clock.utc_now()
@@ -324,7 +330,7 @@ def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
         "available_vram": record.available_vram,
         "total_vram": record.total_vram,
         "gpus": [_gpu(gpu) for gpu in record.gpus],
-        "in_flight": record.in_flight,
+        "in_flight": _in_flight(node, record),
         "in_flight_here": node.selector.own_in_flight(record.peer_id),
         "served": node.selector.total_served(record.peer_id),
         "capacity": record.capacity,
@@ -359,7 +365,7 @@ def _relaying(node: Parts) -> schemas.Relaying | None:
 
 
 def _state_of(node: Parts, record: NodeData, now: datetime, link: Link | None) -> schemas.State:
-    """In order: the worst thing that keeps connections away from it."""
+    """The peer's state: of the reasons that keep connections from the peer, the worst one."""
     if record.peer_id in node.bans:
         return "banned"
     if record.left:

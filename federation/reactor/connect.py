@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from federation.reactor import fdlimit
 from federation.reactor.loop import WRITE, Reactor, Timer
+from federation.reactor.sockets import NO_LINGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CONNECT_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s: it hears why
+CONNECT_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s, so the entry hears the reason
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 
 
@@ -21,7 +23,7 @@ class Connect:
     """A non-blocking connect.
 
     `done(sock, reason)` is called once, with None for `sock` if it failed; never before the constructor has returned,
-    and not after `cancel`.
+    and not after `cancel`. A server that has accepted by then hears a reset: an EOF would say that an empty request was all.
     """
 
     __slots__ = ("_done", "_is_over", "_reactor", "_sock", "_timer")
@@ -63,6 +65,8 @@ class Connect:
         if self._timer is not None:
             self._timer.cancel()
         if sock is not None:
+            with suppress(OSError):  # the kernel gave it up already
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self._reactor.close(sock)
 
     def _on_events(self, _mask: int) -> None:

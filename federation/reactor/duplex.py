@@ -1,9 +1,9 @@
-"""The methods that two ends of a byte path call on each other: a client's socket, a tunnel, and what stands in between.
+"""The methods that two ends of a byte path call on each other: a client's socket, a tunnel, and any end in between.
 
 client's socket                       tunnel
 read: data = recv(other.writable())   ->   send(data)               the tunnel's turn to buffer
 read stops at writable() == 0         <-   other.resume_writing()   the tunnel takes bytes again
-...                                   ->   acknowledge(n)           n bytes of what the tunnel brought went to the client
+...                                   ->   acknowledge(n)           n bytes that the tunnel brought went to the client
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class Duplex(Protocol):
 
 
 class Joinable(Duplex, Protocol):
-    """An end that passes on what it receives, to whatever `other` is at the moment."""
+    """An end that passes on all that it receives, to the present `other`."""
 
     other: Duplex
 
 
 class NullDuplex:
-    """A Duplex where there is none, or none any more: it takes nothing and says nothing. A base for ends of few methods."""
+    """A Duplex in place of none: it takes nothing and calls nothing. A base for ends that need few of the methods."""
 
     __slots__ = ()
 
@@ -55,6 +55,6 @@ class NullDuplex:
 
 
 def join(a: Joinable, b: Joinable) -> None:
-    """What each end receives goes to the other."""
+    """Join two ends: the bytes that one receives go to the other."""
     a.other = b
     b.other = a

@@ -47,7 +47,7 @@ MAX_TURN_S = 0.008
 SPIN_S = 0.00005
 SCRATCH_BYTES = 384 * 1024  # one recv of up to 256 KiB behind a half record
 SEALED_BYTES = 256 * 1024  # the records of one send
-MAX_EVENTS = 256  # a batch: bounds how long the flush, and so everybody's answer, can be put off
+MAX_EVENTS = 256  # a batch: bounds the delay of the flush, and so of all answers
 # After a batch of several events more usually follow: before the flush the set polls for more, EXTRA_POLLS times at most,
 # unless it has FULL_BATCH of them. So more frames share a record and a send. A single event, or a batch that added a
 # socket, is flushed at once.

@@ -1,8 +1,8 @@
 """A local TCP socket on the reactor, as a Duplex: join it to a tunnel, or to another socket, and the bytes flow.
 
 EOF of one direction becomes shutdown(SHUT_WR) on the other side and the reverse direction goes on; a reset becomes a
-reset (SO_LINGER 0). A reader that stops fills the kernel's buffer, then `_out` up to what the other end was granted, then
-that end waits. Nothing is dropped and nothing times out because somebody reads slowly.
+reset (SO_LINGER 0). A reader that stops fills the kernel's buffer, then `_out` up to the other end's grant, then
+that end waits. Nothing is dropped and nothing times out because a reader is slow.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 CHUNK = 65_512  # fills one DATA frame of the mux to the brim: a byte more would be a record of its own
 READS_A_TURN = 4  # a quarter of a megabyte, then the other sockets have their turn
 OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window bounds it
-_NO_LINGER = struct.pack("ii", 1, 0)
+NO_LINGER = struct.pack("ii", 1, 0)  # of SO_LINGER: a close says RST, not FIN
 
 
-_NO_OTHER = NullDuplex()  # what a closed end is joined to
+_NO_OTHER = NullDuplex()  # the `other` of a closed end
 
 
 def _noop(_end: SocketDuplex) -> None:
-    """Replaces `on_close` once it was called."""
+    """Replaces `on_close` after it has been called."""
 
 
 class SocketDuplex:
@@ -58,11 +58,11 @@ class SocketDuplex:
         self._eof_seen = self._eof_queued = self._eof_sent = False
         self.received = self.delivered = 0
         self.error: str | None = None
-        self.was_aborted = False  # by the other side; with an error and without this, it was this socket that broke
+        self.was_aborted = False  # the other side aborted; with an error and without this, it was this socket that broke
         self.closed = False
 
     def start(self, *, read: bool = True) -> None:
-        """Set `other` first. `read` at once: a client's first bytes are usually there. What was sent may still wait."""
+        """Set `other` first. `read` at once: a client's first bytes are usually there. Bytes sent to it may still wait."""
         if not self.closed:
             self._update()
             if read:
@@ -130,7 +130,7 @@ class SocketDuplex:
             self._check_broken()
 
     def _read(self, *, is_ending: bool = False) -> None:
-        """`is_ending`: there is an EOF behind what lies here, so that both make one trip."""
+        """`is_ending`: there is an EOF behind the bytes here, so that both make one trip."""
         for _ in range(READS_A_TURN):
             if self._eof_seen or self.closed:
                 return
@@ -210,7 +210,7 @@ class SocketDuplex:
         if code:
             self._broken(OSError(code, os.strerror(code)))
         elif self._paused:
-            self._reactor.drop(self._fd)  # both sides have finished, we still hold what was read: HUP would never cease
+            self._reactor.drop(self._fd)  # both sides have finished, we still hold bytes: HUP would never cease
             self._mask = -1
 
     def _broken(self, error: OSError) -> None:
@@ -224,7 +224,7 @@ class SocketDuplex:
 
     def _reset(self) -> None:
         with suppress(OSError):  # the kernel gave it up already
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self._close()
 
     def _close(self) -> None:
@@ -234,7 +234,7 @@ class SocketDuplex:
         self._reactor.close(self.sock)
         self._out.clear()
         self._out_size = 0
-        # Lets go of those who hold it: thousands of connections a second must leave no cycles to the garbage collector.
+        # Release the owners: thousands of connections a second must leave no cycles to the garbage collector.
         on_close, self._on_close, self.other = self._on_close, _noop, _NO_OTHER
         on_close(self)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import socket
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +18,7 @@ from federation.net.link.channel import INITIAL_WINDOW
 from federation.reactor import connect as connect_module
 from federation.reactor.connect import Connect
 from federation.reactor.sockets import SocketDuplex
+from tests.support.duplex import FakeChannel, Rig, TcpSide, check_duplex
 from tests.support.entries import settled
 from tests.support.exits import Exit, believe, make_exit, serve, tunnels
 from tests.support.links import End, until
@@ -353,19 +354,6 @@ class StoppedLink:
             callback()
 
 
-@dataclass
-class FakeChannel(End):
-    gives_up_at: str = ""
-
-    def accept(self) -> None:
-        self.heard.append("OPENED")
-        if self.gives_up_at == "OPENED":
-            self.other.abort("the link broke")
-
-    def refuse(self, reason: str) -> None:
-        self.heard.append(f"REFUSED {reason}")
-
-
 @asynccontextmanager
 async def one_flow(*, gives_up_at: str = "") -> AsyncIterator[tuple[Exit, Listener, StoppedLink, FakeChannel]]:
     """A tunnel with a request in it that a remote entry opened, OPEN just read."""
@@ -413,3 +401,43 @@ async def test_an_exit_that_was_stopped_reads_before_it_goes_on(mock_clock: Mock
             assert await server.receive_some() == b"POST /pay HTTP/1.1\r\n\r\n"
             assert channel.heard == ["OPENED"]
         await server.aclose()
+
+
+# As a Duplex
+
+
+@asynccontextmanager
+async def a_flow(*, is_dialled: bool) -> AsyncIterator[Rig]:
+    """The caller is a channel; behind the flow is a backend. The flow waits for the link to be read, or for the connect."""
+    with Listener() as listener:
+        exit_ = make_exit(listener.address)
+        believe(exit_, listener)
+        link, channel, there = StoppedLink(), FakeChannel(), TcpSide()
+
+        def move() -> None:
+            if there.is_stopped:
+                return
+            link.reads()
+            if there.sock is None:
+                with suppress(BlockingIOError, ConnectionAbortedError):  # reset in the queue
+                    there.connected(listener.sock.accept()[0])
+            there.move()
+
+        async with running(exit_.reactor):
+            serve_tunnel(exit_.backends, link, channel, "default")  # type: ignore[arg-type]
+            if is_dialled:
+                link.reads()
+            yield Rig(
+                channel, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
+                break_off=there.break_off, stop=there.stop, go=there.go, move=move, later=link.reads,
+                has_room=False, holds_back=not is_dialled,  # else the kernel takes what is sent
+            )  # fmt: skip
+            channel.other.abort("the test is over")
+            there.close()
+            assert exit_.backends.in_flight == 0
+            assert len(exit_.reactor) == 0
+
+
+@pytest.mark.parametrize("is_dialled", [False, True])
+async def test_it_keeps_the_contract_of_a_duplex(is_dialled: bool) -> None:
+    await check_duplex(ExitFlow, partial(a_flow, is_dialled=is_dialled))

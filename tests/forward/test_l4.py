@@ -1059,3 +1059,26 @@ async def test_a_held_upload_of_many_windows_through_real_links(replay: str) -> 
         assert events[0].closed == []
         assert exit_backends.in_flight == 0
         assert net.finished("ok") == 1
+
+
+async def test_a_browsers_last_bytes_and_eof_arrive_through_real_links_though_the_server_ended_first() -> None:
+    """The entry stays between a browser and its upstream to the end, and lets go of both in order."""
+    body = random.Random(14).randbytes(60_000)
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Mozilla/5.0\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with network() as net, link_pair() as (entry_link, _, *events):
+        exit_backends, listener = exit_of(net, events[1])
+        net.add("far")
+        net.roster.links["far"] = entry_link  # type: ignore[assignment]
+        client = await net.connect(sends=head)
+        with listener:
+            server = await listener.accept()
+            net.clients.append(server)
+            await server.send_all(b"not now")
+            await server.send_eof()
+            assert await rest_of(client) == b"not now"
+            await client.send_all(body)
+            await client.send_eof()
+            assert await rest_of(server) == head + body
+        await settled(lambda: not net.frontend.active and not exit_backends.in_flight)
+        assert events[0].closed == []
+        assert net.finished("ok") == 1

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from federation.forward.reject import REJECT_LINGER_S, ROOM, Rejection
 from federation.forward.web_pages import Rules
-from tests.support.links import End
+from tests.support.duplex import Caller, End, Rig, check_duplex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -97,3 +99,21 @@ def test_a_closed_client_leaves_no_timer() -> None:
 def test_what_else_a_client_sends_is_read_and_dropped() -> None:
     rejection, _, _ = rejected(REQUEST)
     assert rejection.writable() == ROOM
+
+
+@asynccontextmanager
+async def a_rejection(*, wait: bool) -> AsyncIterator[Rig]:
+    timers, client = Timers(), Caller()
+    rejection = client.other = Rejection(timers, client, Rules(), "no peer is available")  # type: ignore[arg-type]
+    rejection.begin(b"", wait=wait)
+
+    def later() -> None:
+        while timers.pending:
+            timers.passes()
+
+    yield Rig(client, later=later, carries=False)
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_it_keeps_the_contract_of_a_duplex(wait: bool) -> None:
+    await check_duplex(Rejection, partial(a_rejection, wait=wait))

@@ -14,7 +14,7 @@ from federation.reactor import fdlimit
 from federation.reactor.connect import Connect
 from federation.reactor.loop import Reactor
 from tests.support.links import until
-from tests.support.sockets import open_descriptors
+from tests.support.sockets import is_reset, open_descriptors, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -93,3 +93,12 @@ async def test_cancelled_is_silent(reactor: Reactor) -> None:
         assert heard == []
         assert later[0][0] is not None
         later[0][0].close()
+
+
+async def test_a_server_that_has_accepted_hears_that_it_is_cancelled_as_a_reset(reactor: Reactor) -> None:
+    """An EOF would tell a server of a protocol without heads that the request was empty."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cancelled, _ = dial(reactor, server.getsockname())
+        async with stream(server.accept()[0]) as accepted:
+            cancelled.cancel()
+            assert await is_reset(accepted)

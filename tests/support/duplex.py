@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from federation.reactor.sockets import NO_LINGER
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from federation.reactor.duplex import Duplex
@@ -67,6 +70,10 @@ class Caller(End):
 
     acknowledged: int = 0
 
+    def send(self, data: bytes | memoryview) -> None:
+        assert len(data) <= self.space, "more than the caller takes"
+        super().send(data)
+
     def acknowledge(self, n: int) -> None:
         self.acknowledged += n
 
@@ -77,27 +84,131 @@ class Caller(End):
 
 
 @dataclass
+class FakeChannel(Caller):
+    """A tunnel's channel on the side that answers. The remote may give up when it hears that."""
+
+    gives_up_at: str = ""
+
+    def accept(self) -> None:
+        self.heard.append("OPENED")
+        if self.gives_up_at == "OPENED":
+            self.other.abort("the link broke")
+
+    def refuse(self, reason: str) -> None:
+        self.heard.append(f"REFUSED {reason}")
+
+
+def ending(end: End) -> str:
+    """How it ended for a recording end, as `Rig.ended` tells it."""
+    return next((item[:3] for item in reversed(end.heard) if isinstance(item, str) and item[:3] in ("RST", "EOF")), "")
+
+
+def _nothing(*_: object) -> None:
+    """A rig has no such side, or nothing is to be done there."""
+
+
+class TcpSide:
+    """The test's side of a TCP connection whose other side stands behind a Duplex under test. `move` reads."""
+
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        """Without a socket, `connected` brings one; what is said until then waits for it."""
+        self.sock = sock
+        self.read = bytearray()
+        self.how = ""
+        self.is_stopped = False
+        self._words: list[Callable[[socket.socket], None]] = []
+
+    def arrived(self) -> bytes:
+        return bytes(self.read)
+
+    def ended(self) -> str:
+        return self.how
+
+    def connected(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+
+    def say(self, data: bytes) -> None:
+        self._words.append(lambda sock: sock.sendall(data))
+
+    def say_eof(self) -> None:
+        self._words.append(lambda sock: sock.shutdown(socket.SHUT_WR))
+
+    def break_off(self) -> None:
+        def reset(sock: socket.socket) -> None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            sock.close()
+
+        self._words.append(reset)
+
+    def stop(self) -> None:
+        self.is_stopped = True
+
+    def go(self) -> None:
+        self.is_stopped = False
+
+    def move(self) -> None:
+        if self.sock is None:
+            return
+        words, self._words = self._words, []
+        for word in words:
+            word(self.sock)
+        if self.is_stopped or self.how or self.sock.fileno() < 0:
+            return
+        try:
+            while data := self.sock.recv(1 << 20):
+                self.read += data
+            self.how = "EOF"
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            self.how = "RST"
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+
+
+@dataclass
 class Rig:
-    """A Duplex under test, joined to `caller`, and what the test knows of the side behind it.
+    """A Duplex under test, which is `caller.other` at any moment, and what the test knows of the side behind it.
 
     `arrived()`: the bytes that came out there; `ended()`: "", "EOF" or "RST", as seen there. `say`, `say_eof` and
     `break_off` make that side send, finish or break. `stop` and `go`: it takes no more for now, it takes again. `move` is
-    called whenever the test waits. `has_room`: it is `writable` that holds the caller back. `acknowledges`: the caller hears
-    `acknowledge`, so that it grants again what went on; a mux's channel buffers and acknowledges nothing.
+    called whenever the test waits. `later`: so much time passes that whatever the end had planned happens. `close`: the
+    caller is closed, and its owner hears of it, and why if not in order. `wrap`: the form in which the caller sends.
+
+    Not every Duplex does everything. `has_room`: it is `writable` that holds the caller back. `holds_back`: a reader that
+    stops holds the caller back; behind a circuit each channel has its own credit. `acknowledges`: the caller hears
+    `acknowledge`, so that it grants again what went on; a mux's channel buffers and acknowledges nothing. `asks`: the end
+    asks `caller.writable()` before it sends; for a mux's channel the credit bounds that. `half_closes`: an EOF ends one
+    direction, and not all. `carries`: there is a side behind it; else the end drops what it takes.
     """
 
-    end: Duplex
     caller: Caller
-    arrived: Callable[[], bytes]
-    ended: Callable[[], str]
-    say: Callable[[bytes], None]
-    say_eof: Callable[[], None]
-    break_off: Callable[[], None]
-    stop: Callable[[], None]
-    go: Callable[[], None]
-    move: Callable[[], None] = lambda: None
+    arrived: Callable[[], bytes] = bytes
+    ended: Callable[[], str] = str
+    say: Callable[[bytes], None] = _nothing
+    say_eof: Callable[[], None] = _nothing
+    break_off: Callable[[], None] = _nothing
+    stop: Callable[[], None] = _nothing
+    go: Callable[[], None] = _nothing
+    move: Callable[[], None] = _nothing
+    later: Callable[[], None] = _nothing
+    close: Callable[[str], None] = _nothing
+    wrap: Callable[[bytes], bytes] = bytes
     has_room: bool = True
+    holds_back: bool = True
     acknowledges: bool = True
+    asks: bool = True
+    half_closes: bool = True
+    carries: bool = True
+    sent: int = 0
+
+    @property
+    def end(self) -> Duplex:
+        end: Duplex = self.caller.other
+        return end
 
     async def until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + WAIT_S
@@ -113,16 +224,40 @@ class Rig:
             await trio.testing.wait_all_tasks_blocked(0.005)
 
     async def send(self, data: bytes) -> None:
-        """With a memoryview that is valid during the call only."""
         await self.until(lambda: not self.has_room or self.end.writable() >= len(data))
-        view = memoryview(bytearray(data))
+        self.send_now(data)
+
+    def send_now(self, data: bytes) -> None:
+        """With a memoryview that is valid during the call only."""
+        wrapped = bytearray(self.wrap(data))
+        self.sent += len(wrapped)
+        view = memoryview(wrapped)
         self.end.send(view)
         view.release()
 
+    def abort(self) -> None:
+        """The caller breaks."""
+        end = self.end
+        self.close("the caller broke")
+        end.abort("the caller broke")
 
-async def check_duplex(make: Callable[[], AbstractAsyncContextManager[Rig]]) -> None:
-    """Whether the Duplex that `make` builds, anew each time, keeps the contract of reactor/duplex.py."""
-    checks = _carries_both_ways, _ends_ours_first, _ends_theirs_first, _aborts, _hears_a_break, _holds_back
+
+async def check_duplex(of: type, make: Callable[[], AbstractAsyncContextManager[Rig]]) -> None:
+    """Whether the Duplex that `make` builds, anew each time, keeps the contract of reactor/duplex.py; it is one `of`.
+
+    test_duplex.py reads from these calls which classes are checked.
+    """
+    checks: list[Callable[[Rig], Awaitable[None]]] = []
+    async with make() as rig:
+        assert type(rig.end) is of
+        await _aborts_at_once(rig)
+        if not rig.carries:
+            checks += [_drops_what_it_takes]
+        else:
+            checks += [_carries_both_ways, _aborts, _hears_a_break]
+            checks += [_ends_ours_first, _ends_theirs_first, _breaks_behind_an_eof, _aborts_behind_an_eof] * rig.half_closes
+            checks += [_ends_altogether] * (not rig.half_closes)
+            checks += [_holds_back] * rig.holds_back + [_waits_for_its_caller] * rig.asks
     for check in checks:
         async with make() as rig:
             await check(rig)
@@ -132,7 +267,7 @@ async def _carries_both_ways(rig: Rig) -> None:
     await rig.send(b"one ")
     await rig.send(b"two")
     await rig.until(lambda: rig.arrived() == b"one two")
-    await rig.until(lambda: not rig.acknowledges or rig.caller.acknowledged == len(b"one two"))
+    await rig.until(lambda: not rig.acknowledges or rig.caller.acknowledged == rig.sent)
     rig.say(b"three ")
     rig.say(b"four")
     await rig.until(lambda: rig.caller.data == b"three four")
@@ -143,6 +278,7 @@ async def _carries_both_ways(rig: Rig) -> None:
 async def _ends_ours_first(rig: Rig) -> None:
     await rig.send(b"all of it")
     rig.end.send_eof()
+    rig.end.send_eof()
     await rig.until(lambda: rig.ended() == "EOF")
     assert rig.arrived() == b"all of it"
     rig.say(b"the answer")
@@ -150,7 +286,7 @@ async def _ends_ours_first(rig: Rig) -> None:
     assert rig.caller.ends == []
     rig.say_eof()
     await rig.until(lambda: rig.caller.ends == ["EOF"])
-    await _is_silent(rig)
+    await _is_over(rig)
 
 
 async def _ends_theirs_first(rig: Rig) -> None:
@@ -163,14 +299,45 @@ async def _ends_theirs_first(rig: Rig) -> None:
     assert rig.ended() == ""
     rig.end.send_eof()
     await rig.until(lambda: rig.ended() == "EOF")
+    await _is_over(rig)
+
+
+async def _is_over(rig: Rig) -> None:
+    """Both directions have ended in order, which no reset follows."""
+    rig.close("")
     await _is_silent(rig)
+    assert "RST" not in rig.caller.ends
+    assert rig.ended() == "EOF"
 
 
 async def _aborts(rig: Rig) -> None:
     await rig.send(b"half")
     await rig.until(lambda: rig.arrived() == b"half")
-    rig.end.abort("the caller broke")
+    await _breaks(rig)
+    await rig.until(lambda: rig.ended() == "RST")
     await _is_silent(rig)
+
+
+async def _breaks(rig: Rig) -> None:
+    """The caller does, and hears at most a reset in return."""
+    rig.abort()
+    before = len(rig.caller.heard)
+    await _is_silent(rig)
+    assert all(str(item).startswith("RST") for item in rig.caller.heard[before:])
+
+
+async def _aborts_at_once(rig: Rig) -> None:
+    """What had not gone on yet may be lost; an EOF would say that it was all."""
+    if rig.carries:
+        rig.send_now(b"half")
+    await _breaks(rig)
+    assert rig.ended() != "EOF"
+
+
+async def _aborts_behind_an_eof(rig: Rig) -> None:
+    rig.say_eof()
+    await rig.until(lambda: rig.caller.ends == ["EOF"])
+    await _breaks(rig)
     await rig.until(lambda: rig.ended() == "RST")
     await _is_silent(rig)
 
@@ -183,37 +350,80 @@ async def _hears_a_break(rig: Rig) -> None:
     await _is_silent(rig)
 
 
+async def _breaks_behind_an_eof(rig: Rig) -> None:
+    await rig.send(b"all of it")
+    rig.end.send_eof()
+    await rig.until(lambda: rig.ended() == "EOF")
+    rig.break_off()
+    await rig.until(lambda: rig.caller.ends == ["RST"])
+    await _is_silent(rig)
+
+
+async def _ends_altogether(rig: Rig) -> None:
+    await rig.send(b"all of it")
+    await rig.until(lambda: rig.arrived() == b"all of it")
+    rig.end.send_eof()
+    rig.end.send_eof()
+    await rig.until(lambda: rig.ended() == "RST")
+    await rig.until(lambda: rig.caller.ends == ["RST"])
+    await _is_silent(rig)
+
+
+async def _drops_what_it_takes(rig: Rig) -> None:
+    if not rig.has_room or rig.end.writable() > 0:
+        rig.send_now(b"nobody asked for this")
+    rig.end.send_eof()
+    rig.end.send_eof()
+    await _is_silent(rig)
+    assert rig.caller.data == b""
+    assert rig.ended() != "RST"
+
+
 async def _is_silent(rig: Rig) -> None:
     """An end that is closed says nothing any more, whatever a caller that is closed too may still say."""
     await rig.settle()
     before = list(rig.caller.heard), rig.caller.acknowledged
-    rig.end.resume_writing()
-    rig.end.acknowledge(1)
-    rig.end.abort("again")
-    rig.end.abort("and again")
+    end = rig.end
+    end.resume_writing()
+    end.acknowledge(1)
+    end.abort("again")
+    end.abort("and again")
+    rig.later()
     await rig.settle()
     assert (rig.caller.heard, rig.caller.acknowledged) == before
 
 
 async def _holds_back(rig: Rig) -> None:
     rig.stop()
-    sent, stalls = 0, 0
+    stalls = 0
     while stalls < 2:
-        room = min(rig.end.writable(), PIECE) if rig.has_room else PIECE if sent < 4 * PIECE else 0
+        room = min(rig.end.writable(), PIECE) if rig.has_room else PIECE if rig.sent < 4 * PIECE else 0
         if room > 0:
-            rig.end.send(bytes(room))
-            sent += room
-            assert sent < MOST_BUFFERED, "it takes without end"
+            rig.send_now(bytes(room))
+            assert rig.sent < MOST_BUFFERED, "it takes without end"
         else:
             await rig.settle()
             stalls += 1
-    assert sent > 0
-    assert rig.caller.acknowledged < sent if rig.acknowledges else not rig.caller.acknowledged
+    assert rig.sent > 0
+    assert rig.caller.acknowledged < rig.sent if rig.acknowledges else not rig.caller.acknowledged
     rig.caller.heard.clear()
     rig.go()
     if rig.has_room:
         await rig.until(lambda: "resume_writing" in rig.caller.heard)
-    await rig.until(lambda: len(rig.arrived()) == sent)
-    await rig.until(lambda: not rig.acknowledges or rig.caller.acknowledged == sent)
-    assert rig.end.writable() > 0 or not rig.has_room
+    await rig.until(lambda: len(rig.arrived()) == rig.sent)
+    await rig.until(lambda: not rig.acknowledges or rig.caller.acknowledged == rig.sent)
+    await rig.until(lambda: not rig.has_room or rig.end.writable() > 0)
+    assert rig.caller.ends == []
+
+
+async def _waits_for_its_caller(rig: Rig) -> None:
+    await rig.send(b"go ahead")
+    await rig.until(lambda: rig.arrived() == b"go ahead")
+    rig.caller.space = 0
+    rig.say(bytes(PIECE))
+    await rig.settle()
+    assert rig.caller.data == b""
+    rig.caller.space = 100
+    rig.end.resume_writing()
+    await rig.until(lambda: len(rig.caller.data) == PIECE)
     assert rig.caller.ends == []

@@ -1,4 +1,4 @@
-"""Addresses as values: what people type, what peers announce, and what of that may be dialled."""
+"""Peer addresses as values: read from text that people type or peers announce, and only those that can be dialled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIGITS = re.compile(r"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """A TCP address and, where it is known, the peer that answers there. `str()` is its multiaddr."""
+    """A TCP address and, if known, the peer that answers there. `str()` is its multiaddr."""
 
     host: str  # IPv4, IPv6 (compressed, no zone) or DNS name (lower case)
     port: int
@@ -25,7 +25,7 @@ class PeerAddress:
 
     @classmethod
     def parse(cls, text: str) -> PeerAddress:
-        """Read `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/ID]` or `HOST:PORT`; UsageError says what is wrong.
+        """Read `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/ID]` or `HOST:PORT`; UsageError names the mistake.
 
         The three DNS forms are one here: the resolver decides on the family.
         """
@@ -80,7 +80,7 @@ class PeerAddress:
 
 
 def ip_address(host: str, port: int) -> PeerAddress | None:
-    """What a remote says of an address, as one: a number without a zone, and a port, or None. It ends up in commands."""
+    """Read an IP address without a zone, and a port, as a remote names them; None for anything else. Commands contain it."""
     try:
         address = PeerAddress.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
     except UsageError:

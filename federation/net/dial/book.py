@@ -1,12 +1,12 @@
-"""Where peers can be dialled, and when to try again. Rule 1: no I/O and no clock, callers pass `now` in seconds of any
-monotonic clock. Rule 2: an address that a person gave is tried for ever; what the network told is forgotten when it is
-dead or when there is too much of it.
+"""The address book: the addresses of peers, and the time of the next dial to each. Rule 1: no I/O and no clock; callers pass
+`now` in seconds of any monotonic clock. Rule 2: an address that a person gave stays for ever. The book forgets one from
+the network if it stays dead, or if the book is full.
 
-A target is what one dial is about: a peer with all its addresses, or an address whose peer is not known yet. The caller
-asks for what is `due`, says `started`, and reports `succeeded`, `failed` or `ourselves`.
+A target is the subject of one dial: a peer with all its addresses, or an address whose peer is not known yet. The caller
+takes targets from `due`, says `started`, and reports `succeeded`, `failed` or `ourselves`.
 
-Hearsay is an address that no person gave and where no member has proved itself yet. It is dialled where `may_dial` says that
-it makes sense (dial/hearsay.py), and left alone for a fixed time after that, whatever came of it.
+Hearsay is an address that no person gave and where no member has proved itself yet. The node dials hearsay only where
+`may_dial` allows it (dial/hearsay.py), and then not again for a fixed time, whatever the result.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
     from federation.net.dial.address import PeerAddress
 
-# In order of trust: a person's word, what was heard just now on this LAN, what the peer says of itself, what it said in
-# an earlier life of this daemon, what others saw.
+# In order of trust: given by a person, announced on this LAN just now, named in the peer's own record, saved by an earlier
+# run of this daemon, found in the DHT.
 Source = Literal["token", "peer", "mdns", "record", "saved", "dht"]
 _RANK: dict[Source, int] = {"token": 0, "peer": 0, "mdns": 1, "record": 2, "saved": 3, "dht": 4}
 _BOOTSTRAP_RANK = 0
 
 BACKOFF_FIRST_S = 0.25  # a peer that restarts is back within a second or two
-BACKOFF_MAX_S = 30.0  # under NODE_ONLINE_WINDOW: a network that was cut finds itself before all of its records age out
+BACKOFF_MAX_S = 30.0  # under NODE_ONLINE_WINDOW: after a cut, nodes find each other before all records age out
 BACKOFF_JITTER = 0.25  # share of the wait that is random, so that two peers do not keep dialling each other in step
-STABLE_S = 10.0  # a connection that ended before this counts as a failure, so that accept-and-close is no busy loop
-TOGETHER_S = 10.0  # peers that were lost within this time of each other were probably lost for one reason: a cut
+STABLE_S = 10.0  # a connection that ends sooner counts as a failure: accept-and-close must cause no busy loop
+TOGETHER_S = 10.0  # peers lost within this time of each other were probably lost for one reason: a cut
 DROP_AFTER_S = 3600.0  # the ledger forgets a silent peer after the same hour
 MAX_PEERS = 4096  # as many as the ledger holds
 MAX_ADDRESSES = 16  # a machine with several interfaces, both families, has under ten
@@ -39,7 +39,7 @@ MAX_OURS = 256
 
 
 def backoff(failures: int, jitter: float) -> float:
-    """Seconds to wait after so many failures in a row (>= 1); `jitter` in [0, 1) shortens that by up to a quarter."""
+    """Seconds to wait after `failures` in a row (>= 1); `jitter` in [0, 1) shortens that by up to a quarter."""
     nominal = BACKOFF_FIRST_S * 2.0 ** min(failures - 1, _DOUBLINGS)
     return min(nominal, BACKOFF_MAX_S) * (1.0 - BACKOFF_JITTER * jitter)
 
@@ -55,9 +55,9 @@ class Target:
     addresses: tuple[PeerAddress, ...]
     proven: bool = field(
         default=True, compare=False
-    )  # a person's word, heard on this LAN, or it answered before; else it is hearsay
-    hopeless: bool = field(default=False, compare=False)  # no address answered last time: a relay need not wait for them
-    hearsay: frozenset[PeerAddress] = field(default=frozenset(), compare=False)  # those of `addresses` that are
+    )  # given by a person, announced on this LAN, or it answered before; else it is hearsay
+    hopeless: bool = field(default=False, compare=False)  # no address answered last time, so relays start at once
+    hearsay: frozenset[PeerAddress] = field(default=frozenset(), compare=False)  # those of them that are hearsay
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class _Known:
     last_success: float = -inf
     last_failure: float = -inf
     busy_until: float = -inf  # hearsay only
-    is_saved: bool = False  # what is saved had made sense, or a member had proved itself there
+    is_saved: bool = False  # saved by an earlier run, where it made sense, or a member proved itself there
 
     @property
     def is_bootstrap(self) -> bool:
@@ -88,16 +88,16 @@ class _Known:
 
 @dataclass(slots=True)
 class _State:
-    """What is known of one target."""
+    """The state of one target."""
 
     known: dict[PeerAddress, _Known] = field(default_factory=dict)
     dialling: bool = False
     failures: int = 0  # in a row
     failing_since: float = inf
-    ended_at: float = -inf  # the last dial, well or badly
+    ended_at: float = -inf  # end of the last dial, whatever the result
     retry_at: float = -inf
     connected_at: float = -inf
-    answered_by: str | None = None  # for an address without a peer id: who was found there
+    answered_by: str | None = None  # the peer found at an address that names none
 
     @property
     def is_bootstrap(self) -> bool:
@@ -115,7 +115,7 @@ class _State:
         return [address for address, known in self.known.items() if not known.is_bootstrap]
 
     def best_first(self, is_near: Callable[[PeerAddress], bool]) -> list[PeerAddress]:
-        """On this machine's own networks first, unless it failed last time there; then what worked last."""
+        """Addresses on this machine's own networks first, unless they failed last time; then by latest success."""
 
         def order(item: tuple[PeerAddress, _Known]) -> tuple[bool, float, int, int]:
             address, known = item
@@ -125,7 +125,7 @@ class _State:
         return [address for address, _ in sorted(self.known.items(), key=order)]
 
     def refresh(self) -> None:
-        """As good as after a first failure; not better, or a flood of sightings would be a flood of dials."""
+        """Retry as soon as after a first failure; no sooner, or a flood of sightings would cause a flood of dials."""
         self.failures = 0
         self.failing_since = inf
         self.retry_at = min(self.retry_at, self.ended_at + BACKOFF_FIRST_S)
@@ -143,7 +143,7 @@ class _State:
         self.retry_at = now + backoff(self.failures, jitter)
 
 
-_Key = str | tuple[str, int]  # a peer id, or the address of nobody in particular
+_Key = str | tuple[str, int]  # a peer id; or host and port, where no peer is named
 
 
 def _key(address: PeerAddress) -> _Key:
@@ -159,7 +159,7 @@ class AddressBook:
         self._ours: dict[tuple[str, int], None] = {}  # an ordered set
         self._sightings = 0
         self.is_near: Callable[[PeerAddress], bool] = lambda _address: False  # on a network of this machine
-        # `may_dial(address, trusted)`: whether what no person gave makes sense from here; see hearsay.Surroundings
+        # `may_dial(address, trusted)`: whether to dial an address that no person gave; see hearsay.Surroundings
         self.may_dial: Callable[[PeerAddress, bool], bool] = lambda _address, _trusted: True
 
     def __len__(self) -> int:
@@ -169,16 +169,16 @@ class AddressBook:
         return peer_id in self._states
 
     def __iter__(self) -> Iterator[str]:
-        """The peer ids, for whoever saves them."""
+        """The ids of all peers here."""
         return (key for key in self._states if isinstance(key, str))
 
     def addresses(self, peer_id: str) -> list[PeerAddress]:
-        """Those of this peer that make sense, best first: what worked last, then by source, then as it announced them."""
+        """The peer's addresses that make sense from here, best first: by latest success, source, the peer's own order."""
         state = self._states.get(peer_id)
         return self._sensible(state) if state else []
 
     def worth_saving(self, peer_id: str) -> list[PeerAddress]:
-        """All but what makes sense from nowhere else either: this machine may be elsewhere when it starts again."""
+        """The peer's addresses that may make sense at the next start, when this machine may be elsewhere."""
         state = self._states.get(peer_id)
         if state is None:
             return []
@@ -186,7 +186,7 @@ class AddressBook:
         return [a for a in state.best_first(self.is_near) if a in sensible or (a.ip is not None and not a.is_loopback)]
 
     def has_answered(self, address: PeerAddress) -> bool:
-        """Whether its peer has proved itself there since this daemon started."""
+        """Whether the address's peer has proved itself there since this daemon started."""
         state = self._states.get(_key(address))
         return state is not None and address in state.known and state.known[address].has_answered
 
@@ -198,10 +198,10 @@ class AddressBook:
         return [address for address in state.best_first(self.is_near) if makes_sense(address)]
 
     def add(self, address: PeerAddress, *, source: Source) -> bool:
-        """Note a sighting; True if there is now something to dial that was not there before.
+        """Note a sighting. Returns whether there is something new to dial.
 
         A new address and any sighting by mDNS end the target's backoff. A record that repeats itself does not: peers
-        that nobody can dial announce themselves as often as others. See `refresh` for a peer that restarted.
+        that no node can dial announce themselves as often as others. See `refresh` for a peer that restarted.
         """
         rank = _RANK[source]
         if (address.host, address.port) in self._ours and rank != _BOOTSTRAP_RANK:
@@ -228,7 +228,7 @@ class AddressBook:
         return False
 
     def update(self, peer_id: str, addresses: Iterable[PeerAddress], *, source: Source) -> bool:
-        """The source names all the addresses it knows of this peer: add them, and forget what it no longer names."""
+        """Replace the addresses that `source` gave for this peer: add these, and forget those that it no longer names."""
         named = [replace(address, peer_id=peer_id) for address in addresses][:MAX_ADDRESSES]
         is_fresh = any([self.add(address, source=source) for address in named])  # all of them, so no generator
         if state := self._states.get(peer_id):
@@ -238,24 +238,24 @@ class AddressBook:
         return is_fresh
 
     def refresh(self, peer_id: str) -> None:
-        """The peer is known to live (a newer incarnation of it was heard of): dial it soon, however often it failed."""
+        """Dial the peer soon, however often dials failed: it has announced a newer incarnation."""
         if state := self._states.get(peer_id):
             state.refresh()
 
     def wake_all(self) -> None:
-        """This machine is elsewhere: what failed from where it was says nothing."""
+        """End all backoffs: this machine has moved, so failures from its former place say nothing."""
         for state in self._states.values():
             state.refresh()
             for known in state.known.values():
                 known.busy_until = -inf
 
     def forget(self, peer_id: str) -> None:
-        """The peer left. The addresses a person gave stay."""
+        """Forget a peer that left, except the addresses that a person gave."""
         if state := self._states.get(peer_id):
             self._drop(peer_id, state, state.disposable())
 
     def ourselves(self, address: PeerAddress) -> None:
-        """This address leads back here. Whoever announces it (every machine's docker bridge has the same), drop it."""
+        """Drop an address that leads back here, whoever announces it: every machine's docker bridge has the same one."""
         self._ours[address.host, address.port] = None
         if len(self._ours) > MAX_OURS:
             del self._ours[next(iter(self._ours))]
@@ -263,10 +263,10 @@ class AddressBook:
             self._drop(key, state, [a for a in state.known if (a.host, a.port) == (address.host, address.port)])
 
     def due(self, now: float, *, connected: Container[str], self_id: str) -> Iterator[Target]:
-        """What to dial now, the most promising first: not connected, not in backoff, not being dialled.
+        """The targets to dial now, most promising first: not connected, not in backoff, not being dialled.
 
-        Equally promising ones in any order: if all newcomers dialled the same nodes first, these would carry the gossip.
-        There may be thousands of inventions: take no more than can be dialled, each costs a look at all its addresses.
+        Equal targets come in random order: if all newcomers dialled the same nodes first, these would carry the gossip.
+        Thousands may be made up, and each costs a look at all its addresses: take no more than can be dialled.
         """
         self._states.pop(self_id, None)
         rng = self._rng
@@ -277,7 +277,7 @@ class AddressBook:
         ]
         for *_, key in sorted(found, key=lambda item: item[:3]):
             target = self._target(key, self._states[key], now)
-            if target.addresses or target.peer_id is not None:  # to whom a relay may lead
+            if target.addresses or target.peer_id is not None:  # a relay may lead to the peer
                 yield target
 
     def _target(self, key: _Key, state: _State, now: float) -> Target:
@@ -288,7 +288,7 @@ class AddressBook:
         )  # fmt: skip
 
     def next_due(self, now: float) -> float | None:
-        """When the next backoff ends; None if none is running. What is due already is for `due` to say."""
+        """The end of the next backoff; None if none is running. `due` has the targets whose backoff is over."""
         return min((state.retry_at for state in self._states.values() if state.retry_at > now), default=None)
 
     def started(self, target: Target) -> None:
@@ -296,13 +296,13 @@ class AddressBook:
             state.dialling = True
 
     def leave_alone(self, address: PeerAddress, until: float) -> None:
-        """Hearsay that is being dialled: when it is dialled again is not to tell what came of it."""
+        """Do not dial this hearsay again before `until`: the time of its next dial must not tell the result of this one."""
         state = self._states.get(_key(address))
         if state is not None and address in state.known:
             state.known[address].busy_until = until
 
     def succeeded(self, address: PeerAddress, peer_id: str, now: float) -> None:
-        """A dial to this address found that peer."""
+        """Note that a dial to this address found the peer `peer_id`."""
         state = self._states.get(_key(address))
         if state is not None:
             state.dialling = False
@@ -319,32 +319,32 @@ class AddressBook:
                 owner.known[found].last_success = now
 
     def missed(self, address: PeerAddress, now: float) -> None:
-        """Nobody, or nobody of ours, answered at this one address of several."""
+        """Note that no member answered at this one of several addresses."""
         state = self._states.get(_key(address))
         if state is not None and address in state.known:
             state.known[address].last_failure = now
 
     def taken_over(self, address: PeerAddress) -> None:
-        """Another peer answers there. A person's word may be about the machine, which lost its disk and with it its
-        identity: whoever is there, with the network's token, is dialled too. Else nobody might find it again."""
+        """Another peer answers there. Dial any member at an address that a person gave: the machine may have lost its disk,
+        and its identity with it, and perhaps no node can find it."""
         state = self._states.get(_key(address))
         if state is not None and address in state.known and state.known[address].is_bootstrap:
             self.add(replace(address, peer_id=None), source="saved")
 
     def reached(self, target: Target, now: float) -> None:
-        """The target's peer is connected, but by none of its addresses: through a relay."""
+        """The target's peer is connected, but not by an address of the target: through a relay, or by its own dial."""
         if state := self._states.get(_target_key(target)):
             state.dialling = False
             state.connected(now, self._rng.random())
 
     def dialled_us(self, peer_id: str, now: float) -> None:
-        """The peer is connected, and not by us."""
+        """The peer is connected by its own dial."""
         if state := self._states.get(peer_id):
             self._back_together(state)
             state.connected(now, self._rng.random())
 
     def _back_together(self, state: _State) -> None:
-        """What was lost together comes back together: try the others now."""
+        """Dial now all targets that began to fail at about the same time: one cut, now healed, is the likely reason."""
         since = state.failing_since
         if since < inf:
             for other in self._states.values():
@@ -352,7 +352,7 @@ class AddressBook:
                     other.refresh()
 
     def failed(self, target: Target, now: float, *, permanent: bool = False) -> None:
-        """No address of the target answered. `permanent`: it did, and trying soon is of no use (another network)."""
+        """The dial failed. `permanent`: the peer answered, and an early retry is of no use (another network)."""
         key = _target_key(target)
         state = self._states.get(key)
         if state is None:
@@ -363,7 +363,7 @@ class AddressBook:
             self._drop(key, state, state.disposable())
 
     def _is_served(self, key: _Key, state: _State, connected: Container[str]) -> bool:
-        """Connected already, or an address without a peer id whose peer has a target of its own that goes first."""
+        """Whether the peer is connected or, behind an address without a peer id, has a target of its own that goes first."""
         if isinstance(key, str):
             return key in connected
         if state.answered_by is None:
@@ -378,7 +378,7 @@ class AddressBook:
             del self._states[key]
 
     def _evict_target(self, *, bootstrap: bool) -> bool:
-        """Make room by forgetting the target that failed most; for a person's address, if need be, any other."""
+        """Forget the target that failed most often. With `bootstrap`, for a person's address, it need not have failed."""
         candidates = [(s.failures, key) for key, s in self._states.items() if not s.is_bootstrap and not s.dialling]
         failures, key = max(candidates, key=lambda item: item[0], default=(0, None))
         if key is None or (failures == 0 and not bootstrap):
@@ -388,7 +388,7 @@ class AddressBook:
 
 
 def _evict_address(state: _State) -> bool:
-    """Make room by forgetting the address that worked, then was seen, longest ago."""
+    """Forget the address with the oldest success, then the oldest sighting. Returns whether there was one."""
     candidates = state.disposable()
     if not candidates:
         return False

@@ -1,9 +1,9 @@
-"""What others say of where peers are: which of it is dialled at all, and how often. No I/O and no clock.
+"""Hearsay, the addresses that other nodes name: which of them this node dials, and how often. No I/O and no clock.
 
-Members announce addresses of their choice, and all nodes hear of them: without a rule here a member could have everybody
-knock at third parties, at what only this machine or this network reaches, and, if it heard what came of it, look for open
-ports. What a person gave (the token, --peer) is not hearsay. An address where a member has proved itself is none any more
-as to how often it is dialled.
+Members announce addresses of their choice to all nodes. Without a rule here a member could have every node dial third
+parties, or addresses that only this machine or network reaches; and a member that learnt the results could scan for open
+ports. An address that a person gave (the token, --peer) is not hearsay. The pace does not apply to an address where a member
+has proved itself.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-DIALS_A_SECOND, DIALS_AT_ONCE = 10.0, 100.0  # to all that is hearsay; one that finds a member does not count
-# To one host, or one /64. Thirty members behind one NAT are reached at once; a host that is none hears a connect a second.
+DIALS_A_SECOND, DIALS_AT_ONCE = 10.0, 100.0  # to all hearsay; a dial that finds a member does not count
+# To one host, or one /64: thirty members behind one NAT are reached at once, a foreign host gets one connect a second.
 HOST_A_SECOND, HOST_AT_ONCE = 1.0, 32.0
-MAX_HOSTS = 4096  # that are remembered: more are not dialled in the time that a bucket takes to fill up
+MAX_HOSTS = 4096  # remembered: in the time that a host's bucket takes to fill up, the node dials fewer
 
 PRIVATE: tuple[Network, ...] = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
 )
-# Nobody is there, or somebody else on each link or machine; in IPv6 also what has an IPv4 address inside.
+# No machine is there, or another one on each link or machine; IPv6 addresses with an IPv4 address inside, too.
 _NOWHERE: tuple[Network, ...] = tuple(
     map(
         ipaddress.ip_network,
@@ -45,23 +45,23 @@ _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 
 @lru_cache(maxsize=MAX_HOSTS)
 def private_block(ip: Ip) -> Network | None:
-    """The range for private networks in which `ip` is; None: the internet, or nowhere."""
+    """The range for private networks that contains `ip`; None on the internet, and where no machine can be."""
     return next((block for block in PRIVATE if ip in block), None)
 
 
 @lru_cache(maxsize=MAX_HOSTS)
 def is_somewhere(ip: Ip) -> bool:
-    """Whether one machine may be there, and one that others can mean: no loopback, link-local, multicast, documentation."""
+    """Whether `ip` can be one machine's for several others: no loopback, link-local, multicast, documentation."""
     if private_block(ip) is not None:
         return True
     return not any(ip in network for network in _NOWHERE) and (ip.version == 4 or ip in _GLOBAL_IPV6)
 
 
 class Surroundings:
-    """This machine's place in the world, as far as it decides on what is dialled.
+    """This machine's networks and neighbours, by which `may_dial` decides.
 
-    `addresses()`: those that this node announces. `own_ports()`: where it listens, whatever for. `remote_hosts()`: the other
-    ends of its links. `see` tells of the interfaces, `linked` of a new link.
+    `addresses()`: those that this node announces. `own_ports()`: all that this node listens on. `remote_hosts()`: the other
+    ends of its links. Call `see` with the interfaces, and `linked` for each new link.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Surroundings:
         self._blocks: set[Network] = set()
 
     def see(self, networks: Sequence[Network], *, lasting: Iterable[Network], own_ips: Iterable[str]) -> None:
-        """The subnets of this machine, those of them that are not bridges to its own containers, and its addresses."""
+        """Take in this machine's subnets (`lasting`: without bridges to its own containers) and addresses."""
         self._networks = networks
         self._own_ips = frozenset(own_ips)
         self._blocks = {block for network in lasting for block in PRIVATE if _is_within(network, block)}
@@ -87,7 +87,7 @@ class Surroundings:
             self.linked(host)
 
     def linked(self, host: str) -> bool:
-        """A member is connected from or at `host`, so packets find their way there; whether that opens more to dial."""
+        """Note a link with a member at `host`, so its range has a route. Returns whether more addresses make sense now."""
         block = private_block(ipaddress.ip_address(host))
         if block is None or block in self._blocks:
             return False
@@ -95,10 +95,10 @@ class Surroundings:
         return True
 
     def may_dial(self, address: PeerAddress, trusted: bool) -> bool:
-        """Whether this makes sense from here. `trusted`: a member proved itself there, in this life or an earlier one."""
+        """Whether a dial makes sense from here. `trusted`: a member proved itself there, in this run or an earlier one."""
         ip = address.ip
         if ip is None:
-            return trusted  # a name leads wherever its owner says, at each dial anew
+            return trusted  # the owner of a name may lead each dial elsewhere
         if self._is_own(address, ip):
             return False
         if ip.is_loopback:
@@ -115,7 +115,7 @@ class Surroundings:
         )
 
     def _is_all_here(self) -> bool:
-        """Whether the network is one of daemons on this very machine, as far as this one can tell."""
+        """Whether, as far as this node can tell, all nodes of the network run on this very machine."""
         return all(address.is_loopback for address in self._addresses()) and all(
             host in self._own_ips or ipaddress.ip_address(host).is_loopback for host in self._remote_hosts()
         )
@@ -126,14 +126,14 @@ def _is_within(network: Network, block: Network) -> bool:
 
 
 class Pace:
-    """How often what is hearsay is dialled: over all, and to one host over all peers that are said to be there."""
+    """Limits dials to hearsay: in all, and to one host, over all peers that are said to be there."""
 
     def __init__(self) -> None:
         self._all = Bucket(DIALS_A_SECOND, DIALS_AT_ONCE)
         self._hosts: Buckets[str] = Buckets(HOST_A_SECOND, HOST_AT_ONCE, max_keys=MAX_HOSTS)
 
     def take(self, host: str, now: float) -> bool:
-        """Whether that host may be dialled now. A name counts for nothing: it is trusted, or not dialled."""
+        """Count a dial to `host`. Returns whether it is allowed now. Names are exempt: only trusted ones are dialled."""
         try:
             key = _host_key(host)
         except ValueError:
@@ -141,7 +141,7 @@ class Pace:
         return self._all.left(now) >= 1 and self._hosts.of(key).take(now) and self._all.take(now)
 
     def found(self, host: str, now: float) -> None:
-        """A member is there: give back what its dial took."""
+        """A member answered at `host`: give back what the dial took."""
         try:
             key = _host_key(host)
         except ValueError:
@@ -151,6 +151,6 @@ class Pace:
 
 
 def _host_key(host: str) -> str:
-    """Raises ValueError for a name."""
+    """The bucket's key of a host. Raises ValueError for a name."""
     ipaddress.ip_address(host)
     return machine_of(host)

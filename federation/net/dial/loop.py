@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_DIALS = 16
-MAX_HEARSAY_DIALS = 64  # each lasts as long as silence would, so 12 a second can fail
+MAX_HEARSAY_DIALS = 64  # each failure takes as long as silence would, so 12 a second can fail
 # Unverified peers may be fake and numerous, so they have their own limit and never delay dials to known peers.
 HEARSAY_A_SECOND, HEARSAY_AT_ONCE = 20.0, 500.0
 HEARSAY_PAUSE_S = 0.25
@@ -31,7 +31,7 @@ NO_ADDRESS = "none of its addresses can be dialled from here now"
 
 
 class Dialler(Protocol):
-    """What this loop asks of the host, and tells it."""
+    """The host, as the dial loop uses it."""
 
     peer_id: str
     book: AddressBook
@@ -103,7 +103,7 @@ class DialLoop:
             self._came_of_it(target, race)
             is_over = race.winner is not None
         self._races.discard(race)
-        if race.winner is not None and not is_over:  # hearsay was right after all
+        if race.winner is not None and not is_over:  # hearsay led to the peer, later than the other addresses failed
             self._came_of_it(target, race)
         for address in race.missed:
             host.book.missed(address, trio.current_time())
@@ -111,7 +111,7 @@ class DialLoop:
             host.book.ourselves(address)
 
     def _may_dial(self, address: PeerAddress) -> bool:
-        """Whether hearsay may be dialled now: within its pace, and not again before the time that silence takes."""
+        """Whether the pace allows a dial to hearsay now. If so, the next one waits until silence would have timed out."""
         now = trio.current_time()
         if not self.pace.take(address.host, now):
             return False
@@ -163,7 +163,7 @@ class DialLoop:
 
 
 def _is_in_doubt(target: Target) -> bool:
-    """Whether it may be an invention: by a record, or by a member that announces many on the local network."""
+    """Whether the target may be made up: by a record, or by a member that announces many on the local network."""
     return not target.proven or (bool(target.addresses) and target.hearsay.issuperset(target.addresses))
 
 

@@ -1,7 +1,7 @@
 """One dial: all addresses of a peer raced with a stagger, and the relays that lead to it a little behind them.
 
-When hearsay is dialled, and when the address behind it, depends on nothing that comes of it: a peer that names an address
-between two of its own, and looks when these are dialled, is not to learn whether a port there is open, closed or silent.
+The result of a dial to hearsay changes the time of no dial, to that address or the next. Else a peer could name a foreign
+port between two addresses of its own, watch when these are dialled, and learn whether that port is open, closed or silent.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from federation.net.link.link import Link
 
 DIAL_TIMEOUT_S = 5.0  # one address, up to the admitted connection
-STAGGER_S = 0.25  # the next address of a peer starts this long after the one before, or when that failed if it is no hearsay
-CIRCUIT_STAGGER_S = 0.5  # the next relay, likewise; two handshakes through one take a tenth of that
-CIRCUIT_AFTER_S = 0.5  # the start that direct addresses have over a relay, unless none answered last time
+STAGGER_S = 0.25  # before the next address starts; less if the one before has failed and is not hearsay
+CIRCUIT_STAGGER_S = 0.5  # before the next relay starts; less if the one before has failed. Two handshakes take a tenth
+CIRCUIT_AFTER_S = 0.5  # the lead of direct addresses over relays, unless no address answered last time
 
 
 class Ourselves(Exception):
@@ -40,14 +40,14 @@ async def _first_of(*events: trio.Event) -> None:
 
 
 class Race:
-    """`run` it, then read `winner`: the link, and the address that led to it (None: a relay); None if nobody answered.
+    """Call `run`, then read `winner`: the link, and the address that led to it (None: a relay). It is None if none answered.
 
-    `connect` and `connect_via_relay(relay, peer)` raise what they like; `problems` collects it. The losers are cancelled.
-    `relays(peer)` is asked again when `news()` is set: addresses that do not answer take their time. `may(address)`: whether
+    `connect` and `connect_via_relay(relay, peer)` may raise any exception; `problems` collects them. The losers are
+    cancelled. While addresses may still answer, `relays(peer)` is asked again when `news()` is set. `may(address)`: whether
     hearsay may be dialled now.
 
-    `settled`: there is a winner, or nobody answers where a member is known to be, nor at a relay, and hearsay had its turn;
-    where there is hearsay alone, after the time that silence would take. One that answers later may still win.
+    `settled` is set when there is a winner, or when all known addresses and relays have failed and hearsay has been dialled;
+    with hearsay alone, when a silent address would have timed out. Hearsay that answers later may still win.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Race:
         self._connect = connect
         self._connect_via_relay = connect_via_relay
         self._may = may
-        self._all_failed = trio.Event()  # as far as relays are to wait for it
+        self._all_failed = trio.Event()  # but for hearsay; relays wait for this
         self._won = trio.CancelScope()
         self.settled = trio.Event()
         self.winner: tuple[PeerAddress | None, Link] | None = None
         self.problems: list[Exception] = []
         self.ourselves: list[PeerAddress] = []
-        self.missed: list[PeerAddress] = []  # tried, and not the right one there
-        self.taken_over: list[PeerAddress] = []  # of them: another peer answers there
+        self.missed: list[PeerAddress] = []  # no peer, or another one, answered there
+        self.taken_over: list[PeerAddress] = []  # those of them where another peer answered
 
     async def run(self) -> None:
         with self._won:
@@ -87,7 +87,7 @@ class Race:
         self.settled.set()
 
     def give_up(self) -> None:
-        """End it without a winner, if there is none yet."""
+        """End the race, without a winner if there is none yet."""
         self._won.cancel()
 
     async def _try_addresses(self, hearsay: trio.Nursery) -> None:
@@ -106,7 +106,7 @@ class Race:
             await trio.sleep_until(over_at)
 
     async def _try_hearsay(self, address: PeerAddress, over_at: float) -> None:
-        """What is `missed` shows when it would for silence, too."""
+        """Dial hearsay. A failure shows in `missed` only when a silent address would have timed out."""
         problem = await self._attempt(address)
         await trio.sleep_until(over_at)
         self._note(address, problem)
@@ -118,7 +118,7 @@ class Race:
     async def _attempt(self, address: PeerAddress) -> Exception | None:
         try:
             self._win(address, await self._connect(address))
-        except Exception as error:  # noqa: BLE001  # as in Host._admit: what a remote's bytes can raise is anybody's guess
+        except Exception as error:  # noqa: BLE001  # as in Host._admit: a remote's bytes can raise anything
             return error
         return None
 

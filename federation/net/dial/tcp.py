@@ -1,8 +1,7 @@
-"""TCP sockets of the p2p port, and connections as py-libp2p takes them, with no more of a stranger's bytes than a handshake
-needs.
+"""TCP sockets of the p2p port, and connections for py-libp2p that read no more bytes than a handshake needs.
 
-Outgoing connections may leave from the port where this node listens: a NAT that maps that port to one outside address shows
-the same to everybody.
+Outgoing connections may leave from the port where this node listens: a NAT that maps a port to one outside address then
+shows the listener's address to all remotes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ BESIDE_BACKLOG = 8
 
 
 async def bind(host: str, port: int) -> trio.SocketListener:
-    """A listener. Raises OSError."""
+    """Listen on `host` and `port`. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -46,7 +45,7 @@ async def bind(host: str, port: int) -> trio.SocketListener:
 
 
 async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: float) -> trio.SocketStream:
-    """A connection from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
+    """Connect from the very port where `listen` listens. Raises OSError, TimeoutError among them."""
     sock = await _bound(listen, host)
     try:
         with trio.move_on_after(within_s) as scope:
@@ -60,7 +59,7 @@ async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: fl
 
 
 async def listen_beside(listen: HostPort) -> tuple[HostPort, list[trio.SocketListener]]:
-    """Listen on a new port that outgoing connections can have too, in IPv4 and, where there is any, IPv6. Raises OSError."""
+    """Listen on a new port that outgoing connections can use too, in IPv4 and, if there is any, IPv6. Raises OSError."""
     first = await _bound(replace(listen, port=0), "::" if ":" in listen.host else "0.0.0.0")
     at = replace(listen, port=first.getsockname()[1])
     sockets = [first]
@@ -88,7 +87,7 @@ async def _bound(listen: HostPort, towards: str) -> trio.socket.SocketType:
 
 
 def share_port(sock: trio.socket.SocketType) -> None:
-    """Let outgoing connections have the listener's port. Said of the listener when it listens, so that nobody else can."""
+    """Let outgoing connections use the listener's port. For a listener only after its bind: a second daemon's must fail."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
@@ -99,13 +98,13 @@ def tcp_connection(stream: trio.SocketStream, *, initiator: bool) -> RawConnecti
 
 
 def ration(raw: IRawConnection, n: int) -> None:
-    """So many bytes more until the connection is a link."""
+    """Let the connection read `n` more bytes until it is a link."""
     stream = raw.stream if isinstance(raw, RawConnection) else raw
     stream.left = n  # type: ignore[attr-defined]
 
 
 async def close_now(raw: IRawConnection) -> None:
-    """Whatever the state it is in, and though we be cancelled."""
+    """Close the connection at once, in any state, even if the caller is cancelled."""
     with trio.CancelScope(shield=True), suppress(Exception):
         if isinstance(raw, RawConnection):
             await trio.aclose_forcefully(raw.stream.stream)  # type: ignore[attr-defined]
@@ -114,7 +113,7 @@ async def close_now(raw: IRawConnection) -> None:
 
 
 class _Rationed(TrioTCPStream):
-    """A stranger's connection: py-libp2p reads as many bytes as a length prefix says, and believes it."""
+    """Bounds the bytes of an outsider: py-libp2p reads as many as a length prefix says, and believes any."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)

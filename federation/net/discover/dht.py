@@ -1,8 +1,8 @@
 """One look into a public DHT, in a process of its own: `python -m federation.net.discover.dht`. JSON in, JSON out.
 
-A look meets strangers with all of py-libp2p: keys of every kind, identify, peer records, multiaddrs, Yamux. None of that may
-take the time or the memory of a node that serves, so it happens here: at a low priority, with a limit on memory, on
-processor time and on the time that passes, whatever any reader does with what it is given. A failure costs one look.
+A look exposes all of py-libp2p to foreign nodes: keys of every kind, identify, peer records, multiaddrs, Yamux. None of that
+may take the time or the memory of a node that serves, so this process does it: at a low priority, with a limit on memory, on
+processor time and on elapsed time, which hold for every parser. A failure costs one look.
 
 Each look is made under a new libp2p identity, by a host that lives for seconds and does not listen. RSA keys, which real DHT
 nodes have, are read by `cryptography` within bounds (trap O), so that one node with a bad one does not cost the look either.
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from libp2p.peer.peerinfo import PeerInfo
 
 LOOK_TIMEOUT_S = 30.0
-START_S = 30  # for what is not the look itself, on a busy machine
-MAX_CPU_S = 30  # 3 s are for the modules
+START_S = 30  # for all but the look itself, on a busy machine
+MAX_CPU_S = 30  # the imports take 3 of them
 MAX_MEMORY = 1024**3  # bytes; a look needs some 150 MiB
 NICE = 10  # it gets a tenth of a busy core
 CONNECT_TIMEOUT_S = 5.0
 MAX_PROVIDERS = 32
-MAX_ADDRESSES = 4  # of one of them
+MAX_ADDRESSES = 4  # of one provider
 PROVIDED_LOOKS, PROVIDED_PAUSE_S = 5, 0.5
 MAX_RSA_BYTES = 1024  # of DER; a key of 4096 bits has 550
 RSA_BITS = range(2048, 4097)
@@ -61,31 +61,31 @@ MAX_RSA_EXPONENT = 2**32 - 1  # all that are in use are 65537 or less; the time 
 
 @dataclass
 class Look:
-    """What to look for: nodes of the DHT (multiaddrs), keys (hex of multihashes), and where this node is dialled."""
+    """A look's task: DHT nodes to begin with (multiaddrs), keys (hex of multihashes), addresses of this node."""
 
     bootstraps: list[str]
-    keys: list[str]  # addresses are looked for under each
-    provided: list[str]  # those of them under which `ours` are left
+    keys: list[str]  # the look finds addresses under each
+    provided: list[str]  # those of them under which the look leaves `ours`
     ours: list[str]
 
 
 @dataclass
 class Found:
-    """Addresses of providers, and what went wrong, for a person; empty if nothing did."""
+    """Addresses of providers. `problem`: the reason of a failure, for a person; empty after a success."""
 
     addresses: list[str] = field(default_factory=list)
     problem: str = ""
 
 
 class BoundedRSA(PublicKey):
-    """A public RSA key, and nothing that takes longer to read or to use."""
+    """A public RSA key, bounded in size and exponent: reading and using one takes little time."""
 
     def __init__(self, key: rsa.RSAPublicKey) -> None:
         self._key = key
 
     @classmethod
     def from_bytes(cls, data: bytes) -> BoundedRSA:
-        """Raises ValueError and what `cryptography` raises for DER that is no public key."""
+        """Read a key. Raises ValueError, and `cryptography`'s errors for DER that is no public key."""
         if len(data) > MAX_RSA_BYTES:
             raise ValueError("an RSA key that is too long")
         key = load_der_public_key(data)
@@ -110,7 +110,7 @@ class BoundedRSA(PublicKey):
 
 
 def bound_keys() -> None:
-    """For all of this process."""
+    """Bound the RSA keys that any code of this process reads."""
     key_type_to_public_key_deserializer[KeyType.RSA.value] = BoundedRSA.from_bytes
 
 
@@ -124,14 +124,14 @@ def bound_process() -> None:
 
 
 async def look(task: Look) -> Found:
-    """Never raises, but for a defect."""
+    """Look once. Never raises, but for a defect."""
     found = Found()
     try:
         with trio.fail_after(LOOK_TIMEOUT_S):
             await _look(task, found)
     except trio.TooSlowError:
         found.problem = f"the DHT did not answer within {LOOK_TIMEOUT_S:g} s"
-    except Exception as error:  # noqa: BLE001  # strangers' bytes meet all of py-libp2p here; the look is lost, no more
+    except Exception as error:  # noqa: BLE001  # foreign bytes can raise anything in py-libp2p; only the look is lost
         cause = _innermost(error)
         found.problem = (cause.detail if isinstance(cause, FederationError) else str(cause)) or type(cause).__name__
     return found
@@ -156,7 +156,7 @@ async def _look(task: Look, found: Found) -> None:
 
 
 async def _connect(bootstraps: list[str], connect: Callable[[PeerInfo], Awaitable[None]], dht: KadDHT) -> None:
-    """To one bootstrap node at least. Raises FederationError."""
+    """Connect to one bootstrap node at least. Raises FederationError."""
     problems = []
     for text in bootstraps:
         peer = info_from_p2p_addr(Multiaddr(text))
@@ -171,7 +171,7 @@ async def _connect(bootstraps: list[str], connect: Callable[[PeerInfo], Awaitabl
 
 
 def usable(provider: PeerInfo) -> list[str]:
-    """Those of its first addresses that can be dialled: anybody's words."""
+    """The provider's first addresses, without those that cannot be dialled: any node may have written them."""
     found = []
     for text in [str(address) for address in provider.addrs[:MAX_ADDRESSES]]:
         try:
@@ -182,12 +182,12 @@ def usable(provider: PeerInfo) -> list[str]:
 
 
 async def _provide(dht: KadDHT, key: bytes) -> None:
-    """Leave our address there. Nobody acknowledges that, and a message may be lost as the connection closes: so it is looked
-    for, and this raises FederationError if it is not found."""
+    """Leave our address under `key`. No node acknowledges it, and the closing connection may lose a message: so look the
+    address up. Raises FederationError if it is not found."""
     store = dht.provider_store
     await store.provide(key)
     for _ in range(PROVIDED_LOOKS):
-        store.providers.pop(key, None)  # else it finds what it noted down itself
+        store.providers.pop(key, None)  # else our own store would answer
         if any(found.peer_id == store.local_peer_id for found in await store.find_providers(key, MAX_PROVIDERS)):
             return
         await trio.sleep(PROVIDED_PAUSE_S)

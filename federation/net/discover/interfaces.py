@@ -1,4 +1,4 @@
-"""This machine's own interfaces: where its listeners are reached, what networks it is in, where to speak multicast DNS."""
+"""This machine's network interfaces: addresses of its listeners, its subnets, interfaces for multicast DNS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BRIDGES = (
 
 
 class _Interfaces:
-    """This machine's interfaces now or, while no descriptor is left to ask the kernel with, when that last worked."""
+    """Returns the interfaces as of now; the last known ones while no descriptor is left to ask the kernel with."""
 
     def __init__(self) -> None:
         self._last: list[ifaddr.Adapter] = []
@@ -57,7 +57,7 @@ def local_addresses(
     A listener on a concrete host is reached there only. One on all interfaces (0.0.0.0 and :: both mean both families)
     is reached at the private addresses of the LAN, then at public ones, IPv4 before IPv6, and last at those of bridges
     on this machine. Link-local ones are left out: they mean nothing on the next link, or without a zone. Loopback
-    counts when there is nothing else: then all there is to meet are daemons on this very machine.
+    counts only where there is no other interface: then all peers are daemons on this very machine.
     """
     if listen_host not in _WILDCARDS:
         return [str(PeerAddress.parse(f"[{listen_host}]:{port}" if ":" in listen_host else f"{listen_host}:{port}"))]
@@ -94,7 +94,7 @@ def local_networks(
 def multicast_interfaces(
     addresses: Iterable[PeerAddress], *, adapters: Callable[[], Iterable[ifaddr.Adapter]] = interfaces
 ) -> list[str | int]:
-    """Where to speak mDNS, as zeroconf wants it: IPv4 addresses, and indexes of interfaces for IPv6.
+    """The interfaces for mDNS, as zeroconf wants them: IPv4 addresses, and indexes of interfaces for IPv6.
 
     All interfaces, loopback among them, since neighbours on this machine may listen there alone. A node that itself
     listens on loopback alone has nothing to say elsewhere.

@@ -1,9 +1,9 @@
 """Members find each other on the local network by multicast DNS.
 
-What is announced: a DNS-SD service whose type and instance name are keyed hashes under the token's rendezvous, so that
-an outsider reads neither the network's name nor who belongs together. The TXT record holds peer id and addresses under
-a MAC with the same key, so that an outsider cannot make members dial addresses of his choice. SRV, A and AAAA repeat it
-for the tools of the trade (`avahi-browse -r`); members believe the TXT record alone.
+A node announces a DNS-SD service whose type and instance name are keyed hashes under the token's rendezvous, so they tell
+an outsider nothing of the network. The TXT record holds peer id and addresses under a MAC with that key, so that an
+outsider cannot make members dial addresses of his choice. SRV, A and AAAA repeat the addresses for common tools
+(`avahi-browse -r`); members believe the TXT record alone.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-CHECK_S = 5.0  # how old a change of address may get unannounced
-RETRY_S = 60.0  # a machine without multicast may be one whose network is not up yet
+CHECK_S = 5.0  # a change of address is announced this late at most
+RETRY_S = 60.0  # without multicast: the machine's network may not be up yet
 RESOLVE_MS = 3000  # zeroconf's own default
-# Members send their record with their name, so hardly any name has to be asked for, and the browser's thread, which does
-# nothing meanwhile, asks for few: anybody on the LAN can name what is not there.
+# Members send their TXT record with their name, so hardly any name needs a query. A query blocks the browser's thread, and
+# any machine on the LAN can announce names without a record, so queries are few.
 RESOLVES_A_SECOND, RESOLVES_AT_ONCE = 1 / 15, 4.0
 START_TIMEOUT_S = 10.0  # zeroconf gives its own start nine
 
 _IP_MULTICAST_ALL = 49  # <linux/in.h>; Python has no name for it
 
 
-# What is announced
+# The announcement
 
 
 def service_name(rendezvous: str) -> str:
@@ -62,9 +62,9 @@ def instance_name(rendezvous: str, peer_id: str) -> str:
 
 
 def encode_txt(rendezvous: str, peer_id: str, addresses: Sequence[PeerAddress], *, nonce: str) -> dict[bytes, bytes]:
-    """The TXT record. A new nonce makes the announcement of a node that restarted news to those who know it."""
+    """The TXT record. A new nonce makes a restarted node's announcement news to members that know the node."""
     texts = [str(replace(address, peer_id=None)) for address in addresses][:MAX_ADDRESSES]
-    texts = [text for text in texts if len(text) <= 250]  # "aN=" and it share 255 bytes
+    texts = [text for text in texts if len(text) <= 250]  # "aN=" and the address share 255 bytes
     fields = {"id": peer_id, "n": nonce, **{f"a{i}": text for i, text in enumerate(texts)}}
     fields["m"] = _keyed(rendezvous, "txt", peer_id, nonce, *texts)
     return {key.encode(): value.encode() for key, value in fields.items()}
@@ -84,7 +84,7 @@ def decode_txt(rendezvous: str, txt: Mapping[bytes, bytes | None]) -> list[PeerA
 
 
 def _keyed(rendezvous: str, *parts: str) -> str:
-    """HMAC-SHA256 cut to 128 bits, in hex. Lengths keep the parts apart: a remote chose them."""
+    """HMAC-SHA256 cut to 128 bits, in hex. Lengths keep the parts apart, since a remote may have chosen them."""
     message = "".join(f"{len(part)}:{part}" for part in ("mdns", *parts))
     return hmac.new(rendezvous.encode(), message.encode(), hashlib.sha256).hexdigest()[:32]
 
@@ -94,7 +94,7 @@ def _keyed(rendezvous: str, *parts: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """All that a session depends on: when it changes, a new one begins."""
+    """All values that a session depends on: a change of one begins a new session."""
 
     addresses: tuple[PeerAddress, ...]
     interfaces: tuple[str | int, ...]
@@ -103,7 +103,7 @@ class _Plan:
 class Mdns:
     """Announces this node on the local network and finds the others of its network there.
 
-    `addresses` says where this node is reached; it is asked every CHECK_S. `on_found` is called on trio's thread, once
+    `addresses()`: those of this node; asked every CHECK_S. `on_found` is called on trio's thread, once
     for each address whenever a peer announces itself, and must not raise. `interfaces` restricts multicast to these
     addresses of this machine.
     """
@@ -159,7 +159,7 @@ class Mdns:
                 return
 
 
-# What zeroconf raises: sockets; an interface that went away meanwhile; its own; a loop that does not answer.
+# zeroconf's errors: of a socket, of an interface that has gone, its own, of a loop that does not answer.
 _ZEROCONF_FAILURES = (OSError, RuntimeError, ZeroconfError, concurrent.futures.TimeoutError)
 
 
@@ -178,7 +178,7 @@ class _Session:
         self._is_closing = False
 
     def open(self, plan: _Plan) -> str:
-        """Listen, browse, announce. Returns why that is not possible; empty if it is."""
+        """Listen, browse, announce. Returns the reason for a failure; empty after a success."""
         try:
             self._zeroconf = Zeroconf(interfaces=list(plan.interfaces))
             if not self._zeroconf.engine.senders:
@@ -193,7 +193,7 @@ class _Session:
 
     def close(self) -> None:
         """Say goodbye and end the threads; takes about 0.3 s, and RESOLVE_MS more while a name is asked for."""
-        self._is_closing = True  # the browser's thread ends behind the names that it has still to go through
+        self._is_closing = True  # the browser's thread skips the names still in its queue
         try:
             if self._browser is not None:
                 self._browser.cancel()
@@ -211,19 +211,19 @@ class _Session:
             properties=encode_txt(self._rendezvous, self._peer_id, addresses, nonce=secrets.token_hex(8)),
             addresses=[address.ip.packed for address in addresses if address.ip and address.port == port],
         )
-        # The name is a hash of the peer id, nobody else has it: `cooperating_responders` saves 1.5 s of probing for it.
+        # The name is a hash of the peer id, so it is unique: `cooperating_responders` saves 1.5 s of probing for others.
         # The synchronous call would wait for the last of three broadcasts.
         registration = zeroconf.async_register_service(info, cooperating_responders=True)
         assert zeroconf.loop is not None
         asyncio.run_coroutine_threadsafe(registration, zeroconf.loop).result(START_TIMEOUT_S)
 
     def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
-        """On the browser's thread, which an exception would end. zeroconf passes these parameters by name."""
+        """Take in a name, on the browser's thread: an exception would end it. zeroconf passes these parameters by name."""
         if self._is_closing or name == self._name or state_change is ServiceStateChange.Removed:
             return
         info = ServiceInfo(service_type, name)
         info.load_from_cache(zeroconf)
-        if not info.text and self._resolves.take(time.monotonic()):  # the pointer came without it
+        if not info.text and self._resolves.take(time.monotonic()):  # the name came without its TXT record
             try:
                 info.request(zeroconf, RESOLVE_MS)
             except _ZEROCONF_FAILURES as error:
@@ -233,8 +233,8 @@ class _Session:
 
 
 def _hear_only_joined_interfaces(zeroconf: Zeroconf) -> None:
-    """Linux hands a wildcard socket the multicast of every interface that any process joined, and a node that listens
-    on loopback alone would answer the LAN."""
+    """Ignore interfaces that only other processes joined, or a node that listens on loopback alone would answer the LAN:
+    Linux hands a wildcard socket the multicast of all of them."""
     if sys.platform == "linux":
         for reader in zeroconf.engine.readers:
             sock = reader.transport.get_extra_info("socket")

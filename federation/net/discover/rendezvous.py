@@ -1,10 +1,10 @@
-"""Finding the network's members through a public Kademlia DHT, for nodes that know nobody's address.
+"""Finds the network's members through a public Kademlia DHT, for nodes that know no member's address.
 
-Members provide, and look for, a key that only the token gives and that changes with the hour: whoever watches the DHT can
-neither find the network nor follow it. Each look is made under a new libp2p identity, by a process of its own (dht.py)
-that lives for seconds: nothing that a stranger sends can reach this one, and a failure costs one look. What is found are
-addresses, nothing more: who answers there has to prove the token like everybody. A DHT node that keeps our record learns
-that these addresses belong together, and may add some of its own, which costs a dial each.
+Members provide, and look for, a key that only the token gives and that changes with the hour: an observer of the DHT can
+neither find the network nor follow it. Each look has a new libp2p identity and a process of its own (dht.py) that lives for
+seconds: no message of a foreign node reaches this process, and a failure costs one look. A look brings addresses and nothing
+more: a peer that answers there has to prove the token like any other. A DHT node that keeps our record learns that these
+addresses belong together, and may add some of its own, which cost a dial each.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-ALONE_EVERY_S = 20.0  # while there is nobody
-EVERY_S = 600.0  # for those who come later; below the hour that a key lives
-LOOK_TIMEOUT_S = 90.0  # by then it has ended by itself, unless reading the modules takes longer than the look: dht.py
+ALONE_EVERY_S = 20.0  # while no member is connected
+EVERY_S = 600.0  # for members that come later; below the hour that a key lives
+LOOK_TIMEOUT_S = 90.0  # a look ends by itself before, unless its imports take longer than the look: dht.py
 MAX_ANSWER_BYTES = 256 * 1024  # MAX_FOUND addresses of the longest kind, three times over
 MAX_FOUND = 256
-NEAR_S = 600.0  # clocks differ, and records last: so long before and after the hour both keys count
+NEAR_S = 600.0  # so long before and after the hour both keys count: clocks differ, and records last
 
 
 def hours(now: datetime) -> list[int]:
@@ -43,7 +43,7 @@ def hours(now: datetime) -> list[int]:
 
 
 class Rendezvous:
-    """`key(hour)`: a multihash. `addresses()`: where this node is dialled. `is_alone()`: no member is connected.
+    """`key(hour)`: a multihash. `addresses()`: those of this node. `is_alone()`: no member is connected.
     `on_found(address)` is called for each address that was found, again at each look."""
 
     def __init__(
@@ -73,14 +73,14 @@ class Rendezvous:
                 self.problem = f"the DHT did not answer within {LOOK_TIMEOUT_S:g} s"
             except FederationError as error:
                 self.problem = error.detail
-            except OSError as error:  # of the process
+            except OSError as error:  # the process did not start
                 self.problem = str(error)
             if self.problem and self.problem != before:
                 log.warning("the DHT could not be asked", why=self.problem[:200])
             await trio.sleep(ALONE_EVERY_S if self.problem or self._is_alone() else EVERY_S)
 
     async def _look(self, counting: Sequence[int]) -> None:
-        """Raises FederationError and OSError."""
+        """Make one look. Raises FederationError and OSError."""
         keys = [self._key(hour).hex() for hour in counting]
         task = {
             "bootstraps": list(self._bootstraps),
@@ -89,7 +89,7 @@ class Rendezvous:
             "ours": [str(PeerAddress(a.host, a.port)) for a in self._addresses() if not a.is_loopback],
         }
         code, answer = await _run([sys.executable, "-m", "federation.net.discover.dht"], json.dumps(task).encode())
-        if code != 0:  # killed by one of its limits, or for saying too much
+        if code != 0:  # killed by one of its limits, or for too long an answer
             raise FederationError(f"the look was given up (exit {code})")
         addresses, problem = _read(answer)
         for address in addresses:
@@ -112,7 +112,7 @@ async def _run(command: list[str], said: bytes) -> tuple[int | None, bytes]:
 
 
 def _read(answer: bytes) -> tuple[list[PeerAddress], str]:
-    """Addresses and problem of a look. The look has met strangers: this node checks the form. Raises FederationError."""
+    """Addresses and problem of a look. Foreign nodes wrote the addresses: check the form. Raises FederationError."""
     try:
         match json.loads(answer):
             case {"addresses": [*addresses], "problem": str(problem)}:

@@ -13,6 +13,7 @@ HEADER = struct.Struct(">BIH")  # type, channel, length of the payload
 HEADER_BYTES = HEADER.size
 NUMBER = struct.Struct(">I")
 LOAD_AND_COUNTED = struct.Struct(">II")
+LOAD_BYTES = HEADER_BYTES + LOAD_AND_COUNTED.size
 MAX_PAYLOAD = MAX_PLAINTEXT - HEADER_BYTES
 MAX_REASON = 200
 ANY_LOAD = 2**32 - 1  # whatever the load, do not compare

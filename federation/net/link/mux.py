@@ -54,6 +54,7 @@ from federation.net.link.frames import (
     HEADER_BYTES,
     LOAD,
     LOAD_AND_COUNTED,
+    LOAD_BYTES,
     MAX_REASON,
     NUMBER,
     OPEN,
@@ -307,7 +308,7 @@ class Mux:
             if self._told != (told := (load.in_flight, self.counted)):
                 self._told = told
                 parts.append(HEADER.pack(LOAD, 0, LOAD_AND_COUNTED.size) + LOAD_AND_COUNTED.pack(*told))
-                room -= len(parts[0])
+                room -= LOAD_BYTES
         while control and len(control[0]) <= room:
             room -= len(control[0])
             parts.append(control.popleft())

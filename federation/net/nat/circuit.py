@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _Stream(MuxStream):
-    """Reports a broken tunnel even when nobody is reading."""
+    """Reports a broken tunnel even while no task reads."""
 
     def __init__(self, channel: Channel, link: Link, on_end: Callable[[str], None] | None) -> None:
         super().__init__(channel, link)
@@ -54,7 +54,7 @@ class CircuitConn(IRawConnection):
         self._stream = _Stream(channel, via, on_end)
 
     async def read(self, n: int | None = None) -> bytes:
-        """Raises IOException, and HandshakeFailed for more than `left` bytes."""
+        """Read at most `n` bytes. Raises IOException, and HandshakeFailed for more than `left` bytes."""
         if not self.left:
             raise HandshakeFailed("it sends more than a handshake takes")
         try:
@@ -65,7 +65,7 @@ class CircuitConn(IRawConnection):
         return data
 
     async def write(self, data: bytes) -> None:
-        """Raises IOException."""
+        """Write all of `data`. Raises IOException."""
         try:
             await self._stream.write(data)
         except MuxedStreamError as error:
@@ -75,7 +75,7 @@ class CircuitConn(IRawConnection):
         self.channel.abort("the connection inside is over")
 
     def take_unread(self) -> tuple[bytes, str | None]:
-        """What came and was not read, and why nothing more will come, if so. The caller is the channel's peer from here."""
+        """The bytes not read yet, and the reason if no more will come. From now on the caller is the channel's other end."""
         return self._stream.take_unread()
 
     def get_remote_address(self) -> tuple[str, int] | None:

@@ -11,7 +11,7 @@ next link.
 
     question:  [[port, ...], hash]      ports to try, at the address from which the asker is connected; the handshake of a
                                         connection that it has just made from the port where it listens, or nil
-    answer:    [seen, mapped, ports]    that address; the one from which that connection came, or nil; what worked
+    answer:    [seen, mapped, ports]    that address; the one from which that connection came, or nil; those that worked
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Reachability:
         self._nursery: trio.Nursery | None = None
         host.handle_stream(PROTOCOL, self._answer)
 
-    # What our record says
+    # For our record
 
     @property
     def dialable(self) -> bool | None:
@@ -125,7 +125,7 @@ class Reachability:
         held = [peer for peer, reservation in self._reservations.items() if reservation.granted]
         return tuple(sorted(held, key=self._nearness))
 
-    # What the node tells
+    # Events from the node
 
     def look(self) -> None:
         """Look anew: a link or a record has come or gone."""
@@ -296,7 +296,7 @@ class Reachability:
                 self._on_change()
         if self.dialable is not False:
             return
-        serving = [peer for peer in self._reservations if self._relays(peer)]  # one that is about to stop does not count
+        serving = [peer for peer in self._reservations if self._relays(peer)]  # a relay that is about to stop does not count
         candidates = [
             peer
             for peer, link in links.items()

@@ -44,7 +44,7 @@ CIRCUIT = "/circuit/1"
 ASKED_A_SECOND, ASKED_AT_ONCE = 4.0, 256.0
 MAX_ASKERS = 4096
 SHARE = 4  # one member has at most this part of the circuits
-BURST_S = 0.25  # what a circuit may send at once, of its rate
+BURST_S = 0.25  # the bytes that a circuit may send at once, as a time at its rate
 LEAST_BURST = 64 * 1024  # one record; else a low rate would never send it
 
 
@@ -142,7 +142,7 @@ class Relay:
         if self.circuits >= self.limits.circuits or self._circuits[source] >= max(1, self.limits.circuits // SHARE):
             self._warn("a circuit was refused, the limit is reached", source, limit=self.limits.circuits)
             return "too many circuits"
-        now = trio.current_time()  # no oftener than its peer lets a member in: the relay would be blamed for the rest
+        now = trio.current_time()  # no more often than the target lets the member in, or it blames the relay
         if not (self._asked.of(source).take(now) and self._asked_for.of((source, target)).take(now)):
             self._warn("a member asks for circuits without end; some are refused", source)
             return "too often"
@@ -236,7 +236,9 @@ class _Circuit:
             self.over()
 
     def broke(self, way: _Way, reason: str) -> None:
-        """The tunnel that brings `way` broke."""
+        """The tunnel that brings `way` broke. Once both ways have ended, each tunnel still delivers what it was given."""
+        if self._over:
+            return
         other = self._far if way is self.there else self._near
         self.there.stop()
         self.back.stop()
@@ -313,6 +315,6 @@ class _Way:
     def acknowledge(self, n: int) -> None: ...
 
     def resume_writing(self) -> None:
-        """The tunnel that we are joined to takes bytes again: it is where the other way goes."""
+        """The tunnel that brings this way's bytes takes bytes again: the other way writes there."""
         if self._back is not None:
             self._back.move()

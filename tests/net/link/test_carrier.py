@@ -8,11 +8,13 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import trio
+
 from federation.net.link.carrier import CircuitCarrier
 from federation.net.link.frames import DATA, FIN, OPEN, OPENED, RST
 from federation.net.link.link import Link
 from federation.net.link.seal import Sealer, Unsealer
-from tests.support.duplex import End
+from tests.support.duplex import Caller, End, Rig, check_duplex, ending
 from tests.support.frames import frame, frames
 from tests.support.links import KEYS, PEERS, Events, secure
 
@@ -93,15 +95,21 @@ class Circuit:
 
 
 @asynccontextmanager
-async def a_circuit(*, unread: bytes = b"", ended: str | None = None) -> AsyncIterator[Circuit]:
-    via, tunnel, reactor, events = Via(), Tunnel(), HandReactor(), Events(other=End())
+async def a_circuit(*, unread: bytes = b"", ended: str | None = None, tunnel: Any = None) -> AsyncIterator[Circuit]:
+    via, reactor, events = Via(), HandReactor(), Events(other=End())
+    tunnel = tunnel or Tunnel()
+
+    async def close() -> None:
+        tunnel.abort("the connection inside is over")
+
     conn: Any = SimpleNamespace(
-        via=via, channel=tunnel, take_unread=lambda: (unread, ended),
+        via=via, channel=tunnel, take_unread=lambda: (unread, ended), close=close,
         get_remote_address=dict, get_transport_addresses=list, get_connection_type=dict,
     )  # fmt: skip
     carrier: Any = partial(CircuitCarrier, circuit=conn)
     link = Link(secure(conn, initiator=True), PEERS[1], reactor=reactor, events=events, carrier=carrier)  # type: ignore[arg-type]
-    await link.carrier.start()
+    if not isinstance(tunnel, Outside):
+        await link.carrier.start()
     yield Circuit(link, tunnel, via, reactor, events)
     link.fail("the test is over")
 
@@ -205,3 +213,44 @@ async def test_a_breach_inside_a_record_is_its_peers() -> None:
         circuit.say(frame(OPEN, 2), frame(77, 1))
         assert len(circuit.events.misused) == 1
         assert "broke the protocol" in circuit.events.closed[0]
+
+
+# As a Duplex
+
+
+@dataclass
+class Outside(Caller):
+    """The tunnel of a circuit. What it heard is unsealed: the bytes of the channel inside, and the names of other frames."""
+
+    window: int = 64 * 1024
+    unsealer: Unsealer = field(default_factory=lambda: Unsealer(KEYS[0]))
+
+    def send(self, data: bytes | memoryview) -> None:
+        assert len(data) <= self.space
+        for record in self.unsealer.feed(bytes(data)):
+            self.heard += [payload if name == "DATA" else (name,) for name, _, payload in frames(record)]
+
+
+@asynccontextmanager
+async def a_channel_inside() -> AsyncIterator[Rig]:
+    """The caller is the circuit's tunnel; behind the carrier is the local end of a channel inside the circuit."""
+    outside = Outside()
+    async with trio.open_nursery() as nursery, a_circuit(tunnel=outside) as circuit:
+        nursery.start_soon(circuit.link.start)
+        await circuit.link.started.wait()
+        channel, end = opened(circuit)
+        circuit.say(frame(OPENED, 1))
+        circuit.reactor.flush()
+        outside.heard.clear()
+        end.heard.clear()
+        outside.acknowledged = 0
+        yield Rig(
+            outside, arrived=lambda: end.data, ended=lambda: ending(end), say=channel.send,
+            break_off=lambda: circuit.link.fail("broken"), move=circuit.reactor.flush,
+            wrap=lambda data: circuit.sealer.seal(frame(DATA, 1, data)),
+            has_room=False, holds_back=False, half_closes=False,
+        )  # fmt: skip
+
+
+async def test_it_keeps_the_contract_of_a_duplex() -> None:
+    await check_duplex(CircuitCarrier, a_channel_inside)

@@ -14,9 +14,10 @@ import trio
 from federation.errors import ProtocolViolation
 from federation.net.dial.hearsay import HOST_AT_ONCE
 from federation.net.nat import reachability as reach_module
-from federation.net.nat.reachability import MAX_PORTS, Reachability, Verdicts, is_outside
+from federation.net.nat.reachability import MAX_PORTS, Reachability, Verdicts, _HeldReservation, is_outside
 from federation.net.nat.relay import RelayLimits
 from federation.units import HostPort
+from tests.support.duplex import FakeChannel, Rig, check_duplex
 from tests.support.hosts import Peer, peers
 from tests.support.links import until
 
@@ -283,3 +284,16 @@ async def test_only_ports_that_were_asked_for_are_announced(monkeypatch: pytest.
         await until(lambda: a.reachability.dialable is not None)
         assert a.reachability.dialable is False
         assert not a.reachability.public
+
+
+@asynccontextmanager
+async def a_held_reservation() -> AsyncIterator[Rig]:
+    """As its holder has it."""
+    relay, link = FakeChannel(), SimpleNamespace(is_closed=False)
+    reach, host = SimpleNamespace(lost=lambda *_, **__: None), SimpleNamespace(reserve=lambda *_: relay)
+    relay.other = _HeldReservation(reach, host, link)  # type: ignore[arg-type]
+    yield Rig(relay, has_room=False, carries=False)
+
+
+async def test_a_held_reservation_keeps_the_contract_of_a_duplex() -> None:
+    await check_duplex(_HeldReservation, a_held_reservation)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -10,10 +13,15 @@ import trio
 from federation.errors import PeerUnavailable
 from federation.net.nat import relay as relay_module
 from federation.net.nat.circuit import open_circuit
-from federation.net.nat.relay import RelayLimits
+from federation.net.nat.relay import Relay, RelayLimits, _Reservation
+from federation.reactor.loop import Reactor
 from tests.support.circuits import connect_via_relay, reserve, send
+from tests.support.duplex import FakeChannel, Rig, check_duplex
 from tests.support.hosts import star
 from tests.support.links import End, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 async def test_reservations() -> None:
@@ -81,3 +89,19 @@ async def test_unknown_services_are_refused() -> None:
         a.host.links[relay.id].open_tunnel("/what/7/x", opener, End())
         await until(lambda: opener.heard == ["this node does not know that service"])
         assert relay.events.opened == []
+
+
+@asynccontextmanager
+async def a_reservation() -> AsyncIterator[Rig]:
+    relay, channel = Relay(Reactor(), {}, RelayLimits(), lambda *_, **__: None), FakeChannel()
+    link: Any = SimpleNamespace(peer_id="holder", path="direct")
+    relay.reserve(link, channel, "")  # type: ignore[arg-type]
+    assert relay.reserved == ["holder"]
+    channel.heard.clear()
+    yield Rig(channel, has_room=False, carries=False)
+    assert relay.reserved == []
+    relay._reactor._poller.close()
+
+
+async def test_a_reservation_keeps_the_contract_of_a_duplex() -> None:
+    await check_duplex(_Reservation, a_reservation)
