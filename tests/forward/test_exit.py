@@ -14,7 +14,7 @@ import trio
 from structlog.testing import capture_logs
 
 from federation.forward.exit import ExitFlow, serve_tunnel
-from federation.net.link.mux import INITIAL_WINDOW
+from federation.net.link.channel import INITIAL_WINDOW
 from federation.reactor import connect as connect_module
 from federation.reactor.connect import Connect
 from federation.reactor.sockets import SocketDuplex
