@@ -58,8 +58,8 @@ from federation.units import HostPort
 if TYPE_CHECKING:
     from federation.config import Settings
     from federation.mesh.tokens import Token
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
     from federation.ops import schemas
     from federation.state import StateDir
 

@@ -230,7 +230,7 @@ def picked_again(daemons: Sequence[Daemon], network: Loopback | Delayed) -> int:
 
 def table(rows: Sequence[dict[str, Any]], *, head: bool = True) -> str:
     lines = [
-        "nodes x in flight  hold  delay  run | ours  best     dice | ours/best | sent back | way ms p50/p99 | cores   | errors"
+        "nodes x in flight  hold  delay  run | ours  best dice | ours/best | sent back | way ms p50/p99 | cores | errors"
     ] * head
     for row in rows:
         lines.append(

@@ -42,8 +42,8 @@ from federation.mesh.records import Gpu, NodeData, encode
 from federation.mesh.tokens import Token
 from federation.metrics import Metrics
 from federation.net.host import MAX_LINKS, TICK_S
+from federation.net.link.frames import HEADER_BYTES, LOAD_BYTES
 from federation.net.link.liveness import SUSPECT_AFTER_S, ping_interval
-from federation.net.link.mux import HEADER_BYTES, LOAD_BYTES
 from federation.net.link.seal import TAG
 from federation.net.pubsub import DEGREE, DEGREE_LOW, HEARTBEAT_S, LAZY_PEERS
 

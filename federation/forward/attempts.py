@@ -28,7 +28,7 @@ from federation.config import Replay
 from federation.errors import BackendUnavailable, PeerUnavailable
 from federation.forward.counters import Busier, Failure
 from federation.forward.watching import WatchableLink
-from federation.net.link.mux import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.errors import BackendUnavailable
-from federation.net.link.mux import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD
 from federation.reactor import fdlimit
 from federation.reactor.connect import Connect
 from federation.reactor.duplex import NullDuplex, join
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from federation.forward.backends import Backend, Backends
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
 
 LOOK_AGAIN_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
 

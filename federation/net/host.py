@@ -65,7 +65,8 @@ if TYPE_CHECKING:
 
     from federation.net.dial.address import PeerAddress
     from federation.net.dial.book import AddressBook
-    from federation.net.link.mux import Channel, TunnelObserver
+    from federation.net.link.channel import Channel
+    from federation.net.link.mux import TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
     from federation.units import HostPort
@@ -504,7 +505,8 @@ class Host:
             self._events.load_told(link, in_flight, unseen)
 
     def load_watched(self, link: Link, seconds: int) -> None:
-        self._events.load_watched(link, seconds)
+        if self.knows(link):
+            self._events.load_watched(link, seconds)
 
     def link_suspect(self, link: Link) -> None:
         if self.links.get(link.peer_id) is link:

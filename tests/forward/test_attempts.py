@@ -17,7 +17,7 @@ from federation.forward.counters import Counters, Failure, Flow
 from federation.forward.route import Route
 from federation.forward.selection import Candidate
 from federation.metrics import Metrics
-from federation.net.link.mux import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD
 from tests.support.links import End
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from federation.errors import BackendUnavailable
 from federation.forward import backends as module
 from federation.forward.backends import FIRST_HOLD_S, NEAR_S, NEWEST_WEIGHT, Backend
-from federation.net.link.mux import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD
 from federation.reactor.sockets import SocketDuplex
 from tests.support.exits import believe, checking, make_exit, serve
 from tests.support.links import End, until

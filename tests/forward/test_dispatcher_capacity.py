@@ -30,7 +30,7 @@ from federation.reactor.duplex import NullDuplex
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federation.net.link.mux import Channel, RequestObserver
+    from federation.net.link.channel import Channel, RequestObserver
     from federation.reactor.duplex import Duplex
 
 ROUTE = Route("default")

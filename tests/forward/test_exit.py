@@ -14,7 +14,9 @@ import trio
 from structlog.testing import capture_logs
 
 from federation.forward.exit import ExitFlow, serve_tunnel
-from federation.net.link.mux import ANY_LOAD, INITIAL_WINDOW, Mux
+from federation.net.link.channel import INITIAL_WINDOW
+from federation.net.link.frames import ANY_LOAD
+from federation.net.link.mux import Mux
 from federation.reactor import connect as connect_module
 from federation.reactor.connect import Connect
 from federation.reactor.sockets import SocketDuplex

@@ -23,7 +23,8 @@ from federation.forward.counters import Failure, Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
 from federation.forward.exit import serve_tunnel
 from federation.forward.reject import REJECT_LINGER_S
-from federation.net.link.mux import INITIAL_WINDOW, Load
+from federation.net.link.channel import INITIAL_WINDOW
+from federation.net.link.mux import Load
 from federation.reactor import sockets
 from tests.support.entries import OWN, Net, network, record, settled
 from tests.support.links import Events, link_pair

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
-from federation.net.link.mux import Channel, Mux
+from federation.net.link.channel import Channel
+from federation.net.link.mux import Mux
 from federation.net.nat.circuit import _Stream
 from federation.net.nat.relay import Relay, _Circuit, _Way
 from federation.net.streams import MuxStream

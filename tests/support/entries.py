@@ -24,7 +24,7 @@ from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
 from federation.metrics import Metrics
-from federation.net.link.mux import INITIAL_WINDOW
+from federation.net.link.channel import INITIAL_WINDOW
 from federation.units import Endpoint
 from tests.support.links import SLACK
 from tests.support.sockets import CountingReactor, Listener, reset, running, stream
@@ -32,7 +32,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.net.link.mux import RequestObserver
+    from federation.net.link.channel import RequestObserver
     from federation.reactor.duplex import Duplex
 
 OWN = "own"

@@ -13,15 +13,16 @@ import trio
 from federation.config import Settings
 from federation.forward.backends import Backend, Backends
 from federation.forward.exit import Serving, serve_tunnel
-from federation.net.link.mux import ANY_LOAD, Load
+from federation.net.link.frames import ANY_LOAD
+from federation.net.link.mux import Load
 from tests.support.links import End, link_pair, until
 from tests.support.sockets import CountingReactor, Listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
     from federation.reactor.sockets import SocketDuplex
 
 SLOW_S = 3600.0  # a health check that comes by itself would come too late for a test

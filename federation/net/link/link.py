@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from multiaddr import Multiaddr
 
     from federation.net.link.carrier import Carrier, Path
+    from federation.net.link.channel import Channel
     from federation.net.link.handshake import SecureConn
-    from federation.net.link.mux import Channel, Load, RequestObserver, TunnelObserver
+    from federation.net.link.mux import Load, RequestObserver, TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
 
