@@ -30,7 +30,8 @@ from federation.reactor.duplex import NullDuplex
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from federation.net.link.channel import Channel, RequestObserver
+    from federation.net.link.channel import Channel
+    from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
 
 ROUTE = Route("default")

@@ -32,7 +32,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.net.link.channel import RequestObserver
+    from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
 
 OWN = "own"
