@@ -151,6 +151,7 @@ class Delayed:
             run("ip", "netns", "add", namespace.name)
             stack.callback(run, "ip", "netns", "delete", namespace.name)
             run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace.name)
+            stack.callback(run, "ip", "link", "delete", port)  # a namespace goes some time after it was deleted
             run("ip", "link", "set", port, "up")
             namespace.run("ip", "link", "set", "lo", "up")
             namespace.run("ip", "link", "set", "eth0", "gso_max_segs", "1", "up")
