@@ -84,6 +84,7 @@ class Metrics(Collector):
         self.finished: Counter[tuple[str, Result]] = Counter()
         self.retries: Counter[RetryReason] = Counter()
         self.picks: Counter[str] = Counter()  # by tier
+        self.picked_again = 0
         self.gossip_messages: Counter[Direction] = Counter()
         self.gossip_bytes: Counter[Direction] = Counter()
         self.opens = Distribution(_OPEN_BUCKETS_S)
@@ -150,6 +151,13 @@ class Metrics(Collector):
             "a PING. lost: the peer or its backend went away before the first byte. Not: failures that the client saw.",
             ["reason"],
             (([reason], self.retries[reason]) for reason in get_args(RetryReason)),
+        )
+        yield _counter(
+            "federation_picks_again",
+            "Picks that the peer sent back, since it had more in flight than this entry believed: the entry picked again. "
+            "Not: retries, which federation_retries_total has.",
+            [],
+            [([], self.picked_again)],
         )
         yield _counter(
             "federation_bytes",

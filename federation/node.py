@@ -26,6 +26,7 @@ from federation.errors import FederationError
 from federation.forward.backends import Backends
 from federation.forward.exit import serve_tunnel
 from federation.forward.frontend import Frontend
+from federation.forward.pushing import Pushing
 from federation.forward.roster import Roster
 from federation.forward.selection import Policy, Selector
 from federation.mesh.bans import Bans
@@ -44,6 +45,7 @@ from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.link.link import talk
+from federation.net.link.mux import Load
 from federation.ops import status
 from federation.ops.access_log import AccessLog
 from federation.ops.operator import Operator
@@ -56,8 +58,8 @@ from federation.units import HostPort
 if TYPE_CHECKING:
     from federation.config import Settings
     from federation.mesh.tokens import Token
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
     from federation.ops import schemas
     from federation.state import StateDir
 
@@ -94,10 +96,11 @@ class Node:
         self.ledger = Ledger(is_linked=lambda peer: peer in self.host.links or peer == self.host.peer_id)
         self.book = AddressBook()
         self.bans = Bans(state)
+        load = Load()
         self.host = Host(
             seed=state.identity(), reactor=self.reactor, events=self, book=self.book,
             admission_keys=lambda: self.rotation.valid_keys(), retired_keys=lambda: self.rotation.retired_keys(),
-            is_banned=self.bans.__contains__, relay=relay_limits(settings),
+            is_banned=self.bans.__contains__, relay=relay_limits(settings), load=load,
         )  # fmt: skip
         self.rotation = Rotation(
             host=self.host, keyring=Keyring.from_saved(token, state.load_rotation()), state=state,
@@ -109,8 +112,9 @@ class Node:
                 self.facts.control, *self.facts.listens.values(), *(listen.address for listen in settings.listens)
             ),
         )  # fmt: skip
+        self.pushing = Pushing(self.reactor, self.host.links.get)
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
-        self.backends = Backends(self.reactor, settings, on_change=self._own_change, on_load=self._own_load)
+        self.backends = Backends(self.reactor, settings, load=load, on_change=self._own_change, on_load=self._own_load)
         self.roster = Roster(
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
@@ -124,7 +128,7 @@ class Node:
             metrics=self.metrics,
             host_name=socket.gethostname(),
         )
-        self.roster.on_change = self.frontend.dispatcher.roster_changed
+        self.roster.on_change = self.frontend.dispatcher.look_again
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -185,7 +189,7 @@ class Node:
                     await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            self.frontend.dispatcher.waiting.clear()  # waiting requests hear no more: this is the end, in order or not
+            self.frontend.dispatcher.forget_waiting()  # they hear no more: this is the end, in order or not
             self.frontend.stop_listening()
             self.frontend.abort_all("this node stops")
             self.access_log.write()
@@ -289,14 +293,24 @@ class Node:
         self.roster.changed()
         self.gossip.stir()
 
-    def _own_load(self) -> None:
-        self.frontend.dispatcher.own_load_is_news = True
+    def _own_load(self, entry_id: str) -> None:
+        dispatcher = self.frontend.dispatcher
+        dispatcher.own_load_is_news = True
+        dispatcher.look_again()
+        self.pushing.changed(entry_id)
         self.gossip.stir()
 
     # Events of the network (HostEvents)
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
-        serve_tunnel(self.backends, link, channel, service)
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
+        serve_tunnel(self.backends, link, channel, service, believed)
+
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+        self.selector.told(link.peer_id, in_flight, unseen, is_fresh=link.is_watching(self.reactor.now()))
+        self.frontend.dispatcher.look_again()
+
+    def load_watched(self, link: Link, seconds: int) -> None:
+        self.pushing.watched(link, seconds)
 
     def peer_up(self, link: Link) -> None:
         name, address = self.parts.name_of(link.peer_id), link.remote_address
@@ -310,6 +324,8 @@ class Node:
 
     def peer_down(self, peer_id: str, reason: str) -> None:
         _say(self._links_said, "peer disconnected", peer=peer_id, name=self.parts.name_of(peer_id), why=reason)
+        self.selector.lost(peer_id)
+        self.pushing.peer_down(peer_id)
         self.roster.changed()
         self.connectivity.reachability.look()
 
@@ -338,7 +354,10 @@ class Node:
         self.roster.changed()
 
     def _take_record(self, record: NodeData, before: NodeData | None) -> None:
-        self.selector.observe_load(record.peer_id, record.in_flight)
+        link = self.host.links.get(record.peer_id)
+        if link is None or not link.is_watching(self.reactor.now()):
+            self.selector.stale(record.peer_id)
+        self.selector.reported(record.peer_id, record.in_flight)
         if record.left:
             self.book.forget(record.peer_id)
             return

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import itertools
 import math
 import random
 import sys
@@ -31,15 +32,18 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
+from federation.forward.attempts import MOST_BUSIER
+from federation.forward.pushing import COALESCE_S
 from federation.forward.selection import Selector
+from federation.forward.watching import Watching
 from federation.mesh import gossip
 from federation.mesh.ledger import MAX_ROWS, Ledger
 from federation.mesh.records import Gpu, NodeData, encode
 from federation.mesh.tokens import Token
 from federation.metrics import Metrics
 from federation.net.host import MAX_LINKS, TICK_S
+from federation.net.link.frames import HEADER_BYTES, LOAD_BYTES
 from federation.net.link.liveness import SUSPECT_AFTER_S, ping_interval
-from federation.net.link.mux import HEADER_BYTES
 from federation.net.link.seal import TAG
 from federation.net.pubsub import DEGREE, DEGREE_LOW, HEARTBEAT_S, LAZY_PEERS
 
@@ -56,6 +60,8 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 TOKEN = Token(b"t" * 32)
 CLIENTS_A_NODE = 4  # in flight, on average
 HOLD_S = 2.0
+WAY_S = 0.01  # between any two nodes, one way
+LOAD_RECORD_BYTES = LOAD_BYTES + 2 + TAG
 
 
 class Sizes(NamedTuple):
@@ -209,8 +215,9 @@ class SimTopic:
 
 
 def new_observer(network: Network, n: int, ledger: Ledger, describe: Any) -> gossip.Gossip:
+    links = dict.fromkeys(range(network.nodes - 1), SimpleNamespace(mux=SimpleNamespace(tells_load=True)))
     host = SimpleNamespace(
-        number=n, network=network, peer_id=peer_name(n), links=range(network.nodes - 1), handle_stream=lambda *_: None,
+        number=n, network=network, peer_id=peer_name(n), links=links, handle_stream=lambda *_: None,
         warn=lambda *_, **__: None, report_violation=lambda *_: None,
     )  # fmt: skip
     return gossip.Gossip(
@@ -327,56 +334,161 @@ def deaths(nodes: int, seed: int) -> tuple[float, float]:
     return percentile(closed, 0.99), percentile(silent, 0.99)
 
 
-def imbalance(  # noqa: C901  # four kinds of events, side by side
-    nodes: int, entries: int, seed: int, delay_s: tuple[float, float] = (0.1, 2.0)
-) -> float:
-    """Most connections on a node over the mean, averaged over time: exponential arrivals and durations, reports at the pace
-    of gossip.py, late by `delay_s`. Dice would have it at about 1 + 2/sqrt(CLIENTS_A_NODE) and more with more nodes."""
-    rng = random.Random(seed)
-    records = [new_record(n) for n in range(nodes)]
-    selectors = [Selector(entry_id=peer_name(10**6 + n), rng=random.Random(n)) for n in range(entries)]
-    pace = max(gossip.load_interval(nodes), gossip.FASTEST_S)
-    index = {record.peer_id: n for n, record in enumerate(records)}
-    open_now = [0] * nodes
-    arrivals_s = nodes * CLIENTS_A_NODE / HOLD_S
-    seconds = max(3 * HOLD_S, min(10 * HOLD_S, 12_000 / arrivals_s))
-    events: list[tuple[float, int, str, Any]] = []
-    numbers = iter(range(10**9))
+class Spread(NamedTuple):
+    """`most`: connections on a node over the mean, averaged over time. `load_bytes_s`: what a node says of its load by
+    frames for their own sake, in and out. `again`: how many picks a connection were sent back."""
 
-    def push(at: float, kind: str, what: Any) -> None:
-        heapq.heappush(events, (at, next(numbers), kind, what))
+    most: float
+    load_bytes_s: float
+    again: float
 
-    push(0.0, "arrive", None)
-    for n in range(nodes):
-        push(rng.uniform(0, pace), "say", n)
-    samples = []
-    while events:
-        at, _, kind, what = heapq.heappop(events)
-        if at > seconds:
-            break
-        if kind == "arrive":
-            selector = rng.choice(selectors)
-            pick = selector.pick(records, now=at)
-            assert pick is not None
-            n = index[pick.chosen.peer_id]
-            open_now[n] += 1
-            push(at + rng.expovariate(1 / HOLD_S), "end", (selector, n))
-            push(at + rng.expovariate(arrivals_s), "arrive", None)
-            if at > seconds / 3:
-                samples.append(max(open_now) / max(1e-9, mean(open_now)))
-        elif kind == "end":
-            selector, n = what
-            selector.release(records[n].peer_id)
-            open_now[n] -= 1
-        elif kind == "say":
-            if entries > 1:
-                push(at + rng.uniform(*delay_s), "hear", (what, open_now[what]))
-            push(at + pace, "say", what)
+
+class _Entry:
+    """One entry: the real selector, over links that are times and numbers."""
+
+    def __init__(self, n: int, peers: Spreading) -> None:
+        self.number = n
+        self.peer_id = peer_name(n)
+        self.selector = Selector(entry_id=self.peer_id, rng=random.Random(n))
+        self.watching = Watching(
+            self.peer_id, self.selector, lambda peer_id: _SimLink(self, peers.index[peer_id], peers), peers.rng
+        )
+        self.unseen = Counter[int]()  # node -> connections on their way there
+
+
+class _SimLink(NamedTuple):
+    entry: _Entry
+    node: int
+    peers: Spreading
+
+    def watch(self, now: float) -> bool:
+        watchers = self.peers.watchers[self.node]
+        if self.entry.number in watchers:
+            return True
+        watchers.add(self.entry.number)
+        self.peers.frames += 2  # WATCH, and the load in return
+        self.peers.later(now + 2 * self.peers.way_s, self.peers.hear, self.entry, self.node, 0)
+        return False
+
+    def unwatch(self) -> None:
+        self.peers.frames += 1
+        self.peers.watchers[self.node].discard(self.entry.number)
+
+
+class Spreading:
+    """Exponential arrivals and durations over `nodes`, of which `entries` take clients. Dice would have the busiest at about
+    1 + 2/sqrt(CLIENTS_A_NODE) times the mean, and more with more nodes."""
+
+    def __init__(self, nodes: int, entries: int, seed: int, way_s: float = WAY_S) -> None:
+        self.rng = random.Random(seed)
+        self.way_s = way_s
+        self.records = [new_record(n) for n in range(nodes)]
+        self.index = {record.peer_id: n for n, record in enumerate(self.records)}
+        self.open_now = [0] * nodes
+        self.watchers: list[set[int]] = [set() for _ in range(nodes)]
+        self.entries = [_Entry(n, self) for n in range(entries)]
+        self.arrivals_s = nodes * CLIENTS_A_NODE / HOLD_S
+        self.seconds = max(3 * HOLD_S, min(10 * HOLD_S, 24_000 / self.arrivals_s))
+        self.frames = self.asked = self.again = 0
+        self._events: list[tuple[float, int, Any, tuple[Any, ...]]] = []
+        self._numbers = itertools.count()
+        self._pushing: set[int] = set()
+        self._most = _Most(nodes)
+
+    def later(self, at: float, what: Any, *arguments: Any) -> None:
+        heapq.heappush(self._events, (at, next(self._numbers), what, arguments))
+
+    def run(self) -> Spread:
+        self.later(0.0, self.arrive)
+        samples, began = [], 0
+        while self._events:
+            now, _, what, arguments = heapq.heappop(self._events)
+            if now > self.seconds:
+                break
+            what(now, *arguments)
+            if now > self.seconds / 3:
+                began = began or self.frames
+                samples.append(self._most.now * len(self.records) / max(1, self._most.total))
+        frames_s = (self.frames - began) / (self.seconds * 2 / 3)
+        return Spread(mean(samples), 2 * frames_s * LOAD_RECORD_BYTES / len(self.records), self.again / self.asked)
+
+    def arrive(self, now: float) -> None:
+        self.later(now + self.rng.expovariate(self.arrivals_s), self.arrive)
+        self.asked += 1
+        self.pick(now, self.rng.choice(self.entries), 0)
+
+    def pick(self, now: float, entry: _Entry, again: int) -> None:
+        seen = entry.watching.look("default", self.records, now)
+        pick = entry.selector.pick(seen, now=now)
+        assert pick is not None
+        node = self.index[pick.chosen.peer_id]
+        if node == entry.number:
+            self.opens(now, entry, node, pick.chosen.in_flight, again)
         else:
-            n, load = what
-            for selector in selectors:
-                selector.observe_load(records[n].peer_id, load)
-    return mean(samples)
+            entry.unseen[node] += 1
+            self.later(now + self.way_s, self.opens, entry, node, pick.chosen.in_flight, again)
+
+    def opens(self, now: float, entry: _Entry, node: int, believed: int, again: int) -> None:
+        is_own = node == entry.number
+        if not is_own and again < MOST_BUSIER and self.open_now[node] > believed:
+            self.again += 1
+            self.later(now + self.way_s, self.sent_back, entry, node, again)
+            return
+        self.changed(now, node, 1)
+        self.later(now + self.rng.expovariate(1 / HOLD_S), self.ends, entry, node)
+        if not is_own:
+            self.later(now + self.way_s, self.hear, entry, node, 1)  # with OPENED
+
+    def sent_back(self, now: float, entry: _Entry, node: int, again: int) -> None:
+        self.hear(now, entry, node, 1)
+        entry.selector.release(self.records[node].peer_id)
+        self.pick(now, entry, again + 1)
+
+    def ends(self, now: float, entry: _Entry, node: int) -> None:
+        self.changed(now, node, -1)
+        self.later(now + (0 if node == entry.number else self.way_s), self.ended, entry, node)
+
+    def ended(self, now: float, entry: _Entry, node: int) -> None:
+        entry.selector.release(self.records[node].peer_id)
+        self.hear(now, entry, node, 0)
+
+    def hear(self, now: float, entry: _Entry, node: int, seen: int) -> None:
+        """A load arrives; it holds `seen` of the connections on their way. That it is by now some way old, all loads are."""
+        del now
+        entry.unseen[node] -= seen
+        is_fresh = entry.number in self.watchers[node] or node == entry.number
+        entry.selector.told(self.records[node].peer_id, self.open_now[node], entry.unseen[node], is_fresh=is_fresh)
+
+    def changed(self, now: float, node: int, by: int) -> None:
+        self._most.change(self.open_now[node], by)
+        self.open_now[node] += by
+        if node < len(self.entries):
+            self.entries[node].selector.told(self.records[node].peer_id, self.open_now[node])
+        if node not in self._pushing:
+            self._pushing.add(node)
+            self.later(now + COALESCE_S, self.push, node)
+
+    def push(self, now: float, node: int) -> None:
+        self._pushing.discard(node)
+        for number in self.watchers[node]:
+            self.frames += 1
+            self.later(now + self.way_s, self.hear, self.entries[number], node, 0)
+
+
+class _Most:
+    """The most of many counters that go up and down by one, without looking at all of them."""
+
+    def __init__(self, count: int) -> None:
+        self._having = Counter({0: count})
+        self.now = self.total = 0
+
+    def change(self, value: int, by: int) -> None:
+        self._having[value] -= 1
+        self._having[value + by] += 1
+        self.total += by
+        self.now = max(self.now, value + by)
+        while self.now and not self._having[self.now]:
+            self.now -= 1
 
 
 def ledger_bytes(nodes: int) -> int:
@@ -411,8 +523,10 @@ def one_size(nodes: int, seed: int, *, picks: bool) -> dict[str, float]:
         "ledger MB": ledger_bytes(nodes) / 1e6,
     }  # fmt: skip
     if picks:
-        row |= {f"max/mean, {name}": imbalance(nodes, entries, seed) for name, entries in (("1 entry", 1), ("8 entries", 8))}
-        row["max/mean, all entries"] = imbalance(nodes, nodes, seed) if nodes <= 100 else math.nan
+        for name, entries in (("1 entry", 1), ("8 entries", 8), ("all entries", nodes)):
+            spread = Spreading(nodes, entries, seed).run()
+            row[f"max/mean, {name}"] = spread.most
+        row |= {"load frames kB/s, all entries": spread.load_bytes_s / 1e3, "picked again, all entries": spread.again}
     return row
 
 
@@ -428,7 +542,7 @@ def main() -> int:
     rows = []
     for nodes in options.nodes:
         began = time.monotonic()
-        rows.append(one_size(nodes, options.seed, picks=not options.no_picks and nodes <= MAX_ROWS // 4))
+        rows.append(one_size(nodes, options.seed, picks=not options.no_picks))
         print(f"{nodes} nodes: done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
     print("| |" + "".join(f" {n:,} |" for n in options.nodes) + " grows as |")

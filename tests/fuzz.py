@@ -39,6 +39,7 @@ from federation.mesh.tokens import Token
 from federation.net import identity as identities
 from federation.net.dial.address import PeerAddress
 from federation.net.link import mux
+from federation.net.link.frames import ANY_LOAD
 from federation.net.link.handshake import TokenNoise
 from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.net.pubsub import canonical, is_genuine
@@ -176,20 +177,25 @@ def handshake(data: bytes) -> str:
 
 
 def frames(data: bytes) -> str:
-    """Records of mux frames, cut at random, at both ends of a connection; a third of the tunnels is served."""
+    """Records of mux frames, cut at random, at both ends of a connection, of the present version and of the former one; a
+    third of the tunnels is served."""
     rng = random.Random(data)
     outcome = ""
-    for initiator in (True, False):
-        handler = _Handler(rng)
-        m = mux.Mux(initiator=initiator, handler=handler, wake=lambda: None)
+    for initiator, load in ((True, mux.Load(3)), (False, mux.Load(0)), (True, None), (False, None)):
+        handler = _Handler(rng, load)
+        m = mux.Mux(initiator=initiator, handler=handler, wake=lambda: None, load=load)
         for _ in range(rng.randrange(3)):
-            m.open_tunnel("default", End(), End()).send(b"hello")
+            if rng.random() < 0.5:
+                m.open_tunnel("default", End(), End()).send(b"hello")
+            else:
+                m.open_request("default", End(), End(), rng.randrange(9)).send(b"hello")
         try:
             for piece in _records(data):
                 m.feed(piece)
                 while (out := m.next_record()) is not None:
                     assert 0 < len(out) <= MAX_PLAINTEXT
-            outcome += f"took it all, {min(handler.opened, 3)} opened;"
+                assert m._unseen.keys() <= m.channels.keys()
+            outcome += f"took it all, {min(handler.opened, 3)} opened, {min(handler.told, 3)} told;"
         except ProtocolViolation as error:
             outcome += error.detail.translate({ord(digit): None for digit in "0123456789"}) + ";"
             m.abort("a violation")
@@ -199,14 +205,32 @@ def frames(data: bytes) -> str:
 
 
 class _Handler:
-    def __init__(self, rng: random.Random) -> None:
-        self.opened = 0
+    def __init__(self, rng: random.Random, load: mux.Load | None) -> None:
+        self.opened = self.told = 0
         self._rng = rng
+        self._load = load
 
-    def tunnel_opened(self, channel: mux.Channel, service: str) -> None:
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        assert self._load is not None
+        assert 0 <= in_flight <= ANY_LOAD
+        assert 0 <= unseen <= 2
+        self.told += 1
+
+    def watched(self, seconds: int) -> None:
+        assert self._load is not None
+        assert 0 <= seconds <= 255
+        self.told += 1
+
+    def tunnel_opened(self, channel: mux.Channel, service: str, believed: int) -> None:
+        assert believed == ANY_LOAD or self._load is not None
         self.opened += 1
         channel.other = End(other=channel)
-        if self._rng.random() < 0.6:
+        channel.counted()
+        if self._load is not None and self._load.in_flight > believed:
+            channel.refuse_as_busier(self._load.in_flight)
+        elif self._rng.random() < 0.6:
+            if self._load is not None:
+                self._load.in_flight += 1
             channel.accept()
             channel.send(b"220 ready")
         elif self._rng.random() < 0.5:
@@ -338,10 +362,13 @@ def _full_record(rng: random.Random) -> NodeData:
 
 
 def _frame(rng: random.Random) -> bytes:
-    kind = rng.randrange(1, 11)
-    channel = 0 if kind >= mux.PING else rng.choice((1, 1, 2, 2, 3, 4, 5, 6, 2**32 - 1))
+    kind = rng.choice((*range(1, 14), 64, 255))
+    channel = 0 if kind in (mux.PING, mux.PONG, mux.LOAD, mux.WATCH) else rng.choice((1, 1, 2, 2, 3, 4, 5, 6, 2**32 - 1))
+    load = struct.pack(">I", rng.choice((0, 1, 3, 100, ANY_LOAD)))
+    number = struct.pack(">I", rng.choice((0, 1, 4, 65536, ANY_LOAD)))
     payload = {
-        mux.OPEN: b"default", mux.CREDIT: struct.pack(">I", rng.choice((0, 1, 65536, 2**32 - 1))), mux.PING: bytes(8),
+        mux.OPEN: rng.choice((b"", load)) + b"default", mux.LOAD: load + number,
+        mux.WATCH: rng.choice((b"\x00", b"\x1e")), mux.BUSIER: load, mux.CREDIT: number, mux.PING: bytes(8),
         mux.PONG: bytes(8), mux.DATA: bytes(rng.choice((1, 10, 5000))), mux.RST: b"gone", mux.REFUSED: b"no",
     }.get(kind, b"")  # fmt: skip
     return mux.HEADER.pack(kind, channel, len(payload)) + payload

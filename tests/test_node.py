@@ -430,7 +430,7 @@ class TestRecord:
 
     async def test_announces_the_load_that_lasts(self, make: MakeNode) -> None:
         node = make()
-        node.backends.in_flight = 3
+        node.backends.load.in_flight = 3
         node.backends._least = 1
         assert node._describe().in_flight == 1
         assert node.gossip._stir.is_set()  # and looks again soon

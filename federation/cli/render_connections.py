@@ -71,10 +71,14 @@ def _story(
     assert first is not None
     title = f"#{number}  {_clock(first['at'])}  {plain(first['client'])} asked for {plain(first['service'])}"
     lines = [paint(title, "bold", color)]
+    attempt = None
     for decision in decisions:
         if len(decisions) > 1:
-            lines.append(f"  attempt {decision['attempt']}")
+            lines.append(f"  attempt {decision['attempt']}{', again' * (decision['attempt'] == attempt)}")
+        attempt = decision["attempt"]
         lines += [f"    {line}" for line in _candidates(decision, color=color)]
+        if back := decision.get("sent_back"):
+            lines.append("    " + paint(f"had {back['had']}, we believed {back['believed']}: picked again", "yellow", color))
         if decision["failed"]:
             lines.append("    " + paint(f"failed: {plain(decision['failed'], 150)}", "yellow", color))
     if turned_away is not None:

@@ -8,6 +8,10 @@ its client's bytes (replay_buffer.py), hands them to each upstream, and says whe
        |                 |  the peer is suspect         |
        +-----------------+------------------------------+   REJECTED: no peer is left, or the request is unwanted
 
+An exit that has more in flight than this entry believed says BUSIER: nothing was done, and the entry picks again. That is no
+failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more, until
+the request has waited. A request that is sent back keeps its place among those that wait, and its patience runs on.
+
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
 so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
 the replay buffer. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
@@ -22,13 +26,16 @@ import structlog
 
 from federation.config import Replay
 from federation.errors import BackendUnavailable, PeerUnavailable
-from federation.forward.counters import Failure
+from federation.forward.counters import Busier, Failure
+from federation.forward.watching import WatchableLink
+from federation.net.link.frames import ANY_LOAD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
 
     from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
+    from federation.forward.selection import Candidate
     from federation.metrics import RetryReason
     from federation.reactor.duplex import Duplex, Joinable
     from federation.reactor.loop import Timer
@@ -41,6 +48,8 @@ log = structlog.get_logger(__name__)
 # answered.
 REFUSED_PENALTY_S = 1.0
 SILENT_PENALTY_S = 2.5
+
+MOST_BUSIER = 2  # each costs a round trip, and the third exit that looks idle is as good as any
 
 
 class State(str, Enum):
@@ -95,11 +104,11 @@ class Request(Protocol):
         """The upstream broke after the commit: the client is to hear a reset."""
 
 
-class PeerLink(Protocol):
-    """A link, as an attempt uses it; net.link.link.Link implements this."""
+class PeerLink(WatchableLink, Protocol):
+    """What an attempt needs of a link; net.link.link.Link has it."""
 
-    def open_tunnel(self, service: str, observer: Attempts, other: Duplex, /) -> Joinable:
-        """Open a tunnel to the peer's backend. Raises PeerUnavailable."""
+    def open_request(self, service: str, observer: Attempts, other: Duplex, believed: int, /) -> Joinable:
+        """`believed`: the load of the peer, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
 
     def read(self) -> None:
         """Handle the bytes in its socket now."""
@@ -126,8 +135,10 @@ class Dispatcher(Protocol):
     def now(self) -> float: ...
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer: ...
 
-    def pick(self, request: Request, tried: Set[str], attempt: int) -> str | None:
-        """The peer for this attempt, counted in flight there until `release`; None where no other is left."""
+    def pick(self, request: Request, tried: Set[str], attempt: int, again: int) -> Candidate | None:
+        """The peer for this attempt, for which one was picked `again` times before. The candidate is as it was before this
+        request, which counts there until `release`. None where no other is left, where all are full, and where others wait
+        already."""
 
     def release(self, peer_id: str) -> None: ...
 
@@ -145,8 +156,8 @@ class Dispatcher(Protocol):
     def broke_off(self, route: Route, peer_id: str) -> None:
         """The peer, or its backend, reset a committed request."""
 
-    def wait(self, attempts: Attempts) -> None:
-        """Call `attempts.try_again()` when the roster has changed; unless `stop_waiting` comes first."""
+    def wait(self, attempts: Attempts, request: Request) -> None:
+        """Call `attempts.try_again()` when the roster or a load has changed, until `stop_waiting`."""
 
     def stop_waiting(self, attempts: Attempts) -> None: ...
 
@@ -155,7 +166,7 @@ class Attempts:
     """All attempts of one request. `peer_id` is the peer of the present one, whose counter it holds; else empty."""
 
     __slots__ = (
-        "_dialling", "_dispatcher", "_link", "_request", "_timer", "_waited_s", "_waiting_since",
+        "_again", "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_request", "_since", "_timer", "_waited_s",
         "count", "peer_id", "state", "tried",
     )  # fmt: skip
 
@@ -168,8 +179,11 @@ class Attempts:
         self.tried: set[str] = set()
         self._link: PeerLink | None = None  # of this attempt; None: our own backend
         self._dialling: Dialling | None = None
+        self._believed = 0  # load of the peer before this attempt
+        self._again = 0  # how often a peer sent this request back for its load
+        self._busier = 0  # how often since it waited last
         self._timer: Timer | None = None  # of the tunnel to open, or of the wait for a peer
-        self._waited_s = self._waiting_since = 0.0
+        self._waited_s = self._since = 0.0  # since when it waits, or asks for a tunnel
 
     def to(self, state: State) -> None:
         assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
@@ -181,17 +195,17 @@ class Attempts:
         """Go to the best peer that was not tried; without one, wait for the roster to change."""
         dispatcher = self._dispatcher
         while True:
-            peer_id = dispatcher.pick(self._request, self.tried, self.count + 1)
-            if peer_id is None:
+            chosen = dispatcher.pick(self._request, self.tried, self.count + 1, self._again)
+            if chosen is None:
                 self._wait()
                 return
-            self.peer_id = peer_id
-            self.tried.add(peer_id)
+            self.peer_id, self._believed = chosen.peer_id, chosen.in_flight
+            self.tried.add(self.peer_id)
             self.count += 1
             try:
                 upstream = self._open()
             except (PeerUnavailable, BackendUnavailable) as error:
-                log.debug("peer cannot take the connection", peer=peer_id, why=error.detail)
+                log.debug("peer cannot take the connection", peer=self.peer_id, why=error.detail)
                 self._is_over(error.detail)
                 if dispatcher.replay is Replay.NEVER:
                     self.reject("the peer could not take the connection")
@@ -213,8 +227,10 @@ class Attempts:
         link = self._link = dispatcher.link(self.peer_id)
         if link is None:
             raise PeerUnavailable("no connection to it")
-        upstream = link.open_tunnel(request.route.service, self, request.upstream_side())
+        believed = self._believed if self._busier < MOST_BUSIER else ANY_LOAD
+        upstream = link.open_request(request.route.service, self, request.upstream_side(), believed)
         self._timer = dispatcher.call_later(dispatcher.open_timeout_s, self._on_timeout)
+        self._since = dispatcher.now()
         self.to(State.OPENING)
         return upstream
 
@@ -224,16 +240,19 @@ class Attempts:
         if left <= 0:
             self.reject("no peer is available")
             return
-        self._waiting_since = dispatcher.now()
+        self._since = dispatcher.now()
         self._timer = dispatcher.call_later(left, lambda: self.reject("no peer is available"))
-        dispatcher.wait(self)
+        dispatcher.wait(self, self._request)
 
     def try_again(self) -> None:
-        """The roster changed while this request waited."""
-        self._waited_s += self._dispatcher.now() - self._waiting_since
+        """The roster or a load changed while this request waited."""
+        self._waited_s += self._dispatcher.now() - self._since
         self._stop_timer()
         self.tried.clear()
+        self._busier = 0
         self.start()
+        if self.state is not State.WAITING:
+            self._dispatcher.stop_waiting(self)
 
     # How an attempt goes
 
@@ -246,6 +265,24 @@ class Attempts:
 
     def refused(self, reason: str) -> None:
         self.failed(reason)
+
+    def busier(self, load: int) -> None:
+        """The peer has more in flight than this entry believed, or is full: pick again, with what it has told."""
+        dispatcher, request = self._dispatcher, self._request
+        if self._busier == MOST_BUSIER:
+            self.failed("the peer is at its capacity")
+            return
+        self._stop_timer()
+        request.disconnected("")
+        self.to(State.WAITING)
+        dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, load, self._believed))
+        self._busier += 1
+        self._again += 1
+        self._waited_s += dispatcher.now() - self._since
+        self.tried.discard(self.peer_id)
+        self._release_counter()
+        self.count -= 1
+        self.start()
 
     def lost(self, reason: str) -> None:
         """The upstream broke. Once the request is over, nothing depends on the upstream."""

@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from federation.errors import BackendUnavailable
+from federation.net.link.mux import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 HEALTH_TIMEOUT_S = 2.0
+NEAR_S = 0.05  # a request's first answered byte takes a model about as long at the least
+FIRST_HOLD_S = 1.0  # before any connection has ended
+NEWEST_WEIGHT = 1 / 32
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
 
@@ -38,17 +42,29 @@ class Backend:
 
 
 class Backends:
-    """All local servers of this node. `on_change()` is called when a service's health changed, `on_load()` with the load."""
+    """All local servers of this node.
+
+    `on_change()` is called when a service's health changed; `on_load(entry_id)` when the load did, by a connection of that
+    peer, or of this node's own clients ("").
+    """
 
     def __init__(
-        self, reactor: Reactor, settings: Settings, *, on_change: Callable[[], None], on_load: Callable[[], None]
+        self,
+        reactor: Reactor,
+        settings: Settings,
+        *,
+        on_change: Callable[[], None],
+        on_load: Callable[[str], None],
+        load: Load | None = None,
     ) -> None:
+        """`load`: where the number of connections is kept, for the links to tell."""
         self.reactor = reactor
         self._settings = settings
         self._on_change = on_change
         self._on_load = on_load
         self.all = [Backend(endpoint) for endpoint in settings.backends]
-        self.in_flight = 0
+        self.load = load or Load()
+        self.hold_s = FIRST_HOLD_S  # how long a connection lasts here: moving average
         self.by_entry: Counter[str] = Counter()  # those of other entries, by peer id
         self.draining = False
         self._least = 0  # of in_flight since the last sample
@@ -79,7 +95,7 @@ class Backends:
             raise BackendUnavailable(f"this node takes {limit} connections from one peer")
         if self.draining:
             raise BackendUnavailable("this node is draining")
-        if 0 < self._settings.capacity <= self.in_flight:
+        if self.is_full:
             raise BackendUnavailable("this node is at its capacity")
         backends = [b for b in self.all if b.endpoint.service == service]
         if not backends:
@@ -91,31 +107,51 @@ class Backends:
 
     # Load
 
+    @property
+    def in_flight(self) -> int:
+        return self.load.in_flight
+
+    def is_busier(self, believed: int, rtt_s: float) -> bool:
+        """Whether to send a request back to its entry, which believed that this node has less in flight.
+
+        It costs the client a round trip. What it saves: among `load` that share this node a request takes 1/load longer
+        for each one more. Below NEAR_S nobody notices a round trip, and even load is worth it.
+        """
+        load = self.load.in_flight
+        more = load - believed
+        return more > 0 and (rtt_s <= NEAR_S or more / load * self.hold_s > rtt_s)
+
+    @property
+    def is_full(self) -> bool:
+        return 0 < self._settings.capacity <= self.load.in_flight
+
     def took(self, backend: Backend, entry_id: str) -> None:
         """The backend is asked to serve one more."""
         backend.in_flight += 1
         if entry_id:
             self.by_entry[entry_id] += 1
-        self._load_changed(1)
+        self._load_changed(1, entry_id)
 
-    def released(self, backend: Backend, entry_id: str) -> None:
-        """The backend serves one less."""
+    def released(self, backend: Backend, entry_id: str, seconds: float | None) -> None:
+        """The backend serves one less; it had it for so long. None: it never had it."""
         backend.in_flight -= 1
+        if seconds is not None:
+            self.hold_s += (seconds - self.hold_s) * NEWEST_WEIGHT
         if entry_id:
             self.by_entry[entry_id] -= 1
             if not self.by_entry[entry_id]:
                 del self.by_entry[entry_id]
-        self._load_changed(-1)
+        self._load_changed(-1, entry_id)
 
-    def _load_changed(self, by: int) -> None:
-        self.in_flight += by
+    def _load_changed(self, by: int, entry_id: str) -> None:
+        self.load.in_flight += by
         if self.in_flight < self._least:
             self._least = self.in_flight
         if not self.in_flight:
             self.idle.set()
         elif self.idle.is_set():
             self.idle = trio.Event()
-        self._on_load()
+        self._on_load(entry_id)
 
     def sample_load(self) -> int:
         """The least in flight since the last sample: the load that lasts. A short request's blip between two reports would

@@ -35,6 +35,11 @@ class Decision(NamedTuple):
     pick: Pick
     attempt: int
     flow: Flow = Flow()
+    again: int = 0  # how often this request was sent back before, see Busier
+
+    @property
+    def key(self) -> tuple[Flow, int, int]:
+        return self.flow, self.attempt, self.again
 
 
 class Failure(NamedTuple):
@@ -44,6 +49,16 @@ class Failure(NamedTuple):
     attempt: int
     peer_id: str
     why: str
+
+
+class Busier(NamedTuple):
+    """One pick that its peer sent back, as it had more in flight than this entry believed; cf. Decision."""
+
+    flow: Flow
+    attempt: int
+    again: int
+    had: int
+    believed: int
 
 
 class Ending(NamedTuple):
@@ -76,6 +91,7 @@ class Counters:
         self.totals = Totals()
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
         self.failures: deque[Failure] = deque(maxlen=DECISIONS)
+        self.busier: deque[Busier] = deque(maxlen=DECISIONS)
         self.endings: deque[Ending] = deque(maxlen=ENDINGS)
         self.on_ending: Callable[[Ending], None] | None = None
         self._metrics = metrics
@@ -91,6 +107,10 @@ class Counters:
     def retried(self, reason: RetryReason) -> None:
         self.totals.retried += 1
         self._metrics.retries[reason] += 1
+
+    def picked_again(self, busier: Busier) -> None:
+        self._metrics.picked_again += 1
+        self.busier.append(busier)
 
     def ended(self, ending: Ending, result: Result) -> None:
         self.totals.received += ending.received

@@ -5,11 +5,14 @@ The attempts of all clients share it. It also knows which of them wait for a pee
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import random
+from bisect import bisect_left, insort
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from federation.forward.attempts import State
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
+from federation.forward.watching import Watching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
     from federation.config import Settings
     from federation.forward.attempts import Attempts, Dialling, PeerLink, Request
     from federation.forward.backends import Backends
-    from federation.forward.counters import Counters
+    from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
-    from federation.forward.selection import Node, Selector
+    from federation.forward.selection import Candidate, Node, Selector
     from federation.reactor.loop import Reactor
     from federation.reactor.sockets import SocketDuplex
 
@@ -37,6 +40,16 @@ class Roster(Protocol):
     def penalize(self, peer_id: str, seconds: float) -> None: ...
 
 
+class Place(NamedTuple):
+    """A request among those that wait for a peer: the order is that in which they came to this entry."""
+
+    started_at: float
+    flow: Flow
+    number: int  # of the wait: no two places are equal
+    route: Route
+    attempts: Attempts
+
+
 class RosterDispatcher:
     """The attempts.Dispatcher of a node."""
 
@@ -49,6 +62,7 @@ class RosterDispatcher:
         selector: Selector,
         backends: Backends,
         counters: Counters,
+        rng: random.Random | None = None,
     ) -> None:
         self.own_id = roster.own_id
         self.counters = counters
@@ -56,12 +70,16 @@ class RosterDispatcher:
         self.release = selector.release
         self.penalize = roster.penalize
         self.call_later = reactor.call_later
-        self.waiting: set[Attempts] = set()
+        self.waiting: dict[Attempts, Place] = {}
+        self._queues: dict[Route, list[Place]] = {}  # of those who wait, each in its order; none is empty
+        self._numbers = count()
+        self._is_retrying = False
         self.own_load_is_news = False  # the own backends' load changed since the selector heard of it
         self._reactor = reactor
         self._roster = roster
         self._selector = selector
         self._backends = backends
+        self._watching = Watching(roster.own_id, selector, roster.link, rng or random.Random())
         self._retry_is_queued = False
         self.configure(settings)
 
@@ -75,26 +93,34 @@ class RosterDispatcher:
     def now(self) -> float:
         return self._reactor.now()
 
-    def pick(self, request: Request, tried: Set[str], attempt: int) -> str | None:
-        route = request.route
-        nodes = self._roster.eligible(route)
+    def pick(self, request: Request, tried: Set[str], attempt: int, again: int = 0) -> Candidate | None:
+        route, now = request.route, self._reactor.now()
+        if route in self._queues and not self._is_retrying:
+            self.look_again()  # others came before
+            return None
+        nodes: Sequence[Node] = self._roster.eligible(route)
+        seen = self._watching.look(route.service, nodes, now)
         if tried:
             nodes = [node for node in nodes if node.peer_id not in tried]
+            seen = [node for node in seen if node.peer_id not in tried]
         if self.own_load_is_news:
             self.own_load_is_news = False
-            self._selector.observe_load(self.own_id, self._backends.in_flight)
-        now = self._reactor.now()
-        pick = self._selector.pick(nodes, now=now, route=route, distant=self._roster.distant(route))
+            self._selector.told(self.own_id, self._backends.in_flight)
+        distant = self._roster.distant(route)
+        pick = self._selector.pick(seen, now=now, route=route, distant=distant)
+        if pick is None and len(seen) < len(nodes):  # those that it looks at are full
+            pick = self._selector.pick(nodes, now=now, route=route, distant=distant)
         if pick is None:
             return None
-        self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow))
-        return pick.chosen.peer_id
+        self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow, again))
+        return pick.chosen
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         return any(node.peer_id not in tried for node in self._roster.eligible(route))
 
     def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
         backends = self._backends
+        self.own_load_is_news = True  # also where it does not rise: the pick has counted
         return Serving(backends, backends.choose(route.service), done)
 
     def broke_off(self, route: Route, peer_id: str) -> None:
@@ -105,25 +131,45 @@ class RosterDispatcher:
 
     # Requests that wait
 
-    def wait(self, attempts: Attempts) -> None:
-        self.waiting.add(attempts)
+    def wait(self, attempts: Attempts, request: Request) -> None:
+        if attempts not in self.waiting:
+            place = Place(request.started_at, request.flow, next(self._numbers), request.route, attempts)
+            self.waiting[attempts] = place
+            insort(self._queues.setdefault(request.route, []), place)
 
     def stop_waiting(self, attempts: Attempts) -> None:
-        self.waiting.discard(attempts)
+        place = self.waiting.pop(attempts, None)
+        if place is not None:
+            queue = self._queues[place.route]
+            del queue[bisect_left(queue, place)]
+            if not queue:
+                del self._queues[place.route]
 
-    def roster_changed(self) -> None:
-        """Requests that wait for a peer look again, once for many changes."""
+    def look_again(self) -> None:
+        """The roster or a load changed: requests that wait for a peer look again, once for many changes."""
         if self.waiting and not self._retry_is_queued:
             self._retry_is_queued = True
             self._reactor.flush_soon(self._retry_waiting)
 
     def _retry_waiting(self) -> None:
+        """In their order; where one of a route finds no peer, those behind it would not either."""
         self._retry_is_queued = False
-        waiting, self.waiting = self.waiting, set()
-        for attempts in waiting:
-            if attempts.state is State.WAITING:
-                attempts.try_again()
+        self._is_retrying = True
+        try:
+            for route in list(self._queues):
+                while queue := self._queues.get(route):
+                    attempts = queue[0].attempts
+                    attempts.try_again()
+                    if attempts in self.waiting:
+                        break
+        finally:
+            self._is_retrying = False
 
     def reject_waiting(self, why: str) -> None:
         for attempts in list(self.waiting):
-            attempts.reject(why)
+            attempts.reject(why)  # which ends its wait
+
+    def forget_waiting(self) -> None:
+        """Nobody is told any more."""
+        self.waiting.clear()
+        self._queues.clear()

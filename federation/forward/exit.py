@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.errors import BackendUnavailable
+from federation.net.link.frames import ANY_LOAD
 from federation.reactor import fdlimit
 from federation.reactor.connect import Connect
 from federation.reactor.duplex import NullDuplex, join
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from federation.forward.backends import Backend, Backends
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
 
 LOOK_AGAIN_S = 0.05  # far below any open timeout; a dial on this machine takes a tenth of a millisecond
 
@@ -43,7 +44,7 @@ class Serving:
     `cancel` before it is connected; afterwards its end does it. `entry_id`: the peer that asks, empty for own clients.
     """
 
-    __slots__ = ("_backends", "_connect", "_done", "_entry_id", "_is_released", "backend")
+    __slots__ = ("_backends", "_connect", "_done", "_entry_id", "_is_released", "_since", "backend")
 
     def __init__(
         self, backends: Backends, backend: Backend, done: Callable[[SocketDuplex | None, str], None], entry_id: str = ""
@@ -54,33 +55,35 @@ class Serving:
         self.backend = backend
         self._done = done
         self._is_released = False
+        self._since = backends.reactor.now()
         backends.took(backend, entry_id)
         self._connect: Connect | None = Connect(backends.reactor, backend.target, self._on_connect)
 
     def cancel(self) -> None:
         if self._connect is not None:
             self._connect.cancel()
-        self._release()
+        self._release(is_served=False)
 
     def _on_connect(self, sock: socket.SocketType | None, reason: str) -> None:
         self._connect = None
         if sock is None:
-            self._release()
+            self._release(is_served=False)
             if reason != fdlimit.REASON:  # a lack of descriptors is not the backend's fault
                 self._backends.refused(self.backend, reason)
             self._done(None, f"backend {self.backend.endpoint.address}: {reason}")
             return
         self._done(SocketDuplex(self._backends.reactor, sock, lambda _end: self._release()), "")
 
-    def _release(self) -> None:
+    def _release(self, *, is_served: bool = True) -> None:
         if not self._is_released:
             self._is_released = True
-            self._backends.released(self.backend, self._entry_id)
+            backends = self._backends
+            backends.released(self.backend, self._entry_id, backends.reactor.now() - self._since if is_served else None)
 
 
-def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str) -> None:
-    """A remote entry asks for `service`."""
-    flow = ExitFlow(backends, link, channel, service)
+def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str, believed: int = ANY_LOAD) -> None:
+    """A remote entry asks for `service`, of a node that has `believed` in flight, as far as the entry knows."""
+    flow = ExitFlow(backends, link, channel, service, believed)
     channel.other = flow
     link.when_read_empty(flow.dial)
 
@@ -88,10 +91,23 @@ def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str)
 class ExitFlow(NullDuplex):
     """A tunnel on its way to the backend: the channel's other end until the backend has its first bytes."""
 
-    __slots__ = ("_backends", "_channel", "_early", "_end", "_eof", "_gone", "_link", "_looked_at", "_service", "_serving")
+    __slots__ = (
+        "_backends",
+        "_believed",
+        "_channel",
+        "_early",
+        "_end",
+        "_eof",
+        "_gone",
+        "_link",
+        "_looked_at",
+        "_service",
+        "_serving",
+    )
 
-    def __init__(self, backends: Backends, link: Link, channel: Channel, service: str) -> None:
+    def __init__(self, backends: Backends, link: Link, channel: Channel, service: str, believed: int = ANY_LOAD) -> None:
         self._backends = backends
+        self._believed = believed
         self._link = link
         self._channel = channel
         self._service = service
@@ -103,13 +119,22 @@ class ExitFlow(NullDuplex):
         self._end: SocketDuplex | None = None
 
     def dial(self) -> None:
-        """Called when everything that the entry had sent was read: if it gave up, nothing is dialled."""
+        """Called when everything that the entry had sent was read: if it gave up, nothing is dialled.
+
+        The load is compared with the entry's belief and raised in one step, here, where the counter lives.
+        """
+        self._channel.counted()
         if self._gone:
+            self._link.mux.tell_load()  # no answer carries the news that this tunnel never counts
             return
-        self._looked_at = self._backends.reactor.now()
+        link, backends = self._link, self._backends
+        self._looked_at = backends.reactor.now()
+        if link.mux.tells_load and (backends.is_full or backends.is_busier(self._believed, link.least_rtt_s or 0.0)):
+            self._channel.refuse_as_busier(backends.in_flight)
+            return
         try:
-            backend = self._backends.choose(self._service, self._link.peer_id)
-            self._serving = Serving(self._backends, backend, self._on_backend, self._link.peer_id)
+            backend = backends.choose(self._service, link.peer_id)
+            self._serving = Serving(backends, backend, self._on_backend, link.peer_id)
         except BackendUnavailable as error:
             self._channel.refuse(error.detail)
 

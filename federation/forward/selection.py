@@ -2,13 +2,14 @@
 
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
-1. least in flight: this entry's open connections there, plus the assumed ones of others;
+1. least in flight, from all entries: what the peer said last, and what this entry has sent there since;
 2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `distant_peers`;
 3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
 4. most free VRAM.
 
-Above them: a peer at its capacity comes after every peer with room. Below them, for a full tie: a hash that differs
-from entry to entry, so that entries that know nothing of each other do not all agree on one peer.
+Above them: a peer at its capacity comes after every peer with room; where all are full and say so themselves, nobody is
+picked. Below them, for a full tie: a hash that differs from entry to entry, so that entries that know nothing of each other
+do not all agree on one peer.
 """
 
 from __future__ import annotations
@@ -29,14 +30,7 @@ if TYPE_CHECKING:
 ANY_ROUTE = Route("default")
 NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
 
-# How the other entries behave is learnt from the reports of all peers together.
-_NEWEST_WEIGHT = 1 / 8  # remembers some ten reports: a second of them, where three busy peers report four times a second
-# One peer's claims must not decide the assumptions about all: its report counts as at most twice the usual surprise and
-# one, and only when another peer has reported in between. So with one liar among honest peers the average stays below
-# 7 connections and 8 times what it would be. A report itself is at most what a node can be set to take.
-_MOST_SURPRISE = 2
-_MOST_IN_FLIGHT = 1_000_000
-_LEAST_PACE = 0.25  # minimum of own picks per report: avoids division by zero and over-reacting to one foreign connection
+_MOST_IN_FLIGHT = 1_000_000  # a report is at most what a node can be set to take
 
 
 class Policy(str, Enum):
@@ -151,77 +145,54 @@ class Pick(NamedTuple):
 class _Load:
     """The load of one peer, as far as this entry knows.
 
-    A report is some tenths of a second old, and its number holds our own connections of then, not of now: at least the
-    fewest and at most the most that we had there since the last report but one. So it only bounds the others' number
-    there, and within these bounds the belief stays as it was. (Subtracting our number at its arrival takes our own
-    requests that ended meanwhile for another entry's, and shuns the peer until it reports again.)
+    `believed`: what the peer said last, and the connections that this entry has sent there since. A peer that `tells` has
+    said so itself, by the present link, and says so again when a connection of this entry ends. Of any other peer this
+    entry takes off its own connections that end. A peer that `is_fresh` tells each change, those by other entries too.
+    Never less than `own`: by a lie a peer draws no more connections than it would as an idle one that tells the truth.
     """
 
     tiebreak: int
     own: int = 0
+    believed: int = 0
+    tells: bool = False
+    is_fresh: bool = False
     last_used: float = NEVER
     served: int = 0
     turns: int = 0  # `served`, levelled: see Selector._level
-    others: int = 0  # as of the last report
-    reported: bool = False
-    own_at_report: int = 0
-    picks_since_report: int = 0
-    fewest: int = 0  # own, since the last report
-    most: int = 0
-    fewest_before: int = 0  # own, from the last report but one to the last
-    most_before: int = 0
 
-    def in_flight(self, followers: float) -> int:
-        """Own and others', now; `followers` is how many connections the others open while we open one."""
-        drift = round((self.own - self.own_at_report) * followers)
-        return self.own + max(0, self.others + drift)
-
-    def report(self, in_flight: int) -> int:
-        """Take in a report, and return by how much the belief was off; the first one is no surprise."""
-        at_least = in_flight - max(self.most, self.most_before)
-        at_most = in_flight - min(self.fewest, self.fewest_before)
-        believed, self.others = self.others, max(0, min(max(self.others, at_least), at_most))
-        surprise = abs(self.others - believed) if self.reported else 0
-        self.reported = True
-        self.fewest_before, self.most_before = self.fewest, self.most
-        self.fewest = self.most = self.own_at_report = self.own
-        self.picks_since_report = 0
-        return surprise
+    @property
+    def in_flight(self) -> int:
+        return self.believed if self.believed > self.own else self.own
 
     def use(self, now: float) -> None:
         self.own += 1
-        self.most = max(self.most, self.own)
+        self.believed += 1
         self.last_used = now
         self.served += 1
         self.turns += 1
-        self.picks_since_report += 1
 
     def release(self) -> None:
         if not self.own:
             raise ValueError("released more often than picked")
         self.own -= 1
-        self.fewest = min(self.fewest, self.own)
+        if not self.tells and self.believed:
+            self.believed -= 1
 
 
 class Selector:
     """The picks of one entry. Its `entry_id`, a peer id, only settles full ties, differently for each entry.
 
-    Entries see each other's picks late. If each filled up the peer that was last reported idle, all would, then all
-    would leave it: eight entries would balance worse than dice. Therefore an entry assumes that since the report the
-    others did as it did itself, to the extent that reports have lately come as a surprise. Where no other entry is, or
-    none moves, there is no surprise: in_flight is own plus reported, and nothing is assumed.
+    Nothing is guessed of other entries. Exits tell their load as it changes (`told`), and compare it with what the entry
+    believed when they are asked; where that was too little, the entry hears it and picks again.
     """
 
     def __init__(self, policy: Policy = Policy.LEAST_LOADED, *, entry_id: str = "", rng: random.Random) -> None:
-        self._policy = policy
+        self.policy = policy
         self._order = _ORDERS[policy]
         self._entry_id = entry_id
         self._rng = rng
         self._loads: dict[str, _Load] = {}
         self._last_round: dict[str, frozenset[str]] = {}  # service -> the candidates of its last pick
-        self._surprise = 0.0  # connections by which a report changes `others`: moving average over all peers
-        self._pace = 0.0  # picks that a peer gets from us between two reports: a moving average too
-        self._last_reporter = ""
 
     def pick(
         self, nodes: Iterable[Node], *, now: float, route: Route = ANY_ROUTE, distant: Set[str] = frozenset()
@@ -230,47 +201,68 @@ class Selector:
 
         `distant`: peer ids, of `distant_peers`.
 
-        The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes.
+        The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes, or if all
+        are full and have told so themselves.
         """
-        offered = [(node, self._load(node.peer_id)) for node in nodes]
-        if self._policy is Policy.LEAST_REQUESTS:
+        loads = self._loads
+        offered = [(node, loads.get(node.peer_id) or self._load(node.peer_id)) for node in nodes]
+        if self.policy is Policy.LEAST_REQUESTS:
             self._level(route.service, {node.peer_id: load for node, load in offered})
-        followers = self._surprise / max(self._pace, _LEAST_PACE)
         candidates = tuple(
             [
                 Candidate(
-                    node.peer_id, load.in_flight(followers), load.last_used,
+                    node.peer_id, load.in_flight, load.last_used,
                     node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in distant,
                 )
                 for node, load in offered
             ]
         )  # fmt: skip
         pick = self._choose(candidates)
-        if pick is None:
-            return None
-        self._loads[pick.chosen.peer_id].use(now)
+        if pick is not None and pick.chosen.is_full:  # so all are; of a peer that never told, that may be old news
+            pick = self._choose(tuple([c for c in candidates if not loads[c.peer_id].tells]))
+        if pick is not None:
+            loads[pick.chosen.peer_id].use(now)
         return pick
 
     def release(self, peer_id: str) -> None:
         """A connection that `pick` counted is over."""
         self._loads[peer_id].release()
 
-    def observe_load(self, peer_id: str, in_flight: int) -> None:
-        """The peer announced how many connections it serves, from all entries."""
+    def told(self, peer_id: str, in_flight: int, unseen: int = 0, *, is_fresh: bool = True) -> None:
+        """The peer says what it serves now, from all entries; `unseen` of this entry's connections are not in that yet.
+
+        `is_fresh`: the peer will tell each change, too.
+        """
         load = self._load(peer_id)
-        picks, surprise = load.picks_since_report, load.report(min(in_flight, _MOST_IN_FLIGHT))
-        if peer_id == self._last_reporter and len(self._loads) > 1:
-            return
-        self._last_reporter = peer_id
-        self._pace += (picks - self._pace) * _NEWEST_WEIGHT
-        self._surprise += (min(surprise, _MOST_SURPRISE * self._surprise + 1) - self._surprise) * _NEWEST_WEIGHT
+        load.believed = min(in_flight, _MOST_IN_FLIGHT) + unseen
+        load.tells, load.is_fresh = True, is_fresh
+
+    def reported(self, peer_id: str, in_flight: int) -> None:
+        """The peer's record says what it served some time ago. It counts unless the peer tells each change."""
+        load = self._load(peer_id)
+        if not load.is_fresh:
+            load.believed = min(in_flight, _MOST_IN_FLIGHT)
+
+    def stale(self, peer_id: str) -> None:
+        """The peer does not tell each change any more."""
+        if peer_id in self._loads:
+            self._loads[peer_id].is_fresh = False
+
+    def lost(self, peer_id: str) -> None:
+        """The link to the peer is gone, and what it said with it."""
+        if peer_id in self._loads:
+            load = self._loads[peer_id]
+            load.believed, load.tells, load.is_fresh = load.own, False, False
 
     def forget(self, peer_id: str) -> None:
         """The peer is gone for good. Connections still open to it stay counted until they are released."""
-        load = self._load(peer_id)
-        load.others = 0
-        if not load.own:
-            del self._loads[peer_id]
+        self.lost(peer_id)
+        if not self.own_in_flight(peer_id):
+            self._loads.pop(peer_id, None)
+
+    def in_flight(self, peer_id: str) -> int | None:
+        """What this entry believes of it; None of a peer that it knows nothing of."""
+        return self._loads[peer_id].in_flight if peer_id in self._loads else None
 
     def own_in_flight(self, peer_id: str) -> int:
         return self._loads[peer_id].own if peer_id in self._loads else 0

@@ -56,7 +56,9 @@ FASTEST_S = 0.25  # four announcements a second
 NODES_AT_BASE = 3  # so many nodes announce at the base interval; more stretch it in proportion
 SLOWEST_S = float(RAREST_ANNOUNCE_S)
 JITTER = 0.1  # share of a stretched interval that is random: nodes that started together do not announce together
-NODES_AT_FASTEST = 16  # so many nodes may tell of their load four times a second; more do so more rarely, in proportion
+NODES_AT_FASTEST = 16  # so many nodes may tell of their load every LOAD_EVERY_S; more do so more rarely, in proportion
+# For people who look, and for entries that have not picked for a while: the others hear of load by their links.
+LOAD_EVERY_S = 2.0
 SYNCED_LINKS = 24  # of the links of a node: a digest has 65 bytes a node, so all with all would cost the square
 VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
 EXPIRE_S = 5.0
@@ -78,9 +80,9 @@ def announce_interval(base_s: float, nodes: int) -> float:
     return max(base_s, min(base_s * nodes / NODES_AT_BASE, SLOWEST_S))
 
 
-def load_interval(nodes: int) -> float:
-    """Seconds at least between two announcements because of load alone. 0: as often as anything is announced."""
-    return FASTEST_S * nodes / NODES_AT_FASTEST if nodes > NODES_AT_FASTEST else 0.0
+def load_interval(nodes: int, *, all_hear: bool = True) -> float:
+    """Seconds at least between two announcements because of load alone. `all_hear`: it is no peer's only news of load."""
+    return (LOAD_EVERY_S if all_hear else FASTEST_S) * max(1.0, nodes / NODES_AT_FASTEST)
 
 
 def is_urgent(before: NodeData | None, after: NodeData) -> bool:
@@ -168,11 +170,15 @@ class Gossip:
             if looked_at < due and not is_urgent(self._announced, record):
                 if not matters(self._announced, record):
                     continue
-                may = self._announced_at + load_interval(len(self._ledger))
+                may = self._announced_at + load_interval(len(self._ledger), all_hear=self._all_hear_load())
                 if looked_at < may:
                     load_due = may
                     continue
             await self.announce(record)
+
+    def _all_hear_load(self) -> bool:
+        """Whether all links tell this node's load; those of a former version do not."""
+        return all(link.mux.tells_load for link in self._host.links.values())
 
     async def announce(self, record: NodeData) -> None:
         self._seq += 1

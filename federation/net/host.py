@@ -45,9 +45,9 @@ from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
 from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
-from federation.net.link.link import Link, MuxedConn
+from federation.net.link.link import PROTOCOL_ID, PROTOCOL_ID_WITHOUT_LOAD, Link, MuxedConn
 from federation.net.link.liveness import ping_interval
-from federation.net.link.mux import SERVICE_COSTS
+from federation.net.link.mux import SERVICE_COSTS, Load
 from federation.net.link_table import LinkTable
 from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
@@ -65,7 +65,8 @@ if TYPE_CHECKING:
 
     from federation.net.dial.address import PeerAddress
     from federation.net.dial.book import AddressBook
-    from federation.net.link.mux import Channel, TunnelObserver
+    from federation.net.link.channel import Channel
+    from federation.net.link.mux import TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
     from federation.units import HostPort
@@ -81,7 +82,15 @@ TICK_S = 0.25
 class HostEvents(Protocol):
     """The host's events, for the node."""
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None: ...
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
+        """A remote entry asks for a service of this node, whose load it believes to be `believed`."""
+
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+        """The peer's load, without `unseen` of the tunnels that this node opened there."""
+
+    def load_watched(self, link: Link, seconds: int) -> None:
+        """The peer wants to hear of each change of this node's load for so long."""
+
     def peer_up(self, link: Link) -> None: ...
     def peer_down(self, peer_id: str, reason: str) -> None: ...
     def peer_suspect(self, link: Link) -> None: ...
@@ -111,8 +120,11 @@ class Host:
         retired_keys: Callable[[], Sequence[bytes]] = tuple,
         is_banned: Callable[[str], bool] = lambda _peer: False,
         relay: RelayLimits | None = None,
+        load: Load | None = None,
     ) -> None:
-        """For keys and `is_banned` see `handshake.TokenNoise`. A change of their answers cuts no link: see `cut`."""
+        """`load`: this node's, for its peers; nothing unless given.
+
+        For keys and `is_banned` see `handshake.TokenNoise`. A change of their answers cuts no link: see `cut`."""
         self._reactor = reactor
         self._events = events
         self.book = book
@@ -139,9 +151,13 @@ class Host:
             )
             for protocol, aead in handshake.protocols().items()
         }
+        muxers = {
+            PROTOCOL_ID: partial(self._new_conn, load or Load()),
+            PROTOCOL_ID_WITHOUT_LOAD: partial(self._new_conn, None),
+        }
         self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
         self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
-        self.swarm = HostSwarm(key_pair, security, self._new_conn, knows=self.knows, preferred=self._preferred)
+        self.swarm = HostSwarm(key_pair, security, muxers, knows=self.knows, preferred=self._preferred)
         self.libp2p = StreamHost(self.swarm)
         self.swarm.set_stream_handler(self._stream_opened(self.swarm.common_stream_handler))  # A
         self._listeners: list[trio.SocketListener] = []
@@ -383,11 +399,11 @@ class Host:
             finally:
                 await close_now(raw)
 
-    def _new_conn(self, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
+    def _new_conn(self, load: Load | None, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
         carrier = SocketCarrier
         if isinstance(secured.raw, CircuitConn):
             carrier = partial(CircuitCarrier, circuit=secured.raw)  # type: ignore[assignment]
-        return Link(secured, libp2p_id, reactor=self._reactor, events=self, carrier=carrier).muxed_conn
+        return Link(secured, libp2p_id, reactor=self._reactor, events=self, carrier=carrier, load=load).muxed_conn
 
     # Links
 
@@ -441,12 +457,12 @@ class Host:
         for link in self._all_links(peer_id):
             link.fail(reason)
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         if not self.knows(link):
             _refuse(link, channel, "")
             return
         if not service.startswith("/"):
-            self._events.tunnel_opened(link, channel, service)
+            self._events.tunnel_opened(link, channel, service, believed)
             return
         name, _, rest = service[1:].partition("/")
         version, _, rest = rest.partition("/")
@@ -483,6 +499,14 @@ class Host:
             if self._inbound_circuits.brought_offender(relay_id, now):
                 self.warn("many that come by way of one relay break the rules; for now nobody is let in by it", relay_id)
         self.cut(peer_id, f"the peer broke the rules: {what}")
+
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+        if self.links.get(link.peer_id) is link:
+            self._events.load_told(link, in_flight, unseen)
+
+    def load_watched(self, link: Link, seconds: int) -> None:
+        if self.knows(link):
+            self._events.load_watched(link, seconds)
 
     def link_suspect(self, link: Link) -> None:
         if self.links.get(link.peer_id) is link:

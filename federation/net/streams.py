@@ -13,8 +13,8 @@ from libp2p.stream_muxer.exceptions import MuxedStreamClosed, MuxedStreamEOF, Mu
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
 
 MAX_CHUNK = 64 * 1024
 

@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.transport.upgrader import TransportUpgrader
 
-from federation.net.link.link import PROTOCOL_ID, MuxedConn
+from federation.net.link.link import MuxedConn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 
 
 class HostSwarm(Swarm):
-    """`knows(link)`: whether the host has the link; `preferred(peer)`: the link on which streams to a peer are opened."""
+    """`muxers`: the ways to make a link, by protocol, preferred first.
+
+    `knows(link)`: whether the host has the link; `preferred(peer)`: the link on which streams to a peer are opened."""
 
     def __init__(
         self,
         key_pair: KeyPair,
         security: Mapping[str, TokenNoise],
-        new_conn: Callable[[SecureConn, ID], MuxedConn],
+        muxers: Mapping[str, Callable[[SecureConn, ID], MuxedConn]],
         *,
         knows: Callable[[Link], bool],
         preferred: Callable[[str], Link | None],
@@ -48,7 +50,7 @@ class HostSwarm(Swarm):
         store.add_key_pair(libp2p_id, key_pair)
         upgrader = TransportUpgrader(
             secure_transports_by_protocol=security,  # type: ignore[arg-type]
-            muxer_transports_by_protocol={PROTOCOL_ID: new_conn},  # type: ignore[dict-item]
+            muxer_transports_by_protocol=muxers,  # type: ignore[arg-type]
         )
         limits = ConnectionConfig(
             max_connections=10**9, min_connections=0, low_watermark=0, high_watermark=1,

@@ -169,6 +169,13 @@ class Ended(TypedDict):
     error: str | None
 
 
+class SentBack(TypedDict):
+    """The peer had more connections than the entry believed, and left the request to it: it picked again."""
+
+    had: Count
+    believed: Count
+
+
 class Decision(TypedDict):
     """One pick of a peer."""
 
@@ -182,6 +189,7 @@ class Decision(TypedDict):
     name: str
     tier: Annotated[str, Field(description="the first tier in which the chosen is ahead of the runner-up")]
     failed: Annotated[str | None, Field(description="why this attempt came to nothing")]
+    sent_back: Annotated[SentBack | None, Field(description="why the entry picked again, which is no failure")]
     ended: Annotated[Ended | None, Field(description="how the connection ended; null while it is open")]
     candidates: list[Candidate]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from federation.forward.counters import Ending
+    from federation.forward.counters import Busier, Ending
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
@@ -118,6 +118,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
     decisions = list(counters.decisions)
     decisions = decisions[-last:] if connection is None else [d for d in decisions if d.flow.connection == connection]
     failures = {(failure.flow, failure.attempt): failure.why for failure in counters.failures}
+    busier = {(row.flow, row.attempt, row.again): row for row in counters.busier}
     wanted = {decision.flow for decision in decisions}
     endings = {ending.flow: ending for ending in counters.endings if ending.flow in wanted}
     return [
@@ -131,7 +132,8 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
             "chosen": decision.pick.chosen.peer_id,
             "name": node.name_of(decision.pick.chosen.peer_id),
             "tier": decision.pick.tier,
-            "failed": failures.get((decision.flow, decision.attempt)),
+            "failed": None if decision.key in busier else failures.get((decision.flow, decision.attempt)),
+            "sent_back": _sent_back(busier.get(decision.key)),
             "ended": _ended(endings.get(decision.flow)),
             "candidates": [
                 {
@@ -150,6 +152,10 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
         }
         for decision in decisions
     ]
+
+
+def _sent_back(row: Busier | None) -> schemas.SentBack | None:
+    return None if row is None else {"had": row.had, "believed": row.believed}
 
 
 def turned_away(node: Parts, last: int, connection: int | None = None) -> list[schemas.TurnedAway]:
@@ -302,6 +308,12 @@ def draining(node: Parts) -> schemas.Draining:
     return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": len(node.frontend.active)}
 
 
+def _in_flight(node: Parts, record: NodeData) -> int:
+    """What its link told last is newer than its record."""
+    told = None if record.peer_id == node.peer_id else node.selector.in_flight(record.peer_id)
+    return record.in_flight if told is None else told
+
+
 def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
     is_self = record.peer_id == node.peer_id
     now = node.clock.utc_now()
@@ -318,7 +330,7 @@ def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
         "available_vram": record.available_vram,
         "total_vram": record.total_vram,
         "gpus": [_gpu(gpu) for gpu in record.gpus],
-        "in_flight": record.in_flight,
+        "in_flight": _in_flight(node, record),
         "in_flight_here": node.selector.own_in_flight(record.peer_id),
         "served": node.selector.total_served(record.peer_id),
         "capacity": record.capacity,

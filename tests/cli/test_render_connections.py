@@ -61,6 +61,27 @@ def test_retries_are_told_in_order() -> None:
     assert first < text.index("failed: it refused") < second < text.index("broken off: reset")
 
 
+def test_a_pick_that_was_sent_back_is_told_where_it_was_made() -> None:
+    text = shown(
+        decision(7, sent_back={"had": 3, "believed": 2}),
+        decision(7, sent_back={"had": 4, "believed": 3}),
+        decision(7, "bergen", failed="it refused", sent_back=None),
+        decision(7, attempt=2, sent_back=None),
+    )
+    words = [
+        "attempt 1", "had 3, we believed 2: picked again", "attempt 1, again", "had 4, we believed 3: picked again",
+        "attempt 1, again", "failed: it refused", "attempt 2", "done:",
+    ]  # fmt: skip
+    lines = [line.strip() for line in text.splitlines()]
+    told = [line for line in lines if line.startswith(("attempt", "had", "failed", "done"))]
+    assert told == [*words[:-1], told[-1]]
+    assert told[-1].startswith("done: ")
+
+
+def test_an_answer_of_a_former_version_tells_of_nothing_that_was_sent_back() -> None:
+    assert "picked again" not in shown(decision(7))
+
+
 def test_nobody_was_there() -> None:
     assert "turned away: no peer is available" in shown(away=(turned_away(3),))
     both = shown(decision(3, failed="it refused"), away=(turned_away(3),))

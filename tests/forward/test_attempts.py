@@ -15,7 +15,9 @@ from federation.errors import BackendUnavailable, PeerUnavailable
 from federation.forward.attempts import FOLLOWS, REFUSED_PENALTY_S, SILENT_PENALTY_S, Attempts, State
 from federation.forward.counters import Counters, Failure, Flow
 from federation.forward.route import Route
+from federation.forward.selection import Candidate
 from federation.metrics import Metrics
+from federation.net.link.frames import ANY_LOAD
 from tests.support.links import End
 
 if TYPE_CHECKING:
@@ -45,9 +47,12 @@ class Link:
     tunnels: list[End] = field(default_factory=list)
     arrived: Callable[[], None] = lambda: None  # what lies in its socket
 
-    def open_tunnel(self, service: str, observer: Attempts, other: Any, /) -> Any:
+    believed: list[int] = field(default_factory=list)
+
+    def open_request(self, service: str, observer: Attempts, other: Any, believed: int, /) -> Any:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
+        self.believed.append(believed)
         self.tunnels.append(End())
         return self.tunnels[-1]
 
@@ -56,6 +61,11 @@ class Link:
 
     def ping(self) -> None:
         self.pings += 1
+
+    def watch(self, now: float) -> bool:
+        return True
+
+    def unwatch(self) -> None: ...
 
 
 class Dial:
@@ -92,6 +102,8 @@ class Dispatcher:
         self.in_flight: Counter[str] = Counter()
         self.penalties: list[tuple[str, float]] = []
         self.waiting: set[Attempts] = set()
+        self.believed = 0
+        self.picks: list[tuple[str, int, int]] = []
         self.dials: list[Dial] = []
         self.backend_is_full = False
 
@@ -103,11 +115,13 @@ class Dispatcher:
         self.alarms.add(alarm)
         return alarm
 
-    def pick(self, request: Any, tried: Set[str], attempt: int) -> str | None:
+    def pick(self, request: Any, tried: Set[str], attempt: int, again: int) -> Candidate | None:
         peer = next((peer for peer in self.peers if peer not in tried), None)
-        if peer is not None:
-            self.in_flight[peer] += 1
-        return peer
+        if peer is None:
+            return None
+        self.picks.append((peer, attempt, again))
+        self.in_flight[peer] += 1
+        return Candidate(peer, self.believed, 0.0, 0)
 
     def release(self, peer_id: str) -> None:
         self.in_flight[peer_id] -= 1
@@ -131,7 +145,7 @@ class Dispatcher:
 
     def broke_off(self, route: Route, peer_id: str) -> None: ...
 
-    def wait(self, attempts: Attempts) -> None:
+    def wait(self, attempts: Attempts, _route: Route) -> None:
         self.waiting.add(attempts)
 
     def stop_waiting(self, attempts: Attempts) -> None:
@@ -405,6 +419,104 @@ def test_an_end_without_an_answer_moves_where_it_may(replay: str, others: list[s
     assert request.attempts.peer_id == ("b" if moves else "a")
 
 
+# A peer that is busier than this entry believed
+
+
+def sent_back(dispatcher: Dispatcher) -> list[tuple[int, int, int, int]]:
+    return [(row.attempt, row.again, row.had, row.believed) for row in dispatcher.counters.busier]
+
+
+@pytest.mark.parametrize("replay", ["opened", "first-byte", "never"])
+def test_a_request_that_is_sent_back_is_picked_again_as_if_nothing_had_been(replay: str) -> None:
+    dispatcher = Dispatcher("a", "b", replay=replay)
+    dispatcher.believed = 2
+    request = Request(dispatcher)
+    tunnel = request.upstream
+    dispatcher.peers, dispatcher.believed = ["b", "a"], 3
+    request.attempts.busier(5)
+    assert (request.state, request.attempts.peer_id, request.attempts.count) == (State.OPENING, "b", 1)
+    assert tunnel.heard == ["RST "]  # which a mux does not send any more
+    assert (dispatcher.busy(), dispatcher.penalties, request.failures) == ({"b": 1}, [], [])
+    assert (dispatcher.counters.totals.retried, len(dispatcher.alarms)) == (0, 1)
+    assert sent_back(dispatcher) == [(1, 0, 5, 2)]
+    assert dispatcher.picks == [("a", 1, 0), ("b", 1, 1)]
+    request.attempts.opened()
+    assert request.heard == ["accepted"]
+
+
+def test_a_peer_that_sent_a_request_back_may_be_picked_again() -> None:
+    dispatcher = Dispatcher("a")
+    request = Request(dispatcher)
+    request.attempts.busier(5)
+    assert (request.state, request.attempts.peer_id) == (State.OPENING, "a")
+    assert dispatcher.busy() == {"a": 1}
+
+
+def test_after_two_times_the_peer_is_not_asked_to_compare() -> None:
+    dispatcher = Dispatcher("a", "b")
+    dispatcher.believed = 4
+    request = Request(dispatcher)
+    for load in (5, 6):
+        request.attempts.busier(load)
+    assert dispatcher.links["a"].believed == [4, 4, ANY_LOAD]
+    request.attempts.opened()
+    assert (request.state, request.attempts.count) == (State.COMMITTED, 1)
+
+
+@pytest.mark.parametrize("replay", ["opened", "never"])
+def test_a_third_time_the_peer_is_full_and_that_is_a_failure(replay: str) -> None:
+    """Or else a peer that always says so could turn a request in circles."""
+    dispatcher = Dispatcher("a", "b", replay=replay)
+    request = Request(dispatcher)
+    for _ in range(3):
+        request.attempts.busier(9)
+    assert request.failures == [("a", "the peer is at its capacity")]
+    assert dispatcher.penalties == [("a", REFUSED_PENALTY_S)]
+    assert len(sent_back(dispatcher)) == 2
+    if replay == "never":
+        assert (request.state, dispatcher.busy()) == (State.REJECTED, {})
+    else:
+        assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 2, {"b": 1})
+        assert dispatcher.links["b"].believed == [ANY_LOAD]
+        request.attempts.busier(9)
+        assert request.failures[1:] == [("b", "the peer is at its capacity")]
+
+
+def test_a_request_that_waited_may_be_sent_back_again() -> None:
+    """Where all are full, a request runs for each slot that gets free, and some other entry's request is often faster."""
+    dispatcher = Dispatcher("a", replay="never")
+    request = Request(dispatcher)
+    for n in range(6):
+        dispatcher.peers = []  # full, as it just said
+        request.attempts.busier(2)
+        assert (request.state, request.attempts.count) == (State.WAITING, 0)
+        dispatcher.changes("a")
+        assert (request.state, request.attempts.count) == (State.OPENING, 1)
+        assert dispatcher.picks[-1] == ("a", 1, n + 1)
+    assert (request.failures, dispatcher.penalties) == ([], [])
+    assert ANY_LOAD not in dispatcher.links["a"].believed
+    assert [row[:2] for row in sent_back(dispatcher)] == [(1, n) for n in range(6)]  # each is told apart
+    request.attempts.opened()
+    assert request.state is State.COMMITTED
+
+
+def test_the_way_to_a_peer_and_back_takes_of_a_requests_patience() -> None:
+    """Or else a peer that says it has room, and has none, could keep a request for ever."""
+    dispatcher = Dispatcher("a")
+    request = Request(dispatcher)
+    for n in range(100):
+        assert n < 5, "it goes on for ever"
+        dispatcher.passes(2.5)
+        dispatcher.peers = []
+        request.attempts.busier(2)
+        if request.state is State.REJECTED:
+            break
+        dispatcher.changes("a")
+    assert dispatcher.clock == dispatcher.hold_s
+    assert request.heard == ["rejected: no peer is available"]
+    assert (dispatcher.busy(), dispatcher.alarms, dispatcher.waiting) == ({}, set(), set())
+
+
 # A suspect peer
 
 
@@ -500,6 +612,14 @@ class AnyCourse(RuleBasedStateMachine):
     def peer_answers(self, how: str) -> None:
         if request := self.one_of({State.OPENING}):
             getattr(request.attempts, how)(*([] if how == "opened" else ["no"]))
+
+    @rule(load=st.integers(0, 9))
+    def peer_is_busier(self, load: int) -> None:
+        if request := self.one_of({State.OPENING}):
+            count, failures = request.attempts.count, len(self.dispatcher.counters.failures)
+            request.attempts.busier(load)
+            if len(self.dispatcher.counters.failures) == failures:
+                assert request.attempts.count == count - (request.state in (State.WAITING, State.REJECTED))
 
     @rule(is_up=st.booleans())
     def own_backend_answers(self, is_up: bool) -> None:

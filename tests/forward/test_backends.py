@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from federation.errors import BackendUnavailable
 from federation.forward import backends as module
-from federation.forward.backends import Backend
+from federation.forward.backends import FIRST_HOLD_S, NEAR_S, NEWEST_WEIGHT, Backend
+from federation.net.link.frames import ANY_LOAD
 from federation.reactor.sockets import SocketDuplex
 from tests.support.exits import believe, checking, make_exit, serve
 from tests.support.links import End, until
@@ -211,6 +212,70 @@ async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
                 end.other = End()
                 end.abort("over")
         assert exit_.backends.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("load", "believed", "rtt_s", "hold_s", "is_busier"),
+    [
+        # near: every difference counts
+        (1, 0, 0.0, 1.0, True),
+        (1, 0, NEAR_S, 0.001, True),
+        (100, 99, NEAR_S, 0.001, True),
+        (1, 1, 0.0, 1.0, False),
+        (0, 0, 0.0, 1.0, False),
+        (1, 2, 0.0, 1.0, False),  # the entry believes too much, which is no reason to look elsewhere
+        (10**6, ANY_LOAD, 0.0, 1.0, False),
+        # far: what sharing the node with the others costs must be more than the round trip
+        (1, 0, 0.15, 0.16, True),
+        (1, 0, 0.15, 0.15, False),
+        (4, 3, 0.15, 0.5, False),  # a quarter of 0.5 s
+        (4, 2, 0.15, 0.5, True),
+        (4, 3, 0.15, 0.7, True),
+        (1, 0, 0.15, 0.0, False),
+        (3, 9, 0.15, 60.0, False),
+    ],
+)
+def test_who_is_sent_back(load: int, believed: int, rtt_s: float, hold_s: float, is_busier: bool) -> None:
+    backends = make_exit().backends
+    backends.load.in_flight, backends.hold_s = load, hold_s
+    assert backends.is_busier(believed, rtt_s) is is_busier
+
+
+@pytest.mark.parametrize(("capacity", "load", "is_full"), [(0, 10**6, False), (2, 1, False), (2, 2, True), (2, 3, True)])
+def test_who_is_full(capacity: int, load: int, is_full: bool) -> None:
+    backends = make_exit(capacity=capacity).backends
+    backends.load.in_flight = load
+    assert backends.is_full is is_full
+
+
+async def test_how_long_a_connection_lasts_is_an_average_of_those_that_were_served() -> None:
+    backends = make_exit("127.0.0.1:1").backends
+    (backend,) = backends.all
+    assert backends.hold_s == FIRST_HOLD_S
+    backends.took(backend, "")
+    backends.released(backend, "", FIRST_HOLD_S + 32.0)
+    assert backends.hold_s == pytest.approx(FIRST_HOLD_S + 32.0 * NEWEST_WEIGHT)
+    for _ in range(10 * round(1 / NEWEST_WEIGHT)):
+        backends.took(backend, "entry")
+        backends.released(backend, "entry", 0.25)
+    assert backends.hold_s == pytest.approx(0.25, abs=0.01)
+    backends.took(backend, "")
+    backends.released(backend, "", None)  # the dial failed
+    assert backends.hold_s == pytest.approx(0.25, abs=0.01)
+    assert (backends.in_flight, dict(backends.by_entry)) == (0, {})
+
+
+async def test_a_dial_that_came_to_nothing_is_no_short_connection() -> None:
+    with Listener(listening=False) as listener:
+        exit_ = make_exit(listener.address)
+        believe(exit_, listener)
+        answers: list[str] = []
+        async with running(exit_.reactor):
+            serve(exit_.backends, "default", lambda end, why: answers.append(why))
+            await until(lambda: answers)
+            believe(exit_, listener)
+            serve(exit_.backends, "default", lambda end, why: answers.append(why)).cancel()
+        assert exit_.backends.hold_s == FIRST_HOLD_S
 
 
 async def test_the_reported_load_is_the_one_that_lasted() -> None:

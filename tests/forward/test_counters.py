@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.forward.counters import DECISIONS, ENDINGS, Counters, Decision, Ending, Flow
+from federation.forward.counters import DECISIONS, ENDINGS, Busier, Counters, Decision, Ending, Flow
 from federation.forward.route import Route
 from federation.forward.selection import BY_LOAD, Candidate, Pick
 from federation.metrics import Metrics
@@ -56,9 +56,23 @@ def test_only_the_newest_are_kept() -> None:
         counters.ended(ending(n), "ok")
     for n in range(DECISIONS + 3):
         counters.decisions.append(decision(n, 0, 1))
+        counters.picked_again(Busier(Flow(n), 1, 0, 3, 2))
     assert [counters.endings[0].flow.connection, len(counters.endings)] == [3, ENDINGS]
     assert [counters.decisions[0].flow.connection, len(counters.decisions)] == [3, DECISIONS]
+    assert [counters.busier[0].flow.connection, len(counters.busier)] == [3, DECISIONS]
     assert counters.totals.received == 10 * (ENDINGS + 3)
+
+
+def test_a_pick_that_was_sent_back_is_no_retry() -> None:
+    metrics = Metrics()
+    counters = Counters(metrics)
+    row = Busier(Flow(7), attempt=1, again=0, had=3, believed=2)
+    counters.picked_again(row)
+    assert list(counters.busier) == [row]
+    assert (metrics.picked_again, counters.totals.retried, sum(metrics.retries.values())) == (1, 0, 0)
+    first = decision(7, 2)._replace(again=0)
+    assert first.key == (row.flow, row.attempt, row.again)
+    assert first._replace(again=1).key != first.key
 
 
 def test_each_pick_is_counted_once_by_the_tier_that_decided_it() -> None:

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from federation.config import Settings
 from federation.errors import BackendUnavailable
@@ -16,6 +18,7 @@ from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, RosterDispatcher
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.metrics import Metrics
+from tests.support.links import End
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,12 +29,16 @@ ROUTE = Route("default")
 class World:
     """The dispatcher, and all that it stands on: `peers` may serve, what was queued for the flush runs by `flush`."""
 
-    def __init__(self, *peers: str) -> None:
+    def __init__(self, *peers: str, capacity: int = 0) -> None:
         self.own_id = "own"
+        self.capacity = capacity
+        self.links: dict[str, Link] = {}
         self.peers = list(peers)
         self.penalties: list[tuple[str, float]] = []
         self.queued: list[Callable[[], None]] = []
+        self.timers: list[Any] = []
         self.in_flight = 0
+        self.looks: list[Route] = []
         self.clock = 5.0
         self.counters = Counters(Metrics())
         self.selector = Selector(Policy.LEAST_LOADED, entry_id="own", rng=random.Random(1))
@@ -41,14 +48,20 @@ class World:
 
     # The roster
 
-    def eligible(self, _route: Route) -> list[Any]:
-        return [SimpleNamespace(peer_id=peer, available_vram=0, capacity=0) for peer in self.peers]
+    def eligible(self, route: Route) -> list[Any]:
+        """A peer serves one service if its name says so: "speech/a"."""
+        self.looks.append(route)
+        return [
+            SimpleNamespace(peer_id=peer, available_vram=0, capacity=self.capacity)
+            for peer in self.peers
+            if peer.rpartition("/")[0] in ("", route.service)
+        ]
 
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
 
-    def link(self, peer_id: str) -> None:
-        return None
+    def link(self, peer_id: str) -> Any:
+        return self.links.get(peer_id)
 
     def penalize(self, peer_id: str, seconds: float) -> None:
         self.penalties.append((peer_id, seconds))
@@ -64,7 +77,9 @@ class World:
         return self.clock
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Any:
-        return SimpleNamespace(cancel=lambda: None)
+        timer = SimpleNamespace(ring=callback, cancel=lambda: timer in self.timers and self.timers.remove(timer))
+        self.timers.append(timer)
+        return timer
 
     def flush_soon(self, callback: Callable[[], None]) -> None:
         self.queued.append(callback)
@@ -75,14 +90,44 @@ class World:
             callback()
 
 
+class Link:
+    """To one peer; nothing is answered."""
+
+    def __init__(self) -> None:
+        self.opened: list[Attempts] = []
+
+    def open_request(self, _service: str, observer: Attempts, _other: Any, _believed: int) -> End:
+        self.opened.append(observer)
+        return End()
+
+    def watch(self, now: float) -> bool:
+        return True
+
+    def unwatch(self) -> None: ...
+
+
 class Request:
     """Ends where it is rejected."""
 
-    flow, route, client_name, started_at = Flow(7), ROUTE, "client", 0.0
+    client_name = "client"
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, number: int = 7, route: Route = ROUTE, started_at: float = 0.0) -> None:
         self.why = ""
+        self.flow, self.route, self.started_at = Flow(number), route, started_at
         self.attempts = Attempts(self, world.dispatcher)  # type: ignore[arg-type]
+
+    @property
+    def state(self) -> State:
+        return self.attempts.state
+
+    def upstream_side(self) -> Any:
+        return self
+
+    def connected(self, upstream: Any) -> None: ...
+
+    def disconnected(self, reason: str) -> None: ...
+
+    def flush_replay(self) -> None: ...
 
     def rejected(self, why: str) -> None:
         self.why = why
@@ -92,12 +137,14 @@ def test_a_pick_is_counted_and_remembered_until_it_is_released() -> None:
     world = World("a", "b")
     request: Any = Request(world)
     first = world.dispatcher.pick(request, set(), 1)
-    second = world.dispatcher.pick(request, {first}, 2)
-    assert {first, second} == {"a", "b"}
+    second = world.dispatcher.pick(request, {first.peer_id}, 2, 1)  # type: ignore[union-attr]
+    assert first is not None
+    assert second is not None
+    assert {first.peer_id, second.peer_id} == {"a", "b"}
     assert world.dispatcher.pick(request, {"a", "b"}, 3) is None
     assert [world.selector.own_in_flight(peer) for peer in ("a", "b")] == [1, 1]
-    assert [(d.pick.chosen.peer_id, d.attempt, d.flow) for d in world.counters.decisions] == [
-        (first, 1, Flow(7)), (second, 2, Flow(7)),
+    assert [(d.pick.chosen, d.attempt, d.flow, d.again) for d in world.counters.decisions] == [
+        (first, 1, Flow(7), 0), (second, 2, Flow(7), 1),
     ]  # fmt: skip
     for peer in ("a", "b"):
         world.dispatcher.release(peer)
@@ -107,7 +154,7 @@ def test_a_pick_is_counted_and_remembered_until_it_is_released() -> None:
 def test_the_own_load_is_told_to_the_selector_once_for_many_changes() -> None:
     world = World("own", "a")
     told: list[tuple[str, int]] = []
-    world.selector.observe_load = lambda peer, load: told.append((peer, load))  # type: ignore[method-assign]
+    world.selector.told = lambda peer, load: told.append((peer, load))  # type: ignore[method-assign,assignment]
     request: Any = Request(world)
     world.in_flight = 4
     world.dispatcher.own_load_is_news = True
@@ -120,16 +167,16 @@ def test_who_waits_looks_again_once_for_many_changes() -> None:
     world = World()
     request = Request(world)
     request.attempts.start()
-    assert world.dispatcher.waiting == {request.attempts}
+    assert list(world.dispatcher.waiting) == [request.attempts]
     for _ in range(3):
-        world.dispatcher.roster_changed()
+        world.dispatcher.look_again()
     assert len(world.queued) == 1
     world.flush()
-    assert world.dispatcher.waiting == {request.attempts}  # there is still nobody
+    assert list(world.dispatcher.waiting) == [request.attempts]  # there is still nobody
     world.dispatcher.reject_waiting("this node is shutting down")
-    assert (world.dispatcher.waiting, request.attempts.state) == (set(), State.REJECTED)
+    assert (world.dispatcher.waiting, request.attempts.state) == ({}, State.REJECTED)
     assert request.why == "this node is shutting down"
-    world.dispatcher.roster_changed()
+    world.dispatcher.look_again()
     assert world.queued == []
 
 
@@ -137,7 +184,7 @@ def test_a_request_that_was_rejected_before_the_flush_is_left_alone() -> None:
     world = World()
     request = Request(world)
     request.attempts.start()
-    world.dispatcher.roster_changed()
+    world.dispatcher.look_again()
     request.attempts.reject("its time is over")
     world.flush()
     assert request.why == "its time is over"
@@ -160,5 +207,203 @@ def test_settings_hold_for_the_next_step() -> None:
 
 
 def test_without_a_backend_a_dial_says_so() -> None:
+    world = World("own")
     with pytest.raises(BackendUnavailable, match="no backend of default"):
-        World("own").dispatcher.dial(ROUTE, lambda *_: None)
+        world.dispatcher.dial(ROUTE, lambda *_: None)
+
+
+def test_an_own_dial_that_comes_to_nothing_leaves_no_load_behind() -> None:
+    world = World("own", capacity=9)
+    for n in range(5):
+        request = Request(world, n)
+        request.attempts.start()
+        request.attempts.close()
+    assert world.selector.own_in_flight("own") == 0
+    world.dispatcher.pick(Request(world), set(), 1)  # type: ignore[arg-type]
+    assert world.counters.decisions[-1].pick.chosen.in_flight == 0
+
+
+# Those who wait
+
+
+SPEECH = Route("speech")
+
+
+def full(*peers: str) -> World:
+    """Peers of one place each, which is taken, as they say."""
+    world = World(*peers, capacity=1)
+    for peer in peers:
+        world.links[peer] = Link()
+        world.selector.told(peer, 1)
+    return world
+
+
+def comes(world: World, number: int, route: Route = ROUTE) -> Request:
+    request = Request(world, number, route, started_at=float(number))
+    request.attempts.start()
+    return request
+
+
+def has_room(world: World, peer: str) -> None:
+    """Whoever was there has gone."""
+    for attempts in world.links[peer].opened:
+        if attempts.peer_id == peer:
+            attempts.close()
+    world.selector.told(peer, 0)
+    world.dispatcher.look_again()
+
+
+def numbers(requests: list[Request], state: State = State.OPENING) -> list[int]:
+    return [request.flow.connection for request in requests if request.state is state]
+
+
+def test_one_place_that_gets_free_wakes_the_first_and_nobody_else() -> None:
+    world = full("a")
+    requests = [comes(world, n) for n in range(5)]
+    assert numbers(requests, State.WAITING) == [0, 1, 2, 3, 4]
+    world.flush()
+    for n in range(5):
+        has_room(world, "a")
+        world.looks.clear()
+        world.flush()
+        assert (numbers(requests), numbers(requests, State.WAITING)) == ([n], list(range(n + 1, 5)))
+        assert len(world.looks) == min(2, 5 - n)  # of the one that goes, and of the first that finds none
+    assert world.dispatcher.waiting == {}
+
+
+def test_places_that_get_free_together_are_taken_in_order() -> None:
+    world = full("a", "b", "c")
+    requests = [comes(world, n) for n in range(5)]
+    for peer in ("a", "b", "c"):
+        has_room(world, peer)
+    assert len(world.queued) == 1
+    world.flush()
+    assert numbers(requests) == [0, 1, 2]
+    assert numbers(requests, State.WAITING) == [3, 4]
+
+
+def test_a_newcomer_is_behind_those_who_wait_though_there_is_room() -> None:
+    world = full("a")
+    waiting = comes(world, 1)
+    world.selector.told("a", 0)
+    newcomer = comes(world, 2)
+    assert (waiting.state, newcomer.state) == (State.WAITING, State.WAITING)
+    world.flush()  # the newcomer brought it up
+    assert (waiting.state, newcomer.state) == (State.OPENING, State.WAITING)
+    has_room(world, "a")
+    world.flush()
+    assert (waiting.state, newcomer.state) == (State.CLOSED, State.OPENING)
+
+
+def test_who_is_sent_back_keeps_its_place() -> None:
+    """It found a place, another entry's request was faster: it is not to wait behind those who came after it."""
+    world = full("a")
+    first, second = comes(world, 1), comes(world, 2)
+    has_room(world, "a")
+    world.flush()
+    assert (first.state, second.state) == (State.OPENING, State.WAITING)
+    comes(world, 3)
+    world.selector.told("a", 1)
+    first.attempts.busier(1)
+    assert first.state is State.WAITING
+    for request in (first, second):
+        has_room(world, "a")
+        world.flush()
+        assert request.state is State.OPENING
+        assert world.links["a"].opened[-1] is request.attempts
+
+
+def test_waiting_for_one_service_holds_up_no_other() -> None:
+    world = full("default/a", "speech/b")
+    default = [comes(world, n) for n in (1, 2)]
+    speech = [comes(world, n, SPEECH) for n in (3, 4)]
+    world.selector.told("speech/b", 0)
+    world.dispatcher.look_again()
+    world.flush()
+    assert (numbers(default), numbers(speech)) == ([], [3])
+    world.links["speech/c"] = Link()
+    world.peers.append("speech/c")
+    world.selector.told("speech/c", 0)
+    speech[1].attempts.close()
+    assert comes(world, 5, SPEECH).state is State.OPENING  # nobody waits for that any more
+
+
+@pytest.mark.parametrize("how", ["reject", "close", "its time is over"])
+def test_who_leaves_while_it_waits_leaves_nothing(how: str) -> None:
+    world = full("a")
+    requests = [comes(world, n) for n in range(3)]
+    world.flush()
+    for request in requests:
+        if how == "reject":
+            request.attempts.reject("unwanted")
+        elif how == "close":
+            request.attempts.close()
+        else:
+            world.timers[0].ring()
+    assert {request.why for request in requests} == {{"reject": "unwanted", "close": ""}.get(how, "no peer is available")}
+    assert (world.dispatcher.waiting, world.dispatcher._queues, world.timers) == ({}, {}, [])
+    has_room(world, "a")
+    assert world.queued == []
+    assert comes(world, 9).state is State.OPENING
+
+
+def test_who_leaves_in_the_middle_of_the_queue_holds_nobody_up() -> None:
+    world = full("a")
+    requests = [comes(world, n) for n in range(4)]
+    requests[0].attempts.close()
+    requests[2].attempts.reject("unwanted")
+    for n in (1, 3):
+        has_room(world, "a")
+        world.flush()
+        assert requests[n].state is State.OPENING
+
+
+def test_nobody_is_woken_once_all_were_forgotten() -> None:
+    world = full("a")
+    requests = [comes(world, n) for n in range(3)]
+    world.dispatcher.look_again()
+    world.dispatcher.forget_waiting()
+    world.flush()
+    world.dispatcher.reject_waiting("this node stops")
+    for request in requests:
+        assert request.state is State.WAITING
+        request.attempts.close()
+    assert (world.dispatcher.waiting, world.dispatcher._queues, world.timers) == ({}, {}, [])
+
+
+courses = st.lists(
+    st.tuples(st.sampled_from(["comes", "room", "busier", "opened", "close", "reject", "flush"]), st.integers(0, 9)),
+    max_size=50,
+)
+
+
+@given(courses)
+def test_whatever_happens_everybody_waits_in_order(course: list[tuple[str, int]]) -> None:
+    """`waiting` and the queues agree, the older one is ahead, and nothing is left in the end."""
+    world = full("a", "b", "speech/c")
+    requests: list[Request] = []
+    for step, n in course:
+        here = [request for request in requests if request.state not in (State.CLOSED, State.REJECTED)]
+        request = here[n % len(here)] if here else None
+        if step == "comes":
+            requests.append(comes(world, len(requests), SPEECH if n % 3 == 0 else ROUTE))
+        elif step == "room":
+            has_room(world, ("a", "b", "speech/c")[n % 3])
+        elif step == "flush":
+            world.flush()
+        elif request is not None and step in ("close", "reject"):
+            request.attempts.reject("unwanted") if step == "reject" else request.attempts.close()
+        elif request is not None and request.state is State.OPENING:
+            if step == "busier":
+                world.selector.told(request.attempts.peer_id, 1)
+            getattr(request.attempts, step)(*[1] * (step == "busier"))
+        waiting = {request.attempts for request in requests if request.state is State.WAITING}
+        assert set(world.dispatcher.waiting) == waiting
+        queues = world.dispatcher._queues
+        assert sum(map(len, queues.values())) == len(waiting)
+        assert all(queue and queue == sorted(queue) for queue in queues.values())
+    for request in requests:
+        if request.state is not State.CLOSED:
+            request.attempts.close()
+    assert (world.dispatcher.waiting, world.dispatcher._queues, world.timers) == ({}, {}, [])
+    assert [world.selector.own_in_flight(peer) for peer in world.peers] == [0, 0, 0]

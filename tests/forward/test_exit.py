@@ -14,7 +14,9 @@ import trio
 from structlog.testing import capture_logs
 
 from federation.forward.exit import ExitFlow, serve_tunnel
-from federation.net.link.mux import INITIAL_WINDOW
+from federation.net.link.channel import INITIAL_WINDOW
+from federation.net.link.frames import ANY_LOAD
+from federation.net.link.mux import Mux
 from federation.reactor import connect as connect_module
 from federation.reactor.connect import Connect
 from federation.reactor.sockets import SocketDuplex
@@ -237,6 +239,89 @@ async def test_what_is_not_offered_is_refused_without_a_dial(service: str, setti
         assert t.listener.waiting() == 1  # closes the one that is held
 
 
+# The load is compared
+
+
+async def test_a_full_node_says_its_load_to_an_entry_that_understands() -> None:
+    async with tunnels(tells_load=True, capacity=1) as t:
+        _, held = t.open()
+        await until(lambda: held.heard == ["OPENED"])
+        for believed in (0, 1, 7, ANY_LOAD):
+            _, end = t.open(believed=believed)
+            await until(lambda end=end: end.heard)
+            assert end.heard == ["BUSIER 1"]
+            assert t.told[-1] == (1, 0)  # before that answer
+        assert t.exit.loads == [1]
+        assert t.listener.waiting() == 1
+
+
+async def test_compare_and_raise_are_one_step() -> None:
+    """Two OPENs with one belief come in one record, as from two clients of an entry that heard nothing in between."""
+    async with tunnels(tells_load=True) as t:
+        _, first = t.open(believed=0)
+        _, second = t.open(believed=0)
+        await until(lambda: first.heard and second.heard)
+        assert (first.heard, second.heard) == (["OPENED"], ["BUSIER 1"])
+        assert t.exit.backends.in_flight == 1
+        _, third = t.open(believed=1)
+        await until(lambda: third.heard == ["OPENED"])
+        assert t.told[-1] == (2, 0)
+        assert t.exit.loads == [1, 2]
+
+
+@pytest.mark.parametrize("believed", [1, 2, ANY_LOAD])
+async def test_who_believes_enough_or_does_not_compare_is_taken(believed: int) -> None:
+    async with tunnels(tells_load=True) as t:
+        _, first = t.open(believed=0)
+        await until(lambda: first.heard == ["OPENED"])
+        _, second = t.open(believed=believed)
+        await until(lambda: second.heard == ["OPENED"])
+
+
+async def test_an_entry_of_a_former_version_is_never_sent_back() -> None:
+    async with tunnels() as t:
+        for believed in (0, 0, 0):
+            _, end = t.open(believed=believed)
+            await until(lambda end=end: end.heard == ["OPENED"])
+        assert t.told == []
+
+
+@pytest.mark.parametrize(("hold_s", "answer"), [(1.0, "BUSIER 1"), (0.1, "OPENED")])
+async def test_a_far_entry_is_sent_back_only_where_that_saves_it_time(hold_s: float, answer: str) -> None:
+    async with tunnels(tells_load=True) as t:
+        _, first = t.open(believed=0)
+        await until(lambda: first.heard == ["OPENED"])
+        t.exit_link.least_rtt_s = 0.15
+        t.exit.backends.hold_s = hold_s
+        _, second = t.open(believed=0)
+        await until(lambda: second.heard)
+        assert second.heard == [answer]
+
+
+async def test_what_a_client_had_sent_to_a_node_that_sends_it_back_reaches_no_backend() -> None:
+    async with tunnels(tells_load=True, capacity=1) as t:
+        _, held = t.open()
+        async with await t.listener.accept() as server:
+            await until(lambda: held.heard == ["OPENED"])
+            channel, end = t.open(believed=0)
+            channel.send(bytes(INITIAL_WINDOW))
+            await until(lambda: end.heard == ["BUSIER 1"])
+            assert channel.closed
+            assert not t.exit_link.mux.channels.keys() - {held.other.id}
+            held.other.send(b"mine")
+            assert await server.receive_some() == b"mine"
+        assert t.listener.waiting() == 0
+
+
+async def test_an_entry_hears_that_a_tunnel_it_took_back_never_counts() -> None:
+    """Nothing answers it: without that the entry would believe in one connection more for as long as nothing else comes."""
+    async with tunnels(tells_load=True) as t:
+        channel, _ = t.open(believed=0)
+        channel.abort("no answer within 3 s")
+        await until(lambda: t.told == [(0, 0)])
+        assert t.exit.loads == []
+
+
 async def test_capacity_is_free_again_when_a_connection_ends() -> None:
     async with tunnels(capacity=1) as t:
         _, first = t.open()
@@ -342,6 +427,7 @@ class StoppedLink:
 
     def __init__(self) -> None:
         self.unread: list[Callable[[], None]] = []
+        self.mux = Mux(initiator=False, handler=None, wake=lambda: None)  # type: ignore[arg-type]
 
     def when_read_empty(self, callback: Callable[[], None]) -> None:
         self.unread.append(callback)

@@ -23,7 +23,8 @@ from federation.forward.counters import Failure, Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
 from federation.forward.exit import serve_tunnel
 from federation.forward.reject import REJECT_LINGER_S
-from federation.net.link.mux import INITIAL_WINDOW
+from federation.net.link.channel import INITIAL_WINDOW
+from federation.net.link.mux import Load
 from federation.reactor import sockets
 from tests.support.entries import OWN, Net, network, record, settled
 from tests.support.links import Events, link_pair
@@ -47,10 +48,11 @@ async def receive(client: trio.SocketStream, n: int) -> bytes:
     return data
 
 
-def exit_of(net: Net, events: Events) -> tuple[Backends, Listener]:
-    """Backends behind the far end of a link."""
+def exit_of(net: Net, events: Events, load: Load | None = None) -> tuple[Backends, Listener]:
+    """Backends behind the far end of a link, with `load` as their number of connections."""
     listener = Listener()
-    backends = Backends(net.reactor, Settings(backends=(listener.address,)), on_change=lambda: None, on_load=lambda: None)
+    settings = Settings(backends=(listener.address,))
+    backends = Backends(net.reactor, settings, on_change=lambda: None, on_load=lambda _entry_id: None, load=load)
     backends.all[0].healthy, backends.all[0].target = True, (socket.AF_INET, (listener.host, listener.port))
     events.tunnel_opened = partial(serve_tunnel, backends)  # type: ignore[method-assign]
     return backends, listener
@@ -211,6 +213,50 @@ async def test_the_next_peer_gets_all_that_the_client_sent(mock_clock: MockClock
         assert [d.attempt for d in net.frontend.counters.decisions] == [1, 2]
         assert {d.flow for d in net.frontend.counters.decisions} == {Flow(1)}
         assert list(net.frontend.counters.failures) == [Failure(Flow(1), 1, "a", reason)]
+
+
+@every_mode
+async def test_a_busier_peer_sends_the_client_on_with_all_its_bytes(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=b"one ")
+        await client.send_all(b"two ")  # on the way to the peer
+        await settled(lambda: net.tunnel.data == b"one two ")
+        first = net.tunnel
+        first.is_busier(3)
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        assert net.tunnel.data == b"one two "
+        await client.send_all(b"three")
+        await client.send_eof()
+        await settled(lambda: net.tunnel.eof)
+        assert (first.data, net.tunnel.data) == (b"one two ", b"one two three")
+        assert (net.in_flight(), net.roster.penalties) == ({"b": 1}, [])
+        assert (net.frontend.counters.totals.retried, len(net.frontend.counters.failures)) == (0, 0)
+        assert net.metric("federation_picks_again_total") == 1
+        net.tunnel.answers()
+        net.tunnel.sends(b"served")
+        net.tunnel.ends()
+        assert await rest_of(client) == b"served"
+        await settled(lambda: not net.frontend.active)
+        assert net.finished("ok") == 1
+        assert [ending.attempts for ending in net.frontend.counters.endings] == [1]
+
+
+async def test_a_large_upload_that_is_sent_back_twice_is_whole(mock_clock: MockClock) -> None:
+    data = random.Random(21).randbytes(3 * INITIAL_WINDOW)
+    async with network(mock_clock, replay_buffer_bytes=4 * INITIAL_WINDOW) as net:
+        net.add("a", "b", "c")
+        client = await net.connect(sends=data[:INITIAL_WINDOW])
+        net.tunnel.is_busier(1)
+        await client.send_all(data[INITIAL_WINDOW:])
+        await settled()
+        net.tunnel.is_busier(1)
+        assert [t.peer_id for t in net.tunnels] == ["a", "b", "c"]
+        net.tunnel.answers()
+        while len(net.tunnel.data) < len(data):
+            net.tunnel.grants(10_000)
+            await settled()
+        assert net.tunnel.data == data
 
 
 @pytest.mark.parametrize("how", FAILURES)
@@ -839,7 +885,7 @@ async def test_whatever_a_tunnel_says_after_the_client_left_is_nothing(mock_cloc
         await settled(lambda: not net.frontend.active)
         net.tunnel.answers()
         net.frontend.peer_suspect("a")
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         await net.passes(100)
         assert net.tunnel.reset == "the client has gone"
         assert len(net.tunnels) == 1
@@ -881,7 +927,7 @@ async def test_an_end_that_came_before_the_own_backend_was_dialled(mock_clock: M
         await client.send_eof()
         await settled(lambda: all(entry._eof for entry in net.frontend.active))
         net.own_backend_is_up()
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         server = await net.server()
         assert await rest_of(server) == sent
         await server.send_all(b"amen")
@@ -897,7 +943,7 @@ async def test_a_large_transfer_through_the_own_backend(mock_clock: MockClock, r
     async with network(mock_clock, replay=replay, own_backend=True) as net:
         client = await net.connect(sends=up[:60_000])  # held, then replayed
         net.own_backend_is_up()
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         server = await net.server()
 
         async def send(sink: trio.SocketStream, data: bytes) -> None:
@@ -999,7 +1045,7 @@ async def test_an_own_backend_that_answers_before_it_reads(mock_clock: MockClock
     async with network(mock_clock, own_backend=True, replay_buffer_bytes=len(up)) as net:
         client = await net.connect(sends=up)
         net.own_backend_is_up()
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         server = await net.server()
 
         async def send() -> None:
@@ -1035,6 +1081,38 @@ async def test_a_client_that_leaves_during_the_dial_ends_it(mock_clock: MockCloc
 # With a real exit
 
 
+@every_mode
+async def test_a_real_exit_that_is_busier_than_believed_is_left_to_others(replay: str) -> None:
+    data = random.Random(22).randbytes(200_000)
+    busy, idle = Load(1), Load()  # which this entry believes to be the same
+    async with (
+        network(replay=replay) as net,
+        link_pair(loads=(Load(), busy)) as (to_busy, _, busy_told, busy_events),
+        link_pair(loads=(Load(), idle)) as (to_idle, _, _, idle_events),
+    ):
+        busy_backends, busy_listener = exit_of(net, busy_events, busy)
+        idle_backends, idle_listener = exit_of(net, idle_events, idle)
+        busy_told.load_told = lambda _link, *load: net.selector.told("busy", *load)  # type: ignore[method-assign]
+        net.roster.nodes = {"busy": record("busy", available_vram=2), "idle": record("idle", available_vram=1)}
+        net.roster.links = {"busy": to_busy, "idle": to_idle}  # type: ignore[dict-item]
+        client = await net.connect(sends=data[:10])
+        await client.send_all(data[10:])
+        await client.send_eof()
+        with busy_listener, idle_listener:
+            server = await idle_listener.accept()
+            net.clients.append(server)
+            assert await rest_of(server) == data
+            await server.send_all(b"served")
+            await server.aclose()
+            assert await rest_of(client) == b"served"
+            assert busy_listener.waiting() == 0
+        await settled(lambda: not net.frontend.active)
+        assert [(row.had, row.believed) for row in net.frontend.counters.busier] == [(1, 0)]
+        assert (busy.in_flight, idle.in_flight) == (busy_backends.in_flight, idle_backends.in_flight) == (1, 0)
+        assert net.selector.in_flight("busy") == 1
+        assert net.roster.penalties == []
+
+
 @pytest.mark.parametrize("replay", ["opened", "first-byte"])
 async def test_a_held_upload_of_many_windows_through_real_links(replay: str) -> None:
     """What entry and exit believe of each other, checked by their mux: a byte too many would cost them the link."""
@@ -1044,7 +1122,7 @@ async def test_a_held_upload_of_many_windows_through_real_links(replay: str) -> 
         client = await net.connect(sends=data)
         net.roster.nodes["far"] = record("far")
         net.roster.links["far"] = entry_link  # type: ignore[assignment]
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
         with listener:
             server = await listener.accept()
             net.clients.append(server)

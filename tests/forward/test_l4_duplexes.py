@@ -109,7 +109,7 @@ class CallersLink(FakeLink):
         self.caller = caller
         self.attempts: Attempts | None = None
 
-    def open_tunnel(self, service: str, opener: Any, other: Any) -> Any:
+    def open_request(self, service: str, opener: Any, other: Any, believed: int) -> Any:
         self.attempts, self.caller.other = opener, other
         return self.caller
 

@@ -49,7 +49,7 @@ async def silent_client(net: Net, stage: str) -> trio.SocketStream:
         await net.server()
     if stage == "own dial":
         net.own_backend_is_up()
-        net.frontend.dispatcher.roster_changed()
+        net.frontend.dispatcher.look_again()
     return client
 
 

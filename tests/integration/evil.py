@@ -30,7 +30,7 @@ from federation.net import pubsub, wire
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import AddressBook
 from federation.net.host import Host
-from federation.net.link import mux
+from federation.net.link.frames import ANY_LOAD, CREDIT, DATA, NUMBER, OPEN, PING, RST
 from federation.net.pubsub import Topic
 from federation.reactor.loop import Reactor
 
@@ -198,37 +198,37 @@ async def invents_peers(member: Member) -> None:
 
 async def opens_and_takes_back(member: Member) -> None:
     for channel in range(10_001, 2**31, 2):
-        member.frames((mux.OPEN, channel, b"default"), (mux.RST, channel, b""))
+        member.frames((OPEN, channel, NUMBER.pack(ANY_LOAD) + b"default"), (RST, channel, b""))
         if channel % 500 == 1:
             await member.flushed()
 
 
 async def opens_what_is_not_there(member: Member) -> None:
     for channel in range(10_001, 2**31, 2):
-        member.frames((mux.OPEN, channel, b"no such service"))
+        member.frames((OPEN, channel, NUMBER.pack(ANY_LOAD) + b"no such service"))
         if channel % 500 == 1:
             await member.flushed()
 
 
 async def grants_too_much(member: Member) -> None:
     channel = member.link.open_tunnel("default", Nobody(), Nobody())
-    member.frames((mux.CREDIT, channel.id, b"\xff" * 4))
+    member.frames((CREDIT, channel.id, b"\xff" * 4))
 
 
 async def sends_ungranted(member: Member) -> None:
     channel = member.link.open_tunnel("default", Nobody(), Nobody())
-    member.frames(*[(mux.DATA, channel.id, bytes(60_000))] * 3)
+    member.frames(*[(DATA, channel.id, bytes(60_000))] * 3)
 
 
 async def speaks_of_unknown_streams(member: Member) -> None:
-    member.frames((mux.DATA, 99_999, b"hello"))
+    member.frames((DATA, 99_999, b"hello"))
 
 
 async def never_reads(member: Member) -> None:
     """It makes the victim answer, and lets the answers lie."""
     member.reactor.change(member.link.carrier.sock.fileno(), 4)
     for _ in range(200):
-        member.frames(*[(mux.PING, 0, bytes(8))] * 500)
+        member.frames(*[(PING, 0, bytes(8))] * 500)
         await member.flushed()
 
 

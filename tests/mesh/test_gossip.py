@@ -19,6 +19,7 @@ from federation.mesh import gossip as gossip_module
 from federation.mesh.gossip import (
     FASTEST_S,
     JITTER,
+    LOAD_EVERY_S,
     PAGE,
     SLOWEST_S,
     SYNC_TIMEOUT_S,
@@ -68,9 +69,12 @@ def test_a_record_is_good_for_more_than_two_of_the_slowest_announcements_and_the
     assert 2 * SLOWEST_S < slowest.online_window.total_seconds() < FORGET_AFTER.total_seconds()
 
 
-@pytest.mark.parametrize(("nodes", "seconds"), [(0, 0.0), (1, 0.0), (16, 0.0), (32, 0.5), (1000, 15.625)])
-def test_load_interval(nodes: int, seconds: float) -> None:
-    assert load_interval(nodes) == seconds
+@pytest.mark.parametrize(
+    ("nodes", "all_hear", "some_do_not"), [(0, 2.0, 0.25), (16, 2.0, 0.25), (32, 4.0, 0.5), (1000, 125.0, 15.625)]
+)
+def test_load_interval(nodes: int, all_hear: float, some_do_not: float) -> None:
+    assert load_interval(nodes) == load_interval(nodes, all_hear=True) == all_hear
+    assert load_interval(nodes, all_hear=False) == some_do_not
 
 
 @pytest.mark.parametrize(
@@ -181,8 +185,12 @@ class TestAnnouncing:
             assert me.topic.times[:2] == [0, 5]
             assert me.topic.times[2] < 100
 
-    async def test_load_of_a_large_network_is_told_more_rarely_but_not_lost(self, offline: Any) -> None:
+    @pytest.mark.parametrize("former", [False, True], ids=["", "beside a node of a former version"])
+    async def test_load_of_a_large_network_is_told_more_rarely_but_not_lost(self, offline: Any, former: bool) -> None:
         async with running(Member("me")) as me:
+            me.has_link("new")
+            if former:
+                me.has_link("old", tells_load=False)
             for n in range(127):
                 me.knows(record(f"p{n}"))
             await trio.sleep(10)
@@ -190,25 +198,52 @@ class TestAnnouncing:
             for n in range(40):
                 me.becomes(in_flight=100 + n)
                 await trio.sleep(0.1)
-            await trio.sleep(0.1)
-            assert me.topic.times == pytest.approx([0, 5, 10, 12, 14])
+            await trio.sleep(0.1 if former else 7.3)
+            assert me.topic.times == pytest.approx([0, 5, 10, 12, 14] if former else [0, 5, 21])
             assert me.topic.published[-1][1].in_flight == 139
+            told = len(me.topic.times)
             me.becomes(in_flight=1)
             await trio.sleep(0.3)
             me.becomes(draining=True)  # is news at once
             await trio.sleep(0.3)
-            assert len(me.topic.times) == 6
+            assert len(me.topic.times) == told + 1
             assert me.topic.published[-1][1].draining
 
     async def test_what_matters_goes_out_at_once(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
+            me.becomes(capacity=7)
+            await trio.sleep(0.01)
+            assert me.topic.times == [0, 1]
+            assert me.topic.published[-1][1].capacity == 7
+            await trio.sleep(5)
+            assert me.topic.times == [0, 1, 6]  # the interval counts from the last one
+
+    async def test_load_that_all_hear_by_their_links_goes_out_now_and_then(self, offline: Any) -> None:
+        async with running(Member("me")) as me:
+            me.has_link("new")
+            for n in range(40):
+                await trio.sleep(0.1)
+                me.becomes(in_flight=100 + n)
+            await trio.sleep(LOAD_EVERY_S)
+            assert me.topic.times == pytest.approx([0, LOAD_EVERY_S, 2 * LOAD_EVERY_S, 3 * LOAD_EVERY_S], abs=0.2)
+            assert me.topic.published[-1][1].in_flight == 139
+
+    async def test_load_goes_out_at_once_where_a_node_of_a_former_version_hears_it_by_gossip_alone(
+        self, offline: Any
+    ) -> None:
+        async with running(Member("me")) as me:
+            me.has_link("new")
+            me.has_link("old", tells_load=False)
+            await trio.sleep(1)
             me.becomes(in_flight=7)
             await trio.sleep(0.01)
             assert me.topic.times == [0, 1]
-            assert me.topic.published[-1][1].in_flight == 7
-            await trio.sleep(5)
-            assert me.topic.times == [0, 1, 6]  # the interval counts from the last one
+            me.host.others.clear()
+            await trio.sleep(1)
+            me.becomes(in_flight=8)
+            await trio.sleep(0.5)
+            assert me.topic.times == [0, 1]
 
     async def test_what_does_not_matter_waits(self, offline: Any) -> None:
         async with running(Member("me")) as me:
@@ -225,27 +260,27 @@ class TestAnnouncing:
             for step in range(1, 4):
                 await trio.sleep(0.5)
                 me.becomes(available_vram=10_000 - 60 * step)
-            await trio.sleep(0.4)
-            assert me.topic.times == [0, 1.0]
+            await trio.sleep(0.6)
+            assert me.topic.times == [0, LOAD_EVERY_S]
 
     async def test_at_most_four_times_a_second_and_the_last_change_is_not_lost(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
             for n in range(100):
-                me.becomes(in_flight=100 + n)
+                me.becomes(capacity=100 + n)
                 await trio.sleep(0.01)
             await trio.sleep(FASTEST_S)
             times = me.topic.times[1:]
             assert len(times) <= 6
             assert min(b - a for a, b in pairwise(times)) >= FASTEST_S - 1e-9
-            assert me.topic.published[-1][1].in_flight == 199
+            assert me.topic.published[-1][1].capacity == 199
 
     async def test_a_change_right_after_an_announcement_waits_its_turn(self, offline: Any) -> None:
         async with running(Member("me")) as me:
             await trio.sleep(1)
-            me.becomes(in_flight=7)
+            me.becomes(capacity=7)
             await trio.sleep(0.05)
-            me.becomes(in_flight=8)
+            me.becomes(capacity=8)
             await trio.sleep(0.3)
             assert me.topic.times == [0, 1, 1.25]
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
-from federation.net.link.mux import Channel, Mux
+from federation.net.link.channel import Channel
+from federation.net.link.mux import Mux
 from federation.net.nat.circuit import _Stream
 from federation.net.nat.relay import Relay, _Circuit, _Way
 from federation.net.streams import MuxStream
@@ -31,7 +32,13 @@ class Side:
         self.far = End()
         self.channel: Channel | None = None
 
-    def tunnel_opened(self, channel: Channel, _service: str) -> None:
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        raise AssertionError
+
+    def watched(self, seconds: int) -> None:
+        raise AssertionError
+
+    def tunnel_opened(self, channel: Channel, _service: str, _believed: int) -> None:
         self.far.other, channel.other, self.channel = channel, self.far, channel
         channel.accept()
 

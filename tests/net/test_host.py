@@ -28,6 +28,9 @@ from federation.net.dial.book import AddressBook
 from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
 from federation.net.link import handshake, liveness, seal
+from federation.net.link.frames import ANY_LOAD
+from federation.net.link.link import WATCH_S
+from federation.net.link.mux import Load
 from federation.reactor.loop import READ
 from federation.units import HostPort
 from tests.support.hosts import KEY, PROTOCOL, Peer, assert_serves, echo, linked, new_peer, peers, reactor_running
@@ -201,6 +204,58 @@ async def test_the_cipher_is_one_that_is_fast_on_both(monkeypatch: pytest.Monkey
         await until(lambda: a.has(b) and b.has(a))
         nonce = seal._NONCES[AESGCM if all(fast) else ChaCha20Poly1305].pack
         assert {peer.host.links[other.id].carrier._unsealer._pack_nonce(1) for peer, other in ((a, b), (b, a))} == {nonce(1)}
+
+
+class TestLoad:
+    """A node speaks of its load where both ends know how."""
+
+    @pytest.mark.parametrize("former", [(False, False), (True, False), (False, True), (True, True)])
+    async def test_requests_go_both_ways_whoever_is_of_the_former_version(self, former: tuple[bool, bool]) -> None:
+        async with reactor_running() as reactor, AsyncExitStack() as stack:
+            found = []
+            for n, is_former in enumerate(former, 1):
+                found.append(await new_peer(n, reactor, load=Load(10 * n), is_former=is_former))
+                await stack.enter_async_context(found[-1].host.running())
+            a, b = found
+            a.knows(b)
+            await until(lambda: a.has(b) and b.has(a))
+            ways = (a, b, 20), (b, a, 10)
+            speak = not any(former)
+            for here, there, _ in ways:
+                link = here.host.links[there.id]
+                assert link.mux.tells_load is speak
+                assert not link.watch(trio.current_time())
+                assert link.is_watching(trio.current_time()) is speak
+                end, far = End(), End()
+                channel = link.open_request("chat", end, end, 3)
+                await until(lambda events=there.events: events.opened)
+                arrived, service = there.events.opened[0]
+                assert service == "chat"
+                assert there.events.believed == [3 if speak else ANY_LOAD]
+                assert there.events.watched == [(here.id, WATCH_S)] * speak
+                arrived.other = far
+                arrived.counted()
+                arrived.accept()
+                await until(lambda end=end: end.heard == ["OPENED"])
+                channel.send(b"hello")
+                await until(lambda far=far: far.data == b"hello")
+            for here, there, load in ways:
+                assert here.events.told[-1:] == [(there.id, load, 0)] * speak
+                assert not here.events.down
+
+    async def test_only_the_peers_link_counts(self) -> None:
+        """A duplicate finishes what it carries; what it says of loads is not what the entry goes by."""
+        async with linked() as (a, b):
+            link = a.host.links[b.id]
+            a.host.load_told(link, 3, 1)
+            a.host.load_watched(link, 30)
+            assert a.events.told[-1] == (b.id, 3, 1)
+            assert a.events.watched == [(b.id, 30)]
+            link.fail("gone")
+            a.host.load_told(link, 4, 0)
+            a.host.load_watched(link, 30)
+            assert a.events.told[-1] == (b.id, 3, 1)
+            assert len(a.events.watched) == 1
 
 
 class TestDuplicates:
@@ -634,13 +689,13 @@ class TestOffenders:
             await until(lambda: a.has(b) and b.has(a))
             with capture_logs() as logs:
                 offended = trio.current_time()
-                b.host.links[a.id].mux.control(99, 0)
+                b.host.links[a.id].mux.control(63, 0)
                 await until(lambda: a.events.down)
                 assert not a.has(b)
                 await until(lambda: a.has(b), seconds=5)
             assert trio.current_time() - offended >= 0.5
             said = [entry for entry in logs if entry["log_level"] == "warning" and entry.get("peer") == b.id]
-            assert [entry["what"] for entry in said] == ["an unknown frame type 99"]
+            assert [entry["what"] for entry in said] == ["an unknown frame type 63"]
 
 
 class TestListen:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from federation.forward.attempts import State
-from federation.forward.counters import Decision, Ending, Failure, Flow
+from federation.forward.counters import Busier, Decision, Ending, Failure, Flow
 from federation.forward.route import Route
 from federation.forward.selection import Candidate, Policy, Selector
 from federation.mesh.gpu import GpuReading
@@ -116,7 +116,7 @@ class TestPeers:
         """What was announced is older; and a tombstone of ours in the ledger is not what we are."""
         node = make()
         node.ledger.merge(node.own_record(9).model_copy(update={"left": True}), now=node.clock.utc_now())
-        node.backends.in_flight = 2
+        node.backends.load.in_flight = 2
         (me,) = node.operator.peers()
         assert me["in_flight"] == 2
         assert me["state"] == "no backend"
@@ -259,6 +259,28 @@ class TestExplain:
         (open_one,) = node.operator.explain(1, 8)
         assert (open_one["failed"], open_one["ended"]) == (None, None)
         assert node.operator.explain(1, 9) == []
+
+    async def test_what_was_sent_back_and_what_failed_are_told_apart(self, make: MakeNode) -> None:
+        node = make()
+        add(node, "bob")
+        pick = node.selector.pick([r for r in node.ledger.records()], now=0.0)
+        assert pick is not None
+        counters = node.frontend.counters
+        for attempt, again in ((1, 0), (1, 1), (1, 2), (2, 2)):
+            counters.decisions.append(Decision(0.0, Route("s"), "c", pick, attempt, Flow(7), again))
+        for again, had in ((0, 3), (1, 4)):
+            counters.picked_again(Busier(Flow(7), 1, again, had, had - 1))
+        counters.picked_again(Busier(Flow(8), 2, 2, 9, 9))  # another connection's
+        counters.failures.append(Failure(Flow(7), 1, "bob", "the peer is at its capacity"))
+        told = [(d["attempt"], d["sent_back"], d["failed"]) for d in node.operator.explain(1, 7)]
+        assert told == [
+            (1, {"had": 3, "believed": 2}, None),
+            (1, {"had": 4, "believed": 3}, None),
+            (1, None, "the peer is at its capacity"),
+            (2, None, None),
+        ]
+        text, _ = node.operator.metrics_text("")
+        assert b"federation_picks_again_total 3.0" in text
 
     async def test_requests_of_one_connection_are_told_apart(self, make: MakeNode) -> None:
         node = make()

@@ -56,6 +56,9 @@ class End:
     def refused(self, reason: str) -> None:
         self.heard.append(f"REFUSED {reason}")
 
+    def busier(self, load: int) -> None:
+        self.heard.append(f"BUSIER {load}")
+
     @property
     def data(self) -> bytes:
         return b"".join(item for item in self.heard if isinstance(item, bytes))
@@ -90,6 +93,8 @@ class FakeChannel(Caller):
         self.heard.append("OPENED")
         if self.gives_up_at == "OPENED":
             self.other.abort("the link broke")
+
+    def counted(self) -> None: ...
 
     def refuse(self, reason: str) -> None:
         self.heard.append(f"REFUSED {reason}")

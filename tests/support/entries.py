@@ -24,7 +24,7 @@ from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
 from federation.metrics import Metrics
-from federation.net.link.mux import INITIAL_WINDOW
+from federation.net.link.channel import INITIAL_WINDOW
 from federation.units import Endpoint
 from tests.support.links import SLACK
 from tests.support.sockets import CountingReactor, Listener, reset, running, stream
@@ -32,7 +32,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.net.link.mux import TunnelObserver
+    from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
 
 OWN = "own"
@@ -51,10 +51,10 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
 class Tunnel:
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
-    def __init__(self, peer_id: str, service: str, opener: TunnelObserver, other: Duplex) -> None:
+    def __init__(self, peer_id: str, service: str, opener: RequestObserver, other: Duplex) -> None:
         self.peer_id = peer_id
         self.service = service
-        self.opener: TunnelObserver | None = opener
+        self.opener: RequestObserver | None = opener
         self.other = other
         self.client_name = other._client.client_name  # type: ignore[attr-defined]
         self.data = b""  # sent by the entry
@@ -111,6 +111,13 @@ class Tunnel:
             self.closed = True
             opener.refused(reason)
 
+    def is_busier(self, load: int) -> None:
+        """BUSIER."""
+        if not self.closed and self.opener is not None:
+            opener, self.opener = self.opener, None
+            self.closed = True
+            opener.busier(load)
+
     def sends(self, data: bytes) -> None:
         if not self.closed and not self.ended and self.opener is None:
             view = memoryview(bytearray(data))  # valid during the call only
@@ -151,7 +158,12 @@ class FakeLink:
     def read(self) -> None:
         self.arrived()
 
-    def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Tunnel:
+    def watch(self, now: float) -> bool:
+        return False
+
+    def unwatch(self) -> None: ...
+
+    def open_request(self, service: str, opener: RequestObserver, other: Duplex, believed: int) -> Tunnel:
         if self.is_closed:
             raise PeerUnavailable("the connection is closed")
         tunnel = Tunnel(self.peer_id, service, opener, other)
@@ -218,11 +230,11 @@ class Net:
             self.roster.links[peer_id] = FakeLink(peer_id, self.tunnels)
             self.roster.barred.discard(peer_id)
         if tell:
-            self.frontend.dispatcher.roster_changed()
+            self.frontend.dispatcher.look_again()
 
     def forgive(self) -> None:
         self.roster.barred.clear()
-        self.frontend.dispatcher.roster_changed()
+        self.frontend.dispatcher.look_again()
 
     def own_backend_is_up(self) -> None:
         assert self.backend is not None
@@ -290,7 +302,7 @@ async def network(
     made = Settings(backends=(backend.address,) if backend else (), **settings)
     reactor = CountingReactor()
     selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
-    backends = Backends(reactor, made, on_change=lambda: frontend.dispatcher.roster_changed(), on_load=lambda: None)
+    backends = Backends(reactor, made, on_change=lambda: frontend.dispatcher.look_again(), on_load=lambda _entry_id: None)
     roster = FakeRoster(backends.services)
     metrics = Metrics()
     frontend = Frontend(

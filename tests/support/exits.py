@@ -13,14 +13,16 @@ import trio
 from federation.config import Settings
 from federation.forward.backends import Backend, Backends
 from federation.forward.exit import Serving, serve_tunnel
+from federation.net.link.frames import ANY_LOAD
+from federation.net.link.mux import Load
 from tests.support.links import End, link_pair, until
 from tests.support.sockets import CountingReactor, Listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
     from federation.reactor.sockets import SocketDuplex
 
 SLOW_S = 3600.0  # a health check that comes by itself would come too late for a test
@@ -48,7 +50,7 @@ def make_exit(*addresses: str, reactor: CountingReactor | None = None, **setting
         reactor,
         Settings(backends=addresses, **settings),
         on_change=lambda: made.changes.append(made.backends.services()),
-        on_load=lambda: made.loads.append(made.backends.in_flight),
+        on_load=lambda _entry_id: made.loads.append(made.backends.in_flight),
     )
     made = Exit(backends, reactor)
     return made
@@ -74,25 +76,30 @@ class Tunnels:
     exit: Exit
     listener: Listener
     link: Link  # the entry's end
+    exit_link: Link
+    told: list[tuple[int, int]]  # to the entry: load, and how many of its tunnels are not in it
 
-    def open(self, service: str = "default") -> tuple[Channel, End]:
+    def open(self, service: str = "default", *, believed: int = ANY_LOAD) -> tuple[Channel, End]:
         """As an entry does; `End.heard` tells what came back."""
         end = End()
-        channel = self.link.open_tunnel(service, end, end)
+        channel = self.link.open_request(service, end, end, believed)
         end.other = channel
         return channel, end
 
 
 @asynccontextmanager
-async def tunnels(*, backlog: int = 16, listening: bool = True, **settings: Any) -> AsyncIterator[Tunnels]:
+async def tunnels(
+    *, backlog: int = 16, listening: bool = True, tells_load: bool = False, **settings: Any
+) -> AsyncIterator[Tunnels]:
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(Listener(backlog=backlog, listening=listening))
         reactor = CountingReactor()
         exit_ = make_exit(listener.address, reactor=reactor, **settings)
         believe(exit_, listener)
-        entry_link, _, _, events = await stack.enter_async_context(link_pair(reactor=reactor))
+        loads = (Load(), exit_.backends.load) if tells_load else None
+        entry_link, exit_link, heard, events = await stack.enter_async_context(link_pair(reactor=reactor, loads=loads))
         events.tunnel_opened = partial(serve_tunnel, exit_.backends)  # type: ignore[method-assign]
-        yield Tunnels(exit_, listener, entry_link)
+        yield Tunnels(exit_, listener, entry_link, exit_link, heard.told)
         entry_link.fail("the test is over")
         await until(lambda: len(reactor) == 0)  # no descriptor is left in the set, whatever the test did
         assert exit_.backends.in_flight == 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from federation.net.link.mux import (
+from federation.net.link.frames import (
+    BUSIER,
     CREDIT,
     DATA,
     FIN,
     HEADER,
     HEADER_BYTES,
+    LOAD,
+    LOAD_AND_COUNTED,
     OPEN,
     OPENED,
     PING,
@@ -18,11 +21,12 @@ from federation.net.link.mux import (
     REFUSED,
     RST,
     STREAM,
+    WATCH,
 )
 
 NAMES = {
     STREAM: "STREAM", OPEN: "OPEN", OPENED: "OPENED", REFUSED: "REFUSED", DATA: "DATA",
-    FIN: "FIN", RST: "RST", CREDIT: "CREDIT", PING: "PING", PONG: "PONG",
+    FIN: "FIN", RST: "RST", CREDIT: "CREDIT", PING: "PING", PONG: "PONG", LOAD: "LOAD", WATCH: "WATCH", BUSIER: "BUSIER",
 }  # fmt: skip
 
 
@@ -43,3 +47,8 @@ def frames(record: bytes) -> list[Any]:
 
 def credit(n: int) -> bytes:
     return struct.pack(">I", n)
+
+
+def load(in_flight: int, counted: int = 0) -> bytes:
+    """The payload of a LOAD."""
+    return LOAD_AND_COUNTED.pack(in_flight, counted)

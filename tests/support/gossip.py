@@ -87,6 +87,8 @@ class FakeHost:
     def __init__(self, peer_id: str) -> None:
         self.peer_id = peer_id
         self.others: dict[str, FakeHost] = {}
+        self.tells_load = True  # so is its `mux`, to those who have it among their links
+        self.mux = self
         self.nursery: trio.Nursery | None = None
         self.handlers: dict[str, Callable[..., Any]] = {}
         self.offences: list[tuple[str, str]] = []
@@ -145,6 +147,10 @@ class Member:
     def becomes(self, **change: Any) -> None:
         self.record = self.record.model_copy(update=change)
         self.gossip.stir()
+
+    def has_link(self, peer_id: str, *, tells_load: bool = True) -> None:
+        self.host.others[peer_id] = FakeHost(peer_id)
+        self.host.others[peer_id].tells_load = tells_load
 
     def hears(self, record: NodeData, signer: str | None = None) -> bool:
         """By the topic."""

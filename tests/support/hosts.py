@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import trio
 
+from federation.net import host as host_module
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import AddressBook
 from federation.net.host import Host
+from federation.net.link.link import PROTOCOL_ID_WITHOUT_LOAD
 from federation.net.nat.relay import RelayLimits
 from federation.reactor.duplex import NullDuplex
 from federation.reactor.loop import Reactor
@@ -20,8 +23,9 @@ from tests.support.links import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
+    from federation.net.link.mux import Load
     from federation.net.streams import TrioStream
 
 KEY = b"k" * 32
@@ -37,9 +41,19 @@ class HostEvents:
     down: list[tuple[str, str]] = field(default_factory=list)
     suspect: list[bool] = field(default_factory=list)
     opened: list[tuple[Channel, str]] = field(default_factory=list)
+    believed: list[int] = field(default_factory=list)
+    told: list[tuple[str, int, int]] = field(default_factory=list)
+    watched: list[tuple[str, int]] = field(default_factory=list)
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         self.opened.append((channel, service))
+        self.believed.append(believed)
+
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+        self.told.append((link.peer_id, in_flight, unseen))
+
+    def load_watched(self, link: Link, seconds: int) -> None:
+        self.watched.append((link.peer_id, seconds))
 
     def peer_up(self, link: Link) -> None:
         self.up.append(link)
@@ -94,14 +108,18 @@ async def new_peer(
     keys: Sequence[bytes] = (KEY,),
     retired: Sequence[bytes] = (),
     relay: RelayLimits | None = None,
+    load: Load | None = None,
+    is_former: bool = False,
 ) -> Peer:
-    """Listens, does not run. `keys` and `retired` are asked for at each handshake."""
+    """Listens, does not run. `keys` and `retired` are asked for at each handshake. `is_former`: as a version that does not
+    speak of loads."""
     events = HostEvents()
     banned: set[str] = set()
-    host = Host(
-        seed=seed(n), reactor=reactor, events=events, book=AddressBook(), admission_keys=lambda: keys,
-        retired_keys=lambda: retired, is_banned=banned.__contains__, relay=relay,
-    )  # fmt: skip
+    with patch.object(host_module, "PROTOCOL_ID", PROTOCOL_ID_WITHOUT_LOAD) if is_former else nullcontext():
+        host = Host(
+            seed=seed(n), reactor=reactor, events=events, book=AddressBook(), admission_keys=lambda: keys,
+            retired_keys=lambda: retired, is_banned=banned.__contains__, relay=relay, load=load,
+        )  # fmt: skip
     bound = await host.listen(ANY_PORT)
     return Peer(host, events, PeerAddress(bound.host, bound.port, host.peer_id), banned)
 

@@ -23,7 +23,8 @@ from tests.support.duplex import End
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from federation.net.link.mux import Channel
+    from federation.net.link.channel import Channel
+    from federation.net.link.mux import Load
 
 # What takes seconds on a machine with nothing else to do may take this much longer on one with two cores and six test runs.
 SLACK = 6.0
@@ -41,10 +42,20 @@ class Events:
     misused: list[str] = field(default_factory=list)
     suspect: list[bool] = field(default_factory=list)
     other: Any = None  # what tunnels opened by the remote are joined to
+    believed: list[int] = field(default_factory=list)
+    told: list[tuple[int, int]] = field(default_factory=list)
+    watched: list[int] = field(default_factory=list)
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         channel.other = self.other
         self.opened.append((channel, service))
+        self.believed.append(believed)
+
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+        self.told.append((in_flight, unseen))
+
+    def load_watched(self, link: Link, seconds: int) -> None:
+        self.watched.append(seconds)
 
     def link_closed(self, link: Link, reason: str) -> None:
         self.closed.append(reason)
@@ -67,13 +78,16 @@ def secure(raw: RawConnection, *, initiator: bool) -> SecureConn:
 
 
 @asynccontextmanager
-async def link_pair(*, reactor: Reactor | None = None) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
-    """(initiator, responder, and what each told its host), running."""
+async def link_pair(
+    *, reactor: Reactor | None = None, loads: tuple[Load, Load] | None = None
+) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
+    """(initiator, responder, and what each told its host), running. `loads`: of the two nodes; else both are former ones."""
     reactor = Reactor() if reactor is None else reactor  # an empty one is false
     raws = [tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
     events = Events(), Events()
     links = [
-        Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n]) for n, raw in enumerate(raws)
+        Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n], load=loads and loads[n])
+        for n, raw in enumerate(raws)
     ]
     async with trio.open_nursery() as nursery:
         await nursery.start(reactor.run)

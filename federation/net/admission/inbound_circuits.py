@@ -16,8 +16,8 @@ from federation.net.admission.quarantine import Quarantine
 from federation.ratelimit import Buckets
 
 if TYPE_CHECKING:
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
 
 # Of one member by one relay, so that it does not use up the relay's share at the gate (gate.py); a redial takes seconds.
 SOURCE_RATE = 1.0  # a second

@@ -19,9 +19,10 @@ from federation.errors import ProtocolViolation
 from federation.reactor.loop import READ, WRITE
 
 if TYPE_CHECKING:
+    from federation.net.link.channel import Channel
     from federation.net.link.handshake import SecureConn
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel, Mux
+    from federation.net.link.mux import Mux
     from federation.reactor.loop import Reactor
 
 RECV_BYTES = 256 * 1024

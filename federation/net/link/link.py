@@ -29,20 +29,25 @@ if TYPE_CHECKING:
     from multiaddr import Multiaddr
 
     from federation.net.link.carrier import Carrier, Path
+    from federation.net.link.channel import Channel
     from federation.net.link.handshake import SecureConn
-    from federation.net.link.mux import Channel, TunnelObserver
+    from federation.net.link.mux import Load, RequestObserver, TunnelObserver
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor
 
 log = structlog.get_logger(__name__)
 
-PROTOCOL_ID = "/federation/mux/1"
+PROTOCOL_ID = "/federation/mux/2"
+PROTOCOL_ID_WITHOUT_LOAD = "/federation/mux/1"  # of nodes that tell their load by gossip alone
+WATCH_S = 30  # an entry that picks renews it; one that has no clients any more costs nothing from then on
 
 
 class LinkEvents(Protocol):
     """What a link tells the host."""
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None: ...
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None: ...
+    def load_told(self, link: Link, in_flight: int, unseen: int) -> None: ...
+    def load_watched(self, link: Link, seconds: int) -> None: ...
     def link_closed(self, link: Link, reason: str) -> None: ...
     def link_misused(self, link: Link, what: str) -> None:
         """The remote broke the protocol; `link_closed` follows."""
@@ -62,7 +67,9 @@ class Link:
         reactor: Reactor,
         events: LinkEvents,
         carrier: Callable[[Link, SecureConn, Reactor], Carrier] = SocketCarrier,
+        load: Load | None = None,
     ) -> None:
+        """`load`: this node's, for the remote; None where the remote would not understand."""
         self.peer_id = str(libp2p_id)
         self.started = trio.Event()
         self.suspect = False  # it owes us a PONG
@@ -79,7 +86,8 @@ class Link:
         self.path: Path = self.carrier.path
         self.via_peer_id = "" if self.carrier.via is None else self.carrier.via.peer_id  # the relay's, if there is one
         wake, wake_late = self.carrier.wake, self.carrier.wake_late
-        self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=wake, wake_late=wake_late)
+        self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=wake, wake_late=wake_late, load=load)
+        self._watching_until = 0.0  # the remote's load: it tells us of changes until then
         self._kept_until = self.opened_at  # though it is retired
         self._secured = secured
         self._reactor = reactor
@@ -92,9 +100,34 @@ class Link:
 
     def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
         """Raises PeerUnavailable."""
+        self._check_open()
+        return self.mux.open_tunnel(service, opener, other)
+
+    def open_request(self, service: str, opener: RequestObserver, other: Duplex, believed: int) -> Channel:
+        """For `believed` see Mux.open_request. Raises PeerUnavailable."""
+        self._check_open()
+        return self.mux.open_request(service, opener, other, believed)
+
+    def _check_open(self) -> None:
         if self._closed.is_set():
             raise PeerUnavailable("the connection is closed")
-        return self.mux.open_tunnel(service, opener, other)
+
+    def watch(self, now: float) -> bool:
+        """Have the remote tell its load now and each change of it for WATCH_S; to be called again and again. Returns
+        whether the remote has told every change up to now."""
+        was_watching = self.is_watching(now)
+        if self.mux.tells_load and self._watching_until - now < WATCH_S / 2:
+            self._watching_until = now + WATCH_S
+            self.mux.watch(WATCH_S)
+        return was_watching
+
+    def unwatch(self) -> None:
+        if self._watching_until:
+            self._watching_until = 0.0
+            self.mux.watch(0)
+
+    def is_watching(self, now: float) -> bool:
+        return now < self._watching_until
 
     def when_read_empty(self, callback: Callable[[], None]) -> None:
         """Run `callback` once all that the remote has sent by now was read: an RST right behind an OPEN is seen first."""
@@ -157,8 +190,14 @@ class Link:
 
     # Mux's handler
 
-    def tunnel_opened(self, channel: Channel, service: str) -> None:
-        self._events.tunnel_opened(self, channel, service)
+    def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
+        self._events.tunnel_opened(self, channel, service, believed)
+
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        self._events.load_told(self, in_flight, unseen)
+
+    def watched(self, seconds: int) -> None:
+        self._events.load_watched(self, seconds)
 
     def stream_opened(self, channel: Channel) -> None:
         try:

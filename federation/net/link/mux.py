@@ -10,7 +10,8 @@ Rule 4: the remote's breach of the rules raises ProtocolViolation, which costs i
 A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big endian), then the payload.
 
     STREAM   -                 open a libp2p stream; libp2p negotiates its protocol inside
-    OPEN     service name      open a tunnel
+    OPEN     service name      open a tunnel; with loads, 4 bytes before the name: the load that the opener believes of this
+                               node, or ANY_LOAD
     OPENED   -                 the exit reached its backend
     REFUSED  reason            it did not, and no byte went anywhere; the channel is gone
     DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked; in a
@@ -19,6 +20,14 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     RST      reason            the channel is gone in both directions
     CREDIT   4 bytes           so many more bytes are granted, at least one
     PING     8 bytes           channel 0; answered by PONG with the same bytes
+    LOAD     4 + 4 bytes       channel 0; the sender's load, and the last of the receiver's OPENs that is counted in it
+    WATCH    1 byte            channel 0; tell the sender of each change of load for so many seconds
+    BUSIER   4 bytes           the answer to OPEN: the node has this load, more than was believed; no byte went anywhere
+
+The last three, and the 4 bytes of OPEN, are spoken only where both ends negotiated them (`load` is given): then frame types
+from FIRST_OPTIONAL on are passed over if they are not known, so that a later version may add to them. A LOAD goes in the
+next record whatever that carries, if the load changed since the last one; `tell_load` sends one for its own sake. LOAD comes
+first in its record: an answer never arrives before the load that holds, or does not hold, the request.
 
 The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
 in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `window_growth` of the connection
@@ -27,11 +36,36 @@ lasts. Worst case for memory: MAX_CHANNELS * INITIAL_WINDOW + GROWTH_BUDGET per 
 
 from __future__ import annotations
 
-import struct
 from collections import deque
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 from federation.errors import PeerUnavailable, ProtocolViolation
+from federation.net.link.channel import CONNECTION_BUFFER, INITIAL_WINDOW, MAX_WINDOW, TELLING_COSTS, Channel
+from federation.net.link.frames import (
+    ANY_LOAD,
+    BUSIER,
+    CREDIT,
+    DATA,
+    FIN,
+    FIRST_OPTIONAL,
+    HEADER,
+    HEADER_BYTES,
+    LOAD,
+    LOAD_AND_COUNTED,
+    LOAD_BYTES,
+    MAX_REASON,
+    NUMBER,
+    OPEN,
+    OPENED,
+    PING,
+    PONG,
+    REFUSED,
+    RST,
+    STREAM,
+    WATCH,
+)
 from federation.net.link.seal import MAX_PLAINTEXT
 from federation.units import visible
 
@@ -40,24 +74,13 @@ if TYPE_CHECKING:
 
     from federation.reactor.duplex import Duplex
 
-STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG = range(1, 11)
-
-HEADER = struct.Struct(">BIH")
-HEADER_BYTES = HEADER.size
-_CREDIT = struct.Struct(">I")
-MAX_PAYLOAD = MAX_PLAINTEXT - HEADER_BYTES
-
-INITIAL_WINDOW = 64 * 1024
-MAX_WINDOW = 1024 * 1024  # 1 MiB in flight is 80 MB/s at 12 ms, 10 MB/s at 100 ms
-GROWTH_BUDGET = 32 * 1024 * 1024  # granted beyond INITIAL_WINDOW, all channels of a connection together
 MAX_CHANNELS = 4096  # opened by the remote, at once
 MAX_STREAMS = 64  # of them libp2p streams: a healthy peer has about six
 QUANTUM = 16 * 1024  # one turn: 16 KiB take 0.1 ms at 150 MB/s
-CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source must wait
-CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
 # What a remote may do in vain, each costing us more than it: opens that are refused or taken back unanswered, PINGs, PONGs
 # that answer nothing, grants too small to be worth a frame, frames for channels that are gone, bytes of one channel in more
-# frames than they need. An honest crowd of clients that leaves at once stays below; `tick` gives it back.
+# frames than they need, LOADs and what asks for them, frames that we do not know. An honest crowd of clients that leaves at
+# once stays below; `tick` gives it back.
 ABUSE_BUDGET = 32_768
 ABUSE_REFILL = 512
 STREAM_COSTS = 32  # which libp2p negotiates
@@ -66,15 +89,29 @@ SERVICE_COSTS = 16  # of this node itself, which do more than refuse
 STRAY_COSTS = 1 / 8
 LEAST_CREDIT = 4096  # we grant half a window at a time; by single bytes a remote would have us send one in a frame each
 MAX_CONTROL = 16_384  # control frames unsent: a remote that makes us answer and never reads
-MAX_REASON = 200
 MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
+
+
+@dataclass(slots=True)
+class Load:
+    """What this node's backends serve now, from all entries; all its links tell it."""
+
+    in_flight: int = 0
 
 
 class Handler(Protocol):
     """What a mux tells its owner."""
 
-    def tunnel_opened(self, channel: Channel, service: str) -> None:
-        """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.other` now."""
+    def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
+        """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.other` now.
+
+        `believed`: the load of this node as the remote sees it. ANY_LOAD where there is nothing to compare."""
+
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        """The remote's load; `unseen` of our tunnels, opened with a belief, are not counted in it yet."""
+
+    def watched(self, seconds: int) -> None:
+        """The remote wants to hear of each change of load for that long, from now on. 0: no more."""
 
     def stream_opened(self, channel: Channel) -> None:
         """The remote opened a libp2p stream. Set `channel.other` now."""
@@ -90,146 +127,11 @@ class TunnelObserver(Protocol):
     def refused(self, reason: str) -> None: ...
 
 
-class Channel:
-    """One stream of a connection; a Duplex whose other side is the remote. `other` is the local end joined to it."""
+class RequestObserver(TunnelObserver, Protocol):
+    """The opener of a request may hear a third answer."""
 
-    __slots__ = (
-        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "mux", "opener",
-        "other", "out_size", "queued", "remote", "small_in", "tunnel", "unacknowledged", "waiting", "window",
-    )  # fmt: skip
-
-    other: Duplex
-
-    def __init__(self, mux: Mux, channel_id: int, *, tunnel: bool, remote: bool) -> None:
-        self.mux = mux
-        self.id = channel_id
-        self.tunnel = tunnel
-        self.remote = remote  # who opened it
-        self.opener: TunnelObserver | None = None
-        self.credit = INITIAL_WINDOW  # what we may still send, less what is in `_out`
-        self.granted = INITIAL_WINDOW  # what the remote may still send
-        self.window = INITIAL_WINDOW  # what `granted` is brought back to
-        self.unacknowledged = 0  # delivered here, not granted again yet
-        self.out_size = 0
-        self._out: deque[bytes | memoryview] = deque()
-        self.queued = False  # in the send queue of the mux
-        self.waiting = False  # told its source to wait; owes it a `resume_writing()`
-        self.answered = not (tunnel and remote)
-        self.small_in = 0  # number of the record with its latest small DATA
-        self.fin_queued = self.fin_sent = self.fin_received = self.closed = False
-
-    # Duplex
-
-    def writable(self) -> int:
-        room = CHANNEL_BUFFER - self.out_size
-        if self.credit < room:
-            room = self.credit
-        if room > 0 and self.mux.out_size < CONNECTION_BUFFER and not self.closed:
-            return room
-        self.waiting = True
-        if room > 0 and not self.closed:
-            self.mux.starved[self] = None
-        return 0
-
-    def send(self, data: bytes | memoryview) -> None:
-        if self.closed or not data:
-            return
-        n = len(data)
-        self._out.append(data if isinstance(data, bytes) else bytes(data))
-        self.credit -= n
-        self.out_size += n
-        self.mux.out_size += n
-        self._queue()
-
-    def send_eof(self) -> None:
-        if not self.fin_queued and not self.closed:
-            self.fin_queued = True
-            self._queue(late=self.fin_received)  # the remote has already sent FIN, so this FIN is not urgent
-
-    def abort(self, reason: str) -> None:
-        if not self.closed:
-            self.mux.control(RST, self.id, reason.encode()[:MAX_REASON])
-            self._close()
-
-    def acknowledge(self, n: int) -> None:
-        """Grant again in large steps: half a window at a time. The window of a reader that keeps up is doubled."""
-        self.unacknowledged += n
-        if self.unacknowledged * 2 < self.window or self.closed or self.fin_received:
-            return
-        grant = self.unacknowledged
-        unread = self.window - self.granted - self.unacknowledged  # arrived, and the reader has not got to it
-        if unread * 4 <= self.window < MAX_WINDOW and self.mux.window_growth + self.window <= GROWTH_BUDGET:
-            grant += self.window  # the reader keeps up: if anything holds the sender back, it is the window
-            self.mux.window_growth += self.window
-            self.window *= 2
-        self.granted += grant
-        self.unacknowledged = 0
-        self.mux.control(CREDIT, self.id, _CREDIT.pack(grant))
-
-    def resume_writing(self) -> None:
-        """The local reader takes bytes again: `acknowledge` grants the remote as many, so there is nothing to do here."""
-
-    # Tunnels
-
-    def accept(self) -> None:
-        if not self.closed:
-            self.answered = True
-            self.mux.control(OPENED, self.id)
-
-    def refuse(self, reason: str) -> None:
-        if not self.closed:
-            self.mux.charge()
-            self.mux.control(REFUSED, self.id, reason.encode()[:MAX_REASON])
-            self._close()
-
-    # Inside
-
-    def _queue(self, *, late: bool = False) -> None:
-        if not self.queued:
-            self.queued = True
-            self.mux.send_queue.append(self)
-            if late:
-                self.mux.wake_late()
-            else:
-                self.mux.wake()
-
-    def take(self, limit: int, parts: list[bytes | memoryview]) -> int:
-        """Append one DATA frame with at most `limit` bytes of payload to `parts`; return the size of the payload."""
-        n = min(limit, self.out_size)
-        parts.append(HEADER.pack(DATA, self.id, n))
-        left, out = n, self._out
-        while left:
-            chunk = out.popleft()
-            if len(chunk) > left:
-                view = memoryview(chunk)
-                out.appendleft(view[left:])
-                chunk = view[:left]
-            parts.append(chunk)
-            left -= len(chunk)
-        self.out_size -= n
-        self.mux.out_size -= n
-        return n
-
-    def unblock(self) -> None:
-        """Tell a source that waits that there is room again, if there is."""
-        if self.waiting and self.credit > 0 and self.out_size < CHANNEL_BUFFER and not self.closed:
-            if self.mux.out_size >= CONNECTION_BUFFER:
-                self.mux.starved[self] = None
-                return
-            self.waiting = False
-            self.other.resume_writing()
-
-    def _finish(self) -> None:
-        """Both directions have ended in order."""
-        if self.fin_sent and self.fin_received and not self.closed:
-            self._close()
-
-    def _close(self) -> None:
-        self.closed = True
-        self.mux.out_size -= self.out_size
-        self.out_size = 0
-        self._out.clear()
-        self.mux.forget(self)
+    def busier(self, load: int) -> None:
+        """The remote has more in flight than was believed, and did nothing."""
 
 
 class Mux:
@@ -243,7 +145,9 @@ class Mux:
         handler: Handler,
         wake: Callable[[], None],
         wake_late: Callable[[], None] | None = None,
+        load: Load | None = None,
     ) -> None:
+        """`load`: told to the remote. None where the remote would not understand."""
         self._handler = handler
         self.wake = wake
         self.wake_late = wake_late or wake
@@ -263,13 +167,37 @@ class Mux:
         self._abuse_left = float(ABUSE_BUDGET)
         self._pings = 0  # not answered yet
         self._records = 0  # fed
+        self._load = load
+        self.counted = 0  # the last OPEN of the remote that `load` holds
+        self._told = (0, 0)  # load and `counted`, as the remote heard them last
+        self._is_to_tell = False
+        self._unseen: dict[int, None] = {}  # our requests, in their order, that the remote's load does not hold yet
         self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
 
     # Ours
 
+    @property
+    def tells_load(self) -> bool:
+        """Whether both ends speak of their load."""
+        return self._load is not None
+
     def open_tunnel(self, service: str, opener: TunnelObserver, other: Duplex) -> Channel:
         """OPEN goes out before any byte sent on the channel. Raises PeerUnavailable when the connection is gone."""
-        channel = self._open(OPEN, service.encode(), tunnel=True)
+        return self._open_tunnel(service, ANY_LOAD, opener, other)
+
+    def open_request(self, service: str, opener: RequestObserver, other: Duplex, believed: int) -> Channel:
+        """A tunnel that will be a part of the remote's load. Raises PeerUnavailable when the connection is gone.
+
+        `believed`: the load of the remote as this node sees it, for the remote to compare, or ANY_LOAD."""
+        channel = self._open_tunnel(service, believed, opener, other)
+        if self._load is not None:
+            channel.is_request = True
+            self._unseen[channel.id] = None
+        return channel
+
+    def _open_tunnel(self, service: str, believed: int, opener: TunnelObserver, other: Duplex) -> Channel:
+        name = service.encode()
+        channel = self._open(OPEN, name if self._load is None else NUMBER.pack(believed) + name, tunnel=True)
         channel.opener = opener
         channel.other = other
         return channel
@@ -299,6 +227,20 @@ class Mux:
         self._pings += 1
         self.control(PING, 0, payload)
 
+    def tell_load(self, *, again: bool = False) -> bool:
+        """Send a LOAD though nothing else goes, if the remote has not heard of the load as it is, or `again`. Whether so."""
+        if again:
+            self._told = (-1, -1)
+        if self.closed or self._load is None or self._is_to_tell or self._told == (self._load.in_flight, self.counted):
+            return False
+        self._is_to_tell = True
+        self.wake()
+        return True
+
+    def watch(self, seconds: int) -> None:
+        """Ask to be told of the remote's load for so long, at most 255 s; 0: no more. Only where both ends `tells_load`."""
+        self.control(WATCH, 0, bytes((seconds,)))
+
     def tick(self) -> None:
         """To be called a few times a second."""
         self._abuse_left = min(ABUSE_BUDGET, self._abuse_left + ABUSE_REFILL)
@@ -324,6 +266,7 @@ class Mux:
                 self._remote_channels -= 1
                 self._streams -= not channel.tunnel
             self.starved.pop(channel, None)
+            self._unseen.pop(channel.id, None)
             queue = self.send_queue
             if len(queue) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
                 turns = [waiting for waiting in queue if not waiting.closed]
@@ -342,12 +285,14 @@ class Mux:
             channel.other.abort(reason)
         self.channels.clear()
         self.starved.clear()
+        self._unseen.clear()
+        self._is_to_tell = False
 
     # Out
 
     @property
     def is_empty(self) -> bool:
-        return not self._control and not self.send_queue
+        return not self._control and not self.send_queue and not self._is_to_tell
 
     def next_record(self) -> bytes | None:
         """The plaintext of the next record, 1 to MAX_PLAINTEXT bytes, or None."""
@@ -355,9 +300,15 @@ class Mux:
             starved, self.starved = self.starved, {}
             for channel in starved:
                 channel.unblock()
+        control, load = self._control, self._load
         parts: list[bytes | memoryview] = []
         room = MAX_PLAINTEXT
-        control = self._control
+        if load is not None and (control or self.send_queue or self._is_to_tell):
+            self._is_to_tell = False
+            if self._told != (told := (load.in_flight, self.counted)):
+                self._told = told
+                parts.append(HEADER.pack(LOAD, 0, LOAD_AND_COUNTED.size) + LOAD_AND_COUNTED.pack(*told))
+                room -= LOAD_BYTES
         while control and len(control[0]) <= room:
             room -= len(control[0])
             parts.append(control.popleft())
@@ -443,8 +394,9 @@ class Mux:
         if kind in (PING, PONG):
             self._pinged(kind, channel_id, payload)
             return
-        if not OPENED <= kind <= CREDIT:
-            raise ProtocolViolation(f"an unknown frame type {kind}")
+        if (not OPENED <= kind <= CREDIT and kind != BUSIER) or (kind > PONG and self._load is None):
+            self._feed_other(kind, channel_id, payload)
+            return
         channel = self.channels.get(channel_id)
         if channel is None:
             self._check_known(channel_id)
@@ -477,10 +429,32 @@ class Mux:
                 self.charge()
             self._handler.pong(payload)
 
+    def _feed_other(self, kind: int, channel_id: int, payload: bytes) -> None:
+        """Frames of the whole connection, and those that this version does not know."""
+        if self._load is None or (kind < FIRST_OPTIONAL and kind not in (LOAD, WATCH)):
+            raise ProtocolViolation(f"an unknown frame type {kind}")
+        if kind == LOAD:
+            self._load_told(channel_id, payload)
+            return
+        self.charge()
+        if kind == WATCH:
+            if len(payload) != 1 or channel_id:
+                raise ProtocolViolation("a malformed WATCH")
+            self._handler.watched(payload[0])
+
+    def _load_told(self, channel_id: int, payload: bytes) -> None:
+        if len(payload) != LOAD_AND_COUNTED.size or channel_id:
+            raise ProtocolViolation("a malformed LOAD")
+        self.charge(TELLING_COSTS)
+        in_flight, counted = LOAD_AND_COUNTED.unpack(payload)
+        for channel_id in list(takewhile(counted.__ge__, self._unseen)):
+            del self._unseen[channel_id]
+        self._handler.load_told(in_flight, len(self._unseen))
+
     def _credited(self, channel: Channel, payload: bytes) -> None:
         if len(payload) != 4:
             raise ProtocolViolation("a malformed CREDIT")
-        (grant,) = _CREDIT.unpack(payload)
+        (grant,) = NUMBER.unpack(payload)
         channel.credit += grant
         if not grant or channel.credit > 2 * MAX_WINDOW:
             raise ProtocolViolation("more CREDIT than a window holds" if grant else "CREDIT for nothing")
@@ -492,11 +466,16 @@ class Mux:
         opener, channel.opener = channel.opener, None
         if opener is None:
             raise ProtocolViolation("an answer to what nobody asked")
+        if kind == BUSIER and (len(payload) != NUMBER.size or not channel.is_request):
+            raise ProtocolViolation("a malformed BUSIER, or one to a tunnel that is no request")
         if kind == OPENED:
             opener.opened()
-        else:
-            channel._close()
+            return
+        channel._close()
+        if kind == REFUSED:
             opener.refused(_text(payload))
+        else:
+            opener.busier(*NUMBER.unpack(payload))  # type: ignore[attr-defined]  # it is a RequestObserver
 
     def _remote_opens(self, kind: int, channel_id: int, payload: bytes) -> None:
         if channel_id <= self._last_remote_id or channel_id & 1 != self._remote_parity:
@@ -504,9 +483,14 @@ class Mux:
         self._last_remote_id = channel_id
         if self.closed:  # by a frame before this one
             return
-        tunnel = kind == OPEN
+        tunnel, believed = kind == OPEN, ANY_LOAD
         if not tunnel:
             self.charge(STREAM_COSTS)
+        elif self._load is not None:
+            if len(payload) < NUMBER.size:
+                raise ProtocolViolation("an OPEN without a load")
+            (believed,) = NUMBER.unpack_from(payload)
+            payload = payload[NUMBER.size :]
         if self._remote_channels >= MAX_CHANNELS or (not tunnel and self._streams >= MAX_STREAMS):
             self.charge()
             self.control(REFUSED if tunnel else RST, channel_id, b"too many at once")
@@ -516,7 +500,7 @@ class Mux:
         self._remote_channels += 1
         if tunnel:
             self.tunnels += 1
-            self._handler.tunnel_opened(channel, _text(payload))
+            self._handler.tunnel_opened(channel, _text(payload), believed)
         else:
             self._streams += 1
             self._handler.stream_opened(channel)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from multiaddr import Multiaddr
 
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
 
 
 class _Stream(MuxStream):

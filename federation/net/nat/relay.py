@@ -30,8 +30,8 @@ from federation.reactor.duplex import NullDuplex
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.net.link.mux import Channel
     from federation.reactor.loop import Reactor, Timer
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ from federation.net.admission.inbound_circuits import FREE_OFFENCES, SOURCE_BURS
 from federation.net.admission.quarantine import KEEP_AWAY_S
 
 if TYPE_CHECKING:
-    from federation.net.link.mux import Channel
+    from federation.net.link.channel import Channel
 
 
 class Place:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from federation.net.link.carrier import CircuitCarrier
+from federation.net.link.frames import DATA, FIN, OPEN, OPENED, RST
 from federation.net.link.link import Link
-from federation.net.link.mux import DATA, FIN, OPEN, OPENED, RST
 from federation.net.link.seal import Sealer, Unsealer
 from tests.support.duplex import Caller, End, Rig, check_duplex, ending
 from tests.support.frames import frame, frames

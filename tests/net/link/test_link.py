@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import termios
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -26,28 +26,14 @@ from structlog.testing import capture_logs
 from federation.errors import PeerUnavailable
 from federation.net.link import carrier
 from federation.net.link.carrier import READS_A_TURN, SEND_BYTES
-from federation.net.link.link import Link, talk
+from federation.net.link.channel import CHANNEL_BUFFER, CONNECTION_BUFFER, INITIAL_WINDOW, MAX_WINDOW, Channel
+from federation.net.link.frames import CREDIT, DATA, FIN, LOAD, OPEN, OPENED, PING, PONG, RST, STREAM, WATCH
+from federation.net.link.link import WATCH_S, Link, talk
 from federation.net.link.liveness import DEAD_AFTER_S, PING_AFTER_S, PING_EVERY_S, RTT_INTERVALS, SUSPECT_AFTER_S
-from federation.net.link.mux import (
-    CHANNEL_BUFFER,
-    CONNECTION_BUFFER,
-    CREDIT,
-    DATA,
-    FIN,
-    INITIAL_WINDOW,
-    MAX_CONTROL,
-    MAX_WINDOW,
-    OPEN,
-    OPENED,
-    PING,
-    PONG,
-    RST,
-    STREAM,
-    Channel,
-)
+from federation.net.link.mux import MAX_CONTROL, Load
 from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.reactor.loop import READ, Reactor
-from tests.support.frames import credit, frame, frames
+from tests.support.frames import credit, frame, frames, load
 from tests.support.links import KEYS, PEERS, End, Events, link_pair, secure, tcp_pair, tcp_raw, until
 
 if TYPE_CHECKING:
@@ -110,9 +96,10 @@ class Host(Events):
 
     on_tunnel: Callable[[Link, Channel, str], None] | None = None
 
-    def tunnel_opened(self, link: Link, channel: Channel, service: str) -> None:
+    def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         channel.other = End(other=channel)
         self.opened.append((channel, service))
+        self.believed.append(believed)
         if self.on_tunnel is not None:
             self.on_tunnel(link, channel, service)
 
@@ -125,7 +112,7 @@ async def raw_pair() -> tuple[RawConnection, trio.SocketStream]:
 
 @asynccontextmanager
 async def one_link(
-    *, host: Host | None = None, said: tuple[bytes, ...] = (), reactor: Reactor | None = None
+    *, host: Host | None = None, said: tuple[bytes, ...] = (), reactor: Reactor | None = None, load: Load | None = None
 ) -> AsyncIterator[tuple[Link, Remote, Host]]:
     """A running link, its remote and its host. `said`: records that came behind the negotiation, read already."""
     raw, stream = await raw_pair()
@@ -138,7 +125,7 @@ async def one_link(
         if reactor is None:
             reactor = Reactor()
             await nursery.start(reactor.run)
-        link = Link(secured, PEERS[1], reactor=reactor, events=host)
+        link = Link(secured, PEERS[1], reactor=reactor, events=host, load=load)
         nursery.start_soon(link.start)
         await link.started.wait()
         try:
@@ -480,11 +467,12 @@ class ByHand:
 class Quiet:
     """A link without a connection, whose clock stands still, ticked like its host does."""
 
-    def __init__(self, clock: trio.testing.MockClock) -> None:
+    def __init__(self, clock: trio.testing.MockClock, load: Load | None = None) -> None:
         self._clock = clock
         clock.jump(1000)
         self.host = Host()
-        self.link = Link(secure(NO_RAW, initiator=True), PEERS[1], reactor=NO_REACTOR, events=self.host, carrier=ByHand)
+        secured = secure(NO_RAW, initiator=True)
+        self.link = Link(secured, PEERS[1], reactor=NO_REACTOR, events=self.host, carrier=ByHand, load=load)
 
     def says(self, *said: bytes) -> None:
         self.link.liveness.heard(trio.current_time())
@@ -679,6 +667,136 @@ async def test_a_link_without_channel_numbers_ends_with_its_tunnels(mock_clock: 
     channel.abort("done")
     quiet.spend(TICK_S)
     assert len(quiet.host.closed) == 1
+
+
+# Load
+
+
+@pytest.fixture
+async def watcher(mock_clock: trio.testing.MockClock) -> AsyncIterator[Quiet]:
+    watcher = Quiet(mock_clock, Load())
+    yield watcher
+    watcher.link.fail("the test is over")
+
+
+async def test_watch_asks_once_and_is_renewed_at_half_its_time(mock_clock: object, watcher: Quiet) -> None:
+    link, now = watcher.link, trio.current_time
+    ask = [("WATCH", 0, bytes([WATCH_S]))]
+    assert not link.is_watching(now())
+    assert not link.watch(now())  # what it told before this is old
+    assert watcher.heard() == ask
+    for _ in range(3):
+        assert link.is_watching(now())
+        assert link.watch(now())
+        watcher.jump(WATCH_S / 2)
+        assert link.watch(now())
+        assert watcher.heard() == []
+        watcher.jump(0.1)
+        assert link.watch(now())
+        assert watcher.heard() == ask
+
+
+async def test_a_watch_that_is_not_renewed_ends(mock_clock: object, watcher: Quiet) -> None:
+    link, now = watcher.link, trio.current_time
+    link.watch(now())
+    watcher.jump(WATCH_S - 0.1)
+    assert link.is_watching(now())
+    watcher.jump(0.2)
+    assert not link.is_watching(now())
+    watcher.heard()
+    assert not link.watch(now())
+    assert watcher.heard() == [("WATCH", 0, bytes([WATCH_S]))]
+
+
+async def test_unwatch_says_so_once(mock_clock: object, watcher: Quiet) -> None:
+    link, now = watcher.link, trio.current_time
+    link.unwatch()
+    assert watcher.heard() == []
+    link.watch(now())
+    link.unwatch()
+    link.unwatch()
+    assert not link.is_watching(now())
+    assert [payload for _, _, payload in watcher.heard()] == [bytes([WATCH_S]), bytes(1)]
+    assert not link.watch(now())
+    assert watcher.heard() == [("WATCH", 0, bytes([WATCH_S]))]
+
+
+async def test_a_peer_of_the_former_version_is_not_asked(mock_clock: object, quiet: Quiet) -> None:
+    now = trio.current_time
+    assert not quiet.link.watch(now())
+    assert not quiet.link.is_watching(now())
+    assert not quiet.link.watch(now())
+    quiet.link.unwatch()
+    assert quiet.heard() == []
+
+
+async def test_a_load_arrives_though_nothing_else_goes() -> None:
+    loads = Load(), Load(3)
+    async with link_pair(loads=loads) as (a, b, a_host, b_host):
+        a.watch(trio.current_time())
+        await until(lambda: b_host.watched)
+        assert b_host.watched == [WATCH_S]
+        assert b.mux.tell_load()
+        await until(lambda: a_host.told == [(3, 0)])
+        loads[1].in_flight = 4
+        assert b.mux.tell_load()
+        await until(lambda: a_host.told == [(3, 0), (4, 0)])
+        assert b_host.told == []
+        assert a.is_flushed
+        assert b.is_flushed
+
+
+async def test_a_request_is_sent_back_by_a_busier_peer_and_taken_by_one_that_is_not() -> None:
+    loads = Load(), Load(3)
+    async with link_pair(loads=loads) as (a, _, a_host, b_host):
+        ends = End(), End()
+        for believed, end in enumerate(ends, 2):
+            a.open_request("chat", end, end, believed)
+        await until(lambda: len(b_host.opened) == 2)
+        assert b_host.believed == [2, 3]
+        assert [service for _, service in b_host.opened] == ["chat", "chat"]
+        (first, _), (second, _) = b_host.opened
+        second.other = End()
+        first.counted()
+        first.refuse_as_busier(3)
+        second.counted()
+        loads[1].in_flight = 4
+        second.accept()
+        await until(lambda: all(end.heard for end in ends))
+        assert [end.heard for end in ends] == [["BUSIER 3"], ["OPENED"]]
+        assert a_host.told == [(4, 0)]
+
+
+async def test_no_request_is_opened_on_a_link_that_has_ended() -> None:
+    async with one_link(load=Load()) as (link, _, host):
+        link.fail("gone")
+        with pytest.raises(PeerUnavailable):
+            link.open_request("default", End(), End(), 0)
+        link.watch(trio.current_time())
+        assert not link.mux.tell_load(again=True)
+        assert host.closed == ["gone"]
+
+
+@pytest.mark.parametrize("flood", [frame(LOAD, 0, load(1)), frame(WATCH, 0, bytes([WATCH_S]))], ids=["LOAD", "WATCH"])
+async def test_who_floods_with_them_loses_its_link(flood: bytes) -> None:
+    async with one_link(load=Load()) as (link, remote, host):
+        record = flood * (MAX_PLAINTEXT // len(flood))
+        with trio.fail_after(60):
+            with suppress(trio.BrokenResourceError):
+                while not link.is_closed:
+                    await remote.say(record)
+            await until(lambda: host.closed)
+        assert len(host.misused) == 1
+        assert "floods" in host.misused[0]
+
+
+@pytest.mark.parametrize("said", [frame(LOAD, 0, load(1)), frame(WATCH, 0, bytes([WATCH_S])), frame(64)])
+async def test_who_says_them_where_they_were_not_negotiated_loses_its_link(said: bytes) -> None:
+    async with one_link() as (_, remote, host):
+        await remote.say(said)
+        await until(lambda: host.closed)
+        assert host.misused == [f"an unknown frame type {said[0]}"]
+        assert host.told == host.watched == []
 
 
 # The end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,41 +13,52 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from federation.errors import PeerUnavailable, ProtocolViolation
-from federation.net.link.mux import (
-    ABUSE_BUDGET,
-    ABUSE_REFILL,
+from federation.net.link.channel import (
     CHANNEL_BUFFER,
     CONNECTION_BUFFER,
+    GROWTH_BUDGET,
+    INITIAL_WINDOW,
+    MAX_WINDOW,
+    TELLING_COSTS,
+    Channel,
+)
+from federation.net.link.frames import (
+    ANY_LOAD,
+    BUSIER,
     CREDIT,
     DATA,
     FIN,
-    GROWTH_BUDGET,
+    FIRST_OPTIONAL,
     HEADER,
     HEADER_BYTES,
-    INITIAL_WINDOW,
-    LEAST_CREDIT,
-    MAX_CHANNELS,
-    MAX_CONTROL,
+    LOAD,
     MAX_PAYLOAD,
     MAX_REASON,
-    MAX_STREAMS,
-    MAX_WINDOW,
     OPEN,
     OPENED,
     PING,
     PONG,
-    QUANTUM,
     REFUSED,
     RST,
-    STRAY_COSTS,
     STREAM,
+    WATCH,
+)
+from federation.net.link.mux import (
+    ABUSE_BUDGET,
+    ABUSE_REFILL,
+    LEAST_CREDIT,
+    MAX_CHANNELS,
+    MAX_CONTROL,
+    MAX_STREAMS,
+    QUANTUM,
+    STRAY_COSTS,
     STREAM_COSTS,
-    Channel,
+    Load,
     Mux,
 )
 from federation.net.link.seal import MAX_PLAINTEXT
 from tests.support.duplex import End
-from tests.support.frames import NAMES, credit, frame, frames
+from tests.support.frames import NAMES, credit, frame, frames, load
 
 KB = 1024
 
@@ -62,18 +74,29 @@ class Side:
     wakes: int = 0
     accepts: bool = True
     takes: bool = True  # remote channels' readers give credit at once
+    load: Load | None = None
+    believed: list[int] = field(default_factory=list)
+    told: list[tuple[int, int]] = field(default_factory=list)
+    watched_s: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake)
+        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake, load=self.load)
 
     def _wake(self) -> None:
         self.wakes += 1
 
-    def tunnel_opened(self, channel: Channel, service: str) -> None:
+    def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
         channel.other = End(credit=self.takes, other=channel)
+        self.believed.append(believed)
         self.tunnels.append((channel, service))
         if self.accepts:
             channel.accept()
+
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        self.told.append((in_flight, unseen))
+
+    def watched(self, seconds: int) -> None:
+        self.watched_s.append(seconds)
 
     def stream_opened(self, channel: Channel) -> None:
         channel.other = End(credit=self.takes, other=channel)
@@ -85,6 +108,12 @@ class Side:
     def open(self, service: str = "default", *, takes: bool = True) -> tuple[Channel, End]:
         end = End(credit=takes)
         end.other = self.mux.open_tunnel(service, end, end)
+        return end.other, end
+
+    def request(self, believed: int = ANY_LOAD) -> tuple[Channel, End]:
+        """A tunnel that counts for the remote's load."""
+        end = End()
+        end.other = self.mux.open_request("default", end, end, believed)
         return end.other, end
 
     def opened(self) -> tuple[Channel, End]:
@@ -124,6 +153,11 @@ class Side:
 
 def pair(**b: Any) -> tuple[Side, Side]:
     return Side(initiator=True), Side(initiator=False, **b)
+
+
+def loaded_pair(**b: Any) -> tuple[Side, Side]:
+    """Both ends speak of their load."""
+    return Side(initiator=True, load=Load()), Side(initiator=False, load=Load(), **b)
 
 
 def pump(a: Side, b: Side) -> list[Any]:
@@ -226,11 +260,11 @@ def test_bytes_that_cross_a_refusal_are_dropped_silently() -> None:
 
 
 def test_an_answer_to_a_tunnel_given_up_is_ignored() -> None:
-    for answer in (OPENED, REFUSED):
-        a = Side()
+    for answer in (OPENED, REFUSED, BUSIER):
+        a = Side(load=Load())
         ours, end = a.open()
         ours.abort("too slow")
-        assert a.said() == [("OPEN", 1, b"default"), ("RST", 1, b"too slow")]
+        assert a.said() == [("OPEN", 1, credit(ANY_LOAD) + b"default"), ("RST", 1, b"too slow")]
         a.mux.feed(frame(answer, 1))
         assert end.heard == []
 
@@ -735,15 +769,15 @@ def test_data_or_fin_after_fin_is_a_violation() -> None:
 def test_frames_of_any_kind_may_cross_the_end_of_a_channel() -> None:
     crossing = [
         frame(DATA, 1, b"x"), frame(FIN, 1), frame(RST, 1, b"x"), frame(CREDIT, 1, credit(1)), frame(OPENED, 1),
-        frame(REFUSED, 1),
+        frame(REFUSED, 1), frame(BUSIER, 1, credit(1)),
     ]  # fmt: skip
     for late in crossing:
         for ours in (True, False):
-            side = Side(initiator=ours)
+            side = Side(initiator=ours, load=Load())
             if ours:
                 channel, end = side.opened()
             else:
-                side.mux.feed(frame(OPEN, 1))
+                side.mux.feed(frame(OPEN, 1, credit(ANY_LOAD)))
                 channel, end = side.tunnels[0][0], side.tunnels[0][0].other
             channel.abort("enough")
             end.heard.clear()
@@ -764,9 +798,9 @@ def test_nothing_comes_through_a_tunnel_before_its_answer(early: bytes) -> None:
     assert end.heard == []
 
 
-@pytest.mark.parametrize("second", [OPENED, REFUSED])
+@pytest.mark.parametrize("second", [OPENED, REFUSED, BUSIER])
 def test_a_tunnel_is_answered_once(second: int) -> None:
-    a = Side()
+    a = Side(load=Load())
     channel, _ = a.opened()
     with pytest.raises(ProtocolViolation):
         a.mux.feed(frame(second, channel.id))
@@ -1110,6 +1144,657 @@ def test_a_remote_that_makes_us_answer_and_does_not_read_is_found() -> None:
     assert len(b.said()) == MAX_CONTROL
 
 
+# Load
+
+
+def test_a_change_of_load_rides_with_whatever_goes_once() -> None:
+    a = Side(load=Load())
+    channel, _ = a.opened()
+    rides = {
+        "PING": lambda: a.mux.ping(bytes(8)),
+        "DATA": lambda: channel.send(b"x"),
+        "OPEN": a.open,
+        "CREDIT": lambda: channel.acknowledge(INITIAL_WINDOW),
+        "FIN": channel.send_eof,
+        "RST": lambda: channel.abort("enough"),
+    }
+    for n, (kind, act) in enumerate(rides.items(), 1):
+        a.load.in_flight = n
+        assert a.said() == []  # nothing goes for its sake
+        act()
+        (record,) = a.records()
+        assert frames(record)[0] == ("LOAD", 0, load(n)), kind
+        assert [name for name, _, _ in frames(record)] == ["LOAD", kind]
+        a.mux.ping(bytes(8))
+        assert [name for name, _, _ in a.said()] == ["PING"]
+
+
+def test_a_load_that_is_what_the_remote_takes_it_for_is_not_told() -> None:
+    a = Side(load=Load())
+    a.mux.ping(bytes(8))  # nothing was told yet: then it is 0
+    assert a.said() == [("PING", 0, bytes(8))]
+    assert not a.mux.tell_load()
+    a.load.in_flight = 1
+    a.load.in_flight = 0
+    assert not a.mux.tell_load()
+    assert a.said() == []
+    assert a.wakes == 1
+
+
+def test_a_load_is_told_for_its_own_sake_once_and_as_it_is_when_it_goes() -> None:
+    a, b = loaded_pair()
+    a.load.in_flight = 1
+    assert a.mux.tell_load()
+    assert a.wakes == 1
+    assert not a.mux.is_empty
+    assert not a.mux.tell_load()  # it is about to go
+    a.load.in_flight = 2
+    assert pump(a, b) == [("a", "LOAD", 0, load(2))]
+    assert b.told == [(2, 0)]
+    assert a.mux.is_empty
+    assert not a.mux.tell_load()
+    assert a.wakes == 1
+
+
+def test_a_load_that_rode_along_is_not_told_again() -> None:
+    a = Side(load=Load())
+    a.load.in_flight = 1
+    a.mux.tell_load()
+    a.mux.ping(bytes(8))
+    assert a.said() == [("LOAD", 0, load(1)), ("PING", 0, bytes(8))]
+    a.load.in_flight = 2
+    a.mux.tell_load()
+    a.load.in_flight = 1  # as it was told
+    assert a.said() == []
+    assert a.mux.is_empty
+
+
+def test_a_load_is_told_again_to_who_asks() -> None:
+    a, b = loaded_pair()
+    assert a.mux.tell_load(again=True)
+    assert pump(a, b) == [("a", "LOAD", 0, load(0))]
+    a.load.in_flight = 3
+    a.mux.tell_load()
+    assert not a.mux.tell_load(again=True)  # it is about to go anyway
+    assert pump(a, b) == [("a", "LOAD", 0, load(3))]
+    assert b.told == [(0, 0), (3, 0)]
+
+
+def test_who_speaks_the_former_version_is_told_nothing() -> None:
+    a, b = pair()
+    assert not a.mux.tells_load
+    assert not a.mux.tell_load()
+    assert not a.mux.tell_load(again=True)
+    channel, _ = a.request(3)
+    assert pump(a, b) == [("a", "OPEN", 1, b"default"), ("b", "OPENED", 1, b"")]
+    b.tunnels[0][0].counted()
+    channel.abort("enough")
+    assert pump(a, b) == [("a", "RST", 1, b"enough")]
+    assert b.believed == [ANY_LOAD]
+    assert not a.mux._unseen
+
+
+def test_a_closed_connection_tells_no_load() -> None:
+    a = Side(load=Load())
+    a.load.in_flight = 1
+    a.mux.tell_load()
+    a.mux.abort("gone")
+    assert a.mux.is_empty
+    a.load.in_flight = 2
+    assert not a.mux.tell_load()
+    assert not a.mux.tell_load(again=True)
+    a.mux.watch(30)
+    assert a.said() == []
+    assert a.mux.is_empty
+
+
+def test_watch_asks_for_so_many_seconds_or_for_no_more() -> None:
+    a, b = loaded_pair()
+    for seconds in (30, 255, 0):
+        a.mux.watch(seconds)
+    assert pump(a, b) == [("a", "WATCH", 0, bytes([seconds])) for seconds in (30, 255, 0)]
+    assert b.watched_s == [30, 255, 0]
+    assert b.told == a.told == []
+
+
+def test_open_carries_what_its_side_believes() -> None:
+    a, b = loaded_pair()
+    a.request(7)
+    b.request(0)
+    a.request()
+    a.open("chat")
+    assert pump(a, b)[:4] == [
+        ("a", "OPEN", 1, credit(7) + b"default"),
+        ("a", "OPEN", 3, credit(ANY_LOAD) + b"default"),
+        ("a", "OPEN", 5, credit(ANY_LOAD) + b"chat"),
+        ("b", "OPEN", 2, credit(0) + b"default"),
+    ]
+    assert b.believed == [7, ANY_LOAD, ANY_LOAD]
+    assert a.believed == [0]
+    assert [service for _, service in b.tunnels] == ["default", "default", "chat"]
+
+
+def test_busier_ends_a_request_and_says_the_load_before_it() -> None:
+    a, b = loaded_pair(accepts=False)
+    b.load.in_flight = 4
+    ours, end = a.request(2)
+    ours.send(b"early")
+    pump(a, b)
+    theirs = b.tunnels[0][0]
+    theirs.counted()
+    theirs.refuse_as_busier(4)
+    assert pump(a, b) == [("b", "LOAD", 0, load(4, ours.id)), ("b", "BUSIER", ours.id, credit(4))]
+    assert a.told == [(4, 0)]
+    assert end.heard == ["BUSIER 4"]  # and no abort beside it
+    assert ours.closed
+    assert theirs.closed
+    for late in (lambda: theirs.refuse_as_busier(5), lambda: theirs.refuse("x"), theirs.accept, lambda: ours.send(b"late")):
+        late()
+    assert pump(a, b) == []
+    assert not a.mux.channels
+    assert not b.mux.channels
+    assert not a.mux._unseen
+
+
+def test_the_largest_load_is_not_taken_for_any() -> None:
+    b = Side(initiator=False, accepts=False, load=Load())
+    b.mux.feed(frame(OPEN, 1, credit(0) + b"default"))
+    b.tunnels[0][0].refuse_as_busier(ANY_LOAD)
+    assert b.said() == [("BUSIER", 1, credit(ANY_LOAD - 1))]
+
+
+def test_a_second_busier_comes_for_a_channel_that_is_gone() -> None:
+    a = Side(load=Load())
+    ours, end = a.request(2)
+    a.mux.feed(frame(BUSIER, ours.id, credit(3)) + frame(BUSIER, ours.id, credit(4)))
+    assert end.heard == ["BUSIER 3"]
+    assert a.mux._abuse_left == ABUSE_BUDGET - STRAY_COSTS
+
+
+def test_busier_for_a_request_that_was_given_up_is_ignored() -> None:
+    a = Side(load=Load())
+    ours, end = a.request(2)
+    ours.abort("too slow")
+    a.mux.feed(frame(BUSIER, ours.id, credit(3)))
+    assert end.heard == []
+
+
+def _answered_request(a: Side) -> int:
+    channel, _ = a.request()
+    a.mux.feed(frame(OPENED, channel.id))
+    return channel.id
+
+
+@pytest.mark.parametrize(
+    ("open_", "payload"),
+    [
+        pytest.param(lambda a: a.open()[0].id, credit(3), id="to a tunnel that is no request"),
+        pytest.param(lambda a: a.request()[0].id, b"", id="without a load"),
+        pytest.param(lambda a: a.request()[0].id, bytes(3), id="of 3 bytes"),
+        pytest.param(lambda a: a.request()[0].id, bytes(5), id="of 5 bytes"),
+        pytest.param(_answered_request, credit(3), id="behind OPENED"),
+        pytest.param(lambda a: a.mux.open_stream().id, credit(3), id="to a stream"),
+        pytest.param(lambda a: a.mux.feed(frame(OPEN, 2, credit(0))) or 2, credit(3), id="to the remote's own"),
+        pytest.param(lambda _a: 7, credit(3), id="to nothing that was opened"),
+        pytest.param(lambda _a: 0, credit(3), id="to channel 0"),
+    ],
+)
+def test_busier_where_nobody_may_say_it_is_a_violation(open_: Any, payload: bytes) -> None:
+    """Whoever asked hears of it with the end of the connection: told before, it would ask that peer again."""
+    a = Side(load=Load())
+    channel_id = open_(a)
+    heard = [channel.other.heard for channel in a.mux.channels.values() if channel.tunnel]
+    for each in heard:
+        each.clear()
+    with pytest.raises(ProtocolViolation):
+        a.mux.feed(frame(BUSIER, channel_id, payload))
+    assert not any(heard)
+
+
+def test_unseen_are_the_requests_that_the_load_does_not_hold() -> None:
+    a = Side(load=Load())
+    first, _ = a.request(0)
+    a.open()  # no request: it is no part of the load
+    second, _ = a.request(0)
+    third, _ = a.request(0)
+    told = (5, 0, 3), (6, first.id, 2), (6, first.id + 2, 2), (8, third.id, 0), (8, third.id, 0)
+    for in_flight, counted, unseen in told:
+        a.mux.feed(frame(LOAD, 0, load(in_flight, counted)))
+        assert a.told[-1] == (in_flight, unseen)
+    fourth, _ = a.request(0)
+    a.mux.feed(frame(LOAD, 0, load(8, second.id)))  # nothing comes back
+    assert a.told[-1] == (8, 1)
+    fourth.abort("given up")
+    a.mux.feed(frame(LOAD, 0, load(8, second.id)))
+    assert a.told[-1] == (8, 0)
+
+
+def test_an_answer_says_nothing_of_the_requests_before_it() -> None:
+    """The remote may refuse one at once, for want of channels, while it has not come to the others."""
+    a = Side(load=Load())
+    first, _ = a.request(0)
+    second, _ = a.request(0)
+    tunnel, _ = a.open()
+    a.mux.feed(frame(REFUSED, second.id, b"too many at once") + frame(OPENED, tunnel.id) + frame(LOAD, 0, load(5)))
+    assert a.told == [(5, 1)]
+    a.mux.feed(frame(LOAD, 0, load(6, first.id)))
+    assert a.told[-1] == (6, 0)
+
+
+def test_what_is_counted_is_told_with_the_load_that_holds_it() -> None:
+    a, b = loaded_pair(accepts=False)
+    a.request(0)
+    a.request(0)
+    pump(a, b)
+    (one, _), (two, _) = b.tunnels
+    one.counted()
+    b.load.in_flight += 1
+    b.mux.tell_load()
+    assert pump(a, b) == [("b", "LOAD", 0, load(1, one.id))]
+    assert a.told == [(1, 1)]
+    two.counted()
+    two.refuse("the backend is down")  # the load did not change, but it is one that knows of this request
+    assert pump(a, b) == [("b", "LOAD", 0, load(1, two.id)), ("b", "REFUSED", two.id, b"the backend is down")]
+    assert a.told == [(1, 1), (1, 0)]
+
+
+def test_of_a_request_that_was_given_up_its_side_hears_that_it_was_never_counted() -> None:
+    """Its side believes one more since it has picked, and no answer goes that would carry the load."""
+    a, b = loaded_pair(accepts=False)
+    ours, _ = a.request(0)
+    pump(a, b)
+    ours.abort("the client left")
+    pump(a, b)
+    b.tunnels[0][0].counted()
+    assert pump(a, b) == [("b", "LOAD", 0, load(0, ours.id))]
+    assert a.told == [(0, 0)]
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["opened", "not answered"])
+def test_what_is_kept_of_requests_is_bounded_by_those_that_are_open(opened: bool) -> None:
+    """A remote that never says its load is told of no more than it has."""
+    a = Side(load=Load())
+    kept: list[Channel] = []
+    for _ in range(5000):
+        channel, _ = a.request(0)
+        if opened:
+            a.mux.feed(frame(OPENED, channel.id))
+        a.records()
+        kept.append(channel)
+        if len(kept) > 10:
+            kept.pop(0).abort("no answer")
+    assert len(a.mux._unseen) <= len(a.mux.channels) == 10
+    a.mux.abort("gone")
+    assert not a.mux._unseen
+
+
+def test_a_burst_that_is_counted_one_by_one_takes_no_longer_than_it_must() -> None:
+    a = Side(load=Load())
+    burst = [a.request(0)[0].id for _ in range(MAX_CHANNELS)]
+    for n, channel_id in enumerate(burst, 1):
+        a.mux.feed(frame(LOAD, 0, load(n, channel_id)))
+        assert a.told[-1] == (n, MAX_CHANNELS - n)
+
+
+OF_LOADS = {
+    "loads": (lambda n: frame(LOAD, 0, load(n)), TELLING_COSTS),
+    "watches": (lambda n: frame(WATCH, 0, b"\x1e"), 1.0),
+    "frames of a later version": (lambda n: frame(FIRST_OPTIONAL + n % 192, n, b"whatever"), 1.0),
+}
+
+
+@pytest.mark.parametrize(("flood", "price"), OF_LOADS.values(), ids=list(OF_LOADS))
+def test_a_flood_of_them_costs_the_flooder_its_connection(flood: Any, price: float) -> None:
+    a = Side(load=Load())
+    allowed = int(ABUSE_BUDGET / price)
+    for n in range(allowed):
+        a.mux.feed(flood(n))
+    assert a.said() == []
+    with pytest.raises(ProtocolViolation, match="floods"):
+        a.mux.feed(flood(allowed))
+
+
+def test_requests_that_are_sent_back_without_end_cost_the_connection() -> None:
+    b = Side(initiator=False, accepts=False, load=Load())
+    b.load.in_flight = 9
+    allowed = int(ABUSE_BUDGET / TELLING_COSTS)
+    with pytest.raises(ProtocolViolation, match="floods"):
+        for n in range(allowed + 2):
+            b.mux.feed(frame(OPEN, 2 * n + 1, credit(0) + b"default"))
+            b.tunnels.pop()[0].refuse_as_busier(9)
+            b.mux.next_record()
+    assert n == allowed + 1  # of the one that was too many the next frame tells
+
+
+def test_an_honest_crowd_never_comes_near_that() -> None:
+    """3,000 requests a second, each of them sent back once before it is taken, each answer and each end with a LOAD, and 200
+    WATCH: each quarter of a second gives back all that it cost, to both sides."""
+    a, b = loaded_pair(accepts=False)
+    for _ in range(8):
+        for n in range(750):
+            for is_second in (False, True):
+                ours, end = a.request(0)
+                if n % 15 == 0:
+                    a.mux.watch(30)
+                pump(a, b)
+                theirs = b.tunnels.pop()[0]
+                theirs.counted()
+                if not is_second:
+                    theirs.refuse_as_busier(1)
+                    pump(a, b)
+            b.load.in_flight += 1
+            theirs.accept()
+            pump(a, b)
+            assert end.heard == ["OPENED"]
+            ours.send_eof()
+            theirs.send_eof()
+            b.load.in_flight -= 1
+            b.mux.tell_load()
+            pump(a, b)
+            assert ours.closed
+        assert len(a.told) >= 2 * 750
+        a.told.clear()
+        for side in (a, b):
+            side.mux.tick()
+            assert side.mux._abuse_left == ABUSE_BUDGET
+
+
+@pytest.mark.parametrize(
+    ("record", "with_load", "without"),
+    [
+        pytest.param(frame(LOAD, 0, load(1)), True, False, id="LOAD"),
+        pytest.param(frame(WATCH, 0, b"\x1e"), True, False, id="WATCH"),
+        pytest.param(frame(LOAD, 1, load(1)), False, False, id="LOAD on a channel"),
+        pytest.param(frame(LOAD, 0, bytes(7)), False, False, id="LOAD of 7 bytes"),
+        pytest.param(frame(LOAD, 0, bytes(9)), False, False, id="LOAD of 9 bytes"),
+        pytest.param(frame(WATCH, 1, b"\x1e"), False, False, id="WATCH on a channel"),
+        pytest.param(frame(WATCH, 0), False, False, id="WATCH for nothing"),
+        pytest.param(frame(WATCH, 0, bytes(2)), False, False, id="WATCH of 2 bytes"),
+        pytest.param(frame(OPEN, 1, bytes(3)), False, True, id="OPEN of 3 bytes"),
+        pytest.param(frame(OPEN, 1), False, True, id="OPEN of nothing"),
+        pytest.param(frame(OPEN, 1, bytes(4)), True, True, id="OPEN of 4 bytes"),
+        pytest.param(frame(0), False, False, id="type 0"),
+        pytest.param(frame(BUSIER + 1), False, False, id="type 14"),
+        pytest.param(frame(FIRST_OPTIONAL - 1), False, False, id="type 63"),
+        pytest.param(frame(FIRST_OPTIONAL), True, False, id="type 64"),
+        pytest.param(frame(255, 2**32 - 1, bytes(MAX_PAYLOAD)), True, False, id="type 255"),
+    ],
+)
+def test_which_frames_end_a_connection_that_speaks_of_load_and_one_that_does_not(
+    record: bytes, with_load: bool, without: bool
+) -> None:
+    for side, fine in ((Side(initiator=False, load=Load()), with_load), (Side(initiator=False), without)):
+        if fine:
+            side.mux.feed(record + frame(PING, 0, bytes(8)))  # and the rest of the record is read
+            assert side.said()[-1] == ("PONG", 0, bytes(8))
+        else:
+            with pytest.raises(ProtocolViolation):
+                side.mux.feed(record)
+        assert side.told == [(1, 0)] * (record == frame(LOAD, 0, load(1)) and fine)
+
+
+_acts = st.lists(
+    st.tuples(st.sampled_from(["open", "send", "eof", "abort", "ping", "load", "tell", "record"]), st.integers(0, 5)),
+    max_size=60,
+)
+
+
+def _transcript(acts: list[tuple[str, int]], load: Load | None) -> tuple[list[Any], dict[int, list[Any]]]:
+    """What a side says that does all that: frames in their order, without LOAD, DATA and FIN; and those of each channel that
+    was not reset, DATA joined."""
+    a = Side(load=load)
+    channels: list[Channel] = []
+    records: list[bytes] = []
+    for act, n in acts:
+        if act == "open":
+            channels.append(a.open()[0])
+        elif act == "ping":
+            a.mux.ping(bytes([n]) * 8)
+        elif act == "load":
+            if load is not None:
+                load.in_flight = n
+        elif act == "tell":
+            a.mux.tell_load(again=n == 0)
+        elif act == "record":
+            records += filter(None, [a.mux.next_record()])
+        elif channels:
+            channel = channels[n % len(channels)]
+            if act == "send" and not channel.fin_queued:
+                pour(channel, bytes([n]) * 20_000)
+            elif act == "eof":
+                channel.send_eof()
+            elif act == "abort":
+                channel.abort("enough")
+    records += a.records()
+    control: list[Any] = []
+    flows: dict[int, list[Any]] = {channel.id: [] for channel in channels if not channel.closed}
+    for record in records:
+        for at, (kind, channel_id, payload) in enumerate(frames(record)):
+            if kind == "LOAD":
+                assert at == 0
+            elif kind not in ("DATA", "FIN"):
+                control.append((kind, channel_id, payload.removeprefix(credit(ANY_LOAD))))
+            elif channel_id in flows:
+                flows[channel_id].append(kind if kind == "FIN" else payload)
+    for said in flows.values():
+        ends = [item for item in said if item == "FIN"]
+        assert said[len(said) - len(ends) :] == ends
+        said[:] = [b"".join(said[: len(said) - len(ends)]), *ends]
+    return control, flows
+
+
+@settings(deadline=None)
+@given(_acts)
+def test_a_load_overtakes_nothing_and_holds_nothing_up(acts: list[tuple[str, int]]) -> None:
+    """A LOAD is the first frame of its record. All else goes in the order in which it goes without."""
+    assert _transcript(acts, Load()) == _transcript(acts, None)
+
+
+@dataclass(eq=False)
+class Flow:
+    """A request at its exit, until the exit comes to it; the channel's local end."""
+
+    exit: Exit
+    channel: Channel
+    believed: int
+    gone: bool = False
+    serves: bool = False
+
+    def send(self, data: bytes | memoryview) -> None: ...
+    def acknowledge(self, n: int) -> None: ...
+    def resume_writing(self) -> None: ...
+
+    def send_eof(self) -> None:
+        if self.channel.answered:
+            self.channel.send_eof()
+            self.release()
+
+    def abort(self, reason: str) -> None:
+        self.gone = True
+        self.release()
+
+    def release(self) -> None:
+        if self.serves:
+            self.serves = False
+            self.exit.change(-1)
+
+
+class Exit(Side):
+    """A side that serves as forward/exit does, and pushes each change of its load, sooner or later."""
+
+    def __init__(self, *, initiator: bool) -> None:
+        super().__init__(initiator=initiator, load=Load())
+        self.asked: deque[Flow] = deque()
+        self.flows: list[Flow] = []
+        self.is_news = False
+        self.believes = 0  # of the other one, as an entry that watches it: what it said, and what was sent there since
+        self.ours: list[Channel] = []
+
+    def change(self, by: int) -> None:
+        self.load.in_flight += by
+        self.is_news = True
+
+    def push(self) -> None:
+        self.is_news = False
+        self.mux.tell_load()
+
+    def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
+        if service != "default":  # one of the host's own
+            channel.other = End(other=channel)
+            channel.accept()
+            return
+        channel.other = flow = Flow(self, channel, believed)
+        self.asked.append(flow)
+
+    def serve_next(self, *, refuse: bool) -> None:
+        flow = self.asked.popleft()
+        flow.channel.counted()
+        if flow.gone:
+            return
+        if self.load.in_flight > flow.believed:
+            flow.channel.refuse_as_busier(self.load.in_flight)
+        elif refuse:
+            flow.channel.refuse("the backend is down")
+        else:
+            flow.serves = True
+            self.change(1)
+            self.flows.append(flow)
+
+    def load_told(self, in_flight: int, unseen: int) -> None:
+        super().load_told(in_flight, unseen)
+        self.believes = in_flight + unseen
+
+    def ask(self, *, compares: bool) -> None:
+        channel, _ = self.request(self.believes if compares else ANY_LOAD)
+        self.believes += 1
+        self.ours.append(channel)
+
+
+class Beliefs(RuleBasedStateMachine):
+    """Two nodes, each an entry and an exit to the other, and a wire each way: however all of it interleaves, an entry that
+    is told each change believes what the exit has, and the requests on their way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = [Exit(initiator=True), Exit(initiator=False)]
+        self.wires: list[deque[bytes]] = [deque(), deque()]
+
+    @rule(who=st.integers(0, 1), compares=st.booleans())
+    def ask(self, who: int, compares: bool) -> None:
+        self.sides[who].ask(compares=compares)
+
+    @rule(who=st.integers(0, 1))
+    def open_a_tunnel_that_is_no_request(self, who: int) -> None:
+        self.sides[who].open("/relay/1")
+
+    @rule(who=st.integers(0, 1), n=st.integers(0, 50), way=st.sampled_from(["abort", "eof"]))
+    def give_up(self, who: int, n: int, way: str) -> None:
+        ours = self.sides[who].ours
+        if ours:
+            channel = ours[n % len(ours)]
+            channel.abort("the client left") if way == "abort" else channel.send_eof()
+
+    @rule(who=st.integers(0, 1), refuse=st.booleans())
+    def serve_next(self, who: int, refuse: bool) -> None:
+        if self.sides[who].asked:
+            self.sides[who].serve_next(refuse=refuse)
+
+    @rule(who=st.integers(0, 1), n=st.integers(0, 50), way=st.sampled_from(["accept", "abort", "refuse", "eof"]))
+    def the_backend_speaks(self, who: int, n: int, way: str) -> None:
+        flows = self.sides[who].flows
+        if not flows:
+            return
+        flow = flows[n % len(flows)]
+        if not flow.channel.answered:
+            if way == "accept":
+                flow.channel.accept()
+            elif way == "refuse":
+                flow.release()
+                flow.channel.refuse("the backend is down")
+        elif way == "eof":
+            flow.release()
+            flow.channel.send_eof()
+        elif way == "abort":
+            flow.release()
+            flow.channel.abort("the backend broke")
+
+    @rule(who=st.integers(0, 1), by=st.sampled_from([1, -1]))
+    def a_client_of_its_own(self, who: int, by: int) -> None:
+        side = self.sides[who]
+        if side.load.in_flight + by >= sum(flow.serves for flow in side.flows):
+            side.change(by)
+
+    @rule(who=st.integers(0, 1), is_asked=st.booleans())
+    def push(self, who: int, is_asked: bool) -> None:
+        side = self.sides[who]
+        if is_asked:
+            side.mux.tell_load(again=True)
+        elif side.is_news:
+            side.push()
+
+    @rule(who=st.integers(0, 1))
+    def send_a_record(self, who: int) -> None:
+        if (record := self.sides[who].mux.next_record()) is not None:
+            self.wires[who].append(record)
+
+    @rule(who=st.integers(0, 1))
+    def receive_a_record(self, who: int) -> None:
+        if self.wires[1 - who]:
+            self.sides[who].mux.feed(self.wires[1 - who].popleft())
+
+    @rule()
+    def all_that_was_said_arrives(self) -> None:
+        """And no exit comes to a request meanwhile."""
+        moves = True
+        while moves:
+            for who, side in enumerate(self.sides):
+                self.wires[who].extend(side.records())
+            moves = any(self.wires)
+            for who in (0, 1):
+                while self.wires[1 - who]:
+                    self.receive_a_record(who)
+
+    @invariant()
+    def the_belief_is_right_when_both_wires_are_empty(self) -> None:
+        if any(self.wires) or not all(side.mux.is_empty and not side.is_news for side in self.sides):
+            return
+        for entry, exit_ in (self.sides, self.sides[::-1]):
+            waiting = [flow.gone for flow in exit_.asked]
+            # One that was given up counts until the exit has come to it, or until it says its load again.
+            least = exit_.load.in_flight + waiting.count(False)
+            assert least <= entry.believes <= least + waiting.count(True)
+
+    @invariant()
+    def what_is_kept_is_bounded(self) -> None:
+        for side in self.sides:
+            side.check()
+            assert side.mux._unseen.keys() <= side.mux.channels.keys()
+
+    @rule()
+    def settle(self) -> None:
+        """Exits come to all requests and push what is news; everything arrives."""
+        self.all_that_was_said_arrives()
+        while any(side.asked or side.is_news for side in self.sides):
+            for side in self.sides:
+                while side.asked:
+                    side.serve_next(refuse=False)
+                if side.is_news:
+                    side.push()
+            self.all_that_was_said_arrives()
+        for entry, exit_ in (self.sides, self.sides[::-1]):
+            assert entry.believes == exit_.load.in_flight
+            assert not entry.mux._unseen
+
+    def teardown(self) -> None:
+        self.settle()
+
+
+TestBeliefs = Beliefs.TestCase
+TestBeliefs.settings = settings(
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
 # Violations
 
 
@@ -1162,9 +1847,9 @@ def test_a_window_and_a_record_fit_their_fields() -> None:
 # Whatever comes
 
 
-@given(st.binary(max_size=400), st.booleans())
-def test_arbitrary_bytes_raise_protocol_violation_or_nothing(data: bytes, initiator: bool) -> None:
-    side = Side(initiator=initiator)
+@given(st.binary(max_size=400), st.booleans(), st.booleans())
+def test_arbitrary_bytes_raise_protocol_violation_or_nothing(data: bytes, initiator: bool, tells: bool) -> None:
+    side = Side(initiator=initiator, load=Load() if tells else None)
     try:
         side.mux.feed(data)
     except ProtocolViolation:
@@ -1175,19 +1860,19 @@ def test_arbitrary_bytes_raise_protocol_violation_or_nothing(data: bytes, initia
 
 _some_frame = st.builds(
     frame,
-    st.integers(0, 12),
+    st.one_of(st.integers(0, 14), st.sampled_from([FIRST_OPTIONAL - 1, FIRST_OPTIONAL, 255])),
     st.integers(0, 9),
     st.one_of(st.binary(max_size=9), st.integers(0, 2**32 - 1).map(credit), st.just(bytes(40_000)), st.just(bytes(8))),
 )
 
 
 @settings(max_examples=400)
-@given(st.lists(_some_frame, max_size=40), st.booleans())
-def test_arbitrary_frames_raise_protocol_violation_or_nothing(said: list[bytes], initiator: bool) -> None:
+@given(st.lists(_some_frame, max_size=40), st.booleans(), st.booleans())
+def test_arbitrary_frames_raise_protocol_violation_or_nothing(said: list[bytes], initiator: bool, tells: bool) -> None:
     """Frames that are well-formed more often than not, on channels some of which are open, ours among them."""
-    side = Side(initiator=initiator)
+    side = Side(initiator=initiator, load=Load() if tells else None)
     side.open()
-    side.open()
+    side.request(1)
     side.mux.open_stream().other = End()
     for one in said:
         try:
@@ -1360,5 +2045,6 @@ TestBackToBack.settings = settings(
 
 def test_the_numbers_of_the_frame_types_are_the_protocol() -> None:
     """A change of one is a change of the muxer's protocol id, and splits the network."""
-    assert list(NAMES) == list(range(1, 11))
+    assert list(NAMES) == list(range(1, 14))
+    assert FIRST_OPTIONAL == 64
     assert HEADER.size == 7

@@ -10,6 +10,7 @@ from tests.support.hosts import HostEvents
 from tests.support.links import End
 
 if TYPE_CHECKING:
+    from federation.net.link.channel import Channel
     from federation.net.link.link import Link
 
 
@@ -18,8 +19,8 @@ def tunnels_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until somebody takes them, tunnels that the remote opened keep what comes."""
     recorded = HostEvents.tunnel_opened
 
-    def keep(self: HostEvents, link: Link, channel: object, service: str) -> None:
-        channel.other = End()  # type: ignore[attr-defined]
-        recorded(self, link, channel, service)  # type: ignore[arg-type]
+    def keep(self: HostEvents, link: Link, channel: Channel, service: str, believed: int) -> None:
+        channel.other = End()
+        recorded(self, link, channel, service, believed)
 
     monkeypatch.setattr(HostEvents, "tunnel_opened", keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -13,12 +14,14 @@ from federation.errors import PeerUnavailable
 from federation.net import host as host_module
 from federation.net.admission import gate, inbound_circuits
 from federation.net.link import mux
+from federation.net.link.frames import ANY_LOAD
 from federation.net.link.link import Link
+from federation.net.link.mux import Load
 from federation.net.nat.circuit import open_circuit
-from federation.net.nat.relay import CIRCUIT, RELAY
+from federation.net.nat.relay import CIRCUIT, RELAY, RelayLimits
 from federation.reactor.duplex import NullDuplex
 from tests.support.circuits import connect_via_relay, reserve, send
-from tests.support.hosts import assert_serves, echo, linked, star
+from tests.support.hosts import assert_serves, echo, linked, new_peer, reactor_running, star
 from tests.support.links import End, until
 
 PROTOCOL = "/test/1"
@@ -49,6 +52,34 @@ class TestCircuit:
                 arrived = await send(source, to, data)
                 assert hashlib.sha256(arrived).digest() == hashlib.sha256(data).digest()
             assert relay.host.relay.bytes_relayed > 2 * len(data)
+
+    @pytest.mark.parametrize("former", range(-1, 3), ids=["nobody", "the relay", "the dialler", "the dialled"])
+    async def test_loads_go_through_whatever_the_relay_speaks(self, former: int) -> None:
+        """Whether the two ends speak of their loads is between them."""
+        async with reactor_running() as reactor, AsyncExitStack() as stack:
+            loads = [Load(), Load(), Load(5)]
+            relay, a, b = found = [
+                await new_peer(n + 1, reactor, relay=RelayLimits(), load=loads[n], is_former=n == former) for n in range(3)
+            ]
+            for peer in found:
+                await stack.enter_async_context(peer.host.running())
+            for peer in (a, b):
+                peer.knows(relay)
+            await until(lambda: relay.has(a, b) and a.has(relay) and b.has(relay))
+            await reserve(b, relay)
+            link = await connect_via_relay(a, relay, b)
+            back = b.host.links[a.id]
+            assert link.path == "relayed"
+            assert link.mux.tells_load is back.mux.tells_load is (former < 1)
+            assert relay.host.links[a.id].mux.tells_load is (former not in (0, 1))
+            assert await send(link, b, b"hello") == b"hello"
+            assert b.events.believed == [ANY_LOAD]
+            loads[2].in_flight = 6
+            assert back.mux.tell_load() is (former < 1)
+            if former < 1:
+                await until(lambda: a.events.told and a.events.told[-1] == (b.id, 6, 0))
+            assert (b.id, 5, 0) in a.events.told or former > 0
+            assert relay.events.believed == []  # a circuit is no request of clients
 
     async def test_the_second_fin_waits_for_nothing_else_to_be_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A PING of the link would take it along, half a second to two seconds late."""

@@ -1,0 +1,78 @@
+"""The exit's side of load: which entries hear of a change, and when.
+
+A LOAD for which something else goes anyway costs nothing, and the mux adds it by itself. Otherwise a change is told
+
+* to the entry whose connection began or ended, and
+* to the entries that watch, those that pick among a few peers of which this node is one,
+
+after COALESCE_S, all changes until then at once. Together they get FRAMES_A_SECOND at most: where many watch a busy node,
+each hears of it more rarely, and a belief that is too old for that costs its request a refusal (see exit.py). Each time
+they hear it in another order: where all exits are full, the first to hear of a free place has it.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from federation.ratelimit import Bucket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from federation.net.link.link import Link
+    from federation.reactor.loop import Reactor
+
+COALESCE_S = 0.005
+# 29 bytes each, 6 kB/s. A node with 3 requests of 0.6 s in flight has ten changes a second, for 8 entries that watch it.
+# With many short requests more would not help: of requests of 20 ms a load of 5 ms ago says no more than one of 80 ms ago.
+FRAMES_A_SECOND, FRAMES_AT_ONCE = 200.0, 64.0
+
+
+class Pushing:
+    """`link_to(peer_id)`: the present link to a peer, if there is one."""
+
+    def __init__(self, reactor: Reactor, link_to: Callable[[str], Link | None], rng: random.Random | None = None) -> None:
+        self._reactor = reactor
+        self._link_to = link_to
+        self._rng = rng or random.Random()
+        self._watchers: dict[str, float] = {}  # peer id -> until when
+        self._concerned: set[str] = set()  # entries whose connection began or ended
+        self._frames = Bucket(FRAMES_A_SECOND, FRAMES_AT_ONCE)
+        self._is_queued = False
+
+    def watched(self, link: Link, seconds: int) -> None:
+        """The peer wants to hear of each change for so long; and of the load now, whether or not that is news."""
+        if not seconds:
+            self._watchers.pop(link.peer_id, None)
+            return
+        self._watchers[link.peer_id] = self._reactor.now() + seconds
+        link.mux.tell_load(again=True)
+
+    def changed(self, entry_id: str) -> None:
+        """The load changed, by a connection of that peer; "": of a client of this node."""
+        if entry_id:
+            self._concerned.add(entry_id)
+        if not self._is_queued and (self._concerned or self._watchers):
+            self._is_queued = True
+            self._reactor.call_later(COALESCE_S, self._push)
+
+    def peer_down(self, peer_id: str) -> None:
+        self._watchers.pop(peer_id, None)
+        self._concerned.discard(peer_id)
+
+    def _push(self) -> None:
+        now = self._reactor.now()
+        self._watchers = {peer_id: until for peer_id, until in self._watchers.items() if until > now}
+        if self._frames.left(now) < 0:
+            self._reactor.call_later(COALESCE_S, self._push)
+            return
+        self._is_queued = False
+        told, self._concerned = [*self._watchers, *(self._concerned - self._watchers.keys())], set()
+        self._rng.shuffle(told)
+        self._frames.spend(now, sum(self._tell(peer_id) for peer_id in told))
+
+    def _tell(self, peer_id: str) -> bool:
+        """Whether that is news there."""
+        link = self._link_to(peer_id)
+        return link is not None and link.mux.tell_load()

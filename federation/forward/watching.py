@@ -1,0 +1,64 @@
+"""Whose load this entry follows: the peers that its picks look at (sample.py), by way of their links."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from federation.forward.sample import Sample
+from federation.forward.selection import Policy
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from federation.forward.selection import Node, Selector
+
+
+class WatchableLink(Protocol):
+    """What following a peer needs of its link; net.link.link.Link has it."""
+
+    def watch(self, now: float) -> bool: ...
+    def unwatch(self) -> None: ...
+
+
+class Watching:
+    """A sample a service. `link_to(peer_id)`: the present link to a peer, if there is one."""
+
+    def __init__(
+        self, own_id: str, selector: Selector, link_to: Callable[[str], WatchableLink | None], rng: random.Random
+    ) -> None:
+        self._own_id = own_id
+        self._selector = selector
+        self._link_to = link_to
+        self._rng = rng
+        self._samples: dict[str, Sample] = {}
+
+    def look(self, service: str, nodes: Sequence[Node], now: float) -> Sequence[Node]:
+        """Those of the candidates `nodes` to pick from; the loads of those that are new among them are on their way.
+
+        The list is a new one once a second at least: then all watches are renewed.
+        """
+        sample = self._samples.get(service)
+        if sample is None:
+            sample = self._samples[service] = Sample(self._own_id, self._rng)
+        is_new = nodes is not sample.nodes
+        if sample.is_all and not is_new:
+            return nodes
+        look = sample.look(nodes, now)
+        for peer_id in look.left:
+            self._leave(peer_id)
+        for peer_id in sample.peer_ids if is_new else look.joined:
+            self._follow(peer_id, now)
+        return look.nodes if self._selector.policy is Policy.LEAST_LOADED else nodes
+
+    def _follow(self, peer_id: str, now: float) -> None:
+        link = self._link_to(peer_id)
+        if link is None or not link.watch(now):
+            self._selector.stale(peer_id)
+
+    def _leave(self, peer_id: str) -> None:
+        if any(peer_id in sample.peer_ids for sample in self._samples.values()):
+            return
+        self._selector.stale(peer_id)
+        if (link := self._link_to(peer_id)) is not None:
+            link.unwatch()

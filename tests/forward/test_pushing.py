@@ -1,0 +1,218 @@
+"""Which entries hear of a change of load, and when. Reactor, links and time are the test's own."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from federation.forward.pushing import COALESCE_S, FRAMES_A_SECOND, FRAMES_AT_ONCE, Pushing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Link:
+    """Its `mux`, too. `told`: the loads that went out for their own sake."""
+
+    def __init__(self, peer_id: str, world: World) -> None:
+        self.peer_id = peer_id
+        self.mux = self
+        self.told: list[int] = []
+        self.tells_load = True
+        self.on_told: Callable[[], None] = lambda: None
+        self._world = world
+
+    def tell_load(self, *, again: bool = False) -> bool:
+        if not self.tells_load or (not again and self.told[-1:] == [self._world.load]):
+            return False
+        self.told.append(self._world.load)
+        self.on_told()
+        return True
+
+
+class World:
+    """The reactor as well."""
+
+    def __init__(self) -> None:
+        self.load = 0
+        self.clock = 100.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.links: dict[str, Link] = {}
+        self.pushing = Pushing(self, self.links.get, random.Random(1))  # type: ignore[arg-type]
+
+    def now(self) -> float:
+        return self.clock
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Any:
+        self.timers.append((self.clock + delay_s, callback))
+
+    def passes(self, seconds: float) -> None:
+        until = self.clock + seconds
+        while due := [timer for timer in self.timers if timer[0] <= until]:
+            first = min(due, key=lambda timer: timer[0])
+            self.timers.remove(first)
+            self.clock = max(self.clock, first[0])
+            first[1]()
+        self.clock = until
+
+    def link(self, peer_id: str) -> Link:
+        return self.links.setdefault(peer_id, Link(peer_id, self))
+
+    def watches(self, peer_id: str, seconds: int = 30) -> Link:
+        link = self.link(peer_id)
+        self.pushing.watched(link, seconds)  # type: ignore[arg-type]
+        return link
+
+    def changes(self, by: int = 1, entry_id: str = "") -> None:
+        self.load += by
+        self.pushing.changed(entry_id)
+
+
+def test_who_watches_hears_the_load_now_and_each_change() -> None:
+    world = World()
+    world.load = 4
+    link = world.watches("a")
+    assert link.told == [4]
+    world.watches("a")
+    assert link.told == [4, 4]  # it may have forgotten, so it hears that though it is no news
+    for _ in range(3):
+        world.changes()
+        world.passes(COALESCE_S)
+    assert link.told == [4, 4, 5, 6, 7]
+
+
+def test_many_changes_are_told_at_once_and_not_late() -> None:
+    world = World()
+    link = world.watches("a")
+    for _ in range(5):
+        world.changes()
+        world.passes(COALESCE_S / 10)
+    assert link.told == [0]
+    world.passes(COALESCE_S / 2)
+    assert link.told == [0, 5]
+    assert world.timers == []
+
+
+def test_a_change_that_was_taken_back_is_no_news() -> None:
+    world = World()
+    link = world.watches("a")
+    world.changes(1)
+    world.changes(-1)
+    world.passes(1.0)
+    assert link.told == [0]
+
+
+def test_the_entry_concerned_hears_it_and_nobody_else_who_does_not_watch() -> None:
+    world = World()
+    concerned, other = world.link("a"), world.link("b")
+    world.changes(entry_id="a")
+    world.passes(COALESCE_S)
+    assert (concerned.told, other.told) == ([1], [])
+    world.changes(entry_id="b")
+    world.passes(COALESCE_S)
+    assert (concerned.told, other.told) == ([1], [2])
+
+
+def test_a_change_by_an_own_client_concerns_nobody_and_sets_no_timer() -> None:
+    world = World()
+    link = world.link("a")
+    world.changes()
+    assert (world.timers, link.told) == ([], [])
+
+
+def test_no_entry_is_always_the_first_to_hear() -> None:
+    """Where all exits are full, the first to hear of a free place has it: the others would starve."""
+    world = World()
+    links = [world.watches(f"p{n}") for n in range(4)]
+    firsts: Counter[str] = Counter()
+    for link in links:
+        link.on_told = lambda link=link: order.append(link.peer_id)
+    for n in range(400):
+        order: list[str] = []
+        world.changes(entry_id=f"p{n % 4}")
+        world.passes(0.05)
+        assert sorted(order) == ["p0", "p1", "p2", "p3"]
+        firsts[order[0]] += 1
+        if n % 100 == 99:
+            order = []
+            for link in links:
+                world.watches(link.peer_id)
+    assert all(60 < times < 140 for times in firsts.values())  # 100, and a standard deviation is 9
+
+
+def test_who_has_heard_it_by_something_else_costs_no_frame() -> None:
+    world = World()
+    link = world.watches("a")
+    world.changes()
+    link.told.append(1)  # it rode on a frame
+    world.passes(1.0)
+    assert link.told == [0, 1]
+
+
+def test_a_watch_ends_in_time_unless_it_is_renewed() -> None:
+    world = World()
+    renewed, ended = world.watches("a", 30), world.watches("b", 30)
+    world.passes(20.0)
+    world.watches("a", 30)
+    world.passes(10.0)
+    world.changes()
+    world.passes(COALESCE_S)
+    assert (renewed.told, ended.told) == ([0, 0, 1], [0])
+    world.passes(30.0)
+    world.changes()
+    world.passes(COALESCE_S)
+    assert (renewed.told, world.timers) == ([0, 0, 1], [])
+    world.changes()
+    assert world.timers == []  # nobody is left to tell
+
+
+def test_zero_seconds_end_a_watch_at_once() -> None:
+    world = World()
+    link = world.watches("a")
+    world.watches("a", 0)
+    world.watches("b", 0)  # which never watched
+    world.changes()
+    world.passes(1.0)
+    assert link.told == [0]
+
+
+def test_of_a_peer_that_went_down_nothing_is_kept() -> None:
+    world = World()
+    link = world.watches("a")
+    world.changes(entry_id="a")
+    world.pushing.peer_down("a")
+    world.pushing.peer_down("never heard of")
+    world.passes(1.0)
+    assert link.told == [0]
+    world.changes()
+    assert world.timers == []
+
+
+def test_a_peer_whose_link_is_gone_or_does_not_understand_costs_nothing() -> None:
+    world = World()
+    world.watches("gone")
+    world.link("old").tells_load = False
+    del world.links["gone"]
+    world.changes(entry_id="old")
+    world.passes(1.0)
+    assert world.links["old"].told == []
+    assert world.timers == []
+
+
+@pytest.mark.parametrize("watchers", [8, 1000])
+def test_frames_of_a_busy_node_keep_their_pace_and_all_watchers_hear_the_last_change(watchers: int) -> None:
+    world = World()
+    links = [world.watches(f"p{n}", 255) for n in range(watchers)]
+    dice, seconds = random.Random(1), 60
+    for _ in range(100 * seconds):
+        world.changes(dice.choice([1, 2]))
+        world.passes(0.01)
+    frames = sum(len(link.told) - 1 for link in links)
+    assert frames <= FRAMES_A_SECOND * seconds + FRAMES_AT_ONCE + watchers
+    assert frames >= 0.9 * FRAMES_A_SECOND * seconds
+    world.passes(10.0)
+    assert all(link.told[-1] == world.load for link in links)
+    assert world.timers == []
