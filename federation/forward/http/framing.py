@@ -164,39 +164,17 @@ class ChunkedBody:
         self._trailers = 0  # bytes
 
     def feed(self, view: Bytes, content: list[memoryview] | None = None) -> int:
-        at, size, where = 0, len(view), self._at
-        while at < size and where is not _At.END:
-            if where is _At.CONTENT:
-                n = min(self._left, size - at)
-                if content is not None:
-                    content.append(memoryview(view)[at : at + n])
-                at += n
-                self._left -= n
-                if not self._left:
-                    where = _At.CONTENT_CR
-            elif where is _At.CONTENT_CR:
-                if view[at] != 13:
-                    raise HttpInvalid("a chunk is longer than it says")
-                at += 1
-                where = _At.CONTENT_LF
-            elif where is _At.CONTENT_LF:
-                if view[at] != 10:
-                    raise HttpInvalid("a bare CR behind a chunk")
-                at += 1
-                where = _At.LINE
+        at, size = 0, len(view)
+        while at < size and self._at is not _At.END:
+            if self._at is _At.LINE:
+                at = self._feed_chunks(view, at, content)
+            elif self._at is _At.TRAILERS:
+                line, at = self._take_line(view, at, is_size=False)
+                if line is not None:
+                    self._trailer(line)
             else:
-                is_size = where is _At.LINE
-                line, at = self._take_line(view, at, is_size=is_size)
-                if line is None:
-                    break
-                where = self._begin_chunk(line) if is_size else self._trailer(line)
-                end = at + self._left
-                if where is _At.CONTENT and view[end : end + 2] == b"\r\n":  # the whole chunk is here
-                    if content is not None:
-                        content.append(memoryview(view)[at:end])
-                    self._left, at, where = 0, end + 2, _At.LINE
-        self._at = where
-        self.is_over = where is _At.END
+                at = self._feed_content(view, at, content)
+        self.is_over = self._at is _At.END
         return at
 
     def eof(self) -> bool:
@@ -216,12 +194,44 @@ class ChunkedBody:
             return None
         elif at is not _At.CONTENT:
             head = {_At.CONTENT_CR: b"\r\n", _At.CONTENT_LF: b"\n"}.get(at, b"")
-        if left > len(content) + MAX_PADDING:
+        if left > len(content) + MAX_PADDING or (left and not content):
             return None
         if left:
             head += content[:left].ljust(left, content[-1:]) + b"\r\n"
             content = content[left:]
         return head + (b"%x\r\n%b\r\n" % (len(content), content) if content else b"") + b"0\r\n\r\n"
+
+    def _feed_chunks(self, view: Bytes, at: int, content: list[memoryview] | None) -> int:
+        """From a chunk's line on, through all chunks that are here as a whole."""
+        size = len(view)
+        while at < size:
+            line, at = self._take_line(view, at, is_size=True)
+            if line is None:
+                break
+            left = self._begin_chunk(line)
+            end = at + left
+            if not left or view[end : end + 2] != b"\r\n":
+                self._left, self._at = left, _At.CONTENT if left else _At.TRAILERS
+                break
+            if content is not None:
+                content.append(memoryview(view)[at:end])
+            at = end + 2
+        return at
+
+    def _feed_content(self, view: Bytes, at: int, content: list[memoryview] | None) -> int:
+        """A chunk's content in parts, or a byte of the line end behind it."""
+        if self._at is _At.CONTENT:
+            n = min(self._left, len(view) - at)
+            if content is not None:
+                content.append(memoryview(view)[at : at + n])
+            self._left -= n
+            if not self._left:
+                self._at = _At.CONTENT_CR
+            return at + n
+        if view[at] != (13 if self._at is _At.CONTENT_CR else 10):
+            raise HttpInvalid("no line end behind a chunk")
+        self._at = _At.CONTENT_LF if self._at is _At.CONTENT_CR else _At.LINE
+        return at + 1
 
     def _take_line(self, view: Bytes, at: int, *, is_size: bool) -> tuple[bytes | None, int]:
         """A whole line with its end, or None; and the place behind it."""
@@ -242,24 +252,25 @@ class ChunkedBody:
         self._line = line
         return None, len(view)
 
-    def _begin_chunk(self, line: bytes) -> _At:
+    def _begin_chunk(self, line: bytes) -> int:
+        """The size of a chunk."""
         match = _LINE.fullmatch(line)
         if match is None:
             raise HttpInvalid("a chunk's size is malformed")
-        self._left = int(match[1], 16)
+        size = int(match[1], 16)
         if len(line) > FREE_LINE or self._overhead:
-            self._overhead = max(0, self._overhead + len(line) - FREE_LINE - 2 * self._left)
+            self._overhead = max(0, self._overhead + len(line) - FREE_LINE - 2 * size)
             if self._overhead > OVERHEAD:
                 raise HttpInvalid("the lines of a chunked body outweigh its content")
-        return _At.CONTENT if self._left else _At.TRAILERS
+        return size
 
-    def _trailer(self, line: bytes) -> _At:
+    def _trailer(self, line: bytes) -> None:
         self._trailers += len(line)
         if line == b"\r\n":
-            return _At.END
+            self._at = _At.END
+            return
         match = _TRAILER.fullmatch(line)
         if match is None:
             raise HttpInvalid("a trailer is malformed")
         if match[1].lower().replace(b"_", b"-") in _NOT_IN_TRAILERS:
             raise HttpInvalid("a field stands in the trailers that belongs into the head")
-        return _At.TRAILERS

@@ -52,8 +52,9 @@ _VISIBLE = bytes(range(0x21, 0x7F))
 _TEXT = b"\t " + _VISIBLE + bytes(range(0x80, 0x100))
 _TOKEN = b"!#$%&'*+-.^_`|~" + bytes(c for c in range(128) if chr(c).isalnum())
 _BARE = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n")  # a CR at the end of all that came may still be of a CRLF
-_BEGUN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}(?: [^\r\n]*)?\r?")
-_LINE_OF_HTTP = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} (?:/|.* HTTP/)", re.IGNORECASE)
+_TCHAR = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_BEGUN = re.compile(_TCHAR + rb"*(?:[ \t\v\f][^\n]*)?\r?")
+_LINE_OF_HTTP = re.compile(_TCHAR + rb"+[ \t\v\f]+(?:/|.* HTTP/)", re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")
 # The last two are read as lengths by servers that make variables of fields (CGI, WSGI).
 _DECIDING = frozenset(
@@ -110,15 +111,18 @@ class Opening(Enum):
 
 
 def opening(data: bytes) -> Opening:
-    """The kind of a client's first bytes. All that a lenient server would take for HTTP/1 is HTTP, to be refused later."""
+    """The kind of a client's first bytes. All that a lenient server would take for HTTP/1 is HTTP, to be refused later: a
+    tunnel is no way round the entry's rules."""
     if data[:1] in (b"\r", b"\n", b" ", b"\t"):
         return Opening.HTTP  # some servers skip blank lines
     if data.startswith(b"PRI * HTTP/2.0\r\n"):
         return Opening.OTHER
     end = data.find(b"\n", 0, MAX_REQUEST_LINE)
-    if end >= 0 or len(data) >= MAX_REQUEST_LINE:
-        return Opening.HTTP if _LINE_OF_HTTP.match(data[: end if end >= 0 else MAX_REQUEST_LINE]) else Opening.OTHER
-    return Opening.MORE if not data or _BEGUN.fullmatch(data) else Opening.OTHER
+    if end >= 0:
+        return Opening.HTTP if _LINE_OF_HTTP.match(data[:end]) else Opening.OTHER
+    if not _BEGUN.fullmatch(data):
+        return Opening.OTHER
+    return Opening.HTTP if len(data) >= MAX_REQUEST_LINE else Opening.MORE
 
 
 class HeadBuffer:

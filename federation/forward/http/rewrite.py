@@ -2,8 +2,8 @@
 they are (framing.py). Sans-IO.
 
 Rule 1: a connection's own fields go no further (RFC 9110, section 7.6.1): Connection and the fields that it names,
-Keep-Alive, Proxy-*, TE, Upgrade. The entry sets Connection, for its own connection. What Connection names among KEPT stays: a client
-must not make a backend forget the host, the length or the key of a request.
+Keep-Alive, Proxy-*, TE, Upgrade. The entry sets Connection, for its own connection. What Connection names among KEPT
+stays: a client must not make a backend forget the host, the length or the key of a request.
 Rule 2: framing is written by the entry from what it has read: Content-Length or Transfer-Encoding, once.
 Rule 3: everything else keeps its order, case and value.
 
