@@ -14,7 +14,7 @@ stream's reader understands (`stream_error`), never in silence:
     event: error / data: {"type": "error", "error": {"type": "api_error", "message": ...}}     Anthropic
     {"error": "federation: the node that answered is gone"}                                    Ollama, a line of JSON
 
-`framing.Body.ending` puts it where the body stopped. In a body of a known length, or one that is no stream, there is no place
+`framing.Body.ending` puts it where the body stopped. A body of a known length, or one that is no stream, has no place
 for it: the entry cuts the connection.
 """
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from federation.forward.http.head import ResponseHead
 
 DIED = "the node that answered is gone, and the answer is not complete"
+TAIL = 512  # bytes of a stream that tell whether it had said its last word: Ollama's last line counts tokens and times
 MAX_MESSAGE = 1000  # characters; a message may quote a model's name
 
 _DOUBLED = re.compile(r"(?:/v1){2,}(?=/)|(?:/api){2,}(?=/)")  # by a base URL that ends in what the client adds
@@ -44,7 +45,7 @@ _OPENAI = re.compile(
 _RESPONSES = re.compile(r"(?:/v1|/openai)*/responses(?:/|$)")
 _JSON_LINES = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
 _LAST_EVENT = re.compile(rb"data: ?\[DONE\]\s*\Z|\"type\": ?\"message_stop\"\s*}\s*\Z")
-_LAST_LINE = re.compile(rb"\"done\": ?true[^\n]*}\n\Z")  # of Ollama; a chat's last line is longer than a tail, mostly
+_LAST_LINE = re.compile(rb"\"done\": ?true[^\n]*}\n\Z")
 
 
 class Dialect(Enum):
@@ -112,7 +113,7 @@ def stream_error(dialect: Dialect, answer: ResponseHead, tail: bytes, message: s
     """The last content of a stream that died: an error in its dialect. None if the answer is no stream that could say so,
     and nothing if the stream has said its last word. Else the result ends in a line end.
 
-    `tail` are the last 64 bytes of content that the client has: where the stream stopped in the middle of an event, that
+    `tail` are the last TAIL bytes of content that the client has: where the stream stopped in the middle of an event, that
     event is ended first."""
     kind = (answer.get(b"content-type") or b"").partition(b";")[0].strip().lower()
     if answer.get(b"content-encoding") not in (None, b"identity"):

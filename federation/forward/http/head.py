@@ -60,7 +60,7 @@ _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")
 _DECIDING = frozenset(
     b"content-length transfer-encoding host connection upgrade expect content_length transfer_encoding".split()
 )
-_LLHTTP = (("Invalid method", 501), ("Transfer-Encoding` header value", 501), ("Content-Length overflow", 413))
+_LLHTTP = (("Invalid method", 501), ("`Transfer-Encoding`", 501), ("Content-Length overflow", 413))
 _VERSION = re.compile(r"HTTP/[0-9]\.[0-9]")
 _STATUS_LINE = re.compile(rb"(HTTP/1\.[01]) ([1-9][0-9][0-9])(?: ([^\r\n]*))?")
 
