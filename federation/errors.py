@@ -188,6 +188,20 @@ class ProtocolViolation(NetworkError):
     """The peer broke the protocol"""
 
 
+# HTTP services
+
+
+class HttpInvalid(FederationError):
+    """The bytes are not a message in HTTP/1 that this node serves
+
+    `status` is the answer to the client: to a request its fault's own, to a backend's answer 502.
+    """
+
+    def __init__(self, detail: str = "", status: int = 400) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
 def listen_problem(what: str, address: str, flag: str, error: OSError) -> str:
     """Plain words for a port that cannot be opened."""
     if error.errno == errno.EADDRINUSE:
