@@ -1,0 +1,173 @@
+"""The home of a conversation: the replica where the beginning of its prompt is cached. No I/O and no clock: callers pass `now`.
+
+All entries find one home without telling each other anything, since all of them compute it from the keys and the replicas:
+
+1. k0 orders the replicas: weighted rendezvous hashing, so that a node that comes or goes moves only its share. The first m of
+   that order are the homes of k0. With its heat m doubles: 1, 2, 4 ... all. The sets are nested, so entries that differ
+   about m agree about most conversations.
+2. k1 orders those m, by rendezvous hashing again. The first one is the conversation's home; the rest of the order of k0 follows.
+3. The first of that order whose load is at most max(least load + SLACK, STRETCH times its fair share) is chosen. So a home
+   beyond its bound costs one other home, and each entry finds the same one.
+4. An entry remembers such a conversation's other home for SPILLED_S, since the newest turns are cached there.
+
+    k0 cold      a b c d     m = 1: all its conversations at a
+    k0 hot       a b c d     m = 2: half of them at b; those that stay at a keep what is cached
+    a overloaded             its conversations go to b, and stay there while b is within its bound
+
+Heat is the load that k0 causes in the network: its share of the requests of this entry, of late, times the load of all
+replicas. A k0 has so many homes that the fair share of each, or SLACK if that is more, makes up its heat. Heat rises at once,
+and falls by half in HALF_LIFE_S, so that a set does not flap. Nothing else is stored, and both memories are bounded.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from hashlib import blake2b
+from math import ceil, log
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from federation.forward.http.conversation import Keys
+
+SLACK = 2  # below it a bound would bind where there is hardly any load
+STRETCH = 1.25
+HALF_LIFE_S = 120.0  # a few turns of a chat
+SPILLED_S = 600.0  # what a backend with other work to do may keep of a prompt
+MAX_SPILLED = 4096  # 200 bytes each
+MAX_HEATS = 1024
+_FORGETTABLE = 0.01  # requests of late
+
+_BITS = 2.0**-64
+
+
+class Replica(Protocol):
+    """A model on a node, as a pick sees it. `weight`: its slots, or 1 where nothing is known; `load`: in flight there."""
+
+    @property
+    def peer_id(self) -> str: ...
+    @property
+    def load(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
+
+class Home(NamedTuple):
+    """`place`: 0 is the home itself, n the n-th one after it. `is_spilled`: not at home, since that has too much load."""
+
+    peer_id: str
+    place: int = 0
+    is_spilled: bool = False
+
+
+class _Heat:
+    """Requests of late, and the most of the network's load that they stood for."""
+
+    __slots__ = ("at", "load", "recent")
+
+    def __init__(self, now: float) -> None:
+        self.recent = self.load = 0.0
+        self.at = now
+
+    def cool(self, now: float) -> None:
+        if now > self.at:
+            left = 0.5 ** ((now - self.at) / HALF_LIFE_S)
+            self.recent *= left
+            self.load *= left
+            self.at = now
+
+
+class Homes:
+    """What one entry knows about homes."""
+
+    def __init__(self) -> None:
+        self._spilled: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # k1 -> peer, until when
+        self._heats: OrderedDict[bytes, _Heat] = OrderedDict()
+        self._all = _Heat(0.0)
+
+    def choose(self, keys: Keys, replicas: Sequence[Replica], now: float) -> Home | None:
+        """The home of a request's conversation; None without a key or a replica. Call it once a request.
+
+        `replicas`: those of its model that may take it, with the loads as this entry believes them."""
+        if not keys.k0 or not replicas:
+            return None
+        self._warm(keys.k0, replicas, now)
+        order = self.order(keys, replicas, now)
+        fits = within_bound(replicas)
+        if keys.k1 and (peer_id := self._spilled_to(keys.k1, now)) in fits:
+            place = order.index(peer_id)
+            self._remember(keys.k1, peer_id, now)
+            return Home(peer_id, place, is_spilled=place > 0)
+        place = next(n for n, peer_id in enumerate(order) if peer_id in fits)
+        if place and keys.k1:
+            self._remember(keys.k1, order[place], now)
+        return Home(order[place], place, is_spilled=place > 0)
+
+    def order(self, keys: Keys, replicas: Sequence[Replica], now: float) -> list[str]:
+        """Peer ids: the homes of k0 as k1 orders them, then the other replicas as k0 does."""
+        by_k0 = rendezvous(keys.k0, replicas)
+        m = self.homes_of(keys.k0, replicas, now)
+        inside = rendezvous(keys.k1, by_k0[:m]) if keys.k1 and m > 1 else by_k0[:m]
+        return [replica.peer_id for replica in (*inside, *by_k0[m:])]
+
+    def homes_of(self, k0: bytes, replicas: Sequence[Replica], now: float) -> int:
+        """How many homes k0 has."""
+        heat = self._heats.get(k0)
+        if heat is None:
+            return 1
+        heat.cool(now)
+        return _homes_for(heat.load, replicas)
+
+    def _warm(self, k0: bytes, replicas: Sequence[Replica], now: float) -> None:
+        """Count a request, and the load that such ones stand for."""
+        heat = self._heats.get(k0)
+        if heat is None:
+            heat = self._heats[k0] = _Heat(now)
+            if len(self._heats) > MAX_HEATS:
+                self._heats.popitem(last=False)
+        self._heats.move_to_end(k0)
+        for counted in (heat, self._all):
+            counted.cool(now)
+            counted.recent += 1.0
+        share = heat.recent / max(self._all.recent, heat.recent)
+        heat.load = max(heat.load, share * (sum(replica.load for replica in replicas) + 1))
+
+    def _spilled_to(self, k1: bytes, now: float) -> str:
+        peer_id, until = self._spilled.get(k1, ("", now))
+        if peer_id and until <= now:
+            del self._spilled[k1]
+            return ""
+        return peer_id
+
+    def _remember(self, k1: bytes, peer_id: str, now: float) -> None:
+        self._spilled[k1] = peer_id, now + SPILLED_S
+        self._spilled.move_to_end(k1)
+        if len(self._spilled) > MAX_SPILLED:
+            self._spilled.popitem(last=False)
+
+
+def _homes_for(load: float, replicas: Sequence[Replica]) -> int:
+    total = sum(replica.load for replica in replicas) + 1
+    each = max(float(SLACK), total / len(replicas))
+    m = 1
+    while m < len(replicas) and load > m * each:
+        m *= 2
+    return min(m, len(replicas))
+
+
+def within_bound(replicas: Sequence[Replica]) -> dict[str, Replica]:
+    """Peer id -> replica, for those that may have one more request; the least busy one always may."""
+    least = min(replica.load for replica in replicas)
+    share = STRETCH * (sum(replica.load for replica in replicas) + 1) / sum(replica.weight for replica in replicas)
+    return {r.peer_id: r for r in replicas if r.load <= max(least + SLACK, ceil(share * r.weight))}
+
+
+def rendezvous(key: bytes, replicas: Sequence[Replica]) -> list[Replica]:
+    """Each replica draws a number from the key and its own id; twice the weight is first for twice as many keys."""
+
+    def drawn(replica: Replica) -> tuple[float, str]:
+        digest = blake2b(replica.peer_id.encode(), key=key, digest_size=8).digest()
+        return log((int.from_bytes(digest, "big") + 0.5) * _BITS) / replica.weight, replica.peer_id
+
+    return sorted(replicas, key=drawn, reverse=True)

@@ -1,0 +1,186 @@
+"""What the target of a request says: whose dialect it is, and where the model's name and the conversation are. No I/O.
+
+    POST /v1/chat/completions                   OPENAI     model in the body; a chat
+    POST /v1/messages                           ANTHROPIC  model in the body; a chat
+    POST /api/generate                          OLLAMA     model in the body, or its former key `name`; a bare prompt
+    POST /api/copy                              OLLAMA     its key is `source`
+    GET  /v1/models/org/name%3Aq4               OPENAI     model in the path, with slashes
+    POST /v1/engines/org/name/completions       OPENAI     model in the path; a bare prompt
+    POST /openai/deployments/name/chat/completions?api-version=1      the same
+    POST /v1beta/models/name:generateContent    model in the path
+    GET  /v1/realtime?model=name                model in the query
+    GET  /v1/responses/resp_1                   no model: an id, which lives where it was made
+
+People write base URLs with one prefix too many, and libraries add theirs: /v1/v1/..., /api/api/..., /ollama/api/...,
+/v1/api/chat. `target` is then the one that backends serve, and is what goes to them. The rest of a target stays as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import NamedTuple
+from urllib.parse import unquote
+
+MAX_NAME = 512  # characters of a model's name; a record takes 200 bytes
+
+
+class Dialect(Enum):
+    """The form in which errors are told."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    OLLAMA = "ollama"
+
+
+class Shape(Enum):
+    """Where a body has its conversation."""
+
+    NONE = "none"
+    CHAT = "messages"
+    RESPONSES = "input"
+    PROMPT = "prompt"
+
+
+class Path(NamedTuple):
+    target: str
+    dialect: Dialect = Dialect.OPENAI
+    shape: Shape = Shape.NONE
+    model: str = ""  # named in the path
+    query_model: str = ""
+    keys: tuple[str, ...] = ("model",)  # of the body, the first that is there names the model; () if the body never does
+    id: str = ""  # of a thing that lives on the node that made it: "responses/resp_1"
+
+
+_AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+_OLLAMA_NAMES = (
+    "generate|chat|embed|embeddings|show|pull|push|delete|create|copy|tags|ps|version|blobs/[^/]*|me|signout"  # of /api/...
+)
+_WRONG = tuple(
+    (re.compile(pattern), right)
+    for pattern, right in (
+        (r"/+(?=/)", ""),
+        (r"/ollama(?=/(?:api|v1)(?:/|$))", ""),
+        (r"(?:/v1)+(?=/v1(?:/|$))", ""),
+        (r"(?:/api)+(?=/api(?:/|$))", ""),
+        (rf"(?:/v1)+(?=/api/(?:{_OLLAMA_NAMES})/?$)", ""),
+        (
+            r"/api(?=/v1/(?:chat/completions|completions|embeddings|messages|responses)/?$)",
+            "",
+        ),  # /api/v1/chat is LM Studio's
+    )
+)
+
+_CHATS = frozenset({"chat/completions"})
+_PROMPTS = frozenset({"completions", "completion"})
+_TAIL = r"(?:/(chat/completions|completions|embeddings|edits|images/[a-z]+|audio/[a-z]+|responses|rerank))?"
+_IN_PATH = (
+    re.compile(rf"(?:/v1)?/engines/(.+?){_TAIL}"),
+    re.compile(rf"(?:/v1)?/openai/deployments/(.+?){_TAIL}"),
+    re.compile(r"/v1(?:beta|alpha)?/models/(.+?)(?::([A-Za-z]+Content|countTokens|embedContent|predict))"),
+)
+_ONE_MODEL = re.compile(r"(?:/v1|/v1beta|/api/v0)/models/(.+)|/models/(.+)")
+# LocalAI's and llama.cpp's own below /models
+_NO_MODEL = re.compile(
+    r"/models/(?:apply|available|galleries|load|unload|edit|import|reload|toggle|(?:delete|jobs)(?:/.*)?)"
+)
+_ID = re.compile(
+    r"(?:/v1)?/(responses|files|batches|threads|assistants|conversations|vector_stores|fine_tuning/jobs|messages/batches"
+    r"|chat/completions|videos|containers|uploads|evals)/([^/]+)(?:/.*)?"
+)
+_NOT_IDS = {"count_tokens", "batches", "input_tokens", "compact", "search", "render"}  # verbs that stand where ids do
+_BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
+_OLLAMA_KEYS = {"copy": ("source",), "tags": (), "ps": (), "version": ()}
+_ELEVENLABS = re.compile(r"/v1/(?:text-to-speech/[^/]+|sound-generation)")
+
+
+def read(method: str, target: str) -> Path:
+    """Understand a request's target; any text will do."""
+    path, mark, query = target.partition("?")
+    path = _AUTHORITY.sub("", path, count=1) if not path.startswith("/") else path
+    for pattern, right in _WRONG:
+        path = _collapse(pattern, right, path)
+    plain = path.rstrip("/") or "/"
+    named = _query_model(query)
+    if not path.startswith("/"):  # "*", or nothing that we know
+        return Path(target, keys=())
+    if plain != path and not _IN_MODELS.match(plain):
+        path = plain
+    return _known(method, plain)._replace(target=path + mark + query, query_model=named)
+
+
+_IN_MODELS = re.compile(r"(?:/v1)?/models/")
+
+
+def _collapse(pattern: re.Pattern[str], right: str, path: str) -> str:
+    found = pattern.match(path)
+    return right + path[found.end() :] if found else path
+
+
+def _known(method: str, plain: str) -> Path:
+    keys: tuple[str, ...] = () if method in _BODILESS else ("model",)
+    if plain.startswith("/api/"):
+        what = plain[5:]
+        if what.startswith("blobs/"):
+            return Path("", Dialect.OLLAMA, keys=())
+        if re.fullmatch(_OLLAMA_NAMES, what):
+            shape = {"generate": Shape.PROMPT, "chat": Shape.CHAT}.get(what, Shape.NONE)
+            return Path("", Dialect.OLLAMA, shape, keys=keys and _OLLAMA_KEYS.get(what, ("model", "name")))
+    for pattern in _IN_PATH:
+        if (found := pattern.fullmatch(plain)) is not None:
+            return Path("", shape=_shape(found[2] or "") if keys else Shape.NONE, model=_name(found[1]), keys=())
+    if not _NO_MODEL.fullmatch(plain) and (found := _ONE_MODEL.fullmatch(plain)) is not None:
+        return Path("", model=_name(found[1] or found[2]), keys=())
+    dialect = Dialect.OPENAI
+    what = plain.removeprefix("/v1").removeprefix("/")
+    if what == "messages" or what.startswith("messages/"):
+        dialect = Dialect.ANTHROPIC
+    if (found := _ID.fullmatch(plain)) is not None and found[2] not in _NOT_IDS:
+        return Path("", dialect, keys=(), id=f"{found[1]}/{unquote(found[2])}")
+    if _ELEVENLABS.fullmatch(plain) and keys:
+        keys = ("model_id", "model")
+    return Path("", dialect, _shape(what) if keys else Shape.NONE, keys=keys)
+
+
+def _shape(what: str) -> Shape:
+    if what in _CHATS or what == "messages":
+        return Shape.CHAT
+    if what == "responses":
+        return Shape.RESPONSES
+    return Shape.PROMPT if what in _PROMPTS else Shape.NONE
+
+
+def _name(quoted: str) -> str:
+    """ "" if it is none: an entry then says that there is no such model."""
+    name = unquote(quoted, errors="strict") if _is_utf8(quoted) else ""
+    return name if len(name) <= MAX_NAME and name.isprintable() else ""
+
+
+def _is_utf8(quoted: str) -> bool:
+    try:
+        unquote(quoted, errors="strict").encode()
+    except ValueError:
+        return False
+    return True
+
+
+def _query_model(query: str) -> str:
+    """The last `model` of a query."""
+    if "model=" not in query:
+        return ""
+    named = ""
+    for pair in query.split("&", 64)[:64]:
+        key, _, value = pair.partition("=")
+        if key == "model":
+            named = _name(value.replace("+", " "))
+    return named
+
+
+def ollama_name(name: str) -> str:
+    """One spelling for all that Ollama takes for one name: no case, its own registry and `:latest` implied.
+
+    "Llama3", "llama3:latest" and "registry.ollama.ai/library/llama3" are "llama3:latest".
+    """
+    name = name.lower().removeprefix("https://").removeprefix("http://")
+    name = name.removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
