@@ -1,0 +1,320 @@
+"""One client connection of an HTTP service: it is cut into requests, which are served one after the other (exchange.py).
+
+    client's bytes        head of a request    -> Exchange: pick, open, forward, answer
+                          its body             -> the exchange, for the upstream
+                          what comes behind    kept (pipelined), up to PIPELINED bytes, until the answer has ended
+    the answer's end      another request, or the end of the connection where either side wants that
+
+Rule 1: what is no sound HTTP/1 gets 400 and the end of the connection; no backend has seen a byte of it. What is no HTTP/1 at
+all becomes a layer-4 client with the bytes that came (frontend.py).
+Rule 2: a web page that may not ask gets 403; each head of a connection is judged (web_pages.py).
+Rule 3: bytes to the client leave in the callback that brought them. The upstream is granted as many again when they have left
+this node, and not for bytes of the entry's own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from federation.errors import HttpInvalid
+from federation.forward.attempts import State
+from federation.forward.counters import Flow
+from federation.forward.http.dialects import dialect_of, error_answer
+from federation.forward.http.exchange import Exchange
+from federation.forward.http.head import MAX_HEAD, HeadBuffer, Opening, opening, parse_request
+from federation.forward.route import Route
+from federation.forward.web_pages import Refusal
+from federation.reactor.duplex import NullDuplex
+from federation.reactor.sockets import SocketDuplex
+
+if TYPE_CHECKING:
+    import socket
+
+    from federation.forward.attempts import Dispatcher
+    from federation.forward.http.head import RequestHead
+    from federation.forward.web_pages import Rules
+    from federation.reactor.duplex import Joinable
+    from federation.reactor.loop import Reactor, Timer
+
+PIPELINED = 64 * 1024  # bytes behind a request that wait for its answer
+HEAD_WITHIN_S = 30.0  # from its first byte on
+LINGER_S = 2.0  # for a client to read the last answer before the connection is reset
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class HttpClientEvents(Protocol):
+    """What a client tells the frontend."""
+
+    def is_layer_4(self, client: HttpClient, seen: bytes) -> None:
+        """It speaks no HTTP/1: take its socket over, with the bytes that came."""
+
+    def rejected(self, client: HttpClient) -> None: ...
+    def closed(self, client: HttpClient) -> None: ...
+
+
+class HttpClient:
+    """One client, a Duplex for its socket. `exchange`: the request that is being served, if there is one."""
+
+    __slots__ = (
+        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_closing", "_is_first", "_reactor", "_rest", "_rules",
+        "_timer", "_upgraded", "_written", "client_name", "exchange", "flow", "route", "socket", "started_at",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        dispatcher: Dispatcher,
+        events: HttpClientEvents,
+        sock: socket.SocketType,
+        *,
+        route: Route,
+        client_name: str,
+        number: int,
+        rules: Rules,
+    ) -> None:
+        """`number`: of this connection at this entry, for people."""
+        self._reactor = reactor
+        self._dispatcher = dispatcher
+        self._events = events
+        self._rules = rules
+        self.flow = Flow(number, 0)  # of the present request, or of the last one
+        self.route = route
+        self.client_name = client_name
+        self.started_at = reactor.now()
+        self.exchange: Exchange | None = None
+        self.socket = SocketDuplex(reactor, sock, self._closed)
+        self.socket.other = self
+        self._head = HeadBuffer()
+        self._rest = b""  # came behind the present request
+        self._begun = b""  # of the connection, until its protocol is known
+        self._is_first = True
+        self._eof = False  # the client has finished
+        self._is_closing = False  # the last answer is on its way
+        self._upgraded: Joinable | None = None  # after a 101
+        self._timer: Timer | None = None
+        # What the socket was given and has not passed on: bytes, and whose they are; None: the entry's own.
+        self._written: deque[tuple[int, Joinable | None]] = deque()
+
+    # For the frontend
+
+    @property
+    def peer_id(self) -> str:
+        return "" if self.exchange is None else self.exchange.attempts.peer_id
+
+    @property
+    def attempts_made(self) -> int:
+        return 0 if self.exchange is None else self.exchange.attempts.count
+
+    @property
+    def state(self) -> State:
+        if self.exchange is not None:
+            return self.exchange.attempts.state
+        return State.REJECTED if self._is_closing else State.IDLE
+
+    def begin(self) -> None:
+        """Nothing is picked before there is a request."""
+
+    def reject(self, why: str) -> None:
+        self._answer_error(503, why, "/", retry_after_s=5)
+        self._events.rejected(self)
+
+    def peer_suspect(self) -> None:
+        if self.exchange is not None:
+            self.exchange.attempts.peer_suspect()
+
+    def end(self, reason: str) -> None:
+        """This node ends the connection."""
+        self.socket.abort(reason)
+
+    # Duplex, for the client's socket
+
+    def writable(self) -> int:
+        if self._upgraded is not None:
+            return self._upgraded.writable()
+        if self.exchange is not None and not self.exchange.is_whole:
+            return self.exchange.writable()
+        return PIPELINED - len(self._rest)
+
+    def send(self, data: bytes | memoryview) -> None:
+        if self._upgraded is not None:
+            self._upgraded.send(data)
+        elif not self._is_closing:
+            self._take(bytes(data))
+
+    def send_eof(self) -> None:
+        self._eof = True
+        if self._upgraded is not None:
+            self._upgraded.send_eof()
+        elif self.exchange is not None:
+            if not self.exchange.is_whole:
+                self.end("the client ended in the middle of a request")
+        elif not self._is_closing:
+            self.socket.send_eof()
+
+    def abort(self, reason: str) -> None:
+        """The client broke off: `_closed` has been called and cleans up."""
+
+    def acknowledge(self, n: int) -> None:
+        written = self._written
+        while n and written:
+            size, upstream = written[0]
+            part = min(n, size)
+            n -= part
+            if part == size:
+                written.popleft()
+            else:
+                written[0] = (size - part, upstream)
+            if upstream is not None:
+                upstream.acknowledge(part)
+
+    def resume_writing(self) -> None:
+        if self._upgraded is not None:
+            self._upgraded.resume_writing()
+        elif self.exchange is not None:
+            self.exchange.client_takes_more()
+
+    # For the exchange
+
+    def write(self, data: bytes | memoryview, upstream: Joinable | None = None) -> None:
+        """Bytes for the client: of that upstream, or the entry's own."""
+        self._written.append((len(data), upstream))
+        self.socket.send(data)
+
+    def over(self, *, keep_alive: bool) -> None:
+        """The answer has ended. What the client has sent meanwhile is the next request."""
+        self.exchange = None
+        if self.socket.closed:
+            return
+        if not keep_alive or (self._eof and not self._rest):
+            self._close_soon()
+            return
+        self._head = HeadBuffer()
+        rest, self._rest = self._rest, b""
+        if rest:
+            self._reactor.flush_soon(lambda: self._take(rest))  # not deeper and deeper, with many that are pipelined
+        self.socket.resume_writing()
+
+    def upgraded(self, upstream: Joinable) -> None:
+        """A 101 went to the client: from here on the bytes are another protocol's."""
+        self._upgraded = upstream
+        rest, self._rest = self._rest, b""
+        if rest:
+            upstream.send(rest)
+        if self._eof:
+            upstream.send_eof()
+        self.socket.resume_writing()
+
+    # Heads
+
+    def _take(self, data: bytes) -> None:
+        if self.socket.closed or self._is_closing:
+            return
+        if self._rest:  # of a flush that is to come
+            self._rest += data
+            return
+        if self.exchange is not None:
+            used = self.exchange.feed(data) if not self.exchange.is_whole else 0
+            self._rest += data[used:]
+            return
+        if self._is_first:
+            data, self._begun = self._begun + data, b""
+            kind = opening(data)
+            if kind is Opening.OTHER:
+                self._stop_timer()
+                self._events.is_layer_4(self, data)
+                return
+            if kind is Opening.MORE:
+                self._begun = data
+                self._wait_for_head()
+                return
+            self._is_first = False
+        self._feed_head(data)
+
+    def _feed_head(self, data: bytes) -> None:
+        target = "/"
+        try:
+            used, raw = self._head.feed(data)
+            if raw is None:
+                self._wait_for_head()
+                return
+            self._stop_timer()
+            head = parse_request(raw)
+            target = head.target
+        except HttpInvalid as error:
+            self._stop_timer()
+            self._answer_error(error.status, error.detail, target)
+            return
+        verdict = self._rules.judge(raw, is_all=True) if self._rules.is_on else None
+        if isinstance(verdict, Refusal):
+            self._answer_error(verdict.status, verdict.why, target)
+            return
+        self._ask(head, data[used:])
+
+    def _ask(self, head: RequestHead, behind: bytes) -> None:
+        self.flow = Flow(self.flow.connection, self.flow.request + 1)
+        exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head)
+        if head.expects_continue and not exchange.is_whole:
+            self.write(CONTINUE)
+        used = exchange.feed(behind)
+        self._rest += behind[used:]
+
+    def _wait_for_head(self) -> None:
+        if self._timer is None:
+            self._timer = self._reactor.call_later(HEAD_WITHIN_S, lambda: self._answer_error(408, "the request is late", "/"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # The end
+
+    def _answer_error(self, status: int, why: str, target: str, *, retry_after_s: int | None = None) -> None:
+        self.write(error_answer(dialect_of(target), status, why, retry_after_s=retry_after_s))
+        self._close_soon()
+
+    def _close_soon(self) -> None:
+        """FIN behind the last answer; the client may have bytes on their way, which must not make it a reset."""
+        self._is_closing = True
+        self._rest = b""
+        self._stop_timer()
+        self.socket.send_eof()
+        if not self.socket.closed:
+            self._timer = self._reactor.call_later(LINGER_S, lambda: self.socket.abort("it did not close its connection"))
+            self.socket.resume_writing()
+
+    def _closed(self, client: SocketDuplex) -> None:
+        self._stop_timer()
+        exchange, self.exchange = self.exchange, None
+        upgraded, self._upgraded = self._upgraded, None
+        if exchange is not None:
+            exchange.client_gone(client.error)
+        elif upgraded is not None and client.error is not None:
+            upgraded.abort(client.error)
+        self._written.clear()
+        self._events.closed(self)
+
+
+class Ending(NullDuplex):
+    """What an upstream is joined to behind its answer, until its backend has closed; then both directions have ended."""
+
+    def __init__(self, reactor: Reactor, upstream: Joinable) -> None:
+        self._upstream = upstream
+        self._timer = reactor.call_later(LINGER_S, lambda: upstream.abort("its backend did not close the connection"))
+        upstream.other = self
+        upstream.send_eof()
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Bytes behind an answer are nobody's."""
+        self._timer.cancel()
+        self._upstream.abort("bytes behind the answer")
+
+    def send_eof(self) -> None:
+        self._timer.cancel()
+
+    def abort(self, reason: str) -> None:
+        self._timer.cancel()
+
+
+assert MAX_HEAD >= PIPELINED

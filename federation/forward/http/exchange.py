@@ -1,0 +1,448 @@
+"""One request of a client, and its answer. It is what its attempts serve (attempts.py), and knows no socket of the client.
+
+The request's head as the backend is to have it, and its body as it came, are kept until nothing is replayed any more; the
+answer's head is rewritten, and its body passed on as it comes, until its framing ends. Then the upstream has ended too: each
+request has a tunnel of its own.
+
+    READING ---- what is asked for is known ----> attempts: WAITING ... COMMITTED, STREAMING ----> over
+       |                                             |  no peer: 503, in the dialect of the path
+       +-- it cannot be understood: 400              |  the upstream broke before the answer: another peer, or 502
+                                                     +  in the middle of it: said in the stream's own way, or a reset
+
+A body is kept whole until its model is found, at most `http_buffer` bytes: a model behind more than that is not found.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from federation.errors import HttpInvalid
+from federation.forward.attempts import FINAL, Attempts, State
+from federation.forward.counters import Ending as Ended
+from federation.forward.http.asks import Peek
+from federation.forward.http.dialects import TAIL, dialect_of, error_answer, stream_error
+from federation.forward.http.framing import body_of
+from federation.forward.http.head import HeadBuffer, parse_response
+from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
+from federation.forward.replay_buffer import ReplayBuffer
+from federation.forward.route import Route
+from federation.reactor.duplex import NullDuplex
+
+if TYPE_CHECKING:
+    from federation.forward.attempts import Dispatcher
+    from federation.forward.counters import Flow
+    from federation.forward.http.framing import Body
+    from federation.forward.http.head import RequestHead, ResponseHead
+    from federation.metrics import Result
+    from federation.reactor.duplex import Duplex, Joinable
+    from federation.reactor.loop import Reactor
+    from federation.reactor.sockets import SocketDuplex
+
+log = structlog.get_logger(__name__)
+
+HTTP_BUFFER = 64 * 1024 * 1024
+BEHIND_S = 2.0  # for a backend to close its connection behind its answer
+RETRY_AFTER_S = 5
+
+
+class Client(Protocol):
+    """The connection that a request came on; see client.py."""
+
+    flow: Flow
+    route: Route
+    client_name: str
+    socket: SocketDuplex
+
+    def write(self, data: bytes | memoryview, upstream: Joinable | None = None) -> None:
+        """Bytes for the client: of that upstream, or the entry's own."""
+
+    def over(self, *, keep_alive: bool) -> None:
+        """The answer has ended."""
+
+    def is_rejected(self) -> None:
+        """No peer took the request."""
+
+
+class _AnswerSide(NullDuplex):
+    """What an upstream is joined to."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def writable(self) -> int:
+        return self._exchange.client.socket.writable()
+
+    def send(self, data: bytes | memoryview) -> None:
+        self._exchange.on_answer(data)
+
+    def send_eof(self) -> None:
+        self._exchange.on_answer_eof()
+
+    def abort(self, reason: str) -> None:
+        self._exchange.on_answer_abort(self, reason)
+
+    def resume_writing(self) -> None:
+        self._exchange.flush_replay()
+
+
+class Exchange:
+    """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
+
+    __slots__ = (
+        "_answer", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over", "_peek",
+        "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts", "client", "client_name",
+        "flow", "is_upgraded", "is_whole", "route", "started_at",
+    )  # fmt: skip
+
+    def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
+        self._reactor = reactor
+        self._dispatcher = dispatcher
+        self.client = client
+        self.flow = client.flow
+        self.route = client.route
+        self.client_name = client.client_name
+        self.started_at = reactor.now()
+        self.attempts = Attempts(self, dispatcher)
+        self._request = head
+        self._body: Body = body_of(head.framing)
+        self.is_whole = self._body.is_over
+        self.is_upgraded = False
+        self._peek: Peek | None = Peek(
+            head.method, head.target,
+            content_type=head.get(b"content-type") or b"", content_encoding=head.get(b"content-encoding") or b"",
+            session=head.get(b"x-session-id") or b"",
+        )  # fmt: skip
+        self._replay = ReplayBuffer()
+        self._replay.add(backend_head(head, _address_of(client.client_name), keep_alive=False))
+        self._upstream: Joinable | None = None
+        self._side: _AnswerSide | None = None
+        self._answer_head = HeadBuffer()
+        self._answer: ResponseHead | None = None
+        self._answer_body: Body | None = None
+        self._began_answer = False  # the client has a part of its head
+        self._tail = b""  # of a stream
+        self._received = self._delivered = 0
+        self._is_over = False
+        dispatcher.counters.started(self.route)
+
+    # From the client
+
+    def writable(self) -> int:
+        """How much of the body may come now."""
+        replay, upstream = self._replay, self._upstream
+        if self._peek is not None:
+            return HTTP_BUFFER - replay.size
+        if replay.pending:
+            return 0  # `flush_replay` reads on
+        if self.is_upgraded or (self.attempts.state in FINAL and upstream is not None):
+            return 0 if upstream is None else upstream.writable()
+        room = self._dispatcher.replay_buffer_bytes - replay.size
+        if room <= 0 and self.attempts.state is State.OPENED:
+            self._commit()
+            return 0 if self._upstream is None else self._upstream.writable()
+        return room if upstream is None else min(room, upstream.writable())
+
+    def feed(self, data: bytes) -> int:
+        """Bytes of the client; how many of them are this request's."""
+        if self.is_upgraded:
+            if self._upstream is not None:
+                self._upstream.send(data)
+            return len(data)
+        try:
+            used = self._body.feed(data)
+        except HttpInvalid as error:
+            self._refuse(400, error.detail)
+            return len(data)
+        self._received += used
+        self.is_whole = self._body.is_over
+        chunk = data[:used]
+        if self._peek is not None:
+            if chunk:
+                self._replay.add(chunk)
+            self._look(chunk)
+        elif chunk:
+            if self.attempts.state not in FINAL:
+                self._replay.add(chunk)
+            if self._upstream is not None and not self._replay.pending:
+                self._upstream.send(chunk)
+        return used
+
+    def _look(self, chunk: bytes) -> None:
+        """Find out what is asked for, and go."""
+        assert self._peek is not None
+        asked = self._peek.feed(chunk)
+        if self.is_whole:
+            asked = self._peek.finish()
+        if asked is None:
+            if self._replay.size >= HTTP_BUFFER:
+                self._refuse(413, f"the model is not among the first {HTTP_BUFFER} bytes of the body")
+            return
+        self._peek = None
+        if asked.trouble:
+            self._refuse(400, asked.trouble)
+            return
+        self.route = Route(self.route.service, asked.model)
+        self.attempts.start()
+
+    def client_takes_more(self) -> None:
+        """The client's socket has room again."""
+        if self._upstream is not None:
+            self._upstream.resume_writing()
+
+    def client_ended(self) -> bool:
+        """The client sends no more. Whether the request goes on."""
+        if self.is_upgraded and self._upstream is not None:
+            self._upstream.send_eof()
+            return True
+        return self.is_whole
+
+    # Request, for the attempts
+
+    def upstream_side(self) -> Duplex:
+        self._side = _AnswerSide(self)
+        return self._side
+
+    def connected(self, upstream: Joinable) -> None:
+        self._upstream = upstream
+        self._replay.rewind()
+        self.flush_replay()
+
+    def flush_replay(self) -> None:
+        replay, is_final = self._replay, self.attempts.state in FINAL
+        if is_final:
+            replay.commit()
+        while replay.pending and self._upstream is not None:
+            room = self._upstream.writable()
+            if room <= 0:
+                return  # it calls again
+            self._upstream.send(replay.take(room))
+        if self._upstream is None:
+            return
+        if is_final and self.attempts.state is State.COMMITTED:
+            self.attempts.to(State.STREAMING)
+        self.client.socket.resume_writing()
+
+    def disconnected(self, reason: str) -> None:
+        self._reset_upstream(reason)
+        self._replay.interrupt()
+        self._answer_head = HeadBuffer()
+
+    def rejected(self, why: str) -> None:
+        self._dispatcher.counters.totals.failed += 1
+        self.client.is_rejected()
+        log.warning("request turned away", service=self.route.service, model=self.route.model, why=why)
+        self._refuse(503, why, retry_after_s=RETRY_AFTER_S)
+
+    def broken(self, reason: str) -> None:
+        """Tell the client, as far as its answer still can."""
+        self._reset_upstream(reason)
+        answer, body = self._answer, self._answer_body
+        if not self._began_answer:
+            self._refuse(502, f"the node that took the request lost its backend: {reason}")
+            return
+        ending = None
+        if answer is not None and body is not None:
+            content = stream_error(self._dialect, answer, self._tail)
+            ending = None if content is None else body.ending(content)
+        if ending is None:
+            self.client.socket.abort(reason)
+            return
+        self.client.write(ending)
+        self._finish(keep_alive=False, error=reason)
+
+    # The answer
+
+    def on_answer(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while len(view) and not self._is_over:
+            if self.is_upgraded:
+                self._delivered += len(view)
+                self.client.write(view, self._upstream)
+                return
+            view = view[self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view) :]
+
+    def _on_head_bytes(self, view: memoryview) -> int:
+        try:
+            used, raw = self._answer_head.feed(view)
+            if self._upstream is not None:
+                self._upstream.acknowledge(used)
+            if raw is not None:
+                self._answer_head = HeadBuffer()
+                self._on_head(parse_response(raw, self._request))
+        except HttpInvalid as error:
+            self._fail(f"the backend's answer is no HTTP: {error.detail}")
+            return len(view)
+        return used
+
+    def _on_head(self, answer: ResponseHead) -> None:
+        request = self._request
+        if not is_for_client(answer, request):
+            return
+        is_interim = answer.status < 200 and answer.status != 101
+        self._commit()
+        if self._is_over:
+            return
+        keep_alive = may_keep_alive(answer, request) and self.is_whole and not is_interim
+        if not is_interim:
+            self._began_answer = True
+            self._answer = answer
+            self._answer_body = body_of(answer.framing)
+        self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
+        if answer.status == 101:
+            self.is_upgraded = True
+            self.client.socket.resume_writing()
+        elif not is_interim and self._answer_body is not None and self._answer_body.is_over:
+            self._finish(keep_alive=keep_alive)
+
+    def _on_body_bytes(self, view: memoryview) -> int:
+        body, answer, upstream = self._answer_body, self._answer, self._upstream
+        assert body is not None
+        assert answer is not None
+        content: list[memoryview] | None = [] if self._is_stream or is_unchunked(answer, self._request) else None
+        try:
+            used = body.feed(view, content)
+        except HttpInvalid as error:
+            self._fail(f"the backend's answer is malformed: {error.detail}")
+            return len(view)
+        if content is not None and self._is_stream:
+            self._tail = (self._tail + b"".join(content[-8:]))[-TAIL:]
+        if is_unchunked(answer, self._request):
+            for part in content or ():
+                self._pass_on(part, None)
+            if upstream is not None:
+                upstream.acknowledge(used)
+        else:
+            self._pass_on(view[:used], upstream)
+        if body.is_over and not self._is_over:
+            self._finish(keep_alive=may_keep_alive(answer, self._request) and self.is_whole)
+        return used
+
+    def _pass_on(self, data: memoryview, upstream: Joinable | None) -> None:
+        self._delivered += len(data)
+        self.client.write(data, upstream)
+
+    def on_answer_eof(self) -> None:
+        if self._is_over:
+            return
+        if self.is_upgraded:
+            self.client.socket.send_eof()
+        elif self._answer_body is None:
+            self._fail("the backend closed the connection without an answer")
+        elif self._answer_body.eof():
+            self._finish(keep_alive=False)
+        else:
+            self._fail("the backend closed the connection in the middle of its answer")
+
+    def on_answer_abort(self, side: _AnswerSide, reason: str) -> None:
+        if side is self._side and not self._is_over:
+            self._upstream = None
+            self.attempts.lost(reason)
+
+    def _fail(self, why: str) -> None:
+        """The upstream is of no use: another attempt, or `broken`."""
+        self.attempts.lost(why)
+
+    def _commit(self) -> None:
+        self.attempts.commit()
+        self.flush_replay()
+
+    # The end
+
+    def client_gone(self, error: str | None) -> None:
+        """The client's connection is closed: whatever is under way for it ends at once."""
+        if not self._is_over:
+            self._end(error or "the client went away", result="turned_away" if self._has_no_peer else "error")
+
+    def _refuse(self, status: int, why: str, *, retry_after_s: int | None = None) -> None:
+        """An answer of the entry's own. The connection ends with it: bytes of the body may still come."""
+        if self._is_over:
+            return
+        is_head = self._request.method == "HEAD"
+        self.client.write(
+            error_answer(self._dialect, status, why, retry_after_s=retry_after_s, is_head=is_head)
+        )
+        self._finish(keep_alive=False, error=why)
+
+    def _finish(self, *, keep_alive: bool, error: str | None = None) -> None:
+        if self._is_over:
+            return
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            if self.is_whole:
+                Behind(self._reactor, upstream)
+            else:
+                upstream.abort("the answer came before the request's end")
+        result: Result = "ok" if error is None else "turned_away" if self.attempts.state is State.REJECTED else "error"
+        self._end(error, result=result)
+        self.client.over(keep_alive=keep_alive)
+
+    def _end(self, error: str | None, *, result: Result) -> None:
+        self._is_over = True
+        peer_id, now = self.attempts.peer_id, self._reactor.now()
+        self._reset_upstream(error or "")
+        self.attempts.close()
+        self._dispatcher.counters.ended(
+            Ended(
+                self.flow, self.route, self.client_name, peer_id, self.attempts.count, now, now - self.started_at,
+                self._received, self._delivered, error,
+            ),
+            result,
+        )  # fmt: skip
+
+    def _reset_upstream(self, reason: str) -> None:
+        upstream, self._upstream = self._upstream, None
+        self._side = None
+        if upstream is not None:
+            upstream.abort(reason)
+
+    @property
+    def _has_no_peer(self) -> bool:
+        return self.attempts.state in (State.WAITING, State.REJECTED)
+
+    @property
+    def _dialect(self) -> Dialect:
+        return dialect_of(self._request.target, is_anthropic=self._request.get(b"anthropic-version") is not None)
+
+    @property
+    def _is_stream(self) -> bool:
+        kind = (self._answer.get(b"content-type") or b"") if self._answer is not None else b""
+        return kind.startswith((b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl"))
+
+    @property
+    def _node(self) -> str:
+        return self._dispatcher.name_of(self.attempts.peer_id)
+
+
+class Behind(NullDuplex):
+    """What an upstream is joined to behind its answer, until its backend has closed: then both directions have ended."""
+
+    __slots__ = ("_timer", "_upstream")
+
+    def __init__(self, reactor: Reactor, upstream: Joinable) -> None:
+        self._upstream = upstream
+        self._timer = reactor.call_later(BEHIND_S, lambda: upstream.abort("the backend does not close its connection"))
+        upstream.other = self
+        upstream.send_eof()
+
+    def writable(self) -> int:
+        return 1  # to hear of the end
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Bytes behind an answer are nobody's."""
+        self._timer.cancel()
+        self._upstream.abort("bytes behind the answer")
+
+    def send_eof(self) -> None:
+        self._timer.cancel()
+
+    def abort(self, reason: str) -> None:
+        self._timer.cancel()
+
+
+def _address_of(client_name: str) -> str:
+    """192.0.2.7:49152 -> 192.0.2.7"""
+    return client_name.rpartition(":")[0].strip("[]")
