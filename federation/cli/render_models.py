@@ -44,14 +44,14 @@ def placement(answer: Mapping[str, Any], *, color: bool) -> str:
         (
             plain(node.get("name")),
             plain(node.get("peer_id"))[-6:],
-            _free(node) if node.get("total_vram") else "",
+            _vram(node),
             str(node.get("in_flight", 0)),
             "" if node.get("last_used_age_s") is None else f"{duration(node['last_used_age_s'])} ago",
             ("" if node.get("fits") else "no: ") + plain(node.get("why")),
         )
         for node in answer.get("nodes") or []
     ]
-    return "\n".join([first, *table(("NODE", "PEER", "VRAM FREE", "BUSY", "USED", "WHY"), rows, right=(3,), color=color)])
+    return "\n".join([first, *table(("NODE", "PEER", "VRAM FREE", "BUSY", "USED", "WHY"), rows, right=(2, 3), color=color)])
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Iterable[int] = (), color: bool) -> list[str]:
@@ -95,6 +95,11 @@ def _size(value: Any) -> str:
 def _free(node: Mapping[str, Any]) -> str:
     total = node.get("total_vram") or 0
     return f"{size(node.get('available_vram') or 0)} of {size(total)} free" if total else "tells no VRAM"
+
+
+def _vram(node: Mapping[str, Any]) -> str:
+    total, free = node.get("total_vram") or 0, node.get("available_vram") or 0
+    return f"{free / 1024**3:.1f}/{total / 1024**3:.1f} GiB" if total else ""
 
 
 def _named(peers: Sequence[Mapping[str, Any]] | None) -> str:

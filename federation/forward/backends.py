@@ -206,6 +206,7 @@ class Backends:
             self._checks = loops
             for backend in self.all:
                 loops.start_soon(self._check_forever, backend)
+            await trio.sleep_forever()  # more may be offered
 
     async def _check_forever(self, backend: Backend) -> None:
         while True:

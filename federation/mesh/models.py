@@ -60,6 +60,11 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_BYTES and value.isprintable() and _fits(value)
 
 
+def is_called(name: str, asked: str, kind: str) -> bool:
+    """Whether a server of that kind means the model `name` by `asked`. Ollama ignores case and implies `:latest`."""
+    return name == asked or (kind == "ollama" and _ollama(name) == _ollama(asked))
+
+
 def catalog(kind: str, models: Iterable[Model], *, total: int = 0) -> Catalog:
     """A catalog within bounds: each name once, warm ones first, then by name."""
     found: dict[str, Model] = {}
@@ -128,6 +133,11 @@ def _model(row: object) -> Model | None:
     numbers = [value if isinstance(value, int) and value >= 0 else 0 for value in row[1:4]]
     warm, mib, slots = (*numbers, 0, 0, 0)[:3]
     return Model(row[0], bool(warm), min(mib, MAX_MIB) * _MIB, min(slots, MAX_SLOTS))
+
+
+def _ollama(name: str) -> str:
+    name = name.lower()
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
 def _is_word(text: str) -> bool:

@@ -8,14 +8,14 @@ import trio
 
 from federation.errors import NotFound, UsageError
 from federation.mesh.bans import find_peer
-from federation.mesh.models import unpack
+from federation.mesh.models import is_called, unpack
 from federation.ops import placement, schemas, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Literal
 
-    from federation.mesh.models import Catalog
+    from federation.mesh.models import Catalog, Model
     from federation.mesh.records import NodeData
     from federation.ops.parts import Parts
 
@@ -78,9 +78,7 @@ def place(node: Parts, needed_vram: int, among: Sequence[str], model: str | None
             raise UsageError(f"no node {min(unknown)} in this network")
         records = {peer_id: record for peer_id, record in records.items() if peer_id in wanted}
     catalogs = {peer_id: unpack(record.models) for peer_id, record in records.items()} if model is not None else {}
-    sizes = [
-        row.size for listed in catalogs.values() for rows in listed.values() for row in rows.models if row.name == model
-    ]
+    sizes = [row.size for listed in catalogs.values() for row in _called(listed, model or "")]
     if model is not None and not sizes and not needed_vram:
         raise UsageError(f"no node here tells of a model {model!r}: say how much VRAM it needs")
     needed = needed_vram or max(sizes, default=0)
@@ -100,10 +98,14 @@ def place(node: Parts, needed_vram: int, among: Sequence[str], model: str | None
 
 
 def _has(catalogs: dict[str, Catalog], model: str) -> str:
-    rows = [row for listed in catalogs.values() for row in listed.models if row.name == model]
+    rows = _called(catalogs, model)
     if rows:
         return placement.WARM if any(row.warm for row in rows) else placement.COLD
     return placement.NO if catalogs and all(listed.is_whole for listed in catalogs.values()) else placement.UNKNOWN
+
+
+def _called(catalogs: dict[str, Catalog], asked: str) -> list[Model]:
+    return [row for listed in catalogs.values() for row in listed.models if is_called(row.name, asked, listed.kind)]
 
 
 def _row(ranked: placement.Ranked, name: str) -> schemas.PlacementNode:

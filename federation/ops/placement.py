@@ -13,6 +13,7 @@ for. A node that has the model in memory needs no more VRAM for it.
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def rank(places: Iterable[Place], needed_vram: int) -> list[Ranked]:
     rest = sorted(
         (place for place, why in refusals.items() if why), key=lambda place: (-place.available_vram, place.peer_id)
     )
-    ranked = [Ranked(place, True, _reason(place, after)) for place, after in zip(fit, [*fit[1:], None], strict=True)]
+    ranked = [Ranked(place, True, _reason(place, after)) for place, after in zip_longest(fit, fit[1:])]
     return ranked + [Ranked(place, False, refusals[place]) for place in rest]
 
 

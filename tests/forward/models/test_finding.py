@@ -1,23 +1,19 @@
 from __future__ import annotations
 
-import json
 import os
 import socket
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from federation.cli import detect
 from federation.config import Settings
-from federation.units import HostPort
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from federation.forward.models import finding
+from federation.forward.models.servers import KINDS, Kind
+from federation.units import Endpoint, HostPort
+from tests.support.model_servers import serving
 
 # What each server answers, as seen in its documentation or source.
 SERVERS: dict[str, dict[str, Any]] = {
@@ -35,66 +31,47 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-@contextmanager
-def serving(pages: dict[str, Any], headers: dict[str, str] | None = None) -> Iterator[int]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            page = pages.get(self.path)
-            self.send_response_only(404 if page is None else 200)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write((page if isinstance(page, str) else json.dumps(page)).encode())
-
-        def log_message(self, *_args: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
+FOUND_KINDS = [kind for kind in KINDS if kind.port]
 
 
-def all_at(port: int) -> list[Any]:
-    """Every kind, asked for at that port."""
-    return [(kind, title, port, is_it) for kind, title, _, is_it in detect.KINDS]
+def all_at(port: int) -> list[Kind]:
+    """Every kind that has a port, asked for at that port."""
+    return [replace(kind, port=port) for kind in FOUND_KINDS]
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_each_server_is_known_for_what_it_is_and_nothing_else(kind: str) -> None:
+async def test_each_server_is_known_for_what_it_is_and_nothing_else(kind: str) -> None:
     with serving(SERVERS[kind]) as port:
-        for wanted in detect.KINDS:
-            found = detect.find(kinds=[(*wanted[:2], port, wanted[3])])
-            assert [server.kind for server in found] == ([kind] if wanted[0] == kind else [])
-        (found_one,) = detect.find(kinds=all_at(port))
+        for wanted in FOUND_KINDS:
+            found = await finding.find(kinds=[replace(wanted, port=port)])
+            assert [server.kind for server in found] == ([kind] if wanted.name == kind else [])
+        (found_one,) = await finding.find(kinds=all_at(port))
         assert (found_one.kind, found_one.address) == (kind, HostPort("127.0.0.1", port))
 
 
-def test_a_llama_cpp_without_props_is_known_by_its_header() -> None:
+async def test_a_llama_cpp_without_props_is_known_by_its_header() -> None:
     with serving({"/health": {"status": "ok"}}, {"Server": "llama.cpp"}) as port:
-        assert [server.kind for server in detect.find(kinds=all_at(port))] == ["llama.cpp"]
+        assert [server.kind for server in await finding.find(kinds=all_at(port))] == ["llama.cpp"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_answers_in_another_way_is_left_alone(name: str) -> None:
+async def test_what_answers_in_another_way_is_left_alone(name: str) -> None:
     with serving(OTHERS[name]) as port:
-        assert detect.find(kinds=all_at(port)) == []
+        assert await finding.find(kinds=all_at(port)) == []
 
 
-def test_silence_and_nobody_take_no_time() -> None:
+async def test_silence_and_nobody_take_no_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         begun = time.monotonic()
-        assert detect.find(kinds=all_at(silent.getsockname()[1])) == []
-        assert time.monotonic() - begun < len(detect.KINDS) * (detect.TIMEOUT_S + 0.5)
+        assert await finding.find(kinds=all_at(silent.getsockname()[1])) == []
+        assert time.monotonic() - begun < len(FOUND_KINDS) * (finding.TIMEOUT_S + 0.5)
         port = silent.getsockname()[1]
-    assert detect.find(kinds=all_at(port)) == []
+    assert await finding.find(kinds=all_at(port)) == []
 
 
-def test_own_ports_are_not_asked() -> None:
+async def test_own_ports_are_not_asked() -> None:
     with serving(SERVERS["ollama"]) as port:
-        assert detect.find(without=(port,), kinds=all_at(port)) == []
+        assert await finding.find(without=(port,), kinds=all_at(port)) == []
 
 
 # Whose it is
@@ -126,12 +103,12 @@ TCP6 = table(
 
 def test_who_listens() -> None:
     """Not: another address, a connection, ::1, where a connect to 127.0.0.1 does not end."""
-    assert detect.listeners(TCP, 11434) == {1001}
-    assert detect.listeners(TCP, 8080) == {997}
-    assert detect.listeners(TCP, 8000) == set()
-    assert detect.listeners(TCP6, 8080) == {1004}
-    assert detect.listeners(TCP6, 11434) == {1005}
-    assert detect.listeners("", 1) == detect.listeners("nonsense\n" * 9, 1) == set()
+    assert finding.listeners(TCP, 11434) == {1001}
+    assert finding.listeners(TCP, 8080) == {997}
+    assert finding.listeners(TCP, 8000) == set()
+    assert finding.listeners(TCP6, 8080) == {1004}
+    assert finding.listeners(TCP6, 11434) == {1005}
+    assert finding.listeners("", 1) == finding.listeners("nonsense\n" * 9, 1) == set()
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="no /proc/net/tcp")
@@ -139,42 +116,33 @@ def test_who_listens() -> None:
 def test_the_kernel_says_whose_socket_it_is(host: str) -> None:
     is_6 = ":" in host
     with socket.create_server((host, 0), family=socket.AF_INET6 if is_6 else socket.AF_INET, dualstack_ipv6=is_6) as server:
-        assert detect._owners(server.getsockname()[1]) == {os.getuid()}
+        assert finding._owners(server.getsockname()[1]) == {os.getuid()}
 
 
 @pytest.mark.parametrize(
     ("uids", "is_offered"),
     [(set(), True), ({0}, True), ({997}, True), ({os.getuid()}, True), ({60_001}, False), ({0, 60_001}, False)],
 )
-def test_another_users_server_is_left_alone(uids: set[int], is_offered: bool) -> None:
+async def test_another_users_server_is_left_alone(uids: set[int], is_offered: bool) -> None:
     with serving(SERVERS["ollama"]) as port:
-        found = detect.find(kinds=all_at(port), owners=lambda _port: uids)
-    assert detect.offers(found) == ([f"default=127.0.0.1:{port}"] if is_offered else [])
-    (line,) = detect.in_words(found)
-    assert ("leaves it alone: it is another user's (uid 60001)" in line) is not is_offered
-    assert f"127.0.0.1:{port}" in line
-    assert is_offered or line.endswith(f"--backend 127.0.0.1:{port}")
+        found = await finding.find(kinds=all_at(port), owners=lambda _port: uids)
+    assert finding.offers(found) == ([Endpoint("default", HostPort("127.0.0.1", port))] if is_offered else [])
 
 
 def test_who_is_left_alone_does_not_take_the_default() -> None:
-    found = [detect.Found(kind, kind, HostPort("127.0.0.1", n), (60_001,) * (n == 1)) for n, kind in enumerate("abc", 1)]
-    assert detect.offers(found) == ["default=127.0.0.1:2", "c=127.0.0.1:3"]
-    assert ["leaves it alone" in line for line in detect.in_words(found)] == [False, False, True]
+    found = [finding.Found(kind, kind, HostPort("127.0.0.1", n), (60_001,) * (n == 1)) for n, kind in enumerate("abc", 1)]
+    assert list(map(str, finding.offers(found))) == ["default=127.0.0.1:2", "c=127.0.0.1:3"]
 
 
 def test_several_have_names_of_their_own() -> None:
-    found = [detect.Found(kind, title, HostPort("127.0.0.1", port)) for kind, title, port, _ in detect.KINDS]
-    offers = detect.offers(found)
-    assert offers[0] == "default=127.0.0.1:11434"
-    backends = Settings(backends=offers).backends  # the settings take them
+    found = [finding.Found(kind.name, kind.title, HostPort("127.0.0.1", kind.port)) for kind in FOUND_KINDS]
+    offers = finding.offers(found)
+    assert str(offers[0]) == "default=127.0.0.1:11434"
+    backends = Settings(backends=list(map(str, offers))).backends  # as a person may write them
     assert [b.service for b in backends] == ["default", "localai", "llama.cpp", "vllm", "lm-studio"]
-    first, *others = detect.in_words(found)
-    assert "Ollama on 127.0.0.1:11434" in first
-    assert "--no-detect" in first
-    assert all(f"--listen {server.kind}=" in line for server, line in zip(found[1:], others, strict=True))
 
 
 def test_the_usual_ports() -> None:
-    assert {kind: port for kind, _, port, _ in detect.KINDS} == {
+    assert {kind.name: kind.port for kind in FOUND_KINDS} == {
         "ollama": 11434, "localai": 8080, "llama.cpp": 8080, "vllm": 8000, "lm-studio": 1234,
     }  # fmt: skip
