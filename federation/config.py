@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError
-from federation.units import Endpoint, HostPort, parse_duration, parse_origin, parse_size, without_tokens
+from federation.units import BACKEND_PROTOCOLS, Endpoint, HostPort, parse_duration, parse_origin, parse_size, without_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -121,7 +121,7 @@ def _announced(text: str) -> HostPort:
 
 
 def _backend(text: str) -> Endpoint:
-    endpoint = Endpoint.parse(text)
+    endpoint = Endpoint.parse(text, protocols=BACKEND_PROTOCOLS)
     _dialable(str(endpoint.address))
     return endpoint
 

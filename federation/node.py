@@ -26,6 +26,8 @@ from federation.errors import FederationError
 from federation.forward.backends import Backends
 from federation.forward.exit import serve_tunnel
 from federation.forward.frontend import Frontend
+from federation.forward.model_watch import ModelWatch
+from federation.forward.models import finding
 from federation.forward.pushing import Pushing
 from federation.forward.roster import Roster
 from federation.forward.selection import Policy, Selector
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 GPU_EVERY_S = 5.0
+FIND_EVERY_S = 15.0  # a person who starts a server behind its node does not wait long; nobody listens: four refused dials
 OWNER_KEY_EVERY_S = 5.0  # `owner show` is right soon after a person moved it
 # A member may invent nodes, and come and go itself, without end: it shall not fill the disk with lines about that.
 NEWS_A_SECOND, JOINS_AT_ONCE, LINKS_AT_ONCE = 1.0, 64.0, 256.0
@@ -115,6 +118,7 @@ class Node:
         self.pushing = Pushing(self.reactor, self.host.links.get)
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
         self.backends = Backends(self.reactor, settings, load=load, on_change=self._own_change, on_load=self._own_load)
+        self.models = ModelWatch(self.backends, on_change=self._own_change)
         self.roster = Roster(
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
@@ -143,7 +147,7 @@ class Node:
             facts=self.facts, stop=self._stop, own_record=self.own_record, clock=self.clock, state=state, host=self.host,
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
-            roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
+            models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
@@ -173,11 +177,14 @@ class Node:
                 async with self.host.running():
                     facts.gpu = await probe.read()
                     await nursery.start(self.backends.run)
+                    await nursery.start(self.models.run)
                     await nursery.start(self.gossip.run)
                     nursery.start_soon(self.rotation.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.connectivity.run)
                     nursery.start_soon(self._watch_traffic)
+                    if settings.detect:
+                        nursery.start_soon(self._find_servers)
                     await nursery.start(self.discovery.run)
                     self.state.save_daemon(self._daemon_facts())
                     gc.collect()
@@ -241,6 +248,16 @@ class Node:
             self.facts.gpu = await probe.read()
             self.gossip.stir()
 
+    async def _find_servers(self) -> None:
+        """A server that starts after its node is found and offered, as `join` would have."""
+        facts = self.facts
+        own = {address.port for address in (*facts.listens.values(), facts.p2p, facts.control)}
+        while not self.backends.all:
+            await trio.sleep(FIND_EVERY_S)
+            for endpoint in finding.offers(await finding.find(without=own)):
+                log.info("found a server and offers it", service=endpoint.service, backend=str(endpoint.address))
+                self.models.follow(self.backends.offer(endpoint))
+
     async def _watch_traffic(self) -> None:
         while True:
             self.rates.sample(trio.current_time(), status.traffic(self.parts))
@@ -280,6 +297,7 @@ class Node:
             draining=self.facts.draining,
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
+            models=self.models.packed,
         )  # fmt: skip
 
     def _describe(self) -> NodeData:

@@ -9,8 +9,13 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 DEFAULT_SERVICE = "default"
+BACKEND_PROTOCOLS = ("http", "tcp")
 REDACTED = "[redacted]"
 ANY_ORIGIN = "*"
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # scheme and authority; no slash behind ://
@@ -107,22 +112,29 @@ class HostPort:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A service and the local address of its backend or of its clients' port."""
+    """A service and the local address of its backend or of its clients' port.
+
+    `protocol`: what a person says that the backend speaks, "http" or "tcp" (anything but HTTP); empty: nothing said.
+    """
 
     service: str
     address: HostPort
+    protocol: str = ""
 
     def __str__(self) -> str:
-        return f"{self.service}={self.address}"
+        return f"{self.service}={self.protocol}{'://' if self.protocol else ''}{self.address}"
 
     @classmethod
-    def parse(cls, text: str) -> Endpoint:
-        """Read "[NAME=]HOST:PORT"; without a name the service is "default"."""
+    def parse(cls, text: str, *, protocols: Collection[str] = ()) -> Endpoint:
+        """Read "[NAME=][PROTOCOL://]HOST:PORT"; without a name the service is "default"."""
         service, equals, address = text.strip().rpartition("=")
         if not equals:
             service = DEFAULT_SERVICE
         if not _SERVICE.fullmatch(service):
             raise ValueError("a service's name has 1 to 64 letters, digits, dots, dashes and underscores")
+        protocol, mark, rest = address.strip().partition("://")
+        if mark and protocol.lower() in protocols:
+            return cls(service, HostPort.parse(rest.removesuffix("/")), protocol.lower())
         return cls(service, HostPort.parse(address))
 
 

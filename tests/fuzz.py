@@ -34,6 +34,7 @@ from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid,
 from federation.forward.reject import Rejection
 from federation.forward.web_pages import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.mesh import gossip as gossip_module
+from federation.mesh.models import is_name, unpack
 from federation.mesh.records import Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token
 from federation.net import identity as identities
@@ -81,6 +82,7 @@ def record(data: bytes) -> str:
         return error.detail[:40]
     assert decode(encode(found), received_at=NOW) == found
     found.is_online_at(NOW)
+    assert all(is_name(model.name) for listed in unpack(found.models).values() for model in listed.models)
     return "a record with " + ",".join(sorted(found.model_fields_set))
 
 

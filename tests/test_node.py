@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -18,9 +19,13 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from federation import node as node_module
 from federation.api import server
 from federation.cli import client
 from federation.errors import ListenFailed
+from federation.forward import model_watch
+from federation.forward.models import finding
+from federation.forward.models.servers import KINDS
 from federation.mesh import connectivity
 from federation.mesh.gpu import GpuProbe, GpuReading
 from federation.mesh.tokens import Token
@@ -29,6 +34,7 @@ from federation.node import JOINS_AT_ONCE, LINKS_AT_ONCE, Node
 from federation.ops import invitation
 from federation.units import HostPort
 from tests.support.links import until
+from tests.support.model_servers import serving
 from tests.support.nodes import GIB, TOKEN, MakeNode, client_of, echo_server, link, only, rows, running, states
 from tests.support.sockets import open_descriptors
 
@@ -140,6 +146,38 @@ class TestStart:
                 reserved.listen()
                 await until(lambda: rows(run.node)["one"]["state"] == "online")
                 assert run.node.operator.status()["warnings"] == []
+
+    async def test_a_server_that_starts_later_is_found_and_offered(
+        self, make: MakeNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(node_module, "FIND_EVERY_S", 0.05)
+        pages: dict[str, object] = {}
+        with serving(pages) as port:
+            monkeypatch.setattr(finding, "KINDS", (replace(KINDS[0], port=port),))
+            monkeypatch.setattr(model_watch, "USUAL_PORTS", {port})
+            async with running(make(detect=True)) as run:
+                me = run.node.operator
+                assert me.status()["node"]["services"] == {}
+                pages |= {"/": "Ollama is running", "/api/tags": {"models": [{"name": "m"}]}}
+                await until(lambda: me.status()["node"]["services"] == {"default": True})
+                await until(lambda: [row["name"] for row in me.models()["models"]] == ["m"])
+                assert run.node.parts.own_record(0).models
+
+    async def test_its_own_ports_are_no_servers_that_start_later(
+        self, make: MakeNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[set[int]] = []
+
+        async def find(*, without: set[int]) -> list[finding.Found]:
+            asked.append(without)
+            return []
+
+        monkeypatch.setattr(node_module, "FIND_EVERY_S", 0.01)
+        monkeypatch.setattr(finding, "find", find)
+        async with running(make(detect=True)) as run:
+            await until(lambda: asked)
+            facts = run.node.facts
+            assert asked[0] == {facts.p2p.port, facts.control.port, *(at.port for at in facts.listens.values())}
 
 
 class TestStop:

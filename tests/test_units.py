@@ -130,6 +130,18 @@ def test_endpoints_have_a_service() -> None:
     assert Endpoint.parse(str(Endpoint.parse("a=b:3"))) == Endpoint.parse("a=b:3")
 
 
+def test_a_backend_may_say_its_protocol() -> None:
+    both = ("http", "tcp")
+    web = Endpoint.parse("embed=HTTP://127.0.0.1:1/", protocols=both)
+    assert web == Endpoint("embed", HostPort("127.0.0.1", 1), "http")
+    assert str(web) == "embed=http://127.0.0.1:1"
+    assert Endpoint.parse(str(web), protocols=both) == web
+    assert Endpoint.parse("tcp://h:1", protocols=both) == Endpoint("default", HostPort("h", 1), "tcp")
+    for text in ("http://h:1", "https://h:1", "http://h:1/v1", "http:h:1"):
+        with pytest.raises(ValueError, match=r"HOST:PORT|port|IPv6"):
+            Endpoint.parse(text, protocols=both if text != "http://h:1" else ())
+
+
 @pytest.mark.parametrize("text", ["=127.0.0.1:1", "a b=127.0.0.1:1", "-a=127.0.0.1:1", f"{'x' * 65}=h:1", "a=b=h:1"])
 def test_bad_service_names_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="service's name"):

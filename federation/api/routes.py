@@ -14,6 +14,8 @@ from federation.api.routing import Body, Routes
 from federation.ops import schemas
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
 
 EXPLAIN_DEFAULT = 20
@@ -31,6 +33,8 @@ class ControlledNode(Protocol):
     def explain(self, last: int, connection: int | None = None) -> list[schemas.Decision]: ...
     def turned_away(self, last: int, connection: int | None = None) -> list[schemas.TurnedAway]: ...
     def connections(self, most: int) -> schemas.OpenConnections: ...
+    def models(self) -> schemas.Models: ...
+    def place(self, needed_vram: int, among: Sequence[str], model: str | None) -> schemas.Placement: ...
     def metrics_text(self, accept: str) -> tuple[bytes, str]: ...
     def invite(self) -> schemas.Invite: ...
     def drain(self) -> None: ...
@@ -49,6 +53,15 @@ class ExplainQuery(BaseModel):
 
 class ConnectionsQuery(BaseModel):
     limit: Annotated[int, Field(ge=1, le=CONNECTIONS_MAX, description="how many, the oldest")] = CONNECTIONS_MAX
+
+
+class PlacementQuery(BaseModel):
+    vram: Annotated[int, Field(ge=0, lt=2**63, description="bytes that have to be free")] = 0
+    among: Annotated[str, Field(max_length=4096, description="the only nodes to look at: ids or names, with commas")] = ""
+    model: (
+        Annotated[str, Field(min_length=1, max_length=200, description="a model; it needs its size if vram is not given")]
+        | None
+    ) = None
 
 
 @routes.get("/api/v1/status", schemas.Status)
@@ -73,6 +86,19 @@ async def explain(node: ControlledNode, query: ExplainQuery) -> schemas.Explaine
 async def connections(node: ControlledNode, query: ConnectionsQuery) -> schemas.OpenConnections:
     """The clients of this node's own ports, as they are now; the oldest first."""
     return node.connections(query.limit)
+
+
+@routes.get("/api/v1/models", schemas.Models)
+async def models(node: ControlledNode) -> schemas.Models:
+    """The models of the network's backends, by name, and the nodes that have each."""
+    return node.models()
+
+
+@routes.get("/api/v1/placement", schemas.Placement, query=PlacementQuery)
+async def placement(node: ControlledNode, query: PlacementQuery) -> schemas.Placement:
+    """The nodes that have room for something, the best one first, and why."""
+    among = [text.strip() for text in query.among.split(",") if text.strip()]
+    return node.place(query.vram, among, query.model)
 
 
 @routes.get("/api/v1/invite", schemas.Invite, owner=True)

@@ -6,11 +6,12 @@ import json
 import sys
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
-from federation.cli import client, render, render_connections
+from federation.cli import client, render, render_connections, render_models
 from federation.cli.terminal import Progress, Screen, colorful, confirm, say, width
 from federation.errors import ControlUnreachable, FederationError, NotDone, UsageError
-from federation.units import parse_duration
+from federation.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -66,6 +67,28 @@ def _watched(asker: Asker) -> str:
 def peers(args: Namespace) -> None:
     text = Asker(args).get("peers")
     say(text if args.json else render.peers(json.loads(text), color=colorful(sys.stdout), width=width()))
+
+
+def models(args: Namespace) -> None:
+    text = Asker(args).get("models")
+    say(text if args.json else render_models.models(json.loads(text), color=colorful(sys.stdout)))
+
+
+def place(args: Namespace) -> int:
+    """Show which node has room. Exits with 1 if none has."""
+    if args.vram is None and args.model is None:
+        raise UsageError("say what to place: --vram SIZE, or --model NAME, or both")
+    query: dict[str, str] = {}
+    if args.vram is not None:
+        query["vram"] = str(_size(args.vram, "--vram"))
+    if args.among is not None:
+        query["among"] = args.among
+    if args.model is not None:
+        query["model"] = args.model
+    text = Asker(args).get(f"placement?{urlencode(query)}")
+    answer = json.loads(text)
+    say(text if args.json else render_models.placement(answer, color=colorful(sys.stdout)))
+    return 0 if answer["best"] else 1
 
 
 def invite(args: Namespace) -> None:
@@ -198,6 +221,14 @@ def positive(text: str, flag: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
         raise UsageError(f"{flag} {text!r}: a number from 1 on")
     return int(text)
+
+
+def _size(text: str, flag: str) -> int:
+    """Bytes. Raises UsageError."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"{flag} {text!r}: {error}") from None
 
 
 def duration(text: str | None, flag: str) -> float:

@@ -53,6 +53,16 @@ OWNER_EXPORT = """\
 Print the network's owner key, for a backup. Whoever has it decides who is a member.
 """
 
+MODELS = """\
+Show the models that the backends of all nodes have, as these nodes said last: where each is (with a star where it is in
+memory, so that its first token does not wait for a load), how large it is, and what its nodes serve now.
+"""
+
+PLACE = """\
+Show which node has room for a model, or for so much VRAM, the best one first, and why: one that has the model in memory,
+then one that has it on disk; of these the least busy; of these the least recently used. Exits with 1 if none has room.
+"""
+
 BAN = """\
 Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
 keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
@@ -120,7 +130,13 @@ JOIN_OPTIONS = (
     ("log_format", "--log-format", "FORMAT", "console or json [console]"),
 )
 JOIN_REPEATABLE = (
-    ("backends", "--backend", "[NAME=]HOST:PORT", 'a local TCP server to offer; without NAME its service is "default"'),
+    (
+        "backends",
+        "--backend",
+        "[NAME=]HOST:PORT",
+        'a local TCP server to offer; without NAME its service is "default". http://HOST:PORT is asked for its models, '
+        "tcp://HOST:PORT never",
+    ),
     ("listens", "--listen", "[NAME=]HOST:PORT", "local port for clients of a service [127.0.0.1:8484]"),
     (
         "allow_origins",
@@ -212,6 +228,25 @@ def _add_asking(commands: Any) -> None:
     status = _asking(commands, "status", "show the running node", "federation status --watch", json=True)
     status.add_argument("--watch", action="store_true", help="go on, and refresh once a second; Ctrl-C ends it")
     _asking(commands, "peers", "show all nodes of the network", "federation peers", json=True)
+    _asking(
+        commands,
+        "models",
+        "show the models of all nodes, and where they are in memory",
+        "federation models",
+        MODELS,
+        json=True,
+    )
+    place = _asking(
+        commands,
+        "place",
+        "show which node has room for a model, or for so much VRAM, and why",
+        "federation place --vram 20GiB --among athens,bergen",
+        PLACE,
+        json=True,
+    )
+    place.add_argument("--vram", metavar="SIZE", help="VRAM that has to be free (20GiB, 8000000000) [the model's size]")
+    place.add_argument("--model", metavar="NAME", help="a model; nodes that have it come first")
+    place.add_argument("--among", metavar="PEERS", help="only these nodes, by name or id, with commas [all]")
     explain = _asking(
         commands, "explain", "show why recent connections went where they went", "federation explain --last 1", json=True
     )

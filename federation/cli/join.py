@@ -17,12 +17,12 @@ from federation.cli.terminal import colorful, complain, flush, is_terminal, read
 from federation.config import load
 from federation.dirs import default_state_dir
 from federation.errors import TokenMalformed
+from federation.forward.models import finding
 from federation.mesh import token_store
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
 from federation.reactor import fdlimit
 from federation.state import StateDir
-from federation.units import Endpoint
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from federation.config import Settings
     from federation.ops.schemas import Status
+    from federation.units import Endpoint
 
 MAX_INVITED = 8  # addresses in the printed command: one for each interface, and still a line that people paste
 
@@ -63,7 +64,7 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
     found = detect.find(without=[address.port for address in own])
     for line in detect.in_words(found):
         complain(line)
-    return [Endpoint.parse(text) for text in detect.offers(found)]
+    return finding.offers(found)
 
 
 def _given_token(settings: Settings) -> Token | None:

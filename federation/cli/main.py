@@ -73,7 +73,10 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "owner show": _from("cli.owner", "show"),
     "owner export": _from("cli.owner", "export"),
     "dashboard": _from("cli.dashboard", "dashboard"),
-    **{name: _from("cli.ask", name) for name in ("status", "peers", "explain", "invite", "drain", "undrain", "leave")},
+    **{
+        name: _from("cli.ask", name)
+        for name in ("status", "peers", "models", "place", "explain", "invite", "drain", "undrain", "leave")
+    },
 }
 
 

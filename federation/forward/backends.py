@@ -39,6 +39,7 @@ class Backend:
         self.in_flight = 0
         self.target: tuple[int, Any] | None = None  # resolved by the health check
         self.recheck = trio.Event()
+        self.came_up = trio.Event()  # it answers again, or somebody asks for its models: see model_watch.py
 
 
 class Backends:
@@ -70,10 +71,25 @@ class Backends:
         self._least = 0  # of in_flight since the last sample
         self.idle = trio.Event()
         self.idle.set()
+        self._checks: trio.Nursery | None = None
 
     def configure(self, settings: Settings) -> None:
         """Limits and health checks, from the next connection and the next check on; the servers stay those of the start."""
         self._settings = settings
+
+    @property
+    def are_checked_by_http(self) -> bool:
+        """Whether a person said so of all of them: --health-path."""
+        return self._settings.health_path is not None
+
+    def offer(self, endpoint: Endpoint) -> Backend:
+        """Offer one more server, from its first good check on. While `run` runs."""
+        backend = Backend(endpoint)
+        self.all.append(backend)
+        assert self._checks is not None
+        backend.recheck.set()
+        self._checks.start_soon(self._check_forever, backend)
+        return backend
 
     # The offer
 
@@ -171,6 +187,7 @@ class Backends:
             return
         endpoint = backend.endpoint
         if healthy:
+            backend.came_up.set()
             log.info("backend answers, offered", service=endpoint.service, backend=str(endpoint.address))
         else:
             log.warning(
@@ -186,8 +203,10 @@ class Backends:
                 checks.start_soon(self._check, backend)
         task_status.started()
         async with trio.open_nursery() as loops:
+            self._checks = loops
             for backend in self.all:
                 loops.start_soon(self._check_forever, backend)
+            await trio.sleep_forever()  # more may be offered
 
     async def _check_forever(self, backend: Backend) -> None:
         while True:

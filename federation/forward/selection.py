@@ -264,6 +264,10 @@ class Selector:
         """What this entry believes of it; None of a peer that it knows nothing of."""
         return self._loads[peer_id].in_flight if peer_id in self._loads else None
 
+    def last_used(self, peer_id: str) -> float:
+        """When this entry picked it last; NEVER if it did not."""
+        return self._loads[peer_id].last_used if peer_id in self._loads else NEVER
+
     def own_in_flight(self, peer_id: str) -> int:
         return self._loads[peer_id].own if peer_id in self._loads else 0
 

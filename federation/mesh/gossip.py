@@ -29,7 +29,15 @@ import trio
 
 from federation.errors import PeerUnavailable, ProtocolViolation, RecordForged, RecordInvalid
 from federation.mesh.ledger import MAX_ROWS, NO_AGE, Change, Ledger
-from federation.mesh.records import ANNOUNCEMENTS_A_WINDOW, NODE_ONLINE_WINDOW, RAREST_ANNOUNCE_S, NodeData, decode, encode
+from federation.mesh.records import (
+    ANNOUNCEMENTS_A_WINDOW,
+    NODE_ONLINE_WINDOW,
+    RAREST_ANNOUNCE_S,
+    NodeData,
+    decode,
+    encode,
+    fitting,
+)
 from federation.net import wire
 from federation.net.admission.warnings import REMIND_EVERY_S
 from federation.net.pubsub import Topic
@@ -184,7 +192,9 @@ class Gossip:
         self._seq += 1
         interval = announce_interval(self._interval_s, len(self._ledger))
         is_rare = ANNOUNCEMENTS_A_WINDOW * interval > NODE_ONLINE_WINDOW.total_seconds()
-        record = record.model_copy(update={"seq": self._seq, "announce_every_s": math.ceil(interval) if is_rare else 0})
+        record = fitting(
+            record.model_copy(update={"seq": self._seq, "announce_every_s": math.ceil(interval) if is_rare else 0})
+        )
         self._renew_after = interval * (1.0 - JITTER * self._rng.random()) if interval > self._interval_s else interval
         self._announced = record
         self._announced_at = trio.current_time()

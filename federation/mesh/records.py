@@ -30,6 +30,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, max_length=64, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]*$")]
 PeerId = Annotated[str, Field(strict=True, min_length=1, max_length=128, pattern="^[!-~]+$")]
 Address = Annotated[str, Field(strict=True, min_length=1, max_length=256, pattern="^[!-~]+$")]
+Packed = Annotated[bytes, Field(strict=True)]  # bounded by the record; models.py packs and unpacks it
 
 
 class Gpu(BaseModel):
@@ -65,6 +66,7 @@ class NodeData(BaseModel):
     via: Annotated[tuple[PeerId, ...], Field(max_length=8)] = ()  # relays through which it is reached, best first
     owner: Flag = False  # claims to have the owner's key, so that people know where to rotate; gives no rights
     left: Flag = False  # a tombstone: the node left
+    models: Packed = b""  # of its backends, by service; see models.py
     announce_every_s: Count = 0  # the next announcement comes by then; 0: often enough for NODE_ONLINE_WINDOW
 
     def is_online_at(self, now: datetime) -> bool:
@@ -92,6 +94,15 @@ def encode(record: NodeData) -> bytes:
     if len(data) > MAX_RECORD_BYTES:
         raise RecordInvalid(f"it has {len(data)} bytes, at most {MAX_RECORD_BYTES} are allowed")
     return data
+
+
+def fitting(record: NodeData) -> NodeData:
+    """The record, without its models if they make it too large: a node with 64 GPUs and 16 long names is announced too."""
+    try:
+        encode(record)
+    except RecordInvalid:
+        return record.model_copy(update={"models": b""})
+    return record
 
 
 def decode(data: bytes, *, received_at: datetime) -> NodeData:

@@ -11,11 +11,12 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import diagnose, doctor, invitation, status
+from federation.ops import diagnose, doctor, invitation, models, status
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from federation.ops import schemas
     from federation.ops.ownership import Wish
@@ -45,6 +46,12 @@ class Operator:
 
     def connections(self, most: int) -> schemas.OpenConnections:
         return status.connections(self._parts, most)
+
+    def models(self) -> schemas.Models:
+        return models.models(self._parts)
+
+    def place(self, needed_vram: int, among: Sequence[str], model: str | None) -> schemas.Placement:
+        return models.place(self._parts, needed_vram, among, model)
 
     def metrics_text(self, accept: str) -> tuple[bytes, str]:
         return self._parts.metrics.exposition(accept)

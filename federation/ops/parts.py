@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from federation.config import Settings
     from federation.forward.backends import Backends
     from federation.forward.frontend import Frontend
+    from federation.forward.model_watch import ModelWatch
     from federation.forward.roster import Roster
     from federation.forward.selection import Selector
     from federation.mesh.bans import Bans
@@ -73,6 +74,7 @@ class Parts:
     probe: Probe
     selector: Selector
     backends: Backends
+    models: ModelWatch
     roster: Roster
     frontend: Frontend
     rates: Rates

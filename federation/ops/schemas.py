@@ -149,6 +149,68 @@ class Peers(TypedDict):
     peers: list[Peer]
 
 
+class ModelPlace(TypedDict):
+    """A node that has the model."""
+
+    peer_id: str
+    name: str
+    state: State
+    service: str
+    kind: Annotated[str, Field(description="which server it is: ollama, llama.cpp, ...")]
+    warm: Annotated[bool, Field(description="in memory: its first token does not wait for a load")]
+    size: Annotated[int, Field(ge=0, description="bytes, in whole MiB; 0: the server does not say")]
+    slots: Annotated[Count, Field(description="requests that the server computes at once; 0: unknown")]
+    in_flight: Annotated[Count, Field(description="connections that the node's backends serve, whatever the model")]
+
+
+class Model(TypedDict):
+    name: str
+    size: Annotated[int, Field(ge=0, description="bytes, the largest of its places; 0: unknown")]
+    places: Annotated[list[ModelPlace], Field(description="warm ones first, then the least busy")]
+
+
+class NamedPeer(TypedDict):
+    peer_id: str
+    name: str
+
+
+class Models(TypedDict):
+    """The models of all nodes that can be reached, as these nodes said last. No node is asked for this answer."""
+
+    models: Annotated[list[Model], Field(description="by name")]
+    incomplete: Annotated[list[NamedPeer], Field(description="nodes that have more models than their records carry")]
+    silent: Annotated[
+        list[NamedPeer],
+        Field(
+            description="nodes that offer a service and tell no models: of an older version, "
+            "or their server does not list any"
+        ),
+    ]
+
+
+class PlacementNode(TypedDict):
+    peer_id: str
+    name: str
+    state: State
+    fits: bool
+    why: Annotated[str, Field(description="why it is where it is in the order, or why it does not fit")]
+    model: Annotated[
+        Literal["warm", "cold", "no", "unknown"], Field(description="whether it has the model that was asked for")
+    ]
+    available_vram: Bytes
+    total_vram: Bytes
+    in_flight: Count
+    last_used_age_s: Seconds | None
+
+
+class Placement(TypedDict):
+    """Where to run something: the nodes in order of preference."""
+
+    needed_vram: Bytes
+    best: Annotated[PlacementNode | None, Field(description="the first one that fits")]
+    nodes: list[PlacementNode]
+
+
 class Candidate(TypedDict):
     peer_id: str
     name: str
@@ -249,11 +311,6 @@ class Draining(TypedDict):
     draining: bool
     in_flight: Annotated[Count, Field(description="connections that this node's backends still serve")]
     clients: Annotated[Count, Field(description="connections of clients of this node's own ports")]
-
-
-class NamedPeer(TypedDict):
-    peer_id: str
-    name: str
 
 
 class Challenge(TypedDict):

@@ -308,7 +308,7 @@ def draining(node: Parts) -> schemas.Draining:
     return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": len(node.frontend.active)}
 
 
-def _in_flight(node: Parts, record: NodeData) -> int:
+def in_flight(node: Parts, record: NodeData) -> int:
     """What its link told last is newer than its record."""
     told = None if record.peer_id == node.peer_id else node.selector.in_flight(record.peer_id)
     return record.in_flight if told is None else told
@@ -330,7 +330,7 @@ def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
         "available_vram": record.available_vram,
         "total_vram": record.total_vram,
         "gpus": [_gpu(gpu) for gpu in record.gpus],
-        "in_flight": _in_flight(node, record),
+        "in_flight": in_flight(node, record),
         "in_flight_here": node.selector.own_in_flight(record.peer_id),
         "served": node.selector.total_served(record.peer_id),
         "capacity": record.capacity,
@@ -362,6 +362,11 @@ def _relaying(node: Parts) -> schemas.Relaying | None:
     if not node.connectivity.relays:
         return None
     return {"places": len(relay.reserved), "circuits": relay.circuits, "bytes": relay.bytes_relayed}
+
+
+def state_of(node: Parts, record: NodeData) -> schemas.State:
+    """The node's state now, as people are told it."""
+    return _state_of(node, record, node.clock.utc_now(), node.host.links.get(record.peer_id))
 
 
 def _state_of(node: Parts, record: NodeData, now: datetime, link: Link | None) -> schemas.State:

@@ -40,6 +40,17 @@ async def test_connections() -> None:
         assert (await ask(address, "/api/v1/connections?limit=0"))[0] == 400
 
 
+async def test_models_and_placement() -> None:
+    async with serving(FakeNode()) as address:
+        nothing = {"models": [], "incomplete": [], "silent": []}
+        assert (await ask(address, "/api/v1/models"))[:2] == (200, nothing)
+        status, body, _ = await ask(address, "/api/v1/placement?vram=7&among=a,%20b,&model=m%2Fn")
+        assert (status, body["needed_vram"], body["asked"]) == (200, 7, [["a", "b"], "m/n"])
+        assert (await ask(address, "/api/v1/placement"))[1]["asked"] == [[], None]
+        for wrong in ("vram=-1", "vram=1GiB", "model=", f"among={'x' * 4097}"):
+            assert (await ask(address, f"/api/v1/placement?{wrong}"))[0] == 400
+
+
 async def test_metrics() -> None:
     async with serving(FakeNode()) as address:
         answer = await raw(address, get_of(address, "/metrics").replace(b"\r\n\r\n", b"\r\nAccept: x=1\r\n\r\n"))

@@ -44,6 +44,26 @@ def test_undrain(api: Api, run: Any) -> None:
     assert run("undrain") == (0, "this node takes connections again\n", "")
 
 
+def test_models(api: Api, run: Any) -> None:
+    answer: dict[str, Any] = {"models": [], "incomplete": [], "silent": []}
+    api.answers["GET models"] = [answer]
+    assert run("models", "--json") == (0, json.dumps(answer) + "\n", "")
+    assert run("models") == (0, "no models\n", "")
+
+
+def test_place_asks_for_what_is_wanted_and_fails_where_nobody_has_room(api: Api, run: Any) -> None:
+    best = {"name": "ada", "why": "has room", "total_vram": 0}
+    found: dict[str, Any] = {"needed_vram": 1, "best": best, "nodes": [best]}
+    none: dict[str, Any] = {**found, "best": None}
+    api.answers["GET placement?vram=1073741824&among=a%2Cb&model=m%2Fn"] = [found]
+    code, out, _ = run("place", "--vram", "1GiB", "--among", "a,b", "--model", "m/n")
+    assert (code, out.splitlines()[0]) == (0, "ada: tells no VRAM, has room")
+    api.answers["GET placement?vram=1"] = [none]
+    assert run("place", "--vram", "1", "--json") == (1, json.dumps(none) + "\n", "")
+    for wrong in ((), ("--vram", "much"), ("--among", "a")):
+        assert run("place", *wrong)[0] == 2
+
+
 def test_who_may_not_is_told(api: Api, run: Any) -> None:
     api.answers["POST drain"] = [open_(0)]
     api.refuses = True

@@ -20,6 +20,7 @@ import structlog
 from federation import __version__
 from federation.cli import detect, join, main
 from federation.errors import ListenFailed
+from federation.forward.models import finding
 from federation.mesh import token_store
 from federation.mesh.tokens import Token
 from federation.state import StateDir
@@ -607,11 +608,11 @@ def _environment(home: Path) -> dict[str, str]:
 def test_join_without_a_backend_offers_what_runs_here(run: Run, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[int]] = []
 
-    def find(*, without: list[int]) -> list[detect.Found]:
+    def find(*, without: list[int]) -> list[finding.Found]:
         asked.append(without)
         return [
-            detect.Found("ollama", "Ollama", HostPort("127.0.0.1", 11434)),
-            detect.Found("vllm", "vLLM", HostPort("127.0.0.1", 8000)),
+            finding.Found("ollama", "Ollama", HostPort("127.0.0.1", 11434)),
+            finding.Found("vllm", "vLLM", HostPort("127.0.0.1", 8000)),
         ]
 
     monkeypatch.setattr(detect, "find", find)

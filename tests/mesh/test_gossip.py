@@ -110,7 +110,7 @@ def test_matters(change: dict[str, Any], expected: bool) -> None:
 def test_all_that_matters_is_urgent_but_for_load() -> None:
     for change in ({"in_flight": 4}, {"available_vram": 0}, {"seq": 9}):
         assert not is_urgent(BASE, BASE.model_copy(update=change))
-    for change in ({"draining": True}, {"left": True}, {"services": {"default": False}}, {"capacity": 1}):
+    for change in ({"draining": True}, {"left": True}, {"services": {"default": False}}, {"capacity": 1}, {"models": b"x"}):
         assert is_urgent(BASE, BASE.model_copy(update=change))
     assert is_urgent(None, BASE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -9,11 +10,12 @@ import msgpack
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from federation.errors import RecordInvalid
 from federation.mesh import records
-from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData, decode, encode
+from federation.mesh.models import Model, catalog, pack, unpack
+from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData, decode, encode, fitting
 from federation.net.wire import MAX_RECORD_BYTES
 
 quick = settings(deadline=None)
@@ -181,6 +183,7 @@ def test_defaults() -> None:
         "via": (),
         "owner": False,
         "left": False,
+        "models": b"",
         "announce_every_s": 0,
     }
 
@@ -253,6 +256,44 @@ def test_newer_version_with_unknown_keys() -> None:
     gpu = {"name": "X", "total_vram": 2, "available_vram": 1, "temperature_c": 80}
     data = wire(seq=4, gpus=[gpu], colour="blue", nested={"deep": [1, 2.5, None, b"\xff"]})
     assert received(data) == node(seq=4, gpus=(Gpu(name="X", total_vram=2, available_vram=1),))
+
+
+MODELS = pack({"default": catalog("ollama", [Model("llama3:latest", True, 5 << 30)])})
+
+
+def test_the_former_version_ignores_models() -> None:
+    former_fields = {name: (f.annotation, f) for name, f in NodeData.model_fields.items() if name != "models"}
+    former: Any = create_model("Former", **former_fields)
+    record = node(services={"default": True}, models=MODELS)
+    read = former.model_validate(msgpack.unpackb(encode(record)) | {"last_seen": NOW})
+    assert read.model_dump() == record.model_dump(exclude={"models"})
+
+
+def test_models_travel_and_none_take_no_byte() -> None:
+    assert received(encode(node(models=MODELS))).models == MODELS
+    assert "models" not in msgpack.unpackb(encode(node()))
+
+
+@pytest.mark.parametrize("models", [b"", b"no such form", b"\x00" * 5000])
+def test_models_in_a_form_of_another_version_cost_their_node_no_more_than_them(models: bytes) -> None:
+    assert unpack(received(wire(models=models)).models) == {}
+
+
+def test_a_record_with_all_that_a_large_node_has_and_models_fits() -> None:
+    rng = random.Random(3)
+    hard = [Model(rng.randbytes(90).hex()) for _ in range(512)]
+    large = node(
+        peer_id="12D3KooW" + "p" * 44, name="n" * 64, version="v" * 20, models=pack({"default": catalog("ollama", hard)}),
+        services={f"{n:x<64}": True for n in range(32)}, via=["12D3KooW" + "v" * 44] * 8,
+        addresses=[f"/ip6/2001:db8:aaaa:bbbb:cccc:dddd:eeee:{n:04x}/tcp/44840" for n in range(32)],
+        gpus=[Gpu(name="g" * 40, total_vram=2**40, available_vram=2**39)] * 8,
+    )  # fmt: skip
+    assert len(large.models) > 4000
+    assert fitting(large) is large
+    huge = large.model_copy(update={"gpus": large.gpus * 8, "addresses": ("/dns4/" + "a" * 90,) * 32})
+    with pytest.raises(RecordInvalid):
+        encode(huge)
+    assert fitting(huge) == huge.model_copy(update={"models": b""})
 
 
 def test_peer_id_alone_is_a_record() -> None:

@@ -44,6 +44,12 @@ class FakeNode:
     def turned_away(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
         return [{"why": f"{last} {connection}"}]
 
+    def models(self) -> dict[str, Any]:
+        return {"models": [], "incomplete": [], "silent": []}
+
+    def place(self, needed_vram: int, among: list[str], model: str | None) -> dict[str, Any]:
+        return {"needed_vram": needed_vram, "best": None, "nodes": [], "asked": [among, model]}
+
     def metrics_text(self, accept: str) -> tuple[bytes, str]:
         return b"up 1\n", f"text/plain; {accept}"
 

@@ -21,7 +21,7 @@ from federation.errors import HttpInvalid
 from federation.forward.attempts import State
 from federation.forward.counters import Flow
 from federation.forward.http.dialects import dialect_of, error_answer
-from federation.forward.http.exchange import Exchange
+from federation.forward.exchange import Exchange
 from federation.forward.http.head import MAX_HEAD, HeadBuffer, Opening, opening, parse_request
 from federation.forward.route import Route
 from federation.forward.web_pages import Refusal

@@ -1,0 +1,218 @@
+"""Which backends are asked for their models, when, and what a change does. Servers over real sockets, the real clock."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from federation.forward import model_watch as module
+from federation.forward.model_watch import ModelWatch
+from federation.forward.models.dialects import Queue
+from federation.mesh.models import Model, unpack
+from federation.units import Endpoint, HostPort
+from tests.support.exits import Exit, checking, make_exit
+from tests.support.links import until
+from tests.support.model_servers import serving
+from tests.support.sockets import Listener, quiet
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+OLLAMA: dict[str, Any] = {"/": "Ollama is running", "/api/tags": {"models": [{"name": "m"}]}, "/api/ps": {"models": []}}
+OPENAI: dict[str, Any] = {"/v1/models": {"data": [{"id": "o"}]}}
+
+
+@dataclass
+class Watched:
+    exit: Exit
+    models: ModelWatch
+    changes: list[dict[str, dict[str, bool]]] = field(default_factory=list)  # service -> model -> is it warm
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("EVERY_S", 0.1), ("LEAST_S", 0.02), ("OTHER_EVERY_S", 0.3), ("SILENT_EVERY_S", 3600.0)):
+        monkeypatch.setattr(module, name, seconds)
+
+
+@asynccontextmanager
+async def watching(*backends: str, **settings: Any) -> AsyncIterator[Watched]:
+    exit_ = make_exit(*backends, **settings)
+    watched: Watched
+
+    def changed() -> None:
+        watched.changes.append(
+            {
+                service: {model.name: model.warm for model in listed.models}
+                for service, listed in unpack(watched.models.packed).items()
+            }
+        )
+
+    watched = Watched(exit_, ModelWatch(exit_.backends, on_change=changed))
+    async with checking(exit_), trio.open_nursery() as nursery:
+        await nursery.start(watched.models.run)
+        yield watched
+        nursery.cancel_scope.cancel()
+
+
+async def test_models_are_there_from_the_start_and_their_changes_are_told() -> None:
+    pages = dict(OLLAMA)
+    with serving(pages) as port:
+        async with watching(f"http://127.0.0.1:{port}") as watched:
+            assert watched.changes == [{"default": {"m": False}}]
+            assert watched.models.catalogs()["default"].kind == "ollama"
+            pages["/api/ps"] = {"models": [{"name": "m"}]}
+            await until(lambda: watched.changes[-1] == {"default": {"m": True}})
+            pages["/api/tags"] = {"models": [{"name": "m"}, {"name": "n"}]}
+            await until(lambda: watched.changes[-1] == {"default": {"m": True, "n": False}})
+            assert len(watched.changes) == 3
+
+
+async def test_a_server_is_recognised_once_and_then_asked_for_its_own_paths_alone() -> None:
+    asked: list[str] = []
+    with serving(OPENAI, asked=asked) as port:
+        async with watching(f"http://127.0.0.1:{port}") as watched:
+            first = len(asked)
+            await until(lambda: len(asked) >= first + 3)
+            assert set(asked[first:]) == {"/v1/models"}
+            assert len(watched.changes) == 1
+
+
+async def test_asked_at_once_when_somebody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVERY_S", 3600.0)
+    pages = dict(OLLAMA)
+    with serving(pages) as port:
+        async with watching(f"llm=http://127.0.0.1:{port}") as watched:
+            pages["/api/ps"] = {"models": [{"name": "m"}]}
+            watched.models.look("other")
+            watched.models.look("llm")
+            await until(lambda: watched.changes[-1] == {"llm": {"m": True}})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "settings", "is_asked"),
+    [("http://", {}, True), ("", {"health_path": "/"}, True), ("", {}, False), ("tcp://", {"health_path": "/"}, False)],
+)
+async def test_which_backends_are_asked(scheme: str, settings: dict[str, Any], is_asked: bool) -> None:
+    asked: list[str] = []
+    with serving(OLLAMA, asked=asked) as port:
+        async with watching(f"{scheme}127.0.0.1:{port}", **settings) as watched:
+            await quiet()
+            assert bool(watched.changes) is is_asked
+            assert ("/api/tags" in asked) is is_asked
+
+
+async def test_the_usual_port_of_a_model_server_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(OLLAMA) as port:
+        monkeypatch.setattr(module, "USUAL_PORTS", {port})
+        async with watching(f"127.0.0.1:{port}") as watched:
+            assert watched.changes
+
+
+async def test_a_server_of_another_protocol_at_such_a_port_gets_one_question() -> None:
+    with Listener() as listener:
+        exit_ = make_exit(f"http://{listener.address}")
+        models = ModelWatch(exit_.backends, on_change=lambda: None)
+        seen: list[bytes] = []
+        async with trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                while True:
+                    async with await listener.accept() as stream:
+                        if data := await stream.receive_some():
+                            seen.append(data)
+                            await stream.send_all(b"-ERR unknown command\r\n")
+
+            nursery.start_soon(serve)
+            await nursery.start(exit_.backends.run)
+            await nursery.start(models.run)
+            await quiet(seconds=0.4)
+            assert len(seen) == 1
+            assert models.catalogs() == {}
+            exit_.backends.refused(exit_.backend, "gone")  # and another one when it comes up again: it may be another server
+            await until(lambda: len(seen) == 2)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_is_down_keeps_what_it_said_until_it_says_something_else() -> None:
+    with serving(OLLAMA) as port:
+        async with watching(f"http://127.0.0.1:{port}", health_interval_s=0.1) as watched:
+            pass
+    exit_ = make_exit(f"http://127.0.0.1:{port}", health_interval_s=0.1)
+    models = ModelWatch(exit_.backends, on_change=lambda: None)
+    async with trio.open_nursery() as nursery:
+        with serving(OLLAMA) as port:
+            exit_.backend.endpoint = Endpoint("default", HostPort("127.0.0.1", port), "http")
+            await nursery.start(exit_.backends.run)
+            await nursery.start(models.run)
+            assert unpack(models.packed)["default"].models == (Model("m"),)
+        await until(lambda: exit_.backend.healthy is False)
+        assert unpack(models.packed)["default"].models == (Model("m"),)
+        with serving(OPENAI) as port:  # another server at that place
+            exit_.backend.endpoint = Endpoint("default", HostPort("127.0.0.1", port), "http")
+            await until(lambda: unpack(models.packed)["default"].models == (Model("o", True),))
+            assert models.catalogs()["default"].kind == "openai"
+        nursery.cancel_scope.cancel()
+    assert watched.changes == [{"default": {"m": False}}]
+
+
+async def test_a_server_without_models_is_asked_rarely_and_noticed_when_it_has_some() -> None:
+    pages: dict[str, Any] = {}
+    with serving(pages) as port:
+        async with watching(f"http://127.0.0.1:{port}") as watched:
+            assert watched.changes == []
+            pages.update(OPENAI)
+            await until(lambda: watched.changes == [{"default": {"o": True}}])
+            pages.clear()
+            await until(lambda: watched.changes[-1] == {})
+            assert watched.models.packed == b""
+
+
+async def test_a_server_that_loads_says_nothing_for_a_moment() -> None:
+    pages = dict(OLLAMA)
+    asked: list[str] = []
+    with serving(pages, asked=asked) as port:
+        async with watching(f"http://127.0.0.1:{port}") as watched:
+            tags = pages.pop("/api/tags")
+            await until(lambda: asked.count("/api/tags") >= 4)
+            assert unpack(watched.models.packed)["default"].models == (Model("m"),)
+            pages["/api/tags"] = {"models": [*tags["models"], {"name": "n"}]}
+            await until(lambda: len(unpack(watched.models.packed)["default"].models) == 2)
+
+
+async def test_a_queue_is_known_and_is_no_change() -> None:
+    pages = {
+        "/health": "ok", "/props": {"total_slots": 2}, "/v1/models": {"data": [{"id": "m"}]},
+        "/slots": [{"is_processing": False}],
+    }  # fmt: skip
+    with serving(pages) as port:
+        async with watching(f"http://127.0.0.1:{port}") as watched:
+            backend = watched.exit.backend
+            said = watched.models.said(backend)
+            assert said is not None
+            assert said.queue == Queue(0, 0)
+            assert said.catalog.models == (Model("m", True, 0, 2),)
+            pages["/slots"] = [{"is_processing": True}]
+            await until(lambda: (s := watched.models.said(backend)) is not None and s.queue == Queue(1, 0))
+            assert len(watched.changes) == 1
+
+
+async def test_a_slow_server_does_not_hold_up_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_LOOK_S", 0.05)
+    with Listener() as listener, trio.fail_after(20):
+        async with watching(f"http://{listener.address}") as watched:
+            assert watched.changes == []
+
+
+async def test_one_more_backend_while_it_runs() -> None:
+    with serving(OLLAMA) as port:
+        async with watching() as watched:
+            assert watched.exit.backends.services() == {}
+            endpoint = Endpoint("default", HostPort("127.0.0.1", port), "http")
+            watched.models.follow(watched.exit.backends.offer(endpoint))
+            await until(lambda: watched.changes == [{"default": {"m": False}}])
+            assert watched.exit.backends.services() == {"default": True}
