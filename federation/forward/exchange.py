@@ -22,7 +22,7 @@ from federation.errors import HttpInvalid
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending as Ended
 from federation.forward.http.asks import Peek
-from federation.forward.http.dialects import TAIL, dialect_of, error_answer, stream_error
+from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
 from federation.forward.http.framing import body_of
 from federation.forward.http.head import HeadBuffer, parse_response
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
@@ -60,6 +60,9 @@ class Client(Protocol):
 
     def over(self, *, keep_alive: bool) -> None:
         """The answer has ended."""
+
+    def upgraded(self) -> bytes:
+        """A 101 went to the client. Returns what it has sent behind its request."""
 
     def is_rejected(self) -> None:
         """No peer took the request."""
@@ -130,6 +133,11 @@ class Exchange:
         dispatcher.counters.started(self.route)
 
     # From the client
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether the client's bytes are this request's still."""
+        return not self.is_whole or self.is_upgraded
 
     def writable(self) -> int:
         """How much of the body may come now."""
@@ -294,6 +302,8 @@ class Exchange:
         self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
         if answer.status == 101:
             self.is_upgraded = True
+            if (behind := self.client.upgraded()) and self._upstream is not None:
+                self._upstream.send(behind)
             self.client.socket.resume_writing()
         elif not is_interim and self._answer_body is not None and self._answer_body.is_over:
             self._finish(keep_alive=keep_alive)

@@ -22,10 +22,8 @@ from federation.forward.attempts import State
 from federation.forward.counters import Flow
 from federation.forward.http.dialects import dialect_of, error_answer
 from federation.forward.exchange import Exchange
-from federation.forward.http.head import MAX_HEAD, HeadBuffer, Opening, opening, parse_request
-from federation.forward.route import Route
+from federation.forward.http.head import HeadBuffer, Opening, opening, parse_request
 from federation.forward.web_pages import Refusal
-from federation.reactor.duplex import NullDuplex
 from federation.reactor.sockets import SocketDuplex
 
 if TYPE_CHECKING:
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
 
     from federation.forward.attempts import Dispatcher
     from federation.forward.http.head import RequestHead
+    from federation.forward.route import Route
     from federation.forward.web_pages import Rules
     from federation.reactor.duplex import Joinable
     from federation.reactor.loop import Reactor, Timer
@@ -57,8 +56,8 @@ class HttpClient:
     """One client, a Duplex for its socket. `exchange`: the request that is being served, if there is one."""
 
     __slots__ = (
-        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_closing", "_is_first", "_reactor", "_rest", "_rules",
-        "_timer", "_upgraded", "_written", "client_name", "exchange", "flow", "route", "socket", "started_at",
+        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_closing", "_is_first", "_is_last", "_reactor", "_rest", "_rules",
+        "_timer", "_written", "client_name", "exchange", "flow", "route", "socket", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -91,7 +90,7 @@ class HttpClient:
         self._is_first = True
         self._eof = False  # the client has finished
         self._is_closing = False  # the last answer is on its way
-        self._upgraded: Joinable | None = None  # after a 101
+        self._is_last = False  # no request after the present one
         self._timer: Timer | None = None
         # What the socket was given and has not passed on: bytes, and whose they are; None: the entry's own.
         self._written: deque[tuple[int, Joinable | None]] = deque()
@@ -130,24 +129,18 @@ class HttpClient:
     # Duplex, for the client's socket
 
     def writable(self) -> int:
-        if self._upgraded is not None:
-            return self._upgraded.writable()
-        if self.exchange is not None and not self.exchange.is_whole:
+        if self.exchange is not None and self.exchange.takes_more:
             return self.exchange.writable()
         return PIPELINED - len(self._rest)
 
     def send(self, data: bytes | memoryview) -> None:
-        if self._upgraded is not None:
-            self._upgraded.send(data)
-        elif not self._is_closing:
+        if not self._is_closing:
             self._take(bytes(data))
 
     def send_eof(self) -> None:
         self._eof = True
-        if self._upgraded is not None:
-            self._upgraded.send_eof()
-        elif self.exchange is not None:
-            if not self.exchange.is_whole:
+        if self.exchange is not None:
+            if not self.exchange.client_ended():
                 self.end("the client ended in the middle of a request")
         elif not self._is_closing:
             self.socket.send_eof()
@@ -169,9 +162,7 @@ class HttpClient:
                 upstream.acknowledge(part)
 
     def resume_writing(self) -> None:
-        if self._upgraded is not None:
-            self._upgraded.resume_writing()
-        elif self.exchange is not None:
+        if self.exchange is not None:
             self.exchange.client_takes_more()
 
     # For the exchange
@@ -186,7 +177,7 @@ class HttpClient:
         self.exchange = None
         if self.socket.closed:
             return
-        if not keep_alive or (self._eof and not self._rest):
+        if not keep_alive or self._is_last or (self._eof and not self._rest):
             self._close_soon()
             return
         self._head = HeadBuffer()
@@ -195,15 +186,20 @@ class HttpClient:
             self._reactor.flush_soon(lambda: self._take(rest))  # not deeper and deeper, with many that are pipelined
         self.socket.resume_writing()
 
-    def upgraded(self, upstream: Joinable) -> None:
-        """A 101 went to the client: from here on the bytes are another protocol's."""
-        self._upgraded = upstream
+    def upgraded(self) -> bytes:
+        """A 101 went to the client. Returns what it has sent behind its request: bytes of the other protocol."""
         rest, self._rest = self._rest, b""
-        if rest:
-            upstream.send(rest)
-        if self._eof:
-            upstream.send_eof()
-        self.socket.resume_writing()
+        return rest
+
+    def is_rejected(self) -> None:
+        """No peer took the request: the client is here only to read why."""
+        self._events.rejected(self)
+
+    def wind_down(self) -> None:
+        """The node leaves: no request after the present one."""
+        self._is_last = True
+        if self.exchange is None and not self._is_closing:
+            self._close_soon()
 
     # Heads
 
@@ -214,7 +210,7 @@ class HttpClient:
             self._rest += data
             return
         if self.exchange is not None:
-            used = self.exchange.feed(data) if not self.exchange.is_whole else 0
+            used = self.exchange.feed(data) if self.exchange.takes_more else 0
             self._rest += data[used:]
             return
         if self._is_first:
@@ -256,8 +252,11 @@ class HttpClient:
         exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head)
         if head.expects_continue and not exchange.is_whole:
             self.write(CONTINUE)
-        used = exchange.feed(behind)
-        self._rest += behind[used:]
+        used = exchange.feed(behind)  # nothing, too: it may be whole
+        if self.exchange is exchange:
+            self._rest += behind[used:]
+        elif not self._is_closing and behind[used:]:
+            self._take(behind[used:])
 
     def _wait_for_head(self) -> None:
         if self._timer is None:
@@ -287,34 +286,7 @@ class HttpClient:
     def _closed(self, client: SocketDuplex) -> None:
         self._stop_timer()
         exchange, self.exchange = self.exchange, None
-        upgraded, self._upgraded = self._upgraded, None
         if exchange is not None:
             exchange.client_gone(client.error)
-        elif upgraded is not None and client.error is not None:
-            upgraded.abort(client.error)
         self._written.clear()
         self._events.closed(self)
-
-
-class Ending(NullDuplex):
-    """What an upstream is joined to behind its answer, until its backend has closed; then both directions have ended."""
-
-    def __init__(self, reactor: Reactor, upstream: Joinable) -> None:
-        self._upstream = upstream
-        self._timer = reactor.call_later(LINGER_S, lambda: upstream.abort("its backend did not close the connection"))
-        upstream.other = self
-        upstream.send_eof()
-
-    def send(self, data: bytes | memoryview) -> None:
-        """Bytes behind an answer are nobody's."""
-        self._timer.cancel()
-        self._upstream.abort("bytes behind the answer")
-
-    def send_eof(self) -> None:
-        self._timer.cancel()
-
-    def abort(self, reason: str) -> None:
-        self._timer.cancel()
-
-
-assert MAX_HEAD >= PIPELINED
