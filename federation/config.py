@@ -120,6 +120,10 @@ def _announced(text: str) -> HostPort:
     return address
 
 
+def _listen(text: str) -> Endpoint:
+    return Endpoint.parse(text, protocols=BACKEND_PROTOCOLS)
+
+
 def _backend(text: str) -> Endpoint:
     endpoint = Endpoint.parse(text, protocols=BACKEND_PROTOCOLS)
     _dialable(str(endpoint.address))
@@ -179,7 +183,7 @@ class Settings(BaseSettings):
 
     backends: Annotated[tuple[Endpoint, ...], BeforeValidator(_each(_backend)), Field(max_length=MAX_SERVICES)] = ()
     listens: Annotated[
-        tuple[Endpoint, ...], BeforeValidator(_each(Endpoint.parse)), Field(min_length=1, max_length=MAX_SERVICES)
+        tuple[Endpoint, ...], BeforeValidator(_each(_listen)), Field(min_length=1, max_length=MAX_SERVICES)
     ] = (Endpoint.parse("127.0.0.1:8484"),)
     p2p_listen: Address = HostPort("0.0.0.0", 4484)
     announce: Annotated[tuple[HostPort, ...], BeforeValidator(_each(_announced)), Field(max_length=16)] = ()

@@ -131,6 +131,7 @@ class Node:
             backends=self.backends,
             metrics=self.metrics,
             host_name=socket.gethostname(),
+            name_of=lambda peer_id: self.parts.name_of(peer_id),
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
         self.gossip = Gossip(

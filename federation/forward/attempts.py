@@ -53,6 +53,7 @@ MOST_BUSIER = 2  # each costs a round trip, and the third exit that looks idle i
 
 
 class State(str, Enum):
+    IDLE = "idle"  # a connection between two requests, which has no attempts
     WAITING = "waiting"  # no peer: for the roster to change, or for the pick
     DIALLING = "dialling"  # our own backend is being connected
     OPENING = "opening"  # a tunnel was asked for; the client's bytes follow the OPEN
@@ -66,6 +67,7 @@ class State(str, Enum):
 FINAL = (State.COMMITTED, State.STREAMING)  # the request stays with its peer, whatever happens
 _ANY_TIME = (State.REJECTED, State.CLOSED)
 FOLLOWS: dict[State, tuple[State, ...]] = {
+    State.IDLE: (),
     State.WAITING: (State.DIALLING, State.OPENING, *_ANY_TIME),
     State.DIALLING: (State.COMMITTED, State.OPENED, State.WAITING, *_ANY_TIME),
     State.OPENING: (State.COMMITTED, State.OPENED, State.WAITING, *_ANY_TIME),
@@ -126,6 +128,7 @@ class Dispatcher(Protocol):
     """The node, as attempts and the requests that they serve use it; see dispatcher.py. Settings may change any time."""
 
     own_id: str
+    name_of: Callable[[str], str]
     hold_s: float
     open_timeout_s: float
     replay: Replay

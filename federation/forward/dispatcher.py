@@ -63,8 +63,11 @@ class RosterDispatcher:
         backends: Backends,
         counters: Counters,
         rng: random.Random | None = None,
+        name_of: Callable[[str], str] = str,
     ) -> None:
+        """`name_of(peer_id)`: a node's name for people."""
         self.own_id = roster.own_id
+        self.name_of = name_of
         self.counters = counters
         self.link = roster.link
         self.release = selector.release

@@ -96,8 +96,8 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over", "_peek",
-        "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts", "client", "client_name",
+        "_answer", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over",
+        "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts", "client", "client_name",
         "flow", "is_upgraded", "is_whole", "route", "started_at",
     )  # fmt: skip
 
@@ -131,6 +131,11 @@ class Exchange:
         self._received = self._delivered = 0
         self._is_over = False
         dispatcher.counters.started(self.route)
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes of the request's and of the answer's body so far."""
+        return self._received, self._delivered
 
     # From the client
 
@@ -372,9 +377,7 @@ class Exchange:
         if self._is_over:
             return
         is_head = self._request.method == "HEAD"
-        self.client.write(
-            error_answer(self._dialect, status, why, retry_after_s=retry_after_s, is_head=is_head)
-        )
+        self.client.write(error_answer(self._dialect, status, why, retry_after_s=retry_after_s, is_head=is_head))
         self._finish(keep_alive=False, error=why)
 
     def _finish(self, *, keep_alive: bool, error: str | None = None) -> None:

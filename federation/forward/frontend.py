@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from itertools import count
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,6 +14,7 @@ from federation.forward import web_pages
 from federation.forward.counters import Counters
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
+from federation.forward.l7 import HttpClient
 from federation.forward.route import Route
 from federation.reactor import fdlimit
 from federation.reactor.accepting import PAUSE_S, Accepting
@@ -20,6 +22,8 @@ from federation.reactor.loop import READ, Reactor
 from federation.units import ANY_ORIGIN
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from federation.config import Endpoint, Settings
     from federation.forward.backends import Backends
     from federation.forward.dispatcher import Roster
@@ -47,19 +51,27 @@ class Frontend:
         backends: Backends,
         metrics: Metrics,
         host_name: str = "",
+        name_of: Callable[[str], str] = str,
     ) -> None:
         """`host_name`: this machine's, by which pages may know it."""
         self.reactor = reactor
         self.counters = Counters(metrics)
         self.dispatcher = RosterDispatcher(
-            reactor, settings, roster=roster, selector=selector, backends=backends, counters=self.counters
+            reactor,
+            settings,
+            roster=roster,
+            selector=selector,
+            backends=backends,
+            counters=self.counters,
+            name_of=name_of,
         )
-        self.active: set[L4Client] = set()
-        self.rejected_clients: set[L4Client] = set()  # of the active: here only to read why
+        self.active: set[L4Client | HttpClient] = set()
+        self.rejected_clients: set[L4Client | HttpClient] = set()  # of the active: here only to read why
         self.idle = trio.Event()
         self.idle.set()
         self._own_names = web_pages.own_names(host_name)
         self._listeners: list[socket.socket] = []
+        self._numbers = count(1)  # of connections
         self._accepting = Accepting("a client", reactor.now)
         self.configure(settings)
 
@@ -91,8 +103,8 @@ class Frontend:
             raise ListenFailed(listen_problem("clients", str(address), "--listen", error)) from error
         sock.setblocking(False)
         self._listeners.append(sock)
-        route, on_loopback = Route(endpoint.service), address.is_loopback
-        self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, route, on_loopback))
+        route, on_loopback, is_http = Route(endpoint.service), address.is_loopback, endpoint.protocol == "http"
+        self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, route, on_loopback, is_http))
         bound = sock.getsockname()
         return bound[0], bound[1]
 
@@ -102,8 +114,10 @@ class Frontend:
             sock.close()
         self._listeners.clear()
         self.dispatcher.reject_waiting("this node is shutting down")
+        for client in list(self.active):
+            client.wind_down()
 
-    def _accept(self, listener: socket.socket, route: Route, on_loopback: bool = True) -> None:
+    def _accept(self, listener: socket.socket, route: Route, on_loopback: bool = True, is_http: bool = False) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]  # accept() makes two enums a client: 4 % CPU
@@ -121,7 +135,7 @@ class Frontend:
             host, port = address[:2]
             client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
-                self._start(sock, route, client_name, self._rules[on_loopback])
+                self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http)
             except Exception:  # a bug of ours costs this client: the reactor would drop the listener for it
                 log.exception("a client could not be served", client=client_name)
                 self._discard(sock)
@@ -152,20 +166,24 @@ class Frontend:
         for client in sorted(silent, key=lambda client: client.flow)[:ENDED_AT_ONCE]:
             client.end("it said nothing, and others need its descriptor")
 
-    def _start(self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules) -> None:
-        counters = self.counters
-        counters.started(route)
-        client = L4Client(
+    def _start(
+        self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules, *, is_http: bool = False
+    ) -> None:
+        """`is_http`: each request of the client goes its own way, and is counted by itself."""
+        kind: type[L4Client | HttpClient] = HttpClient if is_http else L4Client
+        if not is_http:
+            self.counters.started(route)
+        client = kind(
             self.reactor, self.dispatcher, self, sock,
-            route=route, client_name=client_name, number=counters.totals.started, rules=rules,
+            route=route, client_name=client_name, number=next(self._numbers), rules=rules,
         )  # fmt: skip
         if not self.active:
             self.idle = trio.Event()
         self.active.add(client)
         if len(self.active) - len(self.rejected_clients) > self._max_connections:
-            client.attempts.reject(f"this entry is at its limit of {self._max_connections} connections")
+            client.reject(f"this entry is at its limit of {self._max_connections} connections")
         else:
-            client.attempts.start()
+            client.begin()
         if not client.socket.closed:
             client.socket.start()
 
@@ -181,10 +199,23 @@ class Frontend:
 
     # ClientEvents
 
-    def rejected(self, client: L4Client) -> None:
+    def is_layer_4(self, client: HttpClient, seen: bytes) -> None:
+        """A client of an HTTP service that speaks something else: a tunnel, with the bytes that came in it."""
+        self.active.discard(client)
+        self.counters.started(client.route)
+        taken = L4Client(
+            self.reactor, self.dispatcher, self, client.socket,
+            route=client.route, client_name=client.client_name, number=client.flow.connection, rules=client.rules,
+        )  # fmt: skip
+        self.active.add(taken)
+        taken.begin()
+        if not taken.socket.closed:
+            taken.send(seen)
+
+    def rejected(self, client: L4Client | HttpClient) -> None:
         self.rejected_clients.add(client)
 
-    def closed(self, client: L4Client) -> None:
+    def closed(self, client: L4Client | HttpClient) -> None:
         self.active.discard(client)
         self.rejected_clients.discard(client)
         if not self.active:
@@ -196,11 +227,11 @@ class Frontend:
         """The bytes from clients to backends, and back: of connections that ended, and so far of those that are open."""
         active, totals = self.active, self.counters.totals
         return (
-            totals.received + sum(client.socket.received for client in active),
-            totals.delivered + sum(client.socket.delivered for client in active),
+            totals.received + sum(client.moved[0] for client in active),
+            totals.delivered + sum(client.moved[1] for client in active),
         )
 
     def peer_suspect(self, peer_id: str) -> None:
         """The peer answers no PING: its clients that still wait for an answer go elsewhere."""
-        for client in [client for client in self.active if client.attempts.peer_id == peer_id]:
-            client.attempts.peer_suspect()
+        for client in [client for client in self.active if client.peer_id == peer_id]:
+            client.peer_suspect()

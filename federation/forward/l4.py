@@ -103,14 +103,14 @@ class L4Client:
         reactor: Reactor,
         dispatcher: Dispatcher,
         events: ClientEvents,
-        sock: socket.SocketType,
+        sock: socket.SocketType | SocketDuplex,
         *,
         route: Route,
         client_name: str,
         number: int,
         rules: Rules,
     ) -> None:
-        """`number`: of this connection at this entry, for people."""
+        """`number`: of this connection at this entry, for people. A SocketDuplex is taken over from its owner."""
         self._reactor = reactor
         self._dispatcher = dispatcher
         self._events = events
@@ -118,7 +118,11 @@ class L4Client:
         self.flow = Flow(number)
         self.route = route
         self.client_name = client_name
-        self.socket = SocketDuplex(reactor, sock, self._closed)
+        if isinstance(sock, SocketDuplex):
+            self.socket = sock
+            sock.hand_over(self._closed)
+        else:
+            self.socket = SocketDuplex(reactor, sock, self._closed)
         self.socket.other = self
         self.started_at = reactor.now()
         self.attempts = Attempts(self, dispatcher)
@@ -130,6 +134,37 @@ class L4Client:
         self._left: int | None = None  # of a browser's request, to come; None: the client is not watched
         self._method_timer: Timer | None = None  # for the rest of a method
         self._rejection: Rejection | None = None
+
+    # For the frontend
+
+    @property
+    def peer_id(self) -> str:
+        return self.attempts.peer_id
+
+    @property
+    def attempts_made(self) -> int:
+        return self.attempts.count
+
+    @property
+    def state(self) -> State:
+        return self.attempts.state
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes from and to the client so far; they are in the totals when it has ended."""
+        return self.socket.received, self.socket.delivered
+
+    def begin(self) -> None:
+        self.attempts.start()
+
+    def reject(self, why: str) -> None:
+        self.attempts.reject(why)
+
+    def peer_suspect(self) -> None:
+        self.attempts.peer_suspect()
+
+    def wind_down(self) -> None:
+        """The node leaves: the client may finish."""
 
     # Request, for the attempts
 

@@ -5,11 +5,11 @@
                           what comes behind    kept (pipelined), up to PIPELINED bytes, until the answer has ended
     the answer's end      another request, or the end of the connection where either side wants that
 
-Rule 1: what is no sound HTTP/1 gets 400 and the end of the connection; no backend has seen a byte of it. What is no HTTP/1 at
-all becomes a layer-4 client with the bytes that came (frontend.py).
+Rule 1: what is no sound HTTP/1 gets 400 and the end of the connection; no backend has seen a byte of it. What is no HTTP/1
+at all becomes a layer-4 client with the bytes that came (frontend.py).
 Rule 2: a web page that may not ask gets 403; each head of a connection is judged (web_pages.py).
-Rule 3: bytes to the client leave in the callback that brought them. The upstream is granted as many again when they have left
-this node, and not for bytes of the entry's own.
+Rule 3: bytes to the client leave in the callback that brought them. The upstream is granted as many again when they have
+left this node, and none for bytes of the entry's own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 from federation.errors import HttpInvalid
 from federation.forward.attempts import State
 from federation.forward.counters import Flow
-from federation.forward.http.dialects import dialect_of, error_answer
 from federation.forward.exchange import Exchange
+from federation.forward.http.dialects import dialect_of, error_answer
 from federation.forward.http.head import HeadBuffer, Opening, opening, parse_request
 from federation.forward.web_pages import Refusal
 from federation.reactor.sockets import SocketDuplex
@@ -43,7 +43,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class HttpClientEvents(Protocol):
-    """What a client tells the frontend."""
+    """The events of a client, for the frontend."""
 
     def is_layer_4(self, client: HttpClient, seen: bytes) -> None:
         """It speaks no HTTP/1: take its socket over, with the bytes that came."""
@@ -56,8 +56,8 @@ class HttpClient:
     """One client, a Duplex for its socket. `exchange`: the request that is being served, if there is one."""
 
     __slots__ = (
-        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_closing", "_is_first", "_is_last", "_reactor", "_rest", "_rules",
-        "_timer", "_written", "client_name", "exchange", "flow", "route", "socket", "started_at",
+        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_closing", "_is_first", "_is_last", "_reactor", "_rest",
+        "_timer", "_written", "client_name", "exchange", "flow", "route", "rules", "socket", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -76,7 +76,7 @@ class HttpClient:
         self._reactor = reactor
         self._dispatcher = dispatcher
         self._events = events
-        self._rules = rules
+        self.rules = rules
         self.flow = Flow(number, 0)  # of the present request, or of the last one
         self.route = route
         self.client_name = client_name
@@ -110,6 +110,11 @@ class HttpClient:
         if self.exchange is not None:
             return self.exchange.attempts.state
         return State.REJECTED if self._is_closing else State.IDLE
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Bytes of the present request and its answer so far; they are in the totals when it has ended."""
+        return (0, 0) if self.exchange is None else self.exchange.moved
 
     def begin(self) -> None:
         """Nothing is picked before there is a request."""
@@ -241,7 +246,7 @@ class HttpClient:
             self._stop_timer()
             self._answer_error(error.status, error.detail, target)
             return
-        verdict = self._rules.judge(raw, is_all=True) if self._rules.is_on else None
+        verdict = self.rules.judge(raw, is_all=True) if self.rules.is_on else None
         if isinstance(verdict, Refusal):
             self._answer_error(verdict.status, verdict.why, target)
             return
@@ -260,7 +265,9 @@ class HttpClient:
 
     def _wait_for_head(self) -> None:
         if self._timer is None:
-            self._timer = self._reactor.call_later(HEAD_WITHIN_S, lambda: self._answer_error(408, "the request is late", "/"))
+            self._timer = self._reactor.call_later(
+                HEAD_WITHIN_S, lambda: self._answer_error(408, "the request is late", "/")
+            )
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -17,7 +17,7 @@ Seconds = Annotated[float, Field(description="seconds")]
 UtcTime = Annotated[str, Field(description="ISO 8601, UTC")]
 Services = Annotated[dict[str, bool], Field(description="service -> whether a backend of it answers")]
 State = Literal["online", "draining", "no backend", "backend down", "suspect", "unreachable", "offline", "left", "banned"]
-ClientState = Literal["waiting", "opening", "open", "turned away"]
+ClientState = Literal["idle", "waiting", "opening", "open", "turned away"]
 Path = Literal["self", "direct", "punched", "relayed", "none"]
 
 

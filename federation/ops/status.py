@@ -35,6 +35,7 @@ ROTATED_BY_OTHERS = (
 
 # A client's state in words for people; it leaves the list of the active as it is closed.
 STATES: dict[State, schemas.ClientState] = {
+    State.IDLE: "idle",
     State.WAITING: "waiting",
     State.DIALLING: "opening",
     State.OPENING: "opening",
@@ -244,13 +245,13 @@ def connections(node: Parts, most: int) -> schemas.OpenConnections:
                 "id": client.flow.connection,
                 "service": client.route.service,
                 "client": client.client_name,
-                "peer": client.attempts.peer_id,
-                "name": node.name_of(client.attempts.peer_id),
+                "peer": client.peer_id,
+                "name": node.name_of(client.peer_id),
                 "since_s": round(now - client.started_at, 3),
                 "received": client.socket.received,
                 "delivered": client.socket.delivered,
-                "attempts": client.attempts.count,
-                "state": STATES[client.attempts.state],
+                "attempts": client.attempts_made,
+                "state": STATES[client.state],
             }
             for client in oldest
         ],

@@ -68,6 +68,10 @@ class SocketDuplex:
             if read:
                 self._read()
 
+    def hand_over(self, on_close: Callable[[SocketDuplex], None]) -> None:
+        """Another owner takes it from here, and hears of its end."""
+        self._on_close = on_close
+
     # Duplex: towards the socket
 
     def writable(self) -> int:
