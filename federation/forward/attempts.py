@@ -31,11 +31,12 @@ from federation.forward.watching import WatchableLink
 from federation.net.link.frames import ANY_LOAD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Set
+    from collections.abc import Callable, Sequence, Set
 
     from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
     from federation.forward.selection import Candidate
+    from federation.mesh.models import Catalog
     from federation.metrics import RetryReason
     from federation.reactor.duplex import Duplex, Joinable
     from federation.reactor.loop import Timer
@@ -144,6 +145,12 @@ class Dispatcher(Protocol):
         already."""
 
     def release(self, peer_id: str) -> None: ...
+
+    def catalogs(self, service: str) -> Sequence[Catalog]:
+        """The models that nodes announce."""
+
+    def is_unheard_of(self, route: Route) -> bool:
+        """Whether no node of the network has the model."""
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         """Whether there is a peer that was not tried."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
     from federation.forward.selection import Candidate, Node, Selector
+    from federation.mesh.models import Catalog
     from federation.reactor.loop import Reactor
     from federation.reactor.sockets import SocketDuplex
 
@@ -36,6 +37,8 @@ class Roster(Protocol):
 
     def eligible(self, route: Route) -> Sequence[Node]: ...
     def distant(self, route: Route) -> Set[str]: ...
+    def catalogs(self, service: str) -> Sequence[Catalog]: ...
+    def is_unheard_of(self, route: Route) -> bool: ...
     def link(self, peer_id: str) -> PeerLink | None: ...
     def penalize(self, peer_id: str, seconds: float) -> None: ...
 
@@ -69,6 +72,8 @@ class RosterDispatcher:
         self.own_id = roster.own_id
         self.name_of = name_of
         self.counters = counters
+        self.catalogs = roster.catalogs
+        self.is_unheard_of = roster.is_unheard_of
         self.link = roster.link
         self.release = selector.release
         self.penalize = roster.penalize

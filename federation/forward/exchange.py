@@ -14,6 +14,7 @@ A body is kept whole until its model is found, at most `http_buffer` bytes: a mo
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -21,20 +22,26 @@ import structlog
 from federation.errors import HttpInvalid
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending as Ended
+from federation.forward.http import lists
 from federation.forward.http.asks import Peek
 from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
 from federation.forward.http.framing import body_of
 from federation.forward.http.head import HeadBuffer, parse_response
+from federation.forward.http.lists import is_list
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
 from federation.reactor.duplex import NullDuplex
+from federation.units import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from federation.forward.attempts import Dispatcher
     from federation.forward.counters import Flow
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
+    from federation.mesh.models import Catalog
     from federation.metrics import Result
     from federation.reactor.duplex import Duplex, Joinable
     from federation.reactor.loop import Reactor
@@ -119,8 +126,7 @@ class Exchange:
             content_type=head.get(b"content-type") or b"", content_encoding=head.get(b"content-encoding") or b"",
             session=head.get(b"x-session-id") or b"",
         )  # fmt: skip
-        self._replay = ReplayBuffer()
-        self._replay.add(backend_head(head, _address_of(client.client_name), keep_alive=False))
+        self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
         self._upstream: Joinable | None = None
         self._side: _AnswerSide | None = None
         self._answer_head = HeadBuffer()
@@ -198,8 +204,34 @@ class Exchange:
         if asked.trouble:
             self._refuse(400, asked.trouble)
             return
+        request, dispatcher = self._request._replace(target=asked.target), self._dispatcher
+        if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
+            self._tell_models(request, catalogs)
+            return
         self.route = Route(self.route.service, asked.model)
+        if asked.model and dispatcher.is_unheard_of(self.route):
+            self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
+            return
+        head, body = backend_head(request, _address_of(self.client_name), keep_alive=False), self._replay.whole()
+        self._replay.clear()
+        self._replay.add(head)
+        self._replay.add(body)
         self.attempts.start()
+
+    def _tell_models(self, request: RequestHead, catalogs: Sequence[Catalog]) -> None:
+        """A list of models: no node is asked."""
+        is_anthropic = request.get(b"anthropic-version") is not None
+        said = lists.answer(request.target, catalogs, is_anthropic=is_anthropic)
+        if said is None:
+            self._refuse(404, "no node has that model", code="model_not_found", param="model")
+            return
+        body, keep_alive = lists.encoded(said), request.keep_alive and self.is_whole
+        connection = b"keep-alive" if keep_alive else b"close"
+        self.client.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: %b\r\n\r\n%b"
+            % (len(body), connection, b"" if request.method == "HEAD" else body)
+        )
+        self._finish(keep_alive=keep_alive)
 
     def client_takes_more(self) -> None:
         """The client's socket has room again."""
@@ -372,13 +404,21 @@ class Exchange:
         if not self._is_over:
             self._end(error or "the client went away", result="turned_away" if self._has_no_peer else "error")
 
-    def _refuse(self, status: int, why: str, *, retry_after_s: int | None = None) -> None:
-        """An answer of the entry's own. The connection ends with it: bytes of the body may still come."""
+    def _refuse(
+        self, status: int, why: str, *, retry_after_s: int | None = None, code: str | None = None, param: str | None = None
+    ) -> None:
+        """An answer of the entry's own. The connection ends with it, unless the whole request was read."""
         if self._is_over:
             return
         is_head = self._request.method == "HEAD"
-        self.client.write(error_answer(self._dialect, status, why, retry_after_s=retry_after_s, is_head=is_head))
-        self._finish(keep_alive=False, error=why)
+        keep_alive = self.is_whole and self._request.keep_alive and status == HTTPStatus.NOT_FOUND
+        self.client.write(
+            error_answer(
+                self._dialect, status, why, code=code, param=param,
+                retry_after_s=retry_after_s, keep_alive=keep_alive, is_head=is_head,
+            )
+        )  # fmt: skip
+        self._finish(keep_alive=keep_alive, error=why)
 
     def _finish(self, *, keep_alive: bool, error: str | None = None) -> None:
         if self._is_over:

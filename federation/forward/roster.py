@@ -5,26 +5,30 @@ Kept as a list per service until something changes, since every new connection a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
+from federation.forward.route import Route
 from federation.forward.selection import distant_peers
+from federation.mesh.models import is_called, unpack
 from federation.units import is_peer_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from federation.forward.route import Route
     from federation.mesh.ledger import Ledger
+    from federation.mesh.models import Catalog
     from federation.mesh.records import NodeData
     from federation.net.link.link import Link
     from federation.reactor.loop import Reactor
 
 log = structlog.get_logger(__name__)
 
+MAX_LISTS = 1000  # a client may ask for models that nobody has, without end
 REFRESH_S = 1.0  # no event tells when a record grows too old to be online
 
 
@@ -52,23 +56,44 @@ class Roster:
         self._path_penalty_s = path_penalty_s
         self._distant: dict[str, frozenset[str]] = {}  # by service, for as long as its list
         self._penalties: dict[str, float] = {}
-        self._lists: dict[str, list[NodeData]] = {}
+        self._lists: dict[tuple[str, str], list[NodeData]] = {}  # by service and model
         self._lists_until = 0.0
         self.own_id = own().peer_id
         self.on_change: Callable[[], None] = _noop
 
     def eligible(self, route: Route) -> list[NodeData]:
-        """The nodes that may serve; do not change the list."""
-        service = route.service  # whatever the model: records do not tell models yet
+        """The nodes that may serve; do not change the list. With a model: those that announce it, else those that announce
+        no models at all, or not all of them."""
         now = self._reactor.now()
-        if now >= self._lists_until:
+        if now >= self._lists_until or len(self._lists) > MAX_LISTS:
             self._lists.clear()
             self._lists_until = now + REFRESH_S
-        nodes = self._lists.get(service)
+        service, model = route.service, route.model
+        nodes = self._lists.get((service, model))
         if nodes is None:
-            nodes = self._lists[service] = self._find(service, now)
-            self._distant[service] = self._find_distant(nodes)
+            nodes = self._find(service, now) if not model else self._having(self.eligible(Route(service)), service, model)
+            self._lists[service, model] = nodes
+            if not model:
+                self._distant[service] = self._find_distant(nodes)
         return nodes
+
+    def catalogs(self, service: str) -> list[Catalog]:
+        """The models of the nodes that may serve, as far as they announce any."""
+        announced = (catalogs_of(node.models).get(service) for node in self.eligible(Route(service)))
+        return [catalog for catalog in announced if catalog is not None]
+
+    def is_unheard_of(self, route: Route) -> bool:
+        """Whether no node of the network has the model, online or not, as far as any of them can tell."""
+        if self.eligible(route):
+            return False
+        records = (*self._ledger.records(), self._own())
+        return not any(has_model(record, route.service, route.model) for record in records)
+
+    def _having(self, nodes: list[NodeData], service: str, model: str) -> list[NodeData]:
+        having = [node for node in nodes if has_model(node, service, model)]
+        if having:
+            return having
+        return [node for node in nodes if (its := catalogs_of(node.models).get(service)) is None or not its.is_whole]
 
     def distant(self, route: Route) -> frozenset[str]:
         """The eligible peers that are much further away than the nearest, by peer id."""
@@ -134,6 +159,18 @@ class Roster:
         """A record, a link, or the health of an own backend changed."""
         self._lists.clear()
         self.on_change()
+
+
+@lru_cache(maxsize=1024)
+def catalogs_of(models: bytes) -> Mapping[str, Catalog]:
+    """The models in a record, by service."""
+    return unpack(models)
+
+
+def has_model(node: NodeData, service: str, model: str) -> bool:
+    """Whether the node announces it for that service."""
+    catalog = catalogs_of(node.models).get(service)
+    return catalog is not None and any(is_called(known.name, model, catalog.kind) for known in catalog.models)
 
 
 def _noop() -> None:
