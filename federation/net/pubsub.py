@@ -189,6 +189,7 @@ class _Router(GossipSub):
                 mesh.add(becomes)
                 to_prune[was].append(topic)
                 to_graft[becomes].append(topic)
+                self._asked.discard(was)  # who asks us from now on is no one that we asked
                 self._asked.add(becomes)
         return to_graft, to_prune
 

@@ -252,6 +252,17 @@ class TestGrowth:
         assert exchanged[0] in asked
         assert set(peers[:20]) - asked <= router.mesh[NAME]
 
+    def test_who_was_exchanged_and_asks_later_is_kept(self) -> None:
+        router, _ = self.router(40)
+        router._exchange_in = 1
+        _, pruned = router.mesh_heartbeat()
+        (was,) = pruned
+        router.mesh[NAME].add(was)  # it asks
+        exchanged = [was for _ in range(3 * EXCHANGE_S) for was in router.mesh_heartbeat()[1]]
+        assert exchanged
+        assert was not in exchanged
+        assert was in router.mesh[NAME]
+
     def test_few_are_told_of_what_is_new_and_once(self) -> None:
         router, peers = self.router(40, 0, 1)
         message = foreign_topic().sign(b"news")
