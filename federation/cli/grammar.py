@@ -137,7 +137,12 @@ JOIN_REPEATABLE = (
         'a local TCP server to offer; without NAME its service is "default". http://HOST:PORT is asked for its models, '
         "tcp://HOST:PORT never",
     ),
-    ("listens", "--listen", "[NAME=]HOST:PORT", "local port for clients of a service [127.0.0.1:8484]"),
+    (
+        "listens",
+        "--listen",
+        "[NAME=]HOST:PORT",
+        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model",
+    ),
     (
         "allow_origins",
         "--allow-origin",
