@@ -109,13 +109,16 @@ class Peek:
         return self.asked or self._asked(*self._found(is_whole=False))
 
     def _collect(self, chunk: bytes) -> None:
+        if not self._is_object:
+            chunk = chunk.lstrip(_SPACE)
+            self._is_object = chunk.startswith(b"{")
+            if chunk and not self._is_object:
+                self._know()
+            if not self._is_object:
+                return
         self._chunks.append(chunk)
         self._size += len(chunk)
-        if not self._is_object and (first := chunk.lstrip(_SPACE)[:1]):
-            self._is_object = first == b"{"
-            if not self._is_object:
-                self._know()
-        if self._size > WHOLE and self.asked is None:
+        if self._size > WHOLE:
             self._scan_kept()
         elif len(self._chunks) > MAX_CHUNKS:
             self._chunks = [b"".join(self._chunks)]

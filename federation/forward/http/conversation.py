@@ -11,9 +11,9 @@ have one k1, and all chats of one application one k0. See homes.py for what the 
     X-Session-Id, or prompt_cache_key, or session_id              as above                        model, that value
 
 Rule 1: the keys do not depend on the order of keys, on spaces or escapes in JSON, nor on a text being one string or parts.
-Rule 2: what changes in every request is left out. Claude Code's first system block is a billing header with a new `cch=` each
-time; system texts tell the time, so their digits do not count; `cache_control` wanders from message to message. The backend
-gets all of it.
+Rule 2: what changes in every request is left out. Claude Code's first system block is a billing header with a new `cch=`
+each time; system texts tell the time, so their digits do not count; `cache_control` wanders from message to message. The
+backend gets all of it.
 Rule 3: at most MAX_PART bytes of each member are looked at. Of a longer one the beginning counts as it is written: a first
 message with a large image has one k1 for as long as its client writes it in one way.
 Rule 4: an empty key is none. Only what a model generates from has keys: an embedding has no prefix to find again.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_PART = 128 * 1024  # Claude Code's tools are 80 kB
 MAX_VALUE = 1024  # of a key that a client names; a longer one counts by its beginning
+MAX_PARTS = 64  # of a message
 MAX_OPENING = 64  # system messages that are read to find the first other one
 MAX_TOOLS_SEEN = 256
 PROMPT_CHARS, PROMPT_OPENING_CHARS = 2048, 256
@@ -50,7 +51,8 @@ WANTED: Mapping[Shape, Mapping[str, int]] = {
     Shape.PROMPT: {**_CHAT, "system": MAX_PART, "prompt": MAX_PART},
 }
 
-_BILLING = re.compile(r"^[ \t]*(?:x-anthropic-billing-header:|.*\bcch=[0-9a-zA-Z]+;).*$\n?", re.MULTILINE | re.IGNORECASE)
+_BILLING = "x-anthropic-billing-header:"
+_CCH = re.compile(r"\bcch=[0-9A-Za-z]{1,64};")
 _DIGITS = b"0123456789"
 _WANDERING = frozenset({"cache_control"})
 _NOT_OF_A_MESSAGE = frozenset({"cache_control", "role", "id", "status", "type"})
@@ -142,20 +144,25 @@ def _without(value: Any, keys: frozenset[str]) -> Any:
 
 
 def _texts(content: Any) -> list[str]:
-    """The texts of a content, which is a string or parts; of a part that is no text, all of it."""
+    """The texts of a content, which is a string or parts; then all parts that are no text, as one."""
     if isinstance(content, str):
         return [content]
-    texts = []
-    for part in content if isinstance(content, list) else [content]:
+    texts, others = [], []
+    for part in content[:MAX_PARTS] if isinstance(content, list) else [content]:
         text = part.get("text") if isinstance(part, dict) else part
-        texts.append(text if isinstance(text, str) else _canonical(_without(part, _WANDERING)).decode())
-    return texts
+        if isinstance(text, str):
+            texts.append(text)
+        elif part is not None:
+            others.append(_without(part, _WANDERING))
+    return [*texts, _canonical(others).decode()] if others else texts
 
 
 def _lasting(text: str) -> bytes:
     """A system text without what is another one in each request; among it all digits, which tell dates and times."""
-    if "cch=" in text or "x-anthropic-billing-header" in text:
-        text = _BILLING.sub("", text)
+    if _BILLING in text:
+        text = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith(_BILLING))
+    if "cch=" in text:
+        text = _CCH.sub("", text)
     return text.encode("utf-8", "surrogatepass").translate(None, _DIGITS).strip()
 
 

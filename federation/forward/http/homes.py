@@ -1,23 +1,23 @@
-"""The home of a conversation: the replica where the beginning of its prompt is cached. No I/O and no clock: callers pass `now`.
+"""The home of a conversation: the replica where the beginning of its prompt is cached. No I/O, no clock: callers pass `now`.
 
 All entries find one home without telling each other anything, since all of them compute it from the keys and the replicas:
 
-1. k0 orders the replicas: weighted rendezvous hashing, so that a node that comes or goes moves only its share. The first m of
-   that order are the homes of k0. With its heat m doubles: 1, 2, 4 ... all. The sets are nested, so entries that differ
+1. k0 orders the replicas: weighted rendezvous hashing, so that a node that comes or goes moves only its share. The first m
+   of that order are the homes of k0. With its heat m doubles: 1, 2, 4 ... all. The sets are nested, so entries that differ
    about m agree about most conversations.
-2. k1 orders those m, by rendezvous hashing again. The first one is the conversation's home; the rest of the order of k0 follows.
-3. The first of that order whose load is at most max(least load + SLACK, STRETCH times its fair share) is chosen. So a home
-   beyond its bound costs one other home, and each entry finds the same one.
+2. k1 orders those m, by rendezvous hashing again. The first one is the conversation's home; the rest of k0's order follows.
+3. The first of that order whose load is at most max(least load + SLACK, STRETCH times its fair share, rounded up) is chosen.
+   So a home beyond its bound costs one other home, and each entry finds the same one.
 4. An entry remembers such a conversation's other home for SPILLED_S, since the newest turns are cached there.
 
-    k0 cold      a b c d     m = 1: all its conversations at a
-    k0 hot       a b c d     m = 2: half of them at b; those that stay at a keep what is cached
-    a overloaded             its conversations go to b, and stay there while b is within its bound
+    k0 cold         a b c d     m = 1: all its conversations are at a
+    k0 hot          a b c d     m = 2: half of them are at b; those that stay at a keep what is cached
+    a overloaded                a conversation of a goes to b, and stays there while b is within its bound
 
 Heat is what k0 brings of the requests of this entry, of late. m doubles while each of the m homes would get more than
-LARGEST_PIECE of the requests that are one replica's share, and at least REQUESTS_A_HOME: larger pieces cannot be spread
-evenly, and conversations that give way find nothing cached. It is halved when a quarter of that is left, so that a set
-does not flap. Nothing else is stored, and both memories are bounded.
+LARGEST_PIECE of one replica's share of the requests, and at least REQUESTS_A_HOME: larger pieces cannot be spread evenly,
+and conversations that give way find nothing cached. m is halved when a quarter of that is left, so that a set does not flap.
+Nothing else is stored, and both memories are bounded.
 """
 
 from __future__ import annotations

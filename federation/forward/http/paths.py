@@ -103,7 +103,8 @@ def read(method: str, target: str) -> Path:
 
 def _read(method: str, target: str) -> Path:
     path, mark, query = target.partition("?")
-    path = _AUTHORITY.sub("", path, count=1) if not path.startswith("/") else path
+    if (authority := _AUTHORITY.match(path)) is not None:
+        path = path[authority.end() :]
     if not path.startswith("/"):  # "*", or nothing that we know
         return Path(target, keys=())
     for pattern, right in _WRONG:

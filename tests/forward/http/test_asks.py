@@ -55,7 +55,7 @@ def test_the_transcript_of_its_head() -> None:
     peek = Peek("POST", CHAT, content_type=b"application/json")
     assert peek.asked is None
     assert peek.feed(b'{"messages": [') is None
-    assert peek.feed(b'{}], "model": "m"}') is None
+    assert peek.feed(b'{"content": "Hi"}], "model": "m"}') is None
     found = peek.finish()
     assert (found.model, found.target, found.dialect, found.trouble) == ("m", CHAT, Dialect.OPENAI, "")
     assert found.keys.k0
@@ -76,6 +76,8 @@ def test_the_transcript_of_its_head() -> None:
         (CHAT, b'{"name":"m"}', ""),
         (CHAT, b"{}", ""),
         (CHAT, b"", ""),
+        (CHAT, b" \n ", ""),
+        (CHAT, b" \x0b{}", ""),
         (CHAT, b"[1]", ""),
         (CHAT, b"\x00\xff", ""),
         (CHAT, b'{"model":"m","x":"\\ud800","n":1e999999,"deep":' + b"[" * 9999 + b"]" * 9999 + b"}", "m"),
@@ -136,8 +138,11 @@ def test_json_is_known_by_its_first_byte() -> None:
 
 def test_without_a_body_all_is_known_at_once() -> None:
     for method, target, model in (
-        ("GET", "/v1/realtime?model=m", "m"), ("DELETE", "/v1/models/a/b", "a/b"), ("GET", "/v1/models", ""), ("HEAD", "/", ""),
-    ):  # fmt: skip
+        ("GET", "/v1/realtime?model=m", "m"),
+        ("DELETE", "/v1/models/a/b", "a/b"),
+        ("GET", "/v1/models", ""),
+        ("HEAD", "/", ""),
+    ):
         found = Peek(method, target).asked
         assert found is not None
         assert (found.model, found.trouble) == (model, "")
@@ -254,8 +259,8 @@ def test_a_client_that_sends_byte_by_byte_costs_no_object_a_byte() -> None:
     peek = Peek("POST", CHAT)
     tracemalloc.start()
     try:
-        for _ in range(100_000):
-            peek.feed(bytes((32, 32)))
+        for n in range(100_000):
+            peek.feed(b"{ " if not n else b"  ")
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()
