@@ -260,7 +260,7 @@ def test_a_client_that_sends_byte_by_byte_costs_no_object_a_byte() -> None:
     tracemalloc.start()
     try:
         for n in range(100_000):
-            peek.feed(b"{ " if not n else b"  ")
+            peek.feed(bytes((32, 32)) if n else b"{ ")
         assert tracemalloc.get_traced_memory()[1] < 2 << 20
     finally:
         tracemalloc.stop()

@@ -91,8 +91,10 @@ def test_what_changes_in_each_request_does_not_count() -> None:
 
 
 def test_a_first_message_counts_with_its_digits_and_images() -> None:
-    def image(url: str) -> dict[str, Any]:
-        return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    def image(url: str, **more: Any) -> dict[str, Any]:
+        return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}, **more}]}
+
+    assert keys(messages=[image("a", cache_control={})]) == keys(messages=[image("a")])
 
     assert keys(messages=[image("a")]).k1 != keys(messages=[image("b")]).k1
     assert keys(messages=[{"role": "user", "content": "1"}]).k1 != keys(messages=[{"role": "user", "content": "2"}]).k1
