@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import random
 import struct
 import sys
@@ -31,6 +32,8 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.pubsub.pb import rpc_pb2
 
 from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
+from federation.forward.http import asks
+from federation.forward.http.paths import MAX_NAME
 from federation.forward.reject import Rejection
 from federation.forward.web_pages import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.mesh import gossip as gossip_module
@@ -49,7 +52,7 @@ from tests.support.gossip import TOKEN, FakeTopic, Member, foreign_topic, sign
 from tests.support.links import End
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 CORPUS = Path(__file__).parent / "corpus"
 SLOW_S = 2.0
@@ -325,9 +328,37 @@ def gossip(data: bytes) -> str:
     return trio.run(member, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def body(data: bytes) -> str:
+    """A target in its first line, then a body: in pieces and at once, short and as if it were long."""
+    line, _, rest = data.partition(b"\n")
+    where = line.decode("utf-8", "replace")
+    kind = b"multipart/form-data; boundary=b" if rest.startswith(b"--b") else b"application/json"
+
+    def asked(pieces: Iterable[bytes], whole: int) -> asks.Asked:
+        asks.WHOLE = whole
+        peek = asks.Peek("POST", where, content_type=kind, session=line[:3] if line.endswith(b"s") else b"")
+        for piece in pieces:
+            peek.feed(piece)
+            if len(rest) < 2000:
+                assert len(peek.so_far.model) <= MAX_NAME
+        return peek.finish()
+
+    usual = asks.WHOLE
+    try:
+        found = asked([rest], usual)
+        assert asked(_pieces(rest, random.Random(data), 65536), usual) == found
+        assert asked(_pieces(rest, random.Random(data), 300), -1) == found
+    finally:
+        asks.WHOLE = usual
+    assert not (found.trouble and found.keys.k0)
+    path = f"{found.dialect.name} {found.id.partition('/')[0]}{' other target' * (found.target != where)}"
+    return f"{path}, {found.trouble[:30] or ('a model' if found.model else 'none')}, keys {[len(key) for key in found.keys]}"
+
+
 TARGETS: dict[str, Callable[[bytes], str]] = {
     "token": token, "record": record, "address": address, "noise": noise, "handshake": handshake, "identity": identity,
     "signed": signed, "frames": frames, "http": http, "browser": browser, "gossip": gossip,
+    "body": body,
 }  # fmt: skip
 
 
@@ -406,6 +437,22 @@ def well_formed(target: str, rng: random.Random) -> bytes:
                      b"Content-Length: 3", b"X: " + b"y" * rng.choice((1, 20_000))]  # fmt: skip
             first = rng.choice((b"GET / HTTP/1.1", b"OPTIONS * HTTP/1.0", b"brew http://evil.example/ HTTP/1.1"))
             return rng.choice((b"\r\n", b"\n")).join([first, *rng.sample(lines, rng.randrange(6)), b"", b"abc"])
+        case "body":
+            where = rng.choice(
+                (b"/v1/chat/completions", b"/api/show", b"/v1/responses", b"/v1/v1/completions?model=m", b"/v1/x/s")
+            )
+            if rng.random() < 0.2:
+                part = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+                return b"/v1/audio/transcriptions\n" + part * rng.randrange(4) + b"--b--\r\n"
+            text = rng.choice(
+                ("", "m", "\u00e9\U0001f600", "\ud800", '\\"{[', "cch=1;\n12:30", "x" * rng.choice((10, 40_000)))
+            )
+            content = rng.choice((text, [{"type": "text", "text": text}], None, [[[[text]]]] * rng.randrange(9)))
+            said = [{"role": rng.choice(("system", "user", "tool")), "content": content}] * rng.randrange(4)
+            members = [("model", "m"), ("Model", "m"), ("name", text), ("messages", said), ("system", content), ("n", 1e300),
+                       ("tools", said), ("input", content), ("prompt", text), ("previous_response_id", "r")]  # fmt: skip
+            chosen = (f"{json.dumps(k)}: {json.dumps(v)}" for k, v in rng.sample(members, rng.randrange(8)))
+            return where + b"\n{" + ",".join(chosen).encode() + b"}"
         case "identity":
             keys = create_new_key_pair(rng.randbytes(32))
             key = keys.public_key.serialize()

@@ -22,6 +22,7 @@ import re
 MAX_HEAD = 8192  # of one part
 MAX_PARTS = 1000  # 5 us each
 MAX_VALUE = 1024
+MAX_CONTENT_TYPE = 1024
 
 _BOUNDARY = re.compile(
     rb'[^;]*;(?:[^"]*;)?\s*boundary\s*=\s*(?:"([^"\\]{1,70})"|([^\s";,]{1,70}))\s*(?:;.*)?', re.IGNORECASE
@@ -33,7 +34,7 @@ _FILE_NAME = re.compile(rb";[ \t]*filename\*?[ \t]*=", re.IGNORECASE)
 
 def boundary_of(content_type: bytes) -> bytes | None:
     """The boundary of a multipart form; None if it is none, or has no boundary that the RFC allows."""
-    if not content_type.lower().startswith(b"multipart/form-data"):
+    if len(content_type) > MAX_CONTENT_TYPE or not content_type.lower().startswith(b"multipart/form-data"):
         return None
     found = _BOUNDARY.fullmatch(content_type)
     return (found[1] or found[2]) if found else None

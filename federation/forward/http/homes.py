@@ -1,22 +1,23 @@
-"""The home of a conversation: the replica where the beginning of its prompt is cached. No I/O and no clock: callers pass `now`.
+"""The home of a conversation: the replica where the beginning of its prompt is cached. No I/O, no clock: callers pass `now`.
 
 All entries find one home without telling each other anything, since all of them compute it from the keys and the replicas:
 
-1. k0 orders the replicas: weighted rendezvous hashing, so that a node that comes or goes moves only its share. The first m of
-   that order are the homes of k0. With its heat m doubles: 1, 2, 4 ... all. The sets are nested, so entries that differ
+1. k0 orders the replicas: weighted rendezvous hashing, so that a node that comes or goes moves only its share. The first m
+   of that order are the homes of k0. With its heat m doubles: 1, 2, 4 ... all. The sets are nested, so entries that differ
    about m agree about most conversations.
-2. k1 orders those m, by rendezvous hashing again. The first one is the conversation's home; the rest of the order of k0 follows.
-3. The first of that order whose load is at most max(least load + SLACK, STRETCH times its fair share) is chosen. So a home
-   beyond its bound costs one other home, and each entry finds the same one.
+2. k1 orders those m, by rendezvous hashing again. The first one is the conversation's home; the rest of k0's order follows.
+3. The first of that order whose load is at most max(least load + SLACK, STRETCH times its fair share, rounded up) is chosen.
+   So a home beyond its bound costs one other home, and each entry finds the same one.
 4. An entry remembers such a conversation's other home for SPILLED_S, since the newest turns are cached there.
 
-    k0 cold      a b c d     m = 1: all its conversations at a
-    k0 hot       a b c d     m = 2: half of them at b; those that stay at a keep what is cached
-    a overloaded             its conversations go to b, and stay there while b is within its bound
+    k0 cold         a b c d     m = 1: all its conversations are at a
+    k0 hot          a b c d     m = 2: half of them are at b; those that stay at a keep what is cached
+    a overloaded                a conversation of a goes to b, and stays there while b is within its bound
 
-Heat is the load that k0 causes in the network: its share of the requests of this entry, of late, times the load of all
-replicas. A k0 has so many homes that the fair share of each, or SLACK if that is more, makes up its heat. Heat rises at once,
-and falls by half in HALF_LIFE_S, so that a set does not flap. Nothing else is stored, and both memories are bounded.
+Heat is what k0 brings of the requests of this entry, of late. m doubles while each of the m homes would get more than
+LARGEST_PIECE of one replica's share of the requests, and at least REQUESTS_A_HOME: larger pieces cannot be spread evenly,
+and conversations that give way find nothing cached. m is halved when a quarter of that is left, so that a set does not flap.
+Nothing else is stored, and both memories are bounded.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ if TYPE_CHECKING:
 
     from federation.forward.http.conversation import Keys
 
-SLACK = 2  # below it a bound would bind where there is hardly any load
+SLACK = 2  # a bound below it would bind where there is hardly any load
 STRETCH = 1.25
+# Simulated, see test_homes.py. A twentieth and a fifth are worse: the one spreads what fits in one place, the other
+# lets a dozen system prompts weigh on three boxes as they fall.
+LARGEST_PIECE = 0.1
+REQUESTS_A_HOME = 4.0  # a chat alone needs one home
 HALF_LIFE_S = 120.0  # a few turns of a chat
-SPILLED_S = 600.0  # what a backend with other work to do may keep of a prompt
+SPILLED_S = 600.0  # a backend with other work to do keeps a prompt for no longer
 MAX_SPILLED = 4096  # 200 bytes each
 MAX_HEATS = 1024
-_FORGETTABLE = 0.01  # requests of late
 
 _BITS = 2.0**-64
 
@@ -62,20 +66,28 @@ class Home(NamedTuple):
 
 
 class _Heat:
-    """Requests of late, and the most of the network's load that they stood for."""
+    """Requests of late, each of which counts half after HALF_LIFE_S; and the number of homes that they are given."""
 
-    __slots__ = ("at", "load", "recent")
+    __slots__ = ("_at", "homes", "requests")
 
     def __init__(self, now: float) -> None:
-        self.recent = self.load = 0.0
-        self.at = now
+        self.requests = 0.0
+        self.homes = 1
+        self._at = now
 
-    def cool(self, now: float) -> None:
-        if now > self.at:
-            left = 0.5 ** ((now - self.at) / HALF_LIFE_S)
-            self.recent *= left
-            self.load *= left
-            self.at = now
+    def count(self, now: float) -> None:
+        if now > self._at:
+            self.requests *= 0.5 ** ((now - self._at) / HALF_LIFE_S)
+            self._at = now
+        self.requests += 1.0
+
+    def spread(self, share: float, replicas: int) -> None:
+        """`share`: of all requests."""
+        wanted = min(share * replicas / LARGEST_PIECE, self.requests / REQUESTS_A_HOME)
+        while self.homes < min(wanted, replicas):
+            self.homes *= 2
+        while self.homes > 1 and (wanted < self.homes / 4 or self.homes >= 2 * replicas):
+            self.homes //= 2
 
 
 class Homes:
@@ -84,7 +96,7 @@ class Homes:
     def __init__(self) -> None:
         self._spilled: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # k1 -> peer, until when
         self._heats: OrderedDict[bytes, _Heat] = OrderedDict()
-        self._all = _Heat(0.0)
+        self._all: _Heat | None = None
 
     def choose(self, keys: Keys, replicas: Sequence[Replica], now: float) -> Home | None:
         """The home of a request's conversation; None without a key or a replica. Call it once a request.
@@ -93,7 +105,7 @@ class Homes:
         if not keys.k0 or not replicas:
             return None
         self._warm(keys.k0, replicas, now)
-        order = self.order(keys, replicas, now)
+        order = self.order(keys, replicas)
         fits = within_bound(replicas)
         if keys.k1 and (peer_id := self._spilled_to(keys.k1, now)) in fits:
             place = order.index(peer_id)
@@ -104,34 +116,32 @@ class Homes:
             self._remember(keys.k1, order[place], now)
         return Home(order[place], place, is_spilled=place > 0)
 
-    def order(self, keys: Keys, replicas: Sequence[Replica], now: float) -> list[str]:
+    def order(self, keys: Keys, replicas: Sequence[Replica]) -> list[str]:
         """Peer ids: the homes of k0 as k1 orders them, then the other replicas as k0 does."""
+        m = self.homes_of(keys.k0)
+        if m >= len(replicas) and keys.k1:
+            return [replica.peer_id for replica in rendezvous(keys.k1, replicas)]
         by_k0 = rendezvous(keys.k0, replicas)
-        m = self.homes_of(keys.k0, replicas, now)
         inside = rendezvous(keys.k1, by_k0[:m]) if keys.k1 and m > 1 else by_k0[:m]
         return [replica.peer_id for replica in (*inside, *by_k0[m:])]
 
-    def homes_of(self, k0: bytes, replicas: Sequence[Replica], now: float) -> int:
-        """How many homes k0 has."""
+    def homes_of(self, k0: bytes) -> int:
+        """How many homes k0 has, were there as many replicas: a power of two."""
         heat = self._heats.get(k0)
-        if heat is None:
-            return 1
-        heat.cool(now)
-        return _homes_for(heat.load, replicas)
+        return heat.homes if heat is not None else 1
 
     def _warm(self, k0: bytes, replicas: Sequence[Replica], now: float) -> None:
-        """Count a request, and the load that such ones stand for."""
+        if self._all is None:
+            self._all = _Heat(now)
         heat = self._heats.get(k0)
         if heat is None:
             heat = self._heats[k0] = _Heat(now)
             if len(self._heats) > MAX_HEATS:
                 self._heats.popitem(last=False)
         self._heats.move_to_end(k0)
-        for counted in (heat, self._all):
-            counted.cool(now)
-            counted.recent += 1.0
-        share = heat.recent / max(self._all.recent, heat.recent)
-        heat.load = max(heat.load, share * (sum(replica.load for replica in replicas) + 1))
+        heat.count(now)
+        self._all.count(now)
+        heat.spread(min(1.0, heat.requests / self._all.requests), len(replicas))
 
     def _spilled_to(self, k1: bytes, now: float) -> str:
         peer_id, until = self._spilled.get(k1, ("", now))
@@ -145,15 +155,6 @@ class Homes:
         self._spilled.move_to_end(k1)
         if len(self._spilled) > MAX_SPILLED:
             self._spilled.popitem(last=False)
-
-
-def _homes_for(load: float, replicas: Sequence[Replica]) -> int:
-    total = sum(replica.load for replica in replicas) + 1
-    each = max(float(SLACK), total / len(replicas))
-    m = 1
-    while m < len(replicas) and load > m * each:
-        m *= 2
-    return min(m, len(replicas))
 
 
 def within_bound(replicas: Sequence[Replica]) -> dict[str, Replica]:

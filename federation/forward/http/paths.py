@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
 
+MAX_COMMON = 200  # characters of a target that is understood once
 MAX_NAME = 512  # characters of a model's name; a record takes 200 bytes
 
 
@@ -96,18 +98,25 @@ _ELEVENLABS = re.compile(r"/v1/(?:text-to-speech/[^/]+|sound-generation)")
 
 def read(method: str, target: str) -> Path:
     """Understand a request's target; any text will do."""
+    return _read_again(method, target) if len(target) <= MAX_COMMON else _read(method, target)
+
+
+def _read(method: str, target: str) -> Path:
     path, mark, query = target.partition("?")
-    path = _AUTHORITY.sub("", path, count=1) if not path.startswith("/") else path
+    if (authority := _AUTHORITY.match(path)) is not None:
+        path = path[authority.end() :]
+    if not path.startswith("/"):  # "*", or nothing that we know
+        return Path(target, keys=())
     for pattern, right in _WRONG:
         path = _collapse(pattern, right, path)
     plain = path.rstrip("/") or "/"
-    named = _query_model(query)
-    if not path.startswith("/"):  # "*", or nothing that we know
-        return Path(target, keys=())
-    if plain != path and not _IN_MODELS.match(plain):
+    if not _IN_MODELS.match(plain):
         path = plain
-    return _known(method, plain)._replace(target=path + mark + query, query_model=named)
+    return _known(method, plain)._replace(target=path + mark + query, query_model=_query_model(query))
 
+
+# A network's clients use a handful of targets; an exotic one costs 10 us again.
+_read_again = lru_cache(maxsize=256)(_read)
 
 _IN_MODELS = re.compile(r"(?:/v1)?/models/")
 
