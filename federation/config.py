@@ -194,6 +194,7 @@ class Settings(BaseSettings):
     target: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     hold_s: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
     open_timeout_s: Annotated[Duration, Field(ge=0.05, le=300)] = 3.0
+    affinity: Literal["on", "off"] = "on"  # of HTTP requests: a conversation goes where its prompt is cached
     path_penalty_s: Annotated[Duration, Field(ge=0, le=60)] = 0.1
     replay: Replay = Replay.OPENED
     replay_buffer_bytes: Annotated[Size, Field(ge=1024, le=64 * 1024**2)] = 65536
@@ -257,7 +258,7 @@ class Settings(BaseSettings):
 # The settings that SIGHUP changes in a running node; the others take a restart.
 RELOADABLE = (
     *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "drain_timeout_s", "health_interval_s", "health_path"),
-    *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check"),
+    *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check", "affinity"),
 )
 
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.

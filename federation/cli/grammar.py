@@ -88,6 +88,7 @@ JOIN_OPTIONS = (
     ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
     ("capacity", "--capacity", "N", "connections that this node's backends take at once; 0: no limit [0]"),
     ("policy", "--policy", "POLICY", "least-loaded, least-requests or random [least-loaded]"),
+    ("affinity", "--affinity", "SWITCH", "on: an HTTP request goes where its conversation is cached; or off [on]"),
     ("target", "--target", "PEER", "send every connection to this peer (id or name)"),
     ("hold_s", "--hold", "SECONDS", "how long a client waits when there is no peer for it [10]"),
     ("open_timeout_s", "--open-timeout", "SECONDS", "how long a peer may take before the next one is tried [3]"),

@@ -15,6 +15,7 @@ MAX_CANDIDATES = 6  # a line each; the rest is counted
 _REASONS = {
     "only": "the only one",
     "capacity": "others are full",
+    "home": "home of this conversation",
     "in_flight": "fewest connections",
     "path": "others are far",
     "last_used": "longest not used",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
 
     from federation.forward.counters import Counters, Flow
+    from federation.forward.http.conversation import Keys
     from federation.forward.route import Route
     from federation.forward.selection import Candidate
     from federation.mesh.models import Catalog
@@ -85,6 +86,7 @@ class Request(Protocol):
 
     flow: Flow
     route: Route
+    keys: Keys  # of its conversation; none on layer 4
     client_name: str
     started_at: float
 

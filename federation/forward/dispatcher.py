@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
+from federation.forward.http.homes import Homes
 from federation.forward.watching import Watching
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ class Place(NamedTuple):
     attempts: Attempts
 
 
+class Replica(NamedTuple):
+    """A node, as the search for a home sees it."""
+
+    peer_id: str
+    load: int
+    weight: float = 1.0
+
+
 class RosterDispatcher:
     """The attempts.Dispatcher of a node."""
 
@@ -88,6 +97,7 @@ class RosterDispatcher:
         self._selector = selector
         self._backends = backends
         self._watching = Watching(roster.own_id, selector, roster.link, rng or random.Random())
+        self._homes = Homes()
         self._retry_is_queued = False
         self.configure(settings)
 
@@ -97,6 +107,7 @@ class RosterDispatcher:
         self.open_timeout_s = settings.open_timeout_s
         self.replay = settings.replay
         self.replay_buffer_bytes = settings.replay_buffer_bytes
+        self.has_affinity = settings.affinity == "on"
 
     def now(self) -> float:
         return self._reactor.now()
@@ -115,13 +126,22 @@ class RosterDispatcher:
             self.own_load_is_news = False
             self._selector.told(self.own_id, self._backends.in_flight)
         distant = self._roster.distant(route)
-        pick = self._selector.pick(seen, now=now, route=route, distant=distant)
+        home = self._home(request, nodes, now) if request.keys.k0 and self.has_affinity else ""
+        if home and len(seen) < len(nodes):
+            seen = [*(node for node in seen if node.peer_id != home), *(node for node in nodes if node.peer_id == home)]
+        pick = self._selector.pick(seen, now=now, route=route, distant=distant, home=home)
         if pick is None and len(seen) < len(nodes):  # those that it looks at are full
             pick = self._selector.pick(nodes, now=now, route=route, distant=distant)
         if pick is None:
             return None
         self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow, again))
         return pick.chosen
+
+    def _home(self, request: Request, nodes: Sequence[Node], now: float) -> str:
+        """The peer that has the beginning of the request's prompt in its cache, and not too much to do."""
+        loads = self._selector.in_flight
+        found = self._homes.choose(request.keys, [Replica(node.peer_id, loads(node.peer_id) or 0) for node in nodes], now)
+        return "" if found is None else found.peer_id
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         return any(node.peer_id not in tried for node in self._roster.eligible(route))

@@ -24,6 +24,7 @@ from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending as Ended
 from federation.forward.http import lists
 from federation.forward.http.asks import Peek
+from federation.forward.http.conversation import NO_KEYS
 from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
 from federation.forward.http.framing import body_of
 from federation.forward.http.head import HeadBuffer, parse_response
@@ -105,7 +106,7 @@ class Exchange:
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over",
         "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts", "client", "client_name",
-        "flow", "is_upgraded", "is_whole", "route", "started_at",
+        "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -114,6 +115,7 @@ class Exchange:
         self.client = client
         self.flow = client.flow
         self.route = client.route
+        self.keys = NO_KEYS
         self.client_name = client.client_name
         self.started_at = reactor.now()
         self.attempts = Attempts(self, dispatcher)
@@ -208,7 +210,7 @@ class Exchange:
         if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
             self._tell_models(request, catalogs)
             return
-        self.route = Route(self.route.service, asked.model)
+        self.route, self.keys = Route(self.route.service, asked.model), asked.keys
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return

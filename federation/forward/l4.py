@@ -16,6 +16,7 @@ import structlog
 
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending, Flow
+from federation.forward.http.conversation import NO_KEYS
 from federation.forward.reject import REJECT_LINGER_S, Rejection
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.web_pages import MAX_HEAD, METHOD_WAIT_S, Heard, Refusal, Request
@@ -76,6 +77,8 @@ class _UpstreamSide:
 
 class L4Client:
     """One client, and the one request that its connection is."""
+
+    keys = NO_KEYS
 
     __slots__ = (
         "_dispatcher",

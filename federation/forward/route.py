@@ -8,4 +8,3 @@ from typing import NamedTuple
 class Route(NamedTuple):
     service: str
     model: str = ""  # "" is any; a layer-4 client names none
-    affinity: bytes = b""  # requests with an equal key are better served by one peer; b"" is none

@@ -2,6 +2,7 @@
 
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
+0. for a request of a conversation: its home, which http/homes.py names only while its load is within a bound;
 1. least in flight, from all entries: what the peer said last, and what this entry has sent there since;
 2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `distant_peers`;
 3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
@@ -61,6 +62,7 @@ class Candidate(NamedTuple):
     tiebreak: int = 0
     capacity: int = 0
     is_distant: bool = False  # its path is slower than the nearest one's by more than the penalty
+    is_away: bool = False  # another one is the home of the request's conversation
 
     @property
     def is_full(self) -> bool:
@@ -82,6 +84,7 @@ class Order:
 
 BY_LOAD = Order(
     ("capacity", "is_full"),
+    ("home", "is_away"),
     ("in_flight", "in_flight"),
     ("path", "is_distant"),
     ("last_used", "last_used"),
@@ -195,11 +198,17 @@ class Selector:
         self._last_round: dict[str, frozenset[str]] = {}  # service -> the candidates of its last pick
 
     def pick(
-        self, nodes: Iterable[Node], *, now: float, route: Route = ANY_ROUTE, distant: Set[str] = frozenset()
+        self,
+        nodes: Iterable[Node],
+        *,
+        now: float,
+        route: Route = ANY_ROUTE,
+        distant: Set[str] = frozenset(),
+        home: str = "",
     ) -> Pick | None:
         """Choose among `nodes` and count the connection there, in one step: no two picks see the same load.
 
-        `distant`: peer ids, of `distant_peers`.
+        `distant`: peer ids, of `distant_peers`. `home`: a peer id, "" where there is none.
 
         The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes, or if all
         are full and have told so themselves.
@@ -213,6 +222,7 @@ class Selector:
                 Candidate(
                     node.peer_id, load.in_flight, load.last_used,
                     node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in distant,
+                    home != "" and node.peer_id != home,
                 )
                 for node, load in offered
             ]

@@ -55,7 +55,6 @@ from federation.net.link.frames import (
     LOAD,
     LOAD_AND_COUNTED,
     LOAD_BYTES,
-    LOAD_BYTES,
     MAX_REASON,
     NUMBER,
     OPEN,
