@@ -54,23 +54,29 @@ def newest_connections(answer: Mapping[str, Any], last: int) -> dict[str, Any]:
 
 def explained(answer: Mapping[str, Any], *, color: bool) -> str:
     """A paragraph a connection: its client, the candidates, the peer chosen and why, and how it ended."""
-    by_id: dict[int, list[Mapping[str, Any]]] = {}
+    by_flow: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for decision in answer["decisions"]:
-        by_id.setdefault(decision["id"], []).append(decision)
-    for row in answer["turned_away"]:
-        by_id.setdefault(row["id"], [])
-    if not by_id:
+        by_flow.setdefault(_flow(decision), []).append(decision)
+    unserved = {_flow(row): row for row in answer["turned_away"]}
+    for flow in unserved:
+        by_flow.setdefault(flow, [])
+    if not by_flow:
         return "no connection yet: nothing to explain"
-    unserved = {row["id"]: row for row in answer["turned_away"]}
-    return "\n\n".join(_story(number, by_id[number], unserved.get(number), color=color) for number in sorted(by_id))
+    return "\n\n".join(_story(flow, by_flow[flow], unserved.get(flow), color=color) for flow in sorted(by_flow))
+
+
+def _flow(row: Mapping[str, Any]) -> tuple[int, int]:
+    """A connection's number, and that of the request on it."""
+    return row["id"], row.get("request", 1)
 
 
 def _story(
-    number: int, decisions: Sequence[Mapping[str, Any]], turned_away: Mapping[str, Any] | None, *, color: bool
+    flow: tuple[int, int], decisions: Sequence[Mapping[str, Any]], turned_away: Mapping[str, Any] | None, *, color: bool
 ) -> str:
     first = decisions[0] if decisions else turned_away
     assert first is not None
-    title = f"#{number}  {_clock(first['at'])}  {plain(first['client'])} asked for {plain(first['service'])}"
+    number = f"#{flow[0]}" if flow[1] == 1 else f"#{flow[0]}.{flow[1]}"
+    title = f"{number}  {_clock(first['at'])}  {plain(first['client'])} asked for {plain(first['service'])}"
     lines = [paint(title, "bold", color)]
     attempt = None
     for decision in decisions:

@@ -104,7 +104,7 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over",
+        "_answer", "_answered_by", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over",
         "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts", "client", "client_name",
         "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
@@ -138,6 +138,7 @@ class Exchange:
         self._tail = b""  # of a stream
         self._received = self._delivered = 0
         self._is_over = False
+        self._answered_by = ""  # this node, where it asks no other
         dispatcher.counters.started(self.route)
 
     @property
@@ -233,6 +234,7 @@ class Exchange:
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: %b\r\n\r\n%b"
             % (len(body), connection, b"" if request.method == "HEAD" else body)
         )
+        self._answered_by = self._dispatcher.own_id
         self._finish(keep_alive=keep_alive)
 
     def client_takes_more(self) -> None:
@@ -437,7 +439,7 @@ class Exchange:
 
     def _end(self, error: str | None, *, result: Result) -> None:
         self._is_over = True
-        peer_id, now = self.attempts.peer_id, self._reactor.now()
+        peer_id, now = self.attempts.peer_id or self._answered_by, self._reactor.now()
         self._reset_upstream(error or "")
         self.attempts.close()
         self._dispatcher.counters.ended(
