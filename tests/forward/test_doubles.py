@@ -7,6 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from federation.forward.counters import Flow
 from tests.support.duplex import Caller, End, FakeChannel, Rig, check_duplex, ending
 from tests.support.entries import Tunnel
 from tests.support.hosts import Reservation
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def a_tunnel() -> AsyncIterator[Rig]:
     caller: Any = Caller()
-    caller._entry = caller._client = SimpleNamespace(client_name="client")
+    caller._entry = caller._client = SimpleNamespace(client_name="client", flow=Flow())
     tunnel = caller.other = Tunnel("peer", "default", caller, caller)
     tunnel.answers()
     caller.heard.clear()
