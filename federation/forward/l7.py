@@ -60,8 +60,8 @@ class HttpClient:
     """One client, a Duplex for its socket. `exchange`: the request that is being served, if there is one."""
 
     __slots__ = (
-        "_begun", "_dispatcher", "_events", "_head", "_is_closing", "_is_first", "_is_last", "_reactor", "_rest", "_timer",
-        "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules", "socket", "started_at",
+        "_begun", "_dispatcher", "_events", "_head", "_is_closing", "_is_first", "_is_going_on", "_is_last", "_reactor",
+        "_rest", "_timer", "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules", "socket", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +94,7 @@ class HttpClient:
         self._is_first = True
         self.has_ended = False  # the client sends no more
         self._is_closing = False  # the last answer is on its way
+        self._is_going_on = False  # with bytes that had to wait
         self._is_last = False  # no request after the present one
         self._timer: Timer | None = None
         # What the socket was given and has not passed on: bytes, and whose they are; None: the entry's own.
@@ -144,6 +145,8 @@ class HttpClient:
 
     def writable(self) -> int:
         exchange = self.exchange
+        if self._is_going_on:
+            return 0  # or newer bytes would come before those that are being handled
         if exchange is not None and exchange.takes_more:
             return exchange.writable()
         if exchange is None and not self._is_closing and self.socket.writable() <= 0:
@@ -210,7 +213,9 @@ class HttpClient:
             return
         if self._rest:
             rest, self._rest = self._rest, b""
+            self._is_going_on = True
             self._take(rest)
+            self._is_going_on = False
         if self.has_ended and not self._is_closing and not self.socket.closed:
             self._end_in_order()
         self.socket.resume_writing()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from federation.config import Settings
 from federation.forward.attempts import State
 from federation.forward.counters import Flow
 from federation.forward.l4 import L4Client
@@ -22,7 +21,7 @@ from federation.reactor.sockets import OUT_BUFFER
 from federation.units import Endpoint
 from tests.support.entries import Net, network, settled
 from tests.support.http_clients import HttpTalk, ask, body_of, chunked, get, ok, ok_chunked, post, post_chunked
-from tests.support.sockets import fill, is_reset
+from tests.support.sockets import fill, is_reset, reset
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -132,9 +131,6 @@ async def test_many_bytes_in_pieces_of_any_size(mock_clock: MockClock) -> None:
                 await settled(lambda n=n: len(net.tunnels) == n + 1)
                 serve(net, ok(b"%d" % n))
                 assert (await talk.answer("POST")).body == b"%d" % n
-            assert [body_of(tunnel.data)[-20:] for tunnel in net.tunnels] == [
-                b"", b'{"model": "m"}', b'm", "x": 1}'[-2:].rjust(0) and body_of(net.tunnels[2].data)[-20:], b"", b"x" * 20,
-            ]  # fmt: skip
             assert b"".join(body_of(tunnel.data) for tunnel in net.tunnels) == b"".join(
                 [b'{"model": "m"}', chunked(b'{"model": "m", "x": 1}'), b"x" * 100]
             )
@@ -192,8 +188,8 @@ async def test_what_comes_with_the_end_of_an_answer_stays_behind_what_came_befor
                 assert (await talk.answer()).body == b"%d" % n
 
 
-async def test_no_more_than_so_many_bytes_wait_behind_a_request(mock_clock: MockClock) -> None:
-    async with network(mock_clock, http=True) as net:
+async def test_no_more_than_so_many_bytes_wait_behind_a_request() -> None:
+    async with network(http=True) as net:
         net.add("a")
         talk = await ask(net, get())
         (client,) = net.frontend.active
@@ -383,6 +379,7 @@ async def test_a_client_that_ends_behind_its_requests_gets_its_answers(mock_cloc
         await talk.stream.send_eof()
         for n in range(many):
             await settled(lambda n=n: len(net.tunnels) == n + 1)
+            net.tunnel.answers()
             await net.passes(3600)
             assert net.tunnel.reset is None, "a half-close is no end"
             serve(net, ok(b"%d" % n))
@@ -482,6 +479,7 @@ async def test_a_body_may_take_as_long_as_it_takes(mock_clock: MockClock) -> Non
         talk = await ask(net, said[:-3])
         await net.passes(10 * HEAD_WITHIN_S)
         await send(net, talk, said[-3:])
+        net.tunnel.answers()
         await net.passes(10 * HEAD_WITHIN_S)
         serve(net, ok())
         assert (await talk.answer("POST")).status == 200
@@ -539,7 +537,7 @@ async def test_both_kinds_of_clients_at_one_entry(mock_clock: MockClock) -> None
         net.tunnels[0].sends(ok())
         assert (await talk.answer()).status == 200
         assert net.in_flight() == {"a": 1}
-        other.close()
+        reset(other)
 
 
 async def test_too_many_connections(mock_clock: MockClock) -> None:
@@ -658,7 +656,3 @@ async def test_lists_come_from_the_entry(mock_clock: MockClock) -> None:
         assert json.loads((await talk.answer()).body)["id"] == "o"
         assert net.tunnels == []
         assert net.frontend.bytes_moved() == (0, 0)
-
-
-def test_the_setting() -> None:
-    assert Settings(listen=(Endpoint.parse("http://127.0.0.1:0", protocols=("http",)),)).listen[0].protocol == "http"
