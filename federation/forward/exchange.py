@@ -347,7 +347,9 @@ class Exchange:
         if answer.status == 101:
             self.is_upgraded = True
             replay = self._replay
-            kept = bytes(replay.pending) + self.client.upgraded()
+            behind = self.client.upgraded()
+            self._received += len(behind)
+            kept = bytes(replay.pending) + behind
             replay.clear()
             replay.add(kept)
             replay.rewind()

@@ -183,7 +183,7 @@ class HttpClient:
             self.exchange.client_takes_more()
         elif self._rest:
             self._go_on()
-        else:
+        elif not self.socket.closed:
             self.socket.resume_writing()
 
     # For the exchange

@@ -470,6 +470,8 @@ async def test_a_head_that_does_not_come(mock_clock: MockClock) -> None:
             answer = await talk.answer()
             assert (answer.status, answer.fields["connection"]) == (408, "close")
             assert await talk.ends() == b""
+            await talk.stream.aclose()
+            await settled(lambda: not net.frontend.active)
 
 
 async def test_a_body_may_take_as_long_as_it_takes(mock_clock: MockClock) -> None:

@@ -20,7 +20,7 @@ from federation.config import Settings
 from federation.errors import PeerUnavailable
 from federation.forward.backends import Backends
 from federation.forward.frontend import Frontend
-from federation.forward.roster import catalogs_of, has_model
+from federation.forward.roster import catalogs_of, has_model, is_unheard_of
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
@@ -205,8 +205,7 @@ class FakeRoster:
         return [catalog for catalog in announced if catalog is not None]
 
     def is_unheard_of(self, route: Route) -> bool:
-        nodes = self.nodes.values()
-        return not self.eligible(route) and not any(has_model(node, route.service, route.model) for node in nodes)
+        return not self.eligible(route) and is_unheard_of(self.nodes.values(), route)
 
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
