@@ -300,7 +300,9 @@ ANSWERS = {
 @pytest.mark.parametrize("how", ["ends", "breaks"])
 @pytest.mark.parametrize("kind", ANSWERS)
 @every_mode
-async def test_a_backend_that_goes_at_every_byte_of_its_answer(mock_clock: MockClock, replay: str, kind: str, how: str) -> None:
+async def test_a_backend_that_goes_at_every_byte_of_its_answer(
+    mock_clock: MockClock, replay: str, kind: str, how: str
+) -> None:
     whole = ANSWERS[kind]
     head = whole.index(b"\r\n\r\n", 30 * (kind == "interim")) + 4
     first = whole.index(b"\r\n\r\n") + 4
@@ -339,7 +341,9 @@ async def test_a_backend_that_goes_at_every_byte_of_its_answer(mock_clock: MockC
             assert all(tunnel.closed for tunnel in net.tunnels)
 
 
-@pytest.mark.parametrize("answer", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/2 200\r\n\r\n"])
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/2 200\r\n\r\n"]
+)
 @every_mode
 async def test_an_answer_that_is_no_http(mock_clock: MockClock, replay: str, answer: bytes) -> None:
     async with network(mock_clock, http=True, replay=replay) as net:
@@ -359,7 +363,14 @@ async def test_an_answer_that_is_no_http(mock_clock: MockClock, replay: str, ans
 
 STREAMS = [
     (CHAT, "", SSE, b'data: {"x": 1}\n\n', b'data: {"error": ', b"\n\n"),
-    (MESSAGES, "anthropic-version: 1", SSE, b'event: x\ndata: {"x": 1}\n\n', b'event: error\ndata: {"type": "error"', b"\n\n"),
+    (
+        MESSAGES,
+        "anthropic-version: 1",
+        SSE,
+        b'event: x\ndata: {"x": 1}\n\n',
+        b'event: error\ndata: {"type": "error"',
+        b"\n\n",
+    ),
     (OLLAMA, "", LINES, b'{"done": false}\n', b'{"error": ', b"\n"),
 ]
 
@@ -736,5 +747,3 @@ async def test_many_clients_that_stop_reading_a_stream() -> None:
         tracemalloc.stop()
         assert current < len(talks) * 200_000
         assert all(client.socket._out_size <= OUT_BUFFER for client in net.frontend.active)
-
-

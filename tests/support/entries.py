@@ -244,9 +244,7 @@ class Net:
     def add(self, *peers: str, tell: bool = True, **fields: Any) -> None:
         """Peers that serve; the first ones are picked first."""
         for n, peer_id in enumerate(peers):
-            self.roster.nodes[peer_id] = record(
-                peer_id, available_vram=(100 - len(self.roster.nodes) - n) << 30, **fields
-            )
+            self.roster.nodes[peer_id] = record(peer_id, available_vram=(100 - len(self.roster.nodes) - n) << 30, **fields)
             self.roster.links[peer_id] = FakeLink(peer_id, self.tunnels)
             self.roster.barred.discard(peer_id)
         if tell:
@@ -269,7 +267,8 @@ class Net:
         client = stream(sock)
         self.clients.append(client)
         if self.is_http:  # nothing is counted before there is a request
-            name = "%s:%d" % sock.getsockname()
+            host, its_port = sock.getsockname()
+            name = f"{host}:{its_port}"
             await settled(lambda: name in [client.client_name for client in self.frontend.active])
         else:
             await settled(lambda: self.frontend.counters.totals.started == total + 1)
