@@ -61,7 +61,8 @@ class HttpClient:
 
     __slots__ = (
         "_begun", "_dispatcher", "_events", "_head", "_is_closing", "_is_first", "_is_going_on", "_is_last", "_reactor",
-        "_rest", "_timer", "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules", "socket", "started_at",
+        "_rest", "_timer", "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules", "socket",
+        "started_at",
     )  # fmt: skip
 
     def __init__(
