@@ -176,7 +176,8 @@ class Walk:
             seen = [tunnel for tunnel in tunnels if tunnel in self.opened]
             if self.replay != "first-byte":
                 assert len(seen) <= 1, "two backends have seen the request"
-            answered = [tunnel for tunnel in tunnels if b"\r\n\r\n" in self.answers.get(tunnel, b"")[: self.said.get(tunnel, 0)]]
+            said = {tunnel: self.answers.get(tunnel, b"")[: self.said.get(tunnel, 0)] for tunnel in tunnels}
+            answered = [tunnel for tunnel in tunnels if b"\r\n\r\n" in said[tunnel]]
             assert len(answered) <= 1, "a second backend was asked after the first had answered"
             head, mark, behind = rest.partition(b"\r\n\r\n")
             if not mark:
