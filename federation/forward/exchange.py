@@ -26,7 +26,7 @@ from federation.forward.http import lists
 from federation.forward.http.asks import Peek
 from federation.forward.http.conversation import NO_KEYS
 from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
-from federation.forward.http.framing import body_of
+from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.head import HeadBuffer, parse_response
 from federation.forward.http.lists import is_list
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
@@ -62,6 +62,7 @@ class Client(Protocol):
     route: Route
     client_name: str
     socket: SocketDuplex
+    has_ended: bool  # it sends no more
 
     def write(self, data: bytes | memoryview, upstream: Joinable | None = None) -> None:
         """Bytes for the client: of that upstream, or the entry's own."""
@@ -104,9 +105,9 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer", "_answered_by", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over",
-        "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts", "client", "client_name",
-        "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
+        "_is_over", "_keep_alive", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream",
+        "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -135,6 +136,7 @@ class Exchange:
         self._answer: ResponseHead | None = None
         self._answer_body: Body | None = None
         self._began_answer = False  # the client has a part of its head
+        self._keep_alive = False  # that head said so
         self._tail = b""  # of a stream
         self._received = self._delivered = 0
         self._is_over = False
@@ -171,11 +173,13 @@ class Exchange:
     def feed(self, data: bytes) -> int:
         """Bytes of the client; how many of them are this request's."""
         if self.is_upgraded:
+            self._received += len(data)
             if self._upstream is not None:
                 self._upstream.send(data)
             return len(data)
+        content: list[memoryview] | None = [] if self._peek is not None else None
         try:
-            used = self._body.feed(data)
+            used = self._body.feed(data, content)
         except HttpInvalid as error:
             self._refuse(400, error.detail)
             return len(data)
@@ -185,7 +189,7 @@ class Exchange:
         if self._peek is not None:
             if chunk:
                 self._replay.add(chunk)
-            self._look(chunk)
+            self._look(b"".join(content or ()) if self._request.framing.kind is Kind.CHUNKED else chunk)
         elif chunk:
             if self.attempts.state not in FINAL:
                 self._replay.add(chunk)
@@ -244,9 +248,8 @@ class Exchange:
 
     def client_ended(self) -> bool:
         """The client sends no more. Whether the request goes on."""
-        if self.is_upgraded and self._upstream is not None:
+        if self.is_upgraded and self._upstream is not None and not self._replay.pending:
             self._upstream.send_eof()
-            return True
         return self.is_whole
 
     # Request, for the attempts
@@ -273,6 +276,8 @@ class Exchange:
             return
         if is_final and self.attempts.state is State.COMMITTED:
             self.attempts.to(State.STREAMING)
+        if self.is_upgraded and self.client.has_ended:
+            self._upstream.send_eof()
         self.client.socket.resume_writing()
 
     def disconnected(self, reason: str) -> None:
@@ -289,6 +294,7 @@ class Exchange:
     def broken(self, reason: str) -> None:
         """Tell the client, as far as its answer still can."""
         self._reset_upstream(reason)
+        self._dispatcher.broke_off(self.route, self.attempts.peer_id)
         answer, body = self._answer, self._answer_body
         if not self._began_answer:
             self._refuse(502, f"the node that took the request lost its backend: {reason}")
@@ -296,7 +302,8 @@ class Exchange:
         ending = None
         if answer is not None and body is not None:
             content = stream_error(self._dialect, answer, self._tail)
-            ending = None if content is None else body.ending(content)
+            if content is not None:
+                ending = content if is_unchunked(answer, self._request) else body.ending(content)
         if ending is None:
             self.client.socket.abort(reason)
             return
@@ -337,15 +344,20 @@ class Exchange:
             return
         keep_alive = may_keep_alive(answer, request) and self.is_whole and not is_interim
         if not is_interim:
-            self._began_answer = True
+            self._began_answer, self._keep_alive = True, keep_alive
             self._answer = answer
             self._answer_body = body_of(answer.framing)
         self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
         if answer.status == 101:
             self.is_upgraded = True
-            if (behind := self.client.upgraded()) and self._upstream is not None:
-                self._upstream.send(behind)
-            self.client.socket.resume_writing()
+            replay = self._replay
+            behind = self.client.upgraded()
+            self._received += len(behind)
+            kept = bytes(replay.pending) + behind
+            replay.clear()
+            replay.add(kept)
+            replay.rewind()
+            self.flush_replay()
         elif not is_interim and self._answer_body is not None and self._answer_body.is_over:
             self._finish(keep_alive=keep_alive)
 
@@ -369,7 +381,7 @@ class Exchange:
         else:
             self._pass_on(view[:used], upstream)
         if body.is_over and not self._is_over:
-            self._finish(keep_alive=may_keep_alive(answer, self._request) and self.is_whole)
+            self._finish(keep_alive=self._keep_alive)
         return used
 
     def _pass_on(self, data: memoryview, upstream: Joinable | None) -> None:
@@ -384,7 +396,7 @@ class Exchange:
         elif self._answer_body is None:
             self._fail("the backend closed the connection without an answer")
         elif self._answer_body.eof():
-            self._finish(keep_alive=False)
+            self._finish(keep_alive=False, has_ended=True)
         else:
             self._fail("the backend closed the connection in the middle of its answer")
 
@@ -405,14 +417,22 @@ class Exchange:
 
     def client_gone(self, error: str | None) -> None:
         """The client's connection is closed: whatever is under way for it ends at once."""
-        if not self._is_over:
-            self._end(error or "the client went away", result="turned_away" if self._has_no_peer else "error")
+        if self._is_over:
+            return
+        if self.is_upgraded and error is None and not self._replay.pending:
+            self._upstream = None  # both directions have ended; a reset would overtake the client's last bytes and EOF
+            self._end(None, result="ok")
+            return
+        self._end(error or "the client went away", result="turned_away" if self._has_no_peer else "error")
 
     def _refuse(
         self, status: int, why: str, *, retry_after_s: int | None = None, code: str | None = None, param: str | None = None
     ) -> None:
         """An answer of the entry's own. The connection ends with it, unless the whole request was read."""
         if self._is_over:
+            return
+        if self._began_answer:
+            self.client.socket.abort(why)  # it would read the refusal as a part of the answer
             return
         is_head = self._request.method == "HEAD"
         keep_alive = self.is_whole and self._request.keep_alive and status == HTTPStatus.NOT_FOUND
@@ -424,13 +444,17 @@ class Exchange:
         )  # fmt: skip
         self._finish(keep_alive=keep_alive, error=why)
 
-    def _finish(self, *, keep_alive: bool, error: str | None = None) -> None:
+    def _finish(self, *, keep_alive: bool, error: str | None = None, has_ended: bool = False) -> None:
+        """`has_ended`: the upstream sends no more."""
         if self._is_over:
             return
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
-            if self.is_whole:
-                Behind(self._reactor, upstream)
+            if self.is_whole and not self._replay.pending:
+                if has_ended:
+                    upstream.send_eof()
+                else:
+                    Behind(self._reactor, upstream)
             else:
                 upstream.abort("the answer came before the request's end")
         result: Result = "ok" if error is None else "turned_away" if self.attempts.state is State.REJECTED else "error"

@@ -210,7 +210,7 @@ class Frontend:
         self.active.add(taken)
         taken.begin()
         if not taken.socket.closed:
-            taken.send(seen)
+            taken.socket.other.send(seen)
 
     def rejected(self, client: L4Client | HttpClient) -> None:
         self.rejected_clients.add(client)

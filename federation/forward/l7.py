@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+
 from federation.errors import HttpInvalid
 from federation.forward.attempts import State
-from federation.forward.counters import Flow
-from federation.forward.exchange import Exchange
+from federation.forward.counters import Ending, Flow
+from federation.forward.exchange import RETRY_AFTER_S, Exchange
 from federation.forward.http.dialects import dialect_of, error_answer
 from federation.forward.http.head import HeadBuffer, Opening, opening, parse_request
 from federation.forward.web_pages import Refusal
@@ -36,9 +38,11 @@ if TYPE_CHECKING:
     from federation.reactor.duplex import Joinable
     from federation.reactor.loop import Reactor, Timer
 
+log = structlog.get_logger(__name__)
+
 PIPELINED = 64 * 1024  # bytes behind a request that wait for its answer
 HEAD_WITHIN_S = 30.0  # from its first byte on
-LINGER_S = 2.0  # for a client to read the last answer before the connection is reset
+LINGER_S = 2.0  # for a client to close its connection behind the last answer
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -56,8 +60,9 @@ class HttpClient:
     """One client, a Duplex for its socket. `exchange`: the request that is being served, if there is one."""
 
     __slots__ = (
-        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_closing", "_is_first", "_is_last", "_reactor", "_rest",
-        "_timer", "_written", "client_name", "exchange", "flow", "route", "rules", "socket", "started_at",
+        "_begun", "_dispatcher", "_events", "_head", "_is_closing", "_is_first", "_is_going_on", "_is_last", "_reactor",
+        "_rest", "_timer", "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules", "socket",
+        "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -88,8 +93,9 @@ class HttpClient:
         self._rest = b""  # came behind the present request
         self._begun = b""  # of the connection, until its protocol is known
         self._is_first = True
-        self._eof = False  # the client has finished
+        self.has_ended = False  # the client sends no more
         self._is_closing = False  # the last answer is on its way
+        self._is_going_on = False  # with bytes that had to wait
         self._is_last = False  # no request after the present one
         self._timer: Timer | None = None
         # What the socket was given and has not passed on: bytes, and whose they are; None: the entry's own.
@@ -120,8 +126,13 @@ class HttpClient:
         """Nothing is picked before there is a request."""
 
     def reject(self, why: str) -> None:
-        self._answer_error(503, why, "/", retry_after_s=5)
+        counters, now = self._dispatcher.counters, self._reactor.now()
+        counters.started(self.route)
+        counters.totals.failed += 1
+        log.warning("client turned away", service=self.route.service, why=why)
         self._events.rejected(self)
+        counters.ended(Ending(self.flow, self.route, self.client_name, "", 0, now, 0.0, 0, 0, why), "turned_away")
+        self._answer_error(503, why, "/", retry_after_s=RETRY_AFTER_S)
 
     def peer_suspect(self) -> None:
         if self.exchange is not None:
@@ -134,8 +145,13 @@ class HttpClient:
     # Duplex, for the client's socket
 
     def writable(self) -> int:
-        if self.exchange is not None and self.exchange.takes_more:
-            return self.exchange.writable()
+        exchange = self.exchange
+        if self._is_going_on:
+            return 0  # or newer bytes would come before those that are being handled
+        if exchange is not None and exchange.takes_more:
+            return exchange.writable()
+        if exchange is None and not self._is_closing and self.socket.writable() <= 0:
+            return 0  # a client that does not read its answers asks for no more of them; `resume_writing` goes on
         return PIPELINED - len(self._rest)
 
     def send(self, data: bytes | memoryview) -> None:
@@ -143,12 +159,9 @@ class HttpClient:
             self._take(bytes(data))
 
     def send_eof(self) -> None:
-        self._eof = True
-        if self.exchange is not None:
-            if not self.exchange.client_ended():
-                self.end("the client ended in the middle of a request")
-        elif not self._is_closing:
-            self.socket.send_eof()
+        self.has_ended = True
+        if not self._is_closing:
+            self._end_in_order()
 
     def abort(self, reason: str) -> None:
         """The client broke off: `_closed` has been called and cleans up."""
@@ -169,6 +182,10 @@ class HttpClient:
     def resume_writing(self) -> None:
         if self.exchange is not None:
             self.exchange.client_takes_more()
+        elif self._rest:
+            self._go_on()
+        elif not self.socket.closed:
+            self.socket.resume_writing()
 
     # For the exchange
 
@@ -182,14 +199,35 @@ class HttpClient:
         self.exchange = None
         if self.socket.closed:
             return
-        if not keep_alive or self._is_last or (self._eof and not self._rest):
+        if not keep_alive or self._is_last:
             self._close_soon()
             return
         self._head = HeadBuffer()
-        rest, self._rest = self._rest, b""
-        if rest:
-            self._reactor.flush_soon(lambda: self._take(rest))  # not deeper and deeper, with many that are pipelined
+        if self._rest or self.has_ended:
+            self._reactor.flush_soon(self._go_on)  # not deeper and deeper, with many that are pipelined
+        else:
+            self.socket.resume_writing()
+
+    def _go_on(self) -> None:
+        """The next request, if it is here and the client reads its answers."""
+        if self.exchange is not None or self._is_closing or self.socket.closed or self.socket.writable() <= 0:
+            return
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._is_going_on = True
+            self._take(rest)
+            self._is_going_on = False
+        if self.has_ended and not self._is_closing and not self.socket.closed:
+            self._end_in_order()
         self.socket.resume_writing()
+
+    def _end_in_order(self) -> None:
+        """The client sends no more: answer what it has asked for."""
+        if self.exchange is not None:
+            if not self.exchange.client_ended():
+                self.end("the client ended in the middle of a request")
+        elif not self._rest:
+            self.socket.send_eof()
 
     def upgraded(self) -> bytes:
         """A 101 went to the client. Returns what it has sent behind its request: bytes of the other protocol."""
@@ -258,10 +296,11 @@ class HttpClient:
         if head.expects_continue and not exchange.is_whole:
             self.write(CONTINUE)
         used = exchange.feed(behind)  # nothing, too: it may be whole
-        if self.exchange is exchange:
-            self._rest += behind[used:]
-        elif not self._is_closing and behind[used:]:
-            self._take(behind[used:])
+        if self._is_closing or self.socket.closed:
+            return
+        self._rest += behind[used:]
+        if self.exchange is None and self._rest:
+            self._reactor.flush_soon(self._go_on)
 
     def _wait_for_head(self) -> None:
         if self._timer is None:
@@ -287,8 +326,14 @@ class HttpClient:
         self._stop_timer()
         self.socket.send_eof()
         if not self.socket.closed:
-            self._timer = self._reactor.call_later(LINGER_S, lambda: self.socket.abort("it did not close its connection"))
+            self._timer = self._reactor.call_later(LINGER_S, self._leave)
             self.socket.resume_writing()
+
+    def _leave(self) -> None:
+        """Close, unless a slow reader has not had all of the answer yet."""
+        self.socket.leave()
+        if not self.socket.closed:
+            self._timer = self._reactor.call_later(LINGER_S, self._leave)
 
     def _closed(self, client: SocketDuplex) -> None:
         self._stop_timer()

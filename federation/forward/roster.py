@@ -17,7 +17,7 @@ from federation.mesh.models import is_called, unpack
 from federation.units import is_peer_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
 
     from federation.mesh.ledger import Ledger
@@ -83,11 +83,11 @@ class Roster:
         return [catalog for catalog in announced if catalog is not None]
 
     def is_unheard_of(self, route: Route) -> bool:
-        """Whether no node of the network has the model, online or not, as far as any of them can tell."""
+        """Whether all nodes with that service tell which models they have, online or not, and none has this one."""
         if self.eligible(route):
             return False
-        records = (*self._ledger.records(), self._own())
-        return not any(has_model(record, route.service, route.model) for record in records)
+        records = [record for record in self._ledger.records() if record.peer_id != self.own_id and not record.left]
+        return is_unheard_of((*records, self._own()), route)
 
     def _having(self, nodes: list[NodeData], service: str, model: str) -> list[NodeData]:
         having = [node for node in nodes if has_model(node, service, model)]
@@ -171,6 +171,16 @@ def has_model(node: NodeData, service: str, model: str) -> bool:
     """Whether the node announces it for that service."""
     catalog = catalogs_of(node.models).get(service)
     return catalog is not None and any(is_called(known.name, model, catalog.kind) for known in catalog.models)
+
+
+def is_unheard_of(records: Iterable[NodeData], route: Route) -> bool:
+    """Whether all of them that have the service tell which models they have, and none has this one. Where a backend does
+    not tell, as one that has not been checked yet, or none is known at all, the model may turn up."""
+    telling = [record for record in records if route.service in record.services]
+    listed = [catalogs_of(record.models).get(route.service) for record in telling]
+    if not listed or not all(catalog is not None and catalog.is_whole for catalog in listed):
+        return False
+    return not any(has_model(record, route.service, route.model) for record in telling)
 
 
 def _noop() -> None:

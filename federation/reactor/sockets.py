@@ -109,6 +109,12 @@ class SocketDuplex:
             self.was_aborted = True
             self._reset()
 
+    def leave(self) -> None:
+        """Close behind the EOF, without waiting for the other side's; the kernel passes on what it has. Nothing happens
+        while bytes wait here."""
+        if self._eof_sent:
+            self._close()
+
     def acknowledge(self, n: int) -> None:
         """Reads are paced by `other.writable()`."""
 

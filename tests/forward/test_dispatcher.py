@@ -60,6 +60,12 @@ class World:
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
 
+    def catalogs(self, _service: str) -> list[Any]:
+        return []
+
+    def is_unheard_of(self, _route: Route) -> bool:
+        return False
+
     def link(self, peer_id: str) -> Any:
         return self.links.get(peer_id)
 

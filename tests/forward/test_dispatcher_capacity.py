@@ -196,6 +196,12 @@ class Entry:
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
 
+    def catalogs(self, _service: str) -> list[Any]:
+        return []
+
+    def is_unheard_of(self, _route: Route) -> bool:
+        return False
+
     def penalize(self, peer_id: str, seconds: float) -> None:
         self.penalties.append(peer_id)
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from federation.forward.counters import Flow
+from tests.support.client_duplexes import ClientSocket
 from tests.support.duplex import Caller, End, FakeChannel, Rig, check_duplex, ending
 from tests.support.entries import Tunnel
 from tests.support.hosts import Reservation
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 @asynccontextmanager
 async def a_tunnel() -> AsyncIterator[Rig]:
     caller: Any = Caller()
-    caller._entry = caller._client = SimpleNamespace(client_name="client")
+    caller._entry = caller._client = SimpleNamespace(client_name="client", flow=Flow())
     tunnel = caller.other = Tunnel("peer", "default", caller, caller)
     tunnel.answers()
     caller.heard.clear()
@@ -30,7 +33,7 @@ async def a_tunnel() -> AsyncIterator[Rig]:
 
 
 @asynccontextmanager
-async def an_end(kind: type[End]) -> AsyncIterator[Rig]:
+async def an_end(kind: Callable[..., End]) -> AsyncIterator[Rig]:
     """What it hears stays with it; the test speaks for it."""
     caller = Caller()
     end = caller.other = kind(other=caller)
@@ -48,6 +51,12 @@ async def an_end(kind: type[End]) -> AsyncIterator[Rig]:
         break_off=lambda: caller.abort("broken"), stop=lambda: setattr(end, "credit", False), go=go,
         has_room=False, asks=False,
     )  # fmt: skip
+
+
+def a_client_socket(other: Caller) -> ClientSocket:
+    end = ClientSocket(None, socket.socket(), lambda _: None)
+    end.other = other
+    return end
 
 
 @asynccontextmanager
@@ -74,3 +83,7 @@ async def test_the_channel_of_exits() -> None:
 
 async def test_a_place_at_a_relay() -> None:
     await check_duplex(Reservation, a_reservation)
+
+
+async def test_a_clients_socket() -> None:
+    await check_duplex(ClientSocket, partial(an_end, a_client_socket))

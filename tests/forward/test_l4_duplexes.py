@@ -12,13 +12,12 @@ import pytest
 from federation.forward import l4
 from federation.forward.attempts import State
 from federation.forward.l4 import L4Client, _UpstreamSide
+from tests.support.client_duplexes import CallersLink, ClientSocket
 from tests.support.duplex import Caller, Rig, TcpSide, check_duplex
-from tests.support.entries import FakeLink, network, settled
+from tests.support.entries import network, settled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from federation.forward.attempts import Attempts
+    from collections.abc import AsyncIterator
 
 # What follows is its body: the client stays between its socket and the upstream as long as that lasts.
 BROWSER = b"POST / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: Mozilla/5.0\r\nContent-Length: 1000000000\r\n\r\n"
@@ -28,32 +27,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "first-byte": {"replay": "first-byte"},
     "browser": {},
 }
-
-
-class ClientSocket(Caller):
-    """In the place of a client's SocketDuplex."""
-
-    def __init__(self, _reactor: Any, sock: socket.socket, on_close: Callable[[Any], None]) -> None:
-        super().__init__()
-        self.sock = sock
-        self.error: str | None = None
-        self.was_aborted = self.closed = False
-        self.received = self.delivered = 0
-        self._on_close = on_close
-
-    def start(self) -> None: ...
-
-    def abort(self, reason: str) -> None:
-        super().abort(reason)
-        self.was_aborted = True
-        self.close(reason)
-
-    def close(self, error: str) -> None:
-        if not self.closed:
-            self.closed = True
-            self.error = error or None
-            self.sock.close()
-            self._on_close(self)
 
 
 @asynccontextmanager
@@ -99,19 +72,6 @@ async def a_client(kind: str) -> AsyncIterator[Rig]:
                 move=move, close=caller.close, acknowledges=False, asks=False,
             )  # fmt: skip
             net.frontend.abort_all("the test is over")
-
-
-class CallersLink(FakeLink):
-    """Its tunnel is the caller."""
-
-    def __init__(self, caller: Caller) -> None:
-        super().__init__("peer", [])
-        self.caller = caller
-        self.attempts: Attempts | None = None
-
-    def open_request(self, service: str, opener: Any, other: Any, believed: int) -> Any:
-        self.attempts, self.caller.other = opener, other
-        return self.caller
 
 
 @asynccontextmanager

@@ -10,9 +10,10 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation.forward.roster import REFRESH_S, Roster
+from federation.forward.roster import MAX_LISTS, REFRESH_S, Roster, catalogs_of
 from federation.forward.route import Route
 from federation.mesh.ledger import Ledger
+from federation.mesh.models import Model, catalog, pack
 from federation.mesh.records import NODE_ONLINE_WINDOW, NodeData
 from tests.support.entries import settled
 from tests.support.sockets import CountingReactor, running
@@ -298,3 +299,118 @@ async def test_far_is_said_of_those_who_are_eligible(autojump_clock: trio.testin
     roster.changed()
     ids(roster)
     assert roster.distant(Route("default")) == {"far", "round"}
+
+
+# Models
+
+
+def models(*names: str, kind: str = "vllm", service: str = "default", total: int = 0) -> bytes:
+    return pack({service: catalog(kind, [Model(name) for name in names], total=total)})
+
+
+def having(roster: Roster, model: str, service: str = "default") -> list[str]:
+    return [node.peer_id for node in roster.eligible(Route(service, model))]
+
+
+async def test_a_model_is_asked_of_those_who_announce_it(mock_clock: MockClock) -> None:
+    world = World(services=UP, models=models("m", "n"))
+    world.hear("a", models=models("m"))
+    world.hear("b", models=models("n"))
+    world.hear("old")
+    roster = world.roster()
+    assert having(roster, "m") == ["own", "a"]
+    assert having(roster, "n") == ["own", "b"]
+    assert having(roster, "") == ids(roster) == ["own", "a", "b", "old"]
+
+
+async def test_a_model_that_nobody_announces_is_asked_of_those_who_do_not_tell_all(mock_clock: MockClock) -> None:
+    world = World(services=UP, models=models("m"))
+    world.hear("old")
+    world.hear("many", models=models("x", total=1000))
+    world.hear("whole", models=models("x"))
+    world.hear("other", models=models("zz", service="other"))
+    assert having(world.roster(), "zz") == ["old", "many", "other"]
+
+
+async def test_ollama_has_its_own_names(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", models=models("llama3:latest", kind="ollama"))
+    world.hear("b", models=models("llama3:latest", kind="vllm"))
+    roster = world.roster()
+    assert having(roster, "LLama3") == ["a"]
+    assert having(roster, "llama3:latest") == ["a", "b"]
+
+
+async def test_models_of_another_service_do_not_count(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", services={"default": True, "tts": True}, models=models("m", service="tts"))
+    world.hear("b", models=models("m"))
+    roster = world.roster()
+    assert having(roster, "m") == ["b"]
+    assert having(roster, "m", "tts") == ["a"]
+    assert roster.catalogs("tts") == [catalog("vllm", [Model("m")])]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"suspect": True}, {"linked": False}, {"draining": True}, {"services": {"default": False}}]
+)
+async def test_who_cannot_serve_is_not_asked_though_it_has_the_model(mock_clock: MockClock, fields: dict[str, Any]) -> None:
+    world = World()
+    world.hear("a", models=models("m"), **fields)
+    world.hear("b", models=models("other"))
+    roster = world.roster()
+    assert having(roster, "m") == []
+    assert not roster.is_unheard_of(Route("default", "m")), "it may come back"
+    assert roster.is_unheard_of(Route("default", "typo"))
+    assert [listed.models[0].name for listed in roster.catalogs("default")] == ["other"]
+
+
+async def test_a_model_may_turn_up_where_somebody_does_not_tell(mock_clock: MockClock) -> None:
+    """404 is for a model that nobody has; official clients do not try that again."""
+    world = World()
+    route = Route("default", "m")
+    assert not world.roster().is_unheard_of(route), "no node is known yet"
+    world.hear("a", models=models("other"))
+    roster = world.roster()
+    assert roster.is_unheard_of(route)
+    world.hear("unchecked", services={"default": False})
+    roster.changed()
+    assert not roster.is_unheard_of(route)
+    world.hear("unchecked", services={"default": False}, models=models("m", total=3), seq=1)
+    roster.changed()
+    assert not roster.is_unheard_of(route)
+    world.hear("unchecked", left=True, seq=2)
+    roster.changed()
+    assert roster.is_unheard_of(route)
+
+
+async def test_news_of_models_are_heard(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", models=models("m"))
+    roster = world.roster()
+    assert having(roster, "m") == ["a"]
+    world.hear("a", models=models("n"), seq=1)
+    roster.changed()
+    assert (having(roster, "m"), having(roster, "n")) == ([], ["a"])
+    roster.penalize("a", 1.0)
+    assert having(roster, "n") == []
+
+
+async def test_asking_for_models_without_end_takes_no_memory_without_end(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", models=models("m"))
+    roster = world.roster()
+    for n in range(3 * MAX_LISTS):
+        roster.eligible(Route("default", f"no-{n}"))
+    assert len(roster._lists) <= MAX_LISTS + 2
+    assert having(roster, "m") == ["a"]
+
+
+async def test_what_cannot_be_read_has_no_models(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", models=b"\xff\xff")
+    world.hear("b", models=models("m"))
+    roster = world.roster()
+    assert having(roster, "m") == ["b"]
+    assert having(roster, "n") == ["a"]
+    assert catalogs_of(b"\xff\xff") == {}

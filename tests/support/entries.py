@@ -20,6 +20,7 @@ from federation.config import Settings
 from federation.errors import PeerUnavailable
 from federation.forward.backends import Backends
 from federation.forward.frontend import Frontend
+from federation.forward.roster import catalogs_of, has_model, is_unheard_of
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
@@ -32,6 +33,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from federation.mesh.models import Catalog
     from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
 
@@ -56,10 +58,12 @@ class Tunnel:
         self.service = service
         self.opener: RequestObserver | None = opener
         self.other = other
-        self.client_name = other._client.client_name  # type: ignore[attr-defined]
+        asker = getattr(other, "_client", None) or other._exchange  # type: ignore[attr-defined]  # layer 4, or a request
+        self.client_name, self.flow = asker.client_name, asker.flow
         self.data = b""  # sent by the entry
         self.credit = INITIAL_WINDOW
         self.taken_bytes = 0
+        self.said_bytes = 0
         self.waiting = False
         self.eof = False  # the entry's
         self.ended = False  # ours
@@ -94,6 +98,7 @@ class Tunnel:
 
     def acknowledge(self, n: int) -> None:
         self.taken_bytes += n
+        assert self.closed or self.taken_bytes <= self.said_bytes, "more was acknowledged than delivered"
 
     def resume_writing(self) -> None: ...
 
@@ -120,6 +125,7 @@ class Tunnel:
 
     def sends(self, data: bytes) -> None:
         if not self.closed and not self.ended and self.opener is None:
+            self.said_bytes += len(data)
             view = memoryview(bytearray(data))  # valid during the call only
             self.other.send(view)
             view.release()
@@ -188,7 +194,18 @@ class FakeRoster:
     def eligible(self, route: Route) -> list[NodeData]:
         own = record(OWN, services=self._services())
         nodes = [own, *self.nodes.values()]
-        return [node for node in nodes if node.offers(route.service) and node.peer_id not in self.barred]
+        nodes = [node for node in nodes if node.offers(route.service) and node.peer_id not in self.barred]
+        if not route.model:
+            return nodes
+        having = [node for node in nodes if has_model(node, route.service, route.model)]
+        return having or [node for node in nodes if not node.models]
+
+    def catalogs(self, service: str) -> list[Catalog]:
+        announced = [catalogs_of(node.models).get(service) for node in self.eligible(Route(service))]
+        return [catalog for catalog in announced if catalog is not None]
+
+    def is_unheard_of(self, route: Route) -> bool:
+        return not self.eligible(route) and is_unheard_of(self.nodes.values(), route)
 
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
@@ -220,13 +237,14 @@ class Net:
     port: int
     backend: Listener | None
     metrics: Metrics
+    is_http: bool = False
     tunnels: list[Tunnel] = field(default_factory=list)
     clients: list[trio.SocketStream] = field(default_factory=list)
 
-    def add(self, *peers: str, tell: bool = True) -> None:
+    def add(self, *peers: str, tell: bool = True, **fields: Any) -> None:
         """Peers that serve; the first ones are picked first."""
         for n, peer_id in enumerate(peers):
-            self.roster.nodes[peer_id] = record(peer_id, available_vram=(100 - len(self.roster.nodes) - n) << 30)
+            self.roster.nodes[peer_id] = record(peer_id, available_vram=(100 - len(self.roster.nodes) - n) << 30, **fields)
             self.roster.links[peer_id] = FakeLink(peer_id, self.tunnels)
             self.roster.barred.discard(peer_id)
         if tell:
@@ -248,7 +266,12 @@ class Net:
         sock.connect(("127.0.0.1", port or self.port))
         client = stream(sock)
         self.clients.append(client)
-        await settled(lambda: self.frontend.counters.totals.started == total + 1)
+        if self.is_http:  # nothing is counted before there is a request
+            host, its_port = sock.getsockname()
+            name = f"{host}:{its_port}"
+            await settled(lambda: name in [client.client_name for client in self.frontend.active])
+        else:
+            await settled(lambda: self.frontend.counters.totals.started == total + 1)
         if sends:
             received = self.received()
             await client.send_all(sends)
@@ -295,7 +318,7 @@ class Net:
 
 @asynccontextmanager
 async def network(
-    clock: trio.testing.MockClock | None = None, *, own_backend: bool = False, **settings: Any
+    clock: trio.testing.MockClock | None = None, *, own_backend: bool = False, http: bool = False, **settings: Any
 ) -> AsyncIterator[Net]:
     """When the block ends all clients leave, and nothing may be left of them."""
     backend = Listener() if own_backend else None
@@ -313,8 +336,8 @@ async def network(
         backends=backends,
         metrics=metrics,
     )
-    _, port = frontend.listen(Endpoint.parse("127.0.0.1:0"))
-    net = Net(clock, reactor, frontend, roster, selector, backends, port, backend, metrics)
+    _, port = frontend.listen(Endpoint.parse("http://127.0.0.1:0" if http else "127.0.0.1:0", protocols=("http",)))
+    net = Net(clock, reactor, frontend, roster, selector, backends, port, backend, metrics, http)
     try:
         async with running(reactor), in_real_time(20.0):
             yield net
@@ -351,6 +374,10 @@ async def everybody_leaves(net: Net) -> None:
         if client.socket.fileno() >= 0:
             reset(client)
     await settled(lambda: not frontend.active)
+    if net.is_http:
+        for tunnel in net.tunnels:
+            if tunnel.eof:
+                tunnel.ends()  # a backend closes behind its answer
     assert net.in_flight() == {}, "a peer's counter was not given back"
     assert frontend.idle.is_set()
     assert not frontend.dispatcher.waiting

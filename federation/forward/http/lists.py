@@ -14,6 +14,8 @@ import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from federation.mesh.models import is_called
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -32,6 +34,7 @@ def is_list(method: str, target: str) -> bool:
 
 def answer(target: str, catalogs: Iterable[Catalog], *, is_anthropic: bool = False) -> Any | None:
     """What JSON says of it; None for one model that no node announces. Only where `is_list`."""
+    catalogs = tuple(catalogs)
     models = merged(catalogs)
     path = _path(target)
     if path == _TAGS:
@@ -46,7 +49,8 @@ def answer(target: str, catalogs: Iterable[Catalog], *, is_anthropic: bool = Fal
         ends = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"]} if rows else {"first_id": None, "last_id": None}
         return {"data": rows, "has_more": False, **ends}
     name = unquote(path[len(_MODELS) + 1 :])
-    return next((row(model) for model in models if model.name == name), None)
+    called = {known.name for catalog in catalogs for known in catalog.models if is_called(known.name, name, catalog.kind)}
+    return next((row(model) for model in models if model.name in called), None)
 
 
 def encoded(said: Any) -> bytes:

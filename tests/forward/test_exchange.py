@@ -1,0 +1,749 @@
+"""One request and its answer, at every point where something may happen. Peers are the test's own, clients real sockets.
+
+Each `network` block ends with everybody leaving, and checks that no counter, tunnel, timer or descriptor is left.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import select
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, State
+from federation.forward.counters import Flow
+from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
+from federation.forward.exchange import BEHIND_S
+from federation.mesh.models import Model, catalog, pack
+from federation.reactor.sockets import OUT_BUFFER
+from tests.support.entries import OWN, Net, Tunnel, network, settled
+from tests.support.http_clients import HttpTalk, ask, body_of, get, ok, ok_chunked, post, post_chunked
+from tests.support.sockets import is_reset, reset, small_buffers
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+MODES = ["opened", "first-byte", "never"]
+every_mode = pytest.mark.parametrize("replay", MODES)
+BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
+REQUEST = post(BODY)
+CHAT, MESSAGES, OLLAMA, PLAIN = "/v1/chat/completions", "/v1/messages", "/api/chat", "/x"
+SSE, LINES = "Content-Type: text/event-stream", "Content-Type: application/x-ndjson"
+
+
+async def send(net: Net, talk: HttpTalk, data: bytes) -> None:
+    received = net.received()
+    await talk.stream.send_all(data)
+    await settled(lambda: net.received() == received + len(data))
+
+
+def serve(tunnel: Tunnel, answer: bytes) -> None:
+    tunnel.answers()
+    tunnel.sends(answer)
+    tunnel.ends()
+
+
+def by_anthropic(request: bytes) -> bytes:
+    return request.replace(b"\r\n", b"\r\nanthropic-version: 2023-06-01\r\n", 1)
+
+
+# What reaches a backend
+
+
+@every_mode
+async def test_request_and_answer(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        assert net.tunnel.data.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+        assert b"X-Forwarded-For: 127.0.0.1\r\n" in net.tunnel.data
+        assert body_of(net.tunnel.data) == BODY
+        net.tunnel.answers()
+        (client,) = net.frontend.active
+        assert client.state is (State.OPENED if replay == "first-byte" else State.STREAMING)
+        net.tunnel.sends(ok(b"answer"))
+        assert (await talk.answer()).body == b"answer"
+        assert client.state is State.IDLE
+        assert net.tunnel.eof
+        assert net.tunnel.taken_bytes == net.tunnel.said_bytes
+        assert net.finished("ok") == 1
+
+
+@every_mode
+async def test_own_backend(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, http=True, own_backend=True, replay=replay) as net:
+        net.own_backend_is_up()
+        talk = await ask(net, REQUEST)
+        server = await net.server()
+        heard = b""
+        while not heard.endswith(BODY):
+            heard += await server.receive_some()
+        assert net.in_flight() == {OWN: 1}
+        await server.send_all(ok_chunked(b"our own answer"))
+        assert (await talk.answer()).body == b"our own answer"
+        assert net.in_flight() == {}
+        assert await server.receive_some() == b""
+        await server.aclose()
+        await settled(lambda: net.backends.in_flight == 0)
+        assert net.tunnels == []
+
+
+async def test_a_backend_that_does_not_close_is_left(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        net.tunnel.sends(ok())
+        assert (await talk.answer()).status == 200
+        assert net.tunnel.eof
+        assert net.tunnel.reset is None
+        await net.passes(BEHIND_S + 0.1)
+        assert net.tunnel.reset is not None
+        assert net.finished("ok") == 1
+
+
+async def test_bytes_behind_an_answer_are_nobodys(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST + get("/2"))
+        first = net.tunnel
+        first.answers()
+        first.sends(ok(b"one") + ok(b"poison"))
+        assert (await talk.answer()).body == b"one"
+        await settled(lambda: len(net.tunnels) == 2)
+        first.sends(ok(b"poison"))
+        assert first.reset is not None
+        serve(net.tunnel, ok(b"two"))
+        assert (await talk.answer()).body == b"two"
+
+
+@every_mode
+async def test_a_large_body_waits_for_its_backend(mock_clock: MockClock, replay: str) -> None:
+    body = b'{"model": "m", "x": "' + b"x" * 3_000_000 + b'"}'
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a")
+        talk = HttpTalk(await net.connect())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk.stream.send_all, post(body))
+            await settled(lambda: net.tunnels)
+            net.tunnel.answers()
+            while body_of(net.tunnel.data) != body:
+                await settled(lambda: net.tunnel.credit == 0 or body_of(net.tunnel.data) == body)
+                net.tunnel.grants(300_000)
+        serve(net.tunnel, ok())
+        assert (await talk.answer("POST")).status == 200
+
+
+async def test_a_model_that_nobody_has(mock_clock: MockClock) -> None:
+    models = pack({"default": catalog("vllm", [Model("other")])})
+    async with network(mock_clock, http=True) as net:
+        net.add("a", models=models)
+        talk = await ask(net, REQUEST)
+        answer = await talk.answer()
+        assert (answer.status, answer.fields["connection"]) == (404, "keep-alive")
+        assert json.loads(answer.body)["error"]["code"] == "model_not_found"
+        assert "model m" in answer.message
+        await send(net, talk, post(BODY.replace(b'"m"', b'"other"')))
+        serve(net.tunnel, ok())
+        assert (await talk.answer()).status == 200
+        assert [row.route.model for row in net.frontend.counters.decisions] == ["other"]
+
+
+@pytest.mark.parametrize("body", [b'{"model": "m", "Model": "n"}', b'{"model": ', b'{"model": "' + b"x" * 600 + b'"}'])
+async def test_a_body_that_cannot_be_understood(mock_clock: MockClock, body: bytes) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        for request in (post(body), post_chunked(body)):
+            talk = await ask(net, request)
+            assert (await talk.answer("POST")).status == 400
+            assert await talk.ends() == b""
+        assert net.tunnels == []
+
+
+# Upgrades
+
+UPGRADE = get("/ws", "Connection: Upgrade", "Upgrade: websocket")
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@every_mode
+@pytest.mark.parametrize("who_first", ["client", "backend"])
+async def test_an_upgrade(mock_clock: MockClock, replay: str, who_first: str) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a")
+        talk = await ask(net, UPGRADE + b"early frames")
+        tunnel = net.tunnel
+        assert body_of(tunnel.data) == b""
+        tunnel.answers()
+        tunnel.sends(SWITCH + b"hello")
+        raw = b""
+        while not raw.endswith(b"hello"):
+            raw += await talk.stream.receive_some()
+        assert raw.startswith(b"HTTP/1.1 101 ")
+        await settled(lambda: body_of(tunnel.data) == b"early frames")
+        await send(net, talk, get("/no-request") * 3)
+        assert body_of(tunnel.data) == b"early frames" + get("/no-request") * 3
+        tunnel.sends(ok(b"no answer"))
+        assert await talk.stream.receive_some() == ok(b"no answer")
+        if who_first == "client":
+            await talk.stream.send_eof()
+            await settled(lambda: tunnel.eof)
+            tunnel.sends(b"bye")
+            tunnel.ends()
+            assert await talk.ends() == b"bye"
+        else:
+            tunnel.ends()
+            assert await talk.ends() == b""
+            await send(net, talk, b"bye")
+            await talk.stream.send_eof()
+            await settled(lambda: tunnel.eof)
+            assert tunnel.data.endswith(b"bye")
+        await settled(lambda: not net.frontend.active)
+        assert tunnel.reset is None
+        assert net.finished("ok") == 1
+        (ending,) = net.frontend.counters.endings
+        assert (ending.error, ending.flow) == (None, Flow(1, 1))
+        assert ending.received == len(get("/no-request")) * 3 + (3 if who_first == "backend" else 0) + len(b"early frames")
+
+
+async def test_more_frames_behind_an_upgrade_than_the_backend_takes(mock_clock: MockClock) -> None:
+    frames = random.Random(1).randbytes(63_000)
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, UPGRADE + frames)
+        tunnel = net.tunnel
+        await talk.stream.send_eof()
+        tunnel.credit = 1000
+        tunnel.answers()
+        tunnel.sends(SWITCH)
+        while not tunnel.eof:
+            tunnel.grants(10_000)
+            await settled()
+        assert body_of(tunnel.data) == frames
+
+
+async def test_a_refused_upgrade_is_an_answer(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, UPGRADE)
+        serve(net.tunnel, b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+        assert (await talk.answer()).status == 426
+        await send(net, talk, get())
+        assert len(net.tunnels) == 2
+
+
+async def test_an_upgrade_that_nobody_asked_for(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, get())
+        serve(net.tunnel, SWITCH)
+        assert (await talk.answer()).status == 502
+
+
+# Answers that come early, or do not come
+
+
+async def test_an_answer_before_the_end_of_the_body(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, post(bytes(1000), "/x")[:-500])
+        net.tunnel.answers()
+        net.tunnel.sends(ok(b"too long"))
+        answer = await talk.answer()
+        assert (answer.body, answer.fields["connection"]) == (b"too long", "close")
+        assert net.tunnel.reset is not None
+        assert not net.tunnel.eof, "that would say that the body was whole"
+        await send(net, talk, bytes(500))
+        assert await talk.ends() == b""
+
+
+async def test_an_answer_that_begins_before_the_end_of_the_body(mock_clock: MockClock) -> None:
+    """Its head has said `close`, and so it is."""
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, post(bytes(1000), "/x")[:-500])
+        net.tunnel.answers()
+        net.tunnel.sends(ok(b"echo")[:-2])
+        await send(net, talk, bytes(500))
+        net.tunnel.sends(b"ho")
+        answer = await talk.answer()
+        assert (answer.body, answer.fields["connection"]) == (b"echo", "close")
+        assert await talk.ends() == b""
+        assert net.tunnel.reset is None
+
+
+async def test_a_body_that_turns_bad_after_its_answer_has_begun(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, post_chunked(b"x" * 30, "/x")[:-5] + b"1\r\n")
+        net.tunnel.answers()
+        net.tunnel.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc")
+        await talk.stream.receive_some()
+        await talk.stream.send_all(b"zz not a chunk")
+        assert await is_reset(talk.stream)
+        await settled(lambda: not net.frontend.active)
+        assert net.tunnel.reset is not None
+
+
+ANSWERS = {
+    "length": ok(b"0123456789"),
+    "chunked": ok_chunked(b"0123456789", size=4),
+    "end": b"HTTP/1.1 200 OK\r\n\r\n0123456789",
+    "interim": b"HTTP/1.1 103 Early Hints\r\n\r\n" + ok(b"0123456789"),
+}
+
+
+@pytest.mark.parametrize("how", ["ends", "breaks"])
+@pytest.mark.parametrize("kind", ANSWERS)
+@every_mode
+async def test_a_backend_that_goes_at_every_byte_of_its_answer(
+    mock_clock: MockClock, replay: str, kind: str, how: str
+) -> None:
+    whole = ANSWERS[kind]
+    head = whole.index(b"\r\n\r\n", 30 * (kind == "interim")) + 4
+    first = whole.index(b"\r\n\r\n") + 4
+    for size in range(len(whole)):
+        async with network(mock_clock, http=True, replay=replay) as net:
+            net.add("a", "b")
+            talk = await ask(net, REQUEST)
+            tunnel = net.tunnel
+            tunnel.answers()
+            for n in range(size):
+                tunnel.sends(whole[n : n + 1])
+            getattr(tunnel, how)()
+            await settled()
+            if size < first:  # no byte of it went to the client
+                if replay == "first-byte":
+                    assert len(net.tunnels) == 2
+                    assert net.tunnel.data == tunnel.data
+                    serve(net.tunnel, ok(b"the other"))
+                    assert (await talk.answer()).body == b"the other"
+                    assert net.finished("ok") == 1
+                else:
+                    assert len(net.tunnels) == 1
+                    answer = await talk.answer()
+                    assert (answer.status, answer.fields["connection"]) == (502, "close")
+                    assert net.finished("error") == 1
+            else:
+                assert len(net.tunnels) == 1, "answered bytes, and another backend"
+                if size < head:
+                    assert (await talk.answer()).status == 502
+                elif kind == "end" and how == "ends":
+                    assert (await talk.answer()).body == whole[head:size]
+                    assert net.finished("ok") == 1
+                else:
+                    assert await is_reset(talk.stream)
+                    assert net.finished("error") == 1
+            assert all(tunnel.closed for tunnel in net.tunnels)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", b"HTTP/2 200\r\n\r\n"]
+)
+@every_mode
+async def test_an_answer_that_is_no_http(mock_clock: MockClock, replay: str, answer: bytes) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        net.tunnel.sends(answer)
+        assert net.tunnels[0].reset is not None
+        if replay == "first-byte":
+            serve(net.tunnels[1], ok())
+            assert (await talk.answer()).status == 200
+        else:
+            assert (await talk.answer()).status == 502
+
+
+# Mid-stream
+
+STREAMS = [
+    (CHAT, "", SSE, b'data: {"x": 1}\n\n', b'data: {"error": ', b"\n\n"),
+    (
+        MESSAGES,
+        "anthropic-version: 1",
+        SSE,
+        b'event: x\ndata: {"x": 1}\n\n',
+        b'event: error\ndata: {"type": "error"',
+        b"\n\n",
+    ),
+    (OLLAMA, "", LINES, b'{"done": false}\n', b'{"error": ', b"\n"),
+]
+
+
+@pytest.mark.parametrize(("target", "field", "kind", "event", "error", "end"), STREAMS)
+@pytest.mark.parametrize("how", ["ends", "breaks"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_stream_that_dies_says_so_in_its_dialect(
+    mock_clock: MockClock, target: str, field: str, kind: str, event: bytes, error: bytes, end: bytes, how: str, version: str
+) -> None:
+    for cut in (0, 5):
+        async with network(mock_clock, http=True) as net:
+            net.add("a", "b")
+            lines = [field] if field else []
+            talk = await ask(net, post(BODY, target, *lines, version=version))
+            net.tunnel.answers()
+            net.tunnel.sends(ok_chunked(event * 3, kind, size=len(event))[: -5 - cut])
+            getattr(net.tunnel, how)()
+            if version == "1.1":
+                answer = await talk.answer()
+                body = answer.body
+                assert answer.fields["transfer-encoding"] == "chunked"
+            else:
+                body = (await talk.ends()).partition(b"\r\n\r\n")[2]
+            assert body.startswith(event * 2)
+            if not cut:
+                assert body.startswith(event * 3 + error)
+            assert error in body
+            assert body.endswith(end)
+            assert await talk.ends() == b""
+            assert net.finished("error") == 1
+            assert ("a", BROKE_OFF_PENALTY_S) in net.roster.penalties
+
+
+async def test_a_stream_that_had_said_its_last_word_just_ends(mock_clock: MockClock) -> None:
+    body = b'data: {"x": 1}\n\ndata: [DONE]\n\n'
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        net.tunnel.sends(ok_chunked(body, SSE)[:-5])
+        net.tunnel.breaks()
+        assert (await talk.answer()).body == body
+
+
+# Attempts
+
+
+@pytest.mark.parametrize("how", ["refuses", "breaks"])
+@every_mode
+async def test_a_peer_that_does_not_take_it(mock_clock: MockClock, replay: str, how: str) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        getattr(net.tunnel, how)()
+        if replay == "never":
+            assert len(net.tunnels) == 1
+            assert (await talk.answer()).status == 503
+        else:
+            first, second = net.tunnels
+            assert second.data == first.data
+            serve(second, ok())
+            assert (await talk.answer()).status == 200
+            assert net.frontend.counters.totals.retried == 1
+        assert net.roster.penalties == [("a", REFUSED_PENALTY_S)]
+
+
+@pytest.mark.parametrize("step", [1, 7, 100])
+@pytest.mark.parametrize("replay", ["opened", "first-byte"])
+async def test_a_retry_at_every_point_of_the_request(mock_clock: MockClock, replay: str, step: int) -> None:
+    """The first peer goes after so many bytes of the request; the body is exact at the second one."""
+    for said in (REQUEST, post_chunked(BODY, "/x", size=9), post(BODY, "/x")):
+        for at in range(1, len(said), 23):
+            async with network(mock_clock, http=True, replay=replay) as net:
+                net.add("a", "b")
+                talk = await ask(net, said[:at])
+                if net.tunnels and replay == "first-byte":
+                    net.tunnel.answers()
+                for tunnel in list(net.tunnels):
+                    tunnel.breaks()
+                for n in range(at, len(said), step):
+                    await send(net, talk, said[n : min(n + step, len(said))])
+                *earlier, last = net.tunnels
+                assert body_of(last.data) == body_of(said)
+                for tunnel in earlier:
+                    assert last.data.startswith(tunnel.data)
+                serve(last, ok())
+                assert (await talk.answer("POST")).status == 200
+
+
+async def test_no_retry_once_more_was_sent_than_may_be_kept(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True, replay="first-byte", replay_buffer_bytes=1024) as net:
+        net.add("a", "b")
+        talk = await ask(net, post(bytes(5000), "/x")[:-3000])
+        net.tunnel.answers()
+        await send(net, talk, bytes(2000))
+        net.tunnel.breaks()
+        assert (await talk.answer()).status == 502
+        assert len(net.tunnels) == 1
+
+
+@every_mode
+async def test_a_busier_peer_costs_no_attempt(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        net.selector.told("a", 5, 0)
+        net.tunnel.is_busier(5)
+        assert [tunnel.peer_id for tunnel in net.tunnels] == ["a", "b"]
+        assert net.tunnel.data == net.tunnels[0].data
+        serve(net.tunnel, ok())
+        assert (await talk.answer()).status == 200
+        assert (net.roster.penalties, net.frontend.counters.totals.retried) == ([], 0)
+        (busier,) = net.frontend.counters.busier
+        assert busier.flow == Flow(1, 1)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@every_mode
+async def test_a_suspect_peer(mock_clock: MockClock, replay: str, is_open: bool) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        if is_open:
+            net.tunnel.answers()
+        net.frontend.peer_suspect("a")
+        moves = {"opened": not is_open, "first-byte": True, "never": False}[replay]
+        assert len(net.tunnels) == 1 + moves
+        if moves:
+            assert net.roster.penalties == [("a", SILENT_PENALTY_S)]
+            assert net.tunnels[0].reset is not None
+        serve(net.tunnel, ok())
+        assert (await talk.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (REQUEST, {"type": "server_error", "code": "service_unavailable"}),
+        (by_anthropic(post(BODY, MESSAGES)), {"type": "overloaded_error"}),
+        (post(BODY, OLLAMA), None),
+        (get(), {"code": 503}),
+    ],
+)
+async def test_nobody_is_there(mock_clock: MockClock, request_: bytes, error: dict[str, Any] | None) -> None:
+    async with network(mock_clock, http=True, hold_s=10) as net:
+        talk = await ask(net, request_ + get("/behind"))
+        await net.passes(9.9)
+        assert len(net.frontend.dispatcher.waiting) == 1
+        await net.passes(0.2)
+        answer = await talk.answer()
+        assert (answer.status, answer.fields["connection"]) == (503, "close")
+        assert int(answer.fields["retry-after"]) > 0
+        said = json.loads(answer.body)["error"]
+        assert said == answer.message if error is None else said.items() >= error.items()
+        assert await talk.ends() == b""
+        assert net.finished("turned_away") == net.frontend.counters.totals.failed == 1
+        assert net.frontend.rejected_clients == net.frontend.active
+
+
+async def test_a_held_request_goes_when_somebody_comes(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True, hold_s=10) as net:
+        talk = await ask(net, REQUEST[:-10])
+        await send(net, talk, REQUEST[-10:])
+        await net.passes(5)
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        assert body_of(net.tunnel.data) == BODY
+        serve(net.tunnel, ok())
+        assert (await talk.answer()).status == 200
+
+
+async def test_requests_that_wait_are_told_at_the_drain(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True, hold_s=10) as net:
+        talk = await ask(net, REQUEST)
+        net.frontend.stop_listening()
+        answer = await talk.answer()
+        assert answer.status == 503
+        assert "shutting down" in answer.message
+
+
+async def test_explain_tells_each_request_of_a_connection(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST + get("/2"))
+        net.tunnel.refuses("no model yet")
+        serve(net.tunnel, ok())
+        await talk.answer()
+        await settled(lambda: len(net.tunnels) == 3)
+        serve(net.tunnel, ok())
+        await talk.answer()
+        counters = net.frontend.counters
+        assert [(row.flow, row.attempt, row.route.model) for row in counters.decisions] == [
+            (Flow(1, 1), 1, "m"), (Flow(1, 1), 2, "m"), (Flow(1, 2), 1, ""),
+        ]  # fmt: skip
+        assert [(row.flow, row.peer_id, row.why) for row in counters.failures] == [(Flow(1, 1), "a", "no model yet")]
+        assert [(row.flow, row.attempts) for row in counters.endings] == [(Flow(1, 1), 2), (Flow(1, 2), 1)]
+        assert (counters.totals.started, counters.totals.retried, counters.totals.failed) == (2, 1, 0)
+        assert (counters.totals.received, counters.totals.delivered) == (len(BODY), 4)
+
+
+# A client that goes
+
+POINTS = ["head", "body", "waiting", "opening", "opened", "answer's head", "answer's body", "upgraded"]
+
+
+async def at(net: Net, point: str) -> HttpTalk:
+    """A client whose request has got as far as that."""
+    if point != "waiting":
+        net.add("a")
+    said = {"head": REQUEST[:30], "body": REQUEST[:-5], "upgraded": UPGRADE}.get(point, REQUEST)
+    talk = await ask(net, said)
+    if point in ("opened", "answer's head", "answer's body", "upgraded"):
+        net.tunnel.answers()
+    if point == "answer's head":
+        net.tunnel.sends(b"HTTP/1.1 200")
+    if point == "answer's body":
+        net.tunnel.sends(ok(b"answer")[:-3])
+    if point == "upgraded":
+        net.tunnel.sends(SWITCH)
+    await settled()
+    return talk
+
+
+@every_mode
+@pytest.mark.parametrize("point", POINTS)
+async def test_a_client_that_goes(mock_clock: MockClock, replay: str, point: str) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        talk = await at(net, point)
+        reset(talk.stream)
+        await settled(lambda: not net.frontend.active)
+        assert net.in_flight() == {}
+        assert not net.frontend.dispatcher.waiting
+        assert all(tunnel.reset is not None for tunnel in net.tunnels)
+        assert net.roster.penalties == []
+        await net.passes(60)
+        assert len(net.tunnels) == (point not in ("head", "body", "waiting"))
+        assert net.frontend.counters.totals.started == (point != "head")
+
+
+@every_mode
+@pytest.mark.parametrize("point", [*POINTS, "idle"])
+async def test_this_node_ends_a_client(mock_clock: MockClock, replay: str, point: str) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        talk = HttpTalk(await net.connect()) if point == "idle" else await at(net, point)
+        (client,) = net.frontend.active
+        client.end("why not")
+        assert not net.frontend.active
+        assert all(tunnel.reset is not None for tunnel in net.tunnels)
+        assert await is_reset(talk.stream)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_thousand_random_cancels_leave_nothing(mock_clock: MockClock, seed: int) -> None:
+    """`network` looks for what was left. Ten times a thousand."""
+    dice = random.Random(seed)
+    async with network(mock_clock, http=True, replay=dice.choice(MODES), hold_s=1) as net:
+        net.add("a", "b", "c")
+        talks: list[HttpTalk] = []
+        for _ in range(25):
+            for _ in range(40):
+                said = dice.choice([REQUEST, get(), post_chunked(BODY), UPGRADE, REQUEST * 3])
+                sock: Any = await net_connect(net)
+                sock.socket._sock.send(said[: dice.choice([len(said), dice.randrange(1, len(said))])])
+                talks.append(HttpTalk(sock))
+            await settled()
+            for tunnel in net.tunnels:
+                if not tunnel.closed:
+                    act = dice.randrange(8)
+                    if act < 6:
+                        tunnel.answers()
+                    answer = dice.choice([ok(), ok_chunked(b"stream", SSE), SWITCH, b"garbage\r\n\r\n"])
+                    if act < 4:
+                        tunnel.sends(answer[: dice.choice([len(answer), dice.randrange(len(answer))])])
+                    elif act == 4:
+                        tunnel.breaks()
+                    elif act == 6:
+                        tunnel.refuses()
+                    elif act == 7:
+                        tunnel.is_busier(3)
+            net.forgive()
+            if dice.random() < 0.2:
+                await net.passes(1)
+            dice.shuffle(talks)
+            for talk in talks[: dice.randrange(len(talks) + 1)]:
+                reset(talk.stream)
+                talks.remove(talk)
+            net.tunnels[:] = [tunnel for tunnel in net.tunnels if not tunnel.closed]
+        for talk in talks:
+            reset(talk.stream)
+        await settled(lambda: not net.frontend.active)
+        await net.passes(BEHIND_S + 1)
+
+
+async def net_connect(net: Net) -> trio.SocketStream:
+    """Without a wait for the entry to see it."""
+    client = await trio.open_tcp_stream("127.0.0.1", net.port)
+    net.clients.append(client)
+    return client
+
+
+# Back-pressure
+
+
+@pytest.mark.parametrize("kind", ["length", "chunked", "upgraded"])
+async def test_a_client_that_reads_nothing_holds_its_backend_back(kind: str) -> None:
+    async with network(http=True) as net:
+        net.add("a")
+        talk = await ask(net, UPGRADE if kind == "upgraded" else REQUEST)
+        (client,) = net.frontend.active
+        small_buffers(client.socket.sock, talk.stream.socket._sock)  # type: ignore[attr-defined]
+        tunnel = net.tunnel
+        tunnel.answers()
+        heads = {"length": b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n", "upgraded": SWITCH}
+        tunnel.sends(heads.get(kind, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"))
+        chunk = b"2710\r\n" + bytes(10_000) + b"\r\n" if kind == "chunked" else bytes(10_000)
+        while tunnel.said_bytes - tunnel.taken_bytes < 60_000:  # what a window of the mux allows
+            tunnel.sends(chunk)
+            await settled()
+            assert tunnel.said_bytes < 8_000_000, "the kernel holds all of it"
+        assert client.socket._out_size <= OUT_BUFFER
+        unread, before = tunnel.said_bytes, tunnel.taken_bytes
+        await settled()
+        assert tunnel.taken_bytes == before
+        read = 0
+        while tunnel.taken_bytes < unread:
+            read += len(await talk.stream.receive_some())
+            await settled()
+        assert tunnel.taken_bytes == tunnel.said_bytes
+
+
+async def test_an_own_backend_is_not_read_for_a_client_that_reads_nothing() -> None:
+    async with network(http=True, own_backend=True) as net:
+        net.own_backend_is_up()
+        talk = await ask(net, REQUEST)
+        server: Any = await net.server()
+        (client,) = net.frontend.active
+        small_buffers(client.socket.sock, talk.stream.socket._sock)  # type: ignore[attr-defined]
+        await server.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+        body = bytes(1 << 16)
+        sent, idle = 0, 0
+        while idle < 5:
+            try:
+                sent += server.socket._sock.send(body)
+                idle = 0
+            except BlockingIOError:
+                idle += 1
+            await settled()
+            assert sent < 40_000_000, "nobody stopped it"
+        assert client.socket._out_size <= OUT_BUFFER
+        taken = server.socket._sock  # again, once the client reads
+        while not select.select([], [taken], [], 0)[1]:
+            assert await talk.stream.receive_some()
+            await settled()
+
+
+async def test_many_clients_that_stop_reading_a_stream() -> None:
+    async with network(http=True) as net:
+        net.add("a")
+        talks = [await ask(net, REQUEST) for _ in range(50)]
+        for tunnel in net.tunnels:
+            tunnel.answers()
+            tunnel.sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n")
+        for client in net.frontend.active:
+            small_buffers(client.socket.sock)
+        tracemalloc.start()
+        chunk = b"2710\r\n" + bytes(10_000) + b"\r\n"
+        for _ in range(100):
+            for tunnel in net.tunnels:
+                if tunnel.said_bytes - tunnel.taken_bytes < 50_000:
+                    tunnel.sends(chunk)
+            await settled()
+        current, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert current < len(talks) * 200_000
+        assert all(client.socket._out_size <= OUT_BUFFER for client in net.frontend.active)
