@@ -292,7 +292,8 @@ class Exchange:
         ending = None
         if answer is not None and body is not None:
             content = stream_error(self._dialect, answer, self._tail)
-            ending = None if content is None else body.ending(content)
+            if content is not None:
+                ending = content if is_unchunked(answer, self._request) else body.ending(content)
         if ending is None:
             self.client.socket.abort(reason)
             return
@@ -401,7 +402,11 @@ class Exchange:
 
     def client_gone(self, error: str | None) -> None:
         """The client's connection is closed: whatever is under way for it ends at once."""
-        if not self._is_over:
+        if self._is_over:
+            return
+        if self.is_upgraded and error is None:  # both sides have ended
+            self._end(None, result="ok")
+        else:
             self._end(error or "the client went away", result="turned_away" if self._has_no_peer else "error")
 
     def _refuse(

@@ -10,6 +10,7 @@ at all becomes a layer-4 client with the bytes that came (frontend.py).
 Rule 2: a web page that may not ask gets 403; each head of a connection is judged (web_pages.py).
 Rule 3: bytes to the client leave in the callback that brought them. The upstream is granted as many again when they have
 left this node, and none for bytes of the entry's own.
+Rule 4: a request that was pipelined is looked at when the answers before it have left, in a turn of its own.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class HttpClient:
     """One client, a Duplex for its socket. `exchange`: the request that is being served, if there is one."""
 
     __slots__ = (
-        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_closing", "_is_first", "_is_last", "_reactor", "_rest",
-        "_timer", "_written", "client_name", "exchange", "flow", "route", "rules", "socket", "started_at",
+        "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_asking", "_is_closing", "_is_first", "_is_last",
+        "_reactor", "_rest", "_timer", "_will_go_on", "_written", "client_name", "exchange", "flow", "route", "rules", "socket", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +92,8 @@ class HttpClient:
         self._eof = False  # the client has finished
         self._is_closing = False  # the last answer is on its way
         self._is_last = False  # no request after the present one
+        self._is_asking = False  # `_rest` is not yet what is behind the present request
+        self._will_go_on = False  # with `_rest`
         self._timer: Timer | None = None
         # What the socket was given and has not passed on: bytes, and whose they are; None: the entry's own.
         self._written: deque[tuple[int, Joinable | None]] = deque()
@@ -134,6 +137,8 @@ class HttpClient:
     # Duplex, for the client's socket
 
     def writable(self) -> int:
+        if self._is_asking:
+            return 0  # what is behind the request comes first
         if self.exchange is not None and self.exchange.takes_more:
             return self.exchange.writable()
         return PIPELINED - len(self._rest)
@@ -144,10 +149,16 @@ class HttpClient:
 
     def send_eof(self) -> None:
         self._eof = True
+        if begun := self._begun:  # too short to be HTTP: the tunnel's client has ended, too
+            self._begun = b""
+            self._stop_timer()
+            self._events.is_layer_4(self, begun)
+            self.socket.other.send_eof()
+            return
         if self.exchange is not None:
             if not self.exchange.client_ended():
                 self.end("the client ended in the middle of a request")
-        elif not self._is_closing:
+        elif not self._is_closing and not self._rest:
             self.socket.send_eof()
 
     def abort(self, reason: str) -> None:
@@ -169,6 +180,8 @@ class HttpClient:
     def resume_writing(self) -> None:
         if self.exchange is not None:
             self.exchange.client_takes_more()
+        elif self._rest:
+            self._go_on_soon()
 
     # For the exchange
 
@@ -182,14 +195,12 @@ class HttpClient:
         self.exchange = None
         if self.socket.closed:
             return
-        if not keep_alive or self._is_last or (self._eof and not self._rest):
+        if not keep_alive or self._is_last:
             self._close_soon()
             return
         self._head = HeadBuffer()
-        rest, self._rest = self._rest, b""
-        if rest:
-            self._reactor.flush_soon(lambda: self._take(rest))  # not deeper and deeper, with many that are pipelined
-        self.socket.resume_writing()
+        if not self._is_asking:
+            self._next()
 
     def upgraded(self) -> bytes:
         """A 101 went to the client. Returns what it has sent behind its request: bytes of the other protocol."""
@@ -207,6 +218,30 @@ class HttpClient:
             self._close_soon()
 
     # Heads
+
+    def _next(self) -> None:
+        """There is no present request."""
+        if self._rest:
+            self._go_on_soon()
+        elif self._eof:
+            self._close_soon()
+        else:
+            self.socket.resume_writing()
+
+    def _go_on_soon(self) -> None:
+        """Not deeper and deeper, with many that are pipelined."""
+        if not self._will_go_on:
+            self._will_go_on = True
+            self._reactor.flush_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._will_go_on = False
+        if self.socket.writable() <= 0 or self.exchange is not None:
+            return  # it calls again when it has room
+        rest, self._rest = self._rest, b""
+        if rest:
+            self._take(rest)
+        self.socket.resume_writing()
 
     def _take(self, data: bytes) -> None:
         if self.socket.closed or self._is_closing:
@@ -257,14 +292,23 @@ class HttpClient:
         exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head)
         if head.expects_continue and not exchange.is_whole:
             self.write(CONTINUE)
+        self._is_asking = True
         used = exchange.feed(behind)  # nothing, too: it may be whole
-        if self.exchange is exchange:
-            self._rest += behind[used:]
-        elif not self._is_closing and behind[used:]:
-            self._take(behind[used:])
+        self._is_asking = False
+        if self.socket.closed or self._is_closing:
+            return
+        self._rest = behind[used:]
+        if self.exchange is None:
+            self._next()
+        elif self._eof and not exchange.is_whole:
+            self.end("the client ended in the middle of a request")
+        else:
+            self.socket.resume_writing()
 
     def _wait_for_head(self) -> None:
-        if self._timer is None:
+        if self._eof:  # there is no more of it
+            self._close_soon()
+        elif self._timer is None:
             self._timer = self._reactor.call_later(
                 HEAD_WITHIN_S, lambda: self._answer_error(408, "the request is late", "/")
             )
