@@ -108,8 +108,8 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_began_answer", "_body", "_delivered", "_dispatcher", "_is_over",
-        "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts", "client", "client_name",
-        "flow", "is_upgraded", "is_whole", "route", "started_at",
+        "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "attempts",
+        "client", "client_name", "flow", "is_upgraded", "is_whole", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:

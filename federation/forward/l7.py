@@ -58,7 +58,8 @@ class HttpClient:
 
     __slots__ = (
         "_begun", "_dispatcher", "_eof", "_events", "_head", "_is_asking", "_is_closing", "_is_first", "_is_last",
-        "_reactor", "_rest", "_timer", "_will_go_on", "_written", "client_name", "exchange", "flow", "route", "rules", "socket", "started_at",
+        "_reactor", "_rest", "_timer", "_will_go_on", "_written", "client_name", "exchange", "flow", "route", "rules",
+        "socket", "started_at",
     )  # fmt: skip
 
     def __init__(

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
 MODELS = (("gemma", "llama"), ("llama",), ("qwen",))
-# One node after the other; this way a test may kill the last ones.
 TIMEOUT = 20 * SLACK
 
 
@@ -76,10 +75,17 @@ def listed(entry: Daemon) -> set[str]:
     return {row["id"] for row in json.loads(body)["data"]} if status == 200 else set()
 
 
-def join(fleet: Fleet, name: str, server: ModelServer | None, *options: str, peer: Daemon | None = None) -> Daemon:
+def places(entry: Daemon, model: str) -> set[str]:
+    rows = entry.api("models")["models"]
+    return {place["name"] for row in rows if row["name"] == model for place in row["places"]}
+
+
+def join(
+    fleet: Fleet, name: str, server: ModelServer | None, *options: str, peer: Daemon | None = None, wait: bool = True
+) -> Daemon:
     offer = () if server is None else ("--backend", f"http://127.0.0.1:{server.address[1]}")
-    listen = ("--listen", "http://127.0.0.1:0", "--hold", "3", *offer, *options)
-    return fleet.daemon(name, *listen, peer=peer, services=())
+    listen = ("--listen", "http://127.0.0.1:0", "--hold", "1", *offer, *options)
+    return fleet.daemon(name, *listen, peer=peer, services=(), wait=wait)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +97,9 @@ def servers(fleet: Fleet) -> list[ModelServer]:
 def nodes(fleet: Fleet, servers: list[ModelServer]) -> list[Daemon]:
     nodes: list[Daemon] = []
     for n, server in enumerate(servers):
-        nodes.append(join(fleet, f"n{n}", server, peer=nodes[0] if nodes else None))
+        nodes.append(join(fleet, f"n{n}", server, peer=nodes[0] if nodes else None, wait=not nodes))
+    for node in nodes[1:]:
+        node.wait_ready()
     for node in nodes:
         wait_until(lambda node=node: listed(node) == {"gemma", "llama", "qwen"}, within=20, what="all know all models")
     return nodes
@@ -215,6 +223,8 @@ def test_curl_with_a_form_and_with_100_mb(entry: Daemon, fleet: Fleet) -> None:
 
 def test_no_byte_of_a_refused_request_arrives(entry: Daemon, servers: list[ModelServer]) -> None:
     for what, (status, data) in ATTACKS.items():
+        if data.startswith(b"PRI * HTTP/2.0"):
+            continue  # another protocol: a tunnel
         with socket.create_connection(entry.entry(), timeout=TIMEOUT) as sock:
             sock.sendall(data.replace(b"Host: box", b"X-Mark: attack\r\nHost: box"))
             sock.shutdown(socket.SHUT_WR)
@@ -248,14 +258,16 @@ def test_a_model_that_appears_later_is_found(entry: Daemon, servers: list[ModelS
     assert node_of(ask(entry, CHAT, {"model": "later"})) == "b1"
 
 
-def test_six_clients_go_on_while_an_exit_stops_and_a_backend_dies(fleet: Fleet, nodes: list[Daemon]) -> None:
-    more = [fleet.model_server(f"m{n}", "common") for n in range(3)]
-    for n, server in enumerate(more):
-        join(fleet, f"more{n}", server, peer=nodes[0])
+def test_six_clients_go_on_while_an_exit_stops_and_a_backend_dies(
+    fleet: Fleet, nodes: list[Daemon], servers: list[ModelServer]
+) -> None:
+    servers[1].has("llama", "common")
+    more = [fleet.model_server(f"m{n}", "common") for n in range(2)]
+    exits = [join(fleet, f"more{n}", server, peer=nodes[0], wait=False) for n, server in enumerate(more)]
     entry = join(fleet, "entry", None, "--replay", "first-byte", peer=nodes[0])
-    # It goes where the model is and no other node was lost: three places.
-    found = {f"more{n}" for n in range(3)}
-    wait_until(lambda: found <= entry.offers() and "common" in listed(entry), within=20, what="the entry knows them")
+    for node in exits:
+        node.wait_ready()
+    wait_until(lambda: places(entry, "common") == {"n1", "more0", "more1"}, within=20, what="the entry knows them")
     answers: list[tuple[int, float]] = []
     until = time.monotonic() + 4
 
@@ -270,7 +282,7 @@ def test_six_clients_go_on_while_an_exit_stops_and_a_backend_dies(fleet: Fleet, 
     clients = [threading.Thread(target=client) for _ in range(6)]
     for thread in clients:
         thread.start()
-    stopped = next(daemon for daemon in fleet.daemons if daemon.name == "more0")
+    stopped = exits[0]
     time.sleep(0.5)
     stopped.signal(signal.SIGSTOP)
     time.sleep(0.5)
