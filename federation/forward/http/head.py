@@ -122,7 +122,7 @@ def opening(data: bytes) -> Opening:
     end = data.find(b"\n", 0, MAX_REQUEST_LINE)
     if end >= 0:
         return Opening.HTTP if _LINE_OF_HTTP.match(data[:end]) else Opening.OTHER
-    if not _BEGUN.fullmatch(data):
+    if not _BEGUN.fullmatch(data, 0, MAX_REQUEST_LINE):  # a line may end behind it
         return Opening.OTHER
     return Opening.HTTP if len(data) >= MAX_REQUEST_LINE else Opening.MORE
 
