@@ -9,7 +9,8 @@ request has a tunnel of its own.
        +-- it cannot be understood: 400              |  the upstream broke before the answer: another peer, or 502
                                                      +  in the middle of it: said in the stream's own way, or a reset
 
-A body is kept whole until its model is found, at most `http_buffer` bytes: a model behind more than that is not found.
+A body is kept whole until its model is known for sure, at most `http_buffer` bytes. A longer one goes with the model that it
+has named so far, and breaks off if another one comes behind; a model behind more than that is not found.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ log = structlog.get_logger(__name__)
 HTTP_BUFFER = 64 * 1024 * 1024
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
+# To a client that has said FIN before its answer. One that has gone says RST to it, and its generation ends now; one that
+# only sends no more skips it, as any interim answer.
+STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
 
 
 class Client(Protocol):
@@ -106,8 +110,8 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
-        "_is_over", "_keep_alive", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream",
-        "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_is_over", "_keep_alive", "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail",
+        "_upstream", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -129,6 +133,7 @@ class Exchange:
             content_type=head.get(b"content-type") or b"", content_encoding=head.get(b"content-encoding") or b"",
             session=head.get(b"x-session-id") or b"",
         )  # fmt: skip
+        self._late: Peek | None = None  # of a body too long to be kept: it is under way with the model that it named so far
         self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
         self._upstream: Joinable | None = None
         self._side: _AnswerSide | None = None
@@ -191,6 +196,8 @@ class Exchange:
                 self._replay.add(chunk)
             self._look(b"".join(content or ()) if self._request.framing.kind is Kind.CHUNKED else chunk)
         elif chunk:
+            if self._late is not None and not self._is_as_asked(chunk):
+                return len(data)
             if self.attempts.state not in FINAL:
                 self._replay.add(chunk)
             if self._upstream is not None and not self._replay.pending:
@@ -204,9 +211,12 @@ class Exchange:
         if self.is_whole:
             asked = self._peek.finish()
         if asked is None:
-            if self._replay.size >= HTTP_BUFFER:
+            if self._replay.size < HTTP_BUFFER:
+                return
+            asked, self._late = self._peek.so_far, self._peek
+            if not asked.model and not asked.trouble:
                 self._refuse(413, f"the model is not among the first {HTTP_BUFFER} bytes of the body")
-            return
+                return
         self._peek = None
         if asked.trouble:
             self._refuse(400, asked.trouble)
@@ -224,6 +234,22 @@ class Exchange:
         self._replay.add(head)
         self._replay.add(body)
         self.attempts.start()
+
+    def _is_as_asked(self, chunk: bytes) -> bool:
+        """The rest of a long body; else the request is at its end."""
+        assert self._late is not None
+        asked = self._late.feed(chunk)
+        if self.is_whole:
+            asked = self._late.finish()
+        if asked is None or (not asked.trouble and asked.model == self.route.model):
+            return True
+        why = asked.trouble or "the body names another model behind its first one"
+        self._reset_upstream(why)
+        if self._began_answer:
+            self.client.socket.abort(why)
+        else:
+            self._refuse(400, why)
+        return False
 
     def _tell_models(self, request: RequestHead, catalogs: Sequence[Catalog]) -> None:
         """A list of models: no node is asked."""
@@ -250,6 +276,9 @@ class Exchange:
         """The client sends no more. Whether the request goes on."""
         if self.is_upgraded and self._upstream is not None and not self._replay.pending:
             self._upstream.send_eof()
+            return True
+        if self.is_whole and not self._began_answer and not self.is_upgraded and self._request.version == "1.1":
+            self.client.write(STILL_THERE)
         return self.is_whole
 
     # Request, for the attempts

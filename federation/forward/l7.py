@@ -10,6 +10,7 @@ at all becomes a layer-4 client with the bytes that came (frontend.py).
 Rule 2: a web page that may not ask gets 403; each head of a connection is judged (web_pages.py).
 Rule 3: bytes to the client leave in the callback that brought them. The upstream is granted as many again when they have
 left this node, and none for bytes of the entry's own.
+Rule 4: a request that was pipelined is looked at when the answers before it have left, in a turn of its own.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ class HttpClient:
     """One client, a Duplex for its socket. `exchange`: the request that is being served, if there is one."""
 
     __slots__ = (
-        "_begun", "_dispatcher", "_events", "_head", "_is_closing", "_is_first", "_is_going_on", "_is_last", "_reactor",
-        "_rest", "_timer", "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules", "socket",
-        "started_at",
+        "_begun", "_dispatcher", "_events", "_head", "_is_asking", "_is_closing", "_is_first", "_is_going_on", "_is_last",
+        "_reactor", "_rest", "_timer", "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules",
+        "socket", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +98,7 @@ class HttpClient:
         self._is_closing = False  # the last answer is on its way
         self._is_going_on = False  # with bytes that had to wait
         self._is_last = False  # no request after the present one
+        self._is_asking = False  # `_rest` is not yet what is behind the present request
         self._timer: Timer | None = None
         # What the socket was given and has not passed on: bytes, and whose they are; None: the entry's own.
         self._written: deque[tuple[int, Joinable | None]] = deque()
@@ -146,7 +148,7 @@ class HttpClient:
 
     def writable(self) -> int:
         exchange = self.exchange
-        if self._is_going_on:
+        if self._is_going_on or self._is_asking:
             return 0  # or newer bytes would come before those that are being handled
         if exchange is not None and exchange.takes_more:
             return exchange.writable()
@@ -160,7 +162,12 @@ class HttpClient:
 
     def send_eof(self) -> None:
         self.has_ended = True
-        if not self._is_closing:
+        if begun := self._begun:  # too short to be HTTP: the tunnel's client has ended, too
+            self._begun = b""
+            self._stop_timer()
+            self._events.is_layer_4(self, begun)
+            self.socket.other.send_eof()
+        elif not self._is_closing:
             self._end_in_order()
 
     def abort(self, reason: str) -> None:
@@ -295,15 +302,21 @@ class HttpClient:
         exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head)
         if head.expects_continue and not exchange.is_whole:
             self.write(CONTINUE)
+        self._is_asking = True
         used = exchange.feed(behind)  # nothing, too: it may be whole
+        self._is_asking = False
         if self._is_closing or self.socket.closed:
             return
         self._rest += behind[used:]
         if self.exchange is None and self._rest:
             self._reactor.flush_soon(self._go_on)
+        elif self.exchange is not None:
+            self.socket.resume_writing()
 
     def _wait_for_head(self) -> None:
-        if self._timer is None:
+        if self.has_ended:  # there is no more of it
+            self._close_soon()
+        elif self._timer is None:
             self._timer = self._reactor.call_later(
                 HEAD_WITHIN_S, lambda: self._answer_error(408, "the request is late", "/")
             )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MAX_LIBRARY_LINES = 20  # a library's complaints are not for the person; what goes on and on fills the disk
 BACKENDS = Path(__file__).with_name("backends.py")
+MODEL_SERVER = Path(__file__).with_name("model_server.py")
 NEVER_IN_A_LOG = re.compile(
     r"Traceback \(most recent call last\)|internal error|Exception ignored in|was never awaited", re.IGNORECASE
 )
@@ -51,6 +52,17 @@ http {{
     }}
 }}
 """
+
+
+class ModelServer(Server):
+    def has(self, *models: str) -> None:
+        """Its models from now on."""
+        (self.directory / "models").write_text(" ".join(models))
+
+    @property
+    def read(self) -> bytes:
+        """All that came, over all connections; without what its own node asked to know its models."""
+        return (self.directory / "bytes").read_bytes()
 
 
 class Fleet:
@@ -121,6 +133,17 @@ class Fleet:
         command = [sys.executable, str(BACKENDS), mode, "--port", str(port), "--name", name]
         command += ["--journal", str(directory / "journal"), *options]
         return self._server(Server(f"backend-{name}", directory, command, self.environment), port)
+
+    def model_server(self, name: str, *models: str) -> ModelServer:
+        """See model_server.py."""
+        port = free_port()
+        directory = self.directory / f"backend-{name}"
+        command = [sys.executable, str(MODEL_SERVER), "--port", str(port), "--name", name]
+        command += ["--journal", str(directory / "journal")]
+        server = ModelServer(f"backend-{name}", directory, command, self.environment)
+        server.has(*models)
+        self._server(server, port)
+        return server
 
     def redis(self) -> Server:
         port = free_port()

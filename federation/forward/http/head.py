@@ -53,8 +53,10 @@ _TEXT = b"\t " + _VISIBLE + bytes(range(0x80, 0x100))
 _TOKEN = b"!#$%&'*+-.^_`|~" + bytes(c for c in range(128) if chr(c).isalnum())
 _BARE = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n")  # a CR at the end of all that came may still be of a CRLF
 _TCHAR = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_BEGUN = re.compile(_TCHAR + rb"*(?:[ \t\v\f][^\n]*)?\r?")
-_LINE_OF_HTTP = re.compile(_TCHAR + rb"+[ \t\v\f]+(?:/|.* HTTP/)", re.IGNORECASE)
+# A method that is no token, as G(T, is one for some servers.
+_METHOD = rb"(?:" + _TCHAR + rb"[!-~]*)"
+_BEGUN = re.compile(_METHOD + rb"?(?:[ \t\v\f][^\n]*)?\r?")
+_LINE_OF_HTTP = re.compile(_METHOD + rb"[ \t\v\f]+(?:/|.* HTTP/)", re.IGNORECASE)
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+;=%:\[\]-]*")
 # The last two are read as lengths by servers that make variables of fields (CGI, WSGI).
 _DECIDING = frozenset(
@@ -120,7 +122,7 @@ def opening(data: bytes) -> Opening:
     end = data.find(b"\n", 0, MAX_REQUEST_LINE)
     if end >= 0:
         return Opening.HTTP if _LINE_OF_HTTP.match(data[:end]) else Opening.OTHER
-    if not _BEGUN.fullmatch(data):
+    if not _BEGUN.fullmatch(data, 0, MAX_REQUEST_LINE):  # a line may end behind it
         return Opening.OTHER
     return Opening.HTTP if len(data) >= MAX_REQUEST_LINE else Opening.MORE
 

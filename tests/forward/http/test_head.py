@@ -336,3 +336,10 @@ def test_an_old_backend_that_chunks_all_the_same() -> None:
 def test_any_answer_is_read_or_refused(data: bytes) -> None:
     with contextlib.suppress(HttpInvalid):
         answer(data)
+
+
+def test_no_request_is_another_protocol_because_its_line_is_odd() -> None:
+    """A tunnel would be a way round the entry's rules."""
+    for line in (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: box\r\n\r\n", b"G(T / HTTP/1.1\r\nHost: box\r\n\r\n"):
+        assert opening(line) is Opening.HTTP
+        assert all(opening(line[:size]) is not Opening.OTHER for size in range(1, 40))
