@@ -28,7 +28,7 @@ from federation.config import Replay
 from federation.errors import BackendUnavailable, PeerUnavailable
 from federation.forward.counters import Busier, Failure
 from federation.forward.watching import WatchableLink
-from federation.net.link.frames import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD, FULL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Set
@@ -108,7 +108,7 @@ class PeerLink(WatchableLink, Protocol):
     """What an attempt needs of a link; net.link.link.Link has it."""
 
     def open_request(self, service: str, observer: Attempts, other: Duplex, believed: int, /) -> Joinable:
-        """`believed`: the load of the peer, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
+        """`believed`: the load of the peer by others, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
 
     def read(self) -> None:
         """Handle the bytes in its socket now."""
@@ -142,6 +142,9 @@ class Dispatcher(Protocol):
 
     def release(self, peer_id: str) -> None: ...
 
+    def peer_is_full(self, peer_id: str) -> None:
+        """The peer says so; a load follows when it has room."""
+
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         """Whether there is a peer that was not tried."""
 
@@ -166,8 +169,8 @@ class Attempts:
     """All attempts of one request. `peer_id` is the peer of the present one, whose counter it holds; else empty."""
 
     __slots__ = (
-        "_again", "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_request", "_since", "_timer", "_waited_s",
-        "count", "peer_id", "state", "tried",
+        "_again", "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_others", "_request", "_since", "_timer",
+        "_waited_s", "count", "peer_id", "state", "tried",
     )  # fmt: skip
 
     def __init__(self, request: Request, dispatcher: Dispatcher) -> None:
@@ -179,7 +182,7 @@ class Attempts:
         self.tried: set[str] = set()
         self._link: PeerLink | None = None  # of this attempt; None: our own backend
         self._dialling: Dialling | None = None
-        self._believed = 0  # load of the peer before this attempt
+        self._believed = self._others = 0  # load of the peer before this attempt, and what of it is not this entry's
         self._again = 0  # how often a peer sent this request back for its load
         self._busier = 0  # how often since it waited last
         self._timer: Timer | None = None  # of the tunnel to open, or of the wait for a peer
@@ -199,7 +202,7 @@ class Attempts:
             if chosen is None:
                 self._wait()
                 return
-            self.peer_id, self._believed = chosen.peer_id, chosen.in_flight
+            self.peer_id, self._believed, self._others = chosen.peer_id, chosen.in_flight, chosen.others
             self.tried.add(self.peer_id)
             self.count += 1
             try:
@@ -227,7 +230,7 @@ class Attempts:
         link = self._link = dispatcher.link(self.peer_id)
         if link is None:
             raise PeerUnavailable("no connection to it")
-        believed = self._believed if self._busier < MOST_BUSIER else ANY_LOAD
+        believed = self._others if self._busier < MOST_BUSIER else ANY_LOAD
         upstream = link.open_request(request.route.service, self, request.upstream_side(), believed)
         self._timer = dispatcher.call_later(dispatcher.open_timeout_s, self._on_timeout)
         self._since = dispatcher.now()
@@ -266,17 +269,21 @@ class Attempts:
     def refused(self, reason: str) -> None:
         self.failed(reason)
 
-    def busier(self, load: int) -> None:
-        """The peer has more in flight than this entry believed, or is full: pick again, with what it has told."""
+    def busier(self, others: int) -> None:
+        """The peer has more in flight by others than this entry believed, or is full: pick again, with what it has told."""
         dispatcher, request = self._dispatcher, self._request
-        if self._busier == MOST_BUSIER:
-            self.failed("the peer is at its capacity")
+        if others == FULL:
+            dispatcher.peer_is_full(self.peer_id)
+        elif self._busier == MOST_BUSIER:
+            self.failed("the peer compares its load though it was not asked to")
             return
+        else:
+            self._busier += 1
         self._stop_timer()
         request.disconnected("")
         self.to(State.WAITING)
-        dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, load, self._believed))
-        self._busier += 1
+        had = None if others == FULL else self._believed - self._others + others
+        dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, had, self._believed))
         self._again += 1
         self._waited_s += dispatcher.now() - self._since
         self.tried.discard(self.peer_id)

@@ -67,7 +67,7 @@ class RosterDispatcher:
         self.own_id = roster.own_id
         self.counters = counters
         self.link = roster.link
-        self.release = selector.release
+        self.peer_is_full = selector.full
         self.penalize = roster.penalize
         self.call_later = reactor.call_later
         self.waiting: dict[Attempts, Place] = {}
@@ -105,7 +105,7 @@ class RosterDispatcher:
             seen = [node for node in seen if node.peer_id not in tried]
         if self.own_load_is_news:
             self.own_load_is_news = False
-            self._selector.told(self.own_id, self._backends.in_flight)
+            self._selector.told(self.own_id, self._backends.load.by_others(""))
         distant = self._roster.distant(route)
         pick = self._selector.pick(seen, now=now, route=route, distant=distant)
         if pick is None and len(seen) < len(nodes):  # those that it looks at are full
@@ -114,6 +114,10 @@ class RosterDispatcher:
             return None
         self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow, again))
         return pick.chosen
+
+    def release(self, peer_id: str) -> None:
+        self._selector.release(peer_id)
+        self.look_again()
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         return any(node.peer_id not in tried for node in self._roster.eligible(route))

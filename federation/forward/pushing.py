@@ -2,8 +2,9 @@
 
 A LOAD for which something else goes anyway costs nothing, and the mux adds it by itself. Otherwise a change is told
 
-* to the entry whose connection began or ended, and
-* to the entries that watch, those that pick among a few peers of which this node is one,
+* to the entries that watch, those that pick among a few peers of which this node is one; not to the one whose own request
+  began or ended, since it knows that better, and
+* to an entry that was refused for want of room, when there is room,
 
 after COALESCE_S, all changes until then at once. Together they get FRAMES_A_SECOND at most: where many watch a busy node,
 each hears of it more rarely, and a belief that is too old for that costs its request a refusal (see exit.py). Each time
@@ -13,7 +14,7 @@ they hear it in another order: where all exits are full, the first to hear of a 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from federation.ratelimit import Bucket
 
@@ -29,15 +30,30 @@ COALESCE_S = 0.005
 FRAMES_A_SECOND, FRAMES_AT_ONCE = 200.0, 64.0
 
 
+class Full(Protocol):
+    """What is known of this node's capacity; forward.backends.Backends has it."""
+
+    refused_as_full: set[str]
+
+    @property
+    def is_full(self) -> bool: ...
+
+
 class Pushing:
     """`link_to(peer_id)`: the present link to a peer, if there is one."""
 
-    def __init__(self, reactor: Reactor, link_to: Callable[[str], Link | None], rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        link_to: Callable[[str], Link | None],
+        backends: Full,
+        rng: random.Random | None = None,
+    ) -> None:
         self._reactor = reactor
         self._link_to = link_to
+        self._backends = backends
         self._rng = rng or random.Random()
         self._watchers: dict[str, float] = {}  # peer id -> until when
-        self._concerned: set[str] = set()  # entries whose connection began or ended
         self._frames = Bucket(FRAMES_A_SECOND, FRAMES_AT_ONCE)
         self._is_queued = False
 
@@ -49,17 +65,15 @@ class Pushing:
         self._watchers[link.peer_id] = self._reactor.now() + seconds
         link.mux.tell_load(again=True)
 
-    def changed(self, entry_id: str) -> None:
-        """The load changed, by a connection of that peer; "": of a client of this node."""
-        if entry_id:
-            self._concerned.add(entry_id)
-        if not self._is_queued and (self._concerned or self._watchers):
+    def changed(self) -> None:
+        """The load changed."""
+        if not self._is_queued and (self._watchers or self._backends.refused_as_full):
             self._is_queued = True
             self._reactor.call_later(COALESCE_S, self._push)
 
     def peer_down(self, peer_id: str) -> None:
         self._watchers.pop(peer_id, None)
-        self._concerned.discard(peer_id)
+        self._backends.refused_as_full.discard(peer_id)
 
     def _push(self) -> None:
         now = self._reactor.now()
@@ -68,11 +82,15 @@ class Pushing:
             self._reactor.call_later(COALESCE_S, self._push)
             return
         self._is_queued = False
-        told, self._concerned = [*self._watchers, *(self._concerned - self._watchers.keys())], set()
+        waiting: set[str] = set()
+        if not self._backends.is_full:
+            waiting = self._backends.refused_as_full.copy()
+            self._backends.refused_as_full.clear()
+        told = [*self._watchers, *(waiting - self._watchers.keys())]
         self._rng.shuffle(told)
-        self._frames.spend(now, sum(self._tell(peer_id) for peer_id in told))
+        self._frames.spend(now, sum(self._tell(peer_id, again=peer_id in waiting) for peer_id in told))
 
-    def _tell(self, peer_id: str) -> bool:
-        """Whether that is news there."""
+    def _tell(self, peer_id: str, *, again: bool) -> bool:
+        """Whether that is news there, or wanted `again`."""
         link = self._link_to(peer_id)
-        return link is not None and link.mux.tell_load()
+        return link is not None and link.mux.tell_load(again=again)
