@@ -10,8 +10,8 @@ Rule 4: the remote's breach of the rules raises ProtocolViolation, which costs i
 A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big endian), then the payload.
 
     STREAM   -                 open a libp2p stream; libp2p negotiates its protocol inside
-    OPEN     service name      open a tunnel; with loads, 4 bytes before the name: the load by others that the opener believes
-                               this node to have, or ANY_LOAD
+    OPEN     service name      open a tunnel; with loads, 4 bytes before the name: the load by others that the opener
+                               believes this node to have, or ANY_LOAD
     OPENED   -                 the exit reached its backend
     REFUSED  reason            it did not, and no byte went anywhere; the channel is gone
     DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked; in a
