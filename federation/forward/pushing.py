@@ -4,7 +4,7 @@ A LOAD for which something else goes anyway costs nothing, and the mux adds it b
 
 * to the entries that watch, those that pick among a few peers of which this node is one; not to the one whose own request
   began or ended, since it knows that better, and
-* to an entry that was refused for want of room, when there is room,
+* to an entry that was refused for want of room, when there is room and the refusal has gone,
 
 after COALESCE_S, all changes until then at once. Together they get FRAMES_A_SECOND at most: where many watch a busy node,
 each hears of it more rarely, and a belief that is too old for that costs its request a refusal (see exit.py). Each time
@@ -84,11 +84,18 @@ class Pushing:
         self._is_queued = False
         waiting: set[str] = set()
         if not self._backends.is_full:
-            waiting = self._backends.refused_as_full.copy()
-            self._backends.refused_as_full.clear()
+            refused = self._backends.refused_as_full
+            waiting = {peer_id for peer_id in refused if not self._is_answering(peer_id)}
+            refused -= waiting
+            if refused:
+                self.changed()
         told = [*self._watchers, *(waiting - self._watchers.keys())]
         self._rng.shuffle(told)
         self._frames.spend(now, sum(self._tell(peer_id, again=peer_id in waiting) for peer_id in told))
+
+    def _is_answering(self, peer_id: str) -> bool:
+        link = self._link_to(peer_id)
+        return link is not None and link.mux.is_answering
 
     def _tell(self, peer_id: str, *, again: bool) -> bool:
         """Whether that is news there, or wanted `again`."""
