@@ -282,6 +282,17 @@ async def test_an_entry_that_was_refused_for_want_of_room_hears_when_there_is_so
         assert backends.refused_as_full == set()
 
 
+async def test_who_asks_while_a_place_is_handed_out_is_one_of_those_who_hear_of_it() -> None:
+    async with tunnels(tells_load=True, capacity=1) as t:
+        t.exit.backends.hands_out = True
+        _, end = t.open()
+        await until(lambda: end.heard == [f"BUSIER {FULL}"])
+        assert t.exit.backends.refused_as_full == {t.exit_link.peer_id}
+        t.exit.backends.hands_out = False
+        _, again = t.open()
+        await until(lambda: again.heard == ["OPENED"])
+
+
 async def test_compare_and_raise_are_one_step() -> None:
     """The OPENs of two entries lie there, with one belief: they heard nothing of each other."""
     with Listener() as listener:

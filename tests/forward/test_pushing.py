@@ -41,6 +41,7 @@ class World:
         self.load = 0
         self.is_full = False
         self.refused_as_full: set[str] = set()
+        self.hands_out = False
         self.clock = 100.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.links: dict[str, Link] = {}
@@ -138,6 +139,46 @@ def test_who_was_refused_hears_once_that_there_is_room() -> None:
     assert (refused.told, other.told, world.refused_as_full) == ([1, 1], [], set())
     world.changes()
     assert world.timers == []
+
+
+def test_a_place_is_kept_until_those_that_were_refused_have_heard_of_it() -> None:
+    """Or else the entry whose request ended would have it each time, as it knows that first."""
+    world = World()
+    world.watches("b")
+    world.changes()
+    world.refuses("a")
+    world.changes()
+    assert not world.hands_out
+    world.has_room()
+    assert world.hands_out
+    world.passes(COALESCE_S)
+    assert not world.hands_out
+    world.changes()
+    assert not world.hands_out  # nobody was refused since
+
+
+def test_no_place_is_kept_for_those_that_cannot_hear_of_it_soon() -> None:
+    world = World()
+    for n in range(300):
+        world.watches(f"p{n}", 255)
+    world.changes()
+    world.passes(COALESCE_S)  # which has used up the frames
+    world.refuses("p0")
+    world.has_room()
+    assert world.hands_out
+    world.passes(COALESCE_S)
+    assert (world.hands_out, world.refused_as_full) == (False, {"p0"})
+    world.passes(10.0)
+    assert world.refused_as_full == set()
+
+    world = World()
+    (link,) = world.refuses("a")
+    link.is_answering = True  # and for long: it does not read
+    world.has_room()
+    world.passes(COALESCE_S)
+    assert not world.hands_out
+    world.passes(1.0)
+    assert (world.hands_out, world.refused_as_full) == (False, {"a"})
 
 
 def test_who_was_refused_hears_nothing_while_there_is_no_room() -> None:
