@@ -14,6 +14,7 @@ import pytest
 
 from federation.forward.attempts import State
 from federation.forward.counters import Flow
+from federation.net.link.frames import FULL
 from tests.support.entries import OWN, FakeLink, Net, Tunnel, network, record, settled
 from tests.support.sockets import NO_LINGER, stream
 
