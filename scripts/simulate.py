@@ -353,7 +353,7 @@ class _Entry:
         self.watching = Watching(
             self.peer_id, self.selector, lambda peer_id: _SimLink(self, peers.index[peer_id], peers), peers.rng
         )
-        self.unseen = Counter[int]()  # node -> connections on their way there
+        self.served = Counter[int]()  # node -> this entry's connections that it serves, as the node counts them
 
 
 class _SimLink(NamedTuple):
@@ -367,7 +367,7 @@ class _SimLink(NamedTuple):
             return True
         watchers.add(self.entry.number)
         self.peers.frames += 2  # WATCH, and the load in return
-        self.peers.later(now + 2 * self.peers.way_s, self.peers.hear, self.entry, self.node, 0)
+        self.peers.later(now + 2 * self.peers.way_s, self.peers.hear, self.entry, self.node)
         return False
 
     def unwatch(self) -> None:
@@ -423,47 +423,48 @@ class Spreading:
         assert pick is not None
         node = self.index[pick.chosen.peer_id]
         if node == entry.number:
-            self.opens(now, entry, node, pick.chosen.in_flight, again)
+            self.opens(now, entry, node, pick.chosen.others, again)
         else:
-            entry.unseen[node] += 1
-            self.later(now + self.way_s, self.opens, entry, node, pick.chosen.in_flight, again)
+            self.later(now + self.way_s, self.opens, entry, node, pick.chosen.others, again)
 
     def opens(self, now: float, entry: _Entry, node: int, believed: int, again: int) -> None:
         is_own = node == entry.number
-        if not is_own and again < MOST_BUSIER and self.open_now[node] > believed:
+        if not is_own and again < MOST_BUSIER and self.open_now[node] - entry.served[node] > believed:
             self.again += 1
             self.later(now + self.way_s, self.sent_back, entry, node, again)
             return
-        self.changed(now, node, 1)
+        self.changed(now, entry, node, 1)
         self.later(now + self.rng.expovariate(1 / HOLD_S), self.ends, entry, node)
         if not is_own:
-            self.later(now + self.way_s, self.hear, entry, node, 1)  # with OPENED
+            self.later(now + self.way_s, self.hear, entry, node)  # with OPENED
 
     def sent_back(self, now: float, entry: _Entry, node: int, again: int) -> None:
-        self.hear(now, entry, node, 1)
+        self.hear(now, entry, node)
         entry.selector.release(self.records[node].peer_id)
         self.pick(now, entry, again + 1)
 
     def ends(self, now: float, entry: _Entry, node: int) -> None:
-        self.changed(now, node, -1)
+        self.changed(now, entry, node, -1)
         self.later(now + (0 if node == entry.number else self.way_s), self.ended, entry, node)
 
     def ended(self, now: float, entry: _Entry, node: int) -> None:
         entry.selector.release(self.records[node].peer_id)
-        self.hear(now, entry, node, 0)
+        self.hear(now, entry, node)
 
-    def hear(self, now: float, entry: _Entry, node: int, seen: int) -> None:
-        """A load arrives; it holds `seen` of the connections on their way. That it is by now some way old, all loads are."""
+    def hear(self, now: float, entry: _Entry, node: int) -> None:
+        """The load by others arrives, as it is now: that real ones are some way old makes little difference here."""
         del now
-        entry.unseen[node] -= seen
         is_fresh = entry.number in self.watchers[node] or node == entry.number
-        entry.selector.told(self.records[node].peer_id, self.open_now[node], entry.unseen[node], is_fresh=is_fresh)
+        others = self.open_now[node] - entry.served[node]
+        entry.selector.told(self.records[node].peer_id, others, is_fresh=is_fresh)
 
-    def changed(self, now: float, node: int, by: int) -> None:
+    def changed(self, now: float, entry: _Entry, node: int, by: int) -> None:
+        entry.served[node] += by
         self._most.change(self.open_now[node], by)
         self.open_now[node] += by
         if node < len(self.entries):
-            self.entries[node].selector.told(self.records[node].peer_id, self.open_now[node])
+            own = self.entries[node]
+            own.selector.told(self.records[node].peer_id, self.open_now[node] - own.served[node])
         if node not in self._pushing:
             self._pushing.add(node)
             self.later(now + COALESCE_S, self.push, node)
@@ -472,7 +473,7 @@ class Spreading:
         self._pushing.discard(node)
         for number in self.watchers[node]:
             self.frames += 1
-            self.later(now + self.way_s, self.hear, self.entries[number], node, 0)
+            self.later(now + self.way_s, self.hear, self.entries[number], node)
 
 
 class _Most:
