@@ -10,7 +10,8 @@ its client's bytes (replay_buffer.py), hands them to each upstream, and says whe
 
 An exit that has more in flight than this entry believed says BUSIER: nothing was done, and the entry picks again. That is no
 failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more, until
-the request has waited. A request that is sent back keeps its place among those that wait, and its patience runs on.
+the request has waited; an exit that says BUSIER even then is full, and the request goes to the others or waits. A request
+that is sent back keeps its place among those that wait, and its patience runs on.
 
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
 so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
@@ -150,6 +151,12 @@ class Dispatcher(Protocol):
     def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
         """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable."""
 
+    def accepted(self, peer_id: str) -> None:
+        """The peer's backend has a request."""
+
+    def sent_back(self, peer_id: str) -> None:
+        """The peer said BUSIER. One that does so again and again is asked more rarely."""
+
     def penalize(self, peer_id: str, seconds: float) -> None:
         """Send no request to the peer for that long."""
 
@@ -259,6 +266,7 @@ class Attempts:
     def opened(self) -> None:
         """The peer's backend has accepted."""
         self._stop_timer()
+        self._dispatcher.accepted(self.peer_id)
         self._dispatcher.counters.opened_after(self._dispatcher.now() - self._request.started_at)
         self._accepted()
         self._request.flush_replay()
@@ -269,17 +277,16 @@ class Attempts:
     def busier(self, load: int) -> None:
         """The peer has more in flight than this entry believed, or is full: pick again, with what it has told."""
         dispatcher, request = self._dispatcher, self._request
-        if self._busier == MOST_BUSIER:
-            self.failed("the peer is at its capacity")
-            return
         self._stop_timer()
         request.disconnected("")
         self.to(State.WAITING)
         dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, load, self._believed))
-        self._busier += 1
+        dispatcher.sent_back(self.peer_id)
+        if self._busier < MOST_BUSIER:  # else it was not to compare, so it is full, whatever it tells of its load
+            self._busier += 1
+            self.tried.discard(self.peer_id)
         self._again += 1
         self._waited_s += dispatcher.now() - self._since
-        self.tried.discard(self.peer_id)
         self._release_counter()
         self.count -= 1
         self.start()
