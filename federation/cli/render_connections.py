@@ -78,7 +78,10 @@ def _story(
         attempt = decision["attempt"]
         lines += [f"    {line}" for line in _candidates(decision, color=color)]
         if back := decision.get("sent_back"):
-            lines.append("    " + paint(f"had {back['had']}, we believed {back['believed']}: picked again", "yellow", color))
+            is_full = back["had"] <= back["believed"]  # no more than believed, so it had no place for one more
+            believed = "its most" if is_full else f"we believed {back['believed']}"
+            had = f"had {back['had']}, {believed}: picked again"
+            lines.append("    " + paint(had, "yellow", color))
         if decision["failed"]:
             lines.append("    " + paint(f"failed: {plain(decision['failed'], 150)}", "yellow", color))
     if turned_away is not None:
