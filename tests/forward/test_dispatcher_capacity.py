@@ -188,9 +188,7 @@ class Entry:
         self.links: dict[str, End] = {}
         self.opened: list[int] = []
         self._world = world
-        self._nodes = [
-            SimpleNamespace(peer_id=name, available_vram=0, capacity=CAPACITIES.get(name, 0)) for name in exits
-        ]
+        self._nodes = [SimpleNamespace(peer_id=name, available_vram=0, capacity=CAPACITIES.get(name, 0)) for name in exits]
         self._rests: dict[str, float] = {}
         for name, exit_ in exits.items():
             ours = End(world, name, self, Load(), delay_s, initiator=True)
