@@ -78,6 +78,10 @@ def test_a_pick_that_was_sent_back_is_told_where_it_was_made() -> None:
     assert told[-1].startswith("done: ")
 
 
+def test_a_peer_that_was_full_had_no_more_than_was_believed() -> None:
+    assert "had 3, its most: picked again" in shown(decision(7, sent_back={"had": 3, "believed": 3}))
+
+
 def test_an_answer_of_a_former_version_tells_of_nothing_that_was_sent_back() -> None:
     assert "picked again" not in shown(decision(7))
 

@@ -101,6 +101,8 @@ class Dispatcher:
         self.peers = list(peers)
         self.in_flight: Counter[str] = Counter()
         self.penalties: list[tuple[str, float]] = []
+        self.accepts: list[str] = []
+        self.refusals: list[str] = []  # of the kind that is no failure
         self.waiting: set[Attempts] = set()
         self.believed = 0
         self.picks: list[tuple[str, int, int]] = []
@@ -137,6 +139,12 @@ class Dispatcher:
             raise BackendUnavailable("this node is at its capacity")
         self.dials.append(Dial(done))
         return self.dials[-1]
+
+    def accepted(self, peer_id: str) -> None:
+        self.accepts.append(peer_id)
+
+    def sent_back(self, peer_id: str) -> None:
+        self.refusals.append(peer_id)
 
     def penalize(self, peer_id: str, seconds: float) -> None:
         self.penalties.append((peer_id, seconds))
@@ -464,22 +472,22 @@ def test_after_two_times_the_peer_is_not_asked_to_compare() -> None:
 
 
 @pytest.mark.parametrize("replay", ["opened", "never"])
-def test_a_third_time_the_peer_is_full_and_that_is_a_failure(replay: str) -> None:
-    """Or else a peer that always says so could turn a request in circles."""
+def test_a_third_time_the_peer_is_full_and_the_request_goes_to_the_others(replay: str) -> None:
+    """That is no failure either. Nor does a peer that always says so turn a request in circles."""
     dispatcher = Dispatcher("a", "b", replay=replay)
     request = Request(dispatcher)
     for _ in range(3):
         request.attempts.busier(9)
-    assert request.failures == [("a", "the peer is at its capacity")]
-    assert dispatcher.penalties == [("a", REFUSED_PENALTY_S)]
-    assert len(sent_back(dispatcher)) == 2
-    if replay == "never":
-        assert (request.state, dispatcher.busy()) == (State.REJECTED, {})
-    else:
-        assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 2, {"b": 1})
-        assert dispatcher.links["b"].believed == [ANY_LOAD]
-        request.attempts.busier(9)
-        assert request.failures[1:] == [("b", "the peer is at its capacity")]
+    assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 1, {"b": 1})
+    assert dispatcher.links["b"].believed == [ANY_LOAD]
+    request.attempts.busier(9)
+    assert (request.state, dispatcher.busy(), dispatcher.waiting) == (State.WAITING, {}, {request.attempts})
+    assert (request.failures, dispatcher.penalties, dispatcher.counters.totals.retried) == ([], [], 0)
+    assert len(sent_back(dispatcher)) == 4
+    assert dispatcher.refusals == ["a", "a", "a", "b"]
+    dispatcher.changes("b")
+    request.attempts.opened()
+    assert dispatcher.accepts == ["b"]
 
 
 def test_a_request_that_waited_may_be_sent_back_again() -> None:
