@@ -60,6 +60,7 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 TOKEN = Token(b"t" * 32)
 CLIENTS_A_NODE = 4  # in flight, on average
 HOLD_S = 2.0
+WARM_UP_S = 2 * HOLD_S  # 86 % of the load is there then
 WAY_S = 0.01  # between any two nodes, one way
 LOAD_RECORD_BYTES = LOAD_BYTES + 2 + TAG
 
@@ -388,7 +389,7 @@ class Spreading:
         self.watchers: list[set[int]] = [set() for _ in range(nodes)]
         self.entries = [_Entry(n, self) for n in range(entries)]
         self.arrivals_s = nodes * CLIENTS_A_NODE / HOLD_S
-        self.seconds = max(3 * HOLD_S, min(10 * HOLD_S, 24_000 / self.arrivals_s))
+        self.seconds = max(5 * HOLD_S, min(10 * HOLD_S, 24_000 / self.arrivals_s))
         self.frames = self.asked = self.again = 0
         self._events: list[tuple[float, int, Any, tuple[Any, ...]]] = []
         self._numbers = itertools.count()
@@ -406,10 +407,10 @@ class Spreading:
             if now > self.seconds:
                 break
             what(now, *arguments)
-            if now > self.seconds / 3:
+            if now > WARM_UP_S:
                 began = began or self.frames
                 samples.append(self._most.now * len(self.records) / max(1, self._most.total))
-        frames_s = (self.frames - began) / (self.seconds * 2 / 3)
+        frames_s = (self.frames - began) / (self.seconds - WARM_UP_S)
         return Spread(mean(samples), 2 * frames_s * LOAD_RECORD_BYTES / len(self.records), self.again / self.asked)
 
     def arrive(self, now: float) -> None:
