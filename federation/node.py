@@ -129,6 +129,7 @@ class Node:
             host_name=socket.gethostname(),
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
+        self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -295,9 +296,7 @@ class Node:
         self.gossip.stir()
 
     def _own_load(self, entry_id: str) -> None:
-        dispatcher = self.frontend.dispatcher
-        dispatcher.own_load_is_news = True
-        dispatcher.look_again()
+        self.frontend.dispatcher.own_load_changed(entry_id)
         self.pushing.changed()
         self.gossip.stir()
 

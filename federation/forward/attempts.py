@@ -10,7 +10,8 @@ its client's bytes (replay_buffer.py), hands them to each upstream, and says whe
 
 An exit that has more in flight than this entry believed says BUSIER: nothing was done, and the entry picks again. That is no
 failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more, until
-the request has waited. A request that is sent back keeps its place among those that wait, and its patience runs on.
+the request has waited; an exit that says BUSIER even then is full, and the request goes to the others or waits. A request
+that is sent back keeps its place among those that wait, and its patience runs on.
 
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
 so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
@@ -142,9 +143,6 @@ class Dispatcher(Protocol):
 
     def release(self, peer_id: str) -> None: ...
 
-    def peer_is_full(self, peer_id: str) -> None:
-        """The peer says so; a load follows when it has room."""
-
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         """Whether there is a peer that was not tried."""
 
@@ -152,6 +150,13 @@ class Dispatcher(Protocol):
 
     def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
         """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable."""
+
+    def accepted(self, peer_id: str) -> None:
+        """The peer's backend has a request."""
+
+    def sent_back(self, peer_id: str, *, is_full: bool) -> None:
+        """The peer said BUSIER. One that does so again and again is asked more rarely. From one that is full a load follows
+        when it has room."""
 
     def penalize(self, peer_id: str, seconds: float) -> None:
         """Send no request to the peer for that long."""
@@ -262,6 +267,7 @@ class Attempts:
     def opened(self) -> None:
         """The peer's backend has accepted."""
         self._stop_timer()
+        self._dispatcher.accepted(self.peer_id)
         self._dispatcher.counters.opened_after(self._dispatcher.now() - self._request.started_at)
         self._accepted()
         self._request.flush_replay()
@@ -272,21 +278,19 @@ class Attempts:
     def busier(self, others: int) -> None:
         """The peer has more in flight by others than this entry believed, or is full: pick again, with what it has told."""
         dispatcher, request = self._dispatcher, self._request
-        if others == FULL:
-            dispatcher.peer_is_full(self.peer_id)
-        elif self._busier == MOST_BUSIER:
-            self.failed("the peer compares its load though it was not asked to")
-            return
-        else:
-            self._busier += 1
         self._stop_timer()
         request.disconnected("")
         self.to(State.WAITING)
         had = None if others == FULL else self._believed - self._others + others
         dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, had, self._believed))
+        dispatcher.sent_back(self.peer_id, is_full=others == FULL)
+        if others == FULL:
+            self.tried.discard(self.peer_id)
+        elif self._busier < MOST_BUSIER:
+            self._busier += 1
+            self.tried.discard(self.peer_id)  # else it compares though it was not asked to: the others, or a wait
         self._again += 1
         self._waited_s += dispatcher.now() - self._since
-        self.tried.discard(self.peer_id)
         self._release_counter()
         self.count -= 1
         self.start()

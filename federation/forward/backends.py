@@ -25,6 +25,7 @@ HEALTH_TIMEOUT_S = 2.0
 NEAR_S = 0.05  # a request's first answered byte takes a model about as long at the least
 FIRST_HOLD_S = 1.0  # before any connection has ended
 NEWEST_WEIGHT = 1 / 32
+MOST_IDLE = 1 / 8  # of the time that a connection lasts: for a longer way no place is kept free
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
 
@@ -120,6 +121,11 @@ class Backends:
         load = self.load.in_flight
         more = self.load.by_others(entry_id) - believed
         return more > 0 and (rtt_s <= NEAR_S or more / load * self.hold_s > rtt_s)
+
+    @property
+    def bearable_way_s(self) -> float:
+        """The longest round trip for which a free place may lie idle."""
+        return max(NEAR_S, self.hold_s * MOST_IDLE)
 
     @property
     def is_full(self) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from federation.ratelimit import Bucket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from federation.net.link.link import Link
     from federation.reactor.loop import Reactor
@@ -76,6 +76,13 @@ class Pushing:
         if not self._is_queued and (self._watchers or self._backends.refused_as_full):
             self._is_queued = True
             self._reactor.call_later(COALESCE_S, self._push)
+
+    def ways(self, most_s: float) -> Sequence[float]:
+        """The round trips to the entries that watch, of up to `most_s`."""
+        now = self._reactor.now()
+        links = [self._link_to(peer_id) for peer_id, until in self._watchers.items() if until > now]
+        ways = [link.least_rtt_s or 0.0 for link in links if link is not None]
+        return [way for way in ways if way <= most_s]
 
     def peer_down(self, peer_id: str) -> None:
         self._watchers.pop(peer_id, None)

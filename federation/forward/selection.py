@@ -22,6 +22,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from federation.forward.route import Route
+from federation.ratelimit import Bucket
 
 if TYPE_CHECKING:
     import random
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 ANY_ROUTE = Route("default")
 NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
+
+# A peer that sends all requests back, and always tells of a free place, would have this entry ask without end. An honest one
+# does so where other entries are faster, once for each place that gets free.
+BACK_A_SECOND, BACK_AT_ONCE = 100.0, 32.0
+LONGEST_REST_S = 1.0  # as after a request that was refused
 
 _MOST_IN_FLIGHT = 1_000_000  # a report is at most what a node can be set to take
 
@@ -162,6 +168,7 @@ class _Load:
     last_used: float = NEVER
     served: int = 0
     turns: int = 0  # `served`, levelled: see Selector._level
+    sent_back: Bucket | None = None  # requests since the last one that it took
 
     @property
     def in_flight(self) -> int:
@@ -228,6 +235,17 @@ class Selector:
     def release(self, peer_id: str) -> None:
         """A connection that `pick` counted is over."""
         self._loads[peer_id].release()
+
+    def accepted(self, peer_id: str) -> None:
+        """The peer's backend has a request."""
+        self._loads[peer_id].sent_back = None
+
+    def sent_back(self, peer_id: str, now: float) -> float:
+        """The peer sent a request back for its load. Returns for how many seconds it is not to be asked."""
+        load = self._loads[peer_id]
+        if load.sent_back is None:
+            load.sent_back = Bucket(BACK_A_SECOND, BACK_AT_ONCE)
+        return min(load.sent_back.spend(now), LONGEST_REST_S)
 
     def told(self, peer_id: str, others: int, *, is_fresh: bool = True) -> None:
         """The peer says what it serves now, but for this entry's connections. It has room, as far as that says.

@@ -101,6 +101,8 @@ class Dispatcher:
         self.peers = list(peers)
         self.in_flight: Counter[str] = Counter()
         self.penalties: list[tuple[str, float]] = []
+        self.accepts: list[str] = []
+        self.refusals: list[str] = []  # of the kind that is no failure
         self.waiting: set[Attempts] = set()
         self.others = 0  # as the entry believes; what is its own comes on top
         self.full: list[str] = []
@@ -127,11 +129,6 @@ class Dispatcher:
     def release(self, peer_id: str) -> None:
         self.in_flight[peer_id] -= 1
 
-    def peer_is_full(self, peer_id: str) -> None:
-        self.full.append(peer_id)
-        if peer_id in self.peers:
-            self.peers.remove(peer_id)
-
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         return any(peer not in tried for peer in self.peers)
 
@@ -143,6 +140,16 @@ class Dispatcher:
             raise BackendUnavailable("this node is at its capacity")
         self.dials.append(Dial(done))
         return self.dials[-1]
+
+    def accepted(self, peer_id: str) -> None:
+        self.accepts.append(peer_id)
+
+    def sent_back(self, peer_id: str, *, is_full: bool) -> None:
+        self.refusals.append(peer_id)
+        if is_full:
+            self.full.append(peer_id)
+            if peer_id in self.peers:
+                self.peers.remove(peer_id)
 
     def penalize(self, peer_id: str, seconds: float) -> None:
         self.penalties.append((peer_id, seconds))
@@ -428,9 +435,6 @@ def test_an_end_without_an_answer_moves_where_it_may(replay: str, others: list[s
 # A peer that is busier than this entry believed
 
 
-COMPARES = "the peer compares its load though it was not asked to"
-
-
 def sent_back(dispatcher: Dispatcher) -> list[tuple[int, int, int | None, int]]:
     return [(row.attempt, row.again, row.had, row.believed) for row in dispatcher.counters.busier]
 
@@ -473,22 +477,22 @@ def test_after_two_times_the_peer_is_not_asked_to_compare() -> None:
 
 
 @pytest.mark.parametrize("replay", ["opened", "never"])
-def test_a_peer_that_compares_a_third_time_has_failed(replay: str) -> None:
-    """Or else a peer that always says so could turn a request in circles."""
+def test_a_peer_that_compares_a_third_time_is_passed_over(replay: str) -> None:
+    """It was not asked to. That is no failure either; nor does a peer that always says so turn a request in circles."""
     dispatcher = Dispatcher("a", "b", replay=replay)
     request = Request(dispatcher)
     for _ in range(3):
         request.attempts.busier(9)
-    assert request.failures == [("a", COMPARES)]
-    assert dispatcher.penalties == [("a", REFUSED_PENALTY_S)]
-    assert len(sent_back(dispatcher)) == 2
-    if replay == "never":
-        assert (request.state, dispatcher.busy()) == (State.REJECTED, {})
-    else:
-        assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 2, {"b": 1})
-        assert dispatcher.links["b"].believed == [ANY_LOAD]
-        request.attempts.busier(9)
-        assert request.failures[1:] == [("b", COMPARES)]
+    assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 1, {"b": 1})
+    assert dispatcher.links["b"].believed == [ANY_LOAD]
+    request.attempts.busier(9)
+    assert (request.state, dispatcher.busy(), dispatcher.waiting) == (State.WAITING, {}, {request.attempts})
+    assert (request.failures, dispatcher.penalties, dispatcher.counters.totals.retried) == ([], [], 0)
+    assert len(sent_back(dispatcher)) == 4
+    assert dispatcher.refusals == ["a", "a", "a", "b"]
+    dispatcher.changes("b")
+    request.attempts.opened()
+    assert dispatcher.accepts == ["b"]
 
 
 def test_only_what_others_have_there_is_compared_and_both_are_told_with_our_own() -> None:

@@ -23,6 +23,7 @@ class Link:
         self.told: list[int] = []
         self.tells_load = True
         self.is_answering = False
+        self.least_rtt_s: float | None = None
         self.on_told: Callable[[], None] = lambda: None
         self._world = world
 
@@ -97,6 +98,18 @@ def test_who_watches_hears_the_load_now_and_each_change() -> None:
         world.changes()
         world.passes(COALESCE_S)
     assert link.told == [4, 4, 5, 6, 7]
+
+
+def test_it_knows_the_ways_to_those_who_watch() -> None:
+    world = World()
+    for peer_id, way_s in (("near", 0.001), ("far", 0.2), ("unknown", None)):
+        world.watches(peer_id).least_rtt_s = way_s
+    world.watches("gone")
+    del world.links["gone"]
+    assert sorted(world.pushing.ways(0.05)) == [0.0, 0.001]
+    assert sorted(world.pushing.ways(0.2)) == [0.0, 0.001, 0.2]
+    world.passes(31.0)
+    assert world.pushing.ways(0.2) == []
 
 
 def test_many_changes_are_told_at_once_and_not_late() -> None:
