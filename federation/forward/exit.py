@@ -128,7 +128,7 @@ class ExitFlow(NullDuplex):
         link, backends = self._link, self._backends
         self._looked_at = backends.reactor.now()
         if link.mux.tells_load:
-            if backends.is_full:
+            if backends.is_full or backends.hands_out:
                 backends.refused_as_full.add(link.peer_id)
                 self._channel.refuse_as_busier(FULL)
                 return

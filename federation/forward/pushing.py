@@ -4,11 +4,12 @@ A LOAD for which something else goes anyway costs nothing, and the mux adds it b
 
 * to the entries that watch, those that pick among a few peers of which this node is one; not to the one whose own request
   began or ended, since it knows that better, and
-* to an entry that was refused for want of room, when there is room,
+* to an entry that was refused for want of room, when there is room and the refusal has gone,
 
 after COALESCE_S, all changes until then at once. Together they get FRAMES_A_SECOND at most: where many watch a busy node,
 each hears of it more rarely, and a belief that is too old for that costs its request a refusal (see exit.py). Each time
-they hear it in another order: where all exits are full, the first to hear of a free place has it.
+they hear it in another order: where all exits are full, the first to hear of a free place has it. Nobody is to have it
+before they hear: the entry whose request ended knows that first, and would keep its places for as long as it has requests.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Full(Protocol):
     """What is known of this node's capacity; forward.backends.Backends has it."""
 
     refused_as_full: set[str]
+    hands_out: bool
 
     @property
     def is_full(self) -> bool: ...
@@ -67,6 +69,8 @@ class Pushing:
 
     def changed(self) -> None:
         """The load changed."""
+        if self._backends.refused_as_full and not self._backends.is_full:
+            self._backends.hands_out = True
         if not self._is_queued and (self._watchers or self._backends.refused_as_full):
             self._is_queued = True
             self._reactor.call_later(COALESCE_S, self._push)
@@ -77,6 +81,7 @@ class Pushing:
 
     def _push(self) -> None:
         now = self._reactor.now()
+        self._backends.hands_out = False  # also where that must wait: the place is not to be idle so long
         self._watchers = {peer_id: until for peer_id, until in self._watchers.items() if until > now}
         if self._frames.left(now) < 0:
             self._reactor.call_later(COALESCE_S, self._push)
@@ -84,11 +89,19 @@ class Pushing:
         self._is_queued = False
         waiting: set[str] = set()
         if not self._backends.is_full:
-            waiting = self._backends.refused_as_full.copy()
-            self._backends.refused_as_full.clear()
+            refused = self._backends.refused_as_full
+            waiting = {peer_id for peer_id in refused if not self._is_answering(peer_id)}
+            refused -= waiting
+            if refused:
+                self._is_queued = True
+                self._reactor.call_later(COALESCE_S, self._push)
         told = [*self._watchers, *(waiting - self._watchers.keys())]
         self._rng.shuffle(told)
         self._frames.spend(now, sum(self._tell(peer_id, again=peer_id in waiting) for peer_id in told))
+
+    def _is_answering(self, peer_id: str) -> bool:
+        link = self._link_to(peer_id)
+        return link is not None and link.mux.is_answering
 
     def _tell(self, peer_id: str, *, again: bool) -> bool:
         """Whether that is news there, or wanted `again`."""

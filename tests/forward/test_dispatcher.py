@@ -18,6 +18,8 @@ from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, RosterDispatcher
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.metrics import Metrics
+from federation.net.link.frames import FULL
+from federation.net.link.mux import Load
 from tests.support.links import End
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class World:
         self.penalties: list[tuple[str, float]] = []
         self.queued: list[Callable[[], None]] = []
         self.timers: list[Any] = []
-        self.in_flight = 0
+        self.load = Load()
         self.looks: list[Route] = []
         self.clock = 5.0
         self.counters = Counters(Metrics())
@@ -156,7 +158,8 @@ def test_the_own_load_is_told_to_the_selector_once_for_many_changes() -> None:
     told: list[tuple[str, int]] = []
     world.selector.told = lambda peer, load: told.append((peer, load))  # type: ignore[method-assign,assignment]
     request: Any = Request(world)
-    world.in_flight = 4
+    world.load.change("", 2)  # which the selector counts itself
+    world.load.change("another", 4)
     world.dispatcher.own_load_is_news = True
     world.dispatcher.pick(request, set(), 1)
     world.dispatcher.pick(request, set(), 1)
@@ -303,14 +306,40 @@ def test_who_is_sent_back_keeps_its_place() -> None:
     world.flush()
     assert (first.state, second.state) == (State.OPENING, State.WAITING)
     comes(world, 3)
-    world.selector.told("a", 1)
-    first.attempts.busier(1)
+    first.attempts.busier(FULL)
     assert first.state is State.WAITING
     for request in (first, second):
         has_room(world, "a")
         world.flush()
         assert request.state is State.OPENING
         assert world.links["a"].opened[-1] is request.attempts
+
+
+def test_a_place_that_we_give_back_wakes_the_first_before_the_peer_says_anything() -> None:
+    world = full("a")
+    has_room(world, "a")
+    first, second, third = (comes(world, n) for n in range(3))
+    assert [request.state for request in (first, second, third)] == [State.OPENING, State.WAITING, State.WAITING]
+    first.attempts.close()
+    world.flush()
+    assert (second.state, third.state) == (State.OPENING, State.WAITING)
+
+
+def test_a_peer_that_says_it_is_full_is_not_asked_again_for_a_place_that_we_give_back() -> None:
+    """It says when there is room: others wait there as well."""
+    world = full("a")
+    world.capacity = 2
+    world.selector.told("a", 0)
+    first, second, third = (comes(world, n) for n in range(3))
+    assert third.state is State.WAITING
+    second.attempts.busier(FULL)
+    first.attempts.close()
+    world.flush()
+    assert (second.state, third.state) == (State.WAITING, State.WAITING)
+    world.selector.told("a", 1)
+    world.dispatcher.look_again()
+    world.flush()
+    assert (second.state, third.state) == (State.OPENING, State.WAITING)
 
 
 def test_waiting_for_one_service_holds_up_no_other() -> None:
@@ -394,9 +423,9 @@ def test_whatever_happens_everybody_waits_in_order(course: list[tuple[str, int]]
         elif request is not None and step in ("close", "reject"):
             request.attempts.reject("unwanted") if step == "reject" else request.attempts.close()
         elif request is not None and request.state is State.OPENING:
-            if step == "busier":
+            if step == "busier" and n % 2:
                 world.selector.told(request.attempts.peer_id, 1)
-            getattr(request.attempts, step)(*[1] * (step == "busier"))
+            getattr(request.attempts, step)(*[1 if n % 2 else FULL] * (step == "busier"))
         waiting = {request.attempts for request in requests if request.state is State.WAITING}
         assert set(world.dispatcher.waiting) == waiting
         queues = world.dispatcher._queues

@@ -101,7 +101,7 @@ class End:
         self._is_queued = False
         self._watching_until = 0.0
         self._unread: list[Callable[[], None]] = []
-        self.mux = Mux(initiator=initiator, handler=self, wake=self._wake, load=load)  # type: ignore[arg-type]
+        self.mux = Mux(initiator=initiator, handler=self, wake=self._wake, load=load, entry_id=peer_id)  # type: ignore[arg-type]
 
     def _wake(self) -> None:
         if not self._is_queued:
@@ -142,8 +142,8 @@ class End:
     def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
         serve_tunnel(self._owner.backends, self, channel, service, believed)  # type: ignore[arg-type]
 
-    def load_told(self, in_flight: int, unseen: int) -> None:
-        self._owner.selector.told(self.peer_id, in_flight, unseen, is_fresh=self._world.now() < self._watching_until)
+    def load_told(self, others: int) -> None:
+        self._owner.selector.told(self.peer_id, others, is_fresh=self._world.now() < self._watching_until)
         self._owner.dispatcher.look_again()
 
     def watched(self, seconds: int) -> None:
@@ -155,16 +155,16 @@ class Exit:
         self.most = 0
         self.load = Load()
         self.links: dict[str, End] = {}
-        self.pushing = Pushing(world, self.links.get, random.Random(capacity))  # type: ignore[arg-type]
         self.backends = Backends(
             world, Settings(backends=("127.0.0.1:1",), capacity=capacity),  # type: ignore[arg-type]
             on_change=lambda: None, on_load=self._on_load, load=self.load,
         )  # fmt: skip
+        self.pushing = Pushing(world, self.links.get, self.backends, random.Random(capacity))  # type: ignore[arg-type]
         self.backends.all[0].healthy, self.backends.all[0].target = True, (0, ())
 
-    def _on_load(self, entry_id: str) -> None:
+    def _on_load(self, _entry_id: str) -> None:
         self.most = max(self.most, self.load.in_flight)
-        self.pushing.changed(entry_id)
+        self.pushing.changed()
 
 
 class Entry:

@@ -22,6 +22,7 @@ class Link:
         self.mux = self
         self.told: list[int] = []
         self.tells_load = True
+        self.is_answering = False
         self.on_told: Callable[[], None] = lambda: None
         self._world = world
 
@@ -34,14 +35,17 @@ class Link:
 
 
 class World:
-    """The reactor as well."""
+    """The reactor as well, and the backends."""
 
     def __init__(self) -> None:
         self.load = 0
+        self.is_full = False
+        self.refused_as_full: set[str] = set()
+        self.hands_out = False
         self.clock = 100.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.links: dict[str, Link] = {}
-        self.pushing = Pushing(self, self.links.get, random.Random(1))  # type: ignore[arg-type]
+        self.pushing = Pushing(self, self.links.get, self, random.Random(1))  # type: ignore[arg-type]
 
     def now(self) -> float:
         return self.clock
@@ -66,9 +70,19 @@ class World:
         self.pushing.watched(link, seconds)  # type: ignore[arg-type]
         return link
 
-    def changes(self, by: int = 1, entry_id: str = "") -> None:
+    def changes(self, by: int = 1) -> None:
         self.load += by
-        self.pushing.changed(entry_id)
+        self.pushing.changed()
+
+    def refuses(self, *peer_ids: str) -> list[Link]:
+        """It is full."""
+        self.is_full = True
+        self.refused_as_full.update(peer_ids)
+        return [self.link(peer_id) for peer_id in peer_ids]
+
+    def has_room(self) -> None:
+        self.is_full = False
+        self.changes(-1)
 
 
 def test_who_watches_hears_the_load_now_and_each_change() -> None:
@@ -105,22 +119,119 @@ def test_a_change_that_was_taken_back_is_no_news() -> None:
     assert link.told == [0]
 
 
-def test_the_entry_concerned_hears_it_and_nobody_else_who_does_not_watch() -> None:
-    world = World()
-    concerned, other = world.link("a"), world.link("b")
-    world.changes(entry_id="a")
-    world.passes(COALESCE_S)
-    assert (concerned.told, other.told) == ([1], [])
-    world.changes(entry_id="b")
-    world.passes(COALESCE_S)
-    assert (concerned.told, other.told) == ([1], [2])
-
-
-def test_a_change_by_an_own_client_concerns_nobody_and_sets_no_timer() -> None:
+def test_a_change_concerns_nobody_who_does_not_watch_and_sets_no_timer() -> None:
     world = World()
     link = world.link("a")
     world.changes()
     assert (world.timers, link.told) == ([], [])
+
+
+# Room again
+
+
+def test_who_was_refused_hears_once_that_there_is_room() -> None:
+    world = World()
+    world.load = 2
+    refused, other = *world.refuses("a"), world.link("b")
+    refused.told.append(1)  # which it knows, and yet believes that there is none
+    world.has_room()
+    world.passes(COALESCE_S)
+    assert (refused.told, other.told, world.refused_as_full) == ([1, 1], [], set())
+    world.changes()
+    assert world.timers == []
+
+
+def test_a_place_is_kept_until_those_that_were_refused_have_heard_of_it() -> None:
+    """Or else the entry whose request ended would have it each time, as it knows that first."""
+    world = World()
+    world.watches("b")
+    world.changes()
+    world.refuses("a")
+    world.changes()
+    assert not world.hands_out
+    world.has_room()
+    assert world.hands_out
+    world.passes(COALESCE_S)
+    assert not world.hands_out
+    world.changes()
+    assert not world.hands_out  # nobody was refused since
+
+
+def test_no_place_is_kept_for_those_that_cannot_hear_of_it_soon() -> None:
+    world = World()
+    for n in range(300):
+        world.watches(f"p{n}", 255)
+    world.changes()
+    world.passes(COALESCE_S)  # which has used up the frames
+    world.refuses("p0")
+    world.has_room()
+    assert world.hands_out
+    world.passes(COALESCE_S)
+    assert (world.hands_out, world.refused_as_full) == (False, {"p0"})
+    world.passes(10.0)
+    assert world.refused_as_full == set()
+
+    world = World()
+    (link,) = world.refuses("a")
+    link.is_answering = True  # and for long: it does not read
+    world.has_room()
+    world.passes(COALESCE_S)
+    assert not world.hands_out
+    world.passes(1.0)
+    assert (world.hands_out, world.refused_as_full) == (False, {"a"})
+
+
+def test_who_was_refused_hears_nothing_while_there_is_no_room() -> None:
+    world = World()
+    (link,) = world.refuses("a")
+    for by in (1, -1):
+        world.changes(by)
+        world.passes(1.0)
+    assert (link.told, world.refused_as_full, world.timers) == ([], {"a"}, [])
+    world.is_full = False  # by a larger capacity
+    world.pushing.changed()
+    world.passes(COALESCE_S)
+    assert link.told == [0]
+
+
+def test_who_watches_and_was_refused_hears_it_once() -> None:
+    world = World()
+    link = world.watches("a")
+    world.refuses("a")
+    world.has_room()
+    world.passes(1.0)
+    assert link.told == [0, -1]
+
+
+def test_news_of_room_does_not_overtake_the_refusal() -> None:
+    """Or else the entry would take this node as full until the next change, which may never come."""
+    world = World()
+    slow, quick = world.refuses("a", "b")
+    slow.is_answering = True
+    world.has_room()
+    world.passes(1.0)
+    assert (slow.told, quick.told, world.refused_as_full) == ([], [-1], {"a"})
+    slow.is_answering = False
+    world.passes(COALESCE_S)
+    assert (slow.told, quick.told, world.refused_as_full) == ([-1], [-1], set())
+    world.passes(COALESCE_S)
+    assert world.timers == []
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_of_a_refused_peer_that_went_down_nothing_is_kept(is_gone: bool) -> None:
+    world = World()
+    (link,) = world.refuses("a")
+    if is_gone:
+        del world.links["a"]
+    else:
+        world.pushing.peer_down("a")
+    world.has_room()
+    world.passes(1.0)
+    assert (link.told, world.refused_as_full, world.timers) == ([], set(), [])
+
+
+# Many
 
 
 def test_no_entry_is_always_the_first_to_hear() -> None:
@@ -132,7 +243,11 @@ def test_no_entry_is_always_the_first_to_hear() -> None:
         link.on_told = lambda link=link: order.append(link.peer_id)
     for n in range(400):
         order: list[str] = []
-        world.changes(entry_id=f"p{n % 4}")
+        if n % 2:
+            world.refuses(*world.links)
+            world.has_room()
+        else:
+            world.changes()
         world.passes(0.05)
         assert sorted(order) == ["p0", "p1", "p2", "p3"]
         firsts[order[0]] += 1
@@ -182,7 +297,7 @@ def test_zero_seconds_end_a_watch_at_once() -> None:
 def test_of_a_peer_that_went_down_nothing_is_kept() -> None:
     world = World()
     link = world.watches("a")
-    world.changes(entry_id="a")
+    world.changes()
     world.pushing.peer_down("a")
     world.pushing.peer_down("never heard of")
     world.passes(1.0)
@@ -196,7 +311,8 @@ def test_a_peer_whose_link_is_gone_or_does_not_understand_costs_nothing() -> Non
     world.watches("gone")
     world.link("old").tells_load = False
     del world.links["gone"]
-    world.changes(entry_id="old")
+    world.refuses("old", "gone")
+    world.has_room()
     world.passes(1.0)
     assert world.links["old"].told == []
     assert world.timers == []

@@ -188,6 +188,11 @@ class Mux:
     # Ours
 
     @property
+    def is_answering(self) -> bool:
+        """Whether answers wait to go. A LOAD would go before them."""
+        return bool(self._control)
+
+    @property
     def tells_load(self) -> bool:
         """Whether both ends speak of their load."""
         return self._load is not None
