@@ -64,7 +64,7 @@ class Backends:
         self.all = [Backend(endpoint) for endpoint in settings.backends]
         self.load = load or Load()
         self.refused_as_full: set[str] = set()  # entries that are to hear when there is room, by peer id; pushing.py does
-        self.hands_out = False  # those are about to hear of room: until then nobody else has it. pushing.py says so
+        self.hands_out = False  # entries are about to hear that there is room; until then nobody has it. pushing.py says so
         self.hold_s = FIRST_HOLD_S  # how long a connection lasts here: moving average
         self.draining = False
         self._least = 0  # of in_flight since the last sample

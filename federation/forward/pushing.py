@@ -58,6 +58,7 @@ class Pushing:
         self._watchers: dict[str, float] = {}  # peer id -> until when
         self._frames = Bucket(FRAMES_A_SECOND, FRAMES_AT_ONCE)
         self._is_queued = False
+        self._was_full = False
 
     def watched(self, link: Link, seconds: int) -> None:
         """The peer wants to hear of each change for so long; and of the load now, whether or not that is news."""
@@ -69,7 +70,8 @@ class Pushing:
 
     def changed(self) -> None:
         """The load changed."""
-        if self._backends.refused_as_full and not self._backends.is_full:
+        was_full, self._was_full = self._was_full, self._backends.is_full
+        if was_full and not self._was_full and (self._watchers or self._backends.refused_as_full):
             self._backends.hands_out = True
         if not self._is_queued and (self._watchers or self._backends.refused_as_full):
             self._is_queued = True

@@ -75,8 +75,9 @@ class World:
         self.pushing.changed()
 
     def refuses(self, *peer_ids: str) -> list[Link]:
-        """It is full."""
+        """It has become full."""
         self.is_full = True
+        self.pushing.changed()
         self.refused_as_full.update(peer_ids)
         return [self.link(peer_id) for peer_id in peer_ids]
 
@@ -141,20 +142,30 @@ def test_who_was_refused_hears_once_that_there_is_room() -> None:
     assert world.timers == []
 
 
-def test_a_place_is_kept_until_those_that_were_refused_have_heard_of_it() -> None:
+@pytest.mark.parametrize("refused", [["a"], []])
+def test_a_place_is_kept_until_those_that_want_to_know_have_heard_of_it(refused: list[str]) -> None:
     """Or else the entry whose request ended would have it each time, as it knows that first."""
     world = World()
-    world.watches("b")
+    if not refused:
+        world.watches("b")  # it sees itself that this node is full, and does not ask
     world.changes()
-    world.refuses("a")
+    world.refuses(*refused)
     world.changes()
     assert not world.hands_out
     world.has_room()
     assert world.hands_out
+    world.changes(-1)  # another one
     world.passes(COALESCE_S)
     assert not world.hands_out
     world.changes()
-    assert not world.hands_out  # nobody was refused since
+    assert not world.hands_out  # it was not full since
+
+
+def test_no_place_is_kept_where_nobody_wants_to_know() -> None:
+    world = World()
+    world.refuses()
+    world.has_room()
+    assert (world.hands_out, world.timers) == (False, [])
 
 
 def test_no_place_is_kept_for_those_that_cannot_hear_of_it_soon() -> None:
