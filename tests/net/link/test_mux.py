@@ -1704,6 +1704,16 @@ class Beliefs(RuleBasedStateMachine):
         if side.load.by_entry.get("", 0) + by >= 0:
             side.change(by, "")
 
+    @rule(who=st.integers(0, 1), pushes=st.booleans())
+    def refuses_and_has_room_at_once(self, who: int, pushes: bool) -> None:
+        side = self.sides[who]
+        if side.asked:
+            side.is_full = True
+            side.serve_next(refuse=False)
+            side.is_full, side.is_news = False, True
+            if pushes:
+                side.push()
+
     @rule(who=st.integers(0, 1))
     def fills_or_empties(self, who: int) -> None:
         side = self.sides[who]
