@@ -11,7 +11,8 @@ its client's bytes (replay_buffer.py), hands them to each upstream, and says whe
 An exit that has more in flight than this entry believed says BUSIER: nothing was done, and the entry picks again. That is no
 failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more, until
 the request has waited; from one that compares even then the request goes to the others, or waits. One that says FULL is
-left alone until it tells its load. A request that is sent back keeps its place among those that wait, and its patience runs on.
+left alone until it tells its load. A request that is sent back keeps its place among those that wait, and its patience runs
+on.
 
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
 so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
