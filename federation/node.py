@@ -115,10 +115,10 @@ class Node:
                 self.facts.control, *self.facts.listens.values(), *(listen.address for listen in settings.listens)
             ),
         )  # fmt: skip
-        self.pushing = Pushing(self.reactor, self.host.links.get)
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
         self.backends = Backends(self.reactor, settings, load=load, on_change=self._own_change, on_load=self._own_load)
         self.models = ModelWatch(self.backends, on_change=self._own_change)
+        self.pushing = Pushing(self.reactor, self.host.links.get, self.backends)
         self.roster = Roster(
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
@@ -134,6 +134,7 @@ class Node:
             name_of=lambda peer_id: self.parts.name_of(peer_id),
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
+        self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -237,6 +238,7 @@ class Node:
             self.facts.settings = self.facts.settings.model_copy(update=new)
             self.frontend.configure(self.facts.settings)
             self.backends.configure(self.facts.settings)
+            self.pushing.changed()
             self._own_change()
         late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith("token")]
         log.info("settings read again", changed=[NAMES[field] for field in new], take_a_restart=late)
@@ -313,10 +315,8 @@ class Node:
         self.gossip.stir()
 
     def _own_load(self, entry_id: str) -> None:
-        dispatcher = self.frontend.dispatcher
-        dispatcher.own_load_is_news = True
-        dispatcher.look_again()
-        self.pushing.changed(entry_id)
+        self.frontend.dispatcher.own_load_changed(entry_id)
+        self.pushing.changed()
         self.gossip.stir()
 
     # Events of the network (HostEvents)
@@ -324,8 +324,8 @@ class Node:
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         serve_tunnel(self.backends, link, channel, service, believed)
 
-    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
-        self.selector.told(link.peer_id, in_flight, unseen, is_fresh=link.is_watching(self.reactor.now()))
+    def load_told(self, link: Link, others: int) -> None:
+        self.selector.told(link.peer_id, others, is_fresh=link.is_watching(self.reactor.now()))
         self.frontend.dispatcher.look_again()
 
     def load_watched(self, link: Link, seconds: int) -> None:

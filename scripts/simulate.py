@@ -60,6 +60,7 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 TOKEN = Token(b"t" * 32)
 CLIENTS_A_NODE = 4  # in flight, on average
 HOLD_S = 2.0
+WARM_UP_S = 2 * HOLD_S  # 86 % of the load is there then
 WAY_S = 0.01  # between any two nodes, one way
 LOAD_RECORD_BYTES = LOAD_BYTES + 2 + TAG
 
@@ -353,7 +354,7 @@ class _Entry:
         self.watching = Watching(
             self.peer_id, self.selector, lambda peer_id: _SimLink(self, peers.index[peer_id], peers), peers.rng
         )
-        self.unseen = Counter[int]()  # node -> connections on their way there
+        self.served = Counter[int]()  # node -> this entry's connections that it serves, as the node counts them
 
 
 class _SimLink(NamedTuple):
@@ -367,7 +368,7 @@ class _SimLink(NamedTuple):
             return True
         watchers.add(self.entry.number)
         self.peers.frames += 2  # WATCH, and the load in return
-        self.peers.later(now + 2 * self.peers.way_s, self.peers.hear, self.entry, self.node, 0)
+        self.peers.later(now + 2 * self.peers.way_s, self.peers.hear, self.entry, self.node)
         return False
 
     def unwatch(self) -> None:
@@ -388,7 +389,7 @@ class Spreading:
         self.watchers: list[set[int]] = [set() for _ in range(nodes)]
         self.entries = [_Entry(n, self) for n in range(entries)]
         self.arrivals_s = nodes * CLIENTS_A_NODE / HOLD_S
-        self.seconds = max(3 * HOLD_S, min(10 * HOLD_S, 24_000 / self.arrivals_s))
+        self.seconds = max(5 * HOLD_S, min(10 * HOLD_S, 24_000 / self.arrivals_s))
         self.frames = self.asked = self.again = 0
         self._events: list[tuple[float, int, Any, tuple[Any, ...]]] = []
         self._numbers = itertools.count()
@@ -406,10 +407,10 @@ class Spreading:
             if now > self.seconds:
                 break
             what(now, *arguments)
-            if now > self.seconds / 3:
+            if now > WARM_UP_S:
                 began = began or self.frames
                 samples.append(self._most.now * len(self.records) / max(1, self._most.total))
-        frames_s = (self.frames - began) / (self.seconds * 2 / 3)
+        frames_s = (self.frames - began) / (self.seconds - WARM_UP_S)
         return Spread(mean(samples), 2 * frames_s * LOAD_RECORD_BYTES / len(self.records), self.again / self.asked)
 
     def arrive(self, now: float) -> None:
@@ -423,47 +424,48 @@ class Spreading:
         assert pick is not None
         node = self.index[pick.chosen.peer_id]
         if node == entry.number:
-            self.opens(now, entry, node, pick.chosen.in_flight, again)
+            self.opens(now, entry, node, pick.chosen.others, again)
         else:
-            entry.unseen[node] += 1
-            self.later(now + self.way_s, self.opens, entry, node, pick.chosen.in_flight, again)
+            self.later(now + self.way_s, self.opens, entry, node, pick.chosen.others, again)
 
     def opens(self, now: float, entry: _Entry, node: int, believed: int, again: int) -> None:
         is_own = node == entry.number
-        if not is_own and again < MOST_BUSIER and self.open_now[node] > believed:
+        if not is_own and again < MOST_BUSIER and self.open_now[node] - entry.served[node] > believed:
             self.again += 1
             self.later(now + self.way_s, self.sent_back, entry, node, again)
             return
-        self.changed(now, node, 1)
+        self.changed(now, entry, node, 1)
         self.later(now + self.rng.expovariate(1 / HOLD_S), self.ends, entry, node)
         if not is_own:
-            self.later(now + self.way_s, self.hear, entry, node, 1)  # with OPENED
+            self.later(now + self.way_s, self.hear, entry, node)  # with OPENED
 
     def sent_back(self, now: float, entry: _Entry, node: int, again: int) -> None:
-        self.hear(now, entry, node, 1)
+        self.hear(now, entry, node)
         entry.selector.release(self.records[node].peer_id)
         self.pick(now, entry, again + 1)
 
     def ends(self, now: float, entry: _Entry, node: int) -> None:
-        self.changed(now, node, -1)
+        self.changed(now, entry, node, -1)
         self.later(now + (0 if node == entry.number else self.way_s), self.ended, entry, node)
 
     def ended(self, now: float, entry: _Entry, node: int) -> None:
         entry.selector.release(self.records[node].peer_id)
-        self.hear(now, entry, node, 0)
+        self.hear(now, entry, node)
 
-    def hear(self, now: float, entry: _Entry, node: int, seen: int) -> None:
-        """A load arrives; it holds `seen` of the connections on their way. That it is by now some way old, all loads are."""
+    def hear(self, now: float, entry: _Entry, node: int) -> None:
+        """The load by others arrives, as it is now: that real ones are some way old makes little difference here."""
         del now
-        entry.unseen[node] -= seen
         is_fresh = entry.number in self.watchers[node] or node == entry.number
-        entry.selector.told(self.records[node].peer_id, self.open_now[node], entry.unseen[node], is_fresh=is_fresh)
+        others = self.open_now[node] - entry.served[node]
+        entry.selector.told(self.records[node].peer_id, others, is_fresh=is_fresh)
 
-    def changed(self, now: float, node: int, by: int) -> None:
+    def changed(self, now: float, entry: _Entry, node: int, by: int) -> None:
+        entry.served[node] += by
         self._most.change(self.open_now[node], by)
         self.open_now[node] += by
         if node < len(self.entries):
-            self.entries[node].selector.told(self.records[node].peer_id, self.open_now[node])
+            own = self.entries[node]
+            own.selector.told(self.records[node].peer_id, self.open_now[node] - own.served[node])
         if node not in self._pushing:
             self._pushing.add(node)
             self.later(now + COALESCE_S, self.push, node)
@@ -472,7 +474,7 @@ class Spreading:
         self._pushing.discard(node)
         for number in self.watchers[node]:
             self.frames += 1
-            self.later(now + self.way_s, self.hear, self.entries[number], node, 0)
+            self.later(now + self.way_s, self.hear, self.entries[number], node)
 
 
 class _Most:

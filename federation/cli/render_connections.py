@@ -85,7 +85,8 @@ def _story(
         attempt = decision["attempt"]
         lines += [f"    {line}" for line in _candidates(decision, color=color)]
         if back := decision.get("sent_back"):
-            lines.append("    " + paint(f"had {back['had']}, we believed {back['believed']}: picked again", "yellow", color))
+            had = "is full" if back["had"] is None else f"had {back['had']}, we believed {back['believed']}"
+            lines.append("    " + paint(f"{had}: picked again", "yellow", color))
         if decision["failed"]:
             lines.append("    " + paint(f"failed: {plain(decision['failed'], 150)}", "yellow", color))
     if turned_away is not None:

@@ -10,7 +10,9 @@ its client's bytes (replay_buffer.py), hands them to each upstream, and says whe
 
 An exit that has more in flight than this entry believed says BUSIER: nothing was done, and the entry picks again. That is no
 failure: no penalty, and no attempt that counts. After MOST_BUSIER of them the exit is not asked to compare any more, until
-the request has waited. A request that is sent back keeps its place among those that wait, and its patience runs on.
+the request has waited; from one that compares even then the request goes to the others, or waits. One that says FULL is
+left alone until it tells its load. A request that is sent back keeps its place among those that wait, and its patience runs
+on.
 
 With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
 so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
@@ -28,7 +30,7 @@ from federation.config import Replay
 from federation.errors import BackendUnavailable, PeerUnavailable
 from federation.forward.counters import Busier, Failure
 from federation.forward.watching import WatchableLink
-from federation.net.link.frames import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD, FULL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
@@ -113,7 +115,7 @@ class PeerLink(WatchableLink, Protocol):
     """What an attempt needs of a link; net.link.link.Link has it."""
 
     def open_request(self, service: str, observer: Attempts, other: Duplex, believed: int, /) -> Joinable:
-        """`believed`: the load of the peer, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
+        """`believed`: the load of the peer by others, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
 
     def read(self) -> None:
         """Handle the bytes in its socket now."""
@@ -162,6 +164,13 @@ class Dispatcher(Protocol):
     def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
         """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable."""
 
+    def accepted(self, peer_id: str) -> None:
+        """The peer's backend has a request."""
+
+    def sent_back(self, peer_id: str, *, is_full: bool) -> None:
+        """The peer said BUSIER. One that does so again and again is asked more rarely. From one that is full a load follows
+        when it has room."""
+
     def penalize(self, peer_id: str, seconds: float) -> None:
         """Send no request to the peer for that long."""
 
@@ -178,8 +187,8 @@ class Attempts:
     """All attempts of one request. `peer_id` is the peer of the present one, whose counter it holds; else empty."""
 
     __slots__ = (
-        "_again", "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_request", "_since", "_timer", "_waited_s",
-        "count", "peer_id", "state", "tried",
+        "_again", "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_others", "_request", "_since", "_timer",
+        "_waited_s", "count", "peer_id", "state", "tried",
     )  # fmt: skip
 
     def __init__(self, request: Request, dispatcher: Dispatcher) -> None:
@@ -191,7 +200,7 @@ class Attempts:
         self.tried: set[str] = set()
         self._link: PeerLink | None = None  # of this attempt; None: our own backend
         self._dialling: Dialling | None = None
-        self._believed = 0  # load of the peer before this attempt
+        self._believed = self._others = 0  # load of the peer before this attempt, and what of it is not this entry's
         self._again = 0  # how often a peer sent this request back for its load
         self._busier = 0  # how often since it waited last
         self._timer: Timer | None = None  # of the tunnel to open, or of the wait for a peer
@@ -211,7 +220,7 @@ class Attempts:
             if chosen is None:
                 self._wait()
                 return
-            self.peer_id, self._believed = chosen.peer_id, chosen.in_flight
+            self.peer_id, self._believed, self._others = chosen.peer_id, chosen.in_flight, chosen.others
             self.tried.add(self.peer_id)
             self.count += 1
             try:
@@ -239,7 +248,7 @@ class Attempts:
         link = self._link = dispatcher.link(self.peer_id)
         if link is None:
             raise PeerUnavailable("no connection to it")
-        believed = self._believed if self._busier < MOST_BUSIER else ANY_LOAD
+        believed = self._others if self._busier < MOST_BUSIER else ANY_LOAD
         upstream = link.open_request(request.route.service, self, request.upstream_side(), believed)
         self._timer = dispatcher.call_later(dispatcher.open_timeout_s, self._on_timeout)
         self._since = dispatcher.now()
@@ -271,6 +280,7 @@ class Attempts:
     def opened(self) -> None:
         """The peer's backend has accepted."""
         self._stop_timer()
+        self._dispatcher.accepted(self.peer_id)
         self._dispatcher.counters.opened_after(self._dispatcher.now() - self._request.started_at)
         self._accepted()
         self._request.flush_replay()
@@ -278,20 +288,22 @@ class Attempts:
     def refused(self, reason: str) -> None:
         self.failed(reason)
 
-    def busier(self, load: int) -> None:
-        """The peer has more in flight than this entry believed, or is full: pick again, with what it has told."""
+    def busier(self, others: int) -> None:
+        """The peer has more in flight by others than this entry believed, or is full: pick again, with what it has told."""
         dispatcher, request = self._dispatcher, self._request
-        if self._busier == MOST_BUSIER:
-            self.failed("the peer is at its capacity")
-            return
         self._stop_timer()
         request.disconnected("")
         self.to(State.WAITING)
-        dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, load, self._believed))
-        self._busier += 1
+        had = None if others == FULL else self._believed - self._others + others
+        dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, had, self._believed))
+        dispatcher.sent_back(self.peer_id, is_full=others == FULL)
+        if others == FULL:
+            self.tried.discard(self.peer_id)
+        elif self._busier < MOST_BUSIER:
+            self._busier += 1
+            self.tried.discard(self.peer_id)  # else it compares though it was not asked to: the others, or a wait
         self._again += 1
         self._waited_s += dispatcher.now() - self._since
-        self.tried.discard(self.peer_id)
         self._release_counter()
         self.count -= 1
         self.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -26,6 +25,7 @@ HEALTH_TIMEOUT_S = 2.0
 NEAR_S = 0.05  # a request's first answered byte takes a model about as long at the least
 FIRST_HOLD_S = 1.0  # before any connection has ended
 NEWEST_WEIGHT = 1 / 32
+MOST_IDLE = 1 / 8  # of the time that a connection lasts: for a longer way no place is kept free
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
 
@@ -65,8 +65,9 @@ class Backends:
         self._on_load = on_load
         self.all = [Backend(endpoint) for endpoint in settings.backends]
         self.load = load or Load()
+        self.refused_as_full: set[str] = set()  # entries that are to hear when there is room, by peer id; pushing.py does
+        self.hands_out = False  # entries are about to hear that there is room; until then nobody has it. pushing.py says so
         self.hold_s = FIRST_HOLD_S  # how long a connection lasts here: moving average
-        self.by_entry: Counter[str] = Counter()  # those of other entries, by peer id
         self.draining = False
         self._least = 0  # of in_flight since the last sample
         self.idle = trio.Event()
@@ -107,7 +108,7 @@ class Backends:
         `entry_id`: the peer that asks; empty for this node's own clients.
         """
         limit = self._settings.max_connections_per_peer
-        if entry_id and self.by_entry[entry_id] >= limit:
+        if entry_id and self.load.by_entry.get(entry_id, 0) >= limit:
             raise BackendUnavailable(f"this node takes {limit} connections from one peer")
         if self.draining:
             raise BackendUnavailable("this node is draining")
@@ -127,15 +128,20 @@ class Backends:
     def in_flight(self) -> int:
         return self.load.in_flight
 
-    def is_busier(self, believed: int, rtt_s: float) -> bool:
-        """Whether to send a request back to its entry, which believed that this node has less in flight.
+    def is_busier(self, entry_id: str, believed: int, rtt_s: float) -> bool:
+        """Whether to send a request back to its entry, which believed that this node has less in flight by others.
 
         It costs the client a round trip. What it saves: among `load` that share this node a request takes 1/load longer
         for each one more. Below NEAR_S nobody notices a round trip, and even load is worth it.
         """
         load = self.load.in_flight
-        more = load - believed
+        more = self.load.by_others(entry_id) - believed
         return more > 0 and (rtt_s <= NEAR_S or more / load * self.hold_s > rtt_s)
+
+    @property
+    def bearable_way_s(self) -> float:
+        """The longest round trip for which a free place may lie idle."""
+        return max(NEAR_S, self.hold_s * MOST_IDLE)
 
     @property
     def is_full(self) -> bool:
@@ -144,8 +150,6 @@ class Backends:
     def took(self, backend: Backend, entry_id: str) -> None:
         """The backend is asked to serve one more."""
         backend.in_flight += 1
-        if entry_id:
-            self.by_entry[entry_id] += 1
         self._load_changed(1, entry_id)
 
     def released(self, backend: Backend, entry_id: str, seconds: float | None) -> None:
@@ -153,14 +157,10 @@ class Backends:
         backend.in_flight -= 1
         if seconds is not None:
             self.hold_s += (seconds - self.hold_s) * NEWEST_WEIGHT
-        if entry_id:
-            self.by_entry[entry_id] -= 1
-            if not self.by_entry[entry_id]:
-                del self.by_entry[entry_id]
         self._load_changed(-1, entry_id)
 
     def _load_changed(self, by: int, entry_id: str) -> None:
-        self.load.in_flight += by
+        self.load.change(entry_id, by)
         if self.in_flight < self._least:
             self._least = self.in_flight
         if not self.in_flight:

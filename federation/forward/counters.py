@@ -57,7 +57,7 @@ class Busier(NamedTuple):
     flow: Flow
     attempt: int
     again: int
-    had: int
+    had: int | None  # None: it was full
     believed: int
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from federation.reactor.sockets import SocketDuplex
 
 BROKE_OFF_PENALTY_S = 1.0
+# A place of this node is free: so long it is left to other entries if it is their turn. They hear of it after 5 ms
+# (pushing.COALESCE_S); the way there and back comes on top.
+OTHERS_TURN_S = 0.01
+RAREST_TURN = 1 / 16  # after turns that nobody used: of near entries, that costs less than a millisecond a connection
 
 
 class Roster(Protocol):
@@ -84,7 +88,7 @@ class RosterDispatcher:
         self.catalogs = roster.catalogs
         self.is_unheard_of = roster.is_unheard_of
         self.link = roster.link
-        self.release = selector.release
+        self.accepted = selector.accepted
         self.penalize = roster.penalize
         self.call_later = reactor.call_later
         self.waiting: dict[Attempts, Place] = {}
@@ -96,7 +100,12 @@ class RosterDispatcher:
         self._roster = roster
         self._selector = selector
         self._backends = backends
-        self._watching = Watching(roster.own_id, selector, roster.link, rng or random.Random())
+        self._rng = rng or random.Random()
+        self.ways_of_others: Callable[[], Sequence[float]] = tuple  # round trips to the entries that watch this node
+        self._own_load = 0  # of the own backends
+        self._is_others_turn = self._is_turn_used = False
+        self._turns_used = 1.0  # as a share
+        self._watching = Watching(roster.own_id, selector, roster.link, self._rng)
         self._homes = Homes()
         self._retry_is_queued = False
         self.configure(settings)
@@ -122,9 +131,9 @@ class RosterDispatcher:
         if tried:
             nodes = [node for node in nodes if node.peer_id not in tried]
             seen = [node for node in seen if node.peer_id not in tried]
-        if self.own_load_is_news:
+        if self.own_load_is_news and not self._is_others_turn:
             self.own_load_is_news = False
-            self._selector.told(self.own_id, self._backends.in_flight)
+            self._selector.told(self.own_id, self._backends.load.by_others(""))
         distant = self._roster.distant(route)
         home = self._home(request, nodes, now) if request.keys.k0 and self.has_affinity else ""
         if home and len(seen) < len(nodes):
@@ -143,6 +152,13 @@ class RosterDispatcher:
         found = self._homes.choose(request.keys, [Replica(node.peer_id, loads(node.peer_id) or 0) for node in nodes], now)
         return "" if found is None else found.peer_id
 
+    def release(self, peer_id: str) -> None:
+        self._selector.release(peer_id)
+        if (
+            not self._is_retrying
+        ):  # else whoever waits looks already, or has just failed to open: that must not go on for ever
+            self.look_again()
+
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         return any(node.peer_id not in tried for node in self._roster.eligible(route))
 
@@ -156,6 +172,39 @@ class RosterDispatcher:
         eligible = [node.peer_id for node in self._roster.eligible(route)]
         if peer_id in eligible and len(eligible) > 1:
             self._roster.penalize(peer_id, BROKE_OFF_PENALTY_S)
+
+    def sent_back(self, peer_id: str, *, is_full: bool) -> None:
+        if is_full:
+            self._selector.full(peer_id)
+        if (rest_s := self._selector.sent_back(peer_id, self._reactor.now())) > 0:
+            self.penalize(peer_id, rest_s)
+
+    def own_load_changed(self, entry_id: str) -> None:
+        """The own backends serve one more or one less, of that peer or of this node's clients ("").
+
+        This node sees a free place before its peers can, and its own clients would take every one. If own clients wait,
+        chance gives the place to them or to one of the entries that watch, as if each of these entries stood in a line.
+        """
+        load, before = self._backends.in_flight, self._own_load
+        self._own_load = load
+        self.own_load_is_news = True
+        if self._is_others_turn:
+            self._is_turn_used |= load > before and bool(entry_id)
+        elif load < before and self.waiting and (ways := self.ways_of_others()) and self._is_for_others(len(ways)):
+            self._is_others_turn, self._is_turn_used = True, False
+            self._selector.full(self.own_id)
+            self.call_later(OTHERS_TURN_S + max(ways), self._own_turn)
+        else:
+            self.look_again()
+
+    def _is_for_others(self, entries: int) -> bool:
+        return self._rng.random() < entries / (entries + 1) * self._turns_used
+
+    def _own_turn(self) -> None:
+        self._is_others_turn = False
+        self.own_load_is_news = True
+        self._turns_used = 1.0 if self._is_turn_used else max(self._turns_used / 2, RAREST_TURN)
+        self.look_again()
 
     # Requests that wait
 

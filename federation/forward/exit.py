@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.errors import BackendUnavailable
-from federation.net.link.frames import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD, FULL
 from federation.reactor import fdlimit
 from federation.reactor.connect import Connect
 from federation.reactor.duplex import NullDuplex, join
@@ -123,15 +123,18 @@ class ExitFlow(NullDuplex):
 
         The load is compared with the entry's belief and raised in one step, here, where the counter lives.
         """
-        self._channel.counted()
         if self._gone:
-            self._link.mux.tell_load()  # no answer carries the news that this tunnel never counts
             return
         link, backends = self._link, self._backends
         self._looked_at = backends.reactor.now()
-        if link.mux.tells_load and (backends.is_full or backends.is_busier(self._believed, link.least_rtt_s or 0.0)):
-            self._channel.refuse_as_busier(backends.in_flight)
-            return
+        if link.mux.tells_load:
+            if backends.is_full or backends.hands_out:
+                backends.refused_as_full.add(link.peer_id)
+                self._channel.refuse_as_busier(FULL)
+                return
+            if self._believed != ANY_LOAD and backends.is_busier(link.peer_id, self._believed, link.least_rtt_s or 0.0):
+                self._channel.refuse_as_busier(backends.load.by_others(link.peer_id))
+                return
         try:
             backend = backends.choose(self._service, link.peer_id)
             self._serving = Serving(backends, backend, self._on_backend, link.peer_id)

@@ -3,7 +3,7 @@
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
 0. for a request of a conversation: its home, which http/homes.py names only while its load is within a bound;
-1. least in flight, from all entries: what the peer said last, and what this entry has sent there since;
+1. least in flight, from all entries: what this entry has there, and what the peer said last of the others;
 2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `distant_peers`;
 3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
 4. most free VRAM.
@@ -23,6 +23,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from federation.forward.route import Route
+from federation.ratelimit import Bucket
 
 if TYPE_CHECKING:
     import random
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 ANY_ROUTE = Route("default")
 NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
+
+# A peer that sends all requests back, and always tells of a free place, would have this entry ask without end. An honest one
+# does so where other entries are faster, once for each place that gets free.
+BACK_A_SECOND, BACK_AT_ONCE = 100.0, 32.0
+LONGEST_REST_S = 1.0  # as after a request that was refused
 
 _MOST_IN_FLIGHT = 1_000_000  # a report is at most what a node can be set to take
 
@@ -62,11 +68,13 @@ class Candidate(NamedTuple):
     tiebreak: int = 0
     capacity: int = 0
     is_distant: bool = False  # its path is slower than the nearest one's by more than the penalty
+    others: int = 0  # of those in flight: not this entry's
+    says_full: bool = False
     is_away: bool = False  # another one is the home of the request's conversation
 
     @property
     def is_full(self) -> bool:
-        return 0 < self.capacity <= self.in_flight
+        return self.says_full or 0 < self.capacity <= self.in_flight
 
     @property
     def missing_vram(self) -> int:
@@ -148,28 +156,29 @@ class Pick(NamedTuple):
 class _Load:
     """The load of one peer, as far as this entry knows.
 
-    `believed`: what the peer said last, and the connections that this entry has sent there since. A peer that `tells` has
-    said so itself, by the present link, and says so again when a connection of this entry ends. Of any other peer this
-    entry takes off its own connections that end. A peer that `is_fresh` tells each change, those by other entries too.
-    Never less than `own`: by a lie a peer draws no more connections than it would as an idle one that tells the truth.
+    `own` is exact: connections of this entry from the pick to the release. `others` is what the peer said last of all other
+    entries, and its own clients. So a lie of the peer draws no more connections than an idle honest one gets. A peer that
+    `tells` has said so itself, by the present link. A peer that `is_fresh` tells each change. One that `is_full` has said
+    so, and says when it has room.
     """
 
     tiebreak: int
     own: int = 0
-    believed: int = 0
+    others: int = 0
     tells: bool = False
     is_fresh: bool = False
+    is_full: bool = False
     last_used: float = NEVER
     served: int = 0
     turns: int = 0  # `served`, levelled: see Selector._level
+    sent_back: Bucket | None = None  # requests since the last one that it took
 
     @property
     def in_flight(self) -> int:
-        return self.believed if self.believed > self.own else self.own
+        return self.own + self.others
 
     def use(self, now: float) -> None:
         self.own += 1
-        self.believed += 1
         self.last_used = now
         self.served += 1
         self.turns += 1
@@ -178,8 +187,6 @@ class _Load:
         if not self.own:
             raise ValueError("released more often than picked")
         self.own -= 1
-        if not self.tells and self.believed:
-            self.believed -= 1
 
 
 class Selector:
@@ -222,6 +229,7 @@ class Selector:
                 Candidate(
                     node.peer_id, load.in_flight, load.last_used,
                     node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in distant,
+                    load.others, load.is_full,
                     home != "" and node.peer_id != home,
                 )
                 for node, load in offered
@@ -238,23 +246,39 @@ class Selector:
         """A connection that `pick` counted is over."""
         self._loads[peer_id].release()
 
-    def told(self, peer_id: str, in_flight: int, unseen: int = 0, *, is_fresh: bool = True) -> None:
-        """The peer says what it serves now, from all entries; `unseen` of this entry's connections are not in that yet.
+    def accepted(self, peer_id: str) -> None:
+        """The peer's backend has a request."""
+        self._loads[peer_id].sent_back = None
+
+    def sent_back(self, peer_id: str, now: float) -> float:
+        """The peer sent a request back for its load. Returns for how many seconds it is not to be asked."""
+        load = self._loads[peer_id]
+        if load.sent_back is None:
+            load.sent_back = Bucket(BACK_A_SECOND, BACK_AT_ONCE)
+        return min(load.sent_back.spend(now), LONGEST_REST_S)
+
+    def told(self, peer_id: str, others: int, *, is_fresh: bool = True) -> None:
+        """The peer says what it serves now, but for this entry's connections. It has room, as far as that says.
 
         `is_fresh`: the peer will tell each change, too.
         """
         load = self._load(peer_id)
-        load.believed = min(in_flight, _MOST_IN_FLIGHT) + unseen
-        load.tells, load.is_fresh = True, is_fresh
+        load.others = min(others, _MOST_IN_FLIGHT)
+        load.tells, load.is_fresh, load.is_full = True, is_fresh, False
+
+    def full(self, peer_id: str) -> None:
+        """The peer says that it takes no more for now; `told` follows when it does."""
+        load = self._load(peer_id)
+        load.tells = load.is_full = True
 
     def reported(self, peer_id: str, in_flight: int) -> None:
         """The peer's record says what it served some time ago. It counts unless the peer tells each change."""
         load = self._load(peer_id)
         if not load.is_fresh:
-            load.believed = min(in_flight, _MOST_IN_FLIGHT)
+            load.others = max(0, min(in_flight, _MOST_IN_FLIGHT) - load.own)
 
     def stale(self, peer_id: str) -> None:
-        """The peer does not tell each change any more."""
+        """The peer tells its load no more."""
         if peer_id in self._loads:
             self._loads[peer_id].is_fresh = False
 
@@ -262,7 +286,7 @@ class Selector:
         """The link to the peer is gone, and what it said with it."""
         if peer_id in self._loads:
             load = self._loads[peer_id]
-            load.believed, load.tells, load.is_fresh = load.own, False, False
+            load.others, load.tells, load.is_fresh, load.is_full = 0, False, False, False
 
     def forget(self, peer_id: str) -> None:
         """The peer is gone for good. Connections still open to it stay counted until they are released."""

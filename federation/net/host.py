@@ -85,8 +85,8 @@ class HostEvents(Protocol):
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         """A remote entry asks for a service of this node, whose load it believes to be `believed`."""
 
-    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
-        """The peer's load, without `unseen` of the tunnels that this node opened there."""
+    def load_told(self, link: Link, others: int) -> None:
+        """The peer's load, but for what it serves for this node."""
 
     def load_watched(self, link: Link, seconds: int) -> None:
         """The peer wants to hear of each change of this node's load for so long."""
@@ -500,9 +500,9 @@ class Host:
                 self.warn("many that come by way of one relay break the rules; for now nobody is let in by it", relay_id)
         self.cut(peer_id, f"the peer broke the rules: {what}")
 
-    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
+    def load_told(self, link: Link, others: int) -> None:
         if self.links.get(link.peer_id) is link:
-            self._events.load_told(link, in_flight, unseen)
+            self._events.load_told(link, others)
 
     def load_watched(self, link: Link, seconds: int) -> None:
         if self.knows(link):

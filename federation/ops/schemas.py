@@ -232,9 +232,9 @@ class Ended(TypedDict):
 
 
 class SentBack(TypedDict):
-    """The peer had more connections than the entry believed, and left the request to it: it picked again."""
+    """The peer had more connections than the entry believed, or is full, and left the request to it: it picked again."""
 
-    had: Count
+    had: Annotated[Count | None, Field(description="null where it takes no more at all for now")]
     believed: Count
 
 

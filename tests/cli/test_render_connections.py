@@ -65,15 +65,16 @@ def test_a_pick_that_was_sent_back_is_told_where_it_was_made() -> None:
     text = shown(
         decision(7, sent_back={"had": 3, "believed": 2}),
         decision(7, sent_back={"had": 4, "believed": 3}),
+        decision(7, sent_back={"had": None, "believed": 3}),
         decision(7, "bergen", failed="it refused", sent_back=None),
         decision(7, attempt=2, sent_back=None),
     )
     words = [
         "attempt 1", "had 3, we believed 2: picked again", "attempt 1, again", "had 4, we believed 3: picked again",
-        "attempt 1, again", "failed: it refused", "attempt 2", "done:",
+        "attempt 1, again", "is full: picked again", "attempt 1, again", "failed: it refused", "attempt 2", "done:",
     ]  # fmt: skip
     lines = [line.strip() for line in text.splitlines()]
-    told = [line for line in lines if line.startswith(("attempt", "had", "failed", "done"))]
+    told = [line for line in lines if line.startswith(("attempt", "had", "is full", "failed", "done"))]
     assert told == [*words[:-1], told[-1]]
     assert told[-1].startswith("done: ")
 

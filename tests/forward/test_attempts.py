@@ -17,7 +17,7 @@ from federation.forward.counters import Counters, Failure, Flow
 from federation.forward.route import Route
 from federation.forward.selection import Candidate
 from federation.metrics import Metrics
-from federation.net.link.frames import ANY_LOAD
+from federation.net.link.frames import ANY_LOAD, FULL
 from tests.support.links import End
 
 if TYPE_CHECKING:
@@ -101,8 +101,11 @@ class Dispatcher:
         self.peers = list(peers)
         self.in_flight: Counter[str] = Counter()
         self.penalties: list[tuple[str, float]] = []
+        self.accepts: list[str] = []
+        self.refusals: list[str] = []  # of the kind that is no failure
         self.waiting: set[Attempts] = set()
-        self.believed = 0
+        self.others = 0  # as the entry believes; what is its own comes on top
+        self.full: list[str] = []
         self.picks: list[tuple[str, int, int]] = []
         self.dials: list[Dial] = []
         self.backend_is_full = False
@@ -121,7 +124,7 @@ class Dispatcher:
             return None
         self.picks.append((peer, attempt, again))
         self.in_flight[peer] += 1
-        return Candidate(peer, self.believed, 0.0, 0)
+        return Candidate(peer, self.in_flight[peer] - 1 + self.others, 0.0, 0, others=self.others)
 
     def release(self, peer_id: str) -> None:
         self.in_flight[peer_id] -= 1
@@ -137,6 +140,16 @@ class Dispatcher:
             raise BackendUnavailable("this node is at its capacity")
         self.dials.append(Dial(done))
         return self.dials[-1]
+
+    def accepted(self, peer_id: str) -> None:
+        self.accepts.append(peer_id)
+
+    def sent_back(self, peer_id: str, *, is_full: bool) -> None:
+        self.refusals.append(peer_id)
+        if is_full:
+            self.full.append(peer_id)
+            if peer_id in self.peers:
+                self.peers.remove(peer_id)
 
     def penalize(self, peer_id: str, seconds: float) -> None:
         self.penalties.append((peer_id, seconds))
@@ -422,17 +435,17 @@ def test_an_end_without_an_answer_moves_where_it_may(replay: str, others: list[s
 # A peer that is busier than this entry believed
 
 
-def sent_back(dispatcher: Dispatcher) -> list[tuple[int, int, int, int]]:
+def sent_back(dispatcher: Dispatcher) -> list[tuple[int, int, int | None, int]]:
     return [(row.attempt, row.again, row.had, row.believed) for row in dispatcher.counters.busier]
 
 
 @pytest.mark.parametrize("replay", ["opened", "first-byte", "never"])
 def test_a_request_that_is_sent_back_is_picked_again_as_if_nothing_had_been(replay: str) -> None:
     dispatcher = Dispatcher("a", "b", replay=replay)
-    dispatcher.believed = 2
+    dispatcher.others = 2
     request = Request(dispatcher)
     tunnel = request.upstream
-    dispatcher.peers, dispatcher.believed = ["b", "a"], 3
+    dispatcher.peers, dispatcher.others = ["b", "a"], 3
     request.attempts.busier(5)
     assert (request.state, request.attempts.peer_id, request.attempts.count) == (State.OPENING, "b", 1)
     assert tunnel.heard == ["RST "]  # which a mux does not send any more
@@ -454,32 +467,80 @@ def test_a_peer_that_sent_a_request_back_may_be_picked_again() -> None:
 
 def test_after_two_times_the_peer_is_not_asked_to_compare() -> None:
     dispatcher = Dispatcher("a", "b")
-    dispatcher.believed = 4
+    dispatcher.others = 4
     request = Request(dispatcher)
-    for load in (5, 6):
-        request.attempts.busier(load)
+    for others in (5, 6):
+        request.attempts.busier(others)
     assert dispatcher.links["a"].believed == [4, 4, ANY_LOAD]
     request.attempts.opened()
     assert (request.state, request.attempts.count) == (State.COMMITTED, 1)
 
 
 @pytest.mark.parametrize("replay", ["opened", "never"])
-def test_a_third_time_the_peer_is_full_and_that_is_a_failure(replay: str) -> None:
-    """Or else a peer that always says so could turn a request in circles."""
+def test_a_peer_that_compares_a_third_time_is_passed_over(replay: str) -> None:
+    """It was not asked to. That is no failure either; nor does a peer that always says so turn a request in circles."""
     dispatcher = Dispatcher("a", "b", replay=replay)
     request = Request(dispatcher)
     for _ in range(3):
         request.attempts.busier(9)
-    assert request.failures == [("a", "the peer is at its capacity")]
-    assert dispatcher.penalties == [("a", REFUSED_PENALTY_S)]
-    assert len(sent_back(dispatcher)) == 2
-    if replay == "never":
-        assert (request.state, dispatcher.busy()) == (State.REJECTED, {})
-    else:
-        assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 2, {"b": 1})
-        assert dispatcher.links["b"].believed == [ANY_LOAD]
-        request.attempts.busier(9)
-        assert request.failures[1:] == [("b", "the peer is at its capacity")]
+    assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 1, {"b": 1})
+    assert dispatcher.links["b"].believed == [ANY_LOAD]
+    request.attempts.busier(9)
+    assert (request.state, dispatcher.busy(), dispatcher.waiting) == (State.WAITING, {}, {request.attempts})
+    assert (request.failures, dispatcher.penalties, dispatcher.counters.totals.retried) == ([], [], 0)
+    assert len(sent_back(dispatcher)) == 4
+    assert dispatcher.refusals == ["a", "a", "a", "b"]
+    dispatcher.changes("b")
+    request.attempts.opened()
+    assert dispatcher.accepts == ["b"]
+
+
+def test_only_what_others_have_there_is_compared_and_both_are_told_with_our_own() -> None:
+    dispatcher = Dispatcher("a")
+    dispatcher.others = 2
+    for _ in range(3):
+        Request(dispatcher)
+    request = Request(dispatcher)
+    request.attempts.busier(5)
+    assert dispatcher.links["a"].believed == [2] * 5
+    assert sent_back(dispatcher) == [(1, 0, 3 + 5, 3 + 2)]
+
+
+@pytest.mark.parametrize("replay", ["opened", "first-byte", "never"])
+def test_a_full_peer_is_passed_over_and_that_is_no_failure(replay: str) -> None:
+    dispatcher = Dispatcher("a", "b", replay=replay)
+    dispatcher.others = 2
+    request = Request(dispatcher)
+    request.attempts.busier(FULL)
+    assert dispatcher.full == ["a"]
+    assert (request.attempts.peer_id, request.attempts.count, dispatcher.busy()) == ("b", 1, {"b": 1})
+    assert (request.failures, dispatcher.penalties, dispatcher.counters.totals.retried) == ([], [], 0)
+    assert sent_back(dispatcher) == [(1, 0, None, 2)]
+    request.attempts.opened()
+    assert request.heard == ["accepted"]
+
+
+def test_where_all_are_full_the_request_waits_for_room() -> None:
+    dispatcher = Dispatcher("a", "b", replay="never")
+    request = Request(dispatcher)
+    for _ in range(2):
+        request.attempts.busier(FULL)
+    assert (request.state, dispatcher.full, dispatcher.busy()) == (State.WAITING, ["a", "b"], {})
+    dispatcher.changes("b")
+    assert (request.state, request.attempts.peer_id, request.failures) == (State.OPENING, "b", [])
+
+
+def test_a_full_peer_does_not_use_up_the_comparisons() -> None:
+    dispatcher = Dispatcher("a", "b", "c", "d")
+    request = Request(dispatcher)
+    for _ in range(3):
+        request.attempts.busier(FULL)
+    assert dispatcher.links["d"].believed == [0]
+    for _ in range(2):
+        request.attempts.busier(1)
+    assert dispatcher.links["d"].believed == [0, 0, ANY_LOAD]
+    request.attempts.busier(FULL)  # which it may say whether it compares or not
+    assert (request.state, request.failures) == (State.WAITING, [])
 
 
 def test_a_request_that_waited_may_be_sent_back_again() -> None:
@@ -487,8 +548,7 @@ def test_a_request_that_waited_may_be_sent_back_again() -> None:
     dispatcher = Dispatcher("a", replay="never")
     request = Request(dispatcher)
     for n in range(6):
-        dispatcher.peers = []  # full, as it just said
-        request.attempts.busier(2)
+        request.attempts.busier(FULL)
         assert (request.state, request.attempts.count) == (State.WAITING, 0)
         dispatcher.changes("a")
         assert (request.state, request.attempts.count) == (State.OPENING, 1)
@@ -507,8 +567,7 @@ def test_the_way_to_a_peer_and_back_takes_of_a_requests_patience() -> None:
     for n in range(100):
         assert n < 5, "it goes on for ever"
         dispatcher.passes(2.5)
-        dispatcher.peers = []
-        request.attempts.busier(2)
+        request.attempts.busier(FULL)
         if request.state is State.REJECTED:
             break
         dispatcher.changes("a")
@@ -613,11 +672,11 @@ class AnyCourse(RuleBasedStateMachine):
         if request := self.one_of({State.OPENING}):
             getattr(request.attempts, how)(*([] if how == "opened" else ["no"]))
 
-    @rule(load=st.integers(0, 9))
-    def peer_is_busier(self, load: int) -> None:
+    @rule(others=st.one_of(st.integers(0, 9), st.just(FULL)))
+    def peer_is_busier(self, others: int) -> None:
         if request := self.one_of({State.OPENING}):
             count, failures = request.attempts.count, len(self.dispatcher.counters.failures)
-            request.attempts.busier(load)
+            request.attempts.busier(others)
             if len(self.dispatcher.counters.failures) == failures:
                 assert request.attempts.count == count - (request.state in (State.WAITING, State.REJECTED))
 

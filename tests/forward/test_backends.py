@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 from federation.errors import BackendUnavailable
 from federation.forward import backends as module
 from federation.forward.backends import FIRST_HOLD_S, NEAR_S, NEWEST_WEIGHT, Backend
-from federation.net.link.frames import ANY_LOAD
 from federation.reactor.sockets import SocketDuplex
 from tests.support.exits import believe, checking, make_exit, serve
 from tests.support.links import End, until
@@ -224,7 +223,6 @@ async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
         (1, 1, 0.0, 1.0, False),
         (0, 0, 0.0, 1.0, False),
         (1, 2, 0.0, 1.0, False),  # the entry believes too much, which is no reason to look elsewhere
-        (10**6, ANY_LOAD, 0.0, 1.0, False),
         # far: what sharing the node with the others costs must be more than the round trip
         (1, 0, 0.15, 0.16, True),
         (1, 0, 0.15, 0.15, False),
@@ -237,8 +235,24 @@ async def test_the_backend_with_fewer_connections_is_asked_first() -> None:
 )
 def test_who_is_sent_back(load: int, believed: int, rtt_s: float, hold_s: float, is_busier: bool) -> None:
     backends = make_exit().backends
-    backends.load.in_flight, backends.hold_s = load, hold_s
-    assert backends.is_busier(believed, rtt_s) is is_busier
+    backends.hold_s = hold_s
+    for n in range(load):
+        backends.load.change(("", "another")[n % 2], +1)
+    assert backends.is_busier("entry", believed, rtt_s) is is_busier
+
+
+def test_what_an_entry_has_here_itself_is_not_compared() -> None:
+    backends = make_exit().backends
+    for _ in range(5):
+        backends.load.change("entry", +1)
+    assert not backends.is_busier("entry", 0, 0.0)
+    assert backends.is_busier("another", 4, 0.0)
+    assert not backends.is_busier("another", 5, 0.0)
+    backends.load.change("", +1)
+    assert backends.is_busier("entry", 0, 0.0)
+    backends.hold_s = 0.9  # 1 of 6 more: what it saves is a sixth of that
+    assert backends.is_busier("entry", 0, 0.149)
+    assert not backends.is_busier("entry", 0, 0.151)
 
 
 @pytest.mark.parametrize(("capacity", "load", "is_full"), [(0, 10**6, False), (2, 1, False), (2, 2, True), (2, 3, True)])
@@ -262,7 +276,7 @@ async def test_how_long_a_connection_lasts_is_an_average_of_those_that_were_serv
     backends.took(backend, "")
     backends.released(backend, "", None)  # the dial failed
     assert backends.hold_s == pytest.approx(0.25, abs=0.01)
-    assert (backends.in_flight, dict(backends.by_entry)) == (0, {})
+    assert (backends.in_flight, backends.load.by_entry) == (0, {})
 
 
 async def test_a_dial_that_came_to_nothing_is_no_short_connection() -> None:

@@ -16,8 +16,10 @@ from federation.forward.attempts import Attempts, State
 from federation.forward.counters import Counters, Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, RosterDispatcher
 from federation.forward.route import Route
-from federation.forward.selection import Policy, Selector
+from federation.forward.selection import BACK_A_SECOND, BACK_AT_ONCE, LONGEST_REST_S, Policy, Selector
 from federation.metrics import Metrics
+from federation.net.link.frames import FULL
+from federation.net.link.mux import Load
 from tests.support.links import End
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class World:
         self.penalties: list[tuple[str, float]] = []
         self.queued: list[Callable[[], None]] = []
         self.timers: list[Any] = []
-        self.in_flight = 0
+        self.load = Load()
         self.looks: list[Route] = []
         self.clock = 5.0
         self.counters = Counters(Metrics())
@@ -45,6 +47,14 @@ class World:
         self.dispatcher = RosterDispatcher(
             self, Settings(name="x", hold_s=3.0), roster=self, selector=self.selector, backends=self, counters=self.counters  # type: ignore[arg-type]
         )  # fmt: skip
+
+    @property
+    def in_flight(self) -> int:
+        return self.load.in_flight
+
+    @in_flight.setter
+    def in_flight(self, connections: int) -> None:
+        self.load.in_flight = connections
 
     # The roster
 
@@ -162,7 +172,8 @@ def test_the_own_load_is_told_to_the_selector_once_for_many_changes() -> None:
     told: list[tuple[str, int]] = []
     world.selector.told = lambda peer, load: told.append((peer, load))  # type: ignore[method-assign,assignment]
     request: Any = Request(world)
-    world.in_flight = 4
+    world.load.change("", 2)  # which the selector counts itself
+    world.load.change("another", 4)
     world.dispatcher.own_load_is_news = True
     world.dispatcher.pick(request, set(), 1)
     world.dispatcher.pick(request, set(), 1)
@@ -309,14 +320,50 @@ def test_who_is_sent_back_keeps_its_place() -> None:
     world.flush()
     assert (first.state, second.state) == (State.OPENING, State.WAITING)
     comes(world, 3)
-    world.selector.told("a", 1)
-    first.attempts.busier(1)
+    first.attempts.busier(FULL)
     assert first.state is State.WAITING
     for request in (first, second):
         has_room(world, "a")
         world.flush()
         assert request.state is State.OPENING
         assert world.links["a"].opened[-1] is request.attempts
+
+
+def test_a_place_that_we_give_back_wakes_the_first_before_the_peer_says_anything() -> None:
+    world = full("a")
+    has_room(world, "a")
+    first, second, third = (comes(world, n) for n in range(3))
+    assert [request.state for request in (first, second, third)] == [State.OPENING, State.WAITING, State.WAITING]
+    first.attempts.close()
+    world.flush()
+    assert (second.state, third.state) == (State.OPENING, State.WAITING)
+
+
+def test_a_peer_that_says_it_is_full_is_not_asked_again_for_a_place_that_we_give_back() -> None:
+    """It says when there is room: others wait there as well."""
+    world = full("a")
+    world.capacity = 2
+    world.selector.told("a", 0)
+    first, second, third = (comes(world, n) for n in range(3))
+    assert third.state is State.WAITING
+    second.attempts.busier(FULL)
+    first.attempts.close()
+    world.flush()
+    assert (second.state, third.state) == (State.WAITING, State.WAITING)
+    world.selector.told("a", 1)
+    world.dispatcher.look_again()
+    world.flush()
+    assert (second.state, third.state) == (State.OPENING, State.WAITING)
+
+
+def test_a_peer_that_cannot_be_opened_is_not_asked_without_end() -> None:
+    """The place that a failed attempt gives back wakes nobody who has just failed himself."""
+    world = World("a", "own")  # no link, no backend
+    requests = [comes(world, n) for n in range(3)]
+    for _ in range(3):
+        world.dispatcher.look_again()
+        world.flush()
+        assert (numbers(requests, State.WAITING), world.queued) == ([0, 1, 2], [])
 
 
 def test_waiting_for_one_service_holds_up_no_other() -> None:
@@ -400,9 +447,9 @@ def test_whatever_happens_everybody_waits_in_order(course: list[tuple[str, int]]
         elif request is not None and step in ("close", "reject"):
             request.attempts.reject("unwanted") if step == "reject" else request.attempts.close()
         elif request is not None and request.state is State.OPENING:
-            if step == "busier":
+            if step == "busier" and n % 2:
                 world.selector.told(request.attempts.peer_id, 1)
-            getattr(request.attempts, step)(*[1] * (step == "busier"))
+            getattr(request.attempts, step)(*[1 if n % 2 else FULL] * (step == "busier"))
         waiting = {request.attempts for request in requests if request.state is State.WAITING}
         assert set(world.dispatcher.waiting) == waiting
         queues = world.dispatcher._queues
@@ -413,3 +460,94 @@ def test_whatever_happens_everybody_waits_in_order(course: list[tuple[str, int]]
             request.attempts.close()
     assert (world.dispatcher.waiting, world.dispatcher._queues, world.timers) == ({}, {}, [])
     assert [world.selector.own_in_flight(peer) for peer in world.peers] == [0, 0, 0]
+
+
+# A peer that sends everything back, and whose turn it is
+
+
+def test_a_peer_that_sends_all_requests_back_is_asked_more_and_more_rarely() -> None:
+    """Or else one that always tells of a free place would have this entry ask without end."""
+    world = World("a")
+    request: Any = Request(world)
+    for n in range(50):
+        world.dispatcher.pick(request, set(), 1)
+        world.dispatcher.sent_back("a", is_full=False)
+        assert len(world.penalties) == max(0, n + 1 - BACK_AT_ONCE)
+    assert [seconds for _, seconds in world.penalties] == pytest.approx([n / BACK_A_SECOND for n in range(1, 19)])
+    for _ in range(1000):
+        world.dispatcher.sent_back("a", is_full=False)
+    assert world.penalties[-1] == ("a", LONGEST_REST_S)
+    world.penalties.clear()
+    world.dispatcher.accepted("a")
+    world.dispatcher.sent_back("a", is_full=False)
+    for _ in range(1000):  # of an honest one, where others are faster
+        world.clock += 1.01 / BACK_A_SECOND
+        world.dispatcher.sent_back("a", is_full=False)
+    assert world.penalties == []
+
+
+def freed(world: World, entry_id: str = "") -> bool:
+    """A place of this node gets free while a client waits. Whether own clients may look at once."""
+    world.queued.clear()
+    world.dispatcher._retry_is_queued = False
+    world.in_flight = 1
+    world.dispatcher.own_load_changed(entry_id)
+    world.queued.clear()
+    world.dispatcher._retry_is_queued = False
+    world.in_flight = 0
+    world.dispatcher.own_load_changed("")
+    return bool(world.queued)
+
+
+def test_a_free_place_is_the_own_clients_or_the_others_by_chance() -> None:
+    world = World()
+    request: Any = Request(world)
+    request.attempts.start()
+    assert all(freed(world) for _ in range(20))  # nobody else looks at this node
+    world.dispatcher.ways_of_others = lambda: [0.001, 0.002]
+    turns = 0
+    for _ in range(300):
+        timers = len(world.timers)
+        if freed(world):
+            continue
+        turns += 1
+        world.in_flight = 1
+        world.dispatcher.own_load_changed("other")  # it takes its turn
+        assert not world.queued
+        world.timers.pop().ring()
+        assert len(world.timers) == timers
+        assert world.queued  # and then it is the own clients' turn
+    assert 150 < turns < 250  # two of three entries
+
+
+def test_turns_that_nobody_takes_get_rare() -> None:
+    world = World()
+    request: Any = Request(world)
+    request.attempts.start()
+    world.dispatcher.ways_of_others = lambda: [0.001]
+    turns = 0
+    for _ in range(640):
+        if not freed(world):
+            turns += 1
+            world.timers.pop().ring()
+    assert 3 < turns < 60  # one of 32
+
+
+def test_during_a_turn_of_others_the_own_place_is_not_seen() -> None:
+    world = World("own", capacity=1)
+    world.links["own"] = Link()
+    request: Any = Request(world)
+    world.in_flight = 1
+    world.dispatcher.own_load_changed("")
+    request.attempts.start()
+    assert request.attempts in world.dispatcher.waiting
+    world.dispatcher.ways_of_others = lambda: [0.001] * 10**6
+    assert not freed(world)
+    turn = world.timers[-1]
+    world.dispatcher.look_again()
+    world.flush()
+    assert request.attempts in world.dispatcher.waiting
+    assert not world.counters.decisions
+    turn.ring()
+    world.flush()
+    assert [decision.pick.chosen.peer_id for decision in world.counters.decisions] == ["own"]

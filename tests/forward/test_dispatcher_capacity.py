@@ -101,7 +101,7 @@ class End:
         self._is_queued = False
         self._watching_until = 0.0
         self._unread: list[Callable[[], None]] = []
-        self.mux = Mux(initiator=initiator, handler=self, wake=self._wake, load=load)  # type: ignore[arg-type]
+        self.mux = Mux(initiator=initiator, handler=self, wake=self._wake, load=load, entry_id=peer_id)  # type: ignore[arg-type]
 
     def _wake(self) -> None:
         if not self._is_queued:
@@ -129,8 +129,9 @@ class End:
 
     def watch(self, now: float) -> bool:
         was_watching = now < self._watching_until
-        self._watching_until = now + WATCH_S
-        self.mux.watch(WATCH_S)
+        if self._watching_until - now < WATCH_S / 2:
+            self._watching_until = now + WATCH_S
+            self.mux.watch(WATCH_S)
         return was_watching
 
     def unwatch(self) -> None:
@@ -140,10 +141,14 @@ class End:
     # The mux's handler
 
     def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
+        if self._owner.is_liar:
+            channel.other = NullDuplex()
+            channel.refuse_as_busier(1)
+            return
         serve_tunnel(self._owner.backends, self, channel, service, believed)  # type: ignore[arg-type]
 
-    def load_told(self, in_flight: int, unseen: int) -> None:
-        self._owner.selector.told(self.peer_id, in_flight, unseen, is_fresh=self._world.now() < self._watching_until)
+    def load_told(self, others: int) -> None:
+        self._owner.selector.told(self.peer_id, others, is_fresh=self._world.now() < self._watching_until)
         self._owner.dispatcher.look_again()
 
     def watched(self, seconds: int) -> None:
@@ -151,20 +156,22 @@ class End:
 
 
 class Exit:
+    is_liar = False  # it tells of no load, and sends everything back
+
     def __init__(self, world: World, capacity: int) -> None:
         self.most = 0
         self.load = Load()
         self.links: dict[str, End] = {}
-        self.pushing = Pushing(world, self.links.get, random.Random(capacity))  # type: ignore[arg-type]
         self.backends = Backends(
             world, Settings(backends=("127.0.0.1:1",), capacity=capacity),  # type: ignore[arg-type]
             on_change=lambda: None, on_load=self._on_load, load=self.load,
         )  # fmt: skip
+        self.pushing = Pushing(world, self.links.get, self.backends, random.Random(capacity))  # type: ignore[arg-type]
         self.backends.all[0].healthy, self.backends.all[0].target = True, (0, ())
 
-    def _on_load(self, entry_id: str) -> None:
+    def _on_load(self, _entry_id: str) -> None:
         self.most = max(self.most, self.load.in_flight)
-        self.pushing.changed(entry_id)
+        self.pushing.changed()
 
 
 class Entry:
@@ -173,12 +180,15 @@ class Entry:
     def __init__(self, world: World, number: int, exits: dict[str, Exit], delay_s: float, replay: str) -> None:
         self.own_id = f"entry{number}"
         self.selector = Selector(Policy.LEAST_LOADED, entry_id=self.own_id, rng=random.Random(number))
-        self.counters = Counters(Metrics())
+        self.metrics = Metrics()
+        self.counters = Counters(self.metrics)
         self.penalties: list[str] = []
         self.in_flight = 0  # as the own backends have it
         self.links: dict[str, End] = {}
         self.opened: list[int] = []
-        self._nodes = [SimpleNamespace(peer_id=name, available_vram=0, capacity=n) for name, n in CAPACITIES.items()]
+        self._world = world
+        self._nodes = [SimpleNamespace(peer_id=name, available_vram=0, capacity=CAPACITIES.get(name, 0)) for name in exits]
+        self._rests: dict[str, float] = {}
         for name, exit_ in exits.items():
             ours = End(world, name, self, Load(), delay_s, initiator=True)
             theirs = End(world, self.own_id, exit_, exit_.load, delay_s, initiator=False)
@@ -191,7 +201,8 @@ class Entry:
         )  # fmt: skip
 
     def eligible(self, _route: Route) -> list[Any]:
-        return self._nodes
+        resting = {peer_id for peer_id, until in self._rests.items() if until > self._world.now()}
+        return [node for node in self._nodes if node.peer_id not in resting] if resting else self._nodes
 
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
@@ -204,6 +215,8 @@ class Entry:
 
     def penalize(self, peer_id: str, seconds: float) -> None:
         self.penalties.append(peer_id)
+        self._rests[peer_id] = self._world.now() + seconds
+        self._world.call_later(seconds, self.dispatcher.look_again)
 
 
 class Request(NullDuplex):
@@ -274,3 +287,29 @@ async def test_nobody_is_over_capacity_and_everybody_waits_in_order(
         assert not entry.dispatcher.waiting
         assert [entry.selector.own_in_flight(name) for name in exits] == [0, 0]
     assert [exit_.load.in_flight for exit_ in exits.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("replay", ["opened", "never"])
+async def test_a_peer_that_sends_everything_back_keeps_nobody_from_the_others(
+    monkeypatch: pytest.MonkeyPatch, replay: str
+) -> None:
+    """Nor does it make the entries ask without end, though many wait and it always seems to be idle."""
+    monkeypatch.setattr(exit_module, "Serving", Served)
+    world, dice = World(), random.Random(7)
+    exits = {name: Exit(world, capacity) for name, capacity in {**CAPACITIES, "liar": 0}.items()}
+    exits["liar"].is_liar = True
+    entries = [Entry(world, n, exits, 0.0003, replay) for n in range(2)]
+    requests: list[Request] = []
+    for _ in range(200):
+        world.at(
+            dice.uniform(0, 5.0),
+            lambda: requests.append(Request(world, dice.choice(entries), len(requests), dice.uniform(0.3, 0.7))),
+        )
+    world.run(30.0)
+    assert {name: exit_.most for name, exit_ in exits.items()} == {**CAPACITIES, "liar": 0}
+    assert [(request.why, request.attempts.state) for request in requests] == [("", State.CLOSED)] * 200
+    for entry in entries:
+        assert set(entry.penalties) == {"liar"}
+        assert not entry.counters.failures
+        assert entry.metrics.picked_again < 30 * 110  # a second, and what one may at once
+        assert [entry.selector.own_in_flight(name) for name in exits] == [0, 0, 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +14,21 @@ import trio
 from structlog.testing import capture_logs
 
 from federation.forward.exit import ExitFlow, serve_tunnel
+from federation.forward.pushing import Pushing
 from federation.net.link.channel import INITIAL_WINDOW
-from federation.net.link.frames import ANY_LOAD
-from federation.net.link.mux import Mux
+from federation.net.link.frames import ANY_LOAD, FULL
+from federation.net.link.mux import Load, Mux
 from federation.reactor import connect as connect_module
 from federation.reactor.connect import Connect
 from federation.reactor.sockets import SocketDuplex
 from tests.support.duplex import FakeChannel, Rig, TcpSide, check_duplex
 from tests.support.entries import settled
-from tests.support.exits import Exit, believe, make_exit, serve, tunnels
+from tests.support.exits import Exit, Tunnels, believe, make_exit, serve, tunnels
 from tests.support.links import End, until
 from tests.support.sockets import CountingReactor, Listener, is_reset, open_descriptors, quiet, read_all, reset, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from trio.testing import MockClock
 
@@ -58,21 +59,22 @@ async def test_one_entry_gets_so_many_at_once_and_others_and_own_clients_are_non
         _, third = t.open()
         await until(lambda: third.heard)
         assert third.heard == ["REFUSED this node takes 2 connections from one peer"]
-        (entry,) = t.exit.backends.by_entry
-        assert t.exit.backends.by_entry == {entry: 2}
+        by_entry = t.exit.backends.load.by_entry
+        (entry,) = by_entry
+        assert by_entry == {entry: 2}
         ends: list[SocketDuplex | None] = []
         for who in ("", "another"):
             serve(t.exit.backends, "default", lambda end, _why: ends.append(end), entry_id=who)
         await until(lambda: len(ends) == 2)
-        assert t.exit.backends.by_entry == {entry: 2, "another": 1}
+        assert by_entry == {entry: 2, "another": 1, "": 1}
         first.abort("done")
-        await until(lambda: t.exit.backends.by_entry[entry] == 1)
+        await until(lambda: by_entry[entry] == 1)
         fourth, heard = t.open()
         await until(lambda: heard.heard == ["OPENED"])
         for end in (second, fourth, *ends):
             assert end is not None
             end.abort("done")
-        await until(lambda: not t.exit.backends.by_entry)  # nothing is kept of who has no connection
+        await until(lambda: not by_entry)  # nothing is kept of who has no connection
 
 
 async def test_what_came_early_goes_to_the_backend_in_order_and_the_eof_behind_it() -> None:
@@ -242,60 +244,113 @@ async def test_what_is_not_offered_is_refused_without_a_dial(service: str, setti
 # The load is compared
 
 
-async def test_a_full_node_says_its_load_to_an_entry_that_understands() -> None:
+@contextmanager
+def load_by_others(t: Tunnels, connections: int = 1) -> Iterator[None]:
+    load = t.exit.backends.load
+    load.change("another", connections)
+    yield
+    load.change("another", -connections)
+
+
+async def test_a_full_node_says_so_to_an_entry_that_understands() -> None:
     async with tunnels(tells_load=True, capacity=1) as t:
         _, held = t.open()
         await until(lambda: held.heard == ["OPENED"])
+        assert t.exit.backends.refused_as_full == set()
         for believed in (0, 1, 7, ANY_LOAD):
             _, end = t.open(believed=believed)
             await until(lambda end=end: end.heard)
-            assert end.heard == ["BUSIER 1"]
-            assert t.told[-1] == (1, 0)  # before that answer
+            assert end.heard == [f"BUSIER {FULL}"]
+            assert t.exit.backends.refused_as_full == {t.exit_link.peer_id}
         assert t.exit.loads == [1]
+        assert t.told == []  # of what others have here there was no news
         assert t.listener.waiting() == 1
 
 
+async def test_an_entry_that_was_refused_for_want_of_room_hears_when_there_is_some() -> None:
+    async with tunnels(tells_load=True, capacity=1) as t:
+        backends = t.exit.backends
+        pushing = Pushing(t.exit.reactor, {t.exit_link.peer_id: t.exit_link}.get, backends)
+        backends._on_load = lambda _entry_id: pushing.changed()
+        held, end = t.open()
+        await until(lambda: end.heard == ["OPENED"])
+        _, refused = t.open()
+        await until(lambda: refused.heard == [f"BUSIER {FULL}"])
+        assert t.told == []
+        held.abort("done")
+        await until(lambda: t.told == [0])  # which is no other load than before
+        assert backends.refused_as_full == set()
+
+
+async def test_who_asks_while_a_place_is_handed_out_is_one_of_those_who_hear_of_it() -> None:
+    async with tunnels(tells_load=True, capacity=1) as t:
+        t.exit.backends.hands_out = True
+        _, end = t.open()
+        await until(lambda: end.heard == [f"BUSIER {FULL}"])
+        assert t.exit.backends.refused_as_full == {t.exit_link.peer_id}
+        t.exit.backends.hands_out = False
+        _, again = t.open()
+        await until(lambda: again.heard == ["OPENED"])
+
+
 async def test_compare_and_raise_are_one_step() -> None:
-    """Two OPENs with one belief come in one record, as from two clients of an entry that heard nothing in between."""
+    """The OPENs of two entries lie there, with one belief: they heard nothing of each other."""
+    with Listener() as listener:
+        exit_ = make_exit(listener.address)
+        believe(exit_, listener)
+        links = [StoppedLink(f"entry{n}", exit_.backends.load) for n in range(2)]
+        channels = [FakeChannel(), FakeChannel()]
+        async with running(exit_.reactor):
+            for link, channel in zip(links, channels, strict=True):
+                serve_tunnel(exit_.backends, link, channel, "default", 0)  # type: ignore[arg-type]
+            for link in links:
+                link.reads()
+            assert channels[1].heard == ["BUSIER 1"]
+            assert exit_.loads == [1]
+            await until(lambda: channels[0].heard == ["OPENED"])
+            channels[0].other.abort("over")
+        assert exit_.backends.in_flight == 0
+
+
+async def test_an_entry_is_not_sent_back_for_what_is_its_own() -> None:
     async with tunnels(tells_load=True) as t:
-        _, first = t.open(believed=0)
-        _, second = t.open(believed=0)
-        await until(lambda: first.heard and second.heard)
-        assert (first.heard, second.heard) == (["OPENED"], ["BUSIER 1"])
-        assert t.exit.backends.in_flight == 1
-        _, third = t.open(believed=1)
-        await until(lambda: third.heard == ["OPENED"])
-        assert t.told[-1] == (2, 0)
-        assert t.exit.loads == [1, 2]
+        ends = [t.open(believed=0)[1] for _ in range(5)]
+        await until(lambda: all(end.heard == ["OPENED"] for end in ends))
+        with load_by_others(t, 2):
+            _, late = t.open(believed=1)
+            await until(lambda: late.heard)
+            assert late.heard == ["BUSIER 2"]
+            assert t.told == [2]  # before that answer
+            _, again = t.open(believed=2)
+            await until(lambda: again.heard == ["OPENED"])
 
 
 @pytest.mark.parametrize("believed", [1, 2, ANY_LOAD])
 async def test_who_believes_enough_or_does_not_compare_is_taken(believed: int) -> None:
     async with tunnels(tells_load=True) as t:
-        _, first = t.open(believed=0)
-        await until(lambda: first.heard == ["OPENED"])
-        _, second = t.open(believed=believed)
-        await until(lambda: second.heard == ["OPENED"])
+        with load_by_others(t):
+            _, end = t.open(believed=believed)
+            await until(lambda: end.heard == ["OPENED"])
 
 
 async def test_an_entry_of_a_former_version_is_never_sent_back() -> None:
     async with tunnels() as t:
-        for believed in (0, 0, 0):
-            _, end = t.open(believed=believed)
-            await until(lambda end=end: end.heard == ["OPENED"])
+        with load_by_others(t):
+            for believed in (0, 0, 0):
+                _, end = t.open(believed=believed)
+                await until(lambda end=end: end.heard == ["OPENED"])
         assert t.told == []
 
 
 @pytest.mark.parametrize(("hold_s", "answer"), [(1.0, "BUSIER 1"), (0.1, "OPENED")])
 async def test_a_far_entry_is_sent_back_only_where_that_saves_it_time(hold_s: float, answer: str) -> None:
     async with tunnels(tells_load=True) as t:
-        _, first = t.open(believed=0)
-        await until(lambda: first.heard == ["OPENED"])
         t.exit_link.least_rtt_s = 0.15
         t.exit.backends.hold_s = hold_s
-        _, second = t.open(believed=0)
-        await until(lambda: second.heard)
-        assert second.heard == [answer]
+        with load_by_others(t):
+            _, end = t.open(believed=0)
+            await until(lambda: end.heard)
+        assert end.heard == [answer]
 
 
 async def test_what_a_client_had_sent_to_a_node_that_sends_it_back_reaches_no_backend() -> None:
@@ -305,21 +360,12 @@ async def test_what_a_client_had_sent_to_a_node_that_sends_it_back_reaches_no_ba
             await until(lambda: held.heard == ["OPENED"])
             channel, end = t.open(believed=0)
             channel.send(bytes(INITIAL_WINDOW))
-            await until(lambda: end.heard == ["BUSIER 1"])
+            await until(lambda: end.heard == [f"BUSIER {FULL}"])
             assert channel.closed
             assert not t.exit_link.mux.channels.keys() - {held.other.id}
             held.other.send(b"mine")
             assert await server.receive_some() == b"mine"
         assert t.listener.waiting() == 0
-
-
-async def test_an_entry_hears_that_a_tunnel_it_took_back_never_counts() -> None:
-    """Nothing answers it: without that the entry would believe in one connection more for as long as nothing else comes."""
-    async with tunnels(tells_load=True) as t:
-        channel, _ = t.open(believed=0)
-        channel.abort("no answer within 3 s")
-        await until(lambda: t.told == [(0, 0)])
-        assert t.exit.loads == []
 
 
 async def test_capacity_is_free_again_when_a_connection_ends() -> None:
@@ -423,11 +469,12 @@ async def test_no_descriptor_is_left_whatever_happens() -> None:
 class StoppedLink:
     """What it has in its socket comes when the test says so."""
 
-    peer_id = "12D3KooWentry"
+    least_rtt_s = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, peer_id: str = "12D3KooWentry", load: Load | None = None) -> None:
+        self.peer_id = peer_id
         self.unread: list[Callable[[], None]] = []
-        self.mux = Mux(initiator=False, handler=None, wake=lambda: None)  # type: ignore[arg-type]
+        self.mux = Mux(initiator=False, handler=None, wake=lambda: None, load=load, entry_id=peer_id)  # type: ignore[arg-type]
 
     def when_read_empty(self, callback: Callable[[], None]) -> None:
         self.unread.append(callback)

@@ -1092,7 +1092,7 @@ async def test_a_real_exit_that_is_busier_than_believed_is_left_to_others(replay
     ):
         busy_backends, busy_listener = exit_of(net, busy_events, busy)
         idle_backends, idle_listener = exit_of(net, idle_events, idle)
-        busy_told.load_told = lambda _link, *load: net.selector.told("busy", *load)  # type: ignore[method-assign]
+        busy_told.load_told = lambda _link, others: net.selector.told("busy", others)  # type: ignore[method-assign]
         net.roster.nodes = {"busy": record("busy", available_vram=2), "idle": record("idle", available_vram=1)}
         net.roster.links = {"busy": to_busy, "idle": to_idle}  # type: ignore[dict-item]
         client = await net.connect(sends=data[:10])

@@ -14,6 +14,7 @@ import pytest
 
 from federation.forward.attempts import State
 from federation.forward.counters import Flow
+from federation.net.link.frames import FULL
 from tests.support.entries import OWN, FakeLink, Net, Tunnel, network, record, settled
 from tests.support.sockets import NO_LINGER, stream
 
@@ -168,8 +169,8 @@ class Walk:
 
     async def tell_load(self) -> None:
         peer, selector = self.dice.choice(PEERS), self.net.selector
-        selector.told(peer, self.dice.randrange(5), self.dice.randrange(2), is_fresh=self.dice.random() < 0.5)
-        self.dice.choice([selector.stale, selector.lost, selector.forget, lambda _peer: None])(peer)
+        selector.told(peer, self.dice.randrange(5), is_fresh=self.dice.random() < 0.5)
+        self.dice.choice([selector.full, selector.stale, selector.lost, selector.forget, lambda _peer: None])(peer)
         self.net.frontend.dispatcher.look_again()
 
     async def let_time_pass(self) -> None:
@@ -201,7 +202,7 @@ class Walk:
         elif act < 5:
             tunnel.refuses()
         elif act < 6:
-            tunnel.is_busier(self.dice.randrange(5))
+            tunnel.is_busier(self.dice.choice([0, 1, 2, 3, 4, FULL]))
         elif act < 9:
             n = self.dice.choice([1, 50, 2000])
             if tunnel.opener is None and not tunnel.ended:

@@ -22,6 +22,8 @@ class Link:
         self.mux = self
         self.told: list[int] = []
         self.tells_load = True
+        self.is_answering = False
+        self.least_rtt_s: float | None = None
         self.on_told: Callable[[], None] = lambda: None
         self._world = world
 
@@ -34,14 +36,17 @@ class Link:
 
 
 class World:
-    """The reactor as well."""
+    """The reactor as well, and the backends."""
 
     def __init__(self) -> None:
         self.load = 0
+        self.is_full = False
+        self.refused_as_full: set[str] = set()
+        self.hands_out = False
         self.clock = 100.0
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.links: dict[str, Link] = {}
-        self.pushing = Pushing(self, self.links.get, random.Random(1))  # type: ignore[arg-type]
+        self.pushing = Pushing(self, self.links.get, self, random.Random(1))  # type: ignore[arg-type]
 
     def now(self) -> float:
         return self.clock
@@ -66,9 +71,20 @@ class World:
         self.pushing.watched(link, seconds)  # type: ignore[arg-type]
         return link
 
-    def changes(self, by: int = 1, entry_id: str = "") -> None:
+    def changes(self, by: int = 1) -> None:
         self.load += by
-        self.pushing.changed(entry_id)
+        self.pushing.changed()
+
+    def refuses(self, *peer_ids: str) -> list[Link]:
+        """It has become full."""
+        self.is_full = True
+        self.pushing.changed()
+        self.refused_as_full.update(peer_ids)
+        return [self.link(peer_id) for peer_id in peer_ids]
+
+    def has_room(self) -> None:
+        self.is_full = False
+        self.changes(-1)
 
 
 def test_who_watches_hears_the_load_now_and_each_change() -> None:
@@ -82,6 +98,18 @@ def test_who_watches_hears_the_load_now_and_each_change() -> None:
         world.changes()
         world.passes(COALESCE_S)
     assert link.told == [4, 4, 5, 6, 7]
+
+
+def test_it_knows_the_ways_to_those_who_watch() -> None:
+    world = World()
+    for peer_id, way_s in (("near", 0.001), ("far", 0.2), ("unknown", None)):
+        world.watches(peer_id).least_rtt_s = way_s
+    world.watches("gone")
+    del world.links["gone"]
+    assert sorted(world.pushing.ways(0.05)) == [0.0, 0.001]
+    assert sorted(world.pushing.ways(0.2)) == [0.0, 0.001, 0.2]
+    world.passes(31.0)
+    assert world.pushing.ways(0.2) == []
 
 
 def test_many_changes_are_told_at_once_and_not_late() -> None:
@@ -105,22 +133,129 @@ def test_a_change_that_was_taken_back_is_no_news() -> None:
     assert link.told == [0]
 
 
-def test_the_entry_concerned_hears_it_and_nobody_else_who_does_not_watch() -> None:
-    world = World()
-    concerned, other = world.link("a"), world.link("b")
-    world.changes(entry_id="a")
-    world.passes(COALESCE_S)
-    assert (concerned.told, other.told) == ([1], [])
-    world.changes(entry_id="b")
-    world.passes(COALESCE_S)
-    assert (concerned.told, other.told) == ([1], [2])
-
-
-def test_a_change_by_an_own_client_concerns_nobody_and_sets_no_timer() -> None:
+def test_a_change_concerns_nobody_who_does_not_watch_and_sets_no_timer() -> None:
     world = World()
     link = world.link("a")
     world.changes()
     assert (world.timers, link.told) == ([], [])
+
+
+# Room again
+
+
+def test_who_was_refused_hears_once_that_there_is_room() -> None:
+    world = World()
+    world.load = 2
+    refused, other = *world.refuses("a"), world.link("b")
+    refused.told.append(1)  # which it knows, and yet believes that there is none
+    world.has_room()
+    world.passes(COALESCE_S)
+    assert (refused.told, other.told, world.refused_as_full) == ([1, 1], [], set())
+    world.changes()
+    assert world.timers == []
+
+
+@pytest.mark.parametrize("refused", [["a"], []])
+def test_a_place_is_kept_until_those_that_want_to_know_have_heard_of_it(refused: list[str]) -> None:
+    """Or else the entry whose request ended would have it each time, as it knows that first."""
+    world = World()
+    if not refused:
+        world.watches("b")  # it sees itself that this node is full, and does not ask
+    world.changes()
+    world.refuses(*refused)
+    world.changes()
+    assert not world.hands_out
+    world.has_room()
+    assert world.hands_out
+    world.changes(-1)  # another one
+    world.passes(COALESCE_S)
+    assert not world.hands_out
+    world.changes()
+    assert not world.hands_out  # it was not full since
+
+
+def test_no_place_is_kept_where_nobody_wants_to_know() -> None:
+    world = World()
+    world.refuses()
+    world.has_room()
+    assert (world.hands_out, world.timers) == (False, [])
+
+
+def test_no_place_is_kept_for_those_that_cannot_hear_of_it_soon() -> None:
+    world = World()
+    for n in range(300):
+        world.watches(f"p{n}", 255)
+    world.changes()
+    world.passes(COALESCE_S)  # which has used up the frames
+    world.refuses("p0")
+    world.has_room()
+    assert world.hands_out
+    world.passes(COALESCE_S)
+    assert (world.hands_out, world.refused_as_full) == (False, {"p0"})
+    world.passes(10.0)
+    assert world.refused_as_full == set()
+
+    world = World()
+    (link,) = world.refuses("a")
+    link.is_answering = True  # and for long: it does not read
+    world.has_room()
+    world.passes(COALESCE_S)
+    assert not world.hands_out
+    world.passes(1.0)
+    assert (world.hands_out, world.refused_as_full) == (False, {"a"})
+
+
+def test_who_was_refused_hears_nothing_while_there_is_no_room() -> None:
+    world = World()
+    (link,) = world.refuses("a")
+    for by in (1, -1):
+        world.changes(by)
+        world.passes(1.0)
+    assert (link.told, world.refused_as_full, world.timers) == ([], {"a"}, [])
+    world.is_full = False  # by a larger capacity
+    world.pushing.changed()
+    world.passes(COALESCE_S)
+    assert link.told == [0]
+
+
+def test_who_watches_and_was_refused_hears_it_once() -> None:
+    world = World()
+    link = world.watches("a")
+    world.refuses("a")
+    world.has_room()
+    world.passes(1.0)
+    assert link.told == [0, -1]
+
+
+def test_news_of_room_does_not_overtake_the_refusal() -> None:
+    """Or else the entry would take this node as full until the next change, which may never come."""
+    world = World()
+    slow, quick = world.refuses("a", "b")
+    slow.is_answering = True
+    world.has_room()
+    world.passes(1.0)
+    assert (slow.told, quick.told, world.refused_as_full) == ([], [-1], {"a"})
+    slow.is_answering = False
+    world.passes(COALESCE_S)
+    assert (slow.told, quick.told, world.refused_as_full) == ([-1], [-1], set())
+    world.passes(COALESCE_S)
+    assert world.timers == []
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_of_a_refused_peer_that_went_down_nothing_is_kept(is_gone: bool) -> None:
+    world = World()
+    (link,) = world.refuses("a")
+    if is_gone:
+        del world.links["a"]
+    else:
+        world.pushing.peer_down("a")
+    world.has_room()
+    world.passes(1.0)
+    assert (link.told, world.refused_as_full, world.timers) == ([], set(), [])
+
+
+# Many
 
 
 def test_no_entry_is_always_the_first_to_hear() -> None:
@@ -132,7 +267,11 @@ def test_no_entry_is_always_the_first_to_hear() -> None:
         link.on_told = lambda link=link: order.append(link.peer_id)
     for n in range(400):
         order: list[str] = []
-        world.changes(entry_id=f"p{n % 4}")
+        if n % 2:
+            world.refuses(*world.links)
+            world.has_room()
+        else:
+            world.changes()
         world.passes(0.05)
         assert sorted(order) == ["p0", "p1", "p2", "p3"]
         firsts[order[0]] += 1
@@ -182,7 +321,7 @@ def test_zero_seconds_end_a_watch_at_once() -> None:
 def test_of_a_peer_that_went_down_nothing_is_kept() -> None:
     world = World()
     link = world.watches("a")
-    world.changes(entry_id="a")
+    world.changes()
     world.pushing.peer_down("a")
     world.pushing.peer_down("never heard of")
     world.passes(1.0)
@@ -196,7 +335,8 @@ def test_a_peer_whose_link_is_gone_or_does_not_understand_costs_nothing() -> Non
     world.watches("gone")
     world.link("old").tells_load = False
     del world.links["gone"]
-    world.changes(entry_id="old")
+    world.refuses("old", "gone")
+    world.has_room()
     world.passes(1.0)
     assert world.links["old"].told == []
     assert world.timers == []

@@ -345,17 +345,17 @@ def opens(entry: Selector, peer_id: str, times: int = 1) -> None:
         assert entry.pick([Box(peer_id)], now=0) is not None
 
 
-@given(own=st.integers(0, 20), said=st.integers(0, 2**63 - 1), unseen=st.integers(0, 20))
-def test_a_peer_has_what_it_says_and_what_it_has_not_seen_yet_but_never_less_than_our_own(
-    own: int, said: int, unseen: int
-) -> None:
+@given(own=st.integers(0, 20), said=st.integers(0, 2**63 - 1))
+def test_a_peer_has_our_own_and_what_it_says_of_others(own: int, said: int) -> None:
     entry = selector()
     opens(entry, "a", own)
-    entry.told("a", said, unseen)
-    assert entry.in_flight("a") == max(own, min(said, MOST) + unseen)
+    entry.told("a", said)
+    assert entry.in_flight("a") == own + min(said, MOST)
+    entry.release("a") if own else None
+    assert entry.in_flight("a") == max(0, own - 1) + min(said, MOST)
     entry = selector()
     opens(entry, "a", own)
-    entry.reported("a", said)
+    entry.reported("a", said)  # which tells of all
     assert entry.in_flight("a") == max(own, min(said, MOST))
 
 
@@ -366,35 +366,35 @@ def test_connections_that_peers_told_of_count_like_our_own() -> None:
     assert picked == ["box1", "box1", "box1", "box0", "box1"]
 
 
-def test_what_was_picked_counts_until_the_peer_says_otherwise() -> None:
+def test_our_own_are_counted_by_ourselves_and_at_once() -> None:
     entry = selector()
     entry.told("a", 5)
     opens(entry, "a", 2)
     assert entry.in_flight("a") == 7
-    entry.told("a", 6, 1)  # it has seen one of them, and one by somebody else has ended
+    entry.told("a", 5)  # whether or not it has seen them
     assert entry.in_flight("a") == 7
-    entry.told("a", 6)
-    assert entry.in_flight("a") == 6
-
-
-@pytest.mark.parametrize("is_fresh", [True, False])
-def test_a_peer_that_tells_says_itself_that_our_connection_ended(is_fresh: bool) -> None:
-    """It must not be taken off twice: nor if it was sent back, as then the peer's load comes before that answer."""
-    entry = selector()
-    entry.told("a", 5, is_fresh=is_fresh)
-    opens(entry, "a")
-    entry.told("a", 5, is_fresh=is_fresh)  # without ours, which it sends back
     entry.release("a")
+    assert entry.in_flight("a") == 6
+    entry.told("a", 4)
     assert entry.in_flight("a") == 5
 
 
-def test_of_a_peer_that_never_told_we_take_our_own_off() -> None:
+def test_the_candidate_says_what_of_its_load_is_not_ours() -> None:
     entry = selector()
-    entry.reported("a", 5)
+    entry.told("a", 3)
     opens(entry, "a", 2)
+    chosen = entry.pick([Box("a")], now=1).chosen
+    assert (chosen.in_flight, chosen.others) == (5, 3)
+
+
+def test_of_a_record_we_take_our_own_off() -> None:
+    entry = selector()
+    opens(entry, "a", 2)
+    entry.reported("a", 5)
+    assert entry.in_flight("a") == 5
     entry.release("a")
-    assert entry.in_flight("a") == 6
-    entry.reported("a", 0)
+    assert entry.in_flight("a") == 4
+    entry.reported("a", 0)  # it is from before ours began
     assert entry.in_flight("a") == 1
     entry.release("a")
     assert entry.in_flight("a") == 0
@@ -418,6 +418,7 @@ def test_a_lost_peer_has_what_is_ours_and_its_next_record_counts() -> None:
     entry = selector()
     entry.told("a", 5)
     opens(entry, "a", 2)
+    entry.full("a")
     entry.lost("a")
     assert entry.in_flight("a") == 2
     entry.release("a")
@@ -445,10 +446,42 @@ def test_where_all_are_full_and_said_so_nobody_is_picked(policy: Policy) -> None
     assert picked == {"two": 2, "eight": 8}
     assert entry.pick(nodes, now=10) is None
     assert (entry.own_in_flight("two"), entry.own_in_flight("eight")) == (2, 8)
-    entry.release("two")
-    entry.told("two", 1)
+    entry.release("two")  # which we know before it says anything
     assert entry.pick(nodes, now=11).chosen.peer_id == "two"
     assert entry.pick(nodes, now=12) is None
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_a_peer_that_says_it_is_full_is_left_alone_until_it_tells_its_load(policy: Policy) -> None:
+    """Whatever this entry believes of its capacity and load."""
+    entry = selector(policy)
+    nodes = boxes(24, 8)
+    entry.full("box0")
+    picked = [entry.pick(nodes, now=i) for i in range(20)]
+    assert {pick.chosen.peer_id for pick in picked} == {"box1"}
+    entry.full("box1")
+    assert entry.pick(nodes, now=20) is None
+    for _ in range(20):
+        entry.release("box1")
+    entry.reported("box0", 0)  # a record is no word of room
+    entry.stale("box0")
+    assert entry.pick(nodes, now=21) is None
+    entry.told("box0", 0)
+    assert entry.pick(nodes, now=22).chosen.peer_id == "box0"
+
+
+def test_what_a_full_peer_said_is_gone_with_its_link() -> None:
+    entry = selector()
+    entry.full("box0")
+    assert entry.pick(boxes(24), now=0) is None
+    entry.lost("box0")
+    assert entry.pick(boxes(24), now=0) is not None
+
+
+def test_a_peer_that_is_full_decides_by_capacity() -> None:
+    entry = selector()
+    entry.full("box0")
+    assert tier_of_next_pick(entry, boxes(24, 8)) == "capacity"
 
 
 @pytest.mark.parametrize("policy", Policy)
@@ -503,9 +536,9 @@ steps = st.lists(
     st.one_of(
         st.just(("pick",)),
         st.tuples(st.just("release"), st.integers(0, 5)),
-        st.tuples(st.just("told"), boxes_of_four, st.integers(0, 50), st.integers(0, 3), st.booleans()),
+        st.tuples(st.just("told"), boxes_of_four, st.integers(0, 50), st.booleans()),
         st.tuples(st.just("reported"), boxes_of_four, st.integers(0, 2**40)),
-        st.tuples(st.sampled_from(["stale", "lost", "forget"]), boxes_of_four),
+        st.tuples(st.sampled_from(["full", "stale", "lost", "forget"]), boxes_of_four),
     ),
     max_size=60,
 )
@@ -514,24 +547,29 @@ steps = st.lists(
 @given(steps, st.sampled_from(Policy), st.integers(0, 3))
 def test_the_count_is_right_whatever_happens(steps: list[tuple], policy: Policy, capacity: int) -> None:
     entry, open_now = selector(policy), []
+    full: set[str] = set()
     nodes = [replace(box, capacity=capacity) for box in boxes(24, 16, 8, 8)]
     for now, (step, *args) in enumerate(steps):
         if step == "pick":
             pick = entry.pick(nodes, now=now)
             if pick is not None:
                 assert pick.chosen in pick.candidates
-                assert all(c.in_flight >= open_now.count(c.peer_id) for c in pick.candidates)
+                assert pick.chosen.peer_id not in full
+                assert all(c.others >= 0 and c.in_flight == open_now.count(c.peer_id) + c.others for c in pick.candidates)
                 open_now.append(pick.chosen.peer_id)
             else:
-                assert all(entry.in_flight(node.peer_id) >= capacity > 0 for node in nodes)
+                assert all(n.peer_id in full or entry.in_flight(n.peer_id) >= capacity > 0 for n in nodes)
         elif step == "release":
             if args[0] < len(open_now):
                 entry.release(open_now.pop(args[0]))
         elif step == "told":
-            n, in_flight, unseen, is_fresh = args
-            entry.told(f"box{n}", in_flight, unseen, is_fresh=is_fresh)
+            n, others, is_fresh = args
+            entry.told(f"box{n}", others, is_fresh=is_fresh)
+            full.discard(f"box{n}")
         else:
             getattr(entry, step)(f"box{args[0]}", *args[1:])
+            full = full | {f"box{args[0]}"} if step == "full" else full
+            full = full - {f"box{args[0]}"} if step in ("lost", "forget") else full
         for node in nodes:
             assert entry.own_in_flight(node.peer_id) == open_now.count(node.peer_id)
             assert (entry.in_flight(node.peer_id) or 0) >= open_now.count(node.peer_id)
@@ -629,7 +667,7 @@ class Network:
     def __post_init__(self) -> None:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
-        self._unseen: Counter[tuple[str, str]] = Counter()
+        self._own: Counter[tuple[str, str]] = Counter()  # entry, peer -> what that has of this
         for peer_id, lie in self.lies.items():
             for entry in self.entries:
                 entry.told(peer_id, lie)
@@ -647,20 +685,18 @@ class Network:
         """`duration_s` of the peer that is picked."""
         chosen = entry.pick(self.nodes, now=self.now).chosen
         pair = entry._entry_id, chosen.peer_id
-        self._unseen[pair] += 1
         self.at(self.now + self._delay_s(), lambda: arrives())
 
         def arrives() -> None:
-            self._unseen[pair] -= 1
-            had = self.load[chosen.peer_id]
-            is_sent_back = self.compares and again < MOST_BUSIER and had > chosen.in_flight
+            others = self.load[chosen.peer_id] - self._own[pair]
+            is_sent_back = self.compares and again < MOST_BUSIER and others > chosen.others
             if is_sent_back and chosen.peer_id not in self.lies:
                 self.sent_back += 1
                 self._tell(entry, chosen.peer_id)
                 self.at(self.now + self._delay_s(), pick_again)
                 return
             self.answered[chosen.peer_id] += 1
-            self._change(chosen.peer_id, +1)
+            self._change(pair, +1)
             self.at(self.now + duration_s(chosen.peer_id), end)
 
         def pick_again() -> None:
@@ -669,20 +705,23 @@ class Network:
 
         def end() -> None:
             entry.release(chosen.peer_id)
-            self._change(chosen.peer_id, -1)
+            self._change(pair, -1)
             then()
 
     def _delay_s(self) -> float:
         return self.rng.uniform(*self.delay_s)
 
-    def _change(self, peer_id: str, by: int) -> None:
+    def _change(self, pair: tuple[str, str], by: int) -> None:
+        entry_id, peer_id = pair
         self.load[peer_id] += by
+        self._own[pair] += by
         for entry in self.entries if self.tells else ():
-            self._tell(entry, peer_id)
+            if entry._entry_id != entry_id:
+                self._tell(entry, peer_id)
 
     def _tell(self, entry: Selector, peer_id: str) -> None:
-        load, unseen = self.lies.get(peer_id, self.load[peer_id]), self._unseen[entry._entry_id, peer_id]
-        self.at(self.now + self.delay_s[0], lambda: entry.told(peer_id, load, unseen))
+        others = self.lies.get(peer_id, self.load[peer_id] - self._own[entry._entry_id, peer_id])
+        self.at(self.now + self.delay_s[0], lambda: entry.told(peer_id, others))
 
     def imbalance(self) -> float:
         """1.0 is perfect, and the number of peers is the worst."""
@@ -818,7 +857,8 @@ def test_what_one_peer_claims_moves_no_other() -> None:
     entry = selector()
     entry.told("honest", 3)
     for lie in (0, 2**63 - 1, 7):
-        entry.told("liar", lie, 10**6)
+        entry.told("liar", lie)
+        entry.full("liar")
         assert entry.in_flight("honest") == 3
 
 
@@ -850,3 +890,17 @@ def test_late_news_of_our_own_requests_do_not_drive_us_away(
 ) -> None:
     answers = answers_to_one_client(seed=seed, delay_s=delay_s, duration_s=duration_s)
     assert all(75 <= answered <= 126 for answered in answers)  # 25-42 %
+
+
+def test_requests_one_after_the_other_go_round_equal_peers_however_late_the_news() -> None:
+    """The belief in a peer is back where it was when the request ends, not a round trip later."""
+    entry = selector()
+    nodes = boxes(8, 8, 8)
+    for box in nodes:
+        entry.told(box.peer_id, 2)
+    picked = []
+    for i in range(9):
+        picked.append(entry.pick(nodes, now=i).chosen.peer_id)
+        entry.release(picked[-1])
+    assert picked == picked[:3] * 3
+    assert len(set(picked[:3])) == 3

@@ -32,7 +32,7 @@ class Side:
         self.far = End()
         self.channel: Channel | None = None
 
-    def load_told(self, in_flight: int, unseen: int) -> None:
+    def load_told(self, others: int) -> None:
         raise AssertionError
 
     def watched(self, seconds: int) -> None:

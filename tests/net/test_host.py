@@ -234,27 +234,26 @@ class TestLoad:
                 assert there.events.believed == [3 if speak else ANY_LOAD]
                 assert there.events.watched == [(here.id, WATCH_S)] * speak
                 arrived.other = far
-                arrived.counted()
                 arrived.accept()
                 await until(lambda end=end: end.heard == ["OPENED"])
                 channel.send(b"hello")
                 await until(lambda far=far: far.data == b"hello")
             for here, there, load in ways:
-                assert here.events.told[-1:] == [(there.id, load, 0)] * speak
+                assert here.events.told[-1:] == [(there.id, load)] * speak
                 assert not here.events.down
 
     async def test_only_the_peers_link_counts(self) -> None:
         """A duplicate finishes what it carries; what it says of loads is not what the entry goes by."""
         async with linked() as (a, b):
             link = a.host.links[b.id]
-            a.host.load_told(link, 3, 1)
+            a.host.load_told(link, 3)
             a.host.load_watched(link, 30)
-            assert a.events.told[-1] == (b.id, 3, 1)
+            assert a.events.told[-1] == (b.id, 3)
             assert a.events.watched == [(b.id, 30)]
             link.fail("gone")
-            a.host.load_told(link, 4, 0)
+            a.host.load_told(link, 4)
             a.host.load_watched(link, 30)
-            assert a.events.told[-1] == (b.id, 3, 1)
+            assert a.events.told[-1] == (b.id, 3)
             assert len(a.events.watched) == 1
 
 

@@ -268,14 +268,14 @@ class TestExplain:
         counters = node.frontend.counters
         for attempt, again in ((1, 0), (1, 1), (1, 2), (2, 2)):
             counters.decisions.append(Decision(0.0, Route("s"), "c", pick, attempt, Flow(7), again))
-        for again, had in ((0, 3), (1, 4)):
-            counters.picked_again(Busier(Flow(7), 1, again, had, had - 1))
+        for again, had in ((0, 3), (1, None)):
+            counters.picked_again(Busier(Flow(7), 1, again, had, 2 + again))
         counters.picked_again(Busier(Flow(8), 2, 2, 9, 9))  # another connection's
         counters.failures.append(Failure(Flow(7), 1, "bob", "the peer is at its capacity"))
         told = [(d["attempt"], d["sent_back"], d["failed"]) for d in node.operator.explain(1, 7)]
         assert told == [
             (1, {"had": 3, "believed": 2}, None),
-            (1, {"had": 4, "believed": 3}, None),
+            (1, {"had": None, "believed": 3}, None),
             (1, None, "the peer is at its capacity"),
             (2, None, None),
         ]

@@ -56,8 +56,8 @@ class End:
     def refused(self, reason: str) -> None:
         self.heard.append(f"REFUSED {reason}")
 
-    def busier(self, load: int) -> None:
-        self.heard.append(f"BUSIER {load}")
+    def busier(self, others: int) -> None:
+        self.heard.append(f"BUSIER {others}")
 
     @property
     def data(self) -> bytes:
@@ -94,10 +94,11 @@ class FakeChannel(Caller):
         if self.gives_up_at == "OPENED":
             self.other.abort("the link broke")
 
-    def counted(self) -> None: ...
-
     def refuse(self, reason: str) -> None:
         self.heard.append(f"REFUSED {reason}")
+
+    def refuse_as_busier(self, others: int) -> None:
+        self.busier(others)
 
 
 def ending(end: End) -> str:

@@ -116,12 +116,12 @@ class Tunnel:
             self.closed = True
             opener.refused(reason)
 
-    def is_busier(self, load: int) -> None:
-        """BUSIER."""
+    def is_busier(self, others: int) -> None:
+        """BUSIER; FULL where it takes no more."""
         if not self.closed and self.opener is not None:
             opener, self.opener = self.opener, None
             self.closed = True
-            opener.busier(load)
+            opener.busier(others)
 
     def sends(self, data: bytes) -> None:
         if not self.closed and not self.ended and self.opener is None:

@@ -77,7 +77,7 @@ class Tunnels:
     listener: Listener
     link: Link  # the entry's end
     exit_link: Link
-    told: list[tuple[int, int]]  # to the entry: load, and how many of its tunnels are not in it
+    told: list[int]  # to the entry: the load by others
 
     def open(self, service: str = "default", *, believed: int = ANY_LOAD) -> tuple[Channel, End]:
         """As an entry does; `End.heard` tells what came back."""

@@ -13,7 +13,7 @@ from federation.net.link.frames import (
     HEADER,
     HEADER_BYTES,
     LOAD,
-    LOAD_AND_COUNTED,
+    NUMBER,
     OPEN,
     OPENED,
     PING,
@@ -49,6 +49,6 @@ def credit(n: int) -> bytes:
     return struct.pack(">I", n)
 
 
-def load(in_flight: int, counted: int = 0) -> bytes:
+def load(others: int) -> bytes:
     """The payload of a LOAD."""
-    return LOAD_AND_COUNTED.pack(in_flight, counted)
+    return NUMBER.pack(others)

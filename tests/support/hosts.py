@@ -42,15 +42,15 @@ class HostEvents:
     suspect: list[bool] = field(default_factory=list)
     opened: list[tuple[Channel, str]] = field(default_factory=list)
     believed: list[int] = field(default_factory=list)
-    told: list[tuple[str, int, int]] = field(default_factory=list)
+    told: list[tuple[str, int]] = field(default_factory=list)
     watched: list[tuple[str, int]] = field(default_factory=list)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         self.opened.append((channel, service))
         self.believed.append(believed)
 
-    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
-        self.told.append((link.peer_id, in_flight, unseen))
+    def load_told(self, link: Link, others: int) -> None:
+        self.told.append((link.peer_id, others))
 
     def load_watched(self, link: Link, seconds: int) -> None:
         self.watched.append((link.peer_id, seconds))

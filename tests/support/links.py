@@ -43,7 +43,7 @@ class Events:
     suspect: list[bool] = field(default_factory=list)
     other: Any = None  # what tunnels opened by the remote are joined to
     believed: list[int] = field(default_factory=list)
-    told: list[tuple[int, int]] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
     watched: list[int] = field(default_factory=list)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
@@ -51,8 +51,8 @@ class Events:
         self.opened.append((channel, service))
         self.believed.append(believed)
 
-    def load_told(self, link: Link, in_flight: int, unseen: int) -> None:
-        self.told.append((in_flight, unseen))
+    def load_told(self, link: Link, others: int) -> None:
+        self.told.append(others)
 
     def load_watched(self, link: Link, seconds: int) -> None:
         self.watched.append(seconds)

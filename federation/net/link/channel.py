@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from federation.net.link.frames import ANY_LOAD, BUSIER, CREDIT, DATA, HEADER, MAX_REASON, NUMBER, OPENED, REFUSED, RST
+from federation.net.link.frames import BUSIER, CREDIT, DATA, HEADER, MAX_REASON, NUMBER, OPENED, REFUSED, RST
 
 if TYPE_CHECKING:
     from federation.net.link.mux import Mux, TunnelObserver
@@ -118,18 +118,11 @@ class Channel:
             self.mux.control(REFUSED, self.id, reason.encode()[:MAX_REASON])
             self._close()
 
-    def counted(self) -> None:
-        """The load holds this tunnel from now on, or never will. A tunnel that is gone has no answer with which its opener
-        would hear that."""
-        self.mux.counted = self.id
-        if self.closed:
-            self.mux.tell_load()
-
-    def refuse_as_busier(self, load: int) -> None:
-        """Only with a mux that `tells_load`."""
+    def refuse_as_busier(self, others: int) -> None:
+        """`others`: this node's load but for the opener's; or FULL. Only with a mux that `tells_load`."""
         if not self.closed:
             self.mux.charge(TELLING_COSTS)
-            self.mux.control(BUSIER, self.id, NUMBER.pack(min(load, ANY_LOAD - 1)))
+            self.mux.control(BUSIER, self.id, NUMBER.pack(others))
             self._close()
 
     # Inside

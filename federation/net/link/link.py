@@ -46,7 +46,7 @@ class LinkEvents(Protocol):
     """What a link tells the host."""
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None: ...
-    def load_told(self, link: Link, in_flight: int, unseen: int) -> None: ...
+    def load_told(self, link: Link, others: int) -> None: ...
     def load_watched(self, link: Link, seconds: int) -> None: ...
     def link_closed(self, link: Link, reason: str) -> None: ...
     def link_misused(self, link: Link, what: str) -> None:
@@ -86,7 +86,14 @@ class Link:
         self.path: Path = self.carrier.path
         self.via_peer_id = "" if self.carrier.via is None else self.carrier.via.peer_id  # the relay's, if there is one
         wake, wake_late = self.carrier.wake, self.carrier.wake_late
-        self.mux = Mux(initiator=secured.is_initiator, handler=self, wake=wake, wake_late=wake_late, load=load)
+        self.mux = Mux(
+            initiator=secured.is_initiator,
+            handler=self,
+            wake=wake,
+            wake_late=wake_late,
+            load=load,
+            entry_id=self.peer_id,
+        )
         self._watching_until = 0.0  # the remote's load: it tells us of changes until then
         self._kept_until = self.opened_at  # though it is retired
         self._secured = secured
@@ -193,8 +200,8 @@ class Link:
     def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
         self._events.tunnel_opened(self, channel, service, believed)
 
-    def load_told(self, in_flight: int, unseen: int) -> None:
-        self._events.load_told(self, in_flight, unseen)
+    def load_told(self, others: int) -> None:
+        self._events.load_told(self, others)
 
     def watched(self, seconds: int) -> None:
         self._events.load_watched(self, seconds)

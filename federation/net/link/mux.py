@@ -10,8 +10,8 @@ Rule 4: the remote's breach of the rules raises ProtocolViolation, which costs i
 A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big endian), then the payload.
 
     STREAM   -                 open a libp2p stream; libp2p negotiates its protocol inside
-    OPEN     service name      open a tunnel; with loads, 4 bytes before the name: the load that the opener believes of this
-                               node, or ANY_LOAD
+    OPEN     service name      open a tunnel; with loads, 4 bytes before the name: the load by others that the opener
+                               believes this node to have, or ANY_LOAD
     OPENED   -                 the exit reached its backend
     REFUSED  reason            it did not, and no byte went anywhere; the channel is gone
     DATA     bytes             at least one, at most what was granted; not before OPENED from the side that was asked; in a
@@ -20,14 +20,15 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     RST      reason            the channel is gone in both directions
     CREDIT   4 bytes           so many more bytes are granted, at least one
     PING     8 bytes           channel 0; answered by PONG with the same bytes
-    LOAD     4 + 4 bytes       channel 0; the sender's load, and the last of the receiver's OPENs that is counted in it
+    LOAD     4 bytes           channel 0; the sender's load by others: all that it serves, but for the receiver's requests
     WATCH    1 byte            channel 0; tell the sender of each change of load for so many seconds
-    BUSIER   4 bytes           the answer to OPEN: the node has this load, more than was believed; no byte went anywhere
+    BUSIER   4 bytes           the answer to OPEN: the node has this load by others, more than was believed; or FULL, and a
+                               LOAD follows when it has room. No byte went anywhere
 
 The last three, and the 4 bytes of OPEN, are spoken only where both ends negotiated them (`load` is given): then frame types
 from FIRST_OPTIONAL on are passed over if they are not known, so that a later version may add to them. A LOAD goes in the
-next record whatever that carries, if the load changed since the last one; `tell_load` sends one for its own sake. LOAD comes
-first in its record: an answer never arrives before the load that holds, or does not hold, the request.
+next record whatever that carries, if the load changed since the last one; `tell_load` sends one for its own sake. What the
+receiver itself has in flight it knows better: requests on their way there, and those that have just ended.
 
 The side that dialled opens odd channels, the other one even ones, each upwards. Every channel starts with INITIAL_WINDOW
 in each direction; a channel whose reader keeps up is granted more, up to MAX_WINDOW, while `window_growth` of the connection
@@ -37,8 +38,7 @@ lasts. Worst case for memory: MAX_CHANNELS * INITIAL_WINDOW + GROWTH_BUDGET per 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from federation.errors import PeerUnavailable, ProtocolViolation
@@ -53,7 +53,6 @@ from federation.net.link.frames import (
     HEADER,
     HEADER_BYTES,
     LOAD,
-    LOAD_AND_COUNTED,
     LOAD_BYTES,
     MAX_REASON,
     NUMBER,
@@ -94,9 +93,21 @@ MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
 
 @dataclass(slots=True)
 class Load:
-    """What this node's backends serve now, from all entries; all its links tell it."""
+    """What this node's backends serve now: `in_flight` in all, of them `by_entry` for each peer id, "" for own clients."""
 
     in_flight: int = 0
+    by_entry: dict[str, int] = field(default_factory=dict)
+
+    def by_others(self, entry_id: str) -> int:
+        return self.in_flight - self.by_entry.get(entry_id, 0)
+
+    def change(self, entry_id: str, by: int) -> None:
+        self.in_flight += by
+        left = self.by_entry.get(entry_id, 0) + by
+        if left:
+            self.by_entry[entry_id] = left
+        else:
+            del self.by_entry[entry_id]
 
 
 class Handler(Protocol):
@@ -105,10 +116,10 @@ class Handler(Protocol):
     def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
         """The remote asks for `service`. Answer with `accept` or `refuse`, now or later; set `channel.other` now.
 
-        `believed`: the load of this node as the remote sees it. ANY_LOAD where there is nothing to compare."""
+        `believed`: the load of this node by others, as the remote sees it. ANY_LOAD where there is nothing to compare."""
 
-    def load_told(self, in_flight: int, unseen: int) -> None:
-        """The remote's load; `unseen` of our tunnels, opened with a belief, are not counted in it yet."""
+    def load_told(self, others: int) -> None:
+        """The remote's load, but for what it serves for this node."""
 
     def watched(self, seconds: int) -> None:
         """The remote wants to hear of each change of load for that long, from now on. 0: no more."""
@@ -130,8 +141,8 @@ class TunnelObserver(Protocol):
 class RequestObserver(TunnelObserver, Protocol):
     """The opener of a request may hear a third answer."""
 
-    def busier(self, load: int) -> None:
-        """The remote has more in flight than was believed, and did nothing."""
+    def busier(self, others: int) -> None:
+        """The remote has more in flight by others than was believed, or is FULL, and did nothing."""
 
 
 class Mux:
@@ -146,8 +157,9 @@ class Mux:
         wake: Callable[[], None],
         wake_late: Callable[[], None] | None = None,
         load: Load | None = None,
+        entry_id: str = "",
     ) -> None:
-        """`load`: told to the remote. None where the remote would not understand."""
+        """`load`: told to the remote, whose peer id is `entry_id`. None where the remote would not understand."""
         self._handler = handler
         self.wake = wake
         self.wake_late = wake_late or wake
@@ -168,13 +180,17 @@ class Mux:
         self._pings = 0  # not answered yet
         self._records = 0  # fed
         self._load = load
-        self.counted = 0  # the last OPEN of the remote that `load` holds
-        self._told = (0, 0)  # load and `counted`, as the remote heard them last
+        self._entry_id = entry_id
+        self._told = 0  # the load by others, as the remote heard it last
         self._is_to_tell = False
-        self._unseen: dict[int, None] = {}  # our requests, in their order, that the remote's load does not hold yet
         self.overrun = False  # the remote makes us answer and does not read: `feed` raises, frames were lost
 
     # Ours
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether answers wait to go. A LOAD would go before them."""
+        return bool(self._control)
 
     @property
     def tells_load(self) -> bool:
@@ -188,11 +204,10 @@ class Mux:
     def open_request(self, service: str, opener: RequestObserver, other: Duplex, believed: int) -> Channel:
         """A tunnel that will be a part of the remote's load. Raises PeerUnavailable when the connection is gone.
 
-        `believed`: the load of the remote as this node sees it, for the remote to compare, or ANY_LOAD."""
+        `believed`: the load of the remote by others, as this node sees it, for the remote to compare; or ANY_LOAD."""
         channel = self._open_tunnel(service, believed, opener, other)
         if self._load is not None:
             channel.is_request = True
-            self._unseen[channel.id] = None
         return channel
 
     def _open_tunnel(self, service: str, believed: int, opener: TunnelObserver, other: Duplex) -> Channel:
@@ -230,8 +245,8 @@ class Mux:
     def tell_load(self, *, again: bool = False) -> bool:
         """Send a LOAD though nothing else goes, if the remote has not heard of the load as it is, or `again`. Whether so."""
         if again:
-            self._told = (-1, -1)
-        if self.closed or self._load is None or self._is_to_tell or self._told == (self._load.in_flight, self.counted):
+            self._told = -1
+        if self.closed or self._load is None or self._is_to_tell or self._told == self._load.by_others(self._entry_id):
             return False
         self._is_to_tell = True
         self.wake()
@@ -266,7 +281,6 @@ class Mux:
                 self._remote_channels -= 1
                 self._streams -= not channel.tunnel
             self.starved.pop(channel, None)
-            self._unseen.pop(channel.id, None)
             queue = self.send_queue
             if len(queue) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
                 turns = [waiting for waiting in queue if not waiting.closed]
@@ -285,7 +299,6 @@ class Mux:
             channel.other.abort(reason)
         self.channels.clear()
         self.starved.clear()
-        self._unseen.clear()
         self._is_to_tell = False
 
     # Out
@@ -305,9 +318,10 @@ class Mux:
         room = MAX_PLAINTEXT
         if load is not None and (control or self.send_queue or self._is_to_tell):
             self._is_to_tell = False
-            if self._told != (told := (load.in_flight, self.counted)):
-                self._told = told
-                parts.append(HEADER.pack(LOAD, 0, LOAD_AND_COUNTED.size) + LOAD_AND_COUNTED.pack(*told))
+            others = load.in_flight - load.by_entry.get(self._entry_id, 0)
+            if others != self._told:
+                self._told = others
+                parts.append(HEADER.pack(LOAD, 0, NUMBER.size) + NUMBER.pack(others))
                 room -= LOAD_BYTES
         while control and len(control[0]) <= room:
             room -= len(control[0])
@@ -443,13 +457,10 @@ class Mux:
             self._handler.watched(payload[0])
 
     def _load_told(self, channel_id: int, payload: bytes) -> None:
-        if len(payload) != LOAD_AND_COUNTED.size or channel_id:
+        if len(payload) != NUMBER.size or channel_id:
             raise ProtocolViolation("a malformed LOAD")
         self.charge(TELLING_COSTS)
-        in_flight, counted = LOAD_AND_COUNTED.unpack(payload)
-        for channel_id in list(takewhile(counted.__ge__, self._unseen)):
-            del self._unseen[channel_id]
-        self._handler.load_told(in_flight, len(self._unseen))
+        self._handler.load_told(*NUMBER.unpack(payload))
 
     def _credited(self, channel: Channel, payload: bytes) -> None:
         if len(payload) != 4:

@@ -27,7 +27,7 @@ from federation.errors import PeerUnavailable
 from federation.net.link import carrier
 from federation.net.link.carrier import READS_A_TURN, SEND_BYTES
 from federation.net.link.channel import CHANNEL_BUFFER, CONNECTION_BUFFER, INITIAL_WINDOW, MAX_WINDOW, Channel
-from federation.net.link.frames import CREDIT, DATA, FIN, LOAD, OPEN, OPENED, PING, PONG, RST, STREAM, WATCH
+from federation.net.link.frames import CREDIT, DATA, FIN, FULL, LOAD, OPEN, OPENED, PING, PONG, RST, STREAM, WATCH
 from federation.net.link.link import WATCH_S, Link, talk
 from federation.net.link.liveness import DEAD_AFTER_S, PING_AFTER_S, PING_EVERY_S, RTT_INTERVALS, SUSPECT_AFTER_S
 from federation.net.link.mux import MAX_CONTROL, Load
@@ -737,10 +737,15 @@ async def test_a_load_arrives_though_nothing_else_goes() -> None:
         await until(lambda: b_host.watched)
         assert b_host.watched == [WATCH_S]
         assert b.mux.tell_load()
-        await until(lambda: a_host.told == [(3, 0)])
+        await until(lambda: a_host.told == [3])
         loads[1].in_flight = 4
         assert b.mux.tell_load()
-        await until(lambda: a_host.told == [(3, 0), (4, 0)])
+        await until(lambda: a_host.told == [3, 4])
+        loads[1].change(b.peer_id, 2)  # what the peer itself has there is no news to it
+        assert not b.mux.tell_load()
+        loads[1].change("", 1)
+        assert b.mux.tell_load()
+        await until(lambda: a_host.told == [3, 4, 5])
         assert b_host.told == []
         assert a.is_flushed
         assert b.is_flushed
@@ -757,14 +762,26 @@ async def test_a_request_is_sent_back_by_a_busier_peer_and_taken_by_one_that_is_
         assert [service for _, service in b_host.opened] == ["chat", "chat"]
         (first, _), (second, _) = b_host.opened
         second.other = End()
-        first.counted()
         first.refuse_as_busier(3)
-        second.counted()
         loads[1].in_flight = 4
         second.accept()
         await until(lambda: all(end.heard for end in ends))
         assert [end.heard for end in ends] == [["BUSIER 3"], ["OPENED"]]
-        assert a_host.told == [(4, 0)]
+        assert a_host.told == [4]
+
+
+async def test_a_request_is_refused_by_a_full_peer_which_tells_when_it_has_room() -> None:
+    async with link_pair(loads=(Load(), Load())) as (a, b, a_host, b_host):
+        end = End()
+        channel = a.open_request("chat", end, end, 0)
+        await until(lambda: b_host.opened)
+        b_host.opened[0][0].refuse_as_busier(FULL)
+        await until(lambda: end.heard)
+        assert end.heard == [f"BUSIER {FULL}"]
+        assert channel.closed
+        assert a_host.told == []
+        assert b.mux.tell_load(again=True)
+        await until(lambda: a_host.told == [0])
 
 
 async def test_no_request_is_opened_on_a_link_that_has_ended() -> None:

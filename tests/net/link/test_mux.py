@@ -29,6 +29,7 @@ from federation.net.link.frames import (
     DATA,
     FIN,
     FIRST_OPTIONAL,
+    FULL,
     HEADER,
     HEADER_BYTES,
     LOAD,
@@ -76,11 +77,11 @@ class Side:
     takes: bool = True  # remote channels' readers give credit at once
     load: Load | None = None
     believed: list[int] = field(default_factory=list)
-    told: list[tuple[int, int]] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
     watched_s: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake, load=self.load)
+        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake, load=self.load, entry_id="entry")
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -92,8 +93,8 @@ class Side:
         if self.accepts:
             channel.accept()
 
-    def load_told(self, in_flight: int, unseen: int) -> None:
-        self.told.append((in_flight, unseen))
+    def load_told(self, others: int) -> None:
+        self.told.append(others)
 
     def watched(self, seconds: int) -> None:
         self.watched_s.append(seconds)
@@ -1190,7 +1191,7 @@ def test_a_load_is_told_for_its_own_sake_once_and_as_it_is_when_it_goes() -> Non
     assert not a.mux.tell_load()  # it is about to go
     a.load.in_flight = 2
     assert pump(a, b) == [("a", "LOAD", 0, load(2))]
-    assert b.told == [(2, 0)]
+    assert b.told == [2]
     assert a.mux.is_empty
     assert not a.mux.tell_load()
     assert a.wakes == 1
@@ -1217,7 +1218,7 @@ def test_a_load_is_told_again_to_who_asks() -> None:
     a.mux.tell_load()
     assert not a.mux.tell_load(again=True)  # it is about to go anyway
     assert pump(a, b) == [("a", "LOAD", 0, load(3))]
-    assert b.told == [(0, 0), (3, 0)]
+    assert b.told == [0, 3]
 
 
 def test_who_speaks_the_former_version_is_told_nothing() -> None:
@@ -1227,11 +1228,9 @@ def test_who_speaks_the_former_version_is_told_nothing() -> None:
     assert not a.mux.tell_load(again=True)
     channel, _ = a.request(3)
     assert pump(a, b) == [("a", "OPEN", 1, b"default"), ("b", "OPENED", 1, b"")]
-    b.tunnels[0][0].counted()
     channel.abort("enough")
     assert pump(a, b) == [("a", "RST", 1, b"enough")]
     assert b.believed == [ANY_LOAD]
-    assert not a.mux._unseen
 
 
 def test_a_closed_connection_tells_no_load() -> None:
@@ -1281,10 +1280,9 @@ def test_busier_ends_a_request_and_says_the_load_before_it() -> None:
     ours.send(b"early")
     pump(a, b)
     theirs = b.tunnels[0][0]
-    theirs.counted()
     theirs.refuse_as_busier(4)
-    assert pump(a, b) == [("b", "LOAD", 0, load(4, ours.id)), ("b", "BUSIER", ours.id, credit(4))]
-    assert a.told == [(4, 0)]
+    assert pump(a, b) == [("b", "LOAD", 0, load(4)), ("b", "BUSIER", ours.id, credit(4))]
+    assert a.told == [4]
     assert end.heard == ["BUSIER 4"]  # and no abort beside it
     assert ours.closed
     assert theirs.closed
@@ -1293,14 +1291,58 @@ def test_busier_ends_a_request_and_says_the_load_before_it() -> None:
     assert pump(a, b) == []
     assert not a.mux.channels
     assert not b.mux.channels
-    assert not a.mux._unseen
 
 
-def test_the_largest_load_is_not_taken_for_any() -> None:
-    b = Side(initiator=False, accepts=False, load=Load())
-    b.mux.feed(frame(OPEN, 1, credit(0) + b"default"))
-    b.tunnels[0][0].refuse_as_busier(ANY_LOAD)
-    assert b.said() == [("BUSIER", 1, credit(ANY_LOAD - 1))]
+def test_what_is_told_is_the_load_by_others() -> None:
+    """What the remote itself has here it knows better: a change of that is no news to it."""
+    a, b = loaded_pair()
+    for n, (entry_id, by, told) in enumerate([
+        ("entry", 1, []), ("", 1, [1]), ("third", 1, [2]), ("entry", 1, []), ("third", -1, [1]),
+        ("entry", -2, []), ("", -1, [0]),
+    ]):  # fmt: skip
+        a.load.change(entry_id, by)
+        assert a.mux.tell_load() is bool(told), n
+        a.mux.ping(bytes(8))
+        said = [payload for who, kind, _, payload in pump(a, b) if (who, kind) == ("a", "LOAD")]
+        assert said == [load(others) for others in told]
+        assert b.told[-len(said) :] == told or not said
+    assert a.load == Load()
+
+
+def test_a_load_knows_what_it_is_made_of() -> None:
+    made = Load()
+    for entry_id, by in (("", 2), ("one", 3), ("two", 1), ("one", -1), ("two", -1)):
+        made.change(entry_id, by)
+    assert made == Load(4, {"": 2, "one": 2})  # and keeps no name of one that has nothing here
+    assert [made.by_others(entry_id) for entry_id in ("", "one", "two", "nobody")] == [2, 2, 4, 4]
+
+
+def test_who_was_refused_as_full_hears_of_room_though_the_load_by_others_is_as_it_was() -> None:
+    a, b = loaded_pair(accepts=False)
+    b.load.change("entry", 3)
+    ours, end = a.request(0)
+    pump(a, b)
+    b.tunnels[0][0].refuse_as_busier(FULL)
+    assert pump(a, b) == [("b", "BUSIER", ours.id, credit(FULL))]
+    assert end.heard == [f"BUSIER {FULL}"]
+    b.load.change("entry", -1)
+    assert not b.mux.tell_load()
+    assert b.mux.tell_load(again=True)
+    assert pump(a, b) == [("b", "LOAD", 0, load(0))]
+
+
+def test_while_a_refusal_waits_to_go_news_of_room_would_go_before_it() -> None:
+    """And its entry would take this node for full when it is not: who tells of room looks here first (forward/pushing)."""
+    a, b = loaded_pair(accepts=False)
+    ours, _ = a.request(0)
+    assert a.mux.is_answering
+    pump(a, b)
+    assert not a.mux.is_answering
+    b.tunnels[0][0].refuse_as_busier(FULL)
+    assert b.mux.is_answering
+    b.mux.tell_load(again=True)
+    assert b.said() == [("LOAD", 0, load(0)), ("BUSIER", ours.id, credit(FULL))]
+    assert not b.mux.is_answering
 
 
 def test_a_second_busier_comes_for_a_channel_that_is_gone() -> None:
@@ -1351,91 +1393,6 @@ def test_busier_where_nobody_may_say_it_is_a_violation(open_: Any, payload: byte
     assert not any(heard)
 
 
-def test_unseen_are_the_requests_that_the_load_does_not_hold() -> None:
-    a = Side(load=Load())
-    first, _ = a.request(0)
-    a.open()  # no request: it is no part of the load
-    second, _ = a.request(0)
-    third, _ = a.request(0)
-    told = (5, 0, 3), (6, first.id, 2), (6, first.id + 2, 2), (8, third.id, 0), (8, third.id, 0)
-    for in_flight, counted, unseen in told:
-        a.mux.feed(frame(LOAD, 0, load(in_flight, counted)))
-        assert a.told[-1] == (in_flight, unseen)
-    fourth, _ = a.request(0)
-    a.mux.feed(frame(LOAD, 0, load(8, second.id)))  # nothing comes back
-    assert a.told[-1] == (8, 1)
-    fourth.abort("given up")
-    a.mux.feed(frame(LOAD, 0, load(8, second.id)))
-    assert a.told[-1] == (8, 0)
-
-
-def test_an_answer_says_nothing_of_the_requests_before_it() -> None:
-    """The remote may refuse one at once, for want of channels, while it has not come to the others."""
-    a = Side(load=Load())
-    first, _ = a.request(0)
-    second, _ = a.request(0)
-    tunnel, _ = a.open()
-    a.mux.feed(frame(REFUSED, second.id, b"too many at once") + frame(OPENED, tunnel.id) + frame(LOAD, 0, load(5)))
-    assert a.told == [(5, 1)]
-    a.mux.feed(frame(LOAD, 0, load(6, first.id)))
-    assert a.told[-1] == (6, 0)
-
-
-def test_what_is_counted_is_told_with_the_load_that_holds_it() -> None:
-    a, b = loaded_pair(accepts=False)
-    a.request(0)
-    a.request(0)
-    pump(a, b)
-    (one, _), (two, _) = b.tunnels
-    one.counted()
-    b.load.in_flight += 1
-    b.mux.tell_load()
-    assert pump(a, b) == [("b", "LOAD", 0, load(1, one.id))]
-    assert a.told == [(1, 1)]
-    two.counted()
-    two.refuse("the backend is down")  # the load did not change, but it is one that knows of this request
-    assert pump(a, b) == [("b", "LOAD", 0, load(1, two.id)), ("b", "REFUSED", two.id, b"the backend is down")]
-    assert a.told == [(1, 1), (1, 0)]
-
-
-def test_of_a_request_that_was_given_up_its_side_hears_that_it_was_never_counted() -> None:
-    """Its side believes one more since it has picked, and no answer goes that would carry the load."""
-    a, b = loaded_pair(accepts=False)
-    ours, _ = a.request(0)
-    pump(a, b)
-    ours.abort("the client left")
-    pump(a, b)
-    b.tunnels[0][0].counted()
-    assert pump(a, b) == [("b", "LOAD", 0, load(0, ours.id))]
-    assert a.told == [(0, 0)]
-
-
-@pytest.mark.parametrize("opened", [True, False], ids=["opened", "not answered"])
-def test_what_is_kept_of_requests_is_bounded_by_those_that_are_open(opened: bool) -> None:
-    """A remote that never says its load is told of no more than it has."""
-    a = Side(load=Load())
-    kept: list[Channel] = []
-    for _ in range(5000):
-        channel, _ = a.request(0)
-        if opened:
-            a.mux.feed(frame(OPENED, channel.id))
-        a.records()
-        kept.append(channel)
-        if len(kept) > 10:
-            kept.pop(0).abort("no answer")
-    assert len(a.mux._unseen) <= len(a.mux.channels) == 10
-    a.mux.abort("gone")
-    assert not a.mux._unseen
-
-
-def test_a_burst_that_is_counted_one_by_one_takes_no_longer_than_it_must() -> None:
-    a = Side(load=Load())
-    burst = [a.request(0)[0].id for _ in range(MAX_CHANNELS)]
-    for n, channel_id in enumerate(burst, 1):
-        a.mux.feed(frame(LOAD, 0, load(n, channel_id)))
-        assert a.told[-1] == (n, MAX_CHANNELS - n)
-
-
 OF_LOADS = {
     "loads": (lambda n: frame(LOAD, 0, load(n)), TELLING_COSTS),
     "watches": (lambda n: frame(WATCH, 0, b"\x1e"), 1.0),
@@ -1478,7 +1435,6 @@ def test_an_honest_crowd_never_comes_near_that() -> None:
                     a.mux.watch(30)
                 pump(a, b)
                 theirs = b.tunnels.pop()[0]
-                theirs.counted()
                 if not is_second:
                     theirs.refuse_as_busier(1)
                     pump(a, b)
@@ -1505,8 +1461,8 @@ def test_an_honest_crowd_never_comes_near_that() -> None:
         pytest.param(frame(LOAD, 0, load(1)), True, False, id="LOAD"),
         pytest.param(frame(WATCH, 0, b"\x1e"), True, False, id="WATCH"),
         pytest.param(frame(LOAD, 1, load(1)), False, False, id="LOAD on a channel"),
-        pytest.param(frame(LOAD, 0, bytes(7)), False, False, id="LOAD of 7 bytes"),
-        pytest.param(frame(LOAD, 0, bytes(9)), False, False, id="LOAD of 9 bytes"),
+        pytest.param(frame(LOAD, 0, bytes(3)), False, False, id="LOAD of 3 bytes"),
+        pytest.param(frame(LOAD, 0, bytes(8)), False, False, id="LOAD of 8 bytes"),
         pytest.param(frame(WATCH, 1, b"\x1e"), False, False, id="WATCH on a channel"),
         pytest.param(frame(WATCH, 0), False, False, id="WATCH for nothing"),
         pytest.param(frame(WATCH, 0, bytes(2)), False, False, id="WATCH of 2 bytes"),
@@ -1530,7 +1486,7 @@ def test_which_frames_end_a_connection_that_speaks_of_load_and_one_that_does_not
         else:
             with pytest.raises(ProtocolViolation):
                 side.mux.feed(record)
-        assert side.told == [(1, 0)] * (record == frame(LOAD, 0, load(1)) and fine)
+        assert side.told == [1] * (record == frame(LOAD, 0, load(1)) and fine)
 
 
 _acts = st.lists(
@@ -1590,6 +1546,9 @@ def test_a_load_overtakes_nothing_and_holds_nothing_up(acts: list[tuple[str, int
     assert _transcript(acts, Load()) == _transcript(acts, None)
 
 
+ENTRY = "entry"  # the peer id of the other side, as Side has it
+
+
 @dataclass(eq=False)
 class Flow:
     """A request at its exit, until the exit comes to it; the channel's local end."""
@@ -1616,7 +1575,19 @@ class Flow:
     def release(self) -> None:
         if self.serves:
             self.serves = False
-            self.exit.change(-1)
+            self.exit.change(-1, ENTRY)
+
+
+class Asking(End):
+    """The entry's end of a request; it hears from there that its exit is full."""
+
+    def __init__(self, entry: Exit) -> None:
+        super().__init__()
+        self.entry = entry
+
+    def busier(self, others: int) -> None:
+        super().busier(others)
+        self.entry.takes_for_full = self.entry.takes_for_full or others == FULL
 
 
 class Exit(Side):
@@ -1627,16 +1598,21 @@ class Exit(Side):
         self.asked: deque[Flow] = deque()
         self.flows: list[Flow] = []
         self.is_news = False
-        self.believes = 0  # of the other one, as an entry that watches it: what it said, and what was sent there since
+        self.believes = 0  # of the other one, as an entry that watches it: what it serves for others
+        self.is_full = False
+        self.takes_for_full = False  # the other one
+        self.owes_room = False  # it was refused for want of room
         self.ours: list[Channel] = []
 
-    def change(self, by: int) -> None:
-        self.load.in_flight += by
+    def change(self, by: int, entry_id: str) -> None:
+        self.load.change(entry_id, by)
         self.is_news = True
 
     def push(self) -> None:
-        self.is_news = False
-        self.mux.tell_load()
+        room = self.owes_room and not self.is_full and not self.mux.is_answering
+        self.owes_room = self.owes_room and not room
+        self.is_news = self.owes_room and not self.is_full
+        self.mux.tell_load(again=room)
 
     def tunnel_opened(self, channel: Channel, service: str, believed: int) -> None:
         if service != "default":  # one of the host's own
@@ -1648,31 +1624,35 @@ class Exit(Side):
 
     def serve_next(self, *, refuse: bool) -> None:
         flow = self.asked.popleft()
-        flow.channel.counted()
         if flow.gone:
             return
-        if self.load.in_flight > flow.believed:
-            flow.channel.refuse_as_busier(self.load.in_flight)
+        others = self.load.by_others(ENTRY)
+        if self.is_full:
+            self.owes_room = True
+            flow.channel.refuse_as_busier(FULL)
+        elif others > flow.believed:
+            flow.channel.refuse_as_busier(others)
         elif refuse:
             flow.channel.refuse("the backend is down")
         else:
             flow.serves = True
-            self.change(1)
+            self.change(1, ENTRY)
             self.flows.append(flow)
 
-    def load_told(self, in_flight: int, unseen: int) -> None:
-        super().load_told(in_flight, unseen)
-        self.believes = in_flight + unseen
+    def load_told(self, others: int) -> None:
+        super().load_told(others)
+        self.believes, self.takes_for_full = others, False
 
     def ask(self, *, compares: bool) -> None:
-        channel, _ = self.request(self.believes if compares else ANY_LOAD)
-        self.believes += 1
-        self.ours.append(channel)
+        end = Asking(self)
+        end.other = self.mux.open_request("default", end, end, self.believes if compares else ANY_LOAD)
+        self.ours.append(end.other)
 
 
 class Beliefs(RuleBasedStateMachine):
     """Two nodes, each an entry and an exit to the other, and a wire each way: however all of it interleaves, an entry that
-    is told each change believes what the exit has, and the requests on their way."""
+    is told each change believes what the exit serves for others, whatever becomes of its own requests; and takes it for full
+    no longer than it is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1721,8 +1701,24 @@ class Beliefs(RuleBasedStateMachine):
     @rule(who=st.integers(0, 1), by=st.sampled_from([1, -1]))
     def a_client_of_its_own(self, who: int, by: int) -> None:
         side = self.sides[who]
-        if side.load.in_flight + by >= sum(flow.serves for flow in side.flows):
-            side.change(by)
+        if side.load.by_entry.get("", 0) + by >= 0:
+            side.change(by, "")
+
+    @rule(who=st.integers(0, 1), pushes=st.booleans())
+    def refuses_and_has_room_at_once(self, who: int, pushes: bool) -> None:
+        side = self.sides[who]
+        if side.asked:
+            side.is_full = True
+            side.serve_next(refuse=False)
+            side.is_full, side.is_news = False, True
+            if pushes:
+                side.push()
+
+    @rule(who=st.integers(0, 1))
+    def fills_or_empties(self, who: int) -> None:
+        side = self.sides[who]
+        side.is_full = not side.is_full
+        side.is_news = True
 
     @rule(who=st.integers(0, 1), is_asked=st.booleans())
     def push(self, who: int, is_asked: bool) -> None:
@@ -1759,16 +1755,21 @@ class Beliefs(RuleBasedStateMachine):
         if any(self.wires) or not all(side.mux.is_empty and not side.is_news for side in self.sides):
             return
         for entry, exit_ in (self.sides, self.sides[::-1]):
-            waiting = [flow.gone for flow in exit_.asked]
-            # One that was given up counts until the exit has come to it, or until it says its load again.
-            least = exit_.load.in_flight + waiting.count(False)
-            assert least <= entry.believes <= least + waiting.count(True)
+            assert entry.believes == exit_.load.by_others(ENTRY) == exit_.load.by_entry.get("", 0)
+            assert not entry.takes_for_full or exit_.is_full
+
+    @invariant()
+    def what_others_have_is_never_negative(self) -> None:
+        for side in self.sides:
+            assert side.load.by_entry.get(ENTRY, 0) == sum(flow.serves for flow in side.flows)
+            assert side.load.in_flight == sum(side.load.by_entry.values())
+            assert all(count > 0 for count in side.load.by_entry.values())
+            assert all(others >= 0 for others in side.told)
 
     @invariant()
     def what_is_kept_is_bounded(self) -> None:
         for side in self.sides:
             side.check()
-            assert side.mux._unseen.keys() <= side.mux.channels.keys()
 
     @rule()
     def settle(self) -> None:
@@ -1782,8 +1783,8 @@ class Beliefs(RuleBasedStateMachine):
                     side.push()
             self.all_that_was_said_arrives()
         for entry, exit_ in (self.sides, self.sides[::-1]):
-            assert entry.believes == exit_.load.in_flight
-            assert not entry.mux._unseen
+            assert entry.believes == exit_.load.by_others(ENTRY)
+            assert not entry.takes_for_full or exit_.is_full
 
     def teardown(self) -> None:
         self.settle()
