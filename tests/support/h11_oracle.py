@@ -27,7 +27,7 @@ def ours(data: bytes, method: str | None = None) -> Message:
     """`method`: the data are an answer to it."""
     message = Message()
     try:
-        used, head = HeadBuffer().feed(data)
+        used, head = HeadBuffer(is_answer=method is not None).feed(data)
         if head is None:
             return message
         if method is None:
