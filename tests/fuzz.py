@@ -31,9 +31,20 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.pubsub.pb import rpc_pb2
 
-from federation.errors import HandshakeFailed, ProtocolViolation, RecordInvalid, TokenError, TokenRefused, UsageError
+from federation.errors import (
+    HandshakeFailed,
+    HttpInvalid,
+    ProtocolViolation,
+    RecordInvalid,
+    TokenError,
+    TokenRefused,
+    UsageError,
+)
 from federation.forward.http import asks
+from federation.forward.http.framing import ChunkedBody
+from federation.forward.http.head import HeadBuffer, Opening, RequestHead, opening, parse_request, parse_response
 from federation.forward.http.paths import MAX_NAME
+from federation.forward.http.rewrite import backend_head, client_head
 from federation.forward.reject import Rejection
 from federation.forward.web_pages import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.mesh import gossip as gossip_module
@@ -49,7 +60,9 @@ from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
 from federation.net.pubsub import canonical, is_genuine
 from federation.net.wire import MAX_RECORD_BYTES
 from tests.support.gossip import TOKEN, FakeTopic, Member, foreign_topic, sign
+from tests.support.h11_oracle import compare
 from tests.support.links import End
+from tests.support.smuggling import ANSWERS, ATTACKS, BAD_ANSWERS, BAD_CHUNKS, GET, POST, TE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -301,6 +314,73 @@ def browser(data: bytes) -> str:
     return "goes on, HTTP" if _REQUEST_LINE.match(so_far) else "goes on"
 
 
+def _read_head(pieces: Iterator[bytes] | list[bytes]) -> tuple[int, RequestHead] | str:
+    buffer, used = HeadBuffer(), 0
+    try:
+        for piece in pieces:
+            n, head = buffer.feed(piece)
+            used += n
+            if head is not None:
+                return used, parse_request(head)
+    except HttpInvalid as error:
+        return f"{error.status} {error.detail}"
+    return "half a head"
+
+
+def head(data: bytes) -> str:
+    """A request of a client: split anyhow it is one thing; h11 takes it too; and what the backend gets is framed as it was.
+    Then the same bytes as an answer of a backend."""
+    found = _read_head([data])
+    assert _read_head(_pieces(data, random.Random(data), 70_000)) == found
+    kinds = {opening(data[:n]) for n in (1, 3, 20, len(data))} - {Opening.MORE}
+    assert len(kinds) < 2
+    outcome = found if isinstance(found, str) else "a request"
+    if not isinstance(found, str):
+        assert kinds == {Opening.HTTP}
+        compare(data)
+        request = found[1]
+        if len(request.fields) < 90 and found[0] < 60_000:  # the head for the backend is a little larger
+            sent = parse_request(backend_head(request, "192.0.2.7"))
+            assert (sent.method, sent.target, sent.framing) == (request.method, request.target, request.framing)
+    asked = parse_request(b"GET / HTTP/1.1\r\nHost: box\r\n\r\n")
+    end = data.find(b"\r\n\r\n")
+    try:
+        answer = parse_response(data[: end + 4] if end >= 0 else data + b"\r\n\r\n", asked)
+    except HttpInvalid as error:
+        return f"{outcome} / {error.detail}"
+    if len(answer.fields) > 90:
+        return f"{outcome} / a long answer"
+    again = parse_response(client_head(answer, asked, "bergen", keep_alive=True), asked)
+    assert (again.status, again.framing) == (answer.status, answer.framing)
+    return f"{outcome} / an answer"
+
+
+def framing(data: bytes) -> str:
+    """A chunked body in pieces: any split has one verdict, h11 takes what we take, and a sound begin can be ended."""
+    outcomes = []
+    for pieces in ([data], _pieces(data, random.Random(data), 1000)):
+        body, used, content = ChunkedBody(), 0, list[memoryview]()
+        try:
+            for piece in pieces:
+                used += body.feed(memoryview(piece), content)
+                if body.is_over:
+                    break
+            outcomes.append((used, b"".join(content), body.is_over, body.ending(b"gone\n")))
+        except HttpInvalid as error:
+            outcomes.append((error.status,))
+    assert outcomes[0] == outcomes[1]
+    if len(outcomes[0]) == 1:
+        return "refused"
+    request = b"POST / HTTP/1.1\r\nHost: box\r\nTransfer-Encoding: chunked\r\n\r\n"
+    compare(request + data)
+    used, content, is_over, ending = outcomes[0]
+    if ending is not None:
+        whole = compare(request + data + ending)
+        assert whole.content.startswith(content + b"gone\n")
+        assert whole.end is not None
+    return f"over {is_over}, content {min(len(content), 3)}, can be ended {ending is not None}"
+
+
 def gossip(data: bytes) -> str:
     """A member's side of a ledger sync, towards a listener; its first byte decides whether it hangs up or waits."""
 
@@ -356,6 +436,8 @@ TARGETS: dict[str, Callable[[bytes], str]] = {
     "token": token, "record": record, "address": address, "noise": noise, "handshake": handshake, "identity": identity,
     "signed": signed, "frames": frames, "http": http, "browser": browser, "gossip": gossip,
     "body": body,
+    "signed": signed, "frames": frames, "http": http, "browser": browser, "head": head,
+    "framing": framing, "gossip": gossip,
 }  # fmt: skip
 
 
@@ -427,6 +509,15 @@ def well_formed(target: str, rng: random.Random) -> bytes:
         case "http":
             path = b"/" + b"a" * rng.choice((0, 5, 60_000))
             return rng.choice((b"GET ", b"POST ", b"BREW ")) + path + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+        case "head":
+            of_clients = rng.choice(list(ATTACKS.values()))[1]
+            of_backends = rng.choice([*(data for _, data in ANSWERS.values()), *BAD_ANSWERS.values()])
+            return rng.choice((of_clients[:MAX_INPUT], of_backends, POST + TE + b"\r\n", GET + b"X: y\r\n\r\n"))
+        case "framing":
+            sound = b"".join(
+                b"%x\r\n%b\r\n" % (n, bytes(n)) for n in (rng.randrange(1, 300) for _ in range(rng.randrange(4)))
+            )
+            return sound + rng.choice((b"0\r\n\r\n", b"0;x\r\nA: b\r\n\r\n", rng.choice(list(BAD_CHUNKS.values()))))
         case "browser":
             hosts = (b"localhost", b"127.0.0.1:8484", b"[::1]:1", b"evil.example", b"box.", b"x@chat.example")
             origins = (b"null", b"http://localhost:3000", b"https://chat.example", b"https://evil.example", b"tauri://x")

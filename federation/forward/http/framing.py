@@ -243,7 +243,7 @@ class ChunkedBody:
             end = piece.find(b"\n")
         line = self._line + (piece[: end + 1] if end >= 0 else piece)
         if len(line) > most:
-            raise HttpInvalid("a line of a chunked body, or all its trailers together, are too long", 431)
+            raise HttpInvalid("a line of a chunked body, or all its trailers together, are too long")
         if end >= 0:
             self._line = b""
             return line, at + end + 1

@@ -128,12 +128,13 @@ def opening(data: bytes) -> Opening:
 
 
 class HeadBuffer:
-    """Cuts one head off the bytes that come. A new one for each message."""
+    """Cuts one head off the bytes that come: a request's, or with `is_answer` a backend's. A new one for each message."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("_data", "_is_answer")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_answer: bool = False) -> None:
         self._data = bytearray()
+        self._is_answer = is_answer
 
     def __len__(self) -> int:
         return len(self._data)
@@ -142,6 +143,14 @@ class HeadBuffer:
         """How many bytes of `view` belong to the head, and the whole head with its blank line once that came.
 
         Raises HttpInvalid for a head that can no longer become sound."""
+        try:
+            return self._cut(view)
+        except HttpInvalid as error:
+            if self._is_answer:
+                error.status = 502
+            raise
+
+    def _cut(self, view: Bytes) -> tuple[int, bytes | None]:
         data = self._data
         had = len(data)
         room = MAX_HEAD + 1 - had

@@ -226,7 +226,7 @@ def test_the_name_of_a_node_ends_no_line() -> None:
 def test_clients_read_what_real_backends_answered(name: str) -> None:
     method, data = ANSWERS[name]
     asked = request("Host: box", line=f"{method} / HTTP/1.1")
-    _, raw = HeadBuffer().feed(data)
+    _, raw = HeadBuffer(is_answer=True).feed(data)
     assert raw is not None
     found = parse_response(raw, asked)
     client = h11.Connection(h11.CLIENT)
