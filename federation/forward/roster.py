@@ -59,7 +59,7 @@ class Roster:
 
     def eligible(self, route: Route) -> list[NodeData]:
         """The nodes that may serve; do not change the list."""
-        service = route.service  # whatever the model: records do not tell models yet
+        service = route.service  # whatever the model: connections are not routed by it yet
         now = self._reactor.now()
         if now >= self._lists_until:
             self._lists.clear()
