@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 import traceback
+import zlib
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,7 +49,7 @@ from federation.forward.http.rewrite import backend_head, client_head
 from federation.forward.reject import Rejection
 from federation.forward.web_pages import _REQUEST_LINE, MAX_HEAD, Heard, Refusal, Request, Rules
 from federation.mesh import gossip as gossip_module
-from federation.mesh.models import is_name, unpack
+from federation.mesh.models import MAX_MODELS, MAX_PACKED_BYTES, Model, catalog, is_name, pack, unpack
 from federation.mesh.records import Gpu, NodeData, decode, encode
 from federation.mesh.tokens import Token
 from federation.net import identity as identities
@@ -100,6 +101,17 @@ def record(data: bytes) -> str:
     found.is_online_at(NOW)
     assert all(is_name(model.name) for listed in unpack(found.models).values() for model in listed.models)
     return "a record with " + ",".join(sorted(found.model_fields_set))
+
+
+def models(data: bytes) -> str:
+    """As a record brings them, and what is inflated from it."""
+    deflate = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+    listed = unpack(data) or unpack(deflate.compress(data) + deflate.flush())
+    rows = [model for found in listed.values() for model in found.models]
+    assert len(rows) <= MAX_MODELS
+    assert all(is_name(model.name) for model in rows)
+    assert len(pack(listed)) <= MAX_PACKED_BYTES
+    return f"{min(len(listed), 3)} services, {len(str(len(rows))) if rows else 0} digits of models"
 
 
 def address(data: bytes) -> str:
@@ -433,11 +445,10 @@ def body(data: bytes) -> str:
 
 
 TARGETS: dict[str, Callable[[bytes], str]] = {
-    "token": token, "record": record, "address": address, "noise": noise, "handshake": handshake, "identity": identity,
-    "signed": signed, "frames": frames, "http": http, "browser": browser, "gossip": gossip,
-    "body": body,
-    "signed": signed, "frames": frames, "http": http, "browser": browser, "head": head,
-    "framing": framing, "gossip": gossip,
+    "token": token, "record": record, "models": models,
+    "address": address, "noise": noise, "handshake": handshake, "identity": identity,
+    "signed": signed, "frames": frames, "http": http, "browser": browser, "gossip": gossip, "body": body,
+    "head": head, "framing": framing,
 }  # fmt: skip
 
 
@@ -470,6 +481,7 @@ def _full_record(rng: random.Random) -> NodeData:
         seq=rng.choice((0, 1, 2**63 - 1)), last_seen=NOW, available_vram=1 << 34, total_vram=1 << 35,
         gpus=(Gpu(name="RTX", total_vram=1 << 35, available_vram=1 << 34),), in_flight=3, capacity=8,
         services={"default": True, "chat": False}, addresses=("/ip4/192.0.2.1/tcp/4484",), announce_every_s=60,
+        models=pack({"default": catalog("ollama", [Model("llama3:latest", True, 5 << 30), Model("qwen:7b")])}),
     )  # fmt: skip
 
 
@@ -504,6 +516,11 @@ def well_formed(target: str, rng: random.Random) -> bytes:
             peer = rng.choice((b"", b"/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"))
             host = rng.choice((b"/ip4/192.0.2.1", b"/ip6/2001:db8::1", b"/dns/box.example", b"[::1]:80"))
             return host if host.endswith(b"80") else host + b"/tcp/4484" + peer
+        case "models":
+            rows = [["m" * rng.randrange(9), rng.randrange(2), rng.randrange(2**33), rng.randrange(9)][: rng.randrange(5)]]
+            return bytes(
+                msgpack.packb([["default", "ollama", rng.randrange(600), rows * rng.randrange(9)]] * rng.randrange(3))
+            )
         case "frames":
             return b"".join(_frame(rng) for _ in range(rng.randrange(1, 12)))
         case "http":

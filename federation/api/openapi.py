@@ -95,11 +95,11 @@ def _operation(op: Operation, by_shape: dict[type, Any]) -> dict[str, Any]:
 def _refusals(op: Operation) -> list[int]:
     refusals = [401, 403]
     if op.query is not None or op.body is not None:
-        refusals.append(400)
+        refusals += [400, 404]
     if op.method == "POST":
         refusals.append(409)
     if op.body is not None:
-        refusals += [404, 408, 413]
+        refusals += [408, 413]
     if op.media_type == "text/event-stream":
         refusals.append(503)
     return sorted(refusals)

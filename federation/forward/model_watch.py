@@ -42,7 +42,7 @@ LEAST_S = 0.5  # between two looks, however often somebody asks
 FIRST_LOOK_S = 1.0  # what the node's start waits at most
 
 
-class Shown:
+class Known:
     """One backend and what it said of itself."""
 
     def __init__(self, backend: Backend) -> None:
@@ -59,19 +59,19 @@ class ModelWatch:
     def __init__(self, backends: Backends, *, on_change: Callable[[], None]) -> None:
         self._backends = backends
         self._on_change = on_change
-        self._shown: dict[Backend, Shown] = {}
+        self._known: dict[Backend, Known] = {}
         self._nursery: trio.Nursery | None = None
         self.packed = b""  # for the node's record
 
     def catalogs(self) -> dict[str, Catalog]:
         """Service -> the models of its backend; services without a model server are not in it."""
         return {
-            backend.endpoint.service: shown.said.catalog for backend, shown in self._shown.items() if shown.said is not None
+            backend.endpoint.service: known.said.catalog for backend, known in self._known.items() if known.said is not None
         }
 
     def said(self, backend: Backend) -> Said | None:
-        shown = self._shown.get(backend)
-        return None if shown is None else shown.said
+        known = self._known.get(backend)
+        return None if known is None else known.said
 
     def look(self, service: str) -> None:
         """Ask the service's backends soon: one of them said that it lacks a model, or loaded one."""
@@ -86,64 +86,66 @@ class ModelWatch:
             with trio.move_on_after(FIRST_LOOK_S) as scope:
                 async with trio.open_nursery() as first:
                     for backend in self._backends.all:
-                        first.start_soon(self._look_at, self._show(backend))
+                        first.start_soon(self._look_at, self._known_of(backend))
             for backend in self._backends.all:
                 if scope.cancelled_caught:
                     backend.came_up.set()
-                nursery.start_soon(self._follow, self._show(backend))
+                nursery.start_soon(self._follow, self._known_of(backend))
             task_status.started()
             await trio.sleep_forever()
 
     def follow(self, backend: Backend) -> None:
         """One more backend; while `run` runs."""
         assert self._nursery is not None
-        self._nursery.start_soon(self._follow, self._show(backend))
+        self._nursery.start_soon(self._follow, self._known_of(backend))
 
-    def _show(self, backend: Backend) -> Shown:
-        return self._shown.setdefault(backend, Shown(backend))
+    def _known_of(self, backend: Backend) -> Known:
+        return self._known.setdefault(backend, Known(backend))
 
-    async def _follow(self, shown: Shown) -> None:
+    async def _follow(self, known: Known) -> None:
         while True:
-            with trio.move_on_after(shown.next_s):
+            with trio.move_on_after(known.next_s):
                 await trio.sleep(LEAST_S)
-                await shown.backend.came_up.wait()
-            await self._look_at(shown)
+                await known.backend.came_up.wait()
+            await self._look_at(known)
 
-    async def _look_at(self, shown: Shown) -> None:
-        backend = shown.backend
+    async def _look_at(self, known: Known) -> None:
+        backend = known.backend
         backend.came_up = trio.Event()  # before the look: a wish during the look causes another one
         if not backend.healthy or not self._may_ask(backend):
             return
         asker = Asker(backend.endpoint.address)
-        if shown.kind is None:
-            shown.kind = await recognise(asker)
-        said = None if shown.kind is None else await shown.kind.describe(asker)
+        if known.kind is None:
+            known.kind = await recognise(asker)
+        said = None if known.kind is None else await known.kind.describe(asker)
+        if said is not None and asker.is_silent and known.said is not None:
+            return  # half of an answer, which would call models cold that are warm
         if said is not None:
-            self._heard(shown, said)
-        elif shown.kind is not None:
-            shown.misses += 1
-            if asker.speaks_http and shown.misses > 1:
-                shown.kind = None  # another server by now, or one that still loads: recognised anew by the next look
+            self._heard(known, said)
+        elif known.kind is not None:
+            known.misses += 1
+            if asker.speaks_http and known.misses > 1:
+                known.kind = None  # another server by now, or one that still loads: recognised anew by the next look
         elif asker.speaks_http:
-            shown.next_s = OTHER_EVERY_S
-            self._lost(shown)
-        elif shown.said is None:
-            shown.next_s = SILENT_EVERY_S if asker.speaks_http is False else min(2 * shown.next_s, SILENT_EVERY_S)
+            known.next_s = OTHER_EVERY_S
+            self._lost(known)
+        elif known.said is None:
+            known.next_s = SILENT_EVERY_S if asker.speaks_http is False else min(2 * known.next_s, SILENT_EVERY_S)
 
-    def _heard(self, shown: Shown, said: Said) -> None:
-        before, shown.said, shown.next_s, shown.misses = shown.said, said, EVERY_S, 0
+    def _heard(self, known: Known, said: Said) -> None:
+        before, known.said, known.next_s, known.misses = known.said, said, EVERY_S, 0
         if before is not None and before.catalog == said.catalog:
             return
-        endpoint = shown.backend.endpoint
+        endpoint = known.backend.endpoint
         if before is None or before.catalog.kind != said.catalog.kind:
             log.info("backend has models", service=endpoint.service, kind=said.catalog.kind, models=len(said.catalog.models))
         self._changed()
 
-    def _lost(self, shown: Shown) -> None:
+    def _lost(self, known: Known) -> None:
         """It answers, and is no model server."""
-        shown.misses = 0
-        if shown.said is not None:
-            shown.said = None
+        known.misses = 0
+        if known.said is not None:
+            known.said = None
             self._changed()
 
     def _changed(self) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
-from federation.errors import NotFound, UsageError
+from federation.errors import NotFound
 from federation.mesh.bans import find_peer
 from federation.mesh.models import is_called, unpack
 from federation.ops import placement, schemas, status
@@ -63,24 +63,21 @@ def models(node: Parts) -> schemas.Models:
 
 
 def place(node: Parts, needed_vram: int, among: Sequence[str], model: str | None) -> schemas.Placement:
-    """Where to run something that needs so many bytes of VRAM, or that model. Raises UsageError.
+    """Where to run something that needs so many bytes of VRAM, or that model. Raises NotFound or UsageError.
 
     Without `needed_vram` a model needs its own size, where a node tells it. `among`: ids or names of the nodes to look at.
     """
     records = {record.peer_id: record for record in (_own(node), *_others(node)) if not record.left}
     if among:
         names = {peer_id: record.name for peer_id, record in records.items()}
-        try:
-            wanted = {find_peer(text, names, among="the nodes of this network") for text in among}
-        except NotFound as error:  # the request is at fault, not its path
-            raise UsageError(error.detail) from None
+        wanted = {find_peer(text, names, among="the nodes of this network") for text in among}
         if unknown := wanted - records.keys():
-            raise UsageError(f"no node {min(unknown)} in this network")
+            raise NotFound(f"no node {min(unknown)} in this network")
         records = {peer_id: record for peer_id, record in records.items() if peer_id in wanted}
     catalogs = {peer_id: unpack(record.models) for peer_id, record in records.items()} if model is not None else {}
     sizes = [row.size for listed in catalogs.values() for row in _called(listed, model or "")]
     if model is not None and not sizes and not needed_vram:
-        raise UsageError(f"no node here tells of a model {model!r}: say how much VRAM it needs")
+        raise NotFound(f"no node here tells of a model {model!r}: say how much VRAM it needs")
     needed = needed_vram or max(sizes, default=0)
     now = trio.current_time()
     places = []

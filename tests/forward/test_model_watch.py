@@ -11,6 +11,7 @@ import trio
 
 from federation.forward import model_watch as module
 from federation.forward.model_watch import ModelWatch
+from federation.forward.models.asking import Answer, Asker
 from federation.forward.models.dialects import Queue
 from federation.mesh.models import Model, unpack
 from federation.units import Endpoint, HostPort
@@ -182,6 +183,26 @@ async def test_a_server_that_loads_says_nothing_for_a_moment() -> None:
             assert unpack(watched.models.packed)["default"].models == (Model("m"),)
             pages["/api/tags"] = {"models": [*tags["models"], {"name": "n"}]}
             await until(lambda: len(unpack(watched.models.packed)["default"].models) == 2)
+
+
+async def test_half_of_an_answer_calls_no_model_cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    async def fall_silent(self: Asker, path: str) -> Answer | None:
+        nonlocal asked
+        if path == "/api/ps" and watched.changes:
+            self.is_silent = True
+            asked += 1
+            return None
+        return await ask(self, path)
+
+    ask = Asker._ask
+    watched = Watched(make_exit(), None)  # type: ignore[arg-type]  # until it runs
+    monkeypatch.setattr(Asker, "_ask", fall_silent)
+    with serving({**OLLAMA, "/api/ps": {"models": [{"name": "m"}]}}) as port:
+        async with watching(f"http://127.0.0.1:{port}") as watched:
+            await until(lambda: asked >= 3)
+            assert watched.changes == [{"default": {"m": True}}]
 
 
 async def test_a_queue_is_known_and_is_no_change() -> None:

@@ -34,7 +34,7 @@ class Network:
         self.echo = fleet.backend("echo", "echo")
         backends = {"default": self.web, "echo": self.echo}
         services = ("default", "echo", "nobody")
-        self.athens = fleet.daemon("athens", backends=backends)
+        self.athens = fleet.daemon("athens", "--vram", "24GiB", backends=backends)
         self.bergen = fleet.daemon("bergen", backends=backends, peer=self.athens, wait=False)
         self.entry = fleet.daemon("cusco", "--hold", "300ms", services=services, peer=self.athens, wait=False)
         for daemon in (self.bergen, self.entry):

@@ -3,6 +3,7 @@
     asker = Asker(HostPort("127.0.0.1", 11434))
     answer = await asker.get("/api/tags")         # None: no answer, or none of this path
     asker.speaks_http                             # whether any answer was HTTP
+    asker.is_silent                               # whether it stopped answering on the way
 
 An asker asks each path once and keeps the answer: recognising a server and listing its models share them. After the first
 request that gets no answer, it asks no more. Nothing is sent but GET; no redirect is followed.
@@ -50,13 +51,13 @@ class Asker:
         self._timeout_s = timeout_s
         self._agent = agent
         self._answers: dict[str, Answer | None] = {}
-        self._is_silent = False
+        self.is_silent = False  # since some path got no answer
         self.speaks_http: bool | None = None  # None: nothing was heard
 
     async def get(self, path: str) -> Answer | None:
         """The answer to GET `path`, whatever its status; None for an answer that is too large."""
         if path not in self._answers:
-            self._answers[path] = None if self._is_silent else await self._ask(path)
+            self._answers[path] = None if self.is_silent else await self._ask(path)
         return self._answers[path]
 
     async def json(self, path: str) -> Any:
@@ -78,11 +79,11 @@ class Asker:
         except h11.RemoteProtocolError:
             self._heard_no_http()
         except (OSError, trio.BrokenResourceError, trio.TooSlowError):
-            self._is_silent = True
+            self.is_silent = True
         return None
 
     def _heard_no_http(self) -> None:
-        self._is_silent = True
+        self.is_silent = True
         self.speaks_http = self.speaks_http or False
 
     async def _exchange(self, stream: trio.SocketStream, path: str) -> Answer | None:
