@@ -62,13 +62,8 @@ class Roster:
         self.on_change: Callable[[], None] = _noop
 
     def eligible(self, route: Route) -> list[NodeData]:
-<<<<<<< HEAD
         """The nodes that may serve; do not change the list. With a model: those that announce it, else those that announce
         no models at all, or not all of them."""
-=======
-        """The nodes that may serve; do not change the list."""
-        service = route.service  # whatever the model: connections are not routed by it yet
->>>>>>> h-models
         now = self._reactor.now()
         if now >= self._lists_until or len(self._lists) > MAX_LISTS:
             self._lists.clear()
