@@ -15,6 +15,7 @@ from federation.errors import BackendUnavailable
 from federation.forward.attempts import Attempts, State
 from federation.forward.counters import Counters, Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, RosterDispatcher
+from federation.forward.http.conversation import NO_KEYS
 from federation.forward.route import Route
 from federation.forward.selection import BACK_A_SECOND, BACK_AT_ONCE, LONGEST_REST_S, Policy, Selector
 from federation.metrics import Metrics
@@ -126,6 +127,7 @@ class Request:
     """Ends where it is rejected."""
 
     client_name = "client"
+    keys = NO_KEYS
 
     def __init__(self, world: World, number: int = 7, route: Route = ROUTE, started_at: float = 0.0) -> None:
         self.why = ""

@@ -477,7 +477,7 @@ async def test_a_busier_peer_costs_no_attempt(mock_clock: MockClock, replay: str
     async with network(mock_clock, http=True, replay=replay) as net:
         net.add("a", "b")
         talk = await ask(net, REQUEST)
-        net.selector.told("a", 5, 0)
+        net.selector.told("a", 5)
         net.tunnel.is_busier(5)
         assert [tunnel.peer_id for tunnel in net.tunnels] == ["a", "b"]
         assert net.tunnel.data == net.tunnels[0].data
