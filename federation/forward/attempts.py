@@ -112,7 +112,7 @@ class Request(Protocol):
 
 
 class PeerLink(WatchableLink, Protocol):
-    """What an attempt needs of a link; net.link.link.Link has it."""
+    """A link, as an attempt uses it; net.link.link.Link implements this."""
 
     def open_request(self, service: str, observer: Attempts, other: Duplex, believed: int, /) -> Joinable:
         """`believed`: the load of the peer by others, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
@@ -297,11 +297,10 @@ class Attempts:
         had = None if others == FULL else self._believed - self._others + others
         dispatcher.counters.picked_again(Busier(request.flow, self.count, self._again, had, self._believed))
         dispatcher.sent_back(self.peer_id, is_full=others == FULL)
-        if others == FULL:
+        compares_unasked = others != FULL and self._busier == MOST_BUSIER
+        if not compares_unasked:
             self.tried.discard(self.peer_id)
-        elif self._busier < MOST_BUSIER:
-            self._busier += 1
-            self.tried.discard(self.peer_id)  # else it compares though it was not asked to: the others, or a wait
+            self._busier += others != FULL
         self._again += 1
         self._waited_s += dispatcher.now() - self._since
         self._release_counter()

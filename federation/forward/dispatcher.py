@@ -154,9 +154,7 @@ class RosterDispatcher:
 
     def release(self, peer_id: str) -> None:
         self._selector.release(peer_id)
-        if (
-            not self._is_retrying
-        ):  # else whoever waits looks already, or has just failed to open: that must not go on for ever
+        if not self._is_retrying:  # a retry looks by itself; a peer that cannot be opened must not cause another one
             self.look_again()
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:

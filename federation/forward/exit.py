@@ -82,7 +82,7 @@ class Serving:
 
 
 def serve_tunnel(backends: Backends, link: Link, channel: Channel, service: str, believed: int = ANY_LOAD) -> None:
-    """A remote entry asks for `service`, of a node that has `believed` in flight, as far as the entry knows."""
+    """A remote entry asks for `service`; `believed`: this node's load by others, as that entry knows it, or ANY_LOAD."""
     flow = ExitFlow(backends, link, channel, service, believed)
     channel.other = flow
     link.when_read_empty(flow.dial)
@@ -92,18 +92,9 @@ class ExitFlow(NullDuplex):
     """A tunnel on its way to the backend: the channel's other end until the backend has its first bytes."""
 
     __slots__ = (
-        "_backends",
-        "_believed",
-        "_channel",
-        "_early",
-        "_end",
-        "_eof",
-        "_gone",
-        "_link",
-        "_looked_at",
-        "_service",
+        "_backends", "_believed", "_channel", "_early", "_end", "_eof", "_gone", "_link", "_looked_at", "_service",
         "_serving",
-    )
+    )  # fmt: skip
 
     def __init__(self, backends: Backends, link: Link, channel: Channel, service: str, believed: int = ANY_LOAD) -> None:
         self._backends = backends

@@ -32,7 +32,7 @@ FRAMES_A_SECOND, FRAMES_AT_ONCE = 200.0, 64.0
 
 
 class Full(Protocol):
-    """What is known of this node's capacity; forward.backends.Backends has it."""
+    """This node's capacity, as pushing uses it; forward.backends.Backends implements this."""
 
     refused_as_full: set[str]
     hands_out: bool

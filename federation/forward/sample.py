@@ -32,7 +32,7 @@ WATCHES_A_SECOND, WATCHES_AT_ONCE = 200.0, 64.0
 
 
 class Look(NamedTuple):
-    """What one pick looks at; then the peer ids to watch from now on, and those that are looked at no more."""
+    """The nodes for one pick; the peer ids that the entry has to watch from now on, and those that it looks at no more."""
 
     nodes: Sequence[Node]
     joined: Sequence[str] = ()

@@ -295,7 +295,7 @@ class Selector:
             self._loads.pop(peer_id, None)
 
     def in_flight(self, peer_id: str) -> int | None:
-        """What this entry believes of it; None of a peer that it knows nothing of."""
+        """The load of the peer as this entry believes it; None if the entry has never heard of the peer."""
         return self._loads[peer_id].in_flight if peer_id in self._loads else None
 
     def last_used(self, peer_id: str) -> float:

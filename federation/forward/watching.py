@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class WatchableLink(Protocol):
-    """What following a peer needs of its link; net.link.link.Link has it."""
+    """A link, as `Watching` uses it; net.link.link.Link implements this."""
 
     def watch(self, now: float) -> bool: ...
     def unwatch(self) -> None: ...

@@ -310,7 +310,7 @@ def draining(node: Parts) -> schemas.Draining:
 
 
 def in_flight(node: Parts, record: NodeData) -> int:
-    """What its link told last is newer than its record."""
+    """The load that the peer's link told last, which is newer than the peer's record."""
     told = None if record.peer_id == node.peer_id else node.selector.in_flight(record.peer_id)
     return record.in_flight if told is None else told
 

@@ -19,8 +19,8 @@ MAX_WINDOW = 1024 * 1024  # 1 MiB in flight is 80 MB/s at 12 ms, 10 MB/s at 100 
 GROWTH_BUDGET = 32 * 1024 * 1024  # granted beyond INITIAL_WINDOW, all channels of a connection together
 CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source must wait
 CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
-# What a LOAD or a BUSIER costs of the abuse budget (mux.py): an honest link has four a request that is sent back once, and
-# 3,000 requests a second.
+# A LOAD or a BUSIER takes so much of the abuse budget (mux.py): an honest link carries four of them for a request that the
+# exit sends back once, and 3,000 requests a second.
 TELLING_COSTS = 1 / 8
 
 
@@ -28,9 +28,9 @@ class Channel:
     """One stream of a connection; a Duplex whose other side is the remote. `other` is the local end joined to it."""
 
     __slots__ = (
-        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id",
-        "is_request", "mux", "opener",
-        "other", "out_size", "queued", "remote", "small_in", "tunnel", "unacknowledged", "waiting", "window",
+        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "is_request",
+        "mux", "opener", "other", "out_size", "queued", "remote", "small_in", "tunnel", "unacknowledged", "waiting",
+        "window",
     )  # fmt: skip
 
     other: Duplex

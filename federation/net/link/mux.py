@@ -93,7 +93,8 @@ MAX_ID = 2**32 - 1  # reached after eight days of 3000 tunnels a second
 
 @dataclass(slots=True)
 class Load:
-    """What this node's backends serve now: `in_flight` in all, of them `by_entry` for each peer id, "" for own clients."""
+    """The connections that this node's backends serve now: `in_flight` of all entries, `by_entry` of each peer id. The own
+    clients of the node are "" there."""
 
     in_flight: int = 0
     by_entry: dict[str, int] = field(default_factory=dict)
