@@ -162,8 +162,8 @@ class HttpClient:
 
     def send_eof(self) -> None:
         self.has_ended = True
-        if begun := self._begun:  # too short to be HTTP: the tunnel's client has ended, too
-            self._begun = b""
+        begun, self._begun = self._begun, b""
+        if begun and b" " not in begun:  # no request line has begun: a word of another protocol, and its end
             self._stop_timer()
             self._events.is_layer_4(self, begun)
             self.socket.other.send_eof()

@@ -21,6 +21,7 @@ from federation.forward.counters import Counters, Flow
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.exit import serve_tunnel
 from federation.forward.pushing import Pushing
+from federation.forward.http.conversation import NO_KEYS
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.metrics import Metrics
@@ -222,7 +223,7 @@ class Entry:
 class Request(NullDuplex):
     """Holds its backend for a while once it has one, then goes."""
 
-    client_name, route = "a client", ROUTE
+    client_name, route, keys = "a client", ROUTE, NO_KEYS
 
     def __init__(self, world: World, entry: Entry, number: int, hold_s: float) -> None:
         self._world, self._entry, self._hold_s = world, entry, hold_s

@@ -54,7 +54,8 @@ async def an_end(kind: Callable[..., End]) -> AsyncIterator[Rig]:
 
 
 def a_client_socket(other: Caller) -> ClientSocket:
-    end = ClientSocket(None, socket.socket(), lambda _: None)
+    with socket.socket() as sock:  # it is never used
+        end = ClientSocket(None, sock, lambda _: None)
     end.other = other
     return end
 
