@@ -114,13 +114,17 @@ class Box(Daemon):
             path.unlink()
 
     def vitals(self) -> Vitals:
-        """At rest: the least of a few looks, since a health check or an announcement may be on its way in any of them."""
+        """At rest: the least of a few looks, since a health check or an announcement may be on its way in any of them.
+        `tasks_at_most`: the most, for what a task that comes and goes may add later."""
         looks = []
         for _ in range(5):
             tasks = self.status()["node"]["tasks"]
             time.sleep(0.1)  # our own question's socket is gone
             looks.append((self.open_files(), tasks))
-        return {"pid": self.pid, "fds": min(f for f, _ in looks), "tasks": min(t for _, t in looks), "rss": self.rss_bytes()}
+        open_files, tasks = zip(*looks, strict=True)
+        return {
+            "pid": self.pid, "fds": min(open_files), "tasks": min(tasks), "tasks_at_most": max(tasks), "rss": self.rss_bytes(),
+        }  # fmt: skip
 
 
 Vitals = dict[str, int]

@@ -230,7 +230,8 @@ class Trial:
         while True:
             after = self.lab.vitals()
             lived = [(self._before[n], after[n]) for n in NAMES if self._before[n]["pid"] == after[n]["pid"]]
-            fds, tasks = (sum(max(0, b[key] - a[key]) for a, b in lived) for key in ("fds", "tasks"))
+            fds = sum(max(0, b["fds"] - a["fds"]) for a, b in lived)
+            tasks = sum(max(0, b["tasks"] - a["tasks_at_most"]) for a, b in lived)
             if not (fds or tasks) or time.monotonic() > deadline:
                 return fds, tasks, max((b["rss"] - a["rss"] for a, b in lived), default=0)
 

@@ -20,8 +20,8 @@ from federation.forward.backends import Backends
 from federation.forward.counters import Counters, Flow
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.exit import serve_tunnel
-from federation.forward.pushing import Pushing
 from federation.forward.http.conversation import NO_KEYS
+from federation.forward.pushing import Pushing
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.metrics import Metrics
