@@ -123,7 +123,8 @@ class Box(Daemon):
             looks.append((self.open_files(), tasks))
         open_files, tasks = zip(*looks, strict=True)
         return {
-            "pid": self.pid, "fds": min(open_files), "tasks": min(tasks), "tasks_at_most": max(tasks), "rss": self.rss_bytes(),
+            "pid": self.pid, "fds": min(open_files), "rss": self.rss_bytes(),
+            "tasks": min(tasks), "tasks_at_most": max(tasks),
         }  # fmt: skip
 
 

@@ -195,7 +195,8 @@ def test_the_order_of_the_candidates_does_not_matter(candidates: list[Candidate]
 def test_each_tier_narrows_down_what_the_one_before_left(candidates: list[Candidate]) -> None:
     left = [c for c in candidates if not c.is_full] or candidates
     for tier in (
-        lambda c: c.is_away, lambda c: c.in_flight, lambda c: c.is_distant, lambda c: c.last_used, lambda c: -c.available_vram,
+        lambda c: c.is_away, lambda c: c.in_flight, lambda c: c.is_distant, lambda c: c.last_used,
+        lambda c: -c.available_vram,
     ):  # fmt: skip
         best = min(map(tier, left))
         left = [c for c in left if tier(c) == best]
