@@ -15,6 +15,8 @@ MAX_CANDIDATES = 6  # a line each; the rest is counted
 _REASONS = {
     "only": "the only one",
     "capacity": "others are full",
+    "warm": "warm: has the model in memory",
+    "cold": "cold: loads here",
     "home": "home of this conversation",
     "in_flight": "fewest connections",
     "path": "others are far",

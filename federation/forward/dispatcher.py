@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 from federation.forward.http.homes import Homes
+from federation.forward.sample import SAMPLE
+from federation.forward.warmth import NONE_COLD, Warmth
 from federation.forward.watching import Watching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Set
+    from collections.abc import Callable, Mapping, Sequence, Set
 
     from federation.config import Settings
     from federation.forward.attempts import Attempts, Dialling, PeerLink, Request
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
     from federation.forward.selection import Candidate, Node, Selector
-    from federation.mesh.models import Catalog
+    from federation.mesh.models import Catalog, Model
     from federation.reactor.loop import Reactor
     from federation.reactor.sockets import SocketDuplex
 
@@ -43,6 +45,7 @@ class Roster(Protocol):
     def eligible(self, route: Route) -> Sequence[Node]: ...
     def distant(self, route: Route) -> Set[str]: ...
     def catalogs(self, service: str) -> Sequence[Catalog]: ...
+    def models_at(self, route: Route) -> Mapping[str, Model]: ...
     def is_unheard_of(self, route: Route) -> bool: ...
     def link(self, peer_id: str) -> PeerLink | None: ...
     def penalize(self, peer_id: str, seconds: float) -> None: ...
@@ -107,6 +110,7 @@ class RosterDispatcher:
         self._turns_used = 1.0  # as a share
         self._watching = Watching(roster.own_id, selector, roster.link, self._rng)
         self._homes = Homes()
+        self._warmth = Warmth()
         self._retry_is_queued = False
         self.configure(settings)
 
@@ -127,7 +131,7 @@ class RosterDispatcher:
             self.look_again()  # others came before
             return None
         nodes: Sequence[Node] = self._roster.eligible(route)
-        seen = self._watching.look(route.service, nodes, now)
+        seen = self._watching.look(route, nodes, now)
         if tried:
             nodes = [node for node in nodes if node.peer_id not in tried]
             seen = [node for node in seen if node.peer_id not in tried]
@@ -135,21 +139,32 @@ class RosterDispatcher:
             self.own_load_is_news = False
             self._selector.told(self.own_id, self._backends.load.by_others(""))
         distant = self._roster.distant(route)
-        home = self._home(request, nodes, now) if request.keys.k0 and self.has_affinity else ""
-        if home and len(seen) < len(nodes):
-            seen = [*(node for node in seen if node.peer_id != home), *(node for node in nodes if node.peer_id == home)]
-        pick = self._selector.pick(seen, now=now, route=route, distant=distant, home=home)
+        models = self._roster.models_at(route) if route.model else {}
+        cold = self._warmth.judge(route, nodes, models, self._selector, now) if models else NONE_COLD
+        warm = [node for node in nodes if node.peer_id not in cold.left] if cold.left else nodes
+        home = self._home(request, warm, models, now) if request.keys.k0 and self.has_affinity else ""
+        if len(seen) < len(nodes):
+            if home:
+                seen = [*(node for node in seen if node.peer_id != home), *(n for n in nodes if n.peer_id == home)]
+            elif cold.left and all(node.peer_id in cold.left for node in seen):
+                seen = [*seen, *warm[:SAMPLE]]
+        pick = self._selector.pick(
+            seen, now=now, route=route, distant=distant, home=home, cold=cold.all, left_cold=cold.left
+        )  # fmt: skip
         if pick is None and len(seen) < len(nodes):  # those that it looks at are full
-            pick = self._selector.pick(nodes, now=now, route=route, distant=distant)
+            pick = self._selector.pick(nodes, now=now, route=route, distant=distant, cold=cold.all, left_cold=cold.left)
         if pick is None:
             return None
         self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow, again))
         return pick.chosen
 
-    def _home(self, request: Request, nodes: Sequence[Node], now: float) -> str:
+    def _home(self, request: Request, nodes: Sequence[Node], models: Mapping[str, Model], now: float) -> str:
         """The peer that has the beginning of the request's prompt in its cache, and not too much to do."""
         loads = self._selector.in_flight
-        found = self._homes.choose(request.keys, [Replica(node.peer_id, loads(node.peer_id) or 0) for node in nodes], now)
+        slots = [models[node.peer_id].slots if node.peer_id in models else 0 for node in nodes]
+        weights = slots if all(slots) else [1] * len(nodes)
+        replicas = [Replica(n.peer_id, loads(n.peer_id) or 0, weight) for n, weight in zip(nodes, weights, strict=True)]
+        found = self._homes.choose(request.keys, replicas, now)
         return "" if found is None else found.peer_id
 
     def release(self, peer_id: str) -> None:

@@ -211,6 +211,9 @@ class Entry:
     def catalogs(self, _service: str) -> list[Any]:
         return []
 
+    def models_at(self, _route: Route) -> dict[str, Any]:
+        return {}
+
     def is_unheard_of(self, _route: Route) -> bool:
         return False
 

@@ -20,7 +20,7 @@ from federation.config import Settings
 from federation.errors import PeerUnavailable
 from federation.forward.backends import Backends
 from federation.forward.frontend import Frontend
-from federation.forward.roster import catalogs_of, has_model, is_unheard_of
+from federation.forward.roster import catalogs_of, has_model, is_unheard_of, model_of
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
@@ -33,7 +33,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.mesh.models import Catalog
+    from federation.mesh.models import Catalog, Model
     from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
 
@@ -203,6 +203,10 @@ class FakeRoster:
     def catalogs(self, service: str) -> list[Catalog]:
         announced = [catalogs_of(node.models).get(service) for node in self.eligible(Route(service))]
         return [catalog for catalog in announced if catalog is not None]
+
+    def models_at(self, route: Route) -> dict[str, Model]:
+        found = {node.peer_id: model_of(node, route.service, route.model) for node in self.eligible(route)}
+        return {peer_id: model for peer_id, model in found.items() if model is not None}
 
     def is_unheard_of(self, route: Route) -> bool:
         return not self.eligible(route) and is_unheard_of(self.nodes.values(), route)
