@@ -206,6 +206,12 @@ class Attempts:
         self._timer: Timer | None = None  # of the tunnel to open, or of the wait for a peer
         self._waited_s = self._since = 0.0  # since when it waits, or asks for a tunnel
 
+    @property
+    def waited_s(self) -> float:
+        """How long it has waited for a peer: with those attempts that a peer sent back."""
+        waits = self._timer is not None and self.state is State.WAITING
+        return self._waited_s + (self._dispatcher.now() - self._since if waits else 0.0)
+
     def to(self, state: State) -> None:
         assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
         self.state = state
@@ -405,6 +411,7 @@ class Attempts:
         del self._request  # it holds us: thousands of requests a second must leave no cycles to the garbage collector
 
     def _stop(self) -> None:
+        self._waited_s = self.waited_s
         if self._timer is not None:  # a wait has one
             self._stop_timer()
             self._dispatcher.stop_waiting(self)
