@@ -156,6 +156,12 @@ class Dispatcher(Protocol):
     def is_unheard_of(self, route: Route) -> bool:
         """Whether no node of the network has the model."""
 
+    def made(self, route: Route, name: str, peer_id: str) -> None:
+        """The peer's backend has made that thing; see http/ids.py."""
+
+    def route_to(self, route: Route, name: str) -> Route | None:
+        """The route to that thing; None if one of several nodes has it, and this entry does not know which."""
+
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         """Whether there is a peer that was not tried."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 from federation.forward.http.homes import Homes
+from federation.forward.http.ids import Ids
 from federation.forward.sample import SAMPLE
 from federation.forward.warmth import NONE_COLD, Warmth
 from federation.forward.watching import Watching
@@ -111,6 +112,7 @@ class RosterDispatcher:
         self._watching = Watching(roster.own_id, selector, roster.link, self._rng)
         self._homes = Homes()
         self._warmth = Warmth()
+        self._ids = Ids()
         self._retry_is_queued = False
         self.configure(settings)
 
@@ -166,6 +168,15 @@ class RosterDispatcher:
         replicas = [Replica(n.peer_id, loads(n.peer_id) or 0, weight) for n, weight in zip(nodes, weights, strict=True)]
         found = self._homes.choose(request.keys, replicas, now)
         return "" if found is None else found.peer_id
+
+    def made(self, route: Route, name: str, peer_id: str) -> None:
+        self._ids.made(route.service, name, peer_id, self._reactor.now())
+
+    def route_to(self, route: Route, name: str) -> Route | None:
+        maker = self._ids.maker(route.service, name, self._reactor.now())
+        if maker:
+            return route._replace(target=maker)
+        return route if len(self._roster.eligible(route)) < 2 else None
 
     def release(self, peer_id: str) -> None:
         self._selector.release(peer_id)

@@ -30,6 +30,7 @@ from federation.forward.http.conversation import NO_KEYS
 from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
 from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.head import HeadBuffer, parse_response
+from federation.forward.http.ids import maker_of
 from federation.forward.http.lists import is_list
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
 from federation.forward.http.usage import meter_of
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from federation.forward.counters import Flow
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
+    from federation.forward.http.ids import Maker
     from federation.forward.http.usage import Meter
     from federation.mesh.models import Catalog
     from federation.metrics import Result
@@ -57,6 +59,10 @@ log = structlog.get_logger(__name__)
 HTTP_BUFFER = 64 * 1024 * 1024
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
+NOT_KNOWN_HERE = (
+    "{0} lives on the node that made it, and this entry did not pass that on: ask the entry that did, or name the node in a "
+    "header X-Federation-Target, as X-Federation-Node named it"
+)
 # To a client that has said FIN before its answer. One that has gone says RST to it, and its generation ends now; one that
 # only sends no more skips it, as any interim answer.
 STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
@@ -113,8 +119,8 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered",
-        "_dispatcher", "_is_over", "_keep_alive", "_late", "_meter", "_peek", "_reactor", "_received", "_replay",
-        "_request", "_side", "_status", "_tail", "_upstream", "attempts", "client", "client_name", "flow",
+        "_dispatcher", "_is_over", "_keep_alive", "_late", "_maker", "_meter", "_peek", "_reactor", "_received", "_replay",
+        "_request", "_side", "_status", "_tail", "_target", "_upstream", "attempts", "client", "client_name", "flow",
         "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
@@ -148,6 +154,8 @@ class Exchange:
         self._keep_alive = False  # that head said so
         self._tail = b""  # of a stream
         self._meter: Meter | None = None  # of an answer to a request that names a model
+        self._maker: Maker | None = None  # of an answer to a request that makes something
+        self._target = ""  # of the request, as its backend gets it
         self._status = 0  # of the answer
         self._received = self._delivered = 0
         self._is_over = False
@@ -231,7 +239,10 @@ class Exchange:
         if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
             self._tell_models(request, catalogs)
             return
+        self._target = asked.target
         self.route, self.keys = Route(self.route.service, asked.model), asked.keys
+        if asked.id and not self._knows_place(asked.id):
+            return
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
@@ -240,6 +251,15 @@ class Exchange:
         self._replay.add(head)
         self._replay.add(body)
         self.attempts.start()
+
+    def _knows_place(self, name: str) -> bool:
+        """Whether this entry knows which node has that thing: then the route leads there. Else the request is over."""
+        route = self._dispatcher.route_to(self.route, name)
+        if route is None:
+            self._refuse(404, NOT_KNOWN_HERE.format(visible(name)), code="not_found")
+            return False
+        self.route = route
+        return True
 
     def _is_as_asked(self, chunk: bytes) -> bool:
         """The rest of a long body; else the request is at its end."""
@@ -382,6 +402,7 @@ class Exchange:
             self._began_answer, self._keep_alive = True, keep_alive
             self._answer, self._status = answer, answer.status
             self._meter = meter_of(answer) if self.route.model else None
+            self._maker = maker_of(request.method, self._target, answer)
             self._answer_body = body_of(answer.framing)
         self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
         if answer.status == 101:
@@ -403,7 +424,7 @@ class Exchange:
         assert answer is not None
         meter = self._meter
         content: list[memoryview] | None = None
-        if meter is not None or self._is_stream or is_unchunked(answer, self._request):
+        if meter is not None or self._maker is not None or self._is_stream or is_unchunked(answer, self._request):
             content = []
         try:
             used = body.feed(view, content)
@@ -412,6 +433,9 @@ class Exchange:
             return len(view)
         if meter is not None and content:
             meter.feed(content, self._reactor.now())
+        if self._maker is not None and content and (name := self._maker.feed(content)):
+            self._dispatcher.made(self.route, name, self.attempts.peer_id)
+            self._maker = None
         if content is not None and self._is_stream:
             self._tail = (self._tail + b"".join(content[-8:]))[-TAIL:]
         if is_unchunked(answer, self._request):

@@ -65,11 +65,10 @@ class Roster:
     def eligible(self, route: Route) -> list[NodeData]:
         """The nodes that may serve; do not change the list. With a model: those that announce it, else those that announce
         no models at all, or not all of them."""
-        now = self._reactor.now()
-        if now >= self._lists_until or len(self._lists) > MAX_LISTS:
-            self._clear()
-            self._lists_until = now + REFRESH_S
+        now = self._refreshed()
         service, model = route.service, route.model
+        if route.target:
+            return [node for node in self.eligible(Route(service)) if route.target in (node.peer_id, node.name)]
         nodes = self._lists.get((service, model))
         if nodes is None:
             nodes = self._find(service, now) if not model else self._having(self.eligible(Route(service)), service, model)
@@ -92,16 +91,12 @@ class Roster:
 
     def models_at(self, route: Route) -> Mapping[str, Model]:
         """Peer id -> the route's model as that node has it; of the eligible nodes those that announce it."""
-        nodes, key = self.eligible(route), (route.service, route.model)
-        models = self._models.get(key)
+        key = service, model = route.service, route.model
+        nodes, models = self.eligible(Route(service, model)), self._models.get(key)
         if models is None:
-            found = {node.peer_id: model_of(node, route.service, route.model) for node in nodes}
+            found = {node.peer_id: model_of(node, service, model) for node in nodes}
             models = self._models[key] = {peer_id: model for peer_id, model in found.items() if model is not None}
         return models
-
-    def _clear(self) -> None:
-        self._lists.clear()
-        self._models.clear()
 
     def _having(self, nodes: list[NodeData], service: str, model: str) -> list[NodeData]:
         having = [node for node in nodes if has_model(node, service, model)]
@@ -162,7 +157,7 @@ class Roster:
         """Send no client to the peer for `seconds`."""
         self._penalties[peer_id] = trio.current_time() + seconds
         self._reactor.call_later(seconds, self.changed)
-        self._clear()
+        self._forget_lists()
 
     def forgive(self, peer_id: str) -> None:
         """End the penalty: the peer has restarted, so it is a new one under the old id."""
@@ -171,8 +166,20 @@ class Roster:
 
     def changed(self) -> None:
         """A record, a link, or the health of an own backend changed."""
-        self._clear()
+        self._forget_lists()
         self.on_change()
+
+    def _refreshed(self) -> float:
+        """Now, with no list that is older than REFRESH_S."""
+        now = self._reactor.now()
+        if now >= self._lists_until or len(self._lists) > MAX_LISTS:
+            self._forget_lists()
+            self._lists_until = now + REFRESH_S
+        return now
+
+    def _forget_lists(self) -> None:
+        self._lists.clear()
+        self._models.clear()
 
 
 @lru_cache(maxsize=1024)

@@ -207,6 +207,17 @@ def test_the_home_of_a_conversation_is_a_warm_one() -> None:
     assert homes == {"e", "f"}
 
 
+def test_a_request_goes_to_the_node_that_made_the_thing() -> None:
+    world = World("a", "b")
+    route = Route("default", "m")
+    assert world.dispatcher.route_to(route, "responses/r") is None
+    world.dispatcher.made(route, "responses/r", "b")
+    assert world.dispatcher.route_to(route, "responses/r") == Route("default", "m", "b")
+    assert world.dispatcher.route_to(Route("tts"), "responses/r") is None, "another service's"
+    world.peers = ["a"]
+    assert world.dispatcher.route_to(route, "files/f") == route, "who else"
+
+
 def test_the_own_load_is_told_to_the_selector_once_for_many_changes() -> None:
     world = World("own", "a")
     told: list[tuple[str, int]] = []

@@ -823,3 +823,59 @@ async def test_the_time_in_the_queue_is_told(mock_clock: MockClock) -> None:
         await net.passes(11.0)
         assert (await talk.answer()).status == 503
         assert heard(net) == Told(503, 11.0)
+
+
+# Things that live on one node
+
+
+CREATED = json.dumps({"type": "response.created", "response": {"id": "resp_1", "usage": None}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("made", "later"),
+    [
+        (ok(b'{"id": "resp_1"}', "Content-Type: application/json"), get("/v1/responses/resp_1")),
+        (ok_chunked(b"data: %b\n\n" % CREATED, SSE), get("/v1/v1/responses/resp_1/input_items?limit=1")),
+        (
+            ok(b'{"id": "resp_1"}', "Content-Type: application/json"),
+            post(b'{"model": "m", "previous_response_id": "resp_1"}', "/v1/responses"),
+        ),
+    ],
+)  # fmt: skip
+async def test_a_request_about_a_thing_goes_where_it_was_made(mock_clock: MockClock, made: bytes, later: bytes) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b", "c")
+        talk = await ask(net, later)
+        answer = await talk.answer()
+        assert (answer.status, net.tunnels) == (404, [])
+        assert "responses/resp_1 lives on the node that made it" in answer.message
+        talk = await ask(net, post(BODY, "/v1/responses"))
+        maker = net.tunnel.peer_id
+        serve(net.tunnel, made)
+        assert (await talk.answer()).status == 200
+        for _ in range(4):
+            talk = await ask(net, later)
+            assert net.tunnel.peer_id == maker
+            serve(net.tunnel, ok())
+            assert (await talk.answer()).status == 200
+
+
+async def test_a_thing_whose_node_is_away_is_not_looked_for_elsewhere(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        talk = await ask(net, post(b"{}", "/v1/files"))
+        serve(net.tunnel, ok(b'{"id": "file-1"}', "Content-Type: application/json"))
+        assert (await talk.answer()).status == 200
+        net.roster.barred.add(net.tunnel.peer_id)
+        talk = await ask(net, post(b'{"input_file_id": "file-1"}', "/v1/batches"))
+        await net.passes(11.0)
+        assert (await talk.answer()).status == 503
+        assert len(net.tunnels) == 1
+
+
+async def test_where_there_is_one_node_only_it_is_asked(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, get("/v1/files/unknown"))
+        serve(net.tunnel, NOT_FOUND)
+        assert (await talk.answer()).body == b"{}"

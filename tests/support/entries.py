@@ -195,6 +195,8 @@ class FakeRoster:
         own = record(OWN, services=self._services())
         nodes = [own, *self.nodes.values()]
         nodes = [node for node in nodes if node.offers(route.service) and node.peer_id not in self.barred]
+        if route.target:
+            return [node for node in nodes if route.target in (node.peer_id, node.name)]
         if not route.model:
             return nodes
         having = [node for node in nodes if has_model(node, route.service, route.model)]
