@@ -122,6 +122,9 @@ class PeerLink(WatchableLink, Protocol):
 
     def ping(self) -> None: ...
 
+    def look(self, service: str, now: float) -> None:
+        """Have the peer ask its backends for their models."""
+
 
 class Dialling(Protocol):
     """A connect to our own backend."""
@@ -155,6 +158,9 @@ class Dispatcher(Protocol):
 
     def is_unheard_of(self, route: Route) -> bool:
         """Whether no node of the network has the model."""
+
+    def lacks(self, route: Route, peer_id: str) -> None:
+        """The peer's backend says that it has no such model, which its node announces: that node is to look again."""
 
     def made(self, route: Route, name: str, peer_id: str) -> None:
         """The peer's backend has made that thing; see http/ids.py."""

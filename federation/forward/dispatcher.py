@@ -105,6 +105,7 @@ class RosterDispatcher:
         self._selector = selector
         self._backends = backends
         self._rng = rng or random.Random()
+        self.look_for_models: Callable[[str], None] = _noop  # of a service's own backend, now
         self.ways_of_others: Callable[[], Sequence[float]] = tuple  # round trips to the entries that watch this node
         self._own_load = 0  # of the own backends
         self._is_others_turn = self._is_turn_used = False
@@ -168,6 +169,12 @@ class RosterDispatcher:
         replicas = [Replica(n.peer_id, loads(n.peer_id) or 0, weight) for n, weight in zip(nodes, weights, strict=True)]
         found = self._homes.choose(request.keys, replicas, now)
         return "" if found is None else found.peer_id
+
+    def lacks(self, route: Route, peer_id: str) -> None:
+        if peer_id == self.own_id:
+            self.look_for_models(route.service)
+        elif (link := self.link(peer_id)) is not None:
+            link.look(route.service, self._reactor.now())
 
     def made(self, route: Route, name: str, peer_id: str) -> None:
         self._ids.made(route.service, name, peer_id, self._reactor.now())
@@ -274,3 +281,7 @@ class RosterDispatcher:
         """Nobody is told any more."""
         self.waiting.clear()
         self._queues.clear()
+
+
+def _noop(_service: str) -> None:
+    """Until the node watches its backends' models."""

@@ -402,6 +402,8 @@ class Exchange:
             self._began_answer, self._keep_alive = True, keep_alive
             self._answer, self._status = answer, answer.status
             self._meter = meter_of(answer) if self.route.model else None
+            if answer.status == HTTPStatus.NOT_FOUND and self.route.model:
+                self._dispatcher.lacks(self.route, self.attempts.peer_id)
             self._maker = maker_of(request.method, self._target, answer)
             self._answer_body = body_of(answer.framing)
         self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))

@@ -118,6 +118,7 @@ class Link:
 
     def __init__(self) -> None:
         self.opened: list[Attempts] = []
+        self.looks: list[tuple[str, float]] = []
 
     def open_request(self, _service: str, observer: Attempts, _other: Any, _believed: int) -> End:
         self.opened.append(observer)
@@ -127,6 +128,9 @@ class Link:
         return True
 
     def unwatch(self) -> None: ...
+
+    def look(self, service: str, now: float) -> None:
+        self.looks.append((service, now))
 
 
 class Request:
@@ -205,6 +209,16 @@ def test_the_home_of_a_conversation_is_a_warm_one() -> None:
         homes.add(pick.peer_id)  # type: ignore[union-attr]
         world.dispatcher.release(pick.peer_id)  # type: ignore[union-attr]
     assert homes == {"e", "f"}
+
+
+def test_a_node_whose_backend_lacks_its_model_is_to_look() -> None:
+    world, own = World("a"), []
+    world.links["a"] = Link()
+    world.dispatcher.look_for_models = own.append
+    for peer in ("a", "gone", "own"):
+        world.dispatcher.lacks(ROUTE, peer)
+    assert world.links["a"].looks == [("default", 5.0)]
+    assert own == ["default"]
 
 
 def test_a_request_goes_to_the_node_that_made_the_thing() -> None:

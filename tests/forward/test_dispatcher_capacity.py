@@ -155,6 +155,9 @@ class End:
     def watched(self, seconds: int) -> None:
         self._owner.pushing.watched(self, seconds)
 
+    def look_wanted(self, service: str) -> None:
+        raise AssertionError
+
 
 class Exit:
     is_liar = False  # it tells of no load, and sends everything back

@@ -808,6 +808,16 @@ async def test_nothing_is_read_of_an_answer_without_a_model_nor_of_an_error(mock
         assert net.metric("federation_model_requests_total", model="other", result="ok") == 1
 
 
+async def test_a_node_that_lacks_the_model_it_announces_is_to_look_again(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        for request, looks in ((get(), []), (REQUEST, ["default"])):
+            talk = await ask(net, request)
+            serve(net.tunnel, NOT_FOUND)
+            assert (await talk.answer()).status == 404
+            assert net.roster.links["a"].looks == looks
+
+
 async def test_the_time_in_the_queue_is_told(mock_clock: MockClock) -> None:
     async with network(mock_clock, http=True) as net:
         talk = await ask(net, REQUEST)

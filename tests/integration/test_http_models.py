@@ -49,6 +49,10 @@ class Server:
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                listed = server.pages.get("/v1/models", {}).get("data")
+                if listed and asked["model"] not in [row["id"] for row in listed]:
+                    self.say(404, "{}")
+                    return
                 with server.lock:
                     server.served += 1
                     server.busy += 1
@@ -224,6 +228,24 @@ def waiting(entry: Daemon) -> float:
 def metric(entry: Daemon, series: str) -> float:
     text = http_get(entry.control, "/metrics").body.decode()
     return sum(float(value) for value in re.findall(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE))
+
+
+def test_a_404_for_a_model_has_its_node_look_at_once(
+    nodes: dict[str, Daemon], servers: dict[str, Server], figure: Callable[[str, str], None]
+) -> None:
+    entry, before = nodes["athens"], servers["delhi"].pages["/v1/models"]
+    servers["delhi"].pages["/v1/models"] = {"data": [{"id": "other", "owned_by": "vllm"}]}
+    began = time.monotonic()
+    lacking = False
+    while where(entry, "qwen") != {"erfurt*"}:
+        assert time.monotonic() - began < TIMEOUT
+        if ask(entry, CHAT, {"model": "qwen"})[0] == 404 and not lacking:
+            lacking, began = True, time.monotonic()
+    figure("models: from a 404 at another entry to its list without the model", f"{time.monotonic() - began:.2f} s")
+    servers["delhi"].pages["/v1/models"] = before
+    assert lacking
+    for node in nodes.values():
+        wait_until(lambda node=node: where(node, "qwen") == {"delhi*", "erfurt*"}, within=15, what="it has it again")
 
 
 @pytest.mark.parametrize("stream", [False, True])

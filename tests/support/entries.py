@@ -158,6 +158,7 @@ class FakeLink:
         self.peer_id = peer_id
         self.tunnels = tunnels
         self.pings = 0
+        self.looks: list[str] = []
         self.is_closed = False
         self.arrived: Callable[[], None] = lambda: None  # what lies in its socket
 
@@ -178,6 +179,9 @@ class FakeLink:
 
     def ping(self) -> None:
         self.pings += 1
+
+    def look(self, service: str, now: float) -> None:
+        self.looks.append(service)
 
 
 class FakeRoster:
