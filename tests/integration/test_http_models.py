@@ -150,7 +150,7 @@ def servers(start: Callable[..., Server]) -> dict[str, Server]:
     return {
         "athens": start("athens", ollama()), "bergen": start("bergen", ollama()),
         "cusco": start("cusco", slots, headers={"Server": "llama.cpp"}),
-        "delhi": start("delhi", vllm), "erfurt": start("erfurt", vllm),
+        "delhi": start("delhi", dict(vllm)), "erfurt": start("erfurt", dict(vllm)),
     }  # fmt: skip
 
 
