@@ -214,7 +214,7 @@ def test_requests_from_elsewhere_fill_a_slot(nodes: dict[str, Daemon], servers: 
         cusco.pages["/slots"] = [{"is_processing": False}]
         assert asked.result()[0] == 200
     assert time.monotonic() - began < 9 * SLACK, "sooner than --hold"
-    assert of(nodes["cusco"], "cusco")["in_flight"] == 0
+    wait_until(lambda: of(nodes["cusco"], "cusco")["in_flight"] == 0, within=5, what="nothing is left")
 
 
 def of(entry: Daemon, name: str) -> dict[str, Any]:
