@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from federation.errors import BackendUnavailable
+from federation.forward.kept import Kept
 from federation.net.link.mux import Load
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Backends:
         self.refused_as_full: set[str] = set()  # entries that are to hear when there is room, by peer id; pushing.py does
         self.hands_out = False  # entries are about to hear that there is room; until then nobody has it. pushing.py says so
         self.hold_s = FIRST_HOLD_S  # how long a connection lasts here: moving average
+        self.kept = Kept(reactor)
         self.draining = False
         self._least = 0  # of in_flight since the last sample
         self.idle = trio.Event()
@@ -183,6 +185,8 @@ class Backends:
 
     def _set_health(self, backend: Backend, healthy: bool, why: str) -> None:
         was, backend.healthy, backend.why = backend.healthy, healthy, why
+        if not healthy:
+            self.kept.drop(backend)
         if was == healthy:
             return
         endpoint = backend.endpoint
@@ -222,7 +226,10 @@ class Backends:
             with trio.fail_after(HEALTH_TIMEOUT_S):
                 stream = await trio.open_tcp_stream(address.host, address.port)
                 async with stream:
-                    backend.target = (stream.socket.family, _peer_of(stream))
+                    target = (stream.socket.family, _peer_of(stream))
+                    if target != backend.target:
+                        self.kept.drop(backend)
+                    backend.target = target
                     if self._settings.health_path is not None:
                         await _expect_http_ok(stream, str(address), self._settings.health_path)
         except trio.TooSlowError:

@@ -2,7 +2,8 @@
 
 The request's head as the backend is to have it, and its body as it came, are kept until nothing is replayed any more; the
 answer's head is rewritten, and its body passed on as it comes, until its framing ends. Then the upstream has ended too: each
-request has a tunnel of its own.
+request has a tunnel of its own. The exit keeps the backend's connection for the next request, where it can, and where the
+answer has left it clean (exit.py).
 
     READING ---- what is asked for is known ----> attempts: WAITING ... COMMITTED, STREAMING ----> over
        |                                             |  no peer: 503, in the dialect of the path
@@ -20,9 +21,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from federation.config import Replay
 from federation.errors import HttpInvalid
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending as Ended
+from federation.forward.exit import HELD
 from federation.forward.http import lists
 from federation.forward.http.asks import Peek
 from federation.forward.http.conversation import NO_KEYS
@@ -33,7 +36,7 @@ from federation.forward.http.lists import is_list
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
-from federation.reactor.duplex import NullDuplex
+from federation.reactor.duplex import Keepable, NullDuplex
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -109,9 +112,37 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
-        "_is_over", "_keep_alive", "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail",
-        "_upstream", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_answer",
+        "_answer_body",
+        "_answer_head",
+        "_answered",
+        "_answered_by",
+        "_began_answer",
+        "_body",
+        "_delivered",
+        "_dispatcher",
+        "_is_over",
+        "_keep_alive",
+        "_keeper",
+        "_late",
+        "_peek",
+        "_reactor",
+        "_received",
+        "_replay",
+        "_request",
+        "_side",
+        "_tail",
+        "_target",
+        "_upstream",
+        "attempts",
+        "client",
+        "client_name",
+        "flow",
+        "is_upgraded",
+        "is_whole",
+        "keys",
+        "route",
+        "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -135,7 +166,10 @@ class Exchange:
         )  # fmt: skip
         self._late: Peek | None = None  # of a body too long to be kept: it is under way with the model that it named so far
         self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
+        self._target = head.target  # as the backend is to have it
         self._upstream: Joinable | None = None
+        self._keeper: Keepable | None = None  # the upstream, if the backend may keep its connection
+        self._answered = 0  # bytes of the upstream that were read as its answer
         self._side: _AnswerSide | None = None
         self._answer_head = HeadBuffer()
         self._answer: ResponseHead | None = None
@@ -152,6 +186,14 @@ class Exchange:
     def moved(self) -> tuple[int, int]:
         """Bytes of the request's and of the answer's body so far."""
         return self._received, self._delivered
+
+    @property
+    def takes_kept(self) -> bool:
+        """A connection that was kept may break, and the exit repeats what it has sent there; not a long request."""
+        request = self._request
+        framing = request.framing
+        size = self._replay.size if self.is_whole else framing.length if framing.kind is Kind.LENGTH else HELD
+        return size < HELD // 2 and request.upgrade is None and self._dispatcher.replay is not Replay.NEVER
 
     # From the client
 
@@ -229,10 +271,7 @@ class Exchange:
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
-        head, body = backend_head(request, _address_of(self.client_name), keep_alive=False), self._replay.whole()
-        self._replay.clear()
-        self._replay.add(head)
-        self._replay.add(body)
+        self._target = request.target
         self.attempts.start()
 
     def _is_as_asked(self, chunk: bytes) -> bool:
@@ -289,7 +328,12 @@ class Exchange:
 
     def connected(self, upstream: Joinable) -> None:
         self._upstream = upstream
-        self._replay.rewind()
+        request = self._request._replace(target=self._target)
+        self._keeper = upstream if isinstance(upstream, Keepable) and upstream.keeps else None
+        if request.version == "1.0":
+            self._keeper = None
+        head = backend_head(request, _address_of(self.client_name), keep_alive=self._keeper is not None)
+        self._replay.rewind(head)
         self.flush_replay()
 
     def flush_replay(self) -> None:
@@ -313,6 +357,7 @@ class Exchange:
         self._reset_upstream(reason)
         self._replay.interrupt()
         self._answer_head = HeadBuffer()
+        self._answered = 0
 
     def rejected(self, why: str) -> None:
         self._dispatcher.counters.totals.failed += 1
@@ -353,6 +398,7 @@ class Exchange:
     def _on_head_bytes(self, view: memoryview) -> int:
         try:
             used, raw = self._answer_head.feed(view)
+            self._answered += used
             if self._upstream is not None:
                 self._upstream.acknowledge(used)
             if raw is not None:
@@ -397,6 +443,7 @@ class Exchange:
         content: list[memoryview] | None = [] if self._is_stream or is_unchunked(answer, self._request) else None
         try:
             used = body.feed(view, content)
+            self._answered += used
         except HttpInvalid as error:
             self._fail(f"the backend's answer is malformed: {error.detail}")
             return len(view)
@@ -482,6 +529,8 @@ class Exchange:
             if self.is_whole and not self._replay.pending:
                 if has_ended:
                     upstream.send_eof()
+                elif self._keeper is not None and self._answer is not None and self._answer.keep_alive:
+                    self._keeper.keep(self._answered)
                 else:
                     Behind(self._reactor, upstream)
             else:

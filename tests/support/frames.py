@@ -12,6 +12,7 @@ from federation.net.link.frames import (
     FIN,
     HEADER,
     HEADER_BYTES,
+    KEEP,
     LOAD,
     NUMBER,
     OPEN,
@@ -19,6 +20,7 @@ from federation.net.link.frames import (
     PING,
     PONG,
     REFUSED,
+    REQUEST,
     RST,
     STREAM,
     WATCH,
@@ -27,6 +29,7 @@ from federation.net.link.frames import (
 NAMES = {
     STREAM: "STREAM", OPEN: "OPEN", OPENED: "OPENED", REFUSED: "REFUSED", DATA: "DATA",
     FIN: "FIN", RST: "RST", CREDIT: "CREDIT", PING: "PING", PONG: "PONG", LOAD: "LOAD", WATCH: "WATCH", BUSIER: "BUSIER",
+    REQUEST: "REQUEST", KEEP: "KEEP",
 }  # fmt: skip
 
 
