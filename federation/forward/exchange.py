@@ -71,8 +71,8 @@ class Client(Protocol):
     socket: SocketDuplex
     has_ended: bool  # it sends no more
 
-    def write(self, data: bytes | memoryview, upstream: Joinable | None = None) -> None:
-        """Bytes for the client: of that upstream, or the entry's own."""
+    def write(self, data: bytes | memoryview, upstream: Joinable | None = None, *, head: bytes = b"") -> None:
+        """Bytes for the client: of that upstream, or the entry's own. `head`: of the entry's own, before them."""
 
     def over(self, *, keep_alive: bool) -> None:
         """The answer has ended."""
@@ -112,37 +112,10 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer",
-        "_answer_body",
-        "_answer_head",
-        "_answered",
-        "_answered_by",
-        "_began_answer",
-        "_body",
-        "_delivered",
-        "_dispatcher",
-        "_is_over",
-        "_keep_alive",
-        "_keeper",
-        "_late",
-        "_peek",
-        "_reactor",
-        "_received",
-        "_replay",
-        "_request",
-        "_side",
-        "_tail",
-        "_target",
-        "_upstream",
-        "attempts",
-        "client",
-        "client_name",
-        "flow",
-        "is_upgraded",
-        "is_whole",
-        "keys",
-        "route",
-        "started_at",
+        "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
+        "_dispatcher", "_head_to_write", "_is_over", "_keep_alive", "_keeper", "_late", "_peek", "_reactor", "_received",
+        "_replay", "_request", "_side", "_tail", "_target", "_upstream", "attempts", "client", "client_name", "flow",
+        "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -176,6 +149,7 @@ class Exchange:
         self._answer_body: Body | None = None
         self._began_answer = False  # the client has a part of its head
         self._keep_alive = False  # that head said so
+        self._head_to_write = b""  # the answer's, which leaves with what comes behind it in one read
         self._tail = b""  # of a stream
         self._received = self._delivered = 0
         self._is_over = False
@@ -370,6 +344,7 @@ class Exchange:
         self._reset_upstream(reason)
         self._dispatcher.broke_off(self.route, self.attempts.peer_id)
         answer, body = self._answer, self._answer_body
+        self._write_head()
         if not self._began_answer:
             self._refuse(502, f"the node that took the request lost its backend: {reason}")
             return
@@ -394,6 +369,12 @@ class Exchange:
                 self.client.write(view, self._upstream)
                 return
             view = view[self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view) :]
+        self._write_head()
+
+    def _write_head(self) -> None:
+        head, self._head_to_write = self._head_to_write, b""
+        if head:
+            self.client.write(head)
 
     def _on_head_bytes(self, view: memoryview) -> int:
         try:
@@ -422,7 +403,10 @@ class Exchange:
             self._began_answer, self._keep_alive = True, keep_alive
             self._answer = answer
             self._answer_body = body_of(answer.framing)
-        self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
+        self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive)
+        has_body = self._answer_body is not None and not self._answer_body.is_over
+        if is_interim or not has_body:
+            self._write_head()
         if answer.status == 101:
             self.is_upgraded = True
             replay = self._replay
@@ -433,7 +417,7 @@ class Exchange:
             replay.add(kept)
             replay.rewind()
             self.flush_replay()
-        elif not is_interim and self._answer_body is not None and self._answer_body.is_over:
+        elif not is_interim and not has_body:
             self._finish(keep_alive=keep_alive)
 
     def _on_body_bytes(self, view: memoryview) -> int:
@@ -462,7 +446,8 @@ class Exchange:
 
     def _pass_on(self, data: memoryview, upstream: Joinable | None) -> None:
         self._delivered += len(data)
-        self.client.write(data, upstream)
+        head, self._head_to_write = self._head_to_write, b""
+        self.client.write(data, upstream, head=head)
 
     def on_answer_eof(self) -> None:
         if self._is_over:

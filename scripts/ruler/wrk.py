@@ -55,7 +55,7 @@ def run(
     path: str = "/body",
     script: Path | None = None,
 ) -> WrkReport:
-    """`script`: of Lua, which makes the request. One thread: on two cores a second one would take time from the forwarders."""
+    """`script`: of Lua; it makes the request. One thread: on two cores a second one would take time from the forwarders."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     if close:
         command += ["-H", "Connection: close"]
