@@ -99,7 +99,7 @@ class Channel(Keepable):
         if self.out_size or self.fin_queued or self.fin_received:
             self.abort("the answer came before the request's end")
             return
-        self.mux.control(KEEP, self.id, NUMBER.pack(answered % 2**32))
+        self.mux.control(KEEP, self.id, NUMBER.pack(answered % 2**32), late=True)  # with the next request, if there is one
         self._close()
 
     def acknowledge(self, n: int) -> None:

@@ -291,14 +291,18 @@ class Mux:
         """Charge the abuse budget of the remote. `feed` closes the link after the record that exhausts it."""
         self._abuse_left -= cost
 
-    def control(self, kind: int, channel_id: int, payload: bytes = b"") -> None:
+    def control(self, kind: int, channel_id: int, payload: bytes = b"", *, late: bool = False) -> None:
+        """`late`: nobody waits for it."""
         if self.closed:
             return
         if len(self._control) < MAX_CONTROL:
             self._control.append(HEADER.pack(kind, channel_id, len(payload)) + payload)
         else:
             self.overrun = True
-        self.wake()
+        if late:
+            self.wake_late()
+        else:
+            self.wake()
 
     def forget(self, channel: Channel) -> None:
         if self.channels.pop(channel.id, None) is not None:
