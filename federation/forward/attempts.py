@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence, Set
 
     from federation.forward.counters import Counters, Flow
+    from federation.forward.exit import BackendEnd, Done
     from federation.forward.http.conversation import Keys
     from federation.forward.route import Route
     from federation.forward.selection import Candidate
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from federation.metrics import RetryReason
     from federation.reactor.duplex import Duplex, Joinable
     from federation.reactor.loop import Timer
-    from federation.reactor.sockets import SocketDuplex
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +92,10 @@ class Request(Protocol):
     client_name: str
     started_at: float
 
+    @property
+    def takes_kept(self) -> bool | None:
+        """Whether a connection that its backend has kept will do. None on layer 4."""
+
     def upstream_side(self) -> Duplex:
         """The end that a new upstream is to be joined to: it brings the answer, and calls `Attempts.lost` when it breaks."""
 
@@ -116,6 +120,11 @@ class PeerLink(WatchableLink, Protocol):
 
     def open_request(self, service: str, observer: Attempts, other: Duplex, believed: int, /) -> Joinable:
         """`believed`: the load of the peer by others, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
+
+    def open_exchange(
+        self, service: str, observer: Attempts, other: Duplex, believed: int, /, *, takes_kept: bool
+    ) -> Joinable:
+        """As `open_request`, for a request that may end by `Keepable.keep`."""
 
     def read(self) -> None:
         """Handle the bytes in its socket now."""
@@ -173,8 +182,9 @@ class Dispatcher(Protocol):
 
     def link(self, peer_id: str) -> PeerLink | None: ...
 
-    def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
-        """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable."""
+    def dial(self, route: Route, done: Done, *, takes_kept: bool | None = None) -> Dialling:
+        """Connect to our own backend; `done(end, reason)` follows, not before this returns. Raises BackendUnavailable.
+        `takes_kept`: as of the request."""
 
     def accepted(self, peer_id: str) -> None:
         """The peer's backend has a request."""
@@ -260,14 +270,18 @@ class Attempts:
         dispatcher, request = self._dispatcher, self._request
         if self.peer_id == dispatcher.own_id:
             self._link = None
-            self._dialling = dispatcher.dial(request.route, self._on_backend)
+            self._dialling = dispatcher.dial(request.route, self._on_backend, takes_kept=request.takes_kept)
             self.to(State.DIALLING)
             return None
         link = self._link = dispatcher.link(self.peer_id)
         if link is None:
             raise PeerUnavailable("no connection to it")
         believed = self._others if self._busier < MOST_BUSIER else ANY_LOAD
-        upstream = link.open_request(request.route.service, self, request.upstream_side(), believed)
+        service, side, takes_kept = request.route.service, request.upstream_side(), request.takes_kept
+        if takes_kept is None:
+            upstream = link.open_request(service, self, side, believed)
+        else:
+            upstream = link.open_exchange(service, self, side, believed, takes_kept=takes_kept)
         self._timer = dispatcher.call_later(dispatcher.open_timeout_s, self._on_timeout)
         self._since = dispatcher.now()
         self.to(State.OPENING)
@@ -330,7 +344,7 @@ class Attempts:
         if self.state not in _ANY_TIME:
             self.failed(reason, "lost")
 
-    def _on_backend(self, end: SocketDuplex | None, reason: str) -> None:
+    def _on_backend(self, end: BackendEnd | None, reason: str) -> None:
         """Our own backend, without a detour through the network."""
         self._dialling = None
         if end is None:

@@ -10,6 +10,7 @@ import trio
 
 from federation.config import AUTO_CAPACITY
 from federation.errors import BackendUnavailable
+from federation.forward.kept import Kept
 from federation.net.link.mux import Load
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Backends:
         self.refused_as_full: set[str] = set()  # entries that are to hear when there is room, by peer id; pushing.py does
         self.hands_out = False  # entries are about to hear that there is room; until then nobody has it. pushing.py says so
         self.hold_s = FIRST_HOLD_S  # how long a connection lasts here: moving average
+        self.kept = Kept(reactor)
         self.draining = False
         self._least = 0  # of in_flight since the last sample
         self.idle = trio.Event()
@@ -210,6 +212,7 @@ class Backends:
         was, backend.healthy, backend.why = backend.healthy, healthy, why
         if not healthy:
             self.has_outside(backend, 0)
+            self.kept.drop(backend)
         if was == healthy:
             return
         endpoint = backend.endpoint
@@ -249,7 +252,10 @@ class Backends:
             with trio.fail_after(HEALTH_TIMEOUT_S):
                 stream = await trio.open_tcp_stream(address.host, address.port)
                 async with stream:
-                    backend.target = (stream.socket.family, _peer_of(stream))
+                    target = (stream.socket.family, _peer_of(stream))
+                    if target != backend.target:
+                        self.kept.drop(backend)
+                    backend.target = target
                     if self._settings.health_path is not None:
                         await _expect_http_ok(stream, str(address), self._settings.health_path)
         except trio.TooSlowError:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from federation.forward.attempts import Attempts, Dialling, PeerLink, Request
     from federation.forward.backends import Backends
     from federation.forward.counters import Counters, Flow
+    from federation.forward.exit import Done
     from federation.forward.route import Route
     from federation.forward.selection import Candidate, Node, Selector
     from federation.mesh.models import Catalog, Model
     from federation.reactor.loop import Reactor
-    from federation.reactor.sockets import SocketDuplex
 
 BROKE_OFF_PENALTY_S = 1.0
 # A place of this node is free: so long it is left to other entries if it is their turn. They hear of it after 5 ms
@@ -193,10 +193,11 @@ class RosterDispatcher:
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         return any(node.peer_id not in tried for node in self._roster.eligible(route))
 
-    def dial(self, route: Route, done: Callable[[SocketDuplex | None, str], None]) -> Dialling:
+    def dial(self, route: Route, done: Done, *, takes_kept: bool | None = None) -> Dialling:
         backends = self._backends
         self.own_load_is_news = True  # also where it does not rise: the pick has counted
-        return Serving(backends, backends.choose(route.service), done)
+        backend = backends.choose(route.service)
+        return Serving(backends, backend, done, keeps=takes_kept is not None, takes_kept=bool(takes_kept))
 
     def broke_off(self, route: Route, peer_id: str) -> None:
         """A backend that fails fast looks least loaded and would attract every new client, so its peer pauses."""

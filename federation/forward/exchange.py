@@ -2,7 +2,8 @@
 
 The request's head as the backend is to have it, and its body as it came, are kept until nothing is replayed any more; the
 answer's head is rewritten, and its body passed on as it comes, until its framing ends. Then the upstream has ended too: each
-request has a tunnel of its own.
+request has a tunnel of its own. The exit keeps the backend's connection for the next request, where it can, and where the
+answer has left it clean (exit.py).
 
     READING ---- what is asked for is known ----> attempts: WAITING ... COMMITTED, STREAMING ----> over
        |                                             |  no peer: 503, in the dialect of the path
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from federation.config import Replay
 from federation.errors import HttpInvalid
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Answer
 from federation.forward.counters import Ending as Ended
+from federation.forward.exit import HELD
 from federation.forward.http import lists
 from federation.forward.http.asks import Peek
 from federation.forward.http.conversation import NO_KEYS
@@ -36,7 +39,7 @@ from federation.forward.http.rewrite import backend_head, client_head, is_for_cl
 from federation.forward.http.usage import meter_of
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
-from federation.reactor.duplex import NullDuplex
+from federation.reactor.duplex import Keepable, NullDuplex
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -77,8 +80,8 @@ class Client(Protocol):
     socket: SocketDuplex
     has_ended: bool  # it sends no more
 
-    def write(self, data: bytes | memoryview, upstream: Joinable | None = None) -> None:
-        """Bytes for the client: of that upstream, or the entry's own."""
+    def write(self, data: bytes | memoryview, upstream: Joinable | None = None, *, head: bytes = b"") -> None:
+        """Bytes for the client: of that upstream, or the entry's own. `head`: of the entry's own, before them."""
 
     def over(self, *, keep_alive: bool) -> None:
         """The answer has ended."""
@@ -118,10 +121,10 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered",
-        "_dispatcher", "_is_over", "_keep_alive", "_late", "_maker", "_meter", "_peek", "_reactor", "_received", "_replay",
-        "_request", "_side", "_status", "_tail", "_target", "_upstream", "attempts", "client", "client_name", "flow",
-        "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
+        "_dispatcher", "_head_to_write", "_is_over", "_keep_alive", "_keeper", "_late", "_maker", "_meter", "_peek",
+        "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_target", "_upstream", "attempts",
+        "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -145,13 +148,17 @@ class Exchange:
         )  # fmt: skip
         self._late: Peek | None = None  # of a body too long to be kept: it is under way with the model that it named so far
         self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
+        self._target = head.target  # as the backend is to have it
         self._upstream: Joinable | None = None
+        self._keeper: Keepable | None = None  # the upstream, if the backend may keep its connection
+        self._answered = 0  # bytes of the upstream that were read as its answer
         self._side: _AnswerSide | None = None
         self._answer_head = HeadBuffer()
         self._answer: ResponseHead | None = None
         self._answer_body: Body | None = None
         self._began_answer = False  # the client has a part of its head
         self._keep_alive = False  # that head said so
+        self._head_to_write = b""  # the answer's, which leaves with what comes behind it in one read
         self._tail = b""  # of a stream
         self._meter: Meter | None = None  # of an answer to a request that names a model
         self._maker: Maker | None = None  # of an answer to a request that makes something
@@ -166,6 +173,14 @@ class Exchange:
     def moved(self) -> tuple[int, int]:
         """Bytes of the request's and of the answer's body so far."""
         return self._received, self._delivered
+
+    @property
+    def takes_kept(self) -> bool:
+        """A connection that was kept may break, and the exit repeats what it has sent there; not a long request."""
+        request = self._request
+        framing = request.framing
+        size = self._replay.size if self.is_whole else framing.length if framing.kind is Kind.LENGTH else HELD
+        return size < HELD // 2 and request.upgrade is None and self._dispatcher.replay is not Replay.NEVER
 
     # From the client
 
@@ -246,10 +261,7 @@ class Exchange:
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
-        head, body = backend_head(request, _address_of(self.client_name), keep_alive=False), self._replay.whole()
-        self._replay.clear()
-        self._replay.add(head)
-        self._replay.add(body)
+        self._target = request.target
         self.attempts.start()
 
     def _knows_place(self, name: str) -> bool:
@@ -315,7 +327,12 @@ class Exchange:
 
     def connected(self, upstream: Joinable) -> None:
         self._upstream = upstream
-        self._replay.rewind()
+        request = self._request._replace(target=self._target)
+        self._keeper = upstream if isinstance(upstream, Keepable) and upstream.keeps else None
+        if request.version == "1.0":
+            self._keeper = None
+        head = backend_head(request, _address_of(self.client_name), keep_alive=self._keeper is not None)
+        self._replay.rewind(head)
         self.flush_replay()
 
     def flush_replay(self) -> None:
@@ -339,6 +356,7 @@ class Exchange:
         self._reset_upstream(reason)
         self._replay.interrupt()
         self._answer_head = HeadBuffer()
+        self._answered = 0
 
     def rejected(self, why: str) -> None:
         self._dispatcher.counters.totals.failed += 1
@@ -351,6 +369,7 @@ class Exchange:
         self._reset_upstream(reason)
         self._dispatcher.broke_off(self.route, self.attempts.peer_id)
         answer, body = self._answer, self._answer_body
+        self._write_head()
         if not self._began_answer:
             self._refuse(502, f"the node that took the request lost its backend: {reason}")
             return
@@ -375,10 +394,17 @@ class Exchange:
                 self.client.write(view, self._upstream)
                 return
             view = view[self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view) :]
+        self._write_head()
+
+    def _write_head(self) -> None:
+        head, self._head_to_write = self._head_to_write, b""
+        if head:
+            self.client.write(head)
 
     def _on_head_bytes(self, view: memoryview) -> int:
         try:
             used, raw = self._answer_head.feed(view)
+            self._answered += used
             if self._upstream is not None:
                 self._upstream.acknowledge(used)
             if raw is not None:
@@ -406,7 +432,10 @@ class Exchange:
                 self._dispatcher.lacks(self.route, self.attempts.peer_id)
             self._maker = maker_of(request.method, self._target, answer)
             self._answer_body = body_of(answer.framing)
-        self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
+        self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive)
+        has_body = self._answer_body is not None and not self._answer_body.is_over
+        if is_interim or not has_body:
+            self._write_head()
         if answer.status == 101:
             self.is_upgraded = True
             replay = self._replay
@@ -417,7 +446,7 @@ class Exchange:
             replay.add(kept)
             replay.rewind()
             self.flush_replay()
-        elif not is_interim and self._answer_body is not None and self._answer_body.is_over:
+        elif not is_interim and not has_body:
             self._finish(keep_alive=keep_alive)
 
     def _on_body_bytes(self, view: memoryview) -> int:
@@ -430,6 +459,7 @@ class Exchange:
             content = []
         try:
             used = body.feed(view, content)
+            self._answered += used
         except HttpInvalid as error:
             self._fail(f"the backend's answer is malformed: {error.detail}")
             return len(view)
@@ -453,7 +483,8 @@ class Exchange:
 
     def _pass_on(self, data: memoryview, upstream: Joinable | None) -> None:
         self._delivered += len(data)
-        self.client.write(data, upstream)
+        head, self._head_to_write = self._head_to_write, b""
+        self.client.write(data, upstream, head=head)
 
     def on_answer_eof(self) -> None:
         if self._is_over:
@@ -520,6 +551,8 @@ class Exchange:
             if self.is_whole and not self._replay.pending:
                 if has_ended:
                     upstream.send_eof()
+                elif self._keeper is not None and self._answer is not None and self._answer.keep_alive:
+                    self._keeper.keep(self._answered)
                 else:
                     Behind(self._reactor, upstream)
             else:

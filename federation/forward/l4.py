@@ -79,6 +79,7 @@ class L4Client:
     """One client, and the one request that its connection is."""
 
     keys = NO_KEYS
+    takes_kept: bool | None = None
 
     __slots__ = (
         "_dispatcher",

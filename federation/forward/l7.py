@@ -196,10 +196,12 @@ class HttpClient:
 
     # For the exchange
 
-    def write(self, data: bytes | memoryview, upstream: Joinable | None = None) -> None:
-        """Bytes for the client: of that upstream, or the entry's own."""
+    def write(self, data: bytes | memoryview, upstream: Joinable | None = None, *, head: bytes = b"") -> None:
+        """Bytes for the client: of that upstream, or the entry's own. `head`: of the entry's own, before them."""
+        if head:
+            self._written.append((len(head), None))
         self._written.append((len(data), upstream))
-        self.socket.send(data)
+        self.socket.send(b"".join((head, data)) if head else data)
 
     def over(self, *, keep_alive: bool) -> None:
         """The answer has ended. What the client has sent meanwhile is the next request."""

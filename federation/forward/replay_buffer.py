@@ -37,9 +37,9 @@ class ReplayBuffer:
             self._chunks = [b"".join(self._chunks)]
         return self._chunks[0]
 
-    def rewind(self) -> None:
-        """A new upstream is to have everything."""
-        self.pending = memoryview(b"".join(self._chunks))
+    def rewind(self, head: bytes = b"") -> None:
+        """A new upstream is to have everything. `head`: what goes before it, for this upstream alone."""
+        self.pending = memoryview(b"".join((head, *self._chunks)))
 
     def take(self, room: int) -> memoryview:
         """The next bytes for the upstream, at most `room`; they count as delivered to it."""

@@ -45,7 +45,13 @@ from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
 from federation.net.link import handshake
 from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
-from federation.net.link.link import PROTOCOL_ID, PROTOCOL_ID_WITHOUT_LOAD, Link, MuxedConn
+from federation.net.link.link import (
+    PROTOCOL_ID,
+    PROTOCOL_ID_WITHOUT_KEEPING,
+    PROTOCOL_ID_WITHOUT_LOAD,
+    Link,
+    MuxedConn,
+)
 from federation.net.link.liveness import ping_interval
 from federation.net.link.mux import SERVICE_COSTS, Load
 from federation.net.link_table import LinkTable
@@ -154,9 +160,11 @@ class Host:
             )
             for protocol, aead in handshake.protocols().items()
         }
+        told = load or Load()
         muxers = {
-            PROTOCOL_ID: partial(self._new_conn, load or Load()),
-            PROTOCOL_ID_WITHOUT_LOAD: partial(self._new_conn, None),
+            PROTOCOL_ID: partial(self._new_conn, told, True),
+            PROTOCOL_ID_WITHOUT_KEEPING: partial(self._new_conn, told, False),
+            PROTOCOL_ID_WITHOUT_LOAD: partial(self._new_conn, None, False),
         }
         self.token_retired_at: float | None = None  # since when we believe that our token is no longer valid
         self._retired_by: tuple[bytes, set[str]] = b"", set()  # our newest key, and which members say that it is retired
@@ -402,11 +410,14 @@ class Host:
             finally:
                 await close_now(raw)
 
-    def _new_conn(self, load: Load | None, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
+    def _new_conn(self, load: Load | None, keeps: bool, secured: handshake.SecureConn, libp2p_id: ID) -> MuxedConn:
         carrier = SocketCarrier
         if isinstance(secured.raw, CircuitConn):
             carrier = partial(CircuitCarrier, circuit=secured.raw)  # type: ignore[assignment]
-        return Link(secured, libp2p_id, reactor=self._reactor, events=self, carrier=carrier, load=load).muxed_conn
+        link = Link(
+            secured, libp2p_id, reactor=self._reactor, events=self, carrier=carrier, load=load, keeps=keeps
+        )  # fmt: skip
+        return link.muxed_conn
 
     # Links
 

@@ -39,6 +39,19 @@ class Joinable(Duplex, Protocol):
     other: Duplex
 
 
+class Keepable:
+    """A Joinable that carries one request, and may leave its backend's connection to the next one."""
+
+    __slots__ = ()
+
+    keeps: bool  # else `keep` must not be called
+
+    def keep(self, answered: int) -> None:
+        """The request and its answer of so many bytes are over: the backend's connection is clean, as far as the caller
+        has seen. The caller lets go of this end, which is gone."""
+        raise NotImplementedError
+
+
 class NullDuplex:
     """A Duplex in place of none: it takes nothing and calls nothing. A base for ends that need few of the methods."""
 

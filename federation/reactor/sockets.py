@@ -72,6 +72,18 @@ class SocketDuplex:
         """Another owner takes it from here, and hears of its end."""
         self._on_close = on_close
 
+    def is_silent(self) -> bool:
+        """Whether nothing waits in either direction, and neither side has ended."""
+        if self._out or self._eof_seen or self._eof_queued or self.closed:
+            return False
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            pass
+        return False
+
     # Duplex: towards the socket
 
     def writable(self) -> int:

@@ -81,6 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--before", type=_checkout, metavar="DIR", help="another checkout, with its .venv, to compare this one with"
     )
     parser.add_argument("--paths", action="store_true", help="direct, punched and relayed paths instead")
+    parser.add_argument("--http", action="store_true", help="requests for models, beside gateways; see --http --help")
     parser.epilog = f"measures: {', '.join(MEASURES)}. targets: {', '.join(TARGETS)}."
     given = parser.parse_args(arguments)
     given.rounds = given.rounds or (3 if given.quick else 5)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 60e3, "h": 3600e3}
 
@@ -42,12 +46,22 @@ def _latency(text: str, percent: int) -> float:
     return float(found.group(1)) * _MS[found.group(2)]
 
 
-def run(port: int, *, connections: int, seconds: int, close: bool = False) -> WrkReport:
-    """One thread: on two cores a second one would only take time from the forwarders."""
+def run(
+    port: int,
+    *,
+    connections: int,
+    seconds: int,
+    close: bool = False,
+    path: str = "/body",
+    script: Path | None = None,
+) -> WrkReport:
+    """`script`: of Lua; it makes the request. One thread: on two cores a second one would take time from the forwarders."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency"]
     if close:
         command += ["-H", "Connection: close"]
-    command.append(f"http://127.0.0.1:{port}/body")
+    if script is not None:
+        command += ["-s", str(script)]
+    command.append(f"http://127.0.0.1:{port}{path}")
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
     if done.returncode:
         raise WrkFailed((done.stderr or done.stdout).strip()[-300:])

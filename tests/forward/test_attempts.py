@@ -135,7 +135,7 @@ class Dispatcher:
     def link(self, peer_id: str) -> Any:
         return self.links.get(peer_id)
 
-    def dial(self, route: Route, done: Callable[[Any, str], None]) -> Dial:
+    def dial(self, route: Route, done: Callable[[Any, str], None], *, takes_kept: bool | None = None) -> Dial:
         if self.backend_is_full:
             raise BackendUnavailable("this node is at its capacity")
         self.dials.append(Dial(done))
@@ -195,6 +195,7 @@ class Request:
         self.flow = Flow(7)
         self.route = Route("default")
         self.client_name = "a client"
+        self.takes_kept: bool | None = None
         self.started_at = dispatcher.now()
         self.heard: list[str] = []
         self.upstream: Any = None

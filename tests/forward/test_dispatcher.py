@@ -138,6 +138,7 @@ class Request:
 
     client_name = "client"
     keys = NO_KEYS
+    takes_kept = None
 
     def __init__(self, world: World, number: int = 7, route: Route = ROUTE, started_at: float = 0.0) -> None:
         self.why = ""

@@ -72,7 +72,9 @@ class World:
 class Served(NullDuplex):
     """In place of exit.Serving: a backend that accepts at once, and serves until the entry resets."""
 
-    def __init__(self, backends: Backends, backend: Any, done: Callable[[Any, str], None], entry_id: str = "") -> None:
+    def __init__(
+        self, backends: Backends, backend: Any, done: Callable[[Any, str], None], entry_id: str = "", **_layer_7: bool
+    ) -> None:
         self._backends, self._backend, self._entry_id = backends, backend, entry_id
         self._since = backends.reactor.now()
         self._is_over = False
@@ -230,6 +232,7 @@ class Request(NullDuplex):
     """Holds its backend for a while once it has one, then goes."""
 
     client_name, route, keys = "a client", ROUTE, NO_KEYS
+    takes_kept = None
 
     def __init__(self, world: World, entry: Entry, number: int, hold_s: float) -> None:
         self._world, self._entry, self._hold_s = world, entry, hold_s

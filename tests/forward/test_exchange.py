@@ -19,6 +19,7 @@ from federation.forward.counters import Answer as Told
 from federation.forward.counters import Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
 from federation.forward.exchange import BEHIND_S
+from federation.forward.exit import HELD
 from federation.forward.http.usage import Tokens
 from federation.mesh.models import Model, catalog, pack
 from federation.reactor.sockets import OUT_BUFFER
@@ -89,9 +90,8 @@ async def test_own_backend(mock_clock: MockClock, replay: str) -> None:
         await server.send_all(ok_chunked(b"our own answer"))
         assert (await talk.answer()).body == b"our own answer"
         assert net.in_flight() == {}
-        assert await server.receive_some() == b""
-        await server.aclose()
-        await settled(lambda: net.backends.in_flight == 0)
+        assert net.backends.in_flight == 0
+        assert len(net.backends.kept) == 1
         assert net.tunnels == []
 
 
@@ -894,3 +894,148 @@ async def test_where_there_is_one_node_only_it_is_asked(mock_clock: MockClock) -
         talk = await ask(net, get("/v1/files/unknown"))
         serve(net.tunnel, NOT_FOUND)
         assert (await talk.answer()).body == b"{}"
+
+
+# Connections that backends keep
+
+
+@every_mode
+async def test_an_exit_that_keeps_connections_hears_where_the_answer_ends(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a")
+        net.roster.links["a"].keeps = True
+        talk = await ask(net, REQUEST)
+        assert b"\r\nConnection: keep-alive\r\n" in net.tunnel.data
+        assert net.tunnel.takes_kept is (replay != "never")  # one attempt is all that this entry may make
+        net.tunnel.answers()
+        interim, answer = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", ok_chunked(b"answer")
+        net.tunnel.sends(interim)
+        net.tunnel.sends(answer)
+        assert (await talk.answer()).body == b"answer"
+        assert net.tunnel.kept == len(interim) + len(answer)
+        assert net.in_flight() == {}
+        await send(net, talk, REQUEST)
+        serve(net.tunnel, ok(b"second"))
+        assert (await talk.answer()).body == b"second"
+        assert net.finished("ok") == 2
+
+
+async def test_an_exit_of_a_former_version_is_asked_to_close(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        assert b"\r\nConnection: close\r\n" in net.tunnel.data
+        serve(net.tunnel, ok())
+        assert (await talk.answer()).status == 200
+        assert net.tunnel.kept is None
+
+
+async def test_a_request_that_moves_is_asked_of_each_exit_as_it_understands(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("new", "former")
+        net.roster.links["new"].keeps = True
+        talk = await ask(net, REQUEST)
+        asked = {net.tunnel.peer_id: net.tunnel.data}
+        net.tunnel.refuses()
+        asked[net.tunnel.peer_id] = net.tunnel.data
+        assert b"\r\nConnection: keep-alive\r\n" in asked["new"]
+        assert b"\r\nConnection: close\r\n" in asked["former"]
+        assert body_of(asked["new"]) == body_of(asked["former"]) == BODY
+        net.tunnel.answers()
+        net.tunnel.sends(ok())
+        assert (await talk.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (REQUEST, ok(b"x").replace(b"\r\n", b"\r\nConnection: close\r\n", 1)),
+        (REQUEST, ok(b"x").replace(b"HTTP/1.1", b"HTTP/1.0")),
+        (post(BODY, version="1.0"), ok(b"x")),
+    ],
+    ids=["the backend closes", "an old backend", "an old client"],
+)
+async def test_a_connection_that_ends_with_its_answer_is_not_kept(
+    mock_clock: MockClock, request_: bytes, answer: bytes
+) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        net.roster.links["a"].keeps = True
+        talk = await ask(net, request_)
+        net.tunnel.answers()
+        net.tunnel.sends(answer)
+        assert (await talk.answer()).status == 200
+        assert net.tunnel.kept is None
+        assert net.tunnel.eof
+
+
+async def test_bytes_behind_an_answer_are_not_told_as_a_part_of_it(mock_clock: MockClock) -> None:
+    """So the exit, which has counted them too, keeps nothing."""
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        net.roster.links["a"].keeps = True
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        net.tunnel.sends(ok(b"x") + b"HTTP/1.1 200 OK\r\n")
+        assert (await talk.answer()).body == b"x"
+        assert net.tunnel.kept == len(ok(b"x"))
+
+
+async def test_a_long_request_asks_for_a_connection_of_its_own(mock_clock: MockClock) -> None:
+    """The exit could not keep so much to send it again."""
+    body = b'{"model": "m", "prompt": "' + bytes(HELD // 2).replace(b"\0", b"x") + b'"}'
+    async with network(mock_clock, http=True, replay_buffer_bytes=4 * HELD) as net:
+        net.add("a")
+        net.roster.links["a"].keeps = True
+        talk = await ask(net, post(body))
+        assert net.tunnel.keeps
+        assert not net.tunnel.takes_kept
+        net.tunnel.answers()
+        net.tunnel.grants(2 * HELD)
+        await settled(lambda: body_of(net.tunnel.data) == body)
+        net.tunnel.sends(ok())
+        assert (await talk.answer()).status == 200
+        assert net.tunnel.kept == len(ok())
+
+
+@every_mode
+async def test_an_own_backend_keeps_its_connection_too(mock_clock: MockClock, replay: str) -> None:
+    async with network(mock_clock, http=True, own_backend=True, replay=replay) as net:
+        net.own_backend_is_up()
+        talk = await ask(net, REQUEST)
+        server = await net.server()
+        for n in range(4):
+            if replay == "never" and n:
+                server = await net.server()  # one attempt, and so none that may find its connection closed
+            heard = b""
+            while not heard.endswith(BODY):
+                heard += await server.receive_some()
+            await server.send_all(ok(b"answer %d" % n))
+            assert (await talk.answer()).body == b"answer %d" % n
+            assert net.backends.in_flight == 0
+            await send(net, talk, REQUEST)
+        await net.server() if replay == "never" else None
+        reset(talk.stream)
+        await settled(lambda: net.backends.in_flight == 0)
+
+
+@every_mode
+async def test_an_own_backend_that_has_closed_its_kept_connection_costs_the_client_nothing(
+    mock_clock: MockClock, replay: str
+) -> None:
+    async with network(mock_clock, http=True, own_backend=True, replay=replay) as net:
+        net.own_backend_is_up()
+        talk = await ask(net, REQUEST)
+        for n in range(3):
+            server = await net.server()
+            heard = b""
+            while not heard.endswith(BODY):
+                heard += await server.receive_some()
+            await server.send_all(ok(b"answer %d" % n))
+            assert (await talk.answer()).body == b"answer %d" % n
+            await server.aclose()
+            await send(net, talk, REQUEST)
+        server = await net.server()
+        await server.send_all(ok())
+        assert (await talk.answer()).status == 200
+        assert net.metric("federation_retries_total") == 0

@@ -64,6 +64,12 @@ class ModelServer(Server):
         """All that came, over all connections; without what its own node asked to know its models."""
         return (self.directory / "bytes").read_bytes()
 
+    @property
+    def connections(self) -> int:
+        """On which a request with a body came."""
+        path = self.directory / "connections"
+        return path.stat().st_size if path.exists() else 0
+
 
 class Fleet:
     def __init__(self, directory: Path) -> None:

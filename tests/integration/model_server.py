@@ -9,6 +9,8 @@ What a request asks for beyond its model, in its JSON:
     "sleep": 2                            wait before the answer
     "raw": "HTTP/1.1 2", "then": "hang"   these bytes are the answer; then close, `hang`, `reset` or `flood` (with "x")
 
+The file `connections` has one byte for each connection that a request with a body came on.
+
 The journal has one line per event, `<monotonic time> <what>`: `request MODEL`, `gone` for a client that left before the
 end of its answer, `half-closed` for one that only sends no more.
 """
@@ -96,6 +98,11 @@ def asked_of(body: bytes, head: str) -> dict:
     return {}
 
 
+def count_connection() -> None:
+    with Path("connections").open("ab") as count:
+        count.write(b"x")
+
+
 class Served:
     def __init__(self, options, journal, reader, writer) -> None:
         self.options = options
@@ -108,6 +115,7 @@ class Served:
         return Path("models").read_text().split()
 
     async def serve(self, tap: Tap) -> None:
+        is_counted = False
         while True:
             try:
                 raw = await tap.until(b"\r\n\r\n")
@@ -120,6 +128,9 @@ class Served:
                 tap.push(raw)
                 await serve_websocket(tap, self.writer, self.options, self.journal)
                 return
+            if not is_counted and head.startswith("POST"):
+                is_counted = True
+                count_connection()
             body = await body_of(tap, head)
             if not await self.answer(target, head, body) or "connection: close" in head.lower():
                 return

@@ -130,6 +130,23 @@ def test_each_request_goes_to_a_box_that_has_its_model(entry: Daemon) -> None:
             kept.close()
 
 
+def test_requests_on_one_connection_of_a_client_share_connections_at_the_backend(
+    entry: Daemon, nodes: list[Daemon], servers: list[ModelServer], figure: Any
+) -> None:
+    requests = 200
+    for model, at in (("gemma", 0), ("qwen", 2)):  # elsewhere, and at the entry itself
+        before = servers[at].connections
+        kept = http.client.HTTPConnection(*entry.entry(), timeout=TIMEOUT)
+        for _ in range(requests):
+            assert node_of(ask(entry, CHAT, {"model": model}, on=kept)) == f"b{at}"
+        used = servers[at].connections - before
+        figure(f"{requests} requests for {model}", f"{used} connections at the backend")
+        assert used <= requests // 10
+        assert servers[at].connections >= 1
+        kept.close()
+    assert nodes[0].status()["connections"]["now"] == 0
+
+
 def test_lists_are_the_union_and_errors_are_in_the_dialect_of_the_path(entry: Daemon) -> None:
     tags = json.loads(ask(entry, "/api/tags")[1])["models"]
     assert {row["name"] for row in tags} == listed(entry) == {"gemma", "llama", "qwen"}

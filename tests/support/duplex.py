@@ -88,6 +88,7 @@ class FakeChannel(Caller):
     """A tunnel's channel on the side that answers. The remote may give up when it hears that."""
 
     gives_up_at: str = ""
+    keeps = takes_kept = False
 
     def accept(self) -> None:
         self.heard.append("OPENED")

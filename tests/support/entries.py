@@ -26,6 +26,7 @@ from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
 from federation.metrics import Metrics
 from federation.net.link.channel import INITIAL_WINDOW
+from federation.reactor.duplex import Keepable
 from federation.units import Endpoint
 from tests.support.links import SLACK
 from tests.support.sockets import CountingReactor, Listener, reset, running, stream
@@ -50,7 +51,7 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
         assert time.monotonic() < deadline, "it did not come to that"
 
 
-class Tunnel:
+class Tunnel(Keepable):
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
     def __init__(self, peer_id: str, service: str, opener: RequestObserver, other: Duplex) -> None:
@@ -59,6 +60,8 @@ class Tunnel:
         self.opener: RequestObserver | None = opener
         self.other = other
         asker = getattr(other, "_client", None) or other._exchange  # type: ignore[attr-defined]  # layer 4, or a request
+        self.keeps = self.takes_kept = False
+        self.kept: int | None = None  # the entry's KEEP: how long the answer was
         self.client_name, self.flow = asker.client_name, asker.flow
         self.data = b""  # sent by the entry
         self.credit = INITIAL_WINDOW
@@ -95,6 +98,12 @@ class Tunnel:
         if not self.closed:
             self.closed = True
             self.reset = reason
+
+    def keep(self, answered: int) -> None:
+        assert self.keeps
+        if not self.closed:
+            self.closed = True
+            self.kept = answered
 
     def acknowledge(self, n: int) -> None:
         self.taken_bytes += n
@@ -160,6 +169,7 @@ class FakeLink:
         self.pings = 0
         self.looks: list[str] = []
         self.is_closed = False
+        self.keeps = False  # as a former version
         self.arrived: Callable[[], None] = lambda: None  # what lies in its socket
 
     def read(self) -> None:
@@ -175,6 +185,13 @@ class FakeLink:
             raise PeerUnavailable("the connection is closed")
         tunnel = Tunnel(self.peer_id, service, opener, other)
         self.tunnels.append(tunnel)
+        return tunnel
+
+    def open_exchange(
+        self, service: str, opener: RequestObserver, other: Duplex, believed: int, *, takes_kept: bool
+    ) -> Tunnel:
+        tunnel = self.open_request(service, opener, other, believed)
+        tunnel.keeps, tunnel.takes_kept = self.keeps, takes_kept
         return tunnel
 
     def ping(self) -> None:
@@ -388,6 +405,7 @@ async def everybody_leaves(net: Net) -> None:
         for tunnel in net.tunnels:
             if tunnel.eof:
                 tunnel.ends()  # a backend closes behind its answer
+    net.backends.kept.drop_all()
     assert net.in_flight() == {}, "a peer's counter was not given back"
     assert frontend.idle.is_set()
     assert not frontend.dispatcher.waiting

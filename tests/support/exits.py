@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from federation.net.link.channel import Channel
     from federation.net.link.link import Link
-    from federation.reactor.sockets import SocketDuplex
 
 SLOW_S = 3600.0  # a health check that comes by itself would come too late for a test
 
@@ -78,6 +77,7 @@ class Tunnels:
     link: Link  # the entry's end
     exit_link: Link
     told: list[int]  # to the entry: the load by others
+    servers: list[trio.SocketStream] = field(default_factory=list)  # which the backend has accepted by `accept`
 
     def open(self, service: str = "default", *, believed: int = ANY_LOAD) -> tuple[Channel, End]:
         """As an entry does; `End.heard` tells what came back."""
@@ -86,28 +86,60 @@ class Tunnels:
         end.other = channel
         return channel, end
 
+    async def accept(self) -> trio.SocketStream:
+        """The next connection at the backend; it is closed when the test is over."""
+        self.servers.append(await self.listener.accept())
+        return self.servers[-1]
+
+    def request(self, *, takes_kept: bool = True) -> tuple[Channel, End]:
+        """One of HTTP, whose end the entry knows. With `tunnels(keeps=True)`."""
+        end = End()
+        end.other = self.link.open_exchange("default", end, end, ANY_LOAD, takes_kept=takes_kept)
+        return end.other, end
+
+    async def exchange(self, server: trio.SocketStream | None = None, *, takes_kept: bool = True) -> trio.SocketStream:
+        """A request that is answered in order, and kept as far as the entry can tell. Returns the connection at the backend;
+        `server` is one that it may already have."""
+        channel, end = self.request(takes_kept=takes_kept)
+        channel.send(b"question")
+        server = server or await self.accept()
+        while not (heard := await server.receive_some()):  # a check's
+            server = await self.accept()
+        assert heard == b"question"
+        await server.send_all(b"answer")
+        await until(lambda: end.data == b"answer")
+        channel.keep(len(end.data))
+        await until(lambda: self.exit.backends.in_flight == 0)
+        return server
+
 
 @asynccontextmanager
 async def tunnels(
-    *, backlog: int = 16, listening: bool = True, tells_load: bool = False, **settings: Any
+    *, backlog: int = 16, listening: bool = True, tells_load: bool = False, keeps: bool = False, **settings: Any
 ) -> AsyncIterator[Tunnels]:
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(Listener(backlog=backlog, listening=listening))
         reactor = CountingReactor()
         exit_ = make_exit(listener.address, reactor=reactor, **settings)
         believe(exit_, listener)
-        loads = (Load(), exit_.backends.load) if tells_load else None
-        entry_link, exit_link, heard, events = await stack.enter_async_context(link_pair(reactor=reactor, loads=loads))
+        loads = (Load(), exit_.backends.load) if tells_load or keeps else None
+        pair = link_pair(reactor=reactor, loads=loads, keeps=keeps)
+        entry_link, exit_link, heard, events = await stack.enter_async_context(pair)
         events.tunnel_opened = partial(serve_tunnel, exit_.backends)  # type: ignore[method-assign]
-        yield Tunnels(exit_, listener, entry_link, exit_link, heard.told)
+        made = Tunnels(exit_, listener, entry_link, exit_link, heard.told)
+        yield made
+        for server in made.servers:
+            server.socket.close()
         entry_link.fail("the test is over")
+        exit_.backends.kept.drop_all()
         await until(lambda: len(reactor) == 0)  # no descriptor is left in the set, whatever the test did
         assert exit_.backends.in_flight == 0
         assert exit_.backends.idle.is_set()
 
 
 def serve(
-    backends: Backends, service: str, done: Callable[[SocketDuplex | None, str], None], *, entry_id: str = ""
+    backends: Backends, service: str, done: Callable[[Any, str], None], *, entry_id: str = "", takes_kept: bool | None = None
 ) -> Serving:
-    """As own clients and tunnels are served."""
-    return Serving(backends, backends.choose(service, entry_id), done, entry_id)
+    """As own clients and tunnels are served; with `takes_kept`, as a request."""
+    backend, keeps = backends.choose(service, entry_id), takes_kept is not None
+    return Serving(backends, backend, done, entry_id, keeps=keeps, takes_kept=bool(takes_kept))

@@ -12,6 +12,7 @@ from federation.net.link.frames import (
     FIN,
     HEADER,
     HEADER_BYTES,
+    KEEP,
     LOAD,
     LOOK,
     NUMBER,
@@ -20,6 +21,7 @@ from federation.net.link.frames import (
     PING,
     PONG,
     REFUSED,
+    REQUEST,
     RST,
     STREAM,
     WATCH,
@@ -29,6 +31,7 @@ NAMES = {
     STREAM: "STREAM", OPEN: "OPEN", OPENED: "OPENED", REFUSED: "REFUSED", DATA: "DATA",
     FIN: "FIN", RST: "RST", CREDIT: "CREDIT", PING: "PING", PONG: "PONG", LOAD: "LOAD", WATCH: "WATCH", BUSIER: "BUSIER",
     LOOK: "LOOK",
+    REQUEST: "REQUEST", KEEP: "KEEP",
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -119,7 +119,9 @@ async def new_peer(
     speak of loads."""
     events = HostEvents()
     banned: set[str] = set()
-    with patch.object(host_module, "PROTOCOL_ID", PROTOCOL_ID_WITHOUT_LOAD) if is_former else nullcontext():
+    with ExitStack() as stack:
+        for name in ("PROTOCOL_ID", "PROTOCOL_ID_WITHOUT_KEEPING") if is_former else ():
+            stack.enter_context(patch.object(host_module, name, PROTOCOL_ID_WITHOUT_LOAD))
         host = Host(
             seed=seed(n), reactor=reactor, events=events, book=AddressBook(), admission_keys=lambda: keys,
             retired_keys=lambda: retired, is_banned=banned.__contains__, relay=relay, load=load,

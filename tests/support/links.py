@@ -83,14 +83,21 @@ def secure(raw: RawConnection, *, initiator: bool) -> SecureConn:
 
 @asynccontextmanager
 async def link_pair(
-    *, reactor: Reactor | None = None, loads: tuple[Load, Load] | None = None
+    *, reactor: Reactor | None = None, loads: tuple[Load, Load] | None = None, keeps: bool = False
 ) -> AsyncIterator[tuple[Link, Link, Events, Events]]:
     """(initiator, responder, and what each told its host), running. `loads`: of the two nodes; else both are former ones."""
     reactor = Reactor() if reactor is None else reactor  # an empty one is false
     raws = [tcp_raw(end, initiator=n == 0) for n, end in enumerate(await tcp_pair())]
     events = Events(), Events()
     links = [
-        Link(secure(raw, initiator=n == 0), PEERS[1 - n], reactor=reactor, events=events[n], load=loads and loads[n])
+        Link(
+            secure(raw, initiator=n == 0),
+            PEERS[1 - n],
+            reactor=reactor,
+            events=events[n],
+            load=loads and loads[n],
+            keeps=keeps,
+        )
         for n, raw in enumerate(raws)
     ]
     async with trio.open_nursery() as nursery:

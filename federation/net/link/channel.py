@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from federation.net.link.frames import BUSIER, CREDIT, DATA, HEADER, MAX_REASON, NUMBER, OPENED, REFUSED, RST
+from federation.net.link.frames import BUSIER, CREDIT, DATA, HEADER, KEEP, MAX_REASON, NUMBER, OPENED, REFUSED, RST
+from federation.reactor.duplex import Keepable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from federation.net.link.mux import Mux, TunnelObserver
     from federation.reactor.duplex import Duplex
 
@@ -24,13 +27,13 @@ CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1
 TELLING_COSTS = 1 / 8
 
 
-class Channel:
+class Channel(Keepable):
     """One stream of a connection; a Duplex whose other side is the remote. `other` is the local end joined to it."""
 
     __slots__ = (
         "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "is_request",
-        "mux", "opener", "other", "out_size", "queued", "remote", "small_in", "tunnel", "unacknowledged", "waiting",
-        "window",
+        "keeps", "mux", "on_keep", "opener", "other", "out_size", "queued", "remote", "small_in", "takes_kept", "tunnel",
+        "unacknowledged", "waiting", "window",
     )  # fmt: skip
 
     other: Duplex
@@ -42,6 +45,9 @@ class Channel:
         self.remote = remote  # who opened it
         self.opener: TunnelObserver | None = None
         self.is_request = False  # ours, and the remote may be too busy for it
+        self.keeps = False  # opened by REQUEST: the opener may end it with KEEP
+        self.takes_kept = False  # the remote's, which may begin on a connection that was kept
+        self.on_keep: Callable[[int], None] | None = None  # what KEEP does here; without it, a reset
         self.credit = INITIAL_WINDOW  # what we may still send, less what is in `_out`
         self.granted = INITIAL_WINDOW  # what the remote may still send
         self.window = INITIAL_WINDOW  # what `granted` is brought back to
@@ -86,6 +92,15 @@ class Channel:
         if not self.closed:
             self.mux.control(RST, self.id, reason.encode()[:MAX_REASON])
             self._close()
+
+    def keep(self, answered: int) -> None:
+        if self.closed:
+            return
+        if self.out_size or self.fin_queued or self.fin_received:
+            self.abort("the answer came before the request's end")
+            return
+        self.mux.control(KEEP, self.id, NUMBER.pack(answered % 2**32), late=True)  # with the next request, if there is one
+        self._close()
 
     def acknowledge(self, n: int) -> None:
         """Grant again in large steps: half a window at a time. The window of a reader that keeps up is doubled."""

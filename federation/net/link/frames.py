@@ -6,7 +6,7 @@ import struct
 
 from federation.net.link.seal import MAX_PLAINTEXT
 
-STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG, LOAD, WATCH, BUSIER = range(1, 14)
+STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG, LOAD, WATCH, BUSIER, REQUEST, KEEP = range(1, 16)
 FIRST_OPTIONAL = 64
 LOOK = 65  # one that does not know it passes it over
 
@@ -16,5 +16,6 @@ NUMBER = struct.Struct(">I")
 LOAD_BYTES = HEADER_BYTES + NUMBER.size
 MAX_PAYLOAD = MAX_PLAINTEXT - HEADER_BYTES
 MAX_REASON = 200
+FLAG = struct.Struct(">?")
 ANY_LOAD = 2**32 - 1  # whatever the load, do not compare
 FULL = 2**32 - 1  # as many as the node takes at once

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PROTOCOL_ID = "/federation/mux/2"
+PROTOCOL_ID = "/federation/mux/3"
+PROTOCOL_ID_WITHOUT_KEEPING = "/federation/mux/2"  # of nodes that keep no connection of a backend
 PROTOCOL_ID_WITHOUT_LOAD = "/federation/mux/1"  # of nodes that tell their load by gossip alone
 LOOK_EVERY_S = 0.5  # as often as it does so
 WATCH_S = 30  # an entry that picks renews it; one that has no clients any more costs nothing from then on
@@ -70,8 +71,9 @@ class Link:
         events: LinkEvents,
         carrier: Callable[[Link, SecureConn, Reactor], Carrier] = SocketCarrier,
         load: Load | None = None,
+        keeps: bool = False,
     ) -> None:
-        """`load`: this node's, for the remote; None where the remote would not understand."""
+        """`load`: this node's, for the remote; None where the remote would not understand. `keeps`: see Mux."""
         self.peer_id = str(libp2p_id)
         self.started = trio.Event()
         self.suspect = False  # it owes us a PONG
@@ -95,6 +97,7 @@ class Link:
             wake_late=wake_late,
             load=load,
             entry_id=self.peer_id,
+            keeps=keeps,
         )
         self._looks_from = 0.0  # when it may be asked to look at its models again
         self._watching_until = 0.0  # the remote's load: it tells us of changes until then
@@ -117,6 +120,13 @@ class Link:
         """For `believed` see Mux.open_request. Raises PeerUnavailable."""
         self._check_open()
         return self.mux.open_request(service, opener, other, believed)
+
+    def open_exchange(
+        self, service: str, opener: RequestObserver, other: Duplex, believed: int, *, takes_kept: bool
+    ) -> Channel:
+        """See Mux.open_exchange. Raises PeerUnavailable."""
+        self._check_open()
+        return self.mux.open_exchange(service, opener, other, believed, takes_kept=takes_kept)
 
     def _check_open(self) -> None:
         if self._closed.is_set():

@@ -25,9 +25,14 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     BUSIER   4 bytes           the answer to OPEN: the node has this load by others, more than was believed; or FULL, and a
                                LOAD follows when it has room. No byte went anywhere
     LOOK     service name      channel 0; a backend of the service said that it lacks a model that its node announces
+    REQUEST  service name      as OPEN, for one request and its answer; before the name the load as there, and 1 byte:
+                               whether it may go on a connection of the backend that the exit kept from an earlier one
+    KEEP     4 bytes           ends the tunnel of a REQUEST in both directions, in order: its answer had so many bytes,
+                               modulo 2**32. If the exit has had as many from the backend, it may keep the connection
 
-The last three, and the 4 bytes of OPEN, are spoken only where both ends negotiated them (`load` is given): then frame types
-from FIRST_OPTIONAL on are passed over if they are not known, so that a later version may add to them. A LOAD goes in the
+LOAD, WATCH, BUSIER and the 4 bytes of OPEN are spoken only where both ends negotiated them (`load` is given): then frame
+types from FIRST_OPTIONAL on are passed over if they are not known, so that a later version may add to them. REQUEST and KEEP
+are spoken where both ends negotiated these as well (`keeps`). A LOAD goes in the
 next record whatever that carries, if the load changed since the last one; `tell_load` sends one for its own sake. What the
 receiver itself has in flight it knows better: requests on their way there, and those that have just ended.
 
@@ -51,8 +56,10 @@ from federation.net.link.frames import (
     DATA,
     FIN,
     FIRST_OPTIONAL,
+    FLAG,
     HEADER,
     HEADER_BYTES,
+    KEEP,
     LOAD,
     LOAD_BYTES,
     LOOK,
@@ -63,6 +70,7 @@ from federation.net.link.frames import (
     PING,
     PONG,
     REFUSED,
+    REQUEST,
     RST,
     STREAM,
     WATCH,
@@ -164,8 +172,11 @@ class Mux:
         wake_late: Callable[[], None] | None = None,
         load: Load | None = None,
         entry_id: str = "",
+        keeps: bool = False,
     ) -> None:
-        """`load`: told to the remote, whose peer id is `entry_id`. None where the remote would not understand."""
+        """`load`: told to the remote, whose peer id is `entry_id`. None where the remote would not understand.
+        `keeps`: whether it understands REQUEST and KEEP."""
+        assert load is not None or not keeps
         self._handler = handler
         self.wake = wake
         self.wake_late = wake_late or wake
@@ -186,6 +197,7 @@ class Mux:
         self._pings = 0  # not answered yet
         self._records = 0  # fed
         self._load = load
+        self.keeps = keeps
         self._entry_id = entry_id
         self._told = 0  # the load by others, as the remote heard it last
         self._is_to_tell = False
@@ -214,6 +226,20 @@ class Mux:
         channel = self._open_tunnel(service, believed, opener, other)
         if self._load is not None:
             channel.is_request = True
+        return channel
+
+    def open_exchange(
+        self, service: str, opener: RequestObserver, other: Duplex, believed: int, *, takes_kept: bool
+    ) -> Channel:
+        """A request whose end the opener will know (`Channel.keep`), where both ends can keep connections.
+
+        `takes_kept`: whether a connection of the backend that the remote has kept will do."""
+        if not self.keeps:
+            return self.open_request(service, opener, other, believed)
+        channel = self._open(REQUEST, NUMBER.pack(believed) + FLAG.pack(takes_kept) + service.encode(), tunnel=True)
+        channel.opener = opener
+        channel.other = other
+        channel.is_request = channel.keeps = True
         return channel
 
     def _open_tunnel(self, service: str, believed: int, opener: TunnelObserver, other: Duplex) -> Channel:
@@ -274,14 +300,18 @@ class Mux:
         """Charge the abuse budget of the remote. `feed` closes the link after the record that exhausts it."""
         self._abuse_left -= cost
 
-    def control(self, kind: int, channel_id: int, payload: bytes = b"") -> None:
+    def control(self, kind: int, channel_id: int, payload: bytes = b"", *, late: bool = False) -> None:
+        """`late`: nobody waits for it."""
         if self.closed:
             return
         if len(self._control) < MAX_CONTROL:
             self._control.append(HEADER.pack(kind, channel_id, len(payload)) + payload)
         else:
             self.overrun = True
-        self.wake()
+        if late:
+            self.wake_late()
+        else:
+            self.wake()
 
     def forget(self, channel: Channel) -> None:
         if self.channels.pop(channel.id, None) is not None:
@@ -412,13 +442,13 @@ class Mux:
             raise ProtocolViolation("it floods: opens, PINGs or streams without end")
 
     def _feed_control(self, kind: int, channel_id: int, payload: bytes) -> None:
-        if kind in (OPEN, STREAM):
+        if kind in (OPEN, STREAM) or (kind == REQUEST and self.keeps):
             self._remote_opens(kind, channel_id, payload)
             return
         if kind in (PING, PONG):
             self._pinged(kind, channel_id, payload)
             return
-        if (not OPENED <= kind <= CREDIT and kind != BUSIER) or (kind > PONG and self._load is None):
+        if not (OPENED <= kind <= CREDIT or (kind == BUSIER and self.tells_load) or (kind == KEEP and self.keeps)):
             self._feed_other(kind, channel_id, payload)
             return
         channel = self.channels.get(channel_id)
@@ -437,6 +467,8 @@ class Mux:
             self.charge(not channel.answered)
             channel._close()
             channel.other.abort(_text(payload))
+        elif kind == KEEP:
+            self._kept(channel, payload)
         else:
             self._answered(channel, kind, payload)
 
@@ -485,6 +517,17 @@ class Mux:
             self.charge()
         channel.unblock()
 
+    def _kept(self, channel: Channel, payload: bytes) -> None:
+        if len(payload) != NUMBER.size or not (channel.keeps and channel.remote and channel.answered):
+            raise ProtocolViolation("a malformed KEEP, or one for no request that was answered")
+        if channel.fin_received:
+            raise ProtocolViolation("KEEP behind FIN")
+        channel._close()
+        if channel.on_keep is None:
+            channel.other.abort("the answer came before the request's end")
+        else:
+            channel.on_keep(*NUMBER.unpack(payload))
+
     def _answered(self, channel: Channel, kind: int, payload: bytes) -> None:
         opener, channel.opener = channel.opener, None
         if opener is None:
@@ -506,7 +549,7 @@ class Mux:
         self._last_remote_id = channel_id
         if self.closed:  # by a frame before this one
             return
-        tunnel, believed = kind == OPEN, ANY_LOAD
+        tunnel, believed, takes_kept = kind != STREAM, ANY_LOAD, False
         if not tunnel:
             self.charge(STREAM_COSTS)
         elif self._load is not None:
@@ -514,11 +557,16 @@ class Mux:
                 raise ProtocolViolation("an OPEN without a load")
             (believed,) = NUMBER.unpack_from(payload)
             payload = payload[NUMBER.size :]
+            if kind == REQUEST:
+                if not payload or payload[0] > 1:
+                    raise ProtocolViolation("a malformed REQUEST")
+                takes_kept, payload = payload[0] == 1, payload[1:]
         if self._remote_channels >= MAX_CHANNELS or (not tunnel and self._streams >= MAX_STREAMS):
             self.charge()
             self.control(REFUSED if tunnel else RST, channel_id, b"too many at once")
             return
         channel = Channel(self, channel_id, tunnel=tunnel, remote=True)
+        channel.keeps, channel.takes_kept = kind == REQUEST, takes_kept
         self.channels[channel_id] = channel
         self._remote_channels += 1
         if tunnel:

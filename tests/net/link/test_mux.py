@@ -32,6 +32,7 @@ from federation.net.link.frames import (
     FULL,
     HEADER,
     HEADER_BYTES,
+    KEEP,
     LOAD,
     LOOK,
     MAX_PAYLOAD,
@@ -41,6 +42,7 @@ from federation.net.link.frames import (
     PING,
     PONG,
     REFUSED,
+    REQUEST,
     RST,
     STREAM,
     WATCH,
@@ -81,9 +83,12 @@ class Side:
     told: list[int] = field(default_factory=list)
     watched_s: list[int] = field(default_factory=list)
     looks: list[str] = field(default_factory=list)
+    keeps: bool = False
 
     def __post_init__(self) -> None:
-        self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake, load=self.load, entry_id="entry")
+        self.mux = Mux(
+            initiator=self.initiator, handler=self, wake=self._wake, load=self.load, entry_id="entry", keeps=self.keeps
+        )  # fmt: skip
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -120,6 +125,12 @@ class Side:
         """A tunnel that counts for the remote's load."""
         end = End()
         end.other = self.mux.open_request("default", end, end, believed)
+        return end.other, end
+
+    def exchange(self, *, takes_kept: bool = True) -> tuple[Channel, End]:
+        """A request whose end we will know."""
+        end = End()
+        end.other = self.mux.open_exchange("default", end, end, ANY_LOAD, takes_kept=takes_kept)
         return end.other, end
 
     def opened(self) -> tuple[Channel, End]:
@@ -164,6 +175,11 @@ def pair(**b: Any) -> tuple[Side, Side]:
 def loaded_pair(**b: Any) -> tuple[Side, Side]:
     """Both ends speak of their load."""
     return Side(initiator=True, load=Load()), Side(initiator=False, load=Load(), **b)
+
+
+def keeping_pair(**b: Any) -> tuple[Side, Side]:
+    """Both ends can keep connections of backends."""
+    return Side(initiator=True, load=Load(), keeps=True), Side(initiator=False, load=Load(), keeps=True, **b)
 
 
 def pump(a: Side, b: Side) -> list[Any]:
@@ -2061,4 +2077,134 @@ def test_the_numbers_of_the_frame_types_are_the_protocol() -> None:
     """A change of one is a change of the muxer's protocol id, and splits the network."""
     assert list(NAMES) == [*range(1, 14), LOOK]
     assert (FIRST_OPTIONAL, LOOK) == (64, 65)
+    assert list(NAMES) == list(range(1, 16))
+    assert FIRST_OPTIONAL == 64
     assert HEADER.size == 7
+
+
+# Requests whose end the opener knows
+
+
+@pytest.mark.parametrize("takes_kept", [True, False])
+def test_a_request_from_its_open_to_its_end(takes_kept: bool) -> None:
+    a, b = keeping_pair()
+    channel, end = a.exchange(takes_kept=takes_kept)
+    assert pump(a, b) == [
+        ("a", "REQUEST", 1, load(ANY_LOAD) + bytes((takes_kept,)) + b"default"),
+        ("b", "OPENED", 1, b""),
+    ]
+    (theirs, service), *_ = b.tunnels
+    assert (service, b.believed) == ("default", [ANY_LOAD])
+    assert (theirs.keeps, theirs.takes_kept) == (True, takes_kept)
+    kept: list[int] = []
+    theirs.on_keep = kept.append
+    channel.send(b"question")
+    pump(a, b)
+    theirs.send(b"answer")
+    pump(a, b)
+    assert end.data == b"answer"
+    channel.keep(6)
+    assert pump(a, b) == [("a", "KEEP", 1, load(6))]
+    assert kept == [6]
+    assert b.tunnels[0][0].other.heard == [b"question"]  # neither an EOF nor a reset
+    assert a.mux.channels == b.mux.channels == {}
+    a.check()
+    b.check()
+
+
+def test_an_answer_beyond_4_gib_is_told_modulo_2_to_the_32() -> None:
+    a, b = keeping_pair()
+    channel, _ = a.exchange()
+    pump(a, b)
+    channel.keep(2**32 + 5)
+    assert a.said() == [("KEEP", 1, load(5))]
+
+
+def test_a_remote_that_keeps_nothing_hears_of_an_ordinary_request() -> None:
+    a, b = loaded_pair()
+    channel, _ = a.exchange()
+    assert not channel.keeps
+    assert pump(a, b) == [("a", "OPEN", 1, load(ANY_LOAD) + b"default"), ("b", "OPENED", 1, b"")]
+    a, b = pair()
+    channel, _ = a.exchange()
+    assert not channel.keeps
+    assert pump(a, b) == [("a", "OPEN", 1, b"default"), ("b", "OPENED", 1, b"")]
+
+
+@pytest.mark.parametrize("before", ["bytes wait", "we have ended", "the remote has ended"])
+def test_a_channel_where_something_is_under_way_is_reset_instead(before: str) -> None:
+    a, b = keeping_pair()
+    channel, _ = a.exchange()
+    pump(a, b)
+    (theirs, _), *_ = b.tunnels
+    kept: list[int] = []
+    theirs.on_keep = kept.append
+    if before == "bytes wait":
+        channel.send(b"x")
+    elif before == "we have ended":
+        channel.send_eof()
+    else:
+        theirs.send_eof()
+        pump(a, b)
+    channel.keep(0)
+    pump(a, b)
+    assert kept == []
+    assert theirs.other.heard[-1].startswith("RST")
+    assert a.mux.channels == b.mux.channels == {}
+
+
+def test_a_request_that_has_no_end_yet_is_reset_by_keep() -> None:
+    """The exit has not passed its bytes on."""
+    a, b = keeping_pair()
+    channel, _ = a.exchange()
+    pump(a, b)
+    channel.keep(0)
+    pump(a, b)
+    (theirs, _), *_ = b.tunnels
+    assert theirs.other.heard[-1].startswith("RST")
+
+
+def test_keep_for_what_is_gone_costs_as_any_stray_frame() -> None:
+    a, b = keeping_pair()
+    channel, _ = a.exchange()
+    pump(a, b)
+    (theirs, _), *_ = b.tunnels
+    theirs.abort("the backend broke")
+    channel.keep(3)
+    pump(a, b)
+    assert not b.mux.closed
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [frame(REQUEST, 1, load(0) + b"\1default"), frame(KEEP, 1, load(1)[1:])],
+        [frame(REQUEST, 1, load(0) + b"\1default"), frame(FIN, 1), frame(KEEP, 1, load(1))],
+        [frame(OPEN, 1, load(0) + b"default"), frame(KEEP, 1, load(1))],
+        [frame(STREAM, 1), frame(KEEP, 1, load(1))],
+        [frame(KEEP, 1, load(1))],
+        [frame(REQUEST, 1, load(0))],
+        [frame(REQUEST, 1, load(0)[1:])],
+        [frame(REQUEST, 1, load(0) + b"\2default")],
+    ],
+)
+def test_a_breach_of_the_rules_of_requests_is_a_violation(said: list[bytes]) -> None:
+    side = Side(initiator=False, load=Load(), keeps=True)
+    with pytest.raises(ProtocolViolation):
+        for one in said:
+            side.mux.feed(one)
+
+
+def test_keep_before_the_answer_is_a_violation() -> None:
+    side = Side(initiator=False, load=Load(), keeps=True, accepts=False)
+    side.mux.feed(frame(REQUEST, 1, load(0) + b"\1default"))
+    with pytest.raises(ProtocolViolation):
+        side.mux.feed(frame(KEEP, 1, load(0)))
+
+
+@pytest.mark.parametrize("kind", [REQUEST, KEEP])
+@pytest.mark.parametrize("former", [None, Load()])
+def test_who_has_not_agreed_to_requests_closes_the_link_for_them(kind: int, former: Load | None) -> None:
+    side = Side(initiator=False, load=former)
+    with pytest.raises(ProtocolViolation):
+        side.mux.feed(frame(kind, 1, load(0) + b"\1default"))
