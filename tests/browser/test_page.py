@@ -319,12 +319,14 @@ def test_first_steps_of_a_lonely_node(site, page_at) -> None:
 
 def test_the_fake_answers_as_the_api_does() -> None:
     made = network(5)
+    made.add_model("gemma", warm=("athens",), cold=("cusco",), size=5 * 2**30)
     for shape, answer in (
         (schemas.Status, made.status()),
         (list[schemas.Peer], made.peers()),
         (list[schemas.Decision], [*made.explain(20), *made.explain(1, 1)]),
         (schemas.Draining, made.drain_status()),
         (schemas.Invite, made.invite()),
+        (schemas.Models, made.models()),
     ):
         try:
             TypeAdapter(shape).validate_python(answer, strict=True)
