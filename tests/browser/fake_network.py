@@ -78,7 +78,9 @@ class FakeNetwork:
         if state == "backend down":
             row["services"] = {"default": False}
 
-    def add_model(self, name: str, warm: tuple[str, ...] = (), cold: tuple[str, ...] = (), size: int = 0, **more: Any) -> None:
+    def add_model(
+        self, name: str, warm: tuple[str, ...] = (), cold: tuple[str, ...] = (), size: int = 0, **more: Any
+    ) -> None:
         """A model, in memory at those machines and on disk at these; `more` is what only newer versions tell of it."""
         rows = {row["name"]: row for row in self.rows}
         places = [
