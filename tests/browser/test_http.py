@@ -63,6 +63,23 @@ def test_it_speaks_of_requests_where_there_are_models(site, page_at) -> None:
     assert page.is_hidden("#models")
 
 
+def test_what_became_of_a_request(site, page_at) -> None:
+    page = page_at(site(network()))
+    ended = {"seconds": 2.4, "received": 412, "delivered": 90_210, "error": None}
+    answer = {"status": 200, "queued_s": 0, "first_s": 0.4, "is_stream": True}
+    answer["tokens"] = {"taken": 2000, "made": 80, "cached": 1500}
+    told = {"id": 7, "request": 3, "service": "default", "client": "127.0.0.1:40000", "failed": None}
+    said = "d => import('/static/format.js').then(m => m.outcomeOf(d))"
+    assert page.evaluate(said, told | {"ended": ended}) == (
+        "Request 3 of connection 7, default, from 127.0.0.1:40000: done after 2 s; 412 B in, 90.2 kB out."
+    )
+    more = {"model": "qwen", "key": "phone", "ended": ended | {"answer": answer}}
+    assert page.evaluate(said, told | more) == (
+        "Request 3 of connection 7, qwen, from 127.0.0.1:40000, with the key phone: done after 2 s; 412 B in, 90.2 kB out, "
+        "first token after 400 ms, 80 tokens, 40 a second, 75 % of the prompt cached."
+    )
+
+
 def test_many_models_and_strange_names(site, page_at) -> None:
     made = network()
     for n in range(40):
@@ -97,6 +114,7 @@ def test_use_it(site, page_at) -> None:
     assert "OPENAI_API_BASE_URL=http://127.0.0.1:8484/v1" in use(page, "Open WebUI")
     assert "ANTHROPIC_BASE_URL=http://127.0.0.1:8484\n" in use(page, "Claude Code, Anthropic's clients")
     assert copied(page, "it") == page.text_content("#use-code")
+    assert "null" not in page.text_content("#use")
     assert axe_violations(page) == []
     page.set_viewport_size({"width": 360, "height": 900})
     assert page.eval_on_selector("#use", "d => d.scrollWidth - d.clientWidth") == 0

@@ -190,14 +190,27 @@ export function reason(decision) {
   }
 }
 
+/** Of a request to a model: when its first token came, how many did, how fast, and how much of the prompt was cached. */
+function answered({ answer, seconds }) {
+  if (!answer) return [];
+  const { first_s, tokens } = answer;
+  const said = [];
+  if (first_s != null) said.push(`first token after ${firstToken(first_s)}`);
+  if (tokens?.made != null) {
+    const rest = seconds - (first_s ?? 0);
+    said.push(count(tokens.made, "token") + (rest > 0 && tokens.made > 1 ? `, ${number(tokens.made / rest)} a second` : ""));
+  }
+  if (tokens?.cached != null && tokens.taken) said.push(`${percent(tokens.cached / tokens.taken)} of the prompt cached`);
+  return said;
+}
+
 /** What became of it. `decision`: as GET /explain has it. */
 export function outcomeOf({ id, request, service, model, key, client, failed, ended }) {
   const which = request > 1 || model ? `Request ${request} of connection ${id}` : `Connection ${id}`;
   const what = [which, model || service, `from ${client}`, ...(key ? [`with the key ${key}`] : [])].join(", ");
   if (failed) return `${what}: this try failed: ${failed}.`;
   if (!ended) return `${what}: still open.`;
-  const first = ended.first_token_s == null ? "" : `; first token after ${firstToken(ended.first_token_s)}`;
-  const sizes = `${bytes(ended.received)} in, ${bytes(ended.delivered)} out${first}`;
+  const sizes = [`${bytes(ended.received)} in, ${bytes(ended.delivered)} out`, ...answered(ended)].join(", ");
   return ended.error
     ? `${what}: ended after ${duration(ended.seconds)}: ${ended.error}; ${sizes}.`
     : `${what}: done after ${duration(ended.seconds)}; ${sizes}.`;

@@ -73,7 +73,7 @@ export function showUse(listens, models, keys) {
     el("h2", { id: "use-title" }, "Use it"),
     el("p", {}, "Point any client at this machine, or at any other of the network. Its requests go where their model is."),
     address,
-    services.length > 1 ? field("Service", service) : null,
+    ...(services.length > 1 ? [field("Service", service)] : []),
     field("Client", client),
     field("Model", model),
     code,
