@@ -118,7 +118,8 @@ def test_a_spilled_conversation_stays_where_it_went_while_there_is_room() -> Non
     assert entry.choose(keys, replicas(), 0.0).peer_id == second  # type: ignore[union-attr]
     loads[first] = 0
     assert entry.choose(keys, replicas(), REMEMBERED_S - 1) == homes.Home(second, 1, is_spilled=True)
-    assert entry.choose(keys, replicas(), 2 * REMEMBERED_S - 2) == homes.Home(second, 1, is_spilled=True)  # used, so remembered
+    used = entry.choose(keys, replicas(), 2 * REMEMBERED_S - 2)  # so it is remembered
+    assert used == homes.Home(second, 1, is_spilled=True)
     loads[second] = 9
     assert entry.choose(keys, replicas(), 2 * REMEMBERED_S).peer_id == first  # type: ignore[union-attr]
     loads[second] = 0
