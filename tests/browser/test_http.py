@@ -73,7 +73,7 @@ def test_what_became_of_a_request(site, page_at) -> None:
     assert page.evaluate(said, told | {"ended": ended}) == (
         "Request 3 of connection 7, default, from 127.0.0.1:40000: done after 2 s; 412 B in, 90.2 kB out."
     )
-    more = {"model": "qwen", "key": "phone", "ended": ended | {"answer": answer}}
+    more = {"model": "qwen", "ended": ended | {"answer": answer, "key": "phone"}}
     assert page.evaluate(said, told | more) == (
         "Request 3 of connection 7, qwen, from 127.0.0.1:40000, with the key phone: done after 2 s; 412 B in, 90.2 kB out, "
         "first token after 400 ms, 80 tokens, 40 a second, 75 % of the prompt cached."
@@ -149,6 +149,7 @@ def test_a_port_for_all_addresses_is_named_by_the_pages_own(site, page_at) -> No
     named = "async a => (await import('/static/use.js')).urlOf(a, 'box.lan')"
     assert page.evaluate(named, "0.0.0.0:8484") == page.evaluate(named, "[::]:8484") == "http://box.lan:8484"
     assert page.evaluate(named, "[::1]:8484") == "http://[::1]:8484"
+    assert page.evaluate(named, "https://0.0.0.0:8484") == "https://box.lan:8484"
 
 
 # Keys. Where the API has none the section is not there.

@@ -205,9 +205,9 @@ function answered({ answer, seconds }) {
 }
 
 /** What became of it. `decision`: as GET /explain has it. */
-export function outcomeOf({ id, request, service, model, key, client, failed, ended }) {
+export function outcomeOf({ id, request, service, model, client, failed, ended }) {
   const which = request > 1 || model ? `Request ${request} of connection ${id}` : `Connection ${id}`;
-  const what = [which, model || service, `from ${client}`, ...(key ? [`with the key ${key}`] : [])].join(", ");
+  const what = [which, model || service, `from ${client}`, ...(ended?.key ? [`with the key ${ended.key}`] : [])].join(", ");
   if (failed) return `${what}: this try failed: ${failed}.`;
   if (!ended) return `${what}: still open.`;
   const sizes = [`${bytes(ended.received)} in, ${bytes(ended.delivered)} out`, ...answered(ended)].join(", ");

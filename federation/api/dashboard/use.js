@@ -11,8 +11,8 @@ const TO_SAY = "Say hello.";
 
 /** Where clients go: a port for all addresses of the machine is named by the one that this page came from. */
 export function urlOf(address, host = location.hostname) {
-  const [, name, port] = /^(.*):(\d+)$/.exec(address) ?? [];
-  return `http://${EVERYWHERE.has(name) ? host : name}:${port}`;
+  const [, scheme = "http", name, port] = /^(?:(https?):\/\/)?(.*):(\d+)$/.exec(address) ?? [];
+  return `${scheme}://${EVERYWHERE.has(name) ? host : name}:${port}`;
 }
 
 // A model's name comes from another machine, and what is copied here is run: it is quoted for the language that it is in.
