@@ -216,6 +216,9 @@ class FakeNetwork:
     def models(self) -> dict[str, Any]:
         return {"models": list(self.model_rows), "incomplete": [], "silent": []}
 
+    def keys(self) -> dict[str, Any]:
+        return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
+
     def invite(self) -> dict[str, Any]:
         return {"token": TOKEN, "command": COMMAND}
 
