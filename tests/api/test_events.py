@@ -51,8 +51,8 @@ class FakeNode:
     def explain(self, last: int) -> list[dict[str, Any]]:
         return self.decisions[-last:]
 
-    def decide(self, connection: int, attempt: int = 1) -> None:
-        self.decisions.append({"id": connection, "attempt": attempt})
+    def decide(self, connection: int, attempt: int = 1, *, request: int = 1, chosen: str = "a") -> None:
+        self.decisions.append({"id": connection, "request": request, "attempt": attempt, "chosen": chosen})
 
 
 @pytest.fixture
@@ -143,6 +143,20 @@ async def test_each_decision_once_and_none_from_before(hub: Hub, autojump_clock:
         await trio.sleep(1)
     decided = [(data["id"], data["attempt"]) for _, kind, data in client.told if kind == "decision"]
     assert decided == [(2, 1), (2, 2), (3, 1)]
+
+
+async def test_each_request_of_a_connection_is_told(hub: Hub, autojump_clock: MockClock, node: FakeNode) -> None:
+    client = Client()
+    async with running(hub) as nursery:
+        nursery.start_soon(follow, hub, client)
+        await client.hears(2)
+        for request in (1, 2, 3):
+            node.decide(1, request=request)
+            await trio.sleep(1)
+        node.decide(1, request=3, chosen="b")  # the first one sent it back
+        await trio.sleep(1)
+    decided = [(data["request"], data["chosen"]) for _, kind, data in client.told if kind == "decision"]
+    assert decided == [(1, "a"), (2, "a"), (3, "a"), (3, "b")]
 
 
 async def test_of_a_burst_the_newest(hub: Hub, autojump_clock: MockClock, node: FakeNode) -> None:

@@ -39,6 +39,7 @@ class FakeNetwork:
         self.per_second = 0.0
         self.draining = False
         self.decisions: list[dict[str, Any]] = []
+        self.model_rows: list[dict[str, Any]] = []
         wanted = names or [NAMES[i] if i < len(NAMES) else f"rack{i // 16}-{i % 16:02}" for i in range(machines)]
         self.rows = [self._row(i, name) for i, name in enumerate(wanted)]
 
@@ -77,6 +78,20 @@ class FakeNetwork:
         if state == "backend down":
             row["services"] = {"default": False}
 
+    def add_model(
+        self, name: str, warm: tuple[str, ...] = (), cold: tuple[str, ...] = (), size: int = 0, **more: Any
+    ) -> None:
+        """A model, in memory at those machines and on disk at these; `more` is what only newer versions tell of it."""
+        rows = {row["name"]: row for row in self.rows}
+        places = [
+            {
+                "peer_id": rows[at]["peer_id"], "name": at, "state": rows[at]["state"], "service": "default",
+                "kind": "ollama", "warm": at in warm, "size": size, "slots": 0, "in_flight": rows[at]["in_flight"],
+            }
+            for at in (*warm, *cold)
+        ]  # fmt: skip
+        self.model_rows.append({"name": name, "size": size, "places": places, **more})
+
     def connect(self) -> dict[str, Any]:
         """One more connection, to whom the policy would choose."""
         able = [row for row in self.rows if row["state"] == "online" and any(row["services"].values())]
@@ -97,6 +112,7 @@ class FakeNetwork:
         tier = "only" if len(able) == 1 else "in_flight" if len(lightest) == 1 else "last_used"
         decision = {
             "id": self.total,
+            "request": 1,
             "at": datetime.now(timezone.utc).isoformat(),
             "service": "default",
             "client": f"127.0.0.1:{self.random.randrange(40000, 60000)}",
@@ -196,6 +212,12 @@ class FakeNetwork:
 
     def turned_away(self, last: int, connection: int | None = None) -> list[dict[str, Any]]:
         return []
+
+    def models(self) -> dict[str, Any]:
+        return {"models": list(self.model_rows), "incomplete": [], "silent": []}
+
+    def keys(self) -> dict[str, Any]:
+        return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
 
     def invite(self) -> dict[str, Any]:
         return {"token": TOKEN, "command": COMMAND}

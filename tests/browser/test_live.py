@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 from typing import TYPE_CHECKING
 
@@ -96,3 +98,35 @@ def test_the_network_as_it_lives(fleet: Fleet, athens: Daemon, page_at) -> None:
     page.wait_for_selector(card("athens", "online"))
     page.click("#add")
     page.wait_for_selector("#invite-command")
+
+
+def test_requests_and_models_as_they_are(fleet: Fleet, page_at) -> None:
+    token = fleet.new_token("models-token", "models")
+    nodes: list[Daemon] = []
+    for name in ("dakar", "essen"):
+        server = fleet.model_server(name, "gemma", name)
+        offer = ("--listen", "http://127.0.0.1:0", "--backend", f"http://127.0.0.1:{server.address[1]}")
+        peer = nodes[0] if nodes else None
+        nodes.append(fleet.daemon(name, *offer, services=(), token_file=token, peer=peer))
+    dakar = nodes[0]
+    wait_until(lambda: len(dakar.api("models")["models"]) == 3, within=20, what="dakar knows all models")
+    page = page_at(address(dakar), shows="#models-rows tr")
+    page.wait_for_selector("#models-rows tr >> nth=2", timeout=SLOW_MS)
+    names = page.locator("#models-rows th").all_text_contents()
+    assert names == ["dakar", "essen", "gemma"]
+    assert page.locator("#models-rows tr >> nth=2").locator(".place").count() == 2
+    assert "Requests now" in page.text_content("#figures")
+
+    # Each request of a kept connection is a decision of its own.
+    kept = http.client.HTTPConnection(*dakar.entry(), timeout=60)
+    for model in ("essen", "dakar", "essen"):
+        kept.request("POST", "/v1/chat/completions", json.dumps({"model": model}), {"Content-Type": "application/json"})
+        assert kept.getresponse().read()
+    kept.close()
+    page.wait_for_function("() => document.querySelectorAll('.decisions li').length === 3")
+    assert page.locator(".decisions li b").all_text_contents() == ["essen", "dakar", "essen"]
+    page.click(".decisions li:first-child summary")
+    page.wait_for_selector("text=/Request 3 of connection 1, .*, from 127.0.0.1:.*: done after/")
+
+    page.click("#use-it")
+    assert f"http://127.0.0.1:{dakar.entry()[1]}/v1/chat/completions" in page.text_content("#use-code")

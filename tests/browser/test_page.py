@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import serving
 from fake_network import ATTACK, COMMAND, TOKEN, FakeNetwork
+from looks import axe_violations, copied, too_wide
 from pydantic import TypeAdapter, ValidationError
 
 from federation import units
@@ -37,21 +38,6 @@ def network(machines: int, **how: Any) -> FakeNetwork:
     for name, state in STATES.get(machines, {}).items():
         made.set_state(name, state)
     return made
-
-
-def axe_violations(page: Page) -> list[str]:
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page, options={"resultTypes": ["violations"], "preload": False}).response["violations"]
-    return [
-        f"{v['id']} ({v['impact']}): {v['help']}: {v['nodes'][0]['html'][:200]}"
-        for v in found
-        if v["impact"] in ("serious", "critical")
-    ]
-
-
-def too_wide(page: Page) -> int:
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 
 @pytest.mark.parametrize("machines", [1, 5, 100])
@@ -173,16 +159,6 @@ def test_copy_works_where_the_browser_has_no_clipboard_for_us(site, page_at) -> 
     page.evaluate("() => { window.board = navigator.clipboard; Object.defineProperty(navigator, 'clipboard', {}); }")
     page.click("#add")
     assert copied(page, "the token", "window.board") == TOKEN
-
-
-def copied(page: Page, what: str, board: str = "navigator.clipboard") -> str:
-    """The clipboard after a click on the button."""
-    page.evaluate(f"{board}.writeText('')")
-    button = page.get_by_role("button", name=f"Copy {what}")
-    button.click()
-    button.locator("text=Copied").wait_for()
-    text: str = page.evaluate(f"{board}.readText()")
-    return text
 
 
 def scanned(page: Page) -> str:
@@ -319,12 +295,14 @@ def test_first_steps_of_a_lonely_node(site, page_at) -> None:
 
 def test_the_fake_answers_as_the_api_does() -> None:
     made = network(5)
+    made.add_model("gemma", warm=("athens",), cold=("cusco",), size=5 * 2**30)
     for shape, answer in (
         (schemas.Status, made.status()),
         (list[schemas.Peer], made.peers()),
         (list[schemas.Decision], [*made.explain(20), *made.explain(1, 1)]),
         (schemas.Draining, made.drain_status()),
         (schemas.Invite, made.invite()),
+        (schemas.Models, made.models()),
     ):
         try:
             TypeAdapter(shape).validate_python(answer, strict=True)

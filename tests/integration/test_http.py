@@ -147,6 +147,20 @@ def test_requests_on_one_connection_of_a_client_share_connections_at_the_backend
     assert nodes[0].status()["connections"]["now"] == 0
 
 
+def test_a_chat_stays_on_its_box_whichever_entry_its_turns_come_through(nodes: list[Daemon], entry: Daemon) -> None:
+    homes = set()
+    for chat in "abcdefghijkl":
+        messages = [{"role": "system", "content": f"You are {chat}."}]
+        answered = set()
+        for turn in range(6):
+            messages.append({"role": "user", "content": f"{turn}?"})
+            answered.add(node_of(ask(nodes[turn % 3], CHAT, {"model": "llama", "messages": messages})))
+            messages.append({"role": "assistant", "content": f"{turn}."})
+        assert len(answered) == 1, chat
+        homes |= answered
+    assert homes == {"b0", "b1"}
+
+
 def test_lists_are_the_union_and_errors_are_in_the_dialect_of_the_path(entry: Daemon) -> None:
     tags = json.loads(ask(entry, "/api/tags")[1])["models"]
     assert {row["name"] for row in tags} == listed(entry) == {"gemma", "llama", "qwen"}

@@ -5,9 +5,26 @@ import { Chart } from "./chart.js";
 import { Decisions } from "./decisions.js";
 import { confirmDrain, showDetail, showInvite, tellJoined } from "./dialogs.js";
 import { $, announce, arrange, copyable, el, icon, setAttribute, setIcon, setText } from "./dom.js";
-import { clock, duration, gib, isGone, isUp, nameOf, number, scaled, shortId, stateOf, visible } from "./format.js";
+import {
+  clock,
+  duration,
+  gib,
+  isGone,
+  isUp,
+  nameOf,
+  number,
+  scaled,
+  setHttp,
+  shortId,
+  stateOf,
+  thing,
+  visible,
+} from "./format.js";
 import { History } from "./history.js";
+import { Keys } from "./keys.js";
+import { head, Models } from "./models.js";
 import { follow, get, takeCode } from "./stream.js";
+import { showUse, urlOf } from "./use.js";
 
 const OLLAMA = "federation join --backend 127.0.0.1:11434";
 
@@ -19,9 +36,18 @@ const history = new History();
 const chart = new Chart();
 const decisions = new Decisions();
 const cards = new Cards({
-  detail: (id) => showDetail(state.peers.find((peer) => peer.peer_id === id)),
+  detail: (id) =>
+    showDetail(
+      state.peers.find((peer) => peer.peer_id === id),
+      models.of(id),
+    ),
   drain: () => confirmDrain(own(), otherOffers()),
 });
+const models = new Models(() => {
+  setHttp(models.rows.length > 0);
+  if (state) show();
+});
+const keys = new Keys();
 const own = () => state.peers.find((peer) => peer.self);
 
 function otherOffers() {
@@ -39,13 +65,17 @@ function onState(next) {
   if (state && (state.status.node.pid !== next.status.node.pid || state.status.node.uptime_s > next.status.node.uptime_s)) {
     decisions.clear(); // the daemon was restarted: its counters begin again
     history.clear();
+    keys.isThere = null;
   }
   const isFirst = state === null;
   state = next;
   seenAt = new Date();
   history.add(next.at, next.peers);
   tellChanges(isFirst);
-  if (document.visibilityState === "visible") show();
+  if (document.visibilityState !== "visible") return;
+  show();
+  void models.refresh();
+  void keys.refresh();
 }
 
 function tellChanges(isFirst) {
@@ -111,6 +141,7 @@ function show() {
         {
           color: history.colors.get(peer.peer_id),
           share: shares.get(peer.peer_id),
+          models: models.of(peer.peer_id),
           clients: peer.self ? clients : 0,
           drained: peer.self && drained,
         },
@@ -122,7 +153,18 @@ function show() {
   $("client-line").hidden = !$("first").hidden;
   const names = new Map(peers.map((peer) => [peer.peer_id, nameOf(peer)]));
   chart.update(history, (id) => names.get(id));
+  showWords();
   setText($("timeline-note"), `last ${duration(history.windowS())}`);
+}
+
+/** Requests where there are models, else connections. */
+function showWords() {
+  const one = thing();
+  const title = `${one === "request" ? "Requests" : "Connections"} per machine`;
+  setText($("timeline-title"), title);
+  setAttribute($("timeline"), "aria-label", `${title} over the last minutes`);
+  setAttribute($("legend"), "aria-label", `${title} now`);
+  setText($("no-decisions"), `None yet. Each new ${one} shows up here, with the machine it went to and why.`);
 }
 
 function showHead({ node, network }) {
@@ -140,7 +182,7 @@ function showListens(map) {
   if (JSON.stringify(entries) === listens) return; // its buttons keep the focus
   listens = JSON.stringify(entries);
   const parts = entries.map(([service, address]) =>
-    el("span", {}, copyable(`http://${address}`, "the address for clients"), entries.length > 1 ? ` for ${service} ` : null),
+    el("span", {}, copyable(urlOf(address), "the address for clients"), entries.length > 1 ? ` for ${service} ` : null),
   );
   $("listens").replaceChildren(...parts);
 }
@@ -156,9 +198,9 @@ function showFigures({ connections }, peers) {
       number(peers.filter(isUp).length),
       `of ${number(peers.filter((peer) => peer.state !== "left").length)}`,
     ],
-    ["Connections now", number(connections.now), "through this machine"],
+    [thing() === "request" ? "Requests now" : "Connections now", number(connections.now), "through this machine"],
     [
-      "New connections",
+      `New ${thing()}s`,
       number(state.rates.connections_per_s),
       connections.failed ? `per second; ${number(connections.failed)} turned away so far` : "per second",
     ],
@@ -228,13 +270,21 @@ function showFirst({ node }, peers) {
         used,
         "Use it",
         "Point any client at this machine, or at any other of the network:",
-        address ? copyable(`http://${address}`, "the address for clients") : null,
+        address ? copyable(urlOf(address), "the address for clients") : null,
       ),
     ),
   );
 }
 
 $("add").addEventListener("click", showInvite);
+$("use-it").addEventListener("click", () =>
+  showUse(
+    state.status.node.listens,
+    models.rows.map(({ name }) => name),
+    keys,
+  ),
+);
+$("models-head").append(head());
 document.addEventListener("visibilitychange", () => state && document.visibilityState === "visible" && show());
 told = (await takeCode()) ?? "";
 addEventListener("hashchange", async () => {

@@ -14,8 +14,11 @@ import {
   servicesOf,
   shortId,
   stateOf,
+  thing,
+  things,
   vram,
 } from "./format.js";
+import { inShort } from "./models.js";
 
 const DENSE_FROM = 25; // machines: from here on a card is a line of facts, and the rest is in its details
 const FILTER_FROM = 9;
@@ -37,6 +40,8 @@ class Card {
     this.fromHere = el("span", { class: "long" });
     this.share = meter("bar share", "Share of this machine's traffic");
     this.path = el("dd");
+    this.models = el("dd");
+    this.modelsRow = row("Models", this.models, "extra");
     this.note = el("span");
     this.foot = el("div", { class: "card-foot" }, this.note);
     const here = peer.self ? el("span", { class: "here" }, "this machine") : null;
@@ -51,6 +56,7 @@ class Card {
         row("Load", el("dd", {}, this.load, this.fromHere)),
         row("Share", this.share.element, "extra"),
         row("Path", this.path, "extra"),
+        this.modelsRow,
       ),
       this.foot,
     );
@@ -88,9 +94,11 @@ class Card {
     if (gone && !view.share) this.share.set(null, "–");
     else this.share.set(view.share, view.share == null ? "no traffic lately" : percent(view.share));
     setText(this.path, gone ? "–" : pathOf(peer));
+    this.modelsRow.hidden = gone || view.models.length === 0;
+    if (!this.modelsRow.hidden) setText(this.models, inShort(view.models));
     setText(this.note, noteOf(peer, view));
     this.note.classList.toggle("safe", view.drained === true);
-    if (this.drain) setText(this.drain, peer.draining ? "Take connections again" : "Drain …");
+    if (this.drain) setText(this.drain, peer.draining ? `Take ${thing()}s again` : "Drain …");
   }
 }
 
@@ -104,7 +112,7 @@ function noteOf(peer, { drained, clients }) {
   if (drained === true) return "Nothing open: safe to reboot";
   if (peer.draining) {
     const open = [];
-    if (peer.in_flight) open.push(`${count(peer.in_flight, "connection")} served here`);
+    if (peer.in_flight) open.push(`${things(peer.in_flight)} served here`);
     if (clients) open.push(`${count(clients, "client")} of its own port`);
     return open.length ? `Still open: ${open.join(", ")}` : "";
   }
@@ -152,7 +160,7 @@ export class Cards {
     this.show();
   }
 
-  /** `views`: peer id -> {color, share, clients, drained}; the last two are of this machine */
+  /** `views`: peer id -> {color, share, models, clients, drained}; the last two are of this machine */
   update(peers, views) {
     // This machine first, those that are gone last, by name between: nothing jumps while loads change.
     this.peers = [...peers].sort(

@@ -1,4 +1,4 @@
-// The time line: connections per machine, stacked, drawn by uPlot.
+// The time line: what is open per machine, stacked, drawn by uPlot.
 
 import { $, arrange, el, setAttribute, setText } from "./dom.js";
 import { duration, number } from "./format.js";

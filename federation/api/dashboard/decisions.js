@@ -1,4 +1,4 @@
-// The last decisions: which machine each connection went to, and why, newest first.
+// The last decisions: which machine each request or connection went to, and why, newest first.
 
 import { $, arrange, el, setAttribute, setText } from "./dom.js";
 import { clock, duration, gib, number, outcomeOf, reason, shortId } from "./format.js";
@@ -24,7 +24,7 @@ export class Decisions {
   }
 
   add(decision) {
-    const item = { decision, key: `${decision.id}/${decision.attempt}`, at: Date.parse(decision.at), element: null };
+    const item = { decision, key: keyOf(decision), at: Date.parse(decision.at), element: null };
     if ([...this.items, ...this.held].some(({ key }) => key === item.key)) return; // told again after a reconnect
     if (this.paused) {
       this.held = newest([item, ...this.held]);
@@ -63,6 +63,11 @@ export class Decisions {
   }
 }
 
+/** One that was sent back by its peer is made again. */
+function keyOf({ id, request, attempt, chosen }) {
+  return `${id}/${request}/${attempt}/${chosen}`;
+}
+
 function newest(items) {
   return items.sort((a, b) => b.at - a.at).slice(0, KEPT);
 }
@@ -70,7 +75,8 @@ function newest(items) {
 function row(decision) {
   const at = new Date(decision.at);
   const retry = decision.attempt > 1 ? el("span", { class: "tag" }, `try ${decision.attempt}`) : null;
-  const who = el("span", {}, el("b", {}, decision.name || shortId(decision.chosen)), " ", retry);
+  const model = decision.model ? el("span", { class: "muted" }, ` ${decision.model} `) : null;
+  const who = el("span", {}, el("b", {}, decision.name || shortId(decision.chosen)), " ", model, retry);
   const details = el(
     "details",
     {},
@@ -92,7 +98,7 @@ async function tell(details, decision) {
   details.append(box);
   try {
     const { decisions } = await get(`/api/v1/explain?id=${decision.id}`); // as it is now: it may have ended meanwhile
-    setText(outcome, outcomeOf(decisions.find(({ attempt }) => attempt === decision.attempt) ?? decision));
+    setText(outcome, outcomeOf(decisions.find((other) => keyOf(other) === keyOf(decision)) ?? decision));
   } catch {
     outcome.textContent = "How it went on is no longer known.";
   }

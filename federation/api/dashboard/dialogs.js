@@ -1,8 +1,9 @@
-// The three dialogs: a machine's details, "Add a machine", and the confirmation of drain and its way back.
+// Three dialogs: a machine's details, "Add a machine", and a question before something is done.
 
 import { generate } from "./vendor/lean-qr.js";
-import { $, announce, copyable, copyButton, el, icon, setText } from "./dom.js";
-import { clock, count, duration, gib, nameOf, number, pathOf, servicesOf, stateOf, vram } from "./format.js";
+import { $, announce, copyable, copyButton, el, field, icon, select, setText } from "./dom.js";
+import { clock, duration, gib, gibOf, nameOf, number, pathOf, servicesOf, stateOf, thing, things, vram } from "./format.js";
+import { mark } from "./models.js";
 import { get, hasSession, post } from "./stream.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -26,12 +27,12 @@ for (const dialog of document.querySelectorAll("dialog")) {
   });
 }
 
-function closeButton(dialog, text = "Close") {
+export function closeButton(dialog, text = "Close") {
   return el("button", { type: "button", onclick: () => dialog.close() }, text);
 }
 
 /** Instead of what only the owner may do, when this page has no session. */
-function needsSession(what) {
+export function needsSession(what) {
   return [
     el(
       "p",
@@ -43,12 +44,14 @@ function needsSession(what) {
   ];
 }
 
-export function showDetail(peer) {
+/** `models`: those of that machine, see Models.of. */
+export function showDetail(peer, models) {
   const dialog = $("detail");
   const state = stateOf(peer);
   const facts = [
     ["State", el("span", { class: "state", "data-tone": state.tone }, icon(state.icon), state.label), state.says],
     ["Services", servicesOf(peer) || "none"],
+    ...(models.length ? [["Models", el("ul", {}, ...models.map(modelItem))]] : []),
     ["VRAM", vram(peer.available_vram, peer.total_vram)],
     [
       "GPUs",
@@ -58,10 +61,10 @@ export function showDetail(peer) {
     ],
     [
       "Load",
-      `${count(peer.in_flight, "connection")} there, ${number(peer.in_flight_here)} of them from here` +
+      `${things(peer.in_flight)} there, ${number(peer.in_flight_here)} of them from here` +
         (peer.capacity ? `, at most ${number(peer.capacity)}` : ""),
     ],
-    ["Served", `${count(peer.served, "connection")} from this machine`],
+    ["Served", `${things(peer.served)} from this machine`],
     ["Path", pathOf(peer)],
     ["Last seen", peer.self ? "now" : `${duration(peer.last_seen_age_s)} ago, ${clock(new Date(peer.last_seen))}`],
     ["Version", peer.version || "unknown"],
@@ -91,18 +94,22 @@ export function showDetail(peer) {
   dialog.showModal();
 }
 
+function modelItem({ name, warm, size }) {
+  return el("li", {}, mark(warm, name), size ? el("span", { class: "muted" }, ` ${gibOf(size)}`) : null);
+}
+
 /** `own`: this machine's row; `others`: how many more offer each of its services. */
 export function confirmDrain(own, others) {
   const back = own.draining;
   const title = back ? `Take connections again on ${nameOf(own)}?` : `Drain ${nameOf(own)}?`;
   const one = own.in_flight === 1;
   const open = own.in_flight
-    ? `The ${count(own.in_flight, "connection")} open here ${one ? "goes" : "go"} on to ${one ? "its" : "their"} end`
+    ? `The ${things(own.in_flight)} open here ${one ? "goes" : "go"} on to ${one ? "its" : "their"} end`
     : "Nothing is open here now";
   const alone = Object.keys(own.services).filter((service) => !others.get(service));
   const text = back
-    ? "Everybody is told at once, and new connections come here again."
-    : `New connections go to other machines from now on. ${open}; nothing is cut. ` +
+    ? `Everybody is told at once, and new ${thing()}s come here again.`
+    : `New ${thing()}s go to other machines from now on. ${open}; nothing is cut. ` +
       "The card says when it is safe to reboot. You can take it back at any time.";
   ask({
     title,
@@ -111,16 +118,16 @@ export function confirmDrain(own, others) {
       !back && alone.length
         ? `No other machine offers ${alone.join(", ")} now: clients that ask for it will wait, and then get an error.`
         : null,
-    verb: back ? "Take connections again" : "Drain",
+    verb: back ? `Take ${thing()}s again` : "Drain",
     what: back ? "This" : "Draining",
     run: async () => {
       await post(back ? "/api/v1/undrain" : "/api/v1/drain");
-      announce(back ? `${nameOf(own)} takes connections again.` : `${nameOf(own)} is draining.`);
+      announce(back ? `${nameOf(own)} takes ${thing()}s again.` : `${nameOf(own)} is draining.`);
     },
   });
 }
 
-function ask({ title, text, warning, verb, what, run }) {
+export function ask({ title, text, warning, verb, what, run }) {
   const dialog = $("confirm");
   const heading = el("h2", { id: "confirm-title" }, title);
   if (!hasSession()) {
@@ -182,20 +189,16 @@ function invitation({ command, token }) {
   const secret = el("code", { class: "command", id: "invite-token", tabindex: "0", "aria-label": "The token" }, token);
   const qr = document.createElementNS(SVG, "svg");
   drawQr(qr, token);
-  const select = el(
-    "select",
-    { id: "invite-server" },
-    ...SERVERS.map(([name, options]) => el("option", { value: options }, name)),
-  );
+  const server = select("invite-server", SERVERS);
   const show = () => {
-    code.textContent = select.value ? `${command} ${select.value}` : command;
+    code.textContent = server.value ? `${command} ${server.value}` : command;
   };
-  select.addEventListener("change", show);
+  server.addEventListener("change", show);
   show();
   return [
     el("p", {}, "Install federation on the new machine, then there:"),
     el("h3", {}, "1. Run this"),
-    el("div", { class: "field" }, el("label", { for: "invite-server" }, "It offers"), select),
+    field("It offers", server),
     code,
     copyButton("the command", () => code.textContent),
     el("h3", {}, "2. Paste the token when it asks"),

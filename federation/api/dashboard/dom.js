@@ -94,6 +94,15 @@ async function copy(text, near) {
   }
 }
 
+/** `options`: [text, value] each */
+export function select(id, options) {
+  return el("select", { id }, ...options.map(([text, value]) => el("option", { value: String(value) }, text)));
+}
+
+export function field(label, input) {
+  return el("div", { class: "field" }, el("label", { for: input.id }, label), input);
+}
+
 export function announce(text) {
   setText($("announce"), text);
 }

@@ -1,15 +1,15 @@
-// What the page says: numbers and reasons in words. Pure functions, no DOM.
+// What the page says: numbers and reasons in words. No DOM; pure functions, but for what machines are said to take.
 
 const GIB = 2 ** 30;
 
 export const STATES = {
-  online: { tone: "good", icon: "good", label: "Online", says: "Takes connections." },
+  online: { tone: "good", icon: "good", label: "Online", says: "Takes whatever comes." },
   draining: { tone: "warn", icon: "wait", label: "Draining", says: "Finishes its open connections and takes no new ones." },
   suspect: {
     tone: "warn",
     icon: "warn",
     label: "Not answering",
-    says: "Connected, but it has stopped answering; it gets no connections until it does.",
+    says: "Connected, but it has stopped answering; it gets nothing until it does.",
   },
   "backend down": {
     tone: "bad",
@@ -34,6 +34,11 @@ export const STATES = {
   banned: { tone: "idle", icon: "bad", label: "Banned", says: "It was told to stay away." },
 };
 const PATHS = { direct: "direct", punched: "direct, through a hole in the NAT", relayed: "relayed by another machine" };
+// What a machine takes: requests where there are models, else connections.
+const taken = { one: "connection" };
+export const setHttp = (isHttp) => (taken.one = isHttp ? "request" : "connection");
+export const thing = () => taken.one;
+export const things = (n) => count(n, taken.one);
 const STRANGE = { tone: "idle", icon: "idle", says: "" };
 const GONE = new Set(["offline", "left", "banned"]);
 const TROUBLE = new Set(["suspect", "backend down", "unreachable", "offline", "draining"]);
@@ -73,6 +78,20 @@ export function vram(free, total) {
   return total > 0 ? `${gib(free)} of ${gib(total)} GiB free` : "none";
 }
 
+/** A model's size; 0 is unknown. */
+export function gibOf(bytes) {
+  return bytes > 0 ? `${gib(bytes)} GiB` : "–";
+}
+
+export function firstToken(s) {
+  if (s == null) return "–";
+  return s < 1 ? `${Math.round(s * 1000)} ms` : `${s.toFixed(1)} s`;
+}
+
+export function rate(perSecond) {
+  return perSecond == null ? "–" : number(perSecond);
+}
+
 export function scaled(n) {
   for (const [unit, size] of [
     ["GB", 1e9],
@@ -97,6 +116,14 @@ export function duration(s) {
 
 export function clock(date) {
   return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+}
+
+export function day(time) {
+  return new Date(time).toLocaleDateString([], { dateStyle: "medium" });
+}
+
+export function ago(time, now = Date.now()) {
+  return `${duration((now - Date.parse(time)) / 1000)} ago`;
 }
 
 export function roundTrip(ms) {
@@ -129,6 +156,12 @@ export function reason(decision) {
   const level = others.filter((c) => c.in_flight === chosen.in_flight);
   const tied = `${open(chosen.in_flight)}, like ${level.length === 1 ? who(level[0]) : count(level.length, "other")}`;
   switch (decision.tier) {
+    case "warm":
+      return "it has the model in memory";
+    case "cold":
+      return "the place to load the model";
+    case "home":
+      return "the home of this conversation: the beginning of its prompt is there";
     case "capacity":
       return "the others are at their capacity";
     case "in_flight": {
@@ -157,12 +190,27 @@ export function reason(decision) {
   }
 }
 
+/** Of a request to a model: when its first token came, how many did, how fast, and how much of the prompt was cached. */
+function answered({ answer, seconds }) {
+  if (!answer) return [];
+  const { first_s, tokens } = answer;
+  const said = [];
+  if (first_s != null) said.push(`first token after ${firstToken(first_s)}`);
+  if (tokens?.made != null) {
+    const rest = seconds - (first_s ?? 0);
+    said.push(count(tokens.made, "token") + (rest > 0 && tokens.made > 1 ? `, ${number(tokens.made / rest)} a second` : ""));
+  }
+  if (tokens?.cached != null && tokens.taken) said.push(`${percent(tokens.cached / tokens.taken)} of the prompt cached`);
+  return said;
+}
+
 /** What became of it. `decision`: as GET /explain has it. */
-export function outcomeOf({ id, service, client, failed, ended }) {
-  const what = `Connection ${id}, ${service}, from ${client}`;
+export function outcomeOf({ id, request, service, model, client, failed, ended }) {
+  const which = request > 1 || model ? `Request ${request} of connection ${id}` : `Connection ${id}`;
+  const what = [which, model || service, `from ${client}`, ...(ended?.key ? [`with the key ${ended.key}`] : [])].join(", ");
   if (failed) return `${what}: this try failed: ${failed}.`;
   if (!ended) return `${what}: still open.`;
-  const sizes = `${bytes(ended.received)} in, ${bytes(ended.delivered)} out`;
+  const sizes = [`${bytes(ended.received)} in, ${bytes(ended.delivered)} out`, ...answered(ended)].join(", ");
   return ended.error
     ? `${what}: ended after ${duration(ended.seconds)}: ${ended.error}; ${sizes}.`
     : `${what}: done after ${duration(ended.seconds)}; ${sizes}.`;

@@ -52,8 +52,9 @@ export async function get(path) {
   return (await request(path)).json();
 }
 
-export async function post(path) {
-  return (await request(path, { method: "POST" })).json();
+export async function post(path, body) {
+  const how = body && { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  return (await request(path, { method: "POST", ...how })).json();
 }
 
 /**

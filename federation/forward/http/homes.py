@@ -8,15 +8,16 @@ All entries find one home without telling each other anything, since all of them
 2. k1 orders those m, by rendezvous hashing again. The first one is the conversation's home; the rest of k0's order follows.
 3. The first of that order whose load is at most max(least load + SLACK, STRETCH times its fair share, rounded up) is chosen.
    So a home beyond its bound costs one other home, and each entry finds the same one.
-4. An entry remembers such a conversation's other home for SPILLED_S, since the newest turns are cached there.
+4. An entry remembers such a conversation's other home for REMEMBERED_S, since the newest turns are cached there.
 
     k0 cold         a b c d     m = 1: all its conversations are at a
     k0 hot          a b c d     m = 2: half of them are at b; those that stay at a keep what is cached
     a overloaded                a conversation of a goes to b, and stays there while b is within its bound
 
-Heat is what k0 brings of the requests of this entry, of late. m doubles while each of the m homes would get more than
-LARGEST_PIECE of one replica's share of the requests, and at least REQUESTS_A_HOME: larger pieces cannot be spread evenly,
-and conversations that give way find nothing cached. m is halved when a quarter of that is left, so that a set does not flap.
+Heat is what k0 brings of the new conversations of this entry, of late. m doubles while each of the m homes would get more
+than LARGEST_PIECE of one replica's share of them, and at least CHATS_A_HOME: larger pieces cannot be spread evenly, and
+conversations that give way find nothing cached. m is halved when a quarter of that is left, so that a set does not flap.
+Later turns are no heat: else a chat alone would heat its own k0, and move in the middle.
 Nothing else is stored, and both memories are bounded.
 """
 
@@ -37,10 +38,10 @@ STRETCH = 1.25
 # Simulated, see test_homes.py. A twentieth and a fifth are worse: the one spreads what fits in one place, the other
 # lets a dozen system prompts weigh on three boxes as they fall.
 LARGEST_PIECE = 0.1
-REQUESTS_A_HOME = 4.0  # a chat alone needs one home
+CHATS_A_HOME = 2.5  # with 4 a network that starts moves more chats that have begun
 HALF_LIFE_S = 120.0  # a few turns of a chat
-SPILLED_S = 600.0  # a backend with other work to do keeps a prompt for no longer
-MAX_SPILLED = 4096  # 200 bytes each
+REMEMBERED_S = 600.0  # a backend with other work to do keeps a prompt for no longer
+MAX_CHATS = 4096  # 200 bytes each
 MAX_HEATS = 1024
 
 _BITS = 2.0**-64
@@ -66,24 +67,24 @@ class Home(NamedTuple):
 
 
 class _Heat:
-    """Requests of late, each of which counts half after HALF_LIFE_S; and the number of homes that they are given."""
+    """New chats of late, each of which counts half after HALF_LIFE_S; and the number of homes that they are given."""
 
-    __slots__ = ("_at", "homes", "requests")
+    __slots__ = ("_at", "chats", "homes")
 
     def __init__(self, now: float) -> None:
-        self.requests = 0.0
+        self.chats = 0.0
         self.homes = 1
         self._at = now
 
     def count(self, now: float) -> None:
         if now > self._at:
-            self.requests *= 0.5 ** ((now - self._at) / HALF_LIFE_S)
+            self.chats *= 0.5 ** ((now - self._at) / HALF_LIFE_S)
             self._at = now
-        self.requests += 1.0
+        self.chats += 1.0
 
     def spread(self, share: float, replicas: int) -> None:
-        """`share`: of all requests."""
-        wanted = min(share * replicas / LARGEST_PIECE, self.requests / REQUESTS_A_HOME)
+        """`share`: of all new chats."""
+        wanted = min(share * replicas / LARGEST_PIECE, self.chats / CHATS_A_HOME)
         while self.homes < min(wanted, replicas):
             self.homes *= 2
         while self.homes > 1 and (wanted < self.homes / 4 or self.homes >= 2 * replicas):
@@ -94,7 +95,8 @@ class Homes:
     """What one entry knows about homes."""
 
     def __init__(self) -> None:
-        self._spilled: OrderedDict[bytes, tuple[str, float]] = OrderedDict()  # k1 -> peer, until when
+        # k1 -> the peer that is its home instead, or "" for one that is at home; until when
+        self._chats: OrderedDict[bytes, tuple[str, float]] = OrderedDict()
         self._heats: OrderedDict[bytes, _Heat] = OrderedDict()
         self._all: _Heat | None = None
 
@@ -104,17 +106,16 @@ class Homes:
         `replicas`: those of its model that may take it, with the loads as this entry believes them."""
         if not keys.k0 or not replicas:
             return None
-        self._warm(keys.k0, replicas, now)
+        before = self._remembered(keys.k1, now)
+        if before is None:
+            self._warm(keys.k0, replicas, now)
         order = self.order(keys, replicas)
         fits = within_bound(replicas)
-        if keys.k1 and (peer_id := self._spilled_to(keys.k1, now)) in fits:
-            place = order.index(peer_id)
-            self._remember(keys.k1, peer_id, now)
-            return Home(peer_id, place, is_spilled=place > 0)
-        place = next(n for n, peer_id in enumerate(order) if peer_id in fits)
-        if place and keys.k1:
-            self._remember(keys.k1, order[place], now)
-        return Home(order[place], place, is_spilled=place > 0)
+        peer_id = before if before and before in fits else next(peer_id for peer_id in order if peer_id in fits)
+        place = order.index(peer_id)
+        if keys.k1:
+            self._remember(keys.k1, peer_id if place or peer_id == before else "", now)
+        return Home(peer_id, place, is_spilled=place > 0)
 
     def order(self, keys: Keys, replicas: Sequence[Replica]) -> list[str]:
         """Peer ids: the homes of k0 as k1 orders them, then the other replicas as k0 does."""
@@ -141,20 +142,18 @@ class Homes:
         self._heats.move_to_end(k0)
         heat.count(now)
         self._all.count(now)
-        heat.spread(min(1.0, heat.requests / self._all.requests), len(replicas))
+        heat.spread(min(1.0, heat.chats / self._all.chats), len(replicas))
 
-    def _spilled_to(self, k1: bytes, now: float) -> str:
-        peer_id, until = self._spilled.get(k1, ("", now))
-        if peer_id and until <= now:
-            del self._spilled[k1]
-            return ""
-        return peer_id
+    def _remembered(self, k1: bytes, now: float) -> str | None:
+        """None for a new chat; see _chats."""
+        peer_id, until = self._chats.get(k1, (None, 0.0))
+        return peer_id if now < until else None
 
     def _remember(self, k1: bytes, peer_id: str, now: float) -> None:
-        self._spilled[k1] = peer_id, now + SPILLED_S
-        self._spilled.move_to_end(k1)
-        if len(self._spilled) > MAX_SPILLED:
-            self._spilled.popitem(last=False)
+        self._chats[k1] = peer_id, now + REMEMBERED_S
+        self._chats.move_to_end(k1)
+        if len(self._chats) > MAX_CHATS:
+            self._chats.popitem(last=False)
 
 
 def within_bound(replicas: Sequence[Replica]) -> dict[str, Replica]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from federation.forward.http import homes
 from federation.forward.http.conversation import NO_KEYS, Keys
-from federation.forward.http.homes import MAX_HEATS, MAX_SPILLED, SLACK, SPILLED_S, Homes, rendezvous, within_bound
+from federation.forward.http.homes import MAX_CHATS, MAX_HEATS, REMEMBERED_S, SLACK, Homes, rendezvous, within_bound
 
 
 @dataclass
@@ -72,6 +72,14 @@ def test_with_its_heat_a_system_prompt_has_more_homes_and_they_are_nested() -> N
     assert all(small < large for small, large in pairwise(seen))
 
 
+@pytest.mark.parametrize("replicas", [2, 3, 8])
+def test_a_chat_alone_stays_however_long_it_is(replicas: int) -> None:
+    for chat in range(20):
+        entry, keys = Homes(), Keys(key(("system", chat)), key(chat))
+        places = {entry.choose(keys, boxes(replicas), turn * 5.0) for turn in range(60)}
+        assert len(places) == 1
+
+
 def test_a_system_prompt_that_cools_has_one_home_again() -> None:
     entry, replicas = Homes(), boxes(8)
     for n in range(200):
@@ -85,7 +93,7 @@ def test_fewer_replicas_than_homes() -> None:
     entry = Homes()
     for n in range(200):
         entry.choose(Keys(key("system"), key(n)), boxes(8), 0.0)
-    assert entry.choose(Keys(key("system"), key(1)), boxes(1), 0.0) == homes.Home("box 0")
+    assert entry.choose(Keys(key("system"), key("new")), boxes(1), 0.0) == homes.Home("box 0")
     assert entry.homes_of(key("system")) == 1
 
 
@@ -109,22 +117,23 @@ def test_a_spilled_conversation_stays_where_it_went_while_there_is_room() -> Non
 
     assert entry.choose(keys, replicas(), 0.0).peer_id == second  # type: ignore[union-attr]
     loads[first] = 0
-    assert entry.choose(keys, replicas(), SPILLED_S - 1) == homes.Home(second, 1, is_spilled=True)
-    assert entry.choose(keys, replicas(), 2 * SPILLED_S - 2) == homes.Home(second, 1, is_spilled=True)  # used, so remembered
+    assert entry.choose(keys, replicas(), REMEMBERED_S - 1) == homes.Home(second, 1, is_spilled=True)
+    used = entry.choose(keys, replicas(), 2 * REMEMBERED_S - 2)  # so it is remembered
+    assert used == homes.Home(second, 1, is_spilled=True)
     loads[second] = 9
-    assert entry.choose(keys, replicas(), 2 * SPILLED_S).peer_id == first  # type: ignore[union-attr]
+    assert entry.choose(keys, replicas(), 2 * REMEMBERED_S).peer_id == first  # type: ignore[union-attr]
     loads[second] = 0
-    assert entry.choose(keys, replicas(), 4 * SPILLED_S).peer_id == first  # type: ignore[union-attr]
+    assert entry.choose(keys, replicas(), 4 * REMEMBERED_S).peer_id == first  # type: ignore[union-attr]
     del loads[second]
-    assert entry.choose(keys, replicas(), 4 * SPILLED_S).peer_id == first  # type: ignore[union-attr]
+    assert entry.choose(keys, replicas(), 4 * REMEMBERED_S).peer_id == first  # type: ignore[union-attr]
 
 
 def test_memories_are_bounded() -> None:
     entry = Homes()
     replicas = [Box("a", 9), Box("b", 0)]
-    for n in range(2 * MAX_SPILLED):
+    for n in range(2 * MAX_CHATS):
         entry.choose(Keys(key(("s", n)), key(n)), replicas, 0.0)
-    assert len(entry._spilled) <= MAX_SPILLED
+    assert len(entry._chats) == MAX_CHATS
     assert len(entry._heats) == MAX_HEATS
 
 
@@ -163,7 +172,7 @@ def test_one_node_more_moves_few_chats_of_a_hot_system_prompt() -> None:
     moves = 0
     for system in range(40):
         entry = Homes()
-        for n in range(25):
+        for n in range(20):
             entry.choose(Keys(key(system), key(n)), boxes(12), 0.0)
         assert entry.homes_of(key(system)) == 8
         keys = [Keys(key(system), key(n)) for n in range(100)]
@@ -271,6 +280,6 @@ def test_rare_system_prompts_are_kept_together() -> None:
     with pytest.MonkeyPatch.context() as patch:
         together = mean(Chats(systems=200, total=600)).cached
         patch.setattr(homes, "LARGEST_PIECE", 1e-9)
-        patch.setattr(homes, "REQUESTS_A_HOME", 1e-9)
+        patch.setattr(homes, "CHATS_A_HOME", 1e-9)
         apart = mean(Chats(systems=200, total=600)).cached
     assert together > apart + 0.01
