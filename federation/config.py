@@ -37,7 +37,7 @@ MAX_SERVICES = 32
 MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
-SWITCHES = ("mdns", "relay", "detect", "browser_check")  # on unless --no-NAME
+SWITCHES = ("mdns", "relay", "detect", "browser_check", "require_key")  # there is a --no-NAME too
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
 _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
@@ -206,6 +206,7 @@ class Settings(BaseSettings):
     capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     allow_origins: Annotated[tuple[str, ...], BeforeValidator(_each(parse_origin)), Field(max_length=64)] = ()
     browser_check: bool = True
+    require_key: bool | None = None  # None: off loopback, once the network has client keys
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
     max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(
@@ -258,7 +259,15 @@ class Settings(BaseSettings):
 # The settings that SIGHUP changes in a running node; the others take a restart.
 RELOADABLE = (
     *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "drain_timeout_s", "health_interval_s", "health_path"),
-    *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check", "affinity"),
+    *(
+        "capacity",
+        "max_connections",
+        "max_connections_per_peer",
+        "allow_origins",
+        "browser_check",
+        "affinity",
+        "require_key",
+    ),
 )
 
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.

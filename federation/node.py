@@ -24,6 +24,7 @@ from federation.clock import Clock
 from federation.config import NAMES, RELOADABLE
 from federation.errors import FederationError
 from federation.forward.backends import Backends
+from federation.forward.client_keys import ClientKeys
 from federation.forward.exit import serve_tunnel
 from federation.forward.frontend import Frontend
 from federation.forward.model_watch import ModelWatch
@@ -36,6 +37,7 @@ from federation.mesh.connectivity import Connectivity, relay_limits
 from federation.mesh.discovery import Discovery, parsed
 from federation.mesh.gossip import Gossip
 from federation.mesh.gpu import GpuProbe
+from federation.mesh.key_exchange import KeyExchange
 from federation.mesh.keyring import Keyring
 from federation.mesh.ledger import Change, Ledger
 from federation.mesh.probe import Probe
@@ -123,6 +125,11 @@ class Node:
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
         )  # fmt: skip
+        self.keys = KeyExchange(
+            host=self.host, token=token, state=state, utc_now=self.clock.utc_now,
+            on_change=lambda: self.client_keys.changed(),
+        )  # fmt: skip
+        self.client_keys = ClientKeys(self.keys.table, now=self.reactor.now, now_ms=lambda: self.keys.now_ms)
         self.frontend = Frontend(
             self.reactor,
             settings,
@@ -132,6 +139,7 @@ class Node:
             metrics=self.metrics,
             host_name=socket.gethostname(),
             name_of=lambda peer_id: self.parts.name_of(peer_id),
+            keys=self.client_keys,
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
         self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
@@ -150,6 +158,7 @@ class Node:
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
+            keys=self.keys, client_keys=self.client_keys,
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
@@ -182,6 +191,7 @@ class Node:
                     await nursery.start(self.models.run)
                     await nursery.start(self.gossip.run)
                     nursery.start_soon(self.rotation.run)
+                    nursery.start_soon(self.keys.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.connectivity.run)
                     nursery.start_soon(self._watch_traffic)
@@ -335,6 +345,7 @@ class Node:
         name, address = self.parts.name_of(link.peer_id), link.remote_address
         _say(self._links_said, "peer connected", peer=link.peer_id, name=name, address=address, path=link.path)
         self.rotation.peer_up(link)
+        self.keys.peer_up(link)
         self.roster.forgive(link.peer_id)
         self.roster.changed()
         self.connectivity.peer_up(link)

@@ -63,6 +63,12 @@ Show which node has room for a model, or for so much VRAM, the best one first, a
 then one that has it on disk; of these the least busy; of these the least recently used. Exits with 1 if none has room.
 """
 
+KEY_ADD = """\
+Make a key for a client and print it, this once. Clients send it as their API key (Authorization: Bearer, or x-api-key), and
+all nodes of the network take it within a second. As soon as there is a key, HTTP ports off loopback ask for one. Keys
+outlive the rotation of the token.
+"""
+
 BAN = """\
 Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
 keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
@@ -199,6 +205,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     _add_join(commands)
     _add_token(commands)
     _add_owner(commands)
+    _add_keys(commands)
     _asking(
         commands,
         "invite",
@@ -351,6 +358,44 @@ def _add_owner(commands: Any) -> None:
     _add_state_dir(export, "of the node that uses this state directory")
 
 
+def _add_keys(commands: Any) -> None:
+    key = commands.add_parser(
+        "key", help="make, list or revoke the keys that clients show", prog="federation key",
+        usage="federation key COMMAND",
+    )  # fmt: skip
+    key.set_defaults(parser=key)
+    actions = key.add_subparsers(title="commands", metavar="COMMAND")
+    add = _asking(
+        actions,
+        "key add",
+        "make a client's key and print it, this once",
+        "federation key add phone --models llama3.2,qwen3:8b --expires 30d --rate 60/m",
+        KEY_ADD,
+        json=True,
+        operands="NAME ",
+    )
+    add.add_argument("name", metavar="NAME", help="what logs, metrics and people call it")
+    add.add_argument("--models", metavar="MODELS", help="only for these models, with commas [all]")
+    add.add_argument("--expires", metavar="TIME", help="good for so long: 12h, 30d, 52w [for ever]")
+    add.add_argument("--rate", metavar="N/TIME", help="so many requests at each entry: 5/s, 60/m, 1000/h, 1000/d [any]")
+    _asking(
+        actions,
+        "key list",
+        "show the keys of the network, never the keys themselves, and their use at this node",
+        "federation key list",
+        json=True,
+    )
+    revoke = _asking(
+        actions,
+        "key revoke",
+        "revoke a key: all nodes refuse it within a second",
+        "federation key revoke phone",
+        json=True,
+        operands="NAME ",
+    )
+    revoke.add_argument("name", metavar="NAME", help="its name, as `key list` shows it")
+
+
 def _add_access(commands: Any) -> None:
     ban = _asking(
         commands,
@@ -382,6 +427,12 @@ def _add_join(commands: Any) -> None:
         "--browser-check",
         action=argparse.BooleanOptionalAction,
         help="turn away web pages of other sites that ask at the ports of --listen [yes]",
+    )
+    join.add_argument(
+        "--require-key",
+        action=argparse.BooleanOptionalAction,
+        help="ask every client for a key (federation key add) at the ports of --listen that are not tcp:// [off loopback, "
+        "once there is a key]",
     )
     join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
     join.add_argument(

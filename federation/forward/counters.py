@@ -74,6 +74,7 @@ class Ending(NamedTuple):
     received: int  # bytes from the client
     delivered: int  # bytes to the client
     error: str | None
+    key: str = ""  # the name of the client's key
 
 
 class Totals:

@@ -22,6 +22,7 @@ import structlog
 
 from federation.errors import HttpInvalid
 from federation.forward.attempts import FINAL, Attempts, State
+from federation.forward.client_keys import fields_with_keys
 from federation.forward.counters import Ending as Ended
 from federation.forward.http import lists
 from federation.forward.http.asks import Peek
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from federation.forward.attempts import Dispatcher
+    from federation.forward.client_keys import ClientKeys, Grant
     from federation.forward.counters import Flow
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
@@ -67,6 +69,8 @@ class Client(Protocol):
     client_name: str
     socket: SocketDuplex
     has_ended: bool  # it sends no more
+    keys: ClientKeys | None
+    grant: Grant | None  # by the key of this request
 
     def write(self, data: bytes | memoryview, upstream: Joinable | None = None) -> None:
         """Bytes for the client: of that upstream, or the entry's own."""
@@ -110,8 +114,9 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
-        "_is_over", "_keep_alive", "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail",
-        "_upstream", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_grant", "_is_over", "_keep_alive", "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side",
+        "_tail", "_upstream", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route",
+        "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -125,6 +130,7 @@ class Exchange:
         self.started_at = reactor.now()
         self.attempts = Attempts(self, dispatcher)
         self._request = head
+        self._grant = client.grant
         self._body: Body = body_of(head.framing)
         self.is_whole = self._body.is_over
         self.is_upgraded = False
@@ -223,17 +229,26 @@ class Exchange:
             return
         request, dispatcher = self._request._replace(target=asked.target), self._dispatcher
         if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
-            self._tell_models(request, catalogs)
+            self._tell_models(request, catalogs if self._grant is None else self._grant.catalogs(catalogs))
+            return
+        if self._grant is not None and (why := self._grant.refusal(asked.target, asked.model)):
+            self._refuse_model(why)
             return
         self.route, self.keys = Route(self.route.service, asked.model), asked.keys
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
-        head, body = backend_head(request, _address_of(self.client_name), keep_alive=False), self._replay.whole()
+        without = fields_with_keys(request) if self._grant is not None else frozenset()
+        head = backend_head(request, _address_of(self.client_name), keep_alive=False, without=without)
+        body = self._replay.whole()
         self._replay.clear()
         self._replay.add(head)
         self._replay.add(body)
         self.attempts.start()
+
+    def _refuse_model(self, why: str) -> None:
+        refusal = self.client.keys.not_covered(why) if self.client.keys is not None else None
+        self._refuse(403 if refusal is None else refusal.status, why, code="model_not_allowed", param="model")
 
     def _is_as_asked(self, chunk: bytes) -> bool:
         """The rest of a long body; else the request is at its end."""
@@ -498,7 +513,7 @@ class Exchange:
         self._dispatcher.counters.ended(
             Ended(
                 self.flow, self.route, self.client_name, peer_id, self.attempts.count, now, now - self.started_at,
-                self._received, self._delivered, error,
+                self._received, self._delivered, error, "" if self._grant is None else self._grant.name,
             ),
             result,
         )  # fmt: skip

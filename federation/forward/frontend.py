@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from federation.config import Endpoint, Settings
     from federation.forward.backends import Backends
+    from federation.forward.client_keys import ClientKeys
     from federation.forward.dispatcher import Roster
     from federation.forward.selection import Selector
     from federation.metrics import Metrics
@@ -52,8 +53,10 @@ class Frontend:
         metrics: Metrics,
         host_name: str = "",
         name_of: Callable[[str], str] = str,
+        keys: ClientKeys | None = None,
     ) -> None:
         """`host_name`: this machine's, by which pages may know it."""
+        self.keys = keys
         self.reactor = reactor
         self.counters = Counters(metrics)
         self.dispatcher = RosterDispatcher(
@@ -79,6 +82,8 @@ class Frontend:
         """Set limits for connections that come from now on, and for the next step of those that are here."""
         self.dispatcher.configure(settings)
         self._max_connections = settings.max_connections
+        if self.keys is not None:
+            self.keys.require = settings.require_key
         origins = frozenset(settings.allow_origins)
         is_on = settings.browser_check and ANY_ORIGIN not in origins
         self._rules = {
@@ -103,10 +108,18 @@ class Frontend:
             raise ListenFailed(listen_problem("clients", str(address), "--listen", error)) from error
         sock.setblocking(False)
         self._listeners.append(sock)
-        route, on_loopback, is_http = Route(endpoint.service), address.is_loopback, endpoint.protocol == "http"
-        self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, route, on_loopback, is_http))
+        route, on_loopback, protocol = Route(endpoint.service), address.is_loopback, endpoint.protocol
+        self.reactor.add(
+            sock.fileno(),
+            READ,
+            lambda _mask: self._accept(sock, route, on_loopback, self._is_http(protocol, on_loopback=on_loopback)),
+        )
         bound = sock.getsockname()
         return bound[0], bound[1]
+
+    def _is_http(self, protocol: str, *, on_loopback: bool) -> bool:
+        """A port that asks for keys is HTTP's, if a person has not said tcp:// of it: nothing else can show one."""
+        return protocol == "http" or (not protocol and self.keys is not None and self.keys.asks(on_loopback=on_loopback))
 
     def stop_listening(self) -> None:
         for sock in self._listeners:
@@ -170,13 +183,18 @@ class Frontend:
         self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules, *, is_http: bool = False
     ) -> None:
         """`is_http`: each request of the client goes its own way, and is counted by itself."""
-        kind: type[L4Client | HttpClient] = HttpClient if is_http else L4Client
-        if not is_http:
+        client: L4Client | HttpClient
+        if is_http:
+            client = HttpClient(
+                self.reactor, self.dispatcher, self, sock,
+                route=route, client_name=client_name, number=next(self._numbers), rules=rules, keys=self.keys,
+            )  # fmt: skip
+        else:
             self.counters.started(route)
-        client = kind(
-            self.reactor, self.dispatcher, self, sock,
-            route=route, client_name=client_name, number=next(self._numbers), rules=rules,
-        )  # fmt: skip
+            client = L4Client(
+                self.reactor, self.dispatcher, self, sock,
+                route=route, client_name=client_name, number=next(self._numbers), rules=rules,
+            )  # fmt: skip
         if not self.active:
             self.idle = trio.Event()
         self.active.add(client)

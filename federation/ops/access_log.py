@@ -72,7 +72,7 @@ class _Ended:
         end = self._endings[at]
         return (
             f"{self._time(end)} [info     ] connection                     id={end.flow.connection} client={end.client}"
-            f" service={end.route.service} name={_word(self._names[end.peer_id])} attempts={end.attempts}"
+            f" service={end.route.service}{_key(end)} name={_word(self._names[end.peer_id])} attempts={end.attempts}"
             f" received={end.received} delivered={end.delivered} seconds={round(end.seconds, 3)} why={_word(_why(end))}"
         )
 
@@ -86,6 +86,7 @@ class _Ended:
             "request": end.flow.request,
             "client": end.client,
             "service": end.route.service,
+            **({"key": logs.harmless(end.key)} if end.key else {}),
             "peer": end.peer_id,
             "name": self._names[end.peer_id],
             "attempts": end.attempts,
@@ -100,6 +101,10 @@ class _Ended:
         if ms != self._ms:
             self._ms, self._text = ms, f"{self._utc_of(end.ended_at).isoformat(timespec='milliseconds')[:-6]}Z"
         return self._text
+
+
+def _key(end: Ending) -> str:
+    return f" key={_word(logs.harmless(end.key))}" if end.key else ""
 
 
 def _why(end: Ending) -> str:

@@ -11,7 +11,7 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import diagnose, doctor, invitation, models, status
+from federation.ops import client_keys, diagnose, doctor, invitation, models, status
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from federation.ops import schemas
+    from federation.ops.client_keys import KeyWish
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
 
@@ -135,6 +136,17 @@ class Operator:
 
     async def carry_out_rotation(self, signature: str) -> schemas.Rotated:
         return await self._ownership.carry_out(signature)
+
+    # Clients
+
+    def keys(self) -> schemas.ClientKeys:
+        return client_keys.keys(self._parts)
+
+    async def add_key(self, wish: KeyWish) -> schemas.NewClientKey:
+        return await client_keys.add(self._parts, wish)
+
+    async def revoke_key(self, name: str) -> schemas.ClientKeys:
+        return await client_keys.revoke(self._parts, name)
 
     # For the API's server
 

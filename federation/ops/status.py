@@ -231,6 +231,8 @@ def metrics(node: Parts) -> Snapshot:
         total_vram=node.facts.gpu.total_vram,
         available_vram=node.facts.gpu.available_vram,
         draining=node.facts.draining,
+        key_requests=node.client_keys.requests_by_name(),
+        key_refusals=node.client_keys.refused,
     )
 
 
