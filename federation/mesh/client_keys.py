@@ -265,7 +265,7 @@ def is_key_name(text: str) -> bool:
 
 def _read(by: str, body: bytes) -> Statement | None:
     try:
-        said = msgpack.unpackb(body, max_array_len=64, max_map_len=0, max_ext_len=0)
+        said = msgpack.unpackb(body, max_array_len=64, max_map_len=64, max_ext_len=0)
     except ValueError:
         raise ProtocolViolation("a client key's row that is not msgpack") from None
     match said:

@@ -223,7 +223,13 @@ class Candidate(TypedDict):
     rtt_ms: Annotated[float, Field(description="milliseconds, likewise")] | None
 
 
-class Ended(TypedDict):
+class Keyed(TypedDict, total=False):
+    """What a client with a key had."""
+
+    key: Annotated[str, Field(description="the name of the client's key, where it showed one")]
+
+
+class Ended(Keyed):
     peer_id: Annotated[str, Field(description="empty where nobody had it at the end")]
     seconds: Seconds
     received: Annotated[Bytes, Field(description="bytes from the client")]
@@ -256,7 +262,7 @@ class Decision(TypedDict):
     candidates: list[Candidate]
 
 
-class TurnedAway(TypedDict):
+class TurnedAway(Keyed):
     """A connection that no peer had at its end."""
 
     id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]

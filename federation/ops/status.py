@@ -172,6 +172,7 @@ def turned_away(node: Parts, last: int, connection: int | None = None) -> list[s
             "attempts": ending.attempts,
             "seconds": round(ending.seconds, 3),
             "why": ending.error or "the client went away while it waited for a peer",
+            **_key(ending),
         }
         for ending in endings[-last:]
     ]
@@ -187,7 +188,12 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
         "received": ending.received,
         "delivered": ending.delivered,
         "error": ending.error,
+        **_key(ending),
     }
+
+
+def _key(ending: Ending) -> schemas.Keyed:
+    return {"key": ending.key} if ending.key else {}
 
 
 def traffic(node: Parts) -> tuple[float, ...]:
