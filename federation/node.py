@@ -57,6 +57,7 @@ from federation.ops.parts import Facts, Parts
 from federation.ops.rates import SAMPLE_EVERY_S, Rates
 from federation.ratelimit import Bucket
 from federation.reactor.loop import Reactor
+from federation.reactor.tls import Certificate
 from federation.units import HostPort
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class Node:
             on_change=lambda: self.client_keys.changed(),
         )  # fmt: skip
         self.client_keys = ClientKeys(self.keys.table, now=self.reactor.now, now_ms=lambda: self.keys.now_ms)
+        self.certificate = Certificate()
+        self.certificate.load(settings.tls_cert, settings.tls_key, self.clock.utc_now())
         self.frontend = Frontend(
             self.reactor,
             settings,
@@ -140,6 +143,7 @@ class Node:
             host_name=socket.gethostname(),
             name_of=lambda peer_id: self.parts.name_of(peer_id),
             keys=self.client_keys,
+            certificate=self.certificate,
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
         self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
@@ -241,7 +245,9 @@ class Node:
         await self.host.flushed(GOODBYE_S)
 
     def reload(self, settings: Settings) -> None:
-        """Take over settings that can change while the node runs (config.RELOADABLE), and name the others."""
+        """Take over settings that can change while the node runs (config.RELOADABLE), and name the others; and read the
+        certificate again. Raises ConfigError, and changes nothing, if that cannot be used."""
+        self.certificate.load(settings.tls_cert, settings.tls_key, self.clock.utc_now())
         changed = [field for field in NAMES if getattr(settings, field) != getattr(self.facts.settings, field)]
         new = {field: getattr(settings, field) for field in changed if field in RELOADABLE}
         if new:

@@ -133,6 +133,14 @@ JOIN_OPTIONS = (
         "connections that it relays at once, a quarter of them for one member [512]",
     ),
     ("relay_rate_bytes", "--relay-rate", "SIZE", "bytes per second of one relayed connection; 0: no limit [100MiB]"),
+    (
+        "tls_cert",
+        "--tls-cert",
+        "FILE",
+        "certificate, in PEM form, with which the ports of --listen and --control that other machines reach speak TLS "
+        "(tcp:// ones do not); read again at SIGHUP",
+    ),
+    ("tls_key", "--tls-key", "FILE", "its private key, in PEM form"),
     ("log_level", "--log-level", "LEVEL", "debug, info, warning or error [info]"),
     ("log_format", "--log-format", "FORMAT", "console or json [console]"),
 )
@@ -148,7 +156,8 @@ JOIN_REPEATABLE = (
         "listens",
         "--listen",
         "[NAME=]HOST:PORT",
-        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model",
+        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model; "
+        "https://HOST:PORT speaks TLS too, also on loopback",
     ),
     (
         "allow_origins",

@@ -35,6 +35,7 @@ from federation.forward.http.rewrite import backend_head, client_head, is_for_cl
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
 from federation.reactor.duplex import NullDuplex
+from federation.reactor.tls import TlsDuplex
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Client(Protocol):
     flow: Flow
     route: Route
     client_name: str
-    socket: SocketDuplex
+    socket: SocketDuplex | TlsDuplex
     has_ended: bool  # it sends no more
     keys: ClientKeys | None
     grant: Grant | None  # by the key of this request
@@ -239,7 +240,8 @@ class Exchange:
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
         without = fields_with_keys(request) if self._grant is not None else frozenset()
-        head = backend_head(request, _address_of(self.client_name), keep_alive=False, without=without)
+        is_tls = isinstance(self.client.socket, TlsDuplex)
+        head = backend_head(request, _address_of(self.client_name), is_tls=is_tls, keep_alive=False, without=without)
         body = self._replay.whole()
         self._replay.clear()
         self._replay.add(head)

@@ -19,9 +19,11 @@ from federation.forward.route import Route
 from federation.reactor import fdlimit
 from federation.reactor.accepting import PAUSE_S, Accepting
 from federation.reactor.loop import READ, Reactor
+from federation.reactor.tls import Certificate, TlsDuplex
 from federation.units import ANY_ORIGIN
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from federation.config import Endpoint, Settings
@@ -54,8 +56,10 @@ class Frontend:
         host_name: str = "",
         name_of: Callable[[str], str] = str,
         keys: ClientKeys | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
-        """`host_name`: this machine's, by which pages may know it."""
+        """`host_name`: this machine's, by which pages may know it. `certificate`: for ports that speak TLS."""
+        self._certificate = certificate or Certificate()
         self.keys = keys
         self.reactor = reactor
         self.counters = Counters(metrics)
@@ -109,17 +113,21 @@ class Frontend:
         sock.setblocking(False)
         self._listeners.append(sock)
         route, on_loopback, protocol = Route(endpoint.service), address.is_loopback, endpoint.protocol
-        self.reactor.add(
-            sock.fileno(),
-            READ,
-            lambda _mask: self._accept(sock, route, on_loopback, self._is_http(protocol, on_loopback=on_loopback)),
-        )
+        speaks_tls = protocol == "https" or (protocol != "tcp" and not on_loopback)  # if there is a certificate
+
+        def accept(_mask: int) -> None:
+            is_http = self._is_http(protocol, on_loopback=on_loopback)
+            self._accept(sock, route, on_loopback, is_http, self._certificate.context if speaks_tls else None)
+
+        self.reactor.add(sock.fileno(), READ, accept)
         bound = sock.getsockname()
         return bound[0], bound[1]
 
     def _is_http(self, protocol: str, *, on_loopback: bool) -> bool:
         """A port that asks for keys is HTTP's, if a person has not said tcp:// of it: nothing else can show one."""
-        return protocol == "http" or (not protocol and self.keys is not None and self.keys.asks(on_loopback=on_loopback))
+        return protocol in ("http", "https") or (
+            not protocol and self.keys is not None and self.keys.asks(on_loopback=on_loopback)
+        )
 
     def stop_listening(self) -> None:
         for sock in self._listeners:
@@ -130,7 +138,14 @@ class Frontend:
         for client in list(self.active):
             client.wind_down()
 
-    def _accept(self, listener: socket.socket, route: Route, on_loopback: bool = True, is_http: bool = False) -> None:
+    def _accept(
+        self,
+        listener: socket.socket,
+        route: Route,
+        on_loopback: bool = True,
+        is_http: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]  # accept() makes two enums a client: 4 % CPU
@@ -148,7 +163,7 @@ class Frontend:
             host, port = address[:2]
             client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
-                self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http)
+                self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http, tls=tls)
             except Exception:  # a bug of ours costs this client: the reactor would drop the listener for it
                 log.exception("a client could not be served", client=client_name)
                 self._discard(sock)
@@ -180,19 +195,27 @@ class Frontend:
             client.end("it said nothing, and others need its descriptor")
 
     def _start(
-        self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules, *, is_http: bool = False
+        self,
+        sock: socket.SocketType,
+        route: Route,
+        client_name: str,
+        rules: web_pages.Rules,
+        *,
+        is_http: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """`is_http`: each request of the client goes its own way, and is counted by itself."""
+        carrier = sock if tls is None else TlsDuplex(self.reactor, sock, lambda _end: None, tls)
         client: L4Client | HttpClient
         if is_http:
             client = HttpClient(
-                self.reactor, self.dispatcher, self, sock,
+                self.reactor, self.dispatcher, self, carrier,
                 route=route, client_name=client_name, number=next(self._numbers), rules=rules, keys=self.keys,
             )  # fmt: skip
         else:
             self.counters.started(route)
             client = L4Client(
-                self.reactor, self.dispatcher, self, sock,
+                self.reactor, self.dispatcher, self, carrier,
                 route=route, client_name=client_name, number=next(self._numbers), rules=rules,
             )  # fmt: skip
         if not self.active:

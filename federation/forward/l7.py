@@ -29,6 +29,7 @@ from federation.forward.http.dialects import dialect_of, error_answer
 from federation.forward.http.head import HeadBuffer, Opening, opening, parse_request
 from federation.forward.web_pages import Refusal
 from federation.reactor.sockets import SocketDuplex
+from federation.reactor.tls import TlsDuplex
 
 if TYPE_CHECKING:
     import socket
@@ -73,7 +74,7 @@ class HttpClient:
         reactor: Reactor,
         dispatcher: Dispatcher,
         events: HttpClientEvents,
-        sock: socket.SocketType,
+        sock: socket.SocketType | TlsDuplex,
         *,
         route: Route,
         client_name: str,
@@ -93,7 +94,12 @@ class HttpClient:
         self.client_name = client_name
         self.started_at = reactor.now()
         self.exchange: Exchange | None = None
-        self.socket = SocketDuplex(reactor, sock, self._closed)
+        self.socket: SocketDuplex | TlsDuplex
+        if isinstance(sock, TlsDuplex):
+            self.socket = sock
+            sock.hand_over(self._closed)
+        else:
+            self.socket = SocketDuplex(reactor, sock, self._closed)
         self.socket.other = self
         self._head = HeadBuffer()
         self._rest = b""  # came behind the present request
@@ -377,7 +383,7 @@ class HttpClient:
         if not self.socket.closed:
             self._timer = self._reactor.call_later(LINGER_S, self._leave)
 
-    def _closed(self, client: SocketDuplex) -> None:
+    def _closed(self, client: SocketDuplex | TlsDuplex) -> None:
         self._stop_timer()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:

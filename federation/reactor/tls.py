@@ -1,4 +1,4 @@
-"""TLS on a client's socket: a filter between the socket (SocketDuplex, which carries records) and the end that it is joined to.
+"""TLS on a client's socket: a filter between the socket (SocketDuplex, which carries records) and the end joined to it.
 
     socket  --records-->  _Records -> TlsDuplex  --plain bytes-->  other
     socket  <--records--  TlsDuplex              <--plain bytes--  other
@@ -14,9 +14,11 @@ from __future__ import annotations
 import ssl
 from collections import deque
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
+from cryptography.x509 import load_pem_x509_certificate
 
 from federation.errors import ConfigError
 from federation.reactor.duplex import NullDuplex
@@ -25,6 +27,7 @@ from federation.reactor.sockets import CHUNK, SocketDuplex
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from datetime import datetime
     from pathlib import Path
 
     from federation.reactor.duplex import Duplex
@@ -34,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 HANDSHAKE_S = 10.0
 RECORD = 16 * 1024  # the most that one record carries
+SOON = timedelta(days=7)
 LEAVE_S = 2.0  # for a client to close its socket behind both close_notify
 EARLY = 64 * 1024  # plain bytes for a client whose handshake is not over
 _HANDSHAKE = b"\x16"  # the first byte of a TLS client
@@ -45,17 +49,38 @@ _PLAIN = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Lengt
 _NO_OTHER = NullDuplex()
 
 
+class Certificate:
+    """This node's certificate and key, for all its TLS ports. `context`: for connections that come now; None without TLS."""
+
+    def __init__(self) -> None:
+        self.context: ssl.SSLContext | None = None
+
+    def load(self, cert: Path | None, key: Path | None, now: datetime) -> None:
+        """Read the files, also again. Raises ConfigError and changes nothing where they cannot be used."""
+        if cert is None or key is None:
+            self.context = None
+            return
+        context = server_context(cert, key)
+        ends = load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc
+        if ends <= now:
+            log.warning("the TLS certificate has expired: clients will refuse it", file=str(cert), since=ends.isoformat())
+        elif ends <= now + SOON:
+            log.warning("the TLS certificate expires soon", file=str(cert), at=ends.isoformat())
+        self.context = context
+
+
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
     """TLS 1.2 and later, HTTP/1.1. Raises ConfigError, in one line, where the files are no pair that can be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
-    for path, flag in ((cert, "--tls-cert"), (key, "--tls-key")):
-        try:
+    try:
+        for path in (cert, key):
             path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{flag} {path}: {error.strerror or error}") from None
+    except OSError as error:
+        flag = "--tls-cert" if path == cert else "--tls-key"
+        raise ConfigError(f"{flag} {path}: {error.strerror or error}") from None
     try:
         context.load_cert_chain(cert, key, password=_no_password)
     except ssl.SSLError as error:
@@ -103,8 +128,8 @@ class TlsDuplex:
 
     __slots__ = (
         "_early", "_eof_queued", "_eof_seen", "_eof_sent", "_former", "_has_begun", "_has_notice", "_in", "_is_passing",
-        "_is_ready", "_is_refused", "_on_close", "_out", "_plain", "_reactor", "_timer", "_tls", "_under_way", "_wire", "closed",
-        "delivered", "error", "other", "received", "sock", "was_aborted",
+        "_is_ready", "_is_refused", "_on_close", "_out", "_plain", "_reactor", "_timer", "_tls", "_under_way", "_wire",
+        "closed", "delivered", "error", "other", "received", "sock", "was_aborted",
     )  # fmt: skip
 
     other: Duplex

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROW = {
-    "name": "phone", "id": "01234567", "models": ["m", "n"], "made_at": "2026-01-02T03:04:05+00:00", "made_by": "12D3KooWabcdef",
+    "name": "phone", "id": "01234567", "models": ["m", "n"], "made_at": "2026-01-02T03:04:05+00:00", "made_by": "12D3abcdef",
     "made_by_name": "ada", "expires_at": None, "rate": "60/m", "last_used": None, "requests": 0,
 }  # fmt: skip
 USED = {

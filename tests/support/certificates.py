@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,10 +75,8 @@ class TlsSide(TcpSide):
 
     def say_eof(self) -> None:
         def say(_sock: object) -> None:
-            try:
+            with suppress(ssl.SSLError):  # it wants to read the other side's
                 self.tls.unwrap()
-            except ssl.SSLError:
-                pass  # it wants to read the other side's
 
         self._words.append(say)
 
@@ -130,7 +129,5 @@ class TlsSide(TcpSide):
         assert self.sock is not None
         self._unsent += self._out.read()
         if self._unsent and self.sock.fileno() >= 0:
-            try:
+            with suppress(BlockingIOError, ConnectionError):
                 self._unsent = self._unsent[self.sock.send(self._unsent) :]
-            except (BlockingIOError, ConnectionError):
-                pass
