@@ -162,7 +162,7 @@ class Node:
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
-            keys=self.keys, client_keys=self.client_keys,
+            keys=self.keys, client_keys=self.client_keys, certificate=self.certificate,
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
@@ -412,6 +412,7 @@ class Node:
         return {
             "pid": os.getpid(),
             "control": str(self.facts.control),
+            **({"control_tls": True} if self.certificate.context and not self.facts.control.is_loopback else {}),
             "listens": {service: str(address) for service, address in self.facts.listens.items()},
             "p2p": str(self.facts.p2p),
         }

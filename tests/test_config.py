@@ -92,6 +92,8 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "allow_origin": "https://chat.example,null",
         "browser_check": "false",
         "require_key": "true",
+        "tls_cert": "/cert.pem",
+        "tls_key": "/cert.key",
         "name": "box",
         "vram": "1GiB",
         "policy": "random",

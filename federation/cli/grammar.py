@@ -508,7 +508,8 @@ def _asking(
     parser.add_argument(
         "--control",
         metavar="HOST:PORT",
-        help="ask the node there; it has to prove that it has the key in FEDERATION_CONTROL_KEY, or in the state directory",
+        help="ask the node there (https://HOST:PORT: by TLS); it has to prove that it has the key in "
+        "FEDERATION_CONTROL_KEY, or in the state directory",
     )
     _add_state_dir(parser, "ask the daemon that uses this state directory [your own daemon's]")
     return parser

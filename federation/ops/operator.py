@@ -16,6 +16,7 @@ from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Sequence
 
     from federation.ops import schemas
@@ -155,6 +156,10 @@ class Operator:
 
     def control_key(self) -> str:
         return self._parts.state.control_key()
+
+    def control_tls(self) -> ssl.SSLContext | None:
+        """For the control port, off loopback."""
+        return self._parts.certificate.context
 
     def control_socket(self) -> socket.socket | None:
         return self._parts.state.listen_control()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from federation.net.dial.book import AddressBook
     from federation.net.host import Host
     from federation.ops.rates import Rates
+    from federation.reactor.tls import Certificate
     from federation.state import StateDir
     from federation.units import HostPort
 
@@ -79,6 +80,7 @@ class Parts:
     models: ModelWatch
     keys: KeyExchange
     client_keys: ClientKeys
+    certificate: Certificate
     roster: Roster
     frontend: Frontend
     rates: Rates

@@ -42,9 +42,12 @@ LEAVE_S = 2.0  # for a client to close its socket behind both close_notify
 EARLY = 64 * 1024  # plain bytes for a client whose handshake is not over
 _HANDSHAKE = b"\x16"  # the first byte of a TLS client
 _PLAIN_TEXT = b"federation: this port speaks TLS; use https://\n"
-_PLAIN = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
-    len(_PLAIN_TEXT),
-    _PLAIN_TEXT,
+PLAIN_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+    % (
+        len(_PLAIN_TEXT),
+        _PLAIN_TEXT,
+    )
 )
 _NO_OTHER = NullDuplex()
 
@@ -218,7 +221,7 @@ class TlsDuplex:
         if not self._has_begun:
             self._has_begun = True
             if data[:1] != _HANDSHAKE:
-                self._refuse("it speaks no TLS", _PLAIN if bytes(data[:1]).isalpha() else b"")
+                self._refuse("it speaks no TLS", PLAIN_ANSWER if bytes(data[:1]).isalpha() else b"")
                 return
         self._in.write(data)
         if not self._is_ready:

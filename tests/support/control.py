@@ -60,6 +60,8 @@ class FakeNode:
     def control_hosts(self) -> tuple[str, ...]:
         return ("other.lan",)
 
+    def control_tls(self) -> None: ...
+
     def control_socket(self) -> socket.socket | None:
         return None
 
