@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0  # the node answers in milliseconds; a machine under full load gets its time
 WHOLE_ANSWER_S = 60.0  # 8 MB over a slow line; no daemon trickles for longer
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 4,096 peers with every field in use are 8 MB
+SPEAKS_TLS = b"federation: this port speaks TLS"  # as reactor/tls.py answers plain HTTP
 SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.service has it
 
 
@@ -140,7 +141,12 @@ class _Request:
     def over(self, connection: http.client.HTTPConnection, **headers: str) -> _Answer:
         connection.request(self.method, self.path, self.body or None, headers)
         with connection.getresponse() as response:
-            return _Answer(response.status, response.headers.get(proof.ANSWER_HEADER, ""), response.read(MAX_ANSWER_BYTES))
+            mac, answer = response.headers.get(proof.ANSWER_HEADER, ""), response.read(MAX_ANSWER_BYTES)
+            if response.status == http.client.BAD_REQUEST and answer.startswith(SPEAKS_TLS):
+                raise ControlUnreachable(
+                    f"that port speaks TLS; write --control https://{connection.host}:{connection.port}"
+                )
+            return _Answer(response.status, mac, answer)
 
 
 class _Answer(NamedTuple):
