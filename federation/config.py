@@ -38,7 +38,7 @@ AUTO_CAPACITY = -1  # as many as the backends say that they have slots
 MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
-SWITCHES = ("mdns", "relay", "detect", "browser_check")  # on unless --no-NAME
+SWITCHES = ("mdns", "relay", "detect", "browser_check", "require_key")  # there is a --no-NAME too
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
 _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
@@ -122,7 +122,7 @@ def _announced(text: str) -> HostPort:
 
 
 def _listen(text: str) -> Endpoint:
-    return Endpoint.parse(text, protocols=BACKEND_PROTOCOLS)
+    return Endpoint.parse(text, protocols=(*BACKEND_PROTOCOLS, "https"))
 
 
 def _backend(text: str) -> Endpoint:
@@ -211,6 +211,9 @@ class Settings(BaseSettings):
     capacity: Annotated[int, Field(ge=0, le=1_000_000), WrapValidator(_capacity)] = 0
     allow_origins: Annotated[tuple[str, ...], BeforeValidator(_each(parse_origin)), Field(max_length=64)] = ()
     browser_check: bool = True
+    tls_cert: Annotated[Path, BeforeValidator(_text(_directory))] | None = None
+    tls_key: Annotated[Path, BeforeValidator(_text(_directory))] | None = None
+    require_key: bool | None = None  # None: off loopback, once the network has client keys
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384
     max_connections_per_peer: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
     state_dir: Annotated[Path, BeforeValidator(_text(_directory))] = Field(
@@ -247,6 +250,10 @@ class Settings(BaseSettings):
     def _make_sense_together(self) -> Self:
         if self.dht and not self.bootstraps:
             raise ValueError("--dht needs a node of the DHT to begin with: --bootstrap MULTIADDR")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("--tls-cert and --tls-key go together: a certificate and its key, in PEM form")
+        if self.tls_cert is None and any(listen.protocol == "https" for listen in self.listens):
+            raise ValueError("--listen https:// needs a certificate: --tls-cert FILE --tls-key FILE")
         offered = [backend.service for backend in self.backends]
         for service in offered:
             if offered.count(service) > 1:
@@ -264,6 +271,7 @@ class Settings(BaseSettings):
 RELOADABLE = (
     *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "drain_timeout_s", "health_interval_s", "health_path"),
     *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check", "affinity"),
+    *("require_key", "tls_cert", "tls_key"),
 )
 
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.

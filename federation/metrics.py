@@ -2,7 +2,8 @@
 
 Names follow Prometheus: base units, `_total` for counters that only rise. The help text of each says which events it counts
 and which not. Of a remote's texts only names of models become labels, MAX_MODELS at most: services are this node's own,
-results and reasons are closed sets, and peers appear while they are known or hold connections.
+results and reasons are closed sets, peers appear while they are known or hold connections, and names of client keys while
+the key is valid, at most MAX_KEYS.
 
 prometheus-client's own counters take a lock and a look-up each, which for a short connection is some percent of all that
 it costs. Here counting is adding to an int (one thread does it); the scrape reads values that the parts keep anyway
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+MAX_KEYS = 64
 Direction = Literal["in", "out"]
 Result = Literal["ok", "error", "turned_away"]
 RetryReason = Literal["unreachable", "refused", "timeout", "lost"]
@@ -98,6 +100,8 @@ class Snapshot:
     total_vram: int = 0
     available_vram: int = 0
     draining: bool = False
+    key_requests: Mapping[str, int] = field(default_factory=dict)  # name of a client's key -> requests
+    key_refusals: Mapping[str, int] = field(default_factory=dict)  # reason -> requests
 
 
 class Metrics(Collector):
@@ -138,6 +142,7 @@ class Metrics(Collector):
         yield info
         yield from self._connections(now)
         yield from self._requests()
+        yield from _keys(now)
         yield from self._gossip()
         yield from _node(now)
 
@@ -274,6 +279,23 @@ class Metrics(Collector):
         )
 
 
+def _keys(now: Snapshot) -> Iterator[Metric]:
+    yield _counter(
+        "federation_key_requests",
+        'Requests that a client\'s key let in at this entry, by valid keys: the most used ones, and "other". '
+        "Not: requests without a key, and those of other entries.",
+        ["key"],
+        (([name], count) for name, count in _most_used(now.key_requests).items()),
+    )
+    yield _counter(
+        "federation_key_refusals",
+        "Requests that this entry refused by their key. missing, wrong, expired, revoked: 401. model: 403. rate: 429. "
+        "Not: web pages that may not ask.",
+        ["reason"],
+        (([reason], count) for reason, count in now.key_refusals.items()),
+    )
+
+
 def _node(now: Snapshot) -> Iterator[Metric]:
     yield _gauge(
         "federation_serving",
@@ -304,6 +326,12 @@ def _node(now: Snapshot) -> Iterator[Metric]:
         "federation_vram_available_bytes", "VRAM of this node's GPUs that is free. Not: other nodes'.", now.available_vram
     )
     yield _gauge("federation_draining", "1: this node's backends take no new connections. Not: its own ports.", now.draining)
+
+
+def _most_used(requests: Mapping[str, int]) -> dict[str, int]:
+    ranked = sorted(requests.items(), key=lambda row: (-row[1], row[0]))
+    rest = sum(count for _, count in ranked[MAX_KEYS:])
+    return dict(ranked[:MAX_KEYS]) | ({"other": rest} if rest else {})
 
 
 def _counter(name: str, text: str, labels: list[str], series: Iterable[tuple[list[str], float]]) -> CounterMetricFamily:

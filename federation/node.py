@@ -24,6 +24,7 @@ from federation.clock import Clock
 from federation.config import NAMES, RELOADABLE
 from federation.errors import FederationError
 from federation.forward.backends import Backends
+from federation.forward.client_keys import ClientKeys
 from federation.forward.exit import serve_tunnel
 from federation.forward.frontend import Frontend
 from federation.forward.model_watch import ModelWatch
@@ -36,6 +37,7 @@ from federation.mesh.connectivity import Connectivity, relay_limits
 from federation.mesh.discovery import Discovery, parsed
 from federation.mesh.gossip import Gossip
 from federation.mesh.gpu import GpuProbe
+from federation.mesh.key_exchange import KeyExchange
 from federation.mesh.keyring import Keyring
 from federation.mesh.ledger import Change, Ledger
 from federation.mesh.probe import Probe
@@ -55,6 +57,7 @@ from federation.ops.parts import Facts, Parts
 from federation.ops.rates import SAMPLE_EVERY_S, Rates
 from federation.ratelimit import Bucket
 from federation.reactor.loop import Reactor
+from federation.reactor.tls import Certificate
 from federation.units import HostPort
 
 if TYPE_CHECKING:
@@ -123,6 +126,13 @@ class Node:
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
             reactor=self.reactor, target=settings.target, path_penalty_s=settings.path_penalty_s,
         )  # fmt: skip
+        self.keys = KeyExchange(
+            host=self.host, token=token, state=state, utc_now=self.clock.utc_now,
+            on_change=lambda: self.client_keys.changed(),
+        )  # fmt: skip
+        self.client_keys = ClientKeys(self.keys.table, now=self.reactor.now, now_ms=lambda: self.keys.now_ms)
+        self.certificate = Certificate()
+        self.certificate.load(settings.tls_cert, settings.tls_key, self.clock.utc_now())
         self.frontend = Frontend(
             self.reactor,
             settings,
@@ -132,6 +142,8 @@ class Node:
             metrics=self.metrics,
             host_name=socket.gethostname(),
             name_of=lambda peer_id: self.parts.name_of(peer_id),
+            keys=self.client_keys,
+            certificate=self.certificate,
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
         self.frontend.dispatcher.look_for_models = self.models.look
@@ -151,6 +163,7 @@ class Node:
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
+            keys=self.keys, client_keys=self.client_keys, certificate=self.certificate,
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
@@ -183,6 +196,7 @@ class Node:
                     await nursery.start(self.models.run)
                     await nursery.start(self.gossip.run)
                     nursery.start_soon(self.rotation.run)
+                    nursery.start_soon(self.keys.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.connectivity.run)
                     nursery.start_soon(self._watch_traffic)
@@ -232,7 +246,9 @@ class Node:
         await self.host.flushed(GOODBYE_S)
 
     def reload(self, settings: Settings) -> None:
-        """Take over settings that can change while the node runs (config.RELOADABLE), and name the others."""
+        """Take over settings that can change while the node runs (config.RELOADABLE), and name the others; and read the
+        certificate again. Raises ConfigError, and changes nothing, if that cannot be used."""
+        self.certificate.load(settings.tls_cert, settings.tls_key, self.clock.utc_now())
         changed = [field for field in NAMES if getattr(settings, field) != getattr(self.facts.settings, field)]
         new = {field: getattr(settings, field) for field in changed if field in RELOADABLE}
         if new:
@@ -344,6 +360,7 @@ class Node:
         name, address = self.parts.name_of(link.peer_id), link.remote_address
         _say(self._links_said, "peer connected", peer=link.peer_id, name=name, address=address, path=link.path)
         self.rotation.peer_up(link)
+        self.keys.peer_up(link)
         self.roster.forgive(link.peer_id)
         self.roster.changed()
         self.connectivity.peer_up(link)
@@ -404,6 +421,7 @@ class Node:
         return {
             "pid": os.getpid(),
             "control": str(self.facts.control),
+            **({"control_tls": True} if self.certificate.context and not self.facts.control.is_loopback else {}),
             "listens": {service: str(address) for service, address in self.facts.listens.items()},
             "p2p": str(self.facts.p2p),
         }

@@ -6,6 +6,7 @@
     control.key      the key that the control API asks of the owner; made at the first start
     rotation.json    former tokens' keys while they admit, and the members that may receive the present token
     banned.json      peers that this node keeps away
+    client-keys.json the network's client keys, by their hashes
     dashboard.html   leads a browser to the dashboard; written by `federation dashboard --open`
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
@@ -14,15 +15,16 @@
     lock             held by the running daemon
 
 Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. This module follows no
-link when it reads, writes or creates a file. A damaged file costs a warning and counts as absent, except identity, token and
-bans, which a person or the network would miss: these stop the start. A disk that is full or read-only costs a warning if the
-node can do without the file.
+link when it reads, writes or creates a file. A damaged file costs a warning and counts as absent, except identity, token,
+bans and client keys, which a person or the network would miss: these stop the start. A disk that is full or read-only costs
+a warning if the node can do without the file.
 
 No structlog here: the command line reads daemon.json and has to answer at once.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import fcntl
 import json
@@ -157,12 +159,12 @@ class StateDir:
         return self.path / f"owner-{network_id}.key"
 
     def forget_network(self, is_its: Callable[[str], bool]) -> None:
-        """Remove the token, tokens of the same network (`is_its`) from token.previous, and members' addresses."""
+        """Remove the token, tokens of the same network (`is_its`) from token.previous, members' addresses, client keys."""
         kept = self._previous_tokens()
         others = [text for text in kept if not is_its(text)]
         if others != kept:
             self._write("token.previous", _lines(others))
-        for name in ("token", "rotation.json", "peers.json"):
+        for name in ("token", "rotation.json", "peers.json", "client-keys.json"):
             self._remove(name)
 
     def _previous_tokens(self) -> list[str]:
@@ -246,6 +248,25 @@ class StateDir:
 
     def save_bans(self, bans: dict[str, dict[str, str]]) -> None:
         self._write_json("banned.json", bans)
+
+    def load_client_keys(self, network_id: str) -> list[bytes]:
+        """The rows of the last `save_client_keys`; none if they are another network's.
+
+        Raises StateDirUnusable rather than let in clients whose keys were revoked.
+        """
+        data = self._read_own("client-keys.json")
+        if data is None:
+            return []
+        try:
+            saved = json.loads(data)
+            return [base64.b64decode(row, validate=True) for row in saved["rows"]] if saved["network"] == network_id else []
+        except (ValueError, RecursionError, LookupError, TypeError):
+            path = self.path / "client-keys.json"
+            raise StateDirUnusable(f"{path} is damaged; delete it, and the other nodes hand it over anew") from None
+
+    def save_client_keys(self, network_id: str, rows: list[bytes]) -> None:
+        saved = {"network": network_id, "rows": [base64.b64encode(row).decode() for row in rows]}
+        self._write_json("client-keys.json", saved)
 
     def load_daemon(self) -> dict[str, Any] | None:
         """The addresses of the daemon that uses this directory; None if, by its file, no daemon runs."""

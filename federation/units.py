@@ -22,7 +22,7 @@ ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # scheme and authorit
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
-_TOKEN = re.compile(r"fed(?:key)?[0-9]{1,4}_[A-Za-z0-9_-]{8,}")
+_TOKEN = re.compile(r"fed(?:(?:key)?[0-9]{1,4}|k)_[A-Za-z0-9_-]{8,}")
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")  # base58 of an Ed25519 key; see net/identity.py
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -30,6 +30,10 @@ _NUMBER = r"([0-9]{1,20}(?:\.[0-9]{1,9})?)"
 _SIZE = re.compile(rf"{_NUMBER}\s*([KMGT]i?B|B)?", re.IGNORECASE)
 _DURATION = re.compile(rf"{_NUMBER}\s*(ms|s|m|h)?", re.IGNORECASE)
 
+_DAYS = re.compile(rf"{_NUMBER}\s*(d|w)", re.IGNORECASE)
+_RATE = re.compile(r"([0-9]{1,7})\s*/\s*(s|m|h|d)", re.IGNORECASE)
+
+_RATE_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE_FACTORS = {"b": 1} | {
     f"{prefix}{suffix}": base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -160,6 +164,25 @@ def parse_duration(value: object) -> float:
     return float(Decimal(number) * _DURATION_FACTORS[(unit or "s").lower()])
 
 
+def parse_lifetime(text: str) -> float:
+    """Seconds from "30d", "2w", and what parse_duration reads."""
+    match = _DAYS.fullmatch(text.strip())
+    if match is None:
+        try:
+            return parse_duration(text)
+        except ValueError:
+            raise ValueError("write days, or another unit: 30d, 2w, 12h, 90m") from None
+    return float(Decimal(match[1]) * (86400 if match[2].lower() == "d" else 7 * 86400))
+
+
+def parse_rate(text: str) -> tuple[int, int]:
+    """A number, and the seconds in which there may be so many, from "60/m", "5/s", "1000/h" or "1000/d"."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise ValueError("write a number of requests in a time: 60/m, 5/s, 1000/h, 1000/d")
+    return int(match[1]), _RATE_SECONDS[match[2].lower()]
+
+
 def is_peer_id(text: str) -> bool:
     """Whether `text` is a whole peer id: 52 characters, of which the first eight say that it is an Ed25519 key's."""
     return _PEER_ID.fullmatch(text) is not None
@@ -188,7 +211,7 @@ def parse_origin(text: str) -> str:
 
 
 def without_tokens(text: str) -> str:
-    """`text` with all parts replaced that look like a network's token or its owner's key."""
+    """`text` with all parts replaced that look like a network's token, its owner's key, or a client's key."""
     return _TOKEN.sub(REDACTED, text)
 
 

@@ -11,7 +11,9 @@ from federation.units import (
     HostPort,
     machine_of,
     parse_duration,
+    parse_lifetime,
     parse_origin,
+    parse_rate,
     parse_size,
     visible,
     without_tokens,
@@ -257,3 +259,29 @@ def test_what_is_no_origin(text: str) -> None:
 )
 def test_what_counts_as_one_machine(one: str, other: str, same: bool) -> None:
     assert (machine_of(one) == machine_of(other)) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("30d", 2592000), ("2w", 1209600), ("0.5 D", 43200), ("12h", 43200), ("5", 5)]
+)
+def test_lifetimes(text: str, expected: float) -> None:
+    assert parse_lifetime(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "d", "1d12h", "-1d", "1y", "soon"])
+def test_what_is_no_lifetime_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="30d"):
+        parse_lifetime(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("60/m", (60, 60)), ("5/s", (5, 1)), ("1000 / H", (1000, 3600)), ("1/d", (1, 86400))]
+)
+def test_rates(text: str, expected: tuple[int, int]) -> None:
+    assert parse_rate(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "60", "0/m", "-1/m", "1.5/s", "60/y", "60/", "/m", "12345678/s"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="60/m"):
+        parse_rate(text)

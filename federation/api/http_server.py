@@ -1,12 +1,14 @@
 """Hypercorn's HTTP/1.1 over one listening socket, under limits of ours; the only module that knows hypercorn.
 
 Its own `serve` will not do: it writes under a shield and without a deadline, so that one client that does not read
-keeps the daemon from ending, and takes any number of connections. HTTP/2 is off: without TLS no browser speaks it.
+keeps the daemon from ending, and takes any number of connections. HTTP/2 is off, with TLS too.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -21,9 +23,10 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
 from federation.reactor.accepting import Accepting
+from federation.reactor.tls import HANDSHAKE_S, PLAIN_ANSWER
 
 if TYPE_CHECKING:
-    import socket
+    import ssl
     from collections.abc import Callable
 
     from h11 import Request
@@ -40,11 +43,15 @@ WRITE_TIMEOUT_S = 10.0  # for a client to take one chunk: a phone at the end of 
 
 
 async def serve(
-    app: ASGIApp, listener: socket.socket, *, admits: Callable[[trio.socket.SocketType], bool] = lambda _: True
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    admits: Callable[[trio.socket.SocketType], bool] = lambda _: True,
+    tls: Callable[[], ssl.SSLContext | None] = lambda: None,
 ) -> None:
     """Serve until cancelled; then every connection ends at once. Takes over `listener`, which listens already.
 
-    `admits`: whether to read a client's requests at all.
+    `admits`: whether to read a client's requests at all. `tls`: asked at each connection; None: plain HTTP.
     """
     config = Config()
     config.errorlog = logging.getLogger("hypercorn.error")  # by default it sets up a handler of its own
@@ -64,9 +71,15 @@ async def serve(
             if streams.pop(timed, timed) is None:
                 streams[timed] = None
 
-        timed = _TimedStream(stream, has_ended_a_request)
+        ssl_context = tls()
+        carrier: trio.SocketStream | trio.SSLStream = stream
+        if ssl_context is not None:
+            carrier = trio.SSLStream(stream, ssl_context, server_side=True, https_compatible=True)
+        timed = _TimedStream(stream, has_ended_a_request, carrier)
         streams[timed] = None
         try:
+            if isinstance(carrier, trio.SSLStream) and not await _shakes_hands(stream, carrier):
+                return
             await _Connection(wrapped, config, context, ConnectionState({}), cast("Any", timed)).run()
         except Exception:  # one connection must not end the daemon; requests' own errors do not come here
             log.exception("a control connection failed")
@@ -83,6 +96,19 @@ async def serve(
         finally:
             for stream in streams:
                 stream.socket.close()  # which also ends writes that no cancellation reaches
+
+
+async def _shakes_hands(stream: trio.SocketStream, tls: trio.SSLStream) -> bool:
+    """Plain HTTP gets a line that says so."""
+    with trio.move_on_after(HANDSHAKE_S), suppress(trio.BrokenResourceError, OSError):
+        if (await stream.socket.recv(1, socket.MSG_PEEK)).isalpha():
+            await stream.receive_some(MAX_HEADER_BYTES)
+            await stream.send_all(PLAIN_ANSWER)
+            await stream.send_eof()
+            return False
+        await tls.do_handshake()
+        return True
+    return False
 
 
 def _evict_waiting(streams: dict[_TimedStream, None]) -> bool:
@@ -120,8 +146,14 @@ class _H11(H11Protocol):
 class _TimedStream:
     """The methods of a stream that TCPServer uses. The server cuts off a client that takes nothing for WRITE_TIMEOUT_S."""
 
-    def __init__(self, stream: trio.SocketStream, has_ended_a_request: Callable[[], None]) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        has_ended_a_request: Callable[[], None],
+        carrier: trio.SocketStream | trio.SSLStream | None = None,
+    ) -> None:
+        """`carrier`: the TLS around `stream`, if there is one."""
+        self._stream = carrier or stream
         self.has_ended_a_request = has_ended_a_request
         self.awaits_request: Callable[[], bool] = lambda: True
         self._awaits_reader = False
@@ -150,7 +182,8 @@ class _TimedStream:
 
     async def send_eof(self) -> None:
         self._ends = True  # set first: an answer that was on its way would collide with this
-        await self._stream.send_eof()
+        if isinstance(self._stream, trio.SocketStream):  # TLS has one end for both directions: `aclose`
+            await self._stream.send_eof()
 
     async def aclose(self) -> None:
         await self._stream.aclose()

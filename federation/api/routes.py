@@ -11,7 +11,9 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from federation.api.routing import Body, Routes
+from federation.mesh.client_keys import MAX_MODELS, MAX_NAME_CHARS, MAX_RATE_S, MAX_REQUESTS
 from federation.ops import schemas
+from federation.ops.client_keys import KeyWish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 EXPLAIN_DEFAULT = 20
 EXPLAIN_MAX = 1000
 CONNECTIONS_MAX = 1000
+MAX_LIFETIME_S = 50 * 365 * 86400
 
 routes = Routes()
 
@@ -44,6 +47,9 @@ class ControlledNode(Protocol):
     def banned(self) -> schemas.Banned: ...
     def ban(self, peer: str) -> None: ...
     def unban(self, peer: str) -> None: ...
+    def keys(self) -> schemas.ClientKeys: ...
+    async def add_key(self, wish: KeyWish) -> schemas.NewClientKey: ...
+    async def revoke_key(self, name: str) -> schemas.ClientKeys: ...
 
 
 class ExplainQuery(BaseModel):
@@ -153,6 +159,40 @@ async def unban(node: ControlledNode, body: OnePeer) -> schemas.Banned:
     """Let a peer in again."""
     node.unban(body.peer)
     return node.banned()
+
+
+class NewKey(Body):
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, description="for people, logs and metrics")]
+    models: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=200)]],
+        Field(max_length=MAX_MODELS, default_factory=list, description="the models that it is for; none: all"),
+    ]
+    lifetime_s: Annotated[float, Field(gt=0, le=MAX_LIFETIME_S, description="seconds until it expires")] | None = None
+    requests: Annotated[int, Field(ge=0, le=MAX_REQUESTS, description="so many in `seconds`, at each entry; 0: any")] = 0
+    seconds: Annotated[int, Field(ge=1, le=MAX_RATE_S)] = 60
+
+
+class OneKey(Body):
+    name: Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+
+
+@routes.get("/api/v1/keys", schemas.ClientKeys)
+async def keys(node: ControlledNode) -> schemas.ClientKeys:
+    """The keys that clients may show, and their use at this entry."""
+    return node.keys()
+
+
+@routes.post("/api/v1/keys", schemas.NewClientKey, owner=True, body=NewKey)
+async def add_key(node: ControlledNode, body: NewKey) -> schemas.NewClientKey:
+    """Make a client's key, which all nodes of the network know within a second; it is told this once."""
+    seconds = body.seconds if body.requests else 0
+    return await node.add_key(KeyWish(body.name, tuple(body.models), body.lifetime_s, body.requests, seconds))
+
+
+@routes.post("/api/v1/keys/revoke", schemas.ClientKeys, owner=True, body=OneKey)
+async def revoke_key(node: ControlledNode, body: OneKey) -> schemas.ClientKeys:
+    """Revoke the client keys of that name, at all nodes of the network."""
+    return await node.revoke_key(body.name)
 
 
 @routes.get("/metrics", Response, request=True, media_type="text/plain")

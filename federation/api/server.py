@@ -37,6 +37,7 @@ from federation.errors import ListenFailed, listen_problem
 from federation.units import HostPort
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,6 +72,7 @@ class KeyedNode(ServedNode, Protocol):
     def control_key(self) -> str: ...
     def control_hosts(self) -> tuple[str, ...]: ...
     def control_socket(self) -> socket.socket | None: ...
+    def control_tls(self) -> ssl.SSLContext | None: ...
 
 
 def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple[str, ...] = ()) -> Starlette:
@@ -96,16 +98,18 @@ async def serve(
     address: HostPort,
     *,
     own: Callable[[], socket.socket | None] = lambda: None,
+    tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `started` gets the address in use, which tells the port where 0 was asked for.
 
-    `own`: makes the listening socket for the daemon's own user. Raises ListenFailed where the port cannot be had.
+    `own`: makes the listening socket for the daemon's own user. `tls`: for the port; None is plain HTTP.
+    Raises ListenFailed where the port cannot be had.
     """
     with _bind(address) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(app.state.hub.run)
-            nursery.start_soon(http_server.serve, app, listener)
+            nursery.start_soon(partial(http_server.serve, app, listener, tls=tls))
             own_listener = own()
             if own_listener is not None:
                 nursery.start_soon(partial(http_server.serve, _marked(app), own_listener, admits=_is_own_user))
@@ -131,10 +135,11 @@ async def serve_node(
 ) -> None:
     """The node's API, as node.py starts it."""
     remote = not address.is_loopback
-    if remote:
+    if remote and node.control_tls() is None:
         log.warning("other machines can reach the control API, over plain HTTP; it asks each for the control key")
     app = create_app(node, node.control_key(), remote=remote, hosts=(address.host, *node.control_hosts()))
-    await serve(app, address, own=node.control_socket, task_status=task_status)
+    tls = node.control_tls if remote else lambda: None
+    await serve(app, address, own=node.control_socket, tls=tls, task_status=task_status)
 
 
 class _Guard:

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0  # the node answers in milliseconds; a machine under full load gets its time
 WHOLE_ANSWER_S = 60.0  # 8 MB over a slow line; no daemon trickles for longer
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 4,096 peers with every field in use are 8 MB
+SPEAKS_TLS = b"federation: this port speaks TLS"  # as reactor/tls.py answers plain HTTP
 SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.service has it
 
 
@@ -39,6 +41,7 @@ class Daemon:
     state: StateDir
     address: HostPort | None = None
     key: str | None = field(default=None, repr=False)  # of a person without the daemon's state directory
+    is_tls: bool = False  # at `address`: its certificate must be one that this machine trusts (SSL_CERT_FILE)
 
     def ask(
         self,
@@ -57,11 +60,12 @@ class Daemon:
         if self.address is None:
             return self._ask_own(request)
         key = self.key or self.state.load_control_key()
+        context = ssl.create_default_context() if self.is_tls else None
         if key is not None:
-            return _ask_by_proof(self.address, key, request)
+            return _ask_by_proof(self.address, key, request, context)
         if owner or method != "GET":
             raise KeyNeeded(f"there is none in {self.state.path}")
-        return _ask_openly(self.address, request)
+        return _ask_openly(self.address, request, context)
 
     @property
     def listens_on(self) -> HostPort:
@@ -72,6 +76,13 @@ class Daemon:
         if address is None:
             raise ControlUnreachable(f"none runs with the state directory {self.state.path}")
         return address
+
+    @property
+    def url(self) -> str:
+        """The daemon's control port as a browser takes it."""
+        address = self.listens_on
+        is_tls = self.is_tls if self.address is not None else _speaks_tls(self.state)
+        return f"{'https' if is_tls else 'http'}://{address}"
 
     def _ask_own(self, request: _Request) -> str:
         try:
@@ -93,7 +104,9 @@ class Daemon:
         key = self.state.load_control_key()
         if key is None:
             raise ControlUnreachable(f"that of {self.state.path} (process {process}): {error.strerror or error}")
-        return _ask_by_proof(address, key, request)
+        # On this machine, and both sides prove that they have the key: its certificate need not say 127.0.0.1.
+        context = ssl._create_unverified_context() if _speaks_tls(self.state) else None
+        return _ask_by_proof(address, key, request, context)
 
 
 def find(control: str | None, given: Path | None, environ: Mapping[str, str] = os.environ) -> Daemon:
@@ -103,11 +116,12 @@ def find(control: str | None, given: Path | None, environ: Mapping[str, str] = o
     state = state_dir(given, environ)
     key = environ.get("FEDERATION_CONTROL_KEY", "").strip() or None
     if control is not None:
-        return Daemon(state, _control("--control", control), key)
+        address, is_tls = _control("--control", control)
+        return Daemon(state, address, key, is_tls)
     if given is None and environ.get("FEDERATION_CONTROL"):
-        address = _control("FEDERATION_CONTROL", environ["FEDERATION_CONTROL"])
+        address, is_tls = _control("FEDERATION_CONTROL", environ["FEDERATION_CONTROL"])
         if address.port and address != _of_facts(state):  # port 0 says nothing about where the daemon ended up
-            return Daemon(state, address, key)
+            return Daemon(state, address, key, is_tls)
     return Daemon(state)
 
 
@@ -127,7 +141,12 @@ class _Request:
     def over(self, connection: http.client.HTTPConnection, **headers: str) -> _Answer:
         connection.request(self.method, self.path, self.body or None, headers)
         with connection.getresponse() as response:
-            return _Answer(response.status, response.headers.get(proof.ANSWER_HEADER, ""), response.read(MAX_ANSWER_BYTES))
+            mac, answer = response.headers.get(proof.ANSWER_HEADER, ""), response.read(MAX_ANSWER_BYTES)
+            if response.status == http.client.BAD_REQUEST and answer.startswith(SPEAKS_TLS):
+                raise ControlUnreachable(
+                    f"that port speaks TLS; write --control https://{connection.host}:{connection.port}"
+                )
+            return _Answer(response.status, mac, answer)
 
 
 class _Answer(NamedTuple):
@@ -158,14 +177,14 @@ class _Local(http.client.HTTPConnection):
         self.sock = connection
 
 
-def _ask_openly(address: HostPort, request: _Request) -> str:
-    with _talking(address, request.timeout_s) as connection:
+def _ask_openly(address: HostPort, request: _Request, context: ssl.SSLContext | None) -> str:
+    with _talking(address, request.timeout_s, context=context) as connection:
         return request.over(connection, Host=str(address)).text(str(address))
 
 
-def _ask_by_proof(address: HostPort, key: str, request: _Request) -> str:
+def _ask_by_proof(address: HostPort, key: str, request: _Request, context: ssl.SSLContext | None = None) -> str:
     host = str(address)
-    with _talking(address, request.timeout_s) as connection:
+    with _talking(address, request.timeout_s, context=context) as connection:
         nonce = proof.new_nonce()
         asked = _Request("GET", f"/api/v1/challenge?nonce={nonce}", b"", request.timeout_s).over(connection, Host=host)
         nonces = proof.Nonces(nonce, _proven(asked, key, nonce, host))
@@ -193,10 +212,16 @@ def _proven(answer: _Answer, key: str, client_nonce: str, host: str) -> str:
 
 
 @contextmanager
-def _talking(to: HostPort | socket.socket, timeout_s: float, where: str = "") -> Iterator[http.client.HTTPConnection]:
-    """A connection; its errors become ours, in plain words."""
+def _talking(
+    to: HostPort | socket.socket, timeout_s: float, where: str = "", *, context: ssl.SSLContext | None = None
+) -> Iterator[http.client.HTTPConnection]:
+    """A connection, with TLS if there is a context; its errors become ours, in plain words."""
+    connection: http.client.HTTPConnection
     if isinstance(to, HostPort):
-        connection = http.client.HTTPConnection(to.host, to.port, timeout=timeout_s)
+        if context is None:
+            connection = http.client.HTTPConnection(to.host, to.port, timeout=timeout_s)
+        else:
+            connection = http.client.HTTPSConnection(to.host, to.port, timeout=timeout_s, context=context)
         where = str(to)
     else:
         connection = _Local(to)
@@ -205,6 +230,11 @@ def _talking(to: HostPort | socket.socket, timeout_s: float, where: str = "") ->
             connection.connect()
         with _cut_off(connection.sock, max(timeout_s, WHOLE_ANSWER_S)):
             yield connection
+    except ssl.SSLCertVerificationError as error:
+        hint = "SSL_CERT_FILE=FILE names one that is"
+        raise ControlUnreachable(f"{where}: its certificate is not trusted here ({error.verify_message}); {hint}") from None
+    except ssl.SSLError as error:
+        raise ControlUnreachable(f"{where} speaks no TLS ({error.reason}); write --control {where}") from None
     except OSError as error:
         raise ControlUnreachable(f"{where}: {error.strerror or error}") from None
     except (http.client.HTTPException, ValueError, RecursionError):
@@ -250,9 +280,16 @@ def _of_facts(state: StateDir) -> HostPort | None:
         return None
 
 
-def _control(name: str, text: str) -> HostPort:
+def _speaks_tls(state: StateDir) -> bool:
+    return bool((state.load_daemon() or {}).get("control_tls"))
+
+
+def _control(name: str, text: str) -> tuple[HostPort, bool]:
+    """[https://]HOST:PORT, and whether it is the former."""
+    rest = text.strip().removeprefix("https://")
+    is_tls = rest != text.strip()
     try:
-        return _dialable(HostPort.parse(text))
+        return _dialable(HostPort.parse(rest.removesuffix("/") if is_tls else text)), is_tls
     except ValueError as error:
         raise ConfigError(f"{name} {text!r}: {error}") from None
 

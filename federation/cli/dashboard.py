@@ -31,9 +31,9 @@ def dashboard(args: Namespace) -> None:
         count = json.loads(asker.post("dashboard/revoke"))["sessions"]
         say(f"{count} session{'' if count == 1 else 's'} ended: a browser needs a new address from `federation dashboard`")
         return
-    address = asker.daemon.listens_on
+    base = asker.daemon.url
     answer = json.loads(asker.post("dashboard/code"))
-    url = f"http://{address}/#code={answer['code']}"
+    url = f"{base}/#code={answer['code']}"
     say(url)
     if args.open:
         import webbrowser

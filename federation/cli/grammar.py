@@ -63,6 +63,12 @@ Show which node has room for a model, or for so much VRAM, the best one first, a
 then one that has it on disk; of these the least busy; of these the least recently used. Exits with 1 if none has room.
 """
 
+KEY_ADD = """\
+Make a key for a client and print it, this once. Clients send it as their API key (Authorization: Bearer, or x-api-key), and
+all nodes of the network take it within a second. As soon as there is a key, HTTP ports off loopback ask for one. Keys
+outlive the rotation of the token.
+"""
+
 BAN = """\
 Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
 keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
@@ -133,6 +139,14 @@ JOIN_OPTIONS = (
         "connections that it relays at once, a quarter of them for one member [512]",
     ),
     ("relay_rate_bytes", "--relay-rate", "SIZE", "bytes per second of one relayed connection; 0: no limit [100MiB]"),
+    (
+        "tls_cert",
+        "--tls-cert",
+        "FILE",
+        "certificate, in PEM form, with which the ports of --listen and --control that other machines reach speak TLS "
+        "(tcp:// ones do not); read again at SIGHUP",
+    ),
+    ("tls_key", "--tls-key", "FILE", "its private key, in PEM form"),
     ("log_level", "--log-level", "LEVEL", "debug, info, warning or error [info]"),
     ("log_format", "--log-format", "FORMAT", "console or json [console]"),
 )
@@ -148,7 +162,8 @@ JOIN_REPEATABLE = (
         "listens",
         "--listen",
         "[NAME=]HOST:PORT",
-        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model",
+        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model; "
+        "https://HOST:PORT speaks TLS too, also on loopback",
     ),
     (
         "allow_origins",
@@ -205,6 +220,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     _add_join(commands)
     _add_token(commands)
     _add_owner(commands)
+    _add_keys(commands)
     _asking(
         commands,
         "invite",
@@ -357,6 +373,44 @@ def _add_owner(commands: Any) -> None:
     _add_state_dir(export, "of the node that uses this state directory")
 
 
+def _add_keys(commands: Any) -> None:
+    key = commands.add_parser(
+        "key", help="make, list or revoke the keys that clients show", prog="federation key",
+        usage="federation key COMMAND",
+    )  # fmt: skip
+    key.set_defaults(parser=key)
+    actions = key.add_subparsers(title="commands", metavar="COMMAND")
+    add = _asking(
+        actions,
+        "key add",
+        "make a client's key and print it, this once",
+        "federation key add phone --models llama3.2,qwen3:8b --expires 30d --rate 60/m",
+        KEY_ADD,
+        json=True,
+        operands="NAME ",
+    )
+    add.add_argument("name", metavar="NAME", help="what logs, metrics and people call it")
+    add.add_argument("--models", metavar="MODELS", help="only for these models, with commas [all]")
+    add.add_argument("--expires", metavar="TIME", help="good for so long: 12h, 30d, 52w [for ever]")
+    add.add_argument("--rate", metavar="N/TIME", help="so many requests at each entry: 5/s, 60/m, 1000/h, 1000/d [any]")
+    _asking(
+        actions,
+        "key list",
+        "show the keys of the network, never the keys themselves, and their use at this node",
+        "federation key list",
+        json=True,
+    )
+    revoke = _asking(
+        actions,
+        "key revoke",
+        "revoke a key: all nodes refuse it within a second",
+        "federation key revoke phone",
+        json=True,
+        operands="NAME ",
+    )
+    revoke.add_argument("name", metavar="NAME", help="its name, as `key list` shows it")
+
+
 def _add_access(commands: Any) -> None:
     ban = _asking(
         commands,
@@ -388,6 +442,12 @@ def _add_join(commands: Any) -> None:
         "--browser-check",
         action=argparse.BooleanOptionalAction,
         help="turn away web pages of other sites that ask at the ports of --listen [yes]",
+    )
+    join.add_argument(
+        "--require-key",
+        action=argparse.BooleanOptionalAction,
+        help="ask every client for a key (federation key add) at the ports of --listen that are not tcp:// [off loopback, "
+        "once there is a key]",
     )
     join.add_argument("--mdns", action=argparse.BooleanOptionalAction, help="look for peers on the local network [yes]")
     join.add_argument(
@@ -454,7 +514,8 @@ def _asking(
     parser.add_argument(
         "--control",
         metavar="HOST:PORT",
-        help="ask the node there; it has to prove that it has the key in FEDERATION_CONTROL_KEY, or in the state directory",
+        help="ask the node there (https://HOST:PORT: by TLS); it has to prove that it has the key in "
+        "FEDERATION_CONTROL_KEY, or in the state directory",
     )
     _add_state_dir(parser, "ask the daemon that uses this state directory [your own daemon's]")
     return parser

@@ -72,6 +72,9 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "token rotate": _from("cli.owner", "rotate"),
     "owner show": _from("cli.owner", "show"),
     "owner export": _from("cli.owner", "export"),
+    "key add": _from("cli.keys", "add"),
+    "key list": _from("cli.keys", "list_keys"),
+    "key revoke": _from("cli.keys", "revoke"),
     "dashboard": _from("cli.dashboard", "dashboard"),
     **{
         name: _from("cli.ask", name)

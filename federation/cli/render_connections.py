@@ -169,6 +169,8 @@ def _end(ended: Mapping[str, Any] | None, *, color: bool) -> str:
     if ended is None:
         return "still open"
     moved = f"{size(ended['received'])} up, {size(ended['delivered'])} down in {seconds(ended['seconds'])}"
+    if ended.get("key"):
+        moved += f", with the key {plain(ended['key'])}"
     if ended["error"]:
         return paint(f"broken off: {plain(ended['error'], 150)}", "yellow", color) + f" ({moved})"
     answer = ended.get("answer") or {}

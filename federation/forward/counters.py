@@ -89,6 +89,7 @@ class Ending(NamedTuple):
     delivered: int  # bytes to the client
     error: str | None
     answer: Answer | None = None  # of an HTTP request
+    key: str = ""  # the name of the client's key
 
 
 class Totals:

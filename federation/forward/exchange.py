@@ -24,6 +24,7 @@ import structlog
 from federation.config import Replay
 from federation.errors import HttpInvalid
 from federation.forward.attempts import FINAL, Attempts, State
+from federation.forward.client_keys import fields_with_keys
 from federation.forward.counters import Answer
 from federation.forward.counters import Ending as Ended
 from federation.forward.exit import HELD
@@ -40,12 +41,14 @@ from federation.forward.http.usage import meter_of
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
 from federation.reactor.duplex import Keepable, NullDuplex
+from federation.reactor.tls import TlsDuplex
 from federation.units import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from federation.forward.attempts import Dispatcher
+    from federation.forward.client_keys import ClientKeys, Grant
     from federation.forward.counters import Flow
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
@@ -77,8 +80,10 @@ class Client(Protocol):
     flow: Flow
     route: Route
     client_name: str
-    socket: SocketDuplex
+    socket: SocketDuplex | TlsDuplex
     has_ended: bool  # it sends no more
+    keys: ClientKeys | None
+    grant: Grant | None  # by the key of this request
 
     def write(self, data: bytes | memoryview, upstream: Joinable | None = None, *, head: bytes = b"") -> None:
         """Bytes for the client: of that upstream, or the entry's own. `head`: of the entry's own, before them."""
@@ -122,9 +127,9 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
-        "_dispatcher", "_head_to_write", "_is_over", "_keep_alive", "_keeper", "_late", "_maker", "_meter", "_peek",
-        "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_target", "_upstream", "attempts",
-        "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_dispatcher", "_grant", "_head_to_write", "_is_over", "_keep_alive", "_keeper", "_late", "_maker", "_meter",
+        "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_target", "_upstream",
+        "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -138,6 +143,7 @@ class Exchange:
         self.started_at = reactor.now()
         self.attempts = Attempts(self, dispatcher)
         self._request = head
+        self._grant = client.grant
         self._body: Body = body_of(head.framing)
         self.is_whole = self._body.is_over
         self.is_upgraded = False
@@ -252,7 +258,10 @@ class Exchange:
             return
         request, dispatcher = self._request._replace(target=asked.target), self._dispatcher
         if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
-            self._tell_models(request, catalogs)
+            self._tell_models(request, catalogs if self._grant is None else self._grant.catalogs(catalogs))
+            return
+        if self._grant is not None and (why := self._grant.refusal(asked.target, asked.model)):
+            self._refuse_model(why)
             return
         self._target = asked.target
         self.route, self.keys = Route(self.route.service, asked.model), asked.keys
@@ -261,7 +270,6 @@ class Exchange:
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
-        self._target = request.target
         self.attempts.start()
 
     def _knows_place(self, name: str) -> bool:
@@ -272,6 +280,10 @@ class Exchange:
             return False
         self.route = route
         return True
+
+    def _refuse_model(self, why: str) -> None:
+        refusal = self.client.keys.not_covered(why) if self.client.keys is not None else None
+        self._refuse(403 if refusal is None else refusal.status, why, code="model_not_allowed", param="model")
 
     def _is_as_asked(self, chunk: bytes) -> bool:
         """The rest of a long body; else the request is at its end."""
@@ -331,7 +343,11 @@ class Exchange:
         self._keeper = upstream if isinstance(upstream, Keepable) and upstream.keeps else None
         if request.version == "1.0":
             self._keeper = None
-        head = backend_head(request, _address_of(self.client_name), keep_alive=self._keeper is not None)
+        head = backend_head(
+            request, _address_of(self.client_name), is_tls=isinstance(self.client.socket, TlsDuplex),
+            keep_alive=self._keeper is not None,
+            without=frozenset() if self._grant is None else fields_with_keys(request),
+        )  # fmt: skip
         self._replay.rewind(head)
         self.flush_replay()
 
@@ -569,7 +585,7 @@ class Exchange:
         self._dispatcher.counters.ended(
             Ended(
                 self.flow, self.route, self.client_name, peer_id, self.attempts.count, now, now - self.started_at,
-                self._received, self._delivered, error, self._told(),
+                self._received, self._delivered, error, self._told(), "" if self._grant is None else self._grant.name,
             ),
             result,
         )  # fmt: skip

@@ -19,13 +19,16 @@ from federation.forward.route import Route
 from federation.reactor import fdlimit
 from federation.reactor.accepting import PAUSE_S, Accepting
 from federation.reactor.loop import READ, Reactor
+from federation.reactor.tls import Certificate, TlsDuplex
 from federation.units import ANY_ORIGIN
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from federation.config import Endpoint, Settings
     from federation.forward.backends import Backends
+    from federation.forward.client_keys import ClientKeys
     from federation.forward.dispatcher import Roster
     from federation.forward.selection import Selector
     from federation.metrics import Metrics
@@ -52,8 +55,12 @@ class Frontend:
         metrics: Metrics,
         host_name: str = "",
         name_of: Callable[[str], str] = str,
+        keys: ClientKeys | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
-        """`host_name`: this machine's, by which pages may know it."""
+        """`host_name`: this machine's, by which pages may know it. `certificate`: for ports that speak TLS."""
+        self._certificate = certificate or Certificate()
+        self.keys = keys
         self.reactor = reactor
         self.counters = Counters(metrics)
         self.dispatcher = RosterDispatcher(
@@ -79,6 +86,8 @@ class Frontend:
         """Set limits for connections that come from now on, and for the next step of those that are here."""
         self.dispatcher.configure(settings)
         self._max_connections = settings.max_connections
+        if self.keys is not None:
+            self.keys.require = settings.require_key
         origins = frozenset(settings.allow_origins)
         is_on = settings.browser_check and ANY_ORIGIN not in origins
         self._rules = {
@@ -103,10 +112,22 @@ class Frontend:
             raise ListenFailed(listen_problem("clients", str(address), "--listen", error)) from error
         sock.setblocking(False)
         self._listeners.append(sock)
-        route, on_loopback, is_http = Route(endpoint.service), address.is_loopback, endpoint.protocol == "http"
-        self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, route, on_loopback, is_http))
+        route, on_loopback, protocol = Route(endpoint.service), address.is_loopback, endpoint.protocol
+        speaks_tls = protocol == "https" or (protocol != "tcp" and not on_loopback)  # if there is a certificate
+
+        def accept(_mask: int) -> None:
+            is_http = self._is_http(protocol, on_loopback=on_loopback)
+            self._accept(sock, route, on_loopback, is_http, self._certificate.context if speaks_tls else None)
+
+        self.reactor.add(sock.fileno(), READ, accept)
         bound = sock.getsockname()
         return bound[0], bound[1]
+
+    def _is_http(self, protocol: str, *, on_loopback: bool) -> bool:
+        """A port that asks for keys is HTTP's, if a person has not said tcp:// of it: nothing else can show one."""
+        return protocol in ("http", "https") or (
+            not protocol and self.keys is not None and self.keys.asks(on_loopback=on_loopback)
+        )
 
     def stop_listening(self) -> None:
         for sock in self._listeners:
@@ -117,7 +138,14 @@ class Frontend:
         for client in list(self.active):
             client.wind_down()
 
-    def _accept(self, listener: socket.socket, route: Route, on_loopback: bool = True, is_http: bool = False) -> None:
+    def _accept(
+        self,
+        listener: socket.socket,
+        route: Route,
+        on_loopback: bool = True,
+        is_http: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]  # accept() makes two enums a client: 4 % CPU
@@ -135,7 +163,7 @@ class Frontend:
             host, port = address[:2]
             client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
-                self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http)
+                self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http, tls=tls)
             except Exception:  # a bug of ours costs this client: the reactor would drop the listener for it
                 log.exception("a client could not be served", client=client_name)
                 self._discard(sock)
@@ -167,16 +195,29 @@ class Frontend:
             client.end("it said nothing, and others need its descriptor")
 
     def _start(
-        self, sock: socket.SocketType, route: Route, client_name: str, rules: web_pages.Rules, *, is_http: bool = False
+        self,
+        sock: socket.SocketType,
+        route: Route,
+        client_name: str,
+        rules: web_pages.Rules,
+        *,
+        is_http: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """`is_http`: each request of the client goes its own way, and is counted by itself."""
-        kind: type[L4Client | HttpClient] = HttpClient if is_http else L4Client
-        if not is_http:
+        carrier = sock if tls is None else TlsDuplex(self.reactor, sock, lambda _end: None, tls)
+        client: L4Client | HttpClient
+        if is_http:
+            client = HttpClient(
+                self.reactor, self.dispatcher, self, carrier,
+                route=route, client_name=client_name, number=next(self._numbers), rules=rules, keys=self.keys,
+            )  # fmt: skip
+        else:
             self.counters.started(route)
-        client = kind(
-            self.reactor, self.dispatcher, self, sock,
-            route=route, client_name=client_name, number=next(self._numbers), rules=rules,
-        )  # fmt: skip
+            client = L4Client(
+                self.reactor, self.dispatcher, self, carrier,
+                route=route, client_name=client_name, number=next(self._numbers), rules=rules,
+            )  # fmt: skip
         if not self.active:
             self.idle = trio.Event()
         self.active.add(client)

@@ -22,6 +22,7 @@ from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.web_pages import MAX_HEAD, METHOD_WAIT_S, Heard, Refusal, Request
 from federation.reactor.duplex import join
 from federation.reactor.sockets import SocketDuplex
+from federation.reactor.tls import TlsDuplex
 
 if TYPE_CHECKING:
     import socket
@@ -107,14 +108,14 @@ class L4Client:
         reactor: Reactor,
         dispatcher: Dispatcher,
         events: ClientEvents,
-        sock: socket.SocketType | SocketDuplex,
+        sock: socket.SocketType | SocketDuplex | TlsDuplex,
         *,
         route: Route,
         client_name: str,
         number: int,
         rules: Rules,
     ) -> None:
-        """`number`: of this connection at this entry, for people. A SocketDuplex is taken over from its owner."""
+        """`number`: of this connection at this entry, for people. A Duplex is taken over from its owner."""
         self._reactor = reactor
         self._dispatcher = dispatcher
         self._events = events
@@ -122,7 +123,8 @@ class L4Client:
         self.flow = Flow(number)
         self.route = route
         self.client_name = client_name
-        if isinstance(sock, SocketDuplex):
+        self.socket: SocketDuplex | TlsDuplex
+        if isinstance(sock, SocketDuplex | TlsDuplex):
             self.socket = sock
             sock.hand_over(self._closed)
         else:
@@ -356,7 +358,7 @@ class L4Client:
         self.socket.abort(reason)
         upstream.abort(reason)
 
-    def _closed(self, client: SocketDuplex) -> None:
+    def _closed(self, client: SocketDuplex | TlsDuplex) -> None:
         attempts = self.attempts
         state, peer_id = attempts.state, attempts.peer_id
         self._stop_method_timer()

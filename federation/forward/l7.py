@@ -22,17 +22,20 @@ import structlog
 
 from federation.errors import HttpInvalid
 from federation.forward.attempts import State
+from federation.forward.client_keys import Refusal as KeyRefusal
 from federation.forward.counters import Ending, Flow
 from federation.forward.exchange import RETRY_AFTER_S, Exchange
 from federation.forward.http.dialects import dialect_of, error_answer
 from federation.forward.http.head import HeadBuffer, Opening, opening, parse_request
 from federation.forward.web_pages import Refusal
 from federation.reactor.sockets import SocketDuplex
+from federation.reactor.tls import TlsDuplex
 
 if TYPE_CHECKING:
     import socket
 
     from federation.forward.attempts import Dispatcher
+    from federation.forward.client_keys import ClientKeys, Grant
     from federation.forward.http.head import RequestHead
     from federation.forward.route import Route
     from federation.forward.web_pages import Rules
@@ -62,8 +65,8 @@ class HttpClient:
 
     __slots__ = (
         "_begun", "_dispatcher", "_events", "_head", "_is_asking", "_is_closing", "_is_first", "_is_going_on", "_is_last",
-        "_reactor", "_rest", "_timer", "_written", "client_name", "exchange", "flow", "has_ended", "route", "rules",
-        "socket", "started_at",
+        "_reactor", "_rest", "_timer", "_written", "client_name", "exchange", "flow", "grant", "has_ended", "keys", "route",
+        "rules", "socket", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -71,24 +74,32 @@ class HttpClient:
         reactor: Reactor,
         dispatcher: Dispatcher,
         events: HttpClientEvents,
-        sock: socket.SocketType,
+        sock: socket.SocketType | TlsDuplex,
         *,
         route: Route,
         client_name: str,
         number: int,
         rules: Rules,
+        keys: ClientKeys | None = None,
     ) -> None:
-        """`number`: of this connection at this entry, for people."""
+        """`number`: of this connection at this entry, for people. `keys`: where requests may have to show one."""
         self._reactor = reactor
         self._dispatcher = dispatcher
         self._events = events
         self.rules = rules
+        self.keys = keys
+        self.grant: Grant | None = None  # by the key of the present request
         self.flow = Flow(number, 0)  # of the present request, or of the last one
         self.route = route
         self.client_name = client_name
         self.started_at = reactor.now()
         self.exchange: Exchange | None = None
-        self.socket = SocketDuplex(reactor, sock, self._closed)
+        self.socket: SocketDuplex | TlsDuplex
+        if isinstance(sock, TlsDuplex):
+            self.socket = sock
+            sock.hand_over(self._closed)
+        else:
+            self.socket = SocketDuplex(reactor, sock, self._closed)
         self.socket.other = self
         self._head = HeadBuffer()
         self._rest = b""  # came behind the present request
@@ -165,8 +176,8 @@ class HttpClient:
         begun, self._begun = self._begun, b""
         if begun and b" " not in begun:  # no request line has begun: a word of another protocol, and its end
             self._stop_timer()
-            self._events.is_layer_4(self, begun)
-            self.socket.other.send_eof()
+            if self._may_be_layer_4(begun):
+                self.socket.other.send_eof()
         elif not self._is_closing:
             self._end_in_order()
 
@@ -270,7 +281,7 @@ class HttpClient:
             kind = opening(data)
             if kind is Opening.OTHER:
                 self._stop_timer()
-                self._events.is_layer_4(self, data)
+                self._may_be_layer_4(data)
                 return
             if kind is Opening.MORE:
                 self._begun = data
@@ -278,6 +289,14 @@ class HttpClient:
                 return
             self._is_first = False
         self._feed_head(data)
+
+    def _may_be_layer_4(self, seen: bytes) -> bool:
+        """The client speaks no HTTP/1, so it can show no key. Whether it is a layer-4 client now."""
+        if self.keys is not None and self.keys.asks(on_loopback=self.rules.on_loopback):
+            self._answer_error(400, "this port asks for a client key, which only HTTP/1 can show", "/")
+            return False
+        self._events.is_layer_4(self, seen)
+        return True
 
     def _feed_head(self, data: bytes) -> None:
         target = "/"
@@ -297,7 +316,23 @@ class HttpClient:
         if isinstance(verdict, Refusal):
             self._answer_error(verdict.status, verdict.why, target)
             return
+        if self.keys is not None:
+            judged = self.keys.judge(head, on_loopback=self.rules.on_loopback, client=self.client_name)
+            if isinstance(judged, KeyRefusal):
+                self._refuse_key(judged, head)
+                return
+            self.grant = judged
         self._ask(head, data[used:])
+
+    def _refuse_key(self, refusal: KeyRefusal, head: RequestHead) -> None:
+        dialect = dialect_of(head.target, is_anthropic=head.get(b"anthropic-version") is not None)
+        is_head = head.method == "HEAD"
+        self.write(
+            error_answer(
+                dialect, refusal.status, refusal.why, retry_after_s=refusal.retry_after_s, is_head=is_head, more=refusal.more
+            )
+        )
+        self._close_soon()
 
     def _ask(self, head: RequestHead, behind: bytes) -> None:
         self.flow = Flow(self.flow.connection, self.flow.request + 1)
@@ -350,7 +385,7 @@ class HttpClient:
         if not self.socket.closed:
             self._timer = self._reactor.call_later(LINGER_S, self._leave)
 
-    def _closed(self, client: SocketDuplex) -> None:
+    def _closed(self, client: SocketDuplex | TlsDuplex) -> None:
         self._stop_timer()
         exchange, self.exchange = self.exchange, None
         if exchange is not None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from federation.forward.web_pages import Rules
     from federation.reactor.loop import Reactor, Timer
     from federation.reactor.sockets import SocketDuplex
+    from federation.reactor.tls import TlsDuplex
 
 REJECT_LINGER_S = 2.0  # for a client to read why it was turned away
 ROOM = 65536  # the size of a read; the bytes are dropped
@@ -25,7 +26,7 @@ class Rejection(NullDuplex):
 
     __slots__ = ("_client", "_has_responded", "_reactor", "_rules", "_timer", "_why")
 
-    def __init__(self, reactor: Reactor, client: SocketDuplex, rules: Rules, why: str) -> None:
+    def __init__(self, reactor: Reactor, client: SocketDuplex | TlsDuplex, rules: Rules, why: str) -> None:
         self._reactor = reactor
         self._client = client
         self._rules = rules

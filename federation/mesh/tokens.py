@@ -177,6 +177,10 @@ class Token:
         """The libp2p protocol id of ledger anti-entropy."""
         return f"/federation/{VERSION}/ledger/{self._path('ledger').hex()}"
 
+    def keys_protocol(self) -> str:
+        """The libp2p protocol id of client keys."""
+        return f"/federation/{VERSION}/keys/{self._path('ledger').hex()}"
+
     def rotation_protocol(self) -> str:
         """The libp2p protocol id of rotations. Without an owner: the id that earlier versions use."""
         return f"/federation/{VERSION}/{'rotation' if self.owner else 'token'}/{self._path('ledger').hex()}"

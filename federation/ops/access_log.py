@@ -76,7 +76,7 @@ class _Ended:
         more = "".join(f" {key}={_word(str(value))}" for key, value in _of_request(end).items())
         return (
             f"{self._time(end)} [info     ] {event}                     id={end.flow.connection} client={end.client}"
-            f" service={end.route.service} name={_word(self._names[end.peer_id])} attempts={end.attempts}"
+            f" service={end.route.service}{_key(end)} name={_word(self._names[end.peer_id])} attempts={end.attempts}"
             f" received={end.received} delivered={end.delivered} seconds={round(end.seconds, 3)}{more}"
             f" why={_word(_why(end))}"
         )
@@ -91,6 +91,7 @@ class _Ended:
             "request": end.flow.request,
             "client": end.client,
             "service": end.route.service,
+            **({"key": logs.harmless(end.key)} if end.key else {}),
             "peer": end.peer_id,
             "name": self._names[end.peer_id],
             "attempts": end.attempts,
@@ -124,6 +125,10 @@ def _of_request(end: Ending) -> dict[str, Any]:
     if answer.tokens is not None:
         told |= {f"tokens_{k}": n for k, n in zip(get_args(TokenKind), answer.tokens, strict=True) if n is not None}
     return told
+
+
+def _key(end: Ending) -> str:
+    return f" key={_word(logs.harmless(end.key))}" if end.key else ""
 
 
 def _why(end: Ending) -> str:

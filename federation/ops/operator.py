@@ -11,14 +11,16 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import diagnose, doctor, invitation, models, status
+from federation.ops import client_keys, diagnose, doctor, invitation, models, status
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Sequence
 
     from federation.ops import schemas
+    from federation.ops.client_keys import KeyWish
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
 
@@ -136,6 +138,17 @@ class Operator:
     async def carry_out_rotation(self, signature: str) -> schemas.Rotated:
         return await self._ownership.carry_out(signature)
 
+    # Clients
+
+    def keys(self) -> schemas.ClientKeys:
+        return client_keys.keys(self._parts)
+
+    async def add_key(self, wish: KeyWish) -> schemas.NewClientKey:
+        return await client_keys.add(self._parts, wish)
+
+    async def revoke_key(self, name: str) -> schemas.ClientKeys:
+        return await client_keys.revoke(self._parts, name)
+
     # For the API's server
 
     def control_hosts(self) -> tuple[str, ...]:
@@ -143,6 +156,10 @@ class Operator:
 
     def control_key(self) -> str:
         return self._parts.state.control_key()
+
+    def control_tls(self) -> ssl.SSLContext | None:
+        """For the control port, off loopback."""
+        return self._parts.certificate.context
 
     def control_socket(self) -> socket.socket | None:
         return self._parts.state.listen_control()

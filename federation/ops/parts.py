@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from federation.clock import Clock
     from federation.config import Settings
     from federation.forward.backends import Backends
+    from federation.forward.client_keys import ClientKeys
     from federation.forward.frontend import Frontend
     from federation.forward.model_watch import ModelWatch
     from federation.forward.roster import Roster
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from federation.mesh.connectivity import Connectivity
     from federation.mesh.discovery import Discovery
     from federation.mesh.gossip import Gossip
+    from federation.mesh.key_exchange import KeyExchange
     from federation.mesh.ledger import Ledger
     from federation.mesh.probe import Probe
     from federation.mesh.records import NodeData
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from federation.net.dial.book import AddressBook
     from federation.net.host import Host
     from federation.ops.rates import Rates
+    from federation.reactor.tls import Certificate
     from federation.state import StateDir
     from federation.units import HostPort
 
@@ -75,6 +78,9 @@ class Parts:
     selector: Selector
     backends: Backends
     models: ModelWatch
+    keys: KeyExchange
+    client_keys: ClientKeys
+    certificate: Certificate
     roster: Roster
     frontend: Frontend
     rates: Rates

@@ -246,7 +246,13 @@ class Answer(TypedDict):
     tokens: Tokens | None
 
 
-class Ended(TypedDict):
+class Keyed(TypedDict, total=False):
+    """What a client with a key had."""
+
+    key: Annotated[str, Field(description="the name of the client's key, where it showed one")]
+
+
+class Ended(Keyed):
     peer_id: Annotated[str, Field(description="empty where nobody had it at the end")]
     seconds: Seconds
     received: Annotated[Bytes, Field(description="bytes from the client")]
@@ -282,7 +288,7 @@ class Decision(TypedDict):
     candidates: list[Candidate]
 
 
-class TurnedAway(TypedDict):
+class TurnedAway(Keyed):
     """A connection that no peer had at its end."""
 
     id: Annotated[int, Field(ge=1, description="the connection's number at this entry")]
@@ -294,6 +300,35 @@ class TurnedAway(TypedDict):
     attempts: Count
     seconds: Seconds
     why: str
+
+
+class ClientKey(TypedDict):
+    """A key that clients show to entries; the key itself is told once, to the person who made it."""
+
+    name: str
+    id: Annotated[str, Field(description="the beginning of the key's hash")]
+    models: Annotated[list[str], Field(description="the models that it is for; none: all")]
+    made_at: UtcTime
+    made_by: Annotated[str, Field(description="peer id of the node where a person made it")]
+    made_by_name: str
+    expires_at: Annotated[str | None, Field(description="ISO 8601, UTC")]
+    rate: Annotated[str | None, Field(description="requests in a time, at each entry: 60/m")]
+    last_used: Annotated[str | None, Field(description="at this entry, since it started")]
+    requests: Annotated[int, Field(ge=0, description="at this entry, since it started; those over its rate are not in it")]
+
+
+class NewClientKey(ClientKey):
+    """A key that was just made."""
+
+    key: Annotated[str, Field(description="the key; it is told this once")]
+
+
+class ClientKeys(TypedDict):
+    """The network's valid client keys, by name."""
+
+    keys: list[ClientKey]
+    asked_off_loopback: Annotated[bool, Field(description="ports that other machines reach ask for a key, but tcp:// ones")]
+    asked_on_loopback: Annotated[bool, Field(description="ports on loopback ask for a key, but tcp:// ones")]
 
 
 class Explained(TypedDict):

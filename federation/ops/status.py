@@ -176,6 +176,7 @@ def turned_away(node: Parts, last: int, connection: int | None = None) -> list[s
             "attempts": ending.attempts,
             "seconds": round(ending.seconds, 3),
             "why": ending.error or "the client went away while it waited for a peer",
+            **_key(ending),
         }
         for ending in endings[-last:]
     ]
@@ -192,6 +193,7 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
         "delivered": ending.delivered,
         "error": ending.error,
         "answer": _answer(ending.answer),
+        **_key(ending),
     }
 
 
@@ -206,6 +208,10 @@ def _answer(answer: Answer | None) -> schemas.Answer | None:
         "is_stream": answer.is_stream,
         "tokens": None if tokens is None else {"taken": tokens.taken, "made": tokens.made, "cached": tokens.cached},
     }
+
+
+def _key(ending: Ending) -> schemas.Keyed:
+    return {"key": ending.key} if ending.key else {}
 
 
 def traffic(node: Parts) -> tuple[float, ...]:
@@ -249,6 +255,8 @@ def metrics(node: Parts) -> Snapshot:
         total_vram=node.facts.gpu.total_vram,
         available_vram=node.facts.gpu.available_vram,
         draining=node.facts.draining,
+        key_requests=node.client_keys.requests_by_name(),
+        key_refusals=node.client_keys.refused,
     )
 
 

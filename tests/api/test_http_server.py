@@ -13,13 +13,19 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from federation import unixsocket
-from federation.api import http_server
+from federation.api import http_server, server
+from federation.reactor.tls import server_context
+from tests.support.certificates import self_signed, trusting
+from tests.support.control import ANYWHERE, KEY, FakeNode, get_of, raw
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from federation.units import HostPort
+    from tests.support.certificates import Pair
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 LARGE = 64 * 1024 * 1024  # more than the kernel takes for a client that does not read
@@ -237,3 +243,39 @@ async def test_http_2_is_not_spoken(request_: bytes) -> None:
     async with serving(hello) as address:
         assert (await first_bytes(address, request_)).startswith(b"HTTP/1.1 ")
         assert b" 101 " not in await first_bytes(address, request_)
+
+
+# TLS
+
+
+@asynccontextmanager
+async def tls_server(directory: Path) -> AsyncIterator[tuple[HostPort, Pair]]:
+    pair = self_signed(directory)
+    context = server_context(*pair)
+    async with trio.open_nursery() as nursery:
+        app = server.create_app(FakeNode(), KEY)
+        address: HostPort = await nursery.start(partial(server.serve, app, ANYWHERE, tls=lambda: context))
+        with trio.fail_after(20):
+            yield address, pair
+        nursery.cancel_scope.cancel()
+
+
+async def test_over_tls(tmp_path: Path) -> None:
+    async with tls_server(tmp_path) as (address, pair):
+        stream = await trio.open_tcp_stream(address.host, address.port)
+        tls = trio.SSLStream(stream, trusting(pair.cert), server_hostname="localhost", https_compatible=True)
+        answer = b""
+        await tls.send_all(get_of(address, "/api/v1/peers"))
+        async for chunk in tls:
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b'{"peers": [{"peer_id": "a", "self": true}]}')
+        await tls.aclose()
+
+
+async def test_plain_http_and_nonsense_at_a_tls_port(tmp_path: Path) -> None:
+    async with tls_server(tmp_path) as (address, _):
+        assert (await raw(address, get_of(address, "/"))).startswith(b"HTTP/1.1 400 ")
+        for said in (b"\x16\x03\x01\x00\x05hello", b"\x00" * 100):
+            with suppress(trio.BrokenResourceError):
+                assert not (await raw(address, said)).startswith(b"HTTP")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -115,3 +116,22 @@ async def test_explain_and_its_bounds() -> None:
             assert status == 400
             assert body["error"].startswith("last: ")
         assert len(node.asked) == 3
+
+
+async def test_keys() -> None:
+    async with serving(FakeNode()) as address:
+        assert (await ask(address, "/api/v1/keys"))[1]["keys"] == []
+
+        async def made(body: Any, **headers: str) -> tuple[int, Any]:
+            data = json.dumps(body).encode()
+            fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            head = f"POST /api/v1/keys HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{fields}"
+            answer = await raw(address, f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            return int(answer.split()[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
+
+        assert (await made({"name": "phone"}))[0] == 401
+        assert await made({"name": "phone"}, **OWNER) == (200, {"key": "fedk_new", "wish": ["phone", [], None, 0, 0]})
+        whole = {"name": "phone", "models": ["m"], "lifetime_s": 5, "requests": 60, "seconds": 3600}
+        assert (await made(whole, **OWNER))[1]["wish"] == ["phone", ["m"], 5.0, 60, 3600]
+        for wrong in ({}, {"name": ""}, {"name": "x" * 65}, {**whole, "lifetime_s": 0}, {**whole, "models": ["m"] * 17}):
+            assert (await made(wrong, **OWNER))[0] == 400, wrong

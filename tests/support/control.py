@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from contextlib import asynccontextmanager
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -59,6 +60,8 @@ class FakeNode:
     def control_hosts(self) -> tuple[str, ...]:
         return ("other.lan",)
 
+    def control_tls(self) -> None: ...
+
     def control_socket(self) -> socket.socket | None:
         return None
 
@@ -91,6 +94,15 @@ class FakeNode:
     def ban(self, peer: str) -> None: ...
 
     def unban(self, peer: str) -> None: ...
+
+    def keys(self) -> dict[str, Any]:
+        return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
+
+    async def add_key(self, wish: Any) -> dict[str, Any]:
+        return {"key": "fedk_new", "wish": astuple(wish)}
+
+    async def revoke_key(self, name: str) -> dict[str, Any]:
+        return {"keys": [name]}
 
     def drain_status(self) -> dict[str, Any]:
         return {"draining": self.draining, "in_flight": 0, "clients": 0}

@@ -34,6 +34,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from federation.forward.client_keys import ClientKeys
     from federation.mesh.models import Catalog, Model
     from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
@@ -345,7 +346,12 @@ class Net:
 
 @asynccontextmanager
 async def network(
-    clock: trio.testing.MockClock | None = None, *, own_backend: bool = False, http: bool = False, **settings: Any
+    clock: trio.testing.MockClock | None = None,
+    *,
+    own_backend: bool = False,
+    http: bool = False,
+    keys: ClientKeys | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Net]:
     """When the block ends all clients leave, and nothing may be left of them."""
     backend = Listener() if own_backend else None
@@ -362,6 +368,7 @@ async def network(
         selector=selector,
         backends=backends,
         metrics=metrics,
+        keys=keys,
     )
     _, port = frontend.listen(Endpoint.parse("http://127.0.0.1:0" if http else "127.0.0.1:0", protocols=("http",)))
     net = Net(clock, reactor, frontend, roster, selector, backends, port, backend, metrics, http)
