@@ -1,4 +1,11 @@
-"""The clients' ports: listen, accept, limit, drain. l4.py has one client."""
+"""The clients' ports: listen, accept, limit, drain. l4.py has one client, l7.py one of an HTTP service.
+
+Which of the two a connection becomes is decided when it is accepted. `--listen http://` and `tcp://` say it; so does the
+`--backend tcp://` of this node for its service. Else it is HTTP if a node of the network says that the service speaks it:
+a server that was found to be one of models a moment ago is one for all connections from now on. HTTP's servers never speak
+first, so a silent client of such a service waits for itself; a service whose servers do is no HTTP service, and where its
+name stands for both, tcp:// at the port says so.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +77,8 @@ class Frontend:
         self.idle = trio.Event()
         self.idle.set()
         self._own_names = web_pages.own_names(host_name)
+        self._roster = roster
+        self._never_http = {backend.service for backend in settings.backends if backend.protocol == "tcp"}
         self._listeners: list[socket.socket] = []
         self._numbers = count(1)  # of connections
         self._accepting = Accepting("a client", reactor.now)
@@ -103,7 +112,10 @@ class Frontend:
             raise ListenFailed(listen_problem("clients", str(address), "--listen", error)) from error
         sock.setblocking(False)
         self._listeners.append(sock)
-        route, on_loopback, is_http = Route(endpoint.service), address.is_loopback, endpoint.protocol == "http"
+        route, on_loopback = Route(endpoint.service), address.is_loopback
+        is_http = endpoint.protocol == "http" if endpoint.protocol else None
+        if is_http is None and endpoint.service in self._never_http:
+            is_http = False
         self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, route, on_loopback, is_http))
         bound = sock.getsockname()
         return bound[0], bound[1]
@@ -117,7 +129,11 @@ class Frontend:
         for client in list(self.active):
             client.wind_down()
 
-    def _accept(self, listener: socket.socket, route: Route, on_loopback: bool = True, is_http: bool = False) -> None:
+    def _accept(
+        self, listener: socket.socket, route: Route, on_loopback: bool = True, said_http: bool | None = None
+    ) -> None:
+        """`said_http`: what a person says of this port, or nothing."""
+        is_http = self._roster.speaks_http(route.service) if said_http is None else said_http
         for _ in range(ACCEPTS_A_TURN):
             try:
                 fd, address = listener._accept()  # type: ignore[attr-defined]  # accept() makes two enums a client: 4 % CPU

@@ -58,16 +58,14 @@ class Roster:
         self._penalties: dict[str, float] = {}
         self._lists: dict[tuple[str, str], list[NodeData]] = {}  # by service and model
         self._lists_until = 0.0
+        self._http: frozenset[str] | None = None  # the services that speak it, for as long as the lists
         self.own_id = own().peer_id
         self.on_change: Callable[[], None] = _noop
 
     def eligible(self, route: Route) -> list[NodeData]:
         """The nodes that may serve; do not change the list. With a model: those that announce it, else those that announce
         no models at all, or not all of them."""
-        now = self._reactor.now()
-        if now >= self._lists_until or len(self._lists) > MAX_LISTS:
-            self._lists.clear()
-            self._lists_until = now + REFRESH_S
+        now = self._refreshed()
         service, model = route.service, route.model
         nodes = self._lists.get((service, model))
         if nodes is None:
@@ -81,6 +79,14 @@ class Roster:
         """The models of the nodes that may serve, as far as they announce any."""
         announced = (catalogs_of(node.models).get(service) for node in self.eligible(Route(service)))
         return [catalog for catalog in announced if catalog is not None]
+
+    def speaks_http(self, service: str) -> bool:
+        """Whether a node of the network says so: also one that is away, so that clients hear of that in HTTP."""
+        self._refreshed()
+        if self._http is None:
+            records = [*self._ledger.records(), self._own()]
+            self._http = frozenset(name for record in records if not record.left for name in record.http)
+        return service in self._http
 
     def is_unheard_of(self, route: Route) -> bool:
         """Whether all nodes with that service tell which models they have, online or not, and none has this one."""
@@ -148,7 +154,7 @@ class Roster:
         """Send no client to the peer for `seconds`."""
         self._penalties[peer_id] = trio.current_time() + seconds
         self._reactor.call_later(seconds, self.changed)
-        self._lists.clear()
+        self._forget_lists()
 
     def forgive(self, peer_id: str) -> None:
         """End the penalty: the peer has restarted, so it is a new one under the old id."""
@@ -157,8 +163,20 @@ class Roster:
 
     def changed(self) -> None:
         """A record, a link, or the health of an own backend changed."""
-        self._lists.clear()
+        self._forget_lists()
         self.on_change()
+
+    def _refreshed(self) -> float:
+        """Now, with no list that is older than REFRESH_S."""
+        now = self._reactor.now()
+        if now >= self._lists_until or len(self._lists) > MAX_LISTS:
+            self._forget_lists()
+            self._lists_until = now + REFRESH_S
+        return now
+
+    def _forget_lists(self) -> None:
+        self._lists.clear()
+        self._http = None
 
 
 @lru_cache(maxsize=1024)

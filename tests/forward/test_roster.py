@@ -414,3 +414,30 @@ async def test_what_cannot_be_read_has_no_models(mock_clock: MockClock) -> None:
     assert having(roster, "m") == ["b"]
     assert having(roster, "n") == ["a"]
     assert catalogs_of(b"\xff\xff") == {}
+
+
+async def test_a_service_speaks_http_if_a_node_says_so_also_one_that_is_away(mock_clock: MockClock) -> None:
+    world = World()
+    roster = world.roster()
+    assert not roster.speaks_http("default")
+    world.hear("a", http=("default",), seq=1)
+    roster.changed()
+    assert roster.speaks_http("default")
+    assert not roster.speaks_http("other")
+    world.hear("a", http=("default",), linked=False, services={"default": False}, seq=2)
+    roster.changed()
+    mock_clock.jump(NODE_ONLINE_WINDOW.total_seconds() + 1)
+    assert ids(roster) == []
+    assert roster.speaks_http("default")
+    world.hear("a", left=True, http=("default",), seq=3)
+    mock_clock.jump(REFRESH_S)
+    assert not roster.speaks_http("default")
+
+
+async def test_the_own_backend_makes_its_service_http(mock_clock: MockClock) -> None:
+    world = World(http=("llm",))
+    roster = world.roster()
+    assert roster.speaks_http("llm")
+    asked = world.asked
+    assert all(roster.speaks_http("llm") for _ in range(100))
+    assert world.asked == asked, "each connection would cost a walk through all records"

@@ -204,6 +204,9 @@ class FakeRoster:
         announced = [catalogs_of(node.models).get(service) for node in self.eligible(Route(service))]
         return [catalog for catalog in announced if catalog is not None]
 
+    def speaks_http(self, service: str) -> bool:
+        return any(service in node.http for node in self.nodes.values())
+
     def is_unheard_of(self, route: Route) -> bool:
         return not self.eligible(route) and is_unheard_of(self.nodes.values(), route)
 
@@ -318,11 +321,16 @@ class Net:
 
 @asynccontextmanager
 async def network(
-    clock: trio.testing.MockClock | None = None, *, own_backend: bool = False, http: bool = False, **settings: Any
+    clock: trio.testing.MockClock | None = None,
+    *,
+    own_backend: bool = False,
+    http: bool = False,
+    offers: tuple[Endpoint, ...] = (),
+    **settings: Any,
 ) -> AsyncIterator[Net]:
-    """When the block ends all clients leave, and nothing may be left of them."""
+    """When the block ends all clients leave, and nothing may be left of them. `offers`: backends that never come up."""
     backend = Listener() if own_backend else None
-    made = Settings(backends=(backend.address,) if backend else (), **settings)
+    made = Settings(backends=(backend.address,) if backend else offers, **settings)
     reactor = CountingReactor()
     selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
     backends = Backends(reactor, made, on_change=lambda: frontend.dispatcher.look_again(), on_load=lambda _entry_id: None)
