@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["in", "out"]
 Result = Literal["ok", "error", "turned_away"]
-RetryReason = Literal["unreachable", "refused", "timeout", "lost"]
+RetryReason = Literal["unreachable", "refused", "timeout", "lost", "answer"]
 
 # From one round trip on a LAN to the default --hold; and from a cached answer to a day of streaming.
 _OPEN_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -134,6 +134,7 @@ class Node:
             name_of=lambda peer_id: self.parts.name_of(peer_id),
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
+        self.frontend.dispatcher.look_for_models = self.models.look
         self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 from federation.forward.http.homes import Homes
+from federation.forward.kept_bodies import KeptBodies
+from federation.forward.retry_budget import RetryBudget
 from federation.forward.watching import Watching
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Roster(Protocol):
     def catalogs(self, service: str) -> Sequence[Catalog]: ...
     def speaks_http(self, service: str) -> bool: ...
     def is_unheard_of(self, route: Route) -> bool: ...
+    def is_known(self, target: str) -> bool: ...
+    def lacks(self, route: Route, peer_id: str) -> None: ...
     def link(self, peer_id: str) -> PeerLink | None: ...
     def penalize(self, peer_id: str, seconds: float) -> None: ...
 
@@ -88,6 +92,8 @@ class RosterDispatcher:
         self.counters = counters
         self.catalogs = roster.catalogs
         self.is_unheard_of = roster.is_unheard_of
+        self.is_known = roster.is_known
+        self.look_for_models: Callable[[str], None] = _noop  # of a service's own backend, now
         self.link = roster.link
         self.accepted = selector.accepted
         self.penalize = roster.penalize
@@ -108,6 +114,8 @@ class RosterDispatcher:
         self._turns_used = 1.0  # as a share
         self._watching = Watching(roster.own_id, selector, roster.link, self._rng)
         self._homes = Homes()
+        self.retries = RetryBudget()
+        self.bodies = KeptBodies(settings.http_buffer_bytes, reactor.flush_soon)
         self._retry_is_queued = False
         self.configure(settings)
 
@@ -117,6 +125,7 @@ class RosterDispatcher:
         self.open_timeout_s = settings.open_timeout_s
         self.replay = settings.replay
         self.replay_buffer_bytes = settings.replay_buffer_bytes
+        self.bodies.each = settings.http_buffer_bytes
         self.has_affinity = settings.affinity == "on"
 
     def now(self) -> float:
@@ -171,6 +180,11 @@ class RosterDispatcher:
         eligible = [node.peer_id for node in self._roster.eligible(route)]
         if peer_id in eligible and len(eligible) > 1:
             self._roster.penalize(peer_id, BROKE_OFF_PENALTY_S)
+
+    def lacks(self, route: Route, peer_id: str) -> None:
+        self._roster.lacks(route, peer_id)
+        if peer_id == self.own_id:
+            self.look_for_models(route.service)
 
     def sent_back(self, peer_id: str, *, is_full: bool) -> None:
         if is_full:
@@ -249,3 +263,7 @@ class RosterDispatcher:
         """Nobody is told any more."""
         self.waiting.clear()
         self._queues.clear()
+
+
+def _noop(_service: str) -> None:
+    """Until the node watches its backends' models."""

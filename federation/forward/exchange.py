@@ -9,8 +9,17 @@ request has a tunnel of its own.
        +-- it cannot be understood: 400              |  the upstream broke before the answer: another peer, or 502
                                                      +  in the middle of it: said in the stream's own way, or a reset
 
-A body is kept whole until its model is known for sure, at most `http_buffer` bytes. A longer one goes with the model that it
-has named so far, and breaks off if another one comes behind; a model behind more than that is not found.
+A body is kept whole until its model is known for sure, at most --http-buffer bytes, and then for a retry. A longer one goes
+with the model that it has named so far, and breaks off if another one comes behind; a model behind more than that is not
+found. All bodies together have a bound too (kept_bodies.py): where it is reached a client is not read for a while, at most
+--hold, and then gets 503.
+
+An answer that says that its backend cannot serve this now (BUSY, or 404 for a model that its node announces) goes to the
+client only if no other peer may do better. Every other answer is the backend's own.
+
+A client that has ended its side behind its request has gone, or only sends no more: both look alike until something is
+written to it. So the entry writes, from PROBE_S on, what the answer allows and readers skip: 100 Continue before the answer,
+a comment in a stream of server-sent events. One that has gone says RST to it, and its generation ends.
 """
 
 from __future__ import annotations
@@ -20,17 +29,28 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from federation.config import Replay
 from federation.errors import HttpInvalid
+from federation.forward import web_pages
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending as Ended
 from federation.forward.http import lists
 from federation.forward.http.asks import Peek
 from federation.forward.http.conversation import NO_KEYS
-from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
+from federation.forward.http.dialects import (
+    TAIL,
+    Dialect,
+    dialect_of,
+    error_answer,
+    is_between_events,
+    stream_error,
+)
 from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.head import HeadBuffer, parse_response
 from federation.forward.http.lists import is_list
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
+from federation.forward.kept_bodies import FREE
+from federation.forward.models.asking import OWN_AGENTS
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
 from federation.reactor.duplex import NullDuplex
@@ -41,22 +61,30 @@ if TYPE_CHECKING:
 
     from federation.forward.attempts import Dispatcher
     from federation.forward.counters import Flow
+    from federation.forward.http.asks import Asked
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
     from federation.mesh.models import Catalog
     from federation.metrics import Result
     from federation.reactor.duplex import Duplex, Joinable
-    from federation.reactor.loop import Reactor
+    from federation.reactor.loop import Reactor, Timer
     from federation.reactor.sockets import SocketDuplex
 
 log = structlog.get_logger(__name__)
 
-HTTP_BUFFER = 64 * 1024 * 1024
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
-# To a client that has said FIN before its answer. One that has gone says RST to it, and its generation ends now; one that
-# only sends no more skips it, as any interim answer.
-STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
+BUSY = frozenset((429, 502, 503))
+LACKS, MAX_DOUBTED = 404, 4096
+PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
+PROBE_AGAIN_S = 5.0
+# Of all interim answers, Python's http.client skips only this one.
+STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
+COMMENT = b":\n\n"
+LOOP = b"x-federation-via"  # the entries that a request has come through
+MAX_VIA = 1024  # bytes, the latest: some twenty entries
+TARGET = b"x-federation-target"
+_STAY_HERE = frozenset((LOOP, TARGET))
 
 
 class Client(Protocol):
@@ -110,11 +138,19 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
-        "_is_over", "_keep_alive", "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail",
-        "_upstream", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_doubted", "_is_counted", "_is_over", "_keep_alive", "_late", "_page", "_peek", "_probe", "_reactor", "_received",
+        "_replay", "_request", "_side", "_tail", "_upstream", "_wait", "attempts", "client", "client_name", "flow",
+        "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
-    def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
+    def __init__(
+        self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead, *, page: str = ""
+    ) -> None:
+        """`page`: the origin of a web page that may read the answer."""
+        self._page = page
+        self._wait: Timer | None = None  # for room for the body
+        self._probe: Timer | None = None  # whether a client that sends no more is still there
+        self._is_counted = False  # among the bodies that are kept
         self._reactor = reactor
         self._dispatcher = dispatcher
         self.client = client
@@ -138,6 +174,7 @@ class Exchange:
         self._upstream: Joinable | None = None
         self._side: _AnswerSide | None = None
         self._answer_head = HeadBuffer()
+        self._doubted: Doubted | None = None
         self._answer: ResponseHead | None = None
         self._answer_body: Body | None = None
         self._began_answer = False  # the client has a part of its head
@@ -147,6 +184,10 @@ class Exchange:
         self._is_over = False
         self._answered_by = ""  # this node, where it asks no other
         dispatcher.counters.started(self.route)
+
+    @property
+    def replay(self) -> Replay:
+        return self._dispatcher.replay.of(names_model=bool(self.route.model))
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -164,12 +205,20 @@ class Exchange:
         """How much of the body may come now."""
         replay, upstream = self._replay, self._upstream
         if self._peek is not None:
-            return HTTP_BUFFER - replay.size
+            room = self._dispatcher.bodies.room(self, replay.size)
+            if room <= 0 and self._wait is None:
+                self._dispatcher.bodies.wait(self)
+                self._wait = self._dispatcher.call_later(self._dispatcher.hold_s, self._waited_too_long)
+            return room
         if replay.pending:
             return 0  # `flush_replay` reads on
         if self.is_upgraded or (self.attempts.state in FINAL and upstream is not None):
             return 0 if upstream is None else upstream.writable()
-        room = self._dispatcher.replay_buffer_bytes - replay.size
+        if self.replay is Replay.FIRST_BYTE:
+            bodies = self._dispatcher.bodies
+            room = min(bodies.each - replay.size, bodies.room(self, replay.size))
+        else:
+            room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and self.attempts.state is State.OPENED:
             self._commit()
             return 0 if self._upstream is None else self._upstream.writable()
@@ -202,6 +251,7 @@ class Exchange:
                 self._replay.add(chunk)
             if self._upstream is not None and not self._replay.pending:
                 self._upstream.send(chunk)
+        self._count_kept()
         return used
 
     def _look(self, chunk: bytes) -> None:
@@ -211,29 +261,76 @@ class Exchange:
         if self.is_whole:
             asked = self._peek.finish()
         if asked is None:
-            if self._replay.size < HTTP_BUFFER:
+            most = self._dispatcher.bodies.each
+            if self._replay.size < most:
                 return
             asked, self._late = self._peek.so_far, self._peek
             if not asked.model and not asked.trouble:
-                self._refuse(413, f"the model is not among the first {HTTP_BUFFER} bytes of the body")
+                self._refuse(413, f"the model is not among the first {most} bytes of the body, which --http-buffer sets")
                 return
         self._peek = None
         if asked.trouble:
             self._refuse(400, asked.trouble)
             return
-        request, dispatcher = self._request._replace(target=asked.target), self._dispatcher
-        if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
+        self._ask(asked)
+
+    def _ask(self, asked: Asked) -> None:
+        """Answer here what needs no node, and send the rest on its way."""
+        request, dispatcher, service = self._request._replace(target=asked.target), self._dispatcher, self.route.service
+        target = (request.get(TARGET) or b"").decode("utf-8", "replace")
+        own_id, via = dispatcher.own_id.encode(), b", ".join(request.all(LOOP))
+        if own_id in via:
+            self._refuse(508, "this request came through this node before: a backend of the network is an entry of it")
+        elif request.get(b"user-agent") in OWN_AGENTS:
+            self._refuse(404, "an entry of a federation is no model server")
+        elif self._page and request.method == "OPTIONS" and request.get(b"access-control-request-method"):
+            self._answer_itself(web_pages.preflight_answer(request, self._page))
+        elif target and not dispatcher.is_known(target):
+            self._refuse(404, f"no node is called {visible(target)[:128]} (X-Federation-Target)", code="node_not_found")
+        elif not target and is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(service)):
             self._tell_models(request, catalogs)
+        else:
+            self.route, self.keys = Route(service, asked.model, target), asked.keys
+            via = via[-MAX_VIA:] + b", " + own_id if via else own_id
+            self._go(request, b"X-Federation-Via: " + via + b"\r\n")
+
+    def _go(self, request: RequestHead, via: bytes) -> None:
+        model = self.route.model
+        if model and not self.route.target and self._dispatcher.is_unheard_of(self.route):
+            self._refuse(404, f"no node has the model {visible(model)}", code="model_not_found", param="model")
             return
-        self.route, self.keys = Route(self.route.service, asked.model), asked.keys
-        if asked.model and dispatcher.is_unheard_of(self.route):
-            self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
-            return
-        head, body = backend_head(request, _address_of(self.client_name), keep_alive=False), self._replay.whole()
-        self._replay.clear()
-        self._replay.add(head)
-        self._replay.add(body)
+        client = _address_of(self.client_name)
+        self._replay.begin_with(backend_head(request, client, keep_alive=False, without=_STAY_HERE, more=via))
         self.attempts.start()
+
+    # Bodies that are kept
+
+    def _count_kept(self) -> None:
+        """Tell what is kept, once it is more than counts as nothing."""
+        if self._is_over:
+            return
+        held = self._replay.held
+        if held > FREE or self._is_counted:
+            self._is_counted = held > FREE
+            self._dispatcher.bodies.keeps(self, held, grows=self._peek is not None)
+
+    def may_grow(self) -> None:
+        self._stop_waiting()
+        self.client.socket.resume_writing()
+
+    def give_up_retry(self) -> None:
+        if self.attempts.state is State.OPENED:
+            self._commit()
+
+    def _waited_too_long(self) -> None:
+        self._wait = None
+        why = "this entry keeps as many bodies of requests as it may (--http-buffer)"
+        self.attempts.reject(why)
+
+    def _stop_waiting(self) -> None:
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None
 
     def _is_as_asked(self, chunk: bytes) -> bool:
         """The rest of a long body; else the request is at its end."""
@@ -258,12 +355,15 @@ class Exchange:
         if said is None:
             self._refuse(404, "no node has that model", code="model_not_found", param="model")
             return
-        body, keep_alive = lists.encoded(said), request.keep_alive and self.is_whole
-        connection = b"keep-alive" if keep_alive else b"close"
-        self.client.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: %b\r\n\r\n%b"
-            % (len(body), connection, b"" if request.method == "HEAD" else body)
-        )
+        body = lists.encoded(said)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        self._answer_itself(head + web_pages.readable(self._page), b"" if request.method == "HEAD" else body)
+
+    def _answer_itself(self, head: bytes, body: bytes = b"") -> None:
+        """An answer for which no node is asked; `head` is without its last fields."""
+        keep_alive = self._request.keep_alive and self.is_whole
+        connection = b"Connection: keep-alive\r\n\r\n" if keep_alive else b"Connection: close\r\n\r\n"
+        self.client.write(head + connection + body)
         self._answered_by = self._dispatcher.own_id
         self._finish(keep_alive=keep_alive)
 
@@ -277,9 +377,22 @@ class Exchange:
         if self.is_upgraded and self._upstream is not None and not self._replay.pending:
             self._upstream.send_eof()
             return True
-        if self.is_whole and not self._began_answer and not self.is_upgraded and self._request.version == "1.1":
-            self.client.write(STILL_THERE)
+        if self.is_whole and not self.is_upgraded and self._probe is None:
+            self._probe = self._dispatcher.call_later(PROBE_S, self._is_client_there)
         return self.is_whole
+
+    def _is_client_there(self) -> None:
+        """Write what an answer may have here. A client that has gone resets the connection."""
+        answer, body = self._answer, self._answer_body
+        if not self._began_answer:
+            if self._request.version == "1.1":
+                self.client.write(STILL_THERE)
+        elif answer is not None and body is not None and is_between_events(answer, self._tail):
+            comment = COMMENT if is_unchunked(answer, self._request) else body.extra(COMMENT)
+            if comment:
+                self.client.write(comment)
+        if not self._is_over:
+            self._probe = self._dispatcher.call_later(PROBE_AGAIN_S, self._is_client_there)
 
     # Request, for the attempts
 
@@ -293,14 +406,19 @@ class Exchange:
         self.flush_replay()
 
     def flush_replay(self) -> None:
+        if self.attempts.state is State.OPENED and self._dispatcher.bodies.is_tight and self._replay.size > FREE:
+            self.attempts.commit()
         replay, is_final = self._replay, self.attempts.state in FINAL
         if is_final:
             replay.commit()
         while replay.pending and self._upstream is not None:
             room = self._upstream.writable()
             if room <= 0:
-                return  # it calls again
+                break  # it calls again
             self._upstream.send(replay.take(room))
+        self._count_kept()
+        if replay.pending:
+            return
         if self._upstream is None:
             return
         if is_final and self.attempts.state is State.COMMITTED:
@@ -312,7 +430,7 @@ class Exchange:
     def disconnected(self, reason: str) -> None:
         self._reset_upstream(reason)
         self._replay.interrupt()
-        self._answer_head = HeadBuffer()
+        self._answer_head, self._doubted = HeadBuffer(), None
 
     def rejected(self, why: str) -> None:
         self._dispatcher.counters.totals.failed += 1
@@ -348,7 +466,11 @@ class Exchange:
                 self._delivered += len(view)
                 self.client.write(view, self._upstream)
                 return
-            view = view[self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view) :]
+            if self._doubted is not None:
+                used = self._on_doubted_bytes(self._doubted, view)
+            else:
+                used = self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view)
+            view = view[used:]
 
     def _on_head_bytes(self, view: memoryview) -> int:
         try:
@@ -357,10 +479,40 @@ class Exchange:
                 self._upstream.acknowledge(used)
             if raw is not None:
                 self._answer_head = HeadBuffer()
-                self._on_head(parse_response(raw, self._request))
+                answer = parse_response(raw, self._request)
+                if answer.status in BUSY and self.attempts.answered_badly(f"the backend answered {answer.status}"):
+                    return len(view)
+                if self._may_lack_the_model(answer):
+                    self._doubted = Doubted(answer)
+                else:
+                    self._on_head(answer)
         except HttpInvalid as error:
             self._fail(f"the backend's answer is no HTTP: {error.detail}")
             return len(view)
+        return used
+
+    def _may_lack_the_model(self, answer: ResponseHead) -> bool:
+        """Whether the body of this 404 is worth to be read before it is passed on: another peer may have the model. One 404
+        moves a request, not two."""
+        framing, route, attempts = answer.framing, self.route, self.attempts
+        is_short = framing.kind is Kind.LENGTH and 0 < framing.length <= MAX_DOUBTED
+        is_of_announced = route.model and not route.target and attempts.state is State.OPENED and attempts.count == 1
+        return answer.status == LACKS and is_short and bool(is_of_announced)
+
+    def _on_doubted_bytes(self, doubted: Doubted, view: memoryview) -> int:
+        """The body of a 404: is it the model that the backend does not find, or the path?"""
+        used = min(len(view), doubted.answer.framing.length - len(doubted.body))
+        doubted.body += view[:used]
+        if len(doubted.body) < doubted.answer.framing.length:
+            return used
+        self._doubted = None
+        if b"model" in doubted.body.lower():
+            self._dispatcher.lacks(self.route, self.attempts.peer_id)
+            if self.attempts.answered_badly("the backend has no such model", penalty_s=0):
+                return len(view)
+        self._on_head(doubted.answer)
+        if not self._is_over:
+            self._on_body_bytes(memoryview(bytes(doubted.body)))
         return used
 
     def _on_head(self, answer: ResponseHead) -> None:
@@ -376,16 +528,15 @@ class Exchange:
             self._began_answer, self._keep_alive = True, keep_alive
             self._answer = answer
             self._answer_body = body_of(answer.framing)
-        self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
+        more = b""
+        if self._page and not is_interim and answer.get(b"access-control-allow-origin") is None:
+            more = web_pages.readable(self._page)
+        self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive, more=more))
         if answer.status == 101:
             self.is_upgraded = True
-            replay = self._replay
             behind = self.client.upgraded()
             self._received += len(behind)
-            kept = bytes(replay.pending) + behind
-            replay.clear()
-            replay.add(kept)
-            replay.rewind()
+            self._replay.push(behind)
             self.flush_replay()
         elif not is_interim and self._answer_body is not None and self._answer_body.is_over:
             self._finish(keep_alive=keep_alive)
@@ -468,7 +619,7 @@ class Exchange:
         self.client.write(
             error_answer(
                 self._dialect, status, why, code=code, param=param,
-                retry_after_s=retry_after_s, keep_alive=keep_alive, is_head=is_head,
+                retry_after_s=retry_after_s, keep_alive=keep_alive, is_head=is_head, more=web_pages.readable(self._page),
             )
         )  # fmt: skip
         self._finish(keep_alive=keep_alive, error=why)
@@ -492,6 +643,10 @@ class Exchange:
 
     def _end(self, error: str | None, *, result: Result) -> None:
         self._is_over = True
+        self._stop_waiting()
+        if self._probe is not None:
+            self._probe.cancel()
+        self._dispatcher.bodies.drops(self)
         peer_id, now = self.attempts.peer_id or self._answered_by, self._reactor.now()
         self._reset_upstream(error or "")
         self.attempts.close()
@@ -525,6 +680,16 @@ class Exchange:
     @property
     def _node(self) -> str:
         return self._dispatcher.name_of(self.attempts.peer_id)
+
+
+class Doubted:
+    """A 404 that the client has not had. `body`: what came of it."""
+
+    __slots__ = ("answer", "body")
+
+    def __init__(self, answer: ResponseHead) -> None:
+        self.answer = answer
+        self.body = bytearray()
 
 
 class Behind(NullDuplex):

@@ -295,11 +295,12 @@ class HttpClient:
         if isinstance(verdict, Refusal):
             self._answer_error(verdict.status, verdict.why, target)
             return
-        self._ask(head, data[used:])
+        page = self.rules.readable_by(raw) if head.get(b"origin") is not None else ""
+        self._ask(head, data[used:], page)
 
-    def _ask(self, head: RequestHead, behind: bytes) -> None:
+    def _ask(self, head: RequestHead, behind: bytes, page: str = "") -> None:
         self.flow = Flow(self.flow.connection, self.flow.request + 1)
-        exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head)
+        exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head, page=page)
         if head.expects_continue and not exchange.is_whole:
             self.write(CONTINUE)
         self._is_asking = True

@@ -189,12 +189,15 @@ class FakeRoster:
         self.links: dict[str, FakeLink] = {}
         self.penalties: list[tuple[str, float]] = []
         self.barred: set[str] = set()
+        self.lacking: list[tuple[Route, str]] = []
         self._services = services
 
     def eligible(self, route: Route) -> list[NodeData]:
         own = record(OWN, services=self._services())
         nodes = [own, *self.nodes.values()]
         nodes = [node for node in nodes if node.offers(route.service) and node.peer_id not in self.barred]
+        if route.target:
+            return [node for node in nodes if route.target in (node.peer_id, node.name)]
         if not route.model:
             return nodes
         having = [node for node in nodes if has_model(node, route.service, route.model)]
@@ -209,6 +212,12 @@ class FakeRoster:
 
     def is_unheard_of(self, route: Route) -> bool:
         return not self.eligible(route) and is_unheard_of(self.nodes.values(), route)
+
+    def is_known(self, target: str) -> bool:
+        return any(target in (node.peer_id, node.name) for node in (*self.nodes.values(), record(OWN)))
+
+    def lacks(self, route: Route, peer_id: str) -> None:
+        self.lacking.append((route, peer_id))
 
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
