@@ -821,6 +821,7 @@ async def test_a_reset_by_a_backend_is_paid_for_and_a_link_that_breaks_is_not(mo
         net.add("a", "b")
         net.frontend.dispatcher.retries.left = 0.0
         for has_link, status in ((True, 503), (False, 200)):
+            net.forgive()
             talk = await ask(net, REQUEST)
             net.tunnel.answers()
             if not has_link:
@@ -967,18 +968,22 @@ async def test_bodies_wait_for_room_and_for_no_longer_than_hold(mock_clock: Mock
     async with network(mock_clock, http=True, http_buffer_bytes=each, hold_s=5.0) as net:
         net.add("a")
         bodies = net.frontend.dispatcher.bodies
-        talks = [await ask(net, post(body)[: each - 2000]) for _ in range(6)]
-        late = HttpTalk(await net.connect())
-        await late.stream.send_all(post(body)[: each - 2000])
+        talks = [HttpTalk(await net.connect()) for _ in range(6)]
+        async with trio.open_nursery() as nursery:
+            for talk in talks:  # what the entry does not read is in the kernel
+                nursery.start_soon(talk.stream.send_all, post(body)[: each - 2000])
         await settled(lambda: bodies.is_tight)
         assert bodies.used <= bodies.most
         small = await ask(net, REQUEST)
         serve(net.tunnel, ok())
         assert (await small.answer("POST")).status == 200
         await net.passes(5.1)
-        got = await late.answer("POST")
-        assert (got.status, "--http-buffer" in got.message, got.fields["retry-after"]) == (503, True, "5")
-        assert len(talks) == 6
+        refused = [client for client in net.frontend.rejected_clients]
+        assert refused
+        for talk, client in zip(talks, sorted(net.frontend.active, key=lambda client: client.flow), strict=False):
+            if client in refused:
+                got = await talk.answer("POST")
+                assert (got.status, "--http-buffer" in got.message, got.fields["retry-after"]) == (503, True, "5")
 
 
 # Pages
@@ -1032,9 +1037,12 @@ async def test_a_client_that_sends_no_more_is_told_that_its_request_is_heard(moc
         net.add("a")
         talk = await ask(net, REQUEST)
         await talk.stream.send_eof()
+        (client,) = net.frontend.active
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
         await net.passes(PROBE_S - 0.1)
         net.tunnel.answers()
-        await net.passes(0.2 + PROBE_AGAIN_S)
+        await net.passes(0.2)
+        await net.passes(PROBE_AGAIN_S)
         serve(net.tunnel, ok())
         got = await talk.answer("POST")
         assert (got.status, got.interim) == (200, (100, 100))
@@ -1044,7 +1052,9 @@ async def test_a_quick_answer_to_a_client_that_sends_no_more_comes_alone(mock_cl
     async with network(mock_clock, http=True) as net:
         net.add("a")
         talk = await ask(net, REQUEST)
+        (client,) = net.frontend.active
         await talk.stream.send_eof()
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
         await net.passes(PROBE_S - 0.1)
         serve(net.tunnel, ok())
         assert (await talk.answer("POST")).interim == ()
@@ -1059,9 +1069,12 @@ async def test_a_client_that_went_away_behind_its_request(mock_clock: MockClock,
         net.tunnel.answers()
         if began:
             net.tunnel.sends(ok_chunked(b"data: 1\n\n", SSE)[:-5])
-            assert b"data: 1" in await talk.stream.receive_some() + await talk.stream.receive_some()
+            heard = b""
+            while b"data: 1" not in heard:
+                heard += await talk.stream.receive_some()
+        (client,) = net.frontend.active
         await talk.stream.aclose()
-        await settled()
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
         assert net.tunnel.reset is None
         await net.passes(PROBE_S + 0.01)
         await settled(lambda: net.tunnel.reset is not None)
@@ -1080,7 +1093,9 @@ async def test_where_a_stream_may_have_a_comment(mock_clock: MockClock, answer: 
     async with network(mock_clock, http=True) as net:
         net.add("a")
         talk = await ask(net, REQUEST)
+        (client,) = net.frontend.active
         await talk.stream.send_eof()
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
         net.tunnel.answers()
         net.tunnel.sends(answer)
         await net.passes(PROBE_S + 0.01)
