@@ -18,6 +18,7 @@ import trio
 
 from federation.errors import ListenFailed, listen_problem
 from federation.forward import web_pages
+from federation.forward.attempts import State
 from federation.forward.counters import Counters
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
@@ -238,6 +239,11 @@ class Frontend:
             self.idle.set()
 
     # Questions and news
+
+    @property
+    def busy(self) -> int:
+        """Clients without those that are between two requests: they lose nothing when this node stops."""
+        return sum(client.state is not State.IDLE for client in self.active)
 
     def bytes_moved(self) -> tuple[int, int]:
         """The bytes from clients to backends, and back: of connections that ended, and so far of those that are open."""

@@ -250,6 +250,8 @@ class HttpClient:
         self._is_last = True
         if self.exchange is None and not self._is_closing:
             self._close_soon()
+            self._stop_timer()
+            self._leave()  # nothing was asked for: the node's end need not wait for the client's
 
     # Heads
 

@@ -648,3 +648,12 @@ async def test_a_backend_that_is_never_http_decides_for_its_service(mock_clock: 
         net.add("a", http=("default",))
         await net.connect()
         assert [type(client).__name__ for client in net.frontend.active] == ["L4Client"]
+
+
+async def test_a_client_between_two_requests_is_not_busy(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        await net.connect()
+        assert net.frontend.busy == 0
+        await net.connect(sends=REQUEST.replace(b"\r\n", b"\r\nHost: localhost\r\n", 1))
+        assert (net.frontend.busy, len(net.frontend.active)) == (1, 2)
