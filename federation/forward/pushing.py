@@ -71,7 +71,7 @@ class Pushing:
     def changed(self) -> None:
         """The load changed."""
         was_full, self._was_full = self._was_full, self._backends.is_full
-        if was_full and not self._was_full and (self._watchers or self._backends.refused_as_full):
+        if was_full and not self._was_full and len(self._watchers.keys() | self._backends.refused_as_full) > 1:
             self._backends.hands_out = True
         if not self._is_queued and (self._watchers or self._backends.refused_as_full):
             self._is_queued = True

@@ -155,12 +155,12 @@ def test_who_was_refused_hears_once_that_there_is_room() -> None:
     assert world.timers == []
 
 
-@pytest.mark.parametrize("refused", [["a"], []])
+@pytest.mark.parametrize("refused", [["a", "c"], ["a"], []])
 def test_a_place_is_kept_until_those_that_want_to_know_have_heard_of_it(refused: list[str]) -> None:
     """Or else the entry whose request ended would have it each time, as it knows that first."""
     world = World()
-    if not refused:
-        world.watches("b")  # it sees itself that this node is full, and does not ask
+    for peer_id in ["b", "d"][: 2 - len(refused)]:
+        world.watches(peer_id)  # it sees itself that this node is full, and does not ask
     world.changes()
     world.refuses(*refused)
     world.changes()
@@ -179,6 +179,16 @@ def test_no_place_is_kept_where_nobody_wants_to_know() -> None:
     world.refuses()
     world.has_room()
     assert (world.hands_out, world.timers) == (False, [])
+
+
+def test_no_place_is_kept_where_only_one_wants_to_know() -> None:
+    """It hears with the end of its request, and would be refused if it came at once."""
+    world = World()
+    world.watches("a")
+    world.changes()
+    world.refuses("a")
+    world.has_room()
+    assert not world.hands_out
 
 
 def test_no_place_is_kept_for_those_that_cannot_hear_of_it_soon() -> None:

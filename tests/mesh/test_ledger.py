@@ -15,7 +15,7 @@ from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-laws = settings(deadline=None, max_examples=300)
+laws = settings(max_examples=300)
 
 NOW = datetime(2024, 5, 1, 12, 0, tzinfo=timezone.utc)
 SECOND = timedelta(seconds=1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from federation.mesh import models
 from federation.mesh.models import MAX_MODELS, MAX_PACKED_BYTES, Catalog, Model, catalog, is_called, is_name, pack, unpack
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(max_examples=50)
 MIB = 1 << 20
 
 names = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=40).filter(is_name)

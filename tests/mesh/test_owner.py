@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import OwnerKeyWrong, ProtocolViolation
@@ -35,7 +35,6 @@ ORDER = Order(b"n" * 40, 7, b"h" * 32, 1_700_000_000_000, 3_600_000, frozenset({
 DATA = (
     b"n" * 40 + b"\0\0\0\x07" + b"h" * 32 + (1_700_000_000_000).to_bytes(8, "big") + (3_600_000).to_bytes(8, "big") + b"a\nb"
 )
-quick = settings(deadline=None)
 
 
 def test_the_formats_are_pinned() -> None:
@@ -92,7 +91,6 @@ def test_the_key_stays_inside() -> None:
     assert without_tokens(f"see {TEXT}!") == f"see {REDACTED}!"
 
 
-@quick
 @given(st.binary(max_size=300) | st.binary(max_size=60).map(lambda end: DATA[:92] + end))
 def test_any_bytes_are_an_order_in_its_one_spelling_or_none(data: bytes) -> None:
     try:

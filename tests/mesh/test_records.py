@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError, create_model
 
@@ -17,8 +17,6 @@ from federation.mesh import records
 from federation.mesh.models import Model, catalog, pack, unpack
 from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData, decode, encode, fitting
 from federation.net.wire import MAX_RECORD_BYTES
-
-quick = settings(deadline=None)
 
 NOW = datetime(2024, 5, 1, 12, 0, tzinfo=timezone.utc)
 MOMENT = timedelta(microseconds=1)
@@ -207,7 +205,6 @@ def test_last_seen_needs_a_zone() -> None:
 # Codec
 
 
-@quick
 @given(nodes)
 @example(FULL)
 def test_round_trip(record: NodeData) -> None:
@@ -432,13 +429,11 @@ junk = st.recursive(
 )
 
 
-@quick
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes(data: bytes) -> None:
     check_any(data)
 
 
-@quick
 @given(st.data())
 def test_damaged_records(data: st.DataObject) -> None:
     """Bytes that nearly are a record get further than noise does."""
@@ -448,13 +443,11 @@ def test_damaged_records(data: st.DataObject) -> None:
     check_any(bytes(damaged))
 
 
-@quick
 @given(junk)
 def test_arbitrary_msgpack(value: object) -> None:
     check_any(msgpack.packb(value))
 
 
-@quick
 @given(st.dictionaries(st.sampled_from(sorted(NodeData.model_fields)), junk, max_size=4))
 def test_arbitrary_fields(fields: dict[str, object]) -> None:
     check_any(wire(**fields))

@@ -15,13 +15,11 @@ import sys
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import TokenChecksumWrong, TokenError, TokenMalformed, TokenTooNew
 from federation.mesh.tokens import MAX_ADDRESS_CHARS, MAX_ADDRESSES, MAX_NAME_CHARS, Token
-
-quick = settings(deadline=None)
 
 SECRET = bytes(range(32))
 ADDRESS = "/ip4/192.0.2.1/tcp/4484/p2p/12D3KooWA"
@@ -55,13 +53,11 @@ def test_the_format_is_pinned() -> None:
     assert sealed(SECRET + b"lab\n" + ADDRESS.encode()) == TEXT
 
 
-@quick
 @given(tokens)
 def test_round_trip(token: Token) -> None:
     assert Token.decode(token.encode()) == token
 
 
-@quick
 @given(tokens)
 def test_text_is_url_safe(token: Token) -> None:
     assert set(token.encode()) <= set(ALPHABET)
@@ -111,7 +107,6 @@ def test_newer_version(text: str) -> None:
         Token.decode(text)
 
 
-@quick
 @given(st.integers(5, len(TEXT) - 1), st.sampled_from(ALPHABET))
 def test_one_wrong_character_is_damage(position: int, character: str) -> None:
     damaged = TEXT[:position] + character + TEXT[position + 1 :]
@@ -155,7 +150,6 @@ def test_right_checksum_does_not_excuse_the_payload(payload: bytes) -> None:
         Token.decode(sealed(payload))
 
 
-@quick
 @given(st.binary(max_size=120))
 def test_any_payload_is_read_or_refused(payload: bytes) -> None:
     try:
@@ -165,7 +159,6 @@ def test_any_payload_is_read_or_refused(payload: bytes) -> None:
     assert token.encode() == sealed(payload)
 
 
-@quick
 @given(st.text(max_size=80) | st.text(ALPHABET, max_size=80).map("fed1_".__add__))
 def test_any_text_is_refused_by_our_errors(text: str) -> None:
     with pytest.raises((TokenMalformed, TokenChecksumWrong, TokenTooNew)):
@@ -387,7 +380,6 @@ def test_with_another_owner_or_none_it_is_another_network(token: Token) -> None:
         assert value != derived(token)[label]
 
 
-@quick
 @given(tokens, st.binary(min_size=32, max_size=32), st.integers(0, 3))
 def test_round_trip_with_an_owner(token: Token, owner: bytes, rotations: int) -> None:
     token = replace(token, owner=owner)
@@ -397,7 +389,6 @@ def test_round_trip_with_an_owner(token: Token, owner: bytes, rotations: int) ->
     assert token.encode().startswith("fed3_")
 
 
-@quick
 @given(st.binary(max_size=160), st.sampled_from([2, 3]))
 def test_any_payload_of_the_later_formats_is_read_or_refused(payload: bytes, version: int) -> None:
     try:

@@ -349,8 +349,11 @@ class TestConnections:
                 route=Route("chat"),
                 client_name=f"10.0.0.1:{number}",
                 socket=SimpleNamespace(received=10 * number, delivered=number),
+                moved=(10 * number, number),
                 started_at=trio.current_time() - number,
-                attempts=SimpleNamespace(state=state, peer_id=peer_id, count=count),
+                state=state,
+                peer_id=peer_id,
+                attempts_made=count,
             )
 
         waiting, opening = client(3, State.WAITING), client(2, State.OPENING, peer_id=peer, count=2)

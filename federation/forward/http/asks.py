@@ -29,7 +29,7 @@ from federation.forward.http import conversation, paths
 from federation.forward.http.conversation import NO_KEYS, Keys
 from federation.forward.http.form_field import FormField, boundary_of
 from federation.forward.http.json_members import Members, State, text_of
-from federation.forward.http.paths import MAX_NAME, Dialect, Path
+from federation.forward.http.paths import MAX_NAME, Path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,6 @@ class Asked(NamedTuple):
 
     model: str
     target: str
-    dialect: Dialect
     keys: Keys = NO_KEYS
     id: str = ""
     trouble: str = ""
@@ -171,13 +170,13 @@ class Peek:
     def _asked(self, members: Mapping[str, bytes | bytearray], fields: list[bytes], trouble: str) -> Asked:
         path = self.path
         if trouble:
-            return Asked(path.model, path.target, path.dialect, id=path.id, trouble=trouble)
+            return Asked(path.model, path.target, id=path.id, trouble=trouble)
         try:
             model = path.model or self._named(members, fields)
         except ValueError as error:
-            return Asked("", path.target, path.dialect, id=path.id, trouble=str(error))
+            return Asked("", path.target, id=path.id, trouble=str(error))
         keys = conversation.keys_of(path.shape, model, members, self._session)
-        return Asked(model, path.target, path.dialect, keys, path.id or _id(members))
+        return Asked(model, path.target, keys, path.id or _id(members))
 
     def _named(self, members: Mapping[str, bytes | bytearray], fields: list[bytes]) -> str:
         """The one model that the query, the form or the body names. Raises ValueError if it is not one."""

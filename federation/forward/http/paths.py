@@ -1,11 +1,11 @@
-"""What the target of a request says: whose dialect it is, and where the model's name and the conversation are. No I/O.
+"""What the target of a request says: where the model's name and the conversation are. No I/O.
 
-    POST /v1/chat/completions                   OPENAI     model in the body; a chat
-    POST /v1/messages                           ANTHROPIC  model in the body; a chat
-    POST /api/generate                          OLLAMA     model in the body, or its former key `name`; a bare prompt
-    POST /api/copy                              OLLAMA     its key is `source`
-    GET  /v1/models/org/name%3Aq4               OPENAI     model in the path, with slashes
-    POST /v1/engines/org/name/completions       OPENAI     model in the path; a bare prompt
+    POST /v1/chat/completions                   model in the body; a chat
+    POST /v1/messages                           model in the body; a chat
+    POST /api/generate                          model in the body, or its former key `name`; a bare prompt
+    POST /api/copy                              its key is `source`
+    GET  /v1/models/org/name%3Aq4               model in the path, with slashes
+    POST /v1/engines/org/name/completions       model in the path; a bare prompt
     POST /openai/deployments/name/chat/completions?api-version=1      the same
     POST /v1beta/models/name:generateContent    model in the path
     GET  /v1/realtime?model=name                model in the query
@@ -27,14 +27,6 @@ MAX_COMMON = 200  # characters of a target that is understood once
 MAX_NAME = 512  # characters of a model's name; a record takes 200 bytes
 
 
-class Dialect(Enum):
-    """The form in which errors are told."""
-
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
-    OLLAMA = "ollama"
-
-
 class Shape(Enum):
     """Where a body has its conversation."""
 
@@ -46,7 +38,6 @@ class Shape(Enum):
 
 class Path(NamedTuple):
     target: str
-    dialect: Dialect = Dialect.OPENAI
     shape: Shape = Shape.NONE
     model: str = ""  # named in the path
     query_model: str = ""
@@ -131,24 +122,21 @@ def _known(method: str, plain: str) -> Path:
     if plain.startswith("/api/"):
         what = plain[5:]
         if what.startswith("blobs/"):
-            return Path("", Dialect.OLLAMA, keys=())
+            return Path("", keys=())
         if re.fullmatch(_OLLAMA_NAMES, what):
             shape = {"generate": Shape.PROMPT, "chat": Shape.CHAT}.get(what, Shape.NONE)
-            return Path("", Dialect.OLLAMA, shape, keys=keys and _OLLAMA_KEYS.get(what, ("model", "name")))
+            return Path("", shape, keys=keys and _OLLAMA_KEYS.get(what, ("model", "name")))
     for pattern in _IN_PATH:
         if (found := pattern.fullmatch(plain)) is not None:
             return Path("", shape=_shape(found[2] or "") if keys else Shape.NONE, model=_name(found[1]), keys=())
     if not _NO_MODEL.fullmatch(plain) and (found := _ONE_MODEL.fullmatch(plain)) is not None:
         return Path("", model=_name(found[1] or found[2]), keys=())
-    dialect = Dialect.OPENAI
     what = plain.removeprefix("/v1").removeprefix("/")
-    if what == "messages" or what.startswith("messages/"):
-        dialect = Dialect.ANTHROPIC
     if (found := _ID.fullmatch(plain)) is not None and found[2] not in _NOT_IDS:
-        return Path("", dialect, keys=(), id=f"{found[1]}/{unquote(found[2])}")
+        return Path("", keys=(), id=f"{found[1]}/{unquote(found[2])}")
     if _ELEVENLABS.fullmatch(plain) and keys:
         keys = ("model_id", "model")
-    return Path("", dialect, _shape(what) if keys else Shape.NONE, keys=keys)
+    return Path("", _shape(what) if keys else Shape.NONE, keys=keys)
 
 
 def _shape(what: str) -> Shape:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from federation.forward.http import asks
 from federation.forward.http.asks import WHOLE, Asked, Peek
 from federation.forward.http.conversation import NO_KEYS
-from federation.forward.http.paths import MAX_NAME, Dialect
+from federation.forward.http.paths import MAX_NAME
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'Hello \U0001f600 "x"'}]
@@ -57,7 +57,7 @@ def test_the_transcript_of_its_head() -> None:
     assert peek.feed(b'{"messages": [') is None
     assert peek.feed(b'{"content": "Hi"}], "model": "m"}') is None
     found = peek.finish()
-    assert (found.model, found.target, found.dialect, found.trouble) == ("m", CHAT, Dialect.OPENAI, "")
+    assert (found.model, found.target, found.trouble) == ("m", CHAT, "")
     assert found.keys.k0
     assert found.keys.k1
     assert peek.feed(b"more") is found
@@ -133,7 +133,7 @@ def test_a_body_in_trouble_names_no_model(target: str, body: bytes) -> None:
 def test_json_is_known_by_its_first_byte() -> None:
     assert asked(b'{"model":"m"}', content_type=b"application/x-www-form-urlencoded").model == "m"
     peek = Peek("POST", "/x", content_type=b"application/json")
-    assert peek.feed(b"GGUF") == Asked("", "/x", Dialect.OPENAI)
+    assert peek.feed(b"GGUF") == Asked("", "/x")
 
 
 def test_without_a_body_all_is_known_at_once() -> None:

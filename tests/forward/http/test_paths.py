@@ -6,41 +6,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.forward.http.paths import MAX_NAME, Dialect, Shape, ollama_name, read
+from federation.forward.http.paths import MAX_NAME, Shape, ollama_name, read
 
 MODEL = ("model",)
 
 
 @pytest.mark.parametrize(
-    ("target", "dialect", "shape", "keys"),
+    ("target", "shape", "keys"),
     [
-        ("/v1/chat/completions", Dialect.OPENAI, Shape.CHAT, MODEL),
-        ("/chat/completions", Dialect.OPENAI, Shape.CHAT, MODEL),
-        ("/v1/completions", Dialect.OPENAI, Shape.PROMPT, MODEL),
-        ("/completion", Dialect.OPENAI, Shape.PROMPT, MODEL),
-        ("/v1/responses", Dialect.OPENAI, Shape.RESPONSES, MODEL),
-        ("/v1/embeddings", Dialect.OPENAI, Shape.NONE, MODEL),
-        ("/v1/audio/transcriptions", Dialect.OPENAI, Shape.NONE, MODEL),
-        ("/v1/rerank", Dialect.OPENAI, Shape.NONE, MODEL),
-        ("/infill", Dialect.OPENAI, Shape.NONE, MODEL),
-        ("/models/load", Dialect.OPENAI, Shape.NONE, MODEL),
-        ("/models/apply", Dialect.OPENAI, Shape.NONE, MODEL),
-        ("/v1/text-to-speech/alloy", Dialect.OPENAI, Shape.NONE, ("model_id", "model")),
-        ("/v1/messages", Dialect.ANTHROPIC, Shape.CHAT, MODEL),
-        ("/v1/messages/count_tokens", Dialect.ANTHROPIC, Shape.NONE, MODEL),
-        ("/v1/messages/batches", Dialect.ANTHROPIC, Shape.NONE, MODEL),
-        ("/api/chat", Dialect.OLLAMA, Shape.CHAT, ("model", "name")),
-        ("/api/generate", Dialect.OLLAMA, Shape.PROMPT, ("model", "name")),
-        ("/api/embed", Dialect.OLLAMA, Shape.NONE, ("model", "name")),
-        ("/api/copy", Dialect.OLLAMA, Shape.NONE, ("source",)),
-        ("/api/blobs/sha256:00", Dialect.OLLAMA, Shape.NONE, ()),
-        ("/api/v0/chat/completions", Dialect.OPENAI, Shape.NONE, MODEL),
-        ("/", Dialect.OPENAI, Shape.NONE, MODEL),
+        ("/v1/chat/completions", Shape.CHAT, MODEL),
+        ("/chat/completions", Shape.CHAT, MODEL),
+        ("/v1/completions", Shape.PROMPT, MODEL),
+        ("/completion", Shape.PROMPT, MODEL),
+        ("/v1/responses", Shape.RESPONSES, MODEL),
+        ("/v1/embeddings", Shape.NONE, MODEL),
+        ("/v1/audio/transcriptions", Shape.NONE, MODEL),
+        ("/v1/rerank", Shape.NONE, MODEL),
+        ("/infill", Shape.NONE, MODEL),
+        ("/models/load", Shape.NONE, MODEL),
+        ("/models/apply", Shape.NONE, MODEL),
+        ("/v1/text-to-speech/alloy", Shape.NONE, ("model_id", "model")),
+        ("/v1/messages", Shape.CHAT, MODEL),
+        ("/v1/messages/count_tokens", Shape.NONE, MODEL),
+        ("/v1/messages/batches", Shape.NONE, MODEL),
+        ("/api/chat", Shape.CHAT, ("model", "name")),
+        ("/api/generate", Shape.PROMPT, ("model", "name")),
+        ("/api/embed", Shape.NONE, ("model", "name")),
+        ("/api/copy", Shape.NONE, ("source",)),
+        ("/api/blobs/sha256:00", Shape.NONE, ()),
+        ("/api/v0/chat/completions", Shape.NONE, MODEL),
+        ("/", Shape.NONE, MODEL),
     ],
 )
-def test_a_post(target: str, dialect: Dialect, shape: Shape, keys: tuple[str, ...]) -> None:
+def test_a_post(target: str, shape: Shape, keys: tuple[str, ...]) -> None:
     path = read("POST", target)
-    assert (path.target, path.dialect, path.shape, path.keys, path.model, path.id) == (target, dialect, shape, keys, "", "")
+    assert (path.target, path.shape, path.keys, path.model, path.id) == (target, shape, keys, "", "")
 
 
 @pytest.mark.parametrize(

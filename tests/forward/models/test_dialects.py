@@ -16,7 +16,7 @@ from federation.forward.models import dialects
 from federation.forward.models.dialects import Queue
 from federation.mesh.models import Model, is_name
 
-quick = settings(deadline=None, max_examples=60)
+quick = settings(max_examples=60)
 
 TAGS = {
     "models": [

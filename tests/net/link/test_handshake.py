@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
@@ -443,7 +443,6 @@ def test_the_transcript_is_what_the_docstring_says() -> None:
     assert len(RESPONDER[1]) == 2 + 32 + TAG
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.booleans(), st.sampled_from(["eof", "silence"]))
 def test_garbage_is_a_failed_handshake_in_time(said: bytes, dials: bool, then: str) -> None:
     outcome = hear(said, dials=dials, then=then)
@@ -451,7 +450,6 @@ def test_garbage_is_a_failed_handshake_in_time(said: bytes, dials: bool, then: s
     assert outcome.took <= HANDSHAKE_TIMEOUT_S + 0.001
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_garbage_of_the_announced_length_is_a_failed_handshake(said: bytes, announced: int) -> None:
     for dials in (True, False):

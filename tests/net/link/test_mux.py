@@ -336,7 +336,7 @@ def test_an_answer_to_our_ping_costs_the_peer_nothing() -> None:
     assert a.mux._abuse_left == ABUSE_BUDGET
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 100_000)), max_size=30), st.integers(1, 4))
 def test_what_we_send_is_never_in_more_frames_than_it_needs(writes: list[tuple[int, int]], records: int) -> None:
     """Whatever is queued, in whatever order, and taken out in between."""
@@ -1539,7 +1539,6 @@ def _transcript(acts: list[tuple[str, int]], load: Load | None) -> tuple[list[An
     return control, flows
 
 
-@settings(deadline=None)
 @given(_acts)
 def test_a_load_overtakes_nothing_and_holds_nothing_up(acts: list[tuple[str, int]]) -> None:
     """A LOAD is the first frame of its record. All else goes in the order in which it goes without."""
@@ -1791,9 +1790,7 @@ class Beliefs(RuleBasedStateMachine):
 
 
 TestBeliefs = Beliefs.TestCase
-TestBeliefs.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestBeliefs.settings = settings(max_examples=300, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 # Violations
@@ -2039,9 +2036,7 @@ class BackToBack(RuleBasedStateMachine):
 
 
 TestBackToBack = BackToBack.TestCase
-TestBackToBack.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestBackToBack.settings = settings(max_examples=60, stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_the_numbers_of_the_frame_types_are_the_protocol() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import ProtocolViolation
@@ -19,7 +19,6 @@ def sealed(*plaintexts: bytes) -> bytes:
     return b"".join(sealer.seal(plaintext) for plaintext in plaintexts)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, MAX_PLAINTEXT + 400), max_size=12))
 def test_any_split_of_the_stream_gives_the_same_plaintexts(cuts: list[int]) -> None:
     stream, unsealer = sealed(*PLAINTEXTS), Unsealer(KEY)
@@ -39,7 +38,6 @@ def test_byte_by_byte_too() -> None:
     assert [word for byte in sealed(*words) for word in unsealer.feed(bytes([byte]))] == words
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=300), max_size=20), st.integers(0, 6000))
 def test_open_records_takes_whole_records_and_says_how_much_it_took(plaintexts: list[bytes], cut: int) -> None:
     stream = sealed(*plaintexts)
@@ -52,7 +50,6 @@ def test_open_records_takes_whole_records_and_says_how_much_it_took(plaintexts: 
     assert used == sum(2 + len(p) + TAG for p in got)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_changed_byte_is_found_and_nothing_behind_it_is_delivered(data: st.DataObject) -> None:
     plaintexts = [b"one", b"two" * 20, b"three"]
@@ -116,7 +113,6 @@ def test_the_counter_is_the_noise_nonce() -> None:
     assert record == b"\x00\x11" + ChaCha20Poly1305(KEY).encrypt(nonce, b"x", None)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_a_violation_or_a_wait(data: bytes) -> None:
     unsealer = Unsealer(KEY)
