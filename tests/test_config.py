@@ -91,7 +91,6 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "control_host": "box.lan,box",
         "allow_origin": "https://chat.example,null",
         "browser_check": "false",
-        "affinity": "off",
         "name": "box",
         "vram": "1GiB",
         "policy": "random",

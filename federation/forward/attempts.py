@@ -226,6 +226,11 @@ class Attempts:
         assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
         self.state = state
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether the peer's link is the one that the upstream began on. A new one means that the peer came back."""
+        return self._dispatcher.link(self.peer_id) is self._link
+
     # Picking
 
     def start(self) -> None:
@@ -403,7 +408,7 @@ class Attempts:
         request.disconnected(reason)  # RST behind OPEN: an exit that wakes up late never dials
         if penalty_s is None:
             penalty_s = SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S
-        is_linked = dispatcher.link(self.peer_id) is self._link  # a new link means that the peer came back: no penalty
+        is_linked = self.is_linked
         if is_linked and penalty_s:
             dispatcher.penalize(self.peer_id, penalty_s)
         log.debug(

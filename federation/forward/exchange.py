@@ -75,6 +75,7 @@ log = structlog.get_logger(__name__)
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
 BUSY = frozenset((429, 502, 503))
+MOST_LOSSES = 3  # backends that break over one request
 LACKS, MAX_DOUBTED = 404, 4096
 PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
 PROBE_AGAIN_S = 5.0
@@ -138,8 +139,8 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
-        "_doubted", "_is_counted", "_is_over", "_keep_alive", "_late", "_page", "_peek", "_probe", "_reactor", "_received",
-        "_replay", "_request", "_side", "_tail", "_upstream", "_wait", "attempts", "client", "client_name", "flow",
+        "_doubted", "_is_counted", "_is_over", "_keep_alive", "_late", "_losses", "_page", "_peek", "_probe", "_reactor",
+        "_received", "_replay", "_request", "_side", "_tail", "_upstream", "_wait", "attempts", "client", "client_name", "flow",
         "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
@@ -181,6 +182,7 @@ class Exchange:
         self._keep_alive = False  # that head said so
         self._tail = b""  # of a stream
         self._received = self._delivered = 0
+        self._losses = 0
         self._is_over = False
         self._answered_by = ""  # this node, where it asks no other
         dispatcher.counters.started(self.route)
@@ -283,8 +285,9 @@ class Exchange:
             self._refuse(508, "this request came through this node before: a backend of the network is an entry of it")
         elif request.get(b"user-agent") in OWN_AGENTS:
             self._refuse(404, "an entry of a federation is no model server")
-        elif self._page and request.method == "OPTIONS" and request.get(b"access-control-request-method"):
-            self._answer_itself(web_pages.preflight_answer(request, self._page))
+        elif self._page and request.method == "OPTIONS" and (method := request.get(b"access-control-request-method")):
+            headers = b", ".join(request.all(b"access-control-request-headers"))
+            self._answer_itself(web_pages.preflight_answer(self._page, method, headers))
         elif target and not dispatcher.is_known(target):
             self._refuse(404, f"no node is called {visible(target)[:128]} (X-Federation-Target)", code="node_not_found")
         elif not target and is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(service)):
@@ -583,11 +586,17 @@ class Exchange:
     def on_answer_abort(self, side: _AnswerSide, reason: str) -> None:
         if side is self._side and not self._is_over:
             self._upstream = None
-            self.attempts.lost(reason)
+            self._fail(reason)
 
     def _fail(self, why: str) -> None:
-        """The upstream is of no use: another attempt, or `broken`."""
-        self.attempts.lost(why)
+        """The upstream is of no use: another attempt, or `broken`. A backend that had the request and broke may have broken
+        of it: there is no second time at one backend, and no more than MOST_LOSSES at all."""
+        attempts = self.attempts
+        if attempts.state is State.OPENED and attempts.is_linked:
+            self._losses += 1
+            if self._losses >= MOST_LOSSES or not self._dispatcher.has_other(self.route, attempts.tried):
+                attempts.commit()
+        attempts.lost(why)
 
     def _commit(self) -> None:
         self.attempts.commit()

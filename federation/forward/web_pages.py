@@ -29,12 +29,9 @@ import re
 from dataclasses import dataclass
 from enum import Enum, auto
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from federation.units import ANY_ORIGIN, ORIGIN
-
-if TYPE_CHECKING:
-    from federation.forward.http.head import RequestHead
 
 MAX_HEAD = 16 * 1024  # as Node, and more than nginx or Apache take of one line
 PREFLIGHT_S = 600  # for browsers to remember its answer; after a reload of the settings nobody waits long
@@ -223,11 +220,9 @@ def readable(origin: str) -> bytes:
     return f"Access-Control-Allow-Origin: {origin}\r\nAccess-Control-Expose-Headers: {exposed}\r\nVary: Origin\r\n".encode()
 
 
-def preflight_answer(request: RequestHead, origin: str) -> bytes:
+def preflight_answer(origin: str, method: bytes, headers: bytes) -> bytes:
     """To a browser that asks whether a page that may ask here may do so with this method and these headers: all of them. The
     head, without its last fields."""
-    method = request.get(b"access-control-request-method") or b""
-    headers = b", ".join(request.all(b"access-control-request-headers"))
     return (
         f"HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n".encode()
         + b"Access-Control-Allow-Methods: " + method

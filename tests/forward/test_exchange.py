@@ -17,7 +17,7 @@ import trio
 from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, State
 from federation.forward.counters import Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
-from federation.forward.exchange import BEHIND_S, PROBE_AGAIN_S, PROBE_S
+from federation.forward.exchange import BEHIND_S, MOST_LOSSES, PROBE_AGAIN_S, PROBE_S
 from federation.mesh.models import Model, catalog, pack
 from federation.reactor.sockets import OUT_BUFFER
 from tests.support.entries import OWN, Net, Tunnel, network, settled
@@ -835,6 +835,31 @@ async def test_a_reset_by_a_backend_is_paid_for_and_a_link_that_breaks_is_not(mo
             if status == 200:
                 serve(net.tunnel, ok())
             assert (await talk.answer("POST")).status == status
+
+
+async def test_a_request_that_breaks_its_backends_is_not_carried_to_all_of_them(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b", "c", "d", "e")
+        talk = await ask(net, REQUEST)
+        for _ in range(MOST_LOSSES):
+            net.tunnel.answers()
+            net.tunnel.breaks()
+        assert (await talk.answer("POST")).status == 502
+        assert len(net.tunnels) == MOST_LOSSES
+
+
+@pytest.mark.parametrize("how", ["breaks", "ends", "garbage"])
+async def test_the_only_backend_is_not_asked_twice_if_it_breaks(mock_clock: MockClock, how: str) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        if how == "garbage":
+            net.tunnel.sends(b"\0\r\n\r\n")
+        else:
+            getattr(net.tunnel, how)()
+        assert (await talk.answer("POST")).status == 502
+        assert len(net.tunnels) == 1
 
 
 @pytest.mark.parametrize("step", [1, 1000])
