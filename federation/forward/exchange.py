@@ -140,8 +140,8 @@ class Exchange:
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
         "_doubted", "_is_counted", "_is_over", "_keep_alive", "_late", "_losses", "_page", "_peek", "_probe", "_reactor",
-        "_received", "_replay", "_request", "_side", "_tail", "_upstream", "_wait", "attempts", "client", "client_name", "flow",
-        "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_received", "_replay", "_request", "_side", "_tail", "_upstream", "_wait", "attempts", "client", "client_name",
+        "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -509,7 +509,7 @@ class Exchange:
         if len(doubted.body) < doubted.answer.framing.length:
             return used
         self._doubted = None
-        if b"model" in doubted.body.lower():
+        if b"model" in doubted.body.lower() or self.route.model.encode() in doubted.body:
             self._dispatcher.lacks(self.route, self.attempts.peer_id)
             if self.attempts.answered_badly("the backend has no such model", penalty_s=0):
                 return len(view)
