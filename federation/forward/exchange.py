@@ -509,7 +509,7 @@ class Exchange:
         if len(doubted.body) < doubted.answer.framing.length:
             return used
         self._doubted = None
-        if b"model" in doubted.body.lower() or self.route.model.encode() in doubted.body:
+        if b"model" in doubted.body.lower() or self.route.model.encode("utf-8", "replace") in doubted.body:
             self._dispatcher.lacks(self.route, self.attempts.peer_id)
             if self.attempts.answered_badly("the backend has no such model", penalty_s=0):
                 return len(view)
