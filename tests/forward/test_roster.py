@@ -10,7 +10,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation.forward.roster import MAX_LISTS, REFRESH_S, Roster, catalogs_of
+from federation.forward.roster import LACKS_S, MAX_LACKING, MAX_LISTS, REFRESH_S, Roster, catalogs_of
 from federation.forward.route import Route
 from federation.mesh.ledger import Ledger
 from federation.mesh.models import Model, catalog, pack
@@ -441,3 +441,37 @@ async def test_the_own_backend_makes_its_service_http(mock_clock: MockClock) -> 
     asked = world.asked
     assert all(roster.speaks_http("llm") for _ in range(100))
     assert world.asked == asked, "each connection would cost a walk through all records"
+
+
+async def test_a_request_that_wants_one_node_gets_it_whatever_it_announces(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", name="alice", models=pack({"default": catalog("vllm", [Model("m")])}))
+    world.hear("b", name="bob")
+    roster = world.roster()
+    for target, found in (("alice", ["a"]), ("b", ["b"]), ("bob", ["b"]), ("nobody", []), ("ali", [])):
+        assert [node.peer_id for node in roster.eligible(Route("default", "m", target))] == found
+        assert roster.is_known(target) is bool(found)
+    assert roster.is_known("own")
+    world.hear("b", name="bob", left=True, seq=1)
+    assert not roster.is_known("bob")
+
+
+async def test_a_peer_that_lacks_a_model_is_asked_last_for_a_while(mock_clock: MockClock) -> None:
+    models = pack({"default": catalog("vllm", [Model("m"), Model("n")])})
+    world = World()
+    world.hear("a", models=models)
+    world.hear("b", models=models)
+    roster = world.roster()
+
+    def having(model: str) -> list[str]:
+        return [node.peer_id for node in roster.eligible(Route("default", model))]
+
+    roster.lacks(Route("default", "m"), "a")
+    assert (having("m"), having("n")) == (["b"], ["a", "b"])
+    roster.lacks(Route("default", "m"), "b")
+    assert having("m") == ["a", "b"], "nobody else has it"
+    mock_clock.jump(LACKS_S)
+    assert having("m") == ["a", "b"]
+    for n in range(3 * MAX_LACKING):
+        roster.lacks(Route("default", f"m{n}"), "a")
+    assert len(roster._lacking) <= MAX_LACKING
