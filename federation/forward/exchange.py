@@ -77,6 +77,7 @@ RETRY_AFTER_S = 5
 BUSY = frozenset((429, 502, 503))
 MOST_LOSSES = 3  # backends that break over one request
 LACKS, MAX_DOUBTED = 404, 4096
+BODY_QUIET_S = 30.0  # as for a head; nobody writes a body by hand
 PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
 PROBE_AGAIN_S = 5.0
 # Of all interim answers, Python's http.client skips only this one.
@@ -139,9 +140,9 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
-        "_doubted", "_is_counted", "_is_over", "_keep_alive", "_late", "_losses", "_page", "_peek", "_probe", "_reactor",
-        "_received", "_replay", "_request", "_side", "_tail", "_upstream", "_wait", "attempts", "client", "client_name",
-        "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_doubted", "_is_counted", "_is_over", "_keep_alive", "_late", "_losses", "_page", "_peek", "_probe", "_quiet",
+        "_reactor", "_received", "_replay", "_request", "_side", "_tail", "_upstream", "_wait", "attempts", "client",
+        "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -150,6 +151,7 @@ class Exchange:
         """`page`: the origin of a web page that may read the answer."""
         self._page = page
         self._wait: Timer | None = None  # for room for the body
+        self._quiet: Timer | None = None  # for the next bytes of a body that counts
         self._probe: Timer | None = None  # whether a client that sends no more is still there
         self._is_counted = False  # among the bodies that are kept
         self._reactor = reactor
@@ -211,6 +213,7 @@ class Exchange:
             if room <= 0 and self._wait is None:
                 self._dispatcher.bodies.wait(self)
                 self._wait = self._dispatcher.call_later(self._dispatcher.hold_s, self._waited_too_long)
+                self._expect_more()
             return room
         if replay.pending:
             return 0  # `flush_replay` reads on
@@ -316,9 +319,22 @@ class Exchange:
         if held > FREE or self._is_counted:
             self._is_counted = held > FREE
             self._dispatcher.bodies.keeps(self, held, grows=self._peek is not None)
+            self._expect_more()
+
+    def _expect_more(self) -> None:
+        """A client that stops in the middle of a body takes the room of others: it has BODY_QUIET_S for its next bytes."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+        is_expected = self._peek is not None and self._wait is None
+        self._quiet = self._dispatcher.call_later(BODY_QUIET_S, self._was_quiet) if is_expected else None
+
+    def _was_quiet(self) -> None:
+        self._quiet = None
+        self._refuse(408, "the rest of the body is late")
 
     def may_grow(self) -> None:
         self._stop_waiting()
+        self._expect_more()
         self.client.socket.resume_writing()
 
     def give_up_retry(self) -> None:
@@ -653,8 +669,9 @@ class Exchange:
     def _end(self, error: str | None, *, result: Result) -> None:
         self._is_over = True
         self._stop_waiting()
-        if self._probe is not None:
-            self._probe.cancel()
+        for timer in (self._probe, self._quiet):
+            if timer is not None:
+                timer.cancel()
         self._dispatcher.bodies.drops(self)
         peer_id, now = self.attempts.peer_id or self._answered_by, self._reactor.now()
         self._reset_upstream(error or "")

@@ -17,7 +17,8 @@ import trio
 from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, State
 from federation.forward.counters import Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
-from federation.forward.exchange import BEHIND_S, MOST_LOSSES, PROBE_AGAIN_S, PROBE_S
+from federation.forward.exchange import BEHIND_S, BODY_QUIET_S, MOST_LOSSES, PROBE_AGAIN_S, PROBE_S
+from federation.forward.kept_bodies import FREE
 from federation.mesh.models import Model, catalog, pack
 from federation.reactor.sockets import OUT_BUFFER
 from tests.support.entries import OWN, Net, Tunnel, network, settled
@@ -1002,18 +1003,38 @@ async def test_bodies_wait_for_room_and_for_no_longer_than_hold(mock_clock: Mock
         async with trio.open_nursery() as nursery:
             for talk in talks:  # what the entry does not read is in the kernel
                 nursery.start_soon(talk.stream.send_all, post(body)[: each - 2000])
-        await settled(lambda: bodies.is_tight)
+        clients = sorted(net.frontend.active, key=lambda client: client.flow)
+        await settled(lambda: any(client.exchange and client.exchange._wait for client in clients))  # type: ignore[union-attr]
+        assert bodies.is_tight
         assert bodies.used <= bodies.most
         small = await ask(net, REQUEST)
         serve(net.tunnel, ok())
         assert (await small.answer("POST")).status == 200
         await net.passes(5.1)
-        refused = [client for client in net.frontend.rejected_clients]
+        refused = set(net.frontend.rejected_clients)
         assert refused
-        for talk, client in zip(talks, sorted(net.frontend.active, key=lambda client: client.flow), strict=False):
+        for talk, client in zip(talks, clients, strict=True):
             if client in refused:
                 got = await talk.answer("POST")
                 assert (got.status, "--http-buffer" in got.message, got.fields["retry-after"]) == (503, True, "5")
+
+
+async def test_a_client_that_stops_in_the_middle_of_a_large_body(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        body = b'{"x": "' + b"x" * (2 * FREE) + b'", "model": "m"}'
+        small = await ask(net, REQUEST[:-5])
+        large = await ask(net, post(body)[:-10])
+        await net.passes(BODY_QUIET_S - 1)
+        await send(net, large, b"x")
+        await net.passes(BODY_QUIET_S - 1)
+        assert net.frontend.busy == 2
+        await net.passes(1.1)
+        assert (await large.answer("POST")).status == 408
+        assert net.frontend.dispatcher.bodies.used == 0
+        await send(net, small, REQUEST[-5:])
+        serve(net.tunnel, ok())
+        assert (await small.answer("POST")).status == 200, "a small one takes nobody's room"
 
 
 # Pages
