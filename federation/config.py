@@ -45,11 +45,19 @@ _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space a
 
 
 class Replay(str, Enum):
-    """The progress up to which a connection's kept bytes can still be replayed to the next peer."""
+    """The progress up to which the kept bytes of a connection, or of an HTTP request, can still be replayed to the next
+    peer."""
 
+    AUTO = "auto"  # first-byte for requests that name a model, which are to be computed; opened for all else
     OPENED = "opened"  # until the exit has its backend: a backend never sees a request twice
     FIRST_BYTE = "first-byte"  # until the backend's first byte: for requests that may be done twice
     NEVER = "never"
+
+    def of(self, *, names_model: bool) -> Replay:
+        """The rule for a connection, or for a request."""
+        if self is not Replay.AUTO:
+            return self
+        return Replay.FIRST_BYTE if names_model else Replay.OPENED
 
 
 def _text(parse: Callable[[str], T]) -> Callable[[object], object]:
@@ -201,8 +209,9 @@ class Settings(BaseSettings):
     open_timeout_s: Annotated[Duration, Field(ge=0.05, le=300)] = 3.0
     affinity: Literal["on", "off"] = "on"  # of HTTP requests: a conversation goes where its prompt is cached
     path_penalty_s: Annotated[Duration, Field(ge=0, le=60)] = 0.1
-    replay: Replay = Replay.OPENED
+    replay: Replay = Replay.AUTO
     replay_buffer_bytes: Annotated[Size, Field(ge=1024, le=64 * 1024**2)] = 65536
+    http_buffer_bytes: Annotated[Size, Field(ge=65536, le=4 * 1024**3)] = 64 * 1024**2
     drain_timeout_s: Annotated[Duration, Field(ge=0, le=86400)] = 30.0
     health_interval_s: Annotated[Duration, Field(ge=0.1, le=3600)] = 2.0
     health_path: Annotated[str, BeforeValidator(_text(_health_path))] | None = None
@@ -269,7 +278,8 @@ class Settings(BaseSettings):
 
 # The settings that SIGHUP changes in a running node; the others take a restart.
 RELOADABLE = (
-    *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "drain_timeout_s", "health_interval_s", "health_path"),
+    *("hold_s", "open_timeout_s", "replay", "replay_buffer_bytes", "http_buffer_bytes", "drain_timeout_s"),
+    *("health_interval_s", "health_path"),
     *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check", "affinity"),
     *("require_key", "tls_cert", "tls_key"),
 )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_KEYS = 64
 Direction = Literal["in", "out"]
 Result = Literal["ok", "error", "turned_away"]
-RetryReason = Literal["unreachable", "refused", "timeout", "lost"]
+RetryReason = Literal["unreachable", "refused", "timeout", "lost", "answer"]
 TokenKind = Literal["in", "out", "cached"]  # in the order of usage.Tokens
 
 # From one round trip on a LAN to the default --hold; and from a cached answer to a day of streaming.

@@ -317,7 +317,7 @@ class Node:
             draining=self.facts.draining,
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
-            models=self.models.packed,
+            models=self.models.packed, http=self.models.http,
         )  # fmt: skip
 
     def _describe(self) -> NodeData:

@@ -55,8 +55,8 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.token is settings.token_file is None
     assert (settings.hold_s, settings.open_timeout_s, settings.drain_timeout_s) == (10.0, 3.0, 30.0)
     assert (settings.health_interval_s, settings.announce_interval_s) == (2.0, 5.0)
-    assert settings.replay is Replay.OPENED
-    assert settings.replay_buffer_bytes == 65536
+    assert settings.replay is Replay.AUTO
+    assert (settings.replay_buffer_bytes, settings.http_buffer_bytes) == (65536, 64 << 20)
     assert (settings.capacity, settings.max_connections, settings.max_connections_per_peer) == (0, 16384, 4096)
     assert settings.state_dir == tmp_path / ".local/state/federation"
     assert settings.mdns
@@ -103,6 +103,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "open_timeout": "500ms",
         "replay": "first-byte",
         "replay_buffer": "2KiB",
+        "http_buffer": "1MiB",
         "drain_timeout": "1m",
         "health_interval": "1s",
         "health_path": "/health",
@@ -213,10 +214,11 @@ def test_settings_do_not_change() -> None:
         ({"vram_bytes": "9999999TiB"}, "--vram"),
         ({"replay_buffer_bytes": "1"}, "--replay-buffer '1'"),
         ({"policy": "best"}, "--policy 'best': it should be 'least-loaded', 'least-requests' or 'random'"),
-        ({"replay": "always"}, "--replay 'always': it should be 'opened', 'first-byte' or 'never'"),
+        ({"replay": "always"}, "--replay 'always': it should be 'auto', 'opened', 'first-byte' or 'never'"),
         ({"backends": ["127.0.0.1:1", "https://h:2"]}, "--backend 'https://h:2': write HOST:PORT, without a scheme"),
         ({"backends": ["http://127.0.0.1:0"]}, "--backend 'http://127.0.0.1:0': port 0"),
         ({"listens": ["ftp://127.0.0.1:1"]}, "--listen 'ftp://127.0.0.1:1': write HOST:PORT, without a scheme"),
+        ({"http_buffer_bytes": "1kB"}, "--http-buffer '1kB'"),
         ({"backends": ["127.0.0.1:0"]}, "--backend '127.0.0.1:0': port 0"),
         ({"listens": ["8484"]}, "--listen '8484'"),
         ({"announce": ["0.0.0.0:1"]}, "--announce '0.0.0.0:1': others cannot dial"),
@@ -355,3 +357,10 @@ def test_an_empty_token_is_given_all_the_same() -> None:
 def test_the_control_api_may_be_reached_from_elsewhere() -> None:
     settings = load({"control": "0.0.0.0:8485", "control_hosts": ["gpu-box", "192.0.2.1"]})
     assert (settings.control, settings.control_hosts) == (HostPort("0.0.0.0", 8485), ("gpu-box", "192.0.2.1"))
+
+
+def test_what_auto_means_for_a_request() -> None:
+    assert Replay.AUTO.of(names_model=True) is Replay.FIRST_BYTE
+    assert Replay.AUTO.of(names_model=False) is Replay.OPENED
+    for said in (Replay.OPENED, Replay.FIRST_BYTE, Replay.NEVER):
+        assert {said.of(names_model=True), said.of(names_model=False)} == {said}

@@ -108,10 +108,17 @@ JOIN_OPTIONS = (
         "replay",
         "--replay",
         "UNTIL",
-        "how far a connection may be retried: opened (its backend has seen nothing), first-byte (right for inference) "
-        "or never [opened]",
+        "how far a client or an HTTP request may be retried: opened (its backend has seen nothing), first-byte (its backend "
+        "has answered nothing), never, or auto: first-byte for requests that name a model, opened for the rest [auto]",
     ),
     ("replay_buffer_bytes", "--replay-buffer", "SIZE", "how much of a client is kept for a retry [64KiB]"),
+    (
+        "http_buffer_bytes",
+        "--http-buffer",
+        "SIZE",
+        "how much of an HTTP request's body is kept to find its model, and for a retry; all bodies together may have four "
+        "times as much [64MiB]",
+    ),
     ("drain_timeout_s", "--drain-timeout", "SECONDS", "how long open connections get when the node stops [30]"),
     ("health_interval_s", "--health-interval", "SECONDS", "how often backends are checked [2]"),
     ("health_path", "--health-path", "PATH", "check backends by HTTP GET of PATH instead of by a TCP connect"),

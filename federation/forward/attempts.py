@@ -14,9 +14,11 @@ the request has waited; from one that compares even then the request goes to the
 left alone until it tells its load. A request that is sent back keeps its place among those that wait, and its patience runs
 on.
 
-With `--replay opened` (default) a request is committed as soon as a backend has accepted: no backend has seen a byte before,
-so nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown
-the replay buffer. With `never` there is one attempt. The pick, and the counter it raises, come before anything else happens.
+With `--replay opened` a request is committed as soon as a backend has accepted: no backend has seen a byte before, so
+nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown the replay
+buffer; then it may move although a backend has had it, within the entry's budget (retry_budget.py). With `never` there is
+one attempt. `auto` (default) is one of the first two; the request knows which. The pick, and the counter it raises, come
+before anything else happens.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from federation.forward.counters import Counters, Flow
     from federation.forward.exit import BackendEnd, Done
     from federation.forward.http.conversation import Keys
+    from federation.forward.kept_bodies import KeptBodies
+    from federation.forward.retry_budget import RetryBudget
     from federation.forward.route import Route
     from federation.forward.selection import Candidate
     from federation.mesh.models import Catalog
@@ -96,6 +100,10 @@ class Request(Protocol):
     def takes_kept(self) -> bool | None:
         """Whether a connection that its backend has kept will do. None on layer 4."""
 
+    @property
+    def replay(self) -> Replay:
+        """How far it may be retried; never AUTO."""
+
     def upstream_side(self) -> Duplex:
         """The end that a new upstream is to be joined to: it brings the answer, and calls `Attempts.lost` when it breaks."""
 
@@ -150,6 +158,8 @@ class Dispatcher(Protocol):
     open_timeout_s: float
     replay: Replay
     replay_buffer_bytes: int
+    retries: RetryBudget
+    bodies: KeptBodies
     counters: Counters
 
     def now(self) -> float: ...
@@ -168,14 +178,21 @@ class Dispatcher(Protocol):
     def is_unheard_of(self, route: Route) -> bool:
         """Whether no node of the network has the model."""
 
+    def look(self, route: Route, peer_id: str) -> None:
+        """The peer's backend answered 404 to a request that names a model: that node is to look at its models again."""
+
     def lacks(self, route: Route, peer_id: str) -> None:
-        """The peer's backend says that it has no such model, which its node announces: that node is to look again."""
+        """The peer's backend says that it has no such model, which its node announces: ask it last for a
+        while."""
 
     def made(self, route: Route, name: str, peer_id: str) -> None:
         """The peer's backend has made that thing; see http/ids.py."""
 
     def route_to(self, route: Route, name: str) -> Route | None:
         """The route to that thing; None if one of several nodes has it, and this entry does not know which."""
+
+    def is_known(self, target: str) -> bool:
+        """Whether a node of the network has that name or peer id."""
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         """Whether there is a peer that was not tried."""
@@ -238,11 +255,18 @@ class Attempts:
         assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
         self.state = state
 
+    @property
+    def is_linked(self) -> bool:
+        """Whether the peer's link is the one that the upstream began on. A new one means that the peer came back."""
+        return self._dispatcher.link(self.peer_id) is self._link
+
     # Picking
 
     def start(self) -> None:
         """Go to the best peer that was not tried; without one, wait for the roster to change."""
         dispatcher = self._dispatcher
+        if not (self.count or self._again or self._waited_s):
+            dispatcher.retries.request()
         while True:
             chosen = dispatcher.pick(self._request, self.tried, self.count + 1, self._again)
             if chosen is None:
@@ -256,7 +280,7 @@ class Attempts:
             except (PeerUnavailable, BackendUnavailable) as error:
                 log.debug("peer cannot take the connection", peer=self.peer_id, why=error.detail)
                 self._is_over(error.detail)
-                if dispatcher.replay is Replay.NEVER:
+                if self._request.replay is Replay.NEVER:
                     self.reject("the peer could not take the connection")
                     return
                 dispatcher.counters.retried("unreachable" if isinstance(error, PeerUnavailable) else "refused")
@@ -356,7 +380,7 @@ class Attempts:
         end.start()
 
     def _accepted(self) -> None:
-        self.to(State.OPENED if self._dispatcher.replay is Replay.FIRST_BYTE else State.COMMITTED)
+        self.to(State.OPENED if self._request.replay is Replay.FIRST_BYTE else State.COMMITTED)
 
     def commit(self) -> None:
         """Nothing will be replayed any more: the backend has answered, or there is more than may be kept."""
@@ -367,11 +391,22 @@ class Attempts:
         """The upstream ended before its first byte, while the client has not finished: that is how a dying backend looks.
         Whether the request has moved on."""
         dispatcher = self._dispatcher
-        if self.state in FINAL or dispatcher.replay is not Replay.FIRST_BYTE:
+        if self.state in FINAL or self._request.replay is not Replay.FIRST_BYTE:
             return False
         if not dispatcher.has_other(self._request.route, self.tried):
             return False
         self.failed("the backend closed the connection without an answer", "lost")
+        return True
+
+    def answered_badly(self, reason: str, *, penalty_s: float = REFUSED_PENALTY_S) -> bool:
+        """By the head of its answer, the backend cannot serve this now, and another peer may. Whether the request has moved
+        on; else the answer is what there is."""
+        dispatcher = self._dispatcher
+        if self.state is not State.OPENED or not dispatcher.has_other(self._request.route, self.tried):
+            return False
+        if not dispatcher.retries.take():
+            return False
+        self.failed(reason, "answer", penalty_s=penalty_s)
         return True
 
     def peer_suspect(self) -> None:
@@ -382,7 +417,7 @@ class Attempts:
             return
         if self._link is None or self._link is not dispatcher.link(self.peer_id):
             return
-        may_move = dispatcher.replay is not Replay.NEVER and dispatcher.has_other(self._request.route, self.tried)
+        may_move = self._request.replay is not Replay.NEVER and dispatcher.has_other(self._request.route, self.tried)
         if self.state is State.OPENED or may_move:
             self.failed("the peer does not answer", "timeout")
 
@@ -396,22 +431,26 @@ class Attempts:
             link.ping()
         self.failed(f"no answer within {self._dispatcher.open_timeout_s:g} s", "timeout")
 
-    def failed(self, reason: str, kind: RetryReason = "refused") -> None:
-        """End this attempt and start another one, unless the request got too far."""
+    def failed(self, reason: str, kind: RetryReason = "refused", *, penalty_s: float | None = None) -> None:
+        """End this attempt and start another one, unless the request got too far, or there were too many retries."""
         request, dispatcher = self._request, self._dispatcher
         if self.state in FINAL:
             request.broken(reason)
             return
         self._stop_timer()
         request.disconnected(reason)  # RST behind OPEN: an exit that wakes up late never dials
-        if dispatcher.link(self.peer_id) is self._link:  # a new link means that the peer came back: no penalty
-            dispatcher.penalize(self.peer_id, SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S)
+        if penalty_s is None:
+            penalty_s = SILENT_PENALTY_S if kind == "timeout" else REFUSED_PENALTY_S
+        is_linked = self.is_linked
+        if is_linked and penalty_s:
+            dispatcher.penalize(self.peer_id, penalty_s)
         log.debug(
             "attempt failed", peer=self.peer_id, service=request.route.service, why=reason, attempt=self.count
         )  # fmt: skip
         self.to(State.WAITING)
         self._is_over(reason)
-        if dispatcher.replay is Replay.NEVER:
+        is_storm = kind == "lost" and is_linked and not dispatcher.retries.take()
+        if request.replay is Replay.NEVER or is_storm:
             self.reject(reason)
             return
         dispatcher.counters.retried(kind)

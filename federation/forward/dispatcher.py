@@ -14,6 +14,8 @@ from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 from federation.forward.http.homes import Homes
 from federation.forward.http.ids import Ids
+from federation.forward.kept_bodies import KeptBodies
+from federation.forward.retry_budget import RetryBudget
 from federation.forward.sample import SAMPLE
 from federation.forward.warmth import NONE_COLD, Warmth
 from federation.forward.watching import Watching
@@ -47,7 +49,10 @@ class Roster(Protocol):
     def distant(self, route: Route) -> Set[str]: ...
     def catalogs(self, service: str) -> Sequence[Catalog]: ...
     def models_at(self, route: Route) -> Mapping[str, Model]: ...
+    def speaks_http(self, service: str) -> bool: ...
     def is_unheard_of(self, route: Route) -> bool: ...
+    def is_known(self, target: str) -> bool: ...
+    def lacks(self, route: Route, peer_id: str) -> None: ...
     def link(self, peer_id: str) -> PeerLink | None: ...
     def penalize(self, peer_id: str, seconds: float) -> None: ...
 
@@ -91,6 +96,8 @@ class RosterDispatcher:
         self.counters = counters
         self.catalogs = roster.catalogs
         self.is_unheard_of = roster.is_unheard_of
+        self.is_known = roster.is_known
+        self.lacks = roster.lacks
         self.link = roster.link
         self.accepted = selector.accepted
         self.penalize = roster.penalize
@@ -114,6 +121,8 @@ class RosterDispatcher:
         self._homes = Homes()
         self._warmth = Warmth()
         self._ids = Ids()
+        self.retries = RetryBudget()
+        self.bodies = KeptBodies(settings.http_buffer_bytes, reactor.flush_soon)
         self._retry_is_queued = False
         self.configure(settings)
 
@@ -123,6 +132,7 @@ class RosterDispatcher:
         self.open_timeout_s = settings.open_timeout_s
         self.replay = settings.replay
         self.replay_buffer_bytes = settings.replay_buffer_bytes
+        self.bodies.each = settings.http_buffer_bytes
         self.has_affinity = settings.affinity == "on"
 
     def now(self) -> float:
@@ -170,7 +180,7 @@ class RosterDispatcher:
         found = self._homes.choose(request.keys, replicas, now)
         return "" if found is None else found.peer_id
 
-    def lacks(self, route: Route, peer_id: str) -> None:
+    def look(self, route: Route, peer_id: str) -> None:
         if peer_id == self.own_id:
             self.look_for_models(route.service)
         elif (link := self.link(peer_id)) is not None:

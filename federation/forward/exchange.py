@@ -10,8 +10,17 @@ answer has left it clean (exit.py).
        +-- it cannot be understood: 400              |  the upstream broke before the answer: another peer, or 502
                                                      +  in the middle of it: said in the stream's own way, or a reset
 
-A body is kept whole until its model is known for sure, at most `http_buffer` bytes. A longer one goes with the model that it
-has named so far, and breaks off if another one comes behind; a model behind more than that is not found.
+A body is kept whole until its model is known for sure, at most --http-buffer bytes, and then for a retry. A longer one goes
+with the model that it has named so far, and breaks off if another one comes behind; a model behind more than that is not
+found. All bodies together have a bound too (kept_bodies.py): where it is reached a client is not read for a while, at most
+--hold, and then gets 503.
+
+An answer that says that its backend cannot serve this now (BUSY, or 404 for a model that its node announces) goes to the
+client only if no other peer may do better. Every other answer is the backend's own.
+
+A client that has ended its side behind its request has gone, or only sends no more: both look alike until something is
+written to it. So the entry writes, from PROBE_S on, what the answer allows and readers skip: 100 Continue before the answer,
+a comment in a stream of server-sent events. One that has gone says RST to it, and its generation ends.
 """
 
 from __future__ import annotations
@@ -23,6 +32,7 @@ import structlog
 
 from federation.config import Replay
 from federation.errors import HttpInvalid
+from federation.forward import web_pages
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.client_keys import fields_with_keys
 from federation.forward.counters import Answer
@@ -31,13 +41,22 @@ from federation.forward.exit import HELD
 from federation.forward.http import lists
 from federation.forward.http.asks import Peek
 from federation.forward.http.conversation import NO_KEYS
-from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
+from federation.forward.http.dialects import (
+    TAIL,
+    Dialect,
+    dialect_of,
+    error_answer,
+    is_between_events,
+    stream_error,
+)
 from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.head import HeadBuffer, parse_response
 from federation.forward.http.ids import maker_of
 from federation.forward.http.lists import is_list
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
 from federation.forward.http.usage import meter_of
+from federation.forward.kept_bodies import FREE
+from federation.forward.models.asking import OWN_AGENTS
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
 from federation.reactor.duplex import Keepable, NullDuplex
@@ -50,6 +69,7 @@ if TYPE_CHECKING:
     from federation.forward.attempts import Dispatcher
     from federation.forward.client_keys import ClientKeys, Grant
     from federation.forward.counters import Flow
+    from federation.forward.http.asks import Asked
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
     from federation.forward.http.ids import Maker
@@ -57,21 +77,30 @@ if TYPE_CHECKING:
     from federation.mesh.models import Catalog
     from federation.metrics import Result
     from federation.reactor.duplex import Duplex, Joinable
-    from federation.reactor.loop import Reactor
+    from federation.reactor.loop import Reactor, Timer
     from federation.reactor.sockets import SocketDuplex
 
 log = structlog.get_logger(__name__)
 
-HTTP_BUFFER = 64 * 1024 * 1024
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
 NOT_KNOWN_HERE = (
     "{0} lives on the node that made it, and this entry did not pass that on: ask the entry that did, or name the node in a "
     "header X-Federation-Target, as X-Federation-Node named it"
 )
-# To a client that has said FIN before its answer. One that has gone says RST to it, and its generation ends now; one that
-# only sends no more skips it, as any interim answer.
-STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
+BUSY = frozenset((429, 502, 503))
+MOST_LOSSES = 3  # backends that break over one request
+LACKS, MAX_DOUBTED = 404, 4096
+BODY_QUIET_S = 30.0  # as for a head; nobody writes a body by hand
+PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
+PROBE_AGAIN_S = 5.0
+# Of all interim answers, Python's http.client skips only this one.
+STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
+COMMENT = b":\n\n"
+LOOP = b"x-federation-via"  # the entries that a request has come through
+MAX_VIA = 1024  # bytes, the latest: some twenty entries
+TARGET = b"x-federation-target"
+_STAY_HERE = frozenset((LOOP, TARGET))
 
 
 class Client(Protocol):
@@ -127,12 +156,21 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
-        "_dispatcher", "_grant", "_head_to_write", "_is_over", "_keep_alive", "_keeper", "_late", "_maker", "_meter",
-        "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_target", "_upstream",
-        "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_dispatcher", "_doubted", "_grant", "_head_to_write", "_is_counted", "_is_over", "_keep_alive", "_keeper",
+        "_late", "_losses", "_maker", "_meter", "_page", "_peek", "_probe", "_quiet", "_reactor", "_received", "_replay",
+        "_request", "_side", "_status", "_tail", "_target", "_upstream", "_via", "_wait", "attempts", "client",
+        "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
-    def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
+    def __init__(
+        self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead, *, page: str = ""
+    ) -> None:
+        """`page`: the origin of a web page that may read the answer."""
+        self._page = page
+        self._wait: Timer | None = None  # for room for the body
+        self._quiet: Timer | None = None  # for the next bytes of a body that counts
+        self._probe: Timer | None = None  # whether a client that sends no more is still there
+        self._is_counted = False  # among the bodies that are kept
         self._reactor = reactor
         self._dispatcher = dispatcher
         self.client = client
@@ -155,11 +193,13 @@ class Exchange:
         self._late: Peek | None = None  # of a body too long to be kept: it is under way with the model that it named so far
         self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
         self._target = head.target  # as the backend is to have it
+        self._via = b""  # the line that says which entries it came through
         self._upstream: Joinable | None = None
         self._keeper: Keepable | None = None  # the upstream, if the backend may keep its connection
         self._answered = 0  # bytes of the upstream that were read as its answer
         self._side: _AnswerSide | None = None
         self._answer_head = HeadBuffer()
+        self._doubted: Doubted | None = None
         self._answer: ResponseHead | None = None
         self._answer_body: Body | None = None
         self._began_answer = False  # the client has a part of its head
@@ -168,12 +208,16 @@ class Exchange:
         self._tail = b""  # of a stream
         self._meter: Meter | None = None  # of an answer to a request that names a model
         self._maker: Maker | None = None  # of an answer to a request that makes something
-        self._target = ""  # of the request, as its backend gets it
         self._status = 0  # of the answer
         self._received = self._delivered = 0
+        self._losses = 0
         self._is_over = False
         self._answered_by = ""  # this node, where it asks no other
         dispatcher.counters.started(self.route)
+
+    @property
+    def replay(self) -> Replay:
+        return self._dispatcher.replay.of(names_model=bool(self.route.model))
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -186,7 +230,7 @@ class Exchange:
         request = self._request
         framing = request.framing
         size = self._replay.size if self.is_whole else framing.length if framing.kind is Kind.LENGTH else HELD
-        return size < HELD // 2 and request.upgrade is None and self._dispatcher.replay is not Replay.NEVER
+        return size < HELD // 2 and request.upgrade is None and self.replay is not Replay.NEVER
 
     # From the client
 
@@ -199,12 +243,21 @@ class Exchange:
         """How much of the body may come now."""
         replay, upstream = self._replay, self._upstream
         if self._peek is not None:
-            return HTTP_BUFFER - replay.size
+            room = self._dispatcher.bodies.room(self, replay.size)
+            if room <= 0 and self._wait is None:
+                self._dispatcher.bodies.wait(self)
+                self._wait = self._dispatcher.call_later(self._dispatcher.hold_s, self._waited_too_long)
+                self._expect_more()
+            return room
         if replay.pending:
             return 0  # `flush_replay` reads on
         if self.is_upgraded or (self.attempts.state in FINAL and upstream is not None):
             return 0 if upstream is None else upstream.writable()
-        room = self._dispatcher.replay_buffer_bytes - replay.size
+        if self.replay is Replay.FIRST_BYTE:
+            bodies = self._dispatcher.bodies
+            room = min(bodies.each - replay.size, bodies.room(self, replay.size))
+        else:
+            room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and self.attempts.state is State.OPENED:
             self._commit()
             return 0 if self._upstream is None else self._upstream.writable()
@@ -237,6 +290,7 @@ class Exchange:
                 self._replay.add(chunk)
             if self._upstream is not None and not self._replay.pending:
                 self._upstream.send(chunk)
+        self._count_kept()
         return used
 
     def _look(self, chunk: bytes) -> None:
@@ -246,44 +300,102 @@ class Exchange:
         if self.is_whole:
             asked = self._peek.finish()
         if asked is None:
-            if self._replay.size < HTTP_BUFFER:
+            most = self._dispatcher.bodies.each
+            if self._replay.size < most:
                 return
             asked, self._late = self._peek.so_far, self._peek
             if not asked.model and not asked.trouble:
-                self._refuse(413, f"the model is not among the first {HTTP_BUFFER} bytes of the body")
+                self._refuse(413, f"the model is not among the first {most} bytes of the body, which --http-buffer sets")
                 return
         self._peek = None
         if asked.trouble:
             self._refuse(400, asked.trouble)
             return
-        request, dispatcher = self._request._replace(target=asked.target), self._dispatcher
-        if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
+        self._ask(asked)
+
+    def _ask(self, asked: Asked) -> None:
+        """Answer here what needs no node, and send the rest on its way."""
+        request, dispatcher, service = self._request._replace(target=asked.target), self._dispatcher, self.route.service
+        target = (request.get(TARGET) or b"").decode("utf-8", "replace")
+        own_id, via = dispatcher.own_id.encode(), b", ".join(request.all(LOOP))
+        if own_id in via:
+            self._refuse(508, "this request came through this node before: a backend of the network is an entry of it")
+        elif request.get(b"user-agent") in OWN_AGENTS:
+            self._refuse(404, "an entry of a federation is no model server")
+        elif self._page and request.method == "OPTIONS" and (method := request.get(b"access-control-request-method")):
+            headers = b", ".join(request.all(b"access-control-request-headers"))
+            self._answer_itself(web_pages.preflight_answer(self._page, method, headers))
+        elif target and not dispatcher.is_known(target):
+            self._refuse(404, f"no node is called {visible(target)[:128]} (X-Federation-Target)", code="node_not_found")
+        elif not target and is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(service)):
             self._tell_models(request, catalogs if self._grant is None else self._grant.catalogs(catalogs))
-            return
-        if self._grant is not None and (why := self._grant.refusal(asked.target, asked.model)):
+        elif self._grant is not None and (why := self._grant.refusal(asked.target, asked.model)):
             self._refuse_model(why)
-            return
-        self._target = asked.target
-        self.route, self.keys = Route(self.route.service, asked.model), asked.keys
-        if asked.id and not self._knows_place(asked.id):
-            return
-        if asked.model and dispatcher.is_unheard_of(self.route):
-            self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
+        else:
+            self.route, self.keys = Route(service, asked.model, target), asked.keys
+            via = via[-MAX_VIA:] + b", " + own_id if via else own_id
+            self._target, self._via = asked.target, b"X-Federation-Via: " + via + b"\r\n"
+            self._go(asked.id)
+
+    def _go(self, thing: str) -> None:
+        """`thing`: what lives on the node that made it, if the request is about one; see http/ids.py."""
+        dispatcher, model, target = self._dispatcher, self.route.model, self.route.target
+        if thing and not target:
+            route = dispatcher.route_to(self.route, thing)
+            if route is None:
+                self._refuse(404, NOT_KNOWN_HERE.format(visible(thing)), code="not_found")
+                return
+            self.route = route
+        if model and not self.route.target and dispatcher.is_unheard_of(self.route):
+            self._refuse(404, f"no node has the model {visible(model)}", code="model_not_found", param="model")
             return
         self.attempts.start()
-
-    def _knows_place(self, name: str) -> bool:
-        """Whether this entry knows which node has that thing: then the route leads there. Else the request is over."""
-        route = self._dispatcher.route_to(self.route, name)
-        if route is None:
-            self._refuse(404, NOT_KNOWN_HERE.format(visible(name)), code="not_found")
-            return False
-        self.route = route
-        return True
 
     def _refuse_model(self, why: str) -> None:
         refusal = self.client.keys.not_covered(why) if self.client.keys is not None else None
         self._refuse(403 if refusal is None else refusal.status, why, code="model_not_allowed", param="model")
+
+    # Bodies that are kept
+
+    def _count_kept(self) -> None:
+        """Tell what is kept, once it is more than counts as nothing."""
+        if self._is_over:
+            return
+        held = self._replay.held
+        if held > FREE or self._is_counted:
+            self._is_counted = held > FREE
+            self._dispatcher.bodies.keeps(self, held, grows=self._peek is not None)
+            self._expect_more()
+
+    def _expect_more(self) -> None:
+        """A client that stops in the middle of a body takes the room of others: it has BODY_QUIET_S for its next bytes."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+        is_expected = self._peek is not None and self._wait is None
+        self._quiet = self._dispatcher.call_later(BODY_QUIET_S, self._was_quiet) if is_expected else None
+
+    def _was_quiet(self) -> None:
+        self._quiet = None
+        self._refuse(408, "the rest of the body is late")
+
+    def may_grow(self) -> None:
+        self._stop_waiting()
+        self._expect_more()
+        self.client.socket.resume_writing()
+
+    def give_up_retry(self) -> None:
+        if self.attempts.state is State.OPENED:
+            self._commit()
+
+    def _waited_too_long(self) -> None:
+        self._wait = None
+        why = "this entry keeps as many bodies of requests as it may (--http-buffer)"
+        self.attempts.reject(why)
+
+    def _stop_waiting(self) -> None:
+        if self._wait is not None:
+            self._wait.cancel()
+            self._wait = None
 
     def _is_as_asked(self, chunk: bytes) -> bool:
         """The rest of a long body; else the request is at its end."""
@@ -308,13 +420,16 @@ class Exchange:
         if said is None:
             self._refuse(404, "no node has that model", code="model_not_found", param="model")
             return
-        body, keep_alive = lists.encoded(said), request.keep_alive and self.is_whole
-        connection = b"keep-alive" if keep_alive else b"close"
-        self.client.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: %b\r\n\r\n%b"
-            % (len(body), connection, b"" if request.method == "HEAD" else body)
-        )
-        self._answered_by, self._status = self._dispatcher.own_id, 200
+        body = lists.encoded(said)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        self._answer_itself(head + web_pages.readable(self._page), b"" if request.method == "HEAD" else body)
+
+    def _answer_itself(self, head: bytes, body: bytes = b"") -> None:
+        """An answer for which no node is asked; `head` is without its last fields."""
+        keep_alive = self._request.keep_alive and self.is_whole
+        connection = b"Connection: keep-alive\r\n\r\n" if keep_alive else b"Connection: close\r\n\r\n"
+        self.client.write(head + connection + body)
+        self._answered_by, self._status = self._dispatcher.own_id, int(head[9:12])
         self._finish(keep_alive=keep_alive)
 
     def client_takes_more(self) -> None:
@@ -327,9 +442,22 @@ class Exchange:
         if self.is_upgraded and self._upstream is not None and not self._replay.pending:
             self._upstream.send_eof()
             return True
-        if self.is_whole and not self._began_answer and not self.is_upgraded and self._request.version == "1.1":
-            self.client.write(STILL_THERE)
+        if self.is_whole and not self.is_upgraded and self._probe is None:
+            self._probe = self._dispatcher.call_later(PROBE_S, self._is_client_there)
         return self.is_whole
+
+    def _is_client_there(self) -> None:
+        """Write what an answer may have here. A client that has gone resets the connection."""
+        answer, body = self._answer, self._answer_body
+        if not self._began_answer:
+            if self._request.version == "1.1":
+                self.client.write(STILL_THERE)
+        elif answer is not None and body is not None and is_between_events(answer, self._tail):
+            comment = COMMENT if is_unchunked(answer, self._request) else body.extra(COMMENT)
+            if comment:
+                self.client.write(comment)
+        if not self._is_over:
+            self._probe = self._dispatcher.call_later(PROBE_AGAIN_S, self._is_client_there)
 
     # Request, for the attempts
 
@@ -345,21 +473,26 @@ class Exchange:
             self._keeper = None
         head = backend_head(
             request, _address_of(self.client_name), is_tls=isinstance(self.client.socket, TlsDuplex),
-            keep_alive=self._keeper is not None,
-            without=frozenset() if self._grant is None else fields_with_keys(request),
+            keep_alive=self._keeper is not None, more=self._via,
+            without=_STAY_HERE if self._grant is None else _STAY_HERE | fields_with_keys(request),
         )  # fmt: skip
         self._replay.rewind(head)
         self.flush_replay()
 
     def flush_replay(self) -> None:
+        if self.attempts.state is State.OPENED and self._dispatcher.bodies.is_tight and self._replay.size > FREE:
+            self.attempts.commit()
         replay, is_final = self._replay, self.attempts.state in FINAL
         if is_final:
             replay.commit()
         while replay.pending and self._upstream is not None:
             room = self._upstream.writable()
             if room <= 0:
-                return  # it calls again
+                break  # it calls again
             self._upstream.send(replay.take(room))
+        self._count_kept()
+        if replay.pending:
+            return
         if self._upstream is None:
             return
         if is_final and self.attempts.state is State.COMMITTED:
@@ -371,7 +504,7 @@ class Exchange:
     def disconnected(self, reason: str) -> None:
         self._reset_upstream(reason)
         self._replay.interrupt()
-        self._answer_head = HeadBuffer()
+        self._answer_head, self._doubted = HeadBuffer(), None
         self._answered = 0
 
     def rejected(self, why: str) -> None:
@@ -409,7 +542,11 @@ class Exchange:
                 self._delivered += len(view)
                 self.client.write(view, self._upstream)
                 return
-            view = view[self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view) :]
+            if self._doubted is not None:
+                used = self._on_doubted_bytes(self._doubted, view)
+            else:
+                used = self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view)
+            view = view[used:]
         self._write_head()
 
     def _write_head(self) -> None:
@@ -425,10 +562,42 @@ class Exchange:
                 self._upstream.acknowledge(used)
             if raw is not None:
                 self._answer_head = HeadBuffer()
-                self._on_head(parse_response(raw, self._request))
+                answer = parse_response(raw, self._request)
+                if answer.status in BUSY and self.attempts.answered_badly(f"the backend answered {answer.status}"):
+                    return len(view)
+                if answer.status == LACKS and self.route.model:
+                    self._dispatcher.look(self.route, self.attempts.peer_id)
+                if self._may_lack_the_model(answer):
+                    self._doubted = Doubted(answer)
+                else:
+                    self._on_head(answer)
         except HttpInvalid as error:
             self._fail(f"the backend's answer is no HTTP: {error.detail}")
             return len(view)
+        return used
+
+    def _may_lack_the_model(self, answer: ResponseHead) -> bool:
+        """Whether the body of this 404 is worth to be read before it is passed on: another peer may have the model. One 404
+        moves a request, not two."""
+        framing, route, attempts = answer.framing, self.route, self.attempts
+        is_short = framing.kind is Kind.LENGTH and 0 < framing.length <= MAX_DOUBTED
+        is_of_announced = route.model and not route.target and attempts.state is State.OPENED and attempts.count == 1
+        return answer.status == LACKS and is_short and bool(is_of_announced)
+
+    def _on_doubted_bytes(self, doubted: Doubted, view: memoryview) -> int:
+        """The body of a 404: is it the model that the backend does not find, or the path?"""
+        used = min(len(view), doubted.answer.framing.length - len(doubted.body))
+        doubted.body += view[:used]
+        if len(doubted.body) < doubted.answer.framing.length:
+            return used
+        self._doubted = None
+        if b"model" in doubted.body.lower() or self.route.model.encode("utf-8", "replace") in doubted.body:
+            self._dispatcher.lacks(self.route, self.attempts.peer_id)
+            if self.attempts.answered_badly("the backend has no such model", penalty_s=0):
+                return len(view)
+        self._on_head(doubted.answer)
+        if not self._is_over:
+            self._on_body_bytes(memoryview(bytes(doubted.body)))
         return used
 
     def _on_head(self, answer: ResponseHead) -> None:
@@ -444,23 +613,20 @@ class Exchange:
             self._began_answer, self._keep_alive = True, keep_alive
             self._answer, self._status = answer, answer.status
             self._meter = meter_of(answer) if self.route.model else None
-            if answer.status == HTTPStatus.NOT_FOUND and self.route.model:
-                self._dispatcher.lacks(self.route, self.attempts.peer_id)
             self._maker = maker_of(request.method, self._target, answer)
             self._answer_body = body_of(answer.framing)
-        self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive)
+        more = b""
+        if self._page and not is_interim and answer.get(b"access-control-allow-origin") is None:
+            more = web_pages.readable(self._page)
+        self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive, more=more)
         has_body = self._answer_body is not None and not self._answer_body.is_over
         if is_interim or not has_body:
             self._write_head()
         if answer.status == 101:
             self.is_upgraded = True
-            replay = self._replay
             behind = self.client.upgraded()
             self._received += len(behind)
-            kept = bytes(replay.pending) + behind
-            replay.clear()
-            replay.add(kept)
-            replay.rewind()
+            self._replay.push(behind)
             self.flush_replay()
         elif not is_interim and not has_body:
             self._finish(keep_alive=keep_alive)
@@ -517,11 +683,17 @@ class Exchange:
     def on_answer_abort(self, side: _AnswerSide, reason: str) -> None:
         if side is self._side and not self._is_over:
             self._upstream = None
-            self.attempts.lost(reason)
+            self._fail(reason)
 
     def _fail(self, why: str) -> None:
-        """The upstream is of no use: another attempt, or `broken`."""
-        self.attempts.lost(why)
+        """The upstream is of no use: another attempt, or `broken`. A backend that had the request and broke may have broken
+        of it: there is no second time at one backend, and no more than MOST_LOSSES at all."""
+        attempts = self.attempts
+        if attempts.state is State.OPENED and attempts.is_linked:
+            self._losses += 1
+            if self._losses >= MOST_LOSSES or not self._dispatcher.has_other(self.route, attempts.tried):
+                attempts.commit()
+        attempts.lost(why)
 
     def _commit(self) -> None:
         self.attempts.commit()
@@ -553,7 +725,7 @@ class Exchange:
         self.client.write(
             error_answer(
                 self._dialect, status, why, code=code, param=param,
-                retry_after_s=retry_after_s, keep_alive=keep_alive, is_head=is_head,
+                retry_after_s=retry_after_s, keep_alive=keep_alive, is_head=is_head, more=web_pages.readable(self._page),
             )
         )  # fmt: skip
         self._finish(keep_alive=keep_alive, error=why)
@@ -579,6 +751,11 @@ class Exchange:
 
     def _end(self, error: str | None, *, result: Result) -> None:
         self._is_over = True
+        self._stop_waiting()
+        for timer in (self._probe, self._quiet):
+            if timer is not None:
+                timer.cancel()
+        self._dispatcher.bodies.drops(self)
         peer_id, now = self.attempts.peer_id or self._answered_by, self._reactor.now()
         self._reset_upstream(error or "")
         self.attempts.close()
@@ -619,6 +796,16 @@ class Exchange:
     @property
     def _node(self) -> str:
         return self._dispatcher.name_of(self.attempts.peer_id)
+
+
+class Doubted:
+    """A 404 that the client has not had. `body`: what came of it."""
+
+    __slots__ = ("answer", "body")
+
+    def __init__(self, answer: ResponseHead) -> None:
+        self.answer = answer
+        self.body = bytearray()
 
 
 class Behind(NullDuplex):

@@ -1,4 +1,11 @@
-"""The clients' ports: listen, accept, limit, drain. l4.py has one client."""
+"""The clients' ports: listen, accept, limit, drain. l4.py has one client, l7.py one of an HTTP service.
+
+Which of the two a connection becomes is decided when it is accepted. `--listen http://` and `tcp://` say it; so does the
+`--backend tcp://` of this node for its service. Else it is HTTP if a node of the network says that the service speaks it:
+a server that was found to be one of models a moment ago is one for all connections from now on. HTTP's servers never speak
+first, so a silent client of such a service waits for itself; a service whose servers do is no HTTP service, and where its
+name stands for both, tcp:// at the port says so.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,7 @@ import trio
 
 from federation.errors import ListenFailed, listen_problem
 from federation.forward import web_pages
+from federation.forward.attempts import State
 from federation.forward.counters import Counters
 from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
@@ -77,6 +85,8 @@ class Frontend:
         self.idle = trio.Event()
         self.idle.set()
         self._own_names = web_pages.own_names(host_name)
+        self._roster = roster
+        self._never_http = {backend.service for backend in settings.backends if backend.protocol == "tcp"}
         self._listeners: list[socket.socket] = []
         self._numbers = count(1)  # of connections
         self._accepting = Accepting("a client", reactor.now)
@@ -114,20 +124,24 @@ class Frontend:
         self._listeners.append(sock)
         route, on_loopback, protocol = Route(endpoint.service), address.is_loopback, endpoint.protocol
         speaks_tls = protocol == "https" or (protocol != "tcp" and not on_loopback)  # if there is a certificate
+        if not protocol and endpoint.service in self._never_http:
+            protocol = "tcp"
 
         def accept(_mask: int) -> None:
-            is_http = self._is_http(protocol, on_loopback=on_loopback)
+            is_http = self._is_http(protocol, route.service, on_loopback=on_loopback)
             self._accept(sock, route, on_loopback, is_http, self._certificate.context if speaks_tls else None)
 
         self.reactor.add(sock.fileno(), READ, accept)
         bound = sock.getsockname()
         return bound[0], bound[1]
 
-    def _is_http(self, protocol: str, *, on_loopback: bool) -> bool:
-        """A port that asks for keys is HTTP's, if a person has not said tcp:// of it: nothing else can show one."""
-        return protocol in ("http", "https") or (
-            not protocol and self.keys is not None and self.keys.asks(on_loopback=on_loopback)
-        )
+    def _is_http(self, protocol: str, service: str, *, on_loopback: bool) -> bool:
+        """As a person says of the port. Else the network says it; and a port that asks for keys is HTTP's: nothing else can
+        show one."""
+        if protocol:
+            return protocol != "tcp"
+        asks = self.keys is not None and self.keys.asks(on_loopback=on_loopback)
+        return asks or self._roster.speaks_http(service)
 
     def stop_listening(self) -> None:
         for sock in self._listeners:
@@ -263,6 +277,11 @@ class Frontend:
             self.idle.set()
 
     # Questions and news
+
+    @property
+    def busy(self) -> int:
+        """Clients without those that are between two requests: they lose nothing when this node stops."""
+        return sum(client.state is not State.IDLE for client in self.active)
 
     def bytes_moved(self) -> tuple[int, int]:
         """The bytes from clients to backends, and back: of connections that ended, and so far of those that are open."""

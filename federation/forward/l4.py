@@ -27,6 +27,7 @@ from federation.reactor.tls import TlsDuplex
 if TYPE_CHECKING:
     import socket
 
+    from federation.config import Replay
     from federation.forward.attempts import Dispatcher
     from federation.forward.route import Route
     from federation.forward.web_pages import Rules
@@ -154,6 +155,10 @@ class L4Client:
     @property
     def state(self) -> State:
         return self.attempts.state
+
+    @property
+    def replay(self) -> Replay:
+        return self._dispatcher.replay.of(names_model=False)
 
     @property
     def moved(self) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from federation.errors import HttpInvalid
+from federation.forward import web_pages
 from federation.forward.attempts import State
 from federation.forward.client_keys import Refusal as KeyRefusal
 from federation.forward.counters import Ending, Flow
@@ -263,6 +264,8 @@ class HttpClient:
         self._is_last = True
         if self.exchange is None and not self._is_closing:
             self._close_soon()
+            self._stop_timer()
+            self._leave()  # nothing was asked for: the node's end need not wait for the client's
 
     # Heads
 
@@ -316,27 +319,28 @@ class HttpClient:
         if isinstance(verdict, Refusal):
             self._answer_error(verdict.status, verdict.why, target)
             return
-        if self.keys is not None:
+        page = self.rules.readable_by(raw) if head.get(b"origin") is not None else ""
+        if self.keys is not None and not (page and _is_preflight(head)):  # which shows no key
             judged = self.keys.judge(head, on_loopback=self.rules.on_loopback, client=self.client_name)
             if isinstance(judged, KeyRefusal):
-                self._refuse_key(judged, head)
+                self._refuse_key(judged, head, page)
                 return
             self.grant = judged
-        self._ask(head, data[used:])
+        self._ask(head, data[used:], page)
 
-    def _refuse_key(self, refusal: KeyRefusal, head: RequestHead) -> None:
+    def _refuse_key(self, refusal: KeyRefusal, head: RequestHead, page: str) -> None:
         dialect = dialect_of(head.target, is_anthropic=head.get(b"anthropic-version") is not None)
-        is_head = head.method == "HEAD"
         self.write(
             error_answer(
-                dialect, refusal.status, refusal.why, retry_after_s=refusal.retry_after_s, is_head=is_head, more=refusal.more
+                dialect, refusal.status, refusal.why, retry_after_s=refusal.retry_after_s, is_head=head.method == "HEAD",
+                more=refusal.more + web_pages.readable(page),
             )
-        )
+        )  # fmt: skip
         self._close_soon()
 
-    def _ask(self, head: RequestHead, behind: bytes) -> None:
+    def _ask(self, head: RequestHead, behind: bytes, page: str = "") -> None:
         self.flow = Flow(self.flow.connection, self.flow.request + 1)
-        exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head)
+        exchange = self.exchange = Exchange(self._reactor, self._dispatcher, self, head, page=page)
         if head.expects_continue and not exchange.is_whole:
             self.write(CONTINUE)
         self._is_asking = True
@@ -392,3 +396,7 @@ class HttpClient:
             exchange.client_gone(client.error)
         self._written.clear()
         self._events.closed(self)
+
+
+def _is_preflight(head: RequestHead) -> bool:
+    return head.method == "OPTIONS" and head.get(b"access-control-request-method") is not None

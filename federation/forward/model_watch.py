@@ -65,6 +65,7 @@ class ModelWatch:
         self._known: dict[Backend, Known] = {}
         self._nursery: trio.Nursery | None = None
         self.packed = b""  # for the node's record
+        self.http = self._speaking_http()  # services, for the record too
 
     def catalogs(self) -> dict[str, Catalog]:
         """Service -> the models of its backend; services without a model server are not in it."""
@@ -165,11 +166,17 @@ class ModelWatch:
             self._backends.has_outside(known.backend, 0)
             self._changed()
 
+    def _speaking_http(self) -> tuple[str, ...]:
+        """Services with a backend that a person called http://, or that answers as a model server does."""
+        known = [backend.endpoint.service for backend, its in self._known.items() if its.said is not None]
+        told = [backend.endpoint.service for backend in self._backends.all if backend.endpoint.protocol == "http"]
+        return tuple(sorted({*known, *told}))
+
     def _changed(self, *, is_news: bool = False) -> None:
         """`is_news`: also if the models are those that were told."""
-        packed = pack(self.catalogs())
-        if packed != self.packed or is_news:
-            self.packed = packed
+        packed, http = pack(self.catalogs()), self._speaking_http()
+        if (packed, http) != (self.packed, self.http) or is_news:
+            self.packed, self.http = packed, http
             self._on_change()
 
     def _may_ask(self, backend: Backend) -> bool:

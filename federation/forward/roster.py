@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_LISTS = 1000  # a client may ask for models that nobody has, without end
+LACKS_S = 6.0  # a node looks at its models every 5 s (model_watch.EVERY_S), and the news takes some 10 ms
+MAX_LACKING = 1000
 REFRESH_S = 1.0  # no event tells when a record grows too old to be online
 
 
@@ -59,6 +61,8 @@ class Roster:
         self._lists: dict[tuple[str, str], list[NodeData]] = {}  # by service and model
         self._models: dict[tuple[str, str], dict[str, Model]] = {}  # likewise: the model at each node that announces it
         self._lists_until = 0.0
+        self._lacking: dict[tuple[str, str, str], float] = {}  # peer, service and model: until when it is asked last
+        self._http: frozenset[str] | None = None  # the services that speak it, for as long as the lists
         self.own_id = own().peer_id
         self.on_change: Callable[[], None] = _noop
 
@@ -71,7 +75,7 @@ class Roster:
             return [node for node in self.eligible(Route(service)) if route.target in (node.peer_id, node.name)]
         nodes = self._lists.get((service, model))
         if nodes is None:
-            nodes = self._find(service, now) if not model else self._having(self.eligible(Route(service)), service, model)
+            nodes = self._find(service, now) if not model else self._having(service, model, now)
             self._lists[service, model] = nodes
             if not model:
                 self._distant[service] = self._find_distant(nodes)
@@ -81,6 +85,14 @@ class Roster:
         """The models of the nodes that may serve, as far as they announce any."""
         announced = (catalogs_of(node.models).get(service) for node in self.eligible(Route(service)))
         return [catalog for catalog in announced if catalog is not None]
+
+    def speaks_http(self, service: str) -> bool:
+        """Whether a node of the network says so: also one that is away, so that clients hear of that in HTTP."""
+        self._refreshed()
+        if self._http is None:
+            records = [*self._ledger.records(), self._own()]
+            self._http = frozenset(name for record in records if not record.left for name in record.http)
+        return service in self._http
 
     def is_unheard_of(self, route: Route) -> bool:
         """Whether all nodes with that service tell which models they have, online or not, and none has this one."""
@@ -98,10 +110,12 @@ class Roster:
             models = self._models[key] = {peer_id: model for peer_id, model in found.items() if model is not None}
         return models
 
-    def _having(self, nodes: list[NodeData], service: str, model: str) -> list[NodeData]:
+    def _having(self, service: str, model: str, now: float) -> list[NodeData]:
+        nodes = self.eligible(Route(service))
         having = [node for node in nodes if has_model(node, service, model)]
         if having:
-            return having
+            lacking = self._lacking
+            return [node for node in having if lacking.get((node.peer_id, service, model), 0.0) <= now] or having
         return [node for node in nodes if (its := catalogs_of(node.models).get(service)) is None or not its.is_whole]
 
     def distant(self, route: Route) -> frozenset[str]:
@@ -150,6 +164,18 @@ class Roster:
         link = self._links.get(peer_id)
         return link is not None and not link.suspect
 
+    def lacks(self, route: Route, peer_id: str) -> None:
+        """The peer's backend says that it has no such model: ask it last, until its node has looked again."""
+        if len(self._lacking) >= MAX_LACKING:
+            self._lacking.clear()
+        self._lacking[peer_id, route.service, route.model] = self._reactor.now() + LACKS_S
+        self._lists.pop((route.service, route.model), None)
+
+    def is_known(self, target: str) -> bool:
+        """Whether a node of the network, online or not, has that name or peer id."""
+        records = (self._own(), *self._ledger.records())
+        return any(target in (record.peer_id, record.name) for record in records if not record.left)
+
     def link(self, peer_id: str) -> Link | None:
         return self._links.get(peer_id)
 
@@ -180,6 +206,7 @@ class Roster:
     def _forget_lists(self) -> None:
         self._lists.clear()
         self._models.clear()
+        self._http = None
 
 
 @lru_cache(maxsize=1024)

@@ -31,9 +31,10 @@ from enum import Enum, auto
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from federation.units import ORIGIN
+from federation.units import ANY_ORIGIN, ORIGIN
 
 MAX_HEAD = 16 * 1024  # as Node, and more than nginx or Apache take of one line
+PREFLIGHT_S = 600  # for browsers to remember its answer; after a reload of the settings nobody waits long
 METHOD_WAIT_S = 1.0  # for the rest of bytes that may be a method: a browser writes its head at once
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
@@ -149,6 +150,18 @@ class Rules:
             + b"\r\nAccess-Control-Allow-Headers: " + headers + b"\r\nConnection: close\r\n\r\n"
         )  # fmt: skip
 
+    def readable_by(self, head: bytes) -> str:
+        """The origin of the page that asks, if it may read the answer although the backend says nothing of it: one of
+        --allow-origin, or a web page of this machine. Else nothing. `head` was judged."""
+        asked = _asked(head)
+        if len(asked.origins) != 1 or not _SHOWN.fullmatch(asked.origins[0]):
+            return ""
+        origin = asked.origins[0]
+        if origin in self.origins or ANY_ORIGIN in self.origins:
+            return origin
+        is_judged = self.is_on and origin.startswith(("http://", "https://"))
+        return origin if is_judged and self._may_ask(origin, {_name(host) for host in asked.hosts}) else ""
+
     def _refusal(self, asked: _Asked) -> Refusal | None:
         for host in asked.hosts if self.on_loopback else ():
             if not self._is_ours(_name(host)):
@@ -197,6 +210,25 @@ class Rules:
         except ValueError:
             return False
         return address.is_loopback or address.is_unspecified
+
+
+def readable(origin: str) -> bytes:
+    """The lines of an answer that let the page read it; nothing for no page."""
+    if not origin:
+        return b""
+    exposed = "X-Federation-Node, Retry-After"
+    return f"Access-Control-Allow-Origin: {origin}\r\nAccess-Control-Expose-Headers: {exposed}\r\nVary: Origin\r\n".encode()
+
+
+def preflight_answer(origin: str, method: bytes, headers: bytes) -> bytes:
+    """To a browser that asks whether a page that may ask here may do so with this method and these headers: all of them. The
+    head, without its last fields."""
+    return (
+        f"HTTP/1.1 204 No Content\r\nAccess-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n".encode()
+        + b"Access-Control-Allow-Methods: " + method
+        + (b"\r\nAccess-Control-Allow-Headers: " + headers if headers else b"")
+        + f"\r\nAccess-Control-Max-Age: {PREFLIGHT_S}\r\n".encode()
+    )  # fmt: skip
 
 
 def own_names(host_name: str) -> frozenset[str]:

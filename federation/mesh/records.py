@@ -60,6 +60,7 @@ class NodeData(BaseModel):
     in_flight: Count = 0  # connections that its backends serve now
     capacity: Count = 0  # connections that it takes at once; 0: no limit
     services: Annotated[dict[Text, Flag], Field(max_length=64)] = {}  # name -> healthy
+    http: Annotated[tuple[Text, ...], Field(max_length=64)] = ()  # its services that speak HTTP, as it knows or was told
     draining: Flag = False
     addresses: Annotated[tuple[Address, ...], Field(max_length=32)] = ()  # multiaddrs
     relays: Flag = False  # others can dial this node, and it relays for nodes that they cannot dial

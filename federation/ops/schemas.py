@@ -372,7 +372,7 @@ class Draining(TypedDict):
 
     draining: bool
     in_flight: Annotated[Count, Field(description="connections that this node's backends still serve")]
-    clients: Annotated[Count, Field(description="connections of clients of this node's own ports")]
+    clients: Annotated[Count, Field(description="clients of this node's own ports, without those between two HTTP requests")]
 
 
 class Challenge(TypedDict):

@@ -332,7 +332,7 @@ def _former_until(node: Parts) -> str | None:
 
 
 def draining(node: Parts) -> schemas.Draining:
-    return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": len(node.frontend.active)}
+    return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": node.frontend.busy}
 
 
 def in_flight(node: Parts, record: NodeData) -> int:

@@ -14,6 +14,7 @@ from federation.config import Replay
 from federation.errors import BackendUnavailable, PeerUnavailable
 from federation.forward.attempts import FOLLOWS, REFUSED_PENALTY_S, SILENT_PENALTY_S, Attempts, State
 from federation.forward.counters import Counters, Failure, Flow
+from federation.forward.retry_budget import RetryBudget
 from federation.forward.route import Route
 from federation.forward.selection import Candidate
 from federation.metrics import Metrics
@@ -94,6 +95,7 @@ class Dispatcher:
 
     def __init__(self, *peers: str, replay: str = "opened") -> None:
         self.replay = Replay(replay)
+        self.retries = RetryBudget()
         self.counters = Counters(Metrics())
         self.clock = 0.0
         self.alarms: set[Alarm] = set()
@@ -194,6 +196,7 @@ class Request:
         self.dispatcher = dispatcher
         self.flow = Flow(7)
         self.route = Route("default")
+        self.replay = dispatcher.replay
         self.client_name = "a client"
         self.takes_kept: bool | None = None
         self.started_at = dispatcher.now()

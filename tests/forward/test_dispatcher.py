@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.config import Settings
+from federation.config import Replay, Settings
 from federation.errors import BackendUnavailable
 from federation.forward.attempts import Attempts, State
 from federation.forward.counters import Counters, Flow
@@ -80,6 +80,11 @@ class World:
     def models_at(self, _route: Route) -> dict[str, Any]:
         return self.models
 
+    def is_known(self, _target: str) -> bool:
+        return False
+
+    def lacks(self, _route: Route, _peer_id: str) -> None: ...
+
     def is_unheard_of(self, _route: Route) -> bool:
         return False
 
@@ -139,6 +144,7 @@ class Request:
     client_name = "client"
     keys = NO_KEYS
     takes_kept = None
+    replay = Replay.OPENED
 
     def __init__(self, world: World, number: int = 7, route: Route = ROUTE, started_at: float = 0.0) -> None:
         self.why = ""

@@ -219,6 +219,11 @@ class Entry:
     def models_at(self, _route: Route) -> dict[str, Any]:
         return {}
 
+    def is_known(self, _target: str) -> bool:
+        return False
+
+    def lacks(self, _route: Route, _peer_id: str) -> None: ...
+
     def is_unheard_of(self, _route: Route) -> bool:
         return False
 
@@ -236,7 +241,7 @@ class Request(NullDuplex):
 
     def __init__(self, world: World, entry: Entry, number: int, hold_s: float) -> None:
         self._world, self._entry, self._hold_s = world, entry, hold_s
-        self.flow, self.started_at = Flow(number), world.now()
+        self.flow, self.started_at, self.replay = Flow(number), world.now(), entry.dispatcher.replay
         self.why = ""
         self.upstream: Any = None
         self.attempts = Attempts(self, entry.dispatcher)

@@ -18,9 +18,10 @@ from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, Sta
 from federation.forward.counters import Answer as Told
 from federation.forward.counters import Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
-from federation.forward.exchange import BEHIND_S
+from federation.forward.exchange import BEHIND_S, BODY_QUIET_S, MOST_LOSSES, PROBE_AGAIN_S, PROBE_S
 from federation.forward.exit import HELD
 from federation.forward.http.usage import Tokens
+from federation.forward.kept_bodies import FREE
 from federation.mesh.models import Model, catalog, pack
 from federation.reactor.sockets import OUT_BUFFER
 from tests.support.entries import OWN, Net, Tunnel, network, settled
@@ -465,11 +466,12 @@ async def test_a_retry_at_every_point_of_the_request(mock_clock: MockClock, repl
 
 
 async def test_no_retry_once_more_was_sent_than_may_be_kept(mock_clock: MockClock) -> None:
-    async with network(mock_clock, http=True, replay="first-byte", replay_buffer_bytes=1024) as net:
+    async with network(mock_clock, http=True, replay="first-byte", http_buffer_bytes=65536) as net:
         net.add("a", "b")
-        talk = await ask(net, post(bytes(5000), "/x")[:-3000])
+        talk = await ask(net, post(bytes(90_000), "/x")[:-30_000])
         net.tunnel.answers()
-        await send(net, talk, bytes(2000))
+        net.tunnel.grants(100_000)
+        await send(net, talk, bytes(20_000))
         net.tunnel.breaks()
         assert (await talk.answer()).status == 502
         assert len(net.tunnels) == 1
@@ -884,6 +886,55 @@ async def test_a_thing_whose_node_is_away_is_not_looked_for_elsewhere(mock_clock
         net.roster.barred.add(net.tunnel.peer_id)
         talk = await ask(net, post(b'{"input_file_id": "file-1"}', "/v1/batches"))
         await net.passes(11.0)
+
+
+# Answers that say that another peer may do better
+
+BUSY_ANSWER = b"HTTP/1.1 503 Busy\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy"
+LACKING = b'{"error": {"message": "The model `m` does not exist."}}'
+
+
+def not_found(body: bytes) -> bytes:
+    return b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+@pytest.mark.parametrize("replay", ["auto", *MODES])
+async def test_a_busy_backend(mock_clock: MockClock, replay: str, status: int) -> None:
+    answer = BUSY_ANSWER.replace(b"503", b"%d" % status)
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        serve(net.tunnel, answer)
+        moves = replay in ("auto", "first-byte")
+        assert [tunnel.peer_id for tunnel in net.tunnels] == ["a", "b"][: 1 + moves]
+        if moves:
+            assert net.tunnels[0].reset is not None
+            assert net.tunnel.data == net.tunnels[0].data
+            assert net.roster.penalties == [("a", REFUSED_PENALTY_S)]
+            assert net.metric("federation_retries_total", reason="answer") == 1
+            serve(net.tunnel, answer)  # nobody else is there: it is the answer, as it came
+        got = await talk.answer("POST")
+        assert (got.status, got.body, got.fields["retry-after"]) == (status, b"busy", "7")
+        assert got.fields["x-federation-node"] == net.tunnel.peer_id
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500, 504])
+async def test_other_errors_are_the_answer(mock_clock: MockClock, status: int) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        serve(net.tunnel, BUSY_ANSWER.replace(b"503", b"%d" % status))
+        assert (await talk.answer("POST")).status == status
+        assert len(net.tunnels) == 1
+        assert net.roster.lacking == []
+
+
+async def test_a_request_that_names_no_model_stays_where_it_was_opened(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        talk = await ask(net, get())
+        serve(net.tunnel, BUSY_ANSWER)
         assert (await talk.answer()).status == 503
         assert len(net.tunnels) == 1
 
@@ -1039,3 +1090,351 @@ async def test_an_own_backend_that_has_closed_its_kept_connection_costs_the_clie
         await server.send_all(ok())
         assert (await talk.answer()).status == 200
         assert net.metric("federation_retries_total") == 0
+
+
+async def test_for_long_a_fifth_of_the_requests_are_retried(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        net.frontend.dispatcher.retries.left = 0.0
+        talk = await ask(net, b"")
+        for n in range(10):
+            await send(net, talk, REQUEST)
+            serve(net.tunnel, BUSY_ANSWER)
+            if n % 5 == 4:
+                assert net.tunnel.opener is not None, "this one is retried"
+                serve(net.tunnel, ok())
+            assert (await talk.answer("POST")).status == (200 if n % 5 == 4 else 503)
+            net.forgive()
+
+
+async def test_a_reset_by_a_backend_is_paid_for_and_a_link_that_breaks_is_not(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        net.frontend.dispatcher.retries.left = 0.0
+        for has_link, status in ((True, 503), (False, 200)):
+            net.forgive()
+            talk = await ask(net, REQUEST)
+            net.tunnel.answers()
+            if not has_link:
+                del net.roster.links[net.tunnel.peer_id]
+            net.tunnel.breaks()
+            if status == 200:
+                serve(net.tunnel, ok())
+            assert (await talk.answer("POST")).status == status
+
+
+async def test_a_request_that_breaks_its_backends_is_not_carried_to_all_of_them(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b", "c", "d", "e")
+        talk = await ask(net, REQUEST)
+        for _ in range(MOST_LOSSES):
+            net.tunnel.answers()
+            net.tunnel.breaks()
+        assert (await talk.answer("POST")).status == 502
+        assert len(net.tunnels) == MOST_LOSSES
+
+
+@pytest.mark.parametrize("how", ["breaks", "ends", "garbage"])
+async def test_the_only_backend_is_not_asked_twice_if_it_breaks(mock_clock: MockClock, how: str) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        if how == "garbage":
+            net.tunnel.sends(b"\0\r\n\r\n")
+        else:
+            getattr(net.tunnel, how)()
+        assert (await talk.answer("POST")).status == 502
+        assert len(net.tunnels) == 1
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+async def test_a_model_that_a_backend_has_lost(mock_clock: MockClock, step: int) -> None:
+    models = pack({"default": catalog("vllm", [Model("m")])})
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b", models=models)
+        talk = await ask(net, REQUEST)
+        first = net.tunnel
+        first.answers()
+        said = not_found(LACKING)
+        for n in range(0, len(said), step):
+            first.sends(said[n : n + step])
+        assert [tunnel.peer_id for tunnel in net.tunnels] == ["a", "b"]
+        ((route, peer_id),) = net.roster.lacking
+        assert (route.model, peer_id) == ("m", "a")
+        assert net.roster.penalties == []
+        serve(net.tunnel, not_found(LACKING))
+        got = await talk.answer("POST")
+        assert (got.status, got.body) == (404, LACKING)
+        assert net.tunnel.taken_bytes == net.tunnel.said_bytes
+
+
+async def test_a_path_that_a_backend_does_not_know_is_its_answer(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        for body in (b"404 page not found", b"x" * 5000 + b"model", b""):
+            serve(net.tunnel, not_found(body))
+            assert (await talk.answer("POST")).body == body
+            await send(net, talk, REQUEST)
+        assert len(net.tunnels) == 4
+        assert net.roster.lacking == []
+
+
+async def test_a_404_that_is_cut_off_is_no_answer(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        net.tunnel.sends(not_found(LACKING)[:-3])
+        net.tunnel.ends()
+        serve(net.tunnel, ok())
+        assert (await talk.answer("POST")).status == 200
+
+
+# A node that the request wants
+
+
+async def test_a_pinned_request(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True, hold_s=1.0) as net:
+        net.add("a", "b")
+        net.add("c", name="carol", models=pack({"default": catalog("vllm", [Model("other")])}))
+        for target in ("b", "carol", "c"):
+            talk = await ask(net, post(BODY, CHAT, f"x-federation-TARGET: {target}"))
+            assert net.tunnel.peer_id == {"carol": "c"}.get(target, target)
+            assert b"target" not in net.tunnel.data.lower()
+            serve(net.tunnel, BUSY_ANSWER)
+            assert (await talk.answer("POST")).status == 503
+        for path in (CHAT, OLLAMA):
+            talk = await ask(net, post(BODY, path, "X-Federation-Target: nobody"))
+            got = await talk.answer("POST")
+            assert (got.status, "nobody" in got.message) == (404, True)
+        net.roster.barred.add("b")
+        talk = await ask(net, post(BODY, MESSAGES, "X-Federation-Target: b"))
+        await net.passes(1.1)
+        got = await talk.answer("POST")
+        assert (got.status, json.loads(got.body)["type"]) == (503, "error")
+        talk = await ask(net, get("/v1/models", "X-Federation-Target: c"))
+        assert net.tunnel.peer_id == "c", "what that node says of itself"
+
+
+# Entries behind entries
+
+
+async def test_a_request_that_comes_through_here_again_ends(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, post(BODY, CHAT, "X-Federation-Via: other"))
+        assert b"\r\nX-Federation-Via: other, own\r\n" in net.tunnel.data
+        serve(net.tunnel, ok())
+        assert (await talk.answer("POST")).status == 200
+        again = await ask(net, net.tunnel.data)
+        assert (await again.answer("POST")).status == 508
+        assert len(net.tunnels) == 1
+
+
+@pytest.mark.parametrize("agent", ["federation", "federation-detect"])
+async def test_an_entry_is_no_model_server_for_another_node(mock_clock: MockClock, agent: str) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", models=pack({"default": catalog("vllm", [Model("m")])}))
+        for path in ("/v1/models", "/", "/api/tags"):
+            talk = await ask(net, get(path, f"User-Agent: {agent}"))
+            assert (await talk.answer()).status == 404
+        assert net.tunnels == []
+
+
+# Bodies that are kept
+
+
+async def test_a_model_behind_more_than_is_kept(mock_clock: MockClock) -> None:
+    body = b'{"x": "' + b"x" * 70_000 + b'", "model": "m"}'
+    async with network(mock_clock, http=True, http_buffer_bytes=65536) as net:
+        net.add("a")
+        talk = HttpTalk(await net.connect())
+        await talk.stream.send_all(post(body))
+        got = await talk.answer("POST")
+        assert got.status == 413
+        assert "--http-buffer" in got.message
+
+
+async def test_a_body_is_kept_once(mock_clock: MockClock) -> None:
+    size = 8 << 20
+    body = b'{"x": "' + b"x" * size + b'", "model": "m"}'
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        request = post(body)
+        talk = HttpTalk(await net.connect())
+        tracemalloc.start()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(talk.stream.send_all, request)
+                await settled(lambda: net.tunnels)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < size + (2 << 20)
+        serve(net.tunnel, ok())
+        assert (await talk.answer("POST")).status == 200
+        assert net.frontend.dispatcher.bodies.used == 0
+
+
+async def test_bodies_wait_for_room_and_for_no_longer_than_hold(mock_clock: MockClock) -> None:
+    each = 256 * 1024
+    body = b'{"x": "' + b"x" * (each - 1000) + b'", "model": "m"}'
+    async with network(mock_clock, http=True, http_buffer_bytes=each, hold_s=5.0) as net:
+        net.add("a")
+        bodies = net.frontend.dispatcher.bodies
+        talks = [HttpTalk(await net.connect()) for _ in range(6)]
+        async with trio.open_nursery() as nursery:
+            for talk in talks:  # what the entry does not read is in the kernel
+                nursery.start_soon(talk.stream.send_all, post(body)[: each - 2000])
+        clients = sorted(net.frontend.active, key=lambda client: client.flow)
+        await settled(lambda: any(client.exchange and client.exchange._wait for client in clients))  # type: ignore[union-attr]
+        assert bodies.is_tight
+        assert bodies.used <= bodies.most
+        small = await ask(net, REQUEST)
+        serve(net.tunnel, ok())
+        assert (await small.answer("POST")).status == 200
+        await net.passes(5.1)
+        refused = set(net.frontend.rejected_clients)
+        assert refused
+        for talk, client in zip(talks, clients, strict=True):
+            if client in refused:
+                got = await talk.answer("POST")
+                assert (got.status, "--http-buffer" in got.message, got.fields["retry-after"]) == (503, True, "5")
+
+
+async def test_a_client_that_stops_in_the_middle_of_a_large_body(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        body = b'{"x": "' + b"x" * (2 * FREE) + b'", "model": "m"}'
+        small = await ask(net, REQUEST[:-5])
+        large = await ask(net, post(body)[:-10])
+        await net.passes(BODY_QUIET_S - 1)
+        await send(net, large, b"x")
+        await net.passes(BODY_QUIET_S - 1)
+        assert net.frontend.busy == 2
+        await net.passes(1.1)
+        assert (await large.answer("POST")).status == 408
+        assert net.frontend.dispatcher.bodies.used == 0
+        await send(net, small, REQUEST[-5:])
+        serve(net.tunnel, ok())
+        assert (await small.answer("POST")).status == 200, "a small one takes nobody's room"
+
+
+# Pages
+
+
+async def test_a_preflight_is_answered_here(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True, allow_origins=("https://chat.example",)) as net:
+        net.add("a")
+        asks = ("Access-Control-Request-Method: POST", "Access-Control-Request-Headers: authorization, x-y")
+        for origin, status in (("https://chat.example", 204), ("http://localhost:3000", 204), ("https://evil.example", 403)):
+            head = get(CHAT, f"Origin: {origin}", *asks).replace(b"GET", b"OPTIONS")
+            talk = await ask(net, head)
+            got = await talk.answer("OPTIONS")
+            assert got.status == status
+            assert got.fields.get("access-control-allow-origin") == (origin if status == 204 else None)
+            if status == 204:
+                assert got.fields["access-control-allow-headers"] == "authorization, x-y"
+                assert got.fields["connection"] == "keep-alive"
+        assert net.tunnels == []
+        extension = get(CHAT, "Origin: chrome-extension://abc", *asks).replace(b"GET", b"OPTIONS")
+        await ask(net, extension)
+        assert len(net.tunnels) == 1, "a backend decides, as before"
+
+
+@pytest.mark.parametrize("said", ["", "Access-Control-Allow-Origin: *"])
+async def test_an_allowed_page_can_read_the_answer(mock_clock: MockClock, said: str) -> None:
+    async with network(mock_clock, http=True, allow_origins=("https://chat.example",)) as net:
+        net.add("a")
+        talk = await ask(net, post(BODY, CHAT, "Origin: https://chat.example"))
+        serve(net.tunnel, ok(b"ok", *[said] * bool(said)))
+        got = await talk.answer("POST")
+        assert got.fields["access-control-allow-origin"] == ("*" if said else "https://chat.example")
+        net.roster.nodes.clear()
+        talk = await ask(net, post(b'{"model": ', CHAT, "Origin: https://chat.example"))
+        assert (await talk.answer("POST")).fields["access-control-allow-origin"] == "https://chat.example"
+
+
+async def test_every_page_may_read_where_all_may_ask(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True, allow_origins=("*",)) as net:
+        net.add("a")
+        talk = await ask(net, post(BODY, CHAT, "Origin: https://any.example"))
+        serve(net.tunnel, ok())
+        assert (await talk.answer("POST")).fields["access-control-allow-origin"] == "https://any.example"
+
+
+# A client that sends no more
+
+
+async def test_a_client_that_sends_no_more_is_told_that_its_request_is_heard(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        await talk.stream.send_eof()
+        (client,) = net.frontend.active
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
+        await net.passes(PROBE_S - 0.1)
+        net.tunnel.answers()
+        await net.passes(0.2)
+        await net.passes(PROBE_AGAIN_S)
+        serve(net.tunnel, ok())
+        got = await talk.answer("POST")
+        assert (got.status, got.interim) == (200, (100, 100))
+
+
+async def test_a_quick_answer_to_a_client_that_sends_no_more_comes_alone(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        (client,) = net.frontend.active
+        await talk.stream.send_eof()
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
+        await net.passes(PROBE_S - 0.1)
+        serve(net.tunnel, ok())
+        assert (await talk.answer("POST")).interim == ()
+        assert await talk.ends() == b""
+
+
+@pytest.mark.parametrize("began", [False, True])
+async def test_a_client_that_went_away_behind_its_request(mock_clock: MockClock, began: bool) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        if began:
+            net.tunnel.sends(ok_chunked(b"data: 1\n\n", SSE)[:-5])
+            heard = b""
+            while b"data: 1" not in heard:
+                heard += await talk.stream.receive_some()
+        (client,) = net.frontend.active
+        await talk.stream.aclose()
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
+        assert net.tunnel.reset is None
+        await net.passes(PROBE_S + 0.01)
+        await settled(lambda: net.tunnel.reset is not None)
+        assert net.finished("error") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "comments"),
+    [
+        (ok_chunked(b"data: 1\n\n", SSE, size=100)[:-5], 1), (ok_chunked(b"data: 1\n", SSE, size=100)[:-5], 0),
+        (ok_chunked(b"data: 1\n\n", SSE, size=100)[:-7], 0), (ok_chunked(b"{}\n", LINES, size=100)[:-5], 0),
+        (ok(b"data: 1\n\ndata: 2\n\n", SSE)[:-9], 0), (b"HTTP/1.1 200 OK\r\n" + SSE.encode() + b"\r\n\r\ndata: 1\n\n", 1),
+    ],
+)  # fmt: skip
+async def test_where_a_stream_may_have_a_comment(mock_clock: MockClock, answer: bytes, comments: int) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        (client,) = net.frontend.active
+        await talk.stream.send_eof()
+        await settled(lambda: client.has_ended)  # type: ignore[union-attr]
+        net.tunnel.answers()
+        net.tunnel.sends(answer)
+        await net.passes(PROBE_S + 0.01)
+        net.tunnel.breaks()
+        heard = await talk.ends() if comments or b"Length" not in answer else b""
+        assert heard.count(b":\n\n") == comments

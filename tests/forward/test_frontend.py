@@ -610,3 +610,50 @@ async def one_client(net: Net, how: str) -> None:
     await settled(lambda: not net.frontend.active)
     net.tunnels.clear()
     net.roster.nodes.clear()
+
+
+# Which clients are clients of HTTP
+
+
+async def test_a_service_is_http_as_soon_as_a_node_says_so_and_for_new_connections(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.add("a")
+        await net.connect(sends=REQUEST)
+        assert net.tunnel.data == REQUEST
+        net.add("a", http=("default",))
+        net.is_http = True
+        await net.connect(sends=REQUEST.replace(b"\r\n", b"\r\nHost: localhost\r\n", 1))
+        assert b"X-Forwarded-For" in net.tunnel.data
+        assert sorted(type(client).__name__ for client in net.frontend.active) == ["HttpClient", "L4Client"]
+        del net.roster.nodes["a"]
+        net.is_http = False
+        await net.connect()
+        assert sum(isinstance(client, L4Client) for client in net.frontend.active) == 2
+
+
+@pytest.mark.parametrize("said", ["tcp://", "http://", ""])
+async def test_what_a_person_says_of_a_port_holds(mock_clock: MockClock, said: str) -> None:
+    async with network(mock_clock) as net:
+        net.add("a", http=("default",) if said != "http://" else ())
+        _, port = net.frontend.listen(Endpoint.parse(f"{said}127.0.0.1:0", protocols=("http", "tcp")))
+        net.is_http = said != "tcp://"
+        await net.connect(port=port)
+        (client,) = net.frontend.active
+        assert isinstance(client, L4Client) is (said == "tcp://")
+
+
+async def test_a_backend_that_is_never_http_decides_for_its_service(mock_clock: MockClock) -> None:
+    backends = (Endpoint.parse("tcp://127.0.0.1:9", protocols=("tcp",)),)
+    async with network(mock_clock, offers=backends) as net:
+        net.add("a", http=("default",))
+        await net.connect()
+        assert [type(client).__name__ for client in net.frontend.active] == ["L4Client"]
+
+
+async def test_a_client_between_two_requests_is_not_busy(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        await net.connect()
+        assert net.frontend.busy == 0
+        await net.connect(sends=REQUEST.replace(b"\r\n", b"\r\nHost: localhost\r\n", 1))
+        assert (net.frontend.busy, len(net.frontend.active)) == (1, 2)

@@ -162,7 +162,7 @@ async def test_a_server_that_is_down_keeps_what_it_said_until_it_says_something_
 
 
 async def test_a_server_without_models_is_asked_rarely_and_noticed_when_it_has_some() -> None:
-    pages: dict[str, Any] = {}
+    pages: dict[str, Any] = {"/": "a web server"}
     with serving(pages) as port:
         async with watching(f"http://127.0.0.1:{port}") as watched:
             assert watched.changes == []
@@ -289,3 +289,17 @@ async def test_whatever_a_server_says_of_its_slots(odd: Any) -> None:
         async with watching(f"http://127.0.0.1:{port}", capacity="auto") as watched:
             assert 0 <= watched.exit.backends.capacity <= MAX_SLOTS
             assert watched.models.catalogs()["default"].models[0].slots <= MAX_SLOTS
+
+
+async def test_which_services_speak_http() -> None:
+    pages: dict[str, Any] = {"/": "a web server"}
+    with serving(OLLAMA) as ollama, serving(pages) as web, Listener() as other:
+        backends = (
+            f"a=http://127.0.0.1:{web}", f"b=127.0.0.1:{web}", f"c=tcp://127.0.0.1:{ollama}", f"d=127.0.0.1:{other.port}",
+            f"e=127.0.0.1:{ollama}",
+        )  # fmt: skip
+        async with watching(*backends, health_path="/") as watched:
+            await until(lambda: watched.models.http == ("a", "e"))  # a web server is no model server; a person's word is
+            pages |= {"/v1/models": {"data": []}}
+            await until(lambda: watched.models.http == ("a", "b", "e"))
+            assert len(watched.changes) >= 2

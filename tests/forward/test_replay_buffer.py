@@ -17,8 +17,8 @@ def test_the_transcript_of_its_head() -> None:
     buffer.add(b"one ")
     buffer.add(b"two ")
     buffer.rewind()
-    assert taken(buffer, 6) == b"one tw"
-    assert bytes(buffer.pending) == b"o "
+    assert taken(buffer, 6) == b"one tw"  # small chunks are one
+    assert buffer.pending == 2
     buffer.rewind()
     assert taken(buffer) == b"one two "
     assert not buffer.pending
@@ -92,7 +92,7 @@ class AnyUse(RuleBasedStateMachine):
     def the_upstream_has_the_beginning_and_the_rest_is_pending(self) -> None:
         assert self.buffer.size == len(self.sent)
         if self.had is not None:
-            assert self.had + bytes(self.buffer.pending) == self.sent
+            assert self.had == self.sent[: len(self.sent) - self.buffer.pending]
 
 
 TestAnyUse = AnyUse.TestCase

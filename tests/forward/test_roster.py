@@ -10,7 +10,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from federation.forward.roster import MAX_LISTS, REFRESH_S, Roster, catalogs_of
+from federation.forward.roster import LACKS_S, MAX_LACKING, MAX_LISTS, REFRESH_S, Roster, catalogs_of
 from federation.forward.route import Route
 from federation.mesh.ledger import Ledger
 from federation.mesh.models import Model, catalog, pack
@@ -438,3 +438,64 @@ async def test_what_cannot_be_read_has_no_models(mock_clock: MockClock) -> None:
     assert having(roster, "m") == ["b"]
     assert having(roster, "n") == ["a"]
     assert catalogs_of(b"\xff\xff") == {}
+
+
+async def test_a_service_speaks_http_if_a_node_says_so_also_one_that_is_away(mock_clock: MockClock) -> None:
+    world = World()
+    roster = world.roster()
+    assert not roster.speaks_http("default")
+    world.hear("a", http=("default",), seq=1)
+    roster.changed()
+    assert roster.speaks_http("default")
+    assert not roster.speaks_http("other")
+    world.hear("a", http=("default",), linked=False, services={"default": False}, seq=2)
+    roster.changed()
+    mock_clock.jump(NODE_ONLINE_WINDOW.total_seconds() + 1)
+    assert ids(roster) == []
+    assert roster.speaks_http("default")
+    world.hear("a", left=True, http=("default",), seq=3)
+    mock_clock.jump(REFRESH_S)
+    assert not roster.speaks_http("default")
+
+
+async def test_the_own_backend_makes_its_service_http(mock_clock: MockClock) -> None:
+    world = World(http=("llm",))
+    roster = world.roster()
+    assert roster.speaks_http("llm")
+    asked = world.asked
+    assert all(roster.speaks_http("llm") for _ in range(100))
+    assert world.asked == asked, "each connection would cost a walk through all records"
+
+
+async def test_a_request_that_wants_one_node_gets_it_whatever_it_announces(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", name="alice", models=pack({"default": catalog("vllm", [Model("m")])}))
+    world.hear("b", name="bob")
+    roster = world.roster()
+    for target, found in (("alice", ["a"]), ("b", ["b"]), ("bob", ["b"]), ("nobody", []), ("ali", [])):
+        assert [node.peer_id for node in roster.eligible(Route("default", "m", target))] == found
+        assert roster.is_known(target) is bool(found)
+    assert roster.is_known("own")
+    world.hear("b", name="bob", left=True, seq=1)
+    assert not roster.is_known("bob")
+
+
+async def test_a_peer_that_lacks_a_model_is_asked_last_for_a_while(mock_clock: MockClock) -> None:
+    models = pack({"default": catalog("vllm", [Model("m"), Model("n")])})
+    world = World()
+    world.hear("a", models=models)
+    world.hear("b", models=models)
+    roster = world.roster()
+
+    def having(model: str) -> list[str]:
+        return [node.peer_id for node in roster.eligible(Route("default", model))]
+
+    roster.lacks(Route("default", "m"), "a")
+    assert (having("m"), having("n")) == (["b"], ["a", "b"])
+    roster.lacks(Route("default", "m"), "b")
+    assert having("m") == ["a", "b"], "nobody else has it"
+    mock_clock.jump(LACKS_S)
+    assert having("m") == ["a", "b"]
+    for n in range(3 * MAX_LACKING):
+        roster.lacks(Route("default", f"m{n}"), "a")
+    assert len(roster._lacking) <= MAX_LACKING

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from federation.forward.web_pages import MAX_HEAD, Heard, Refusal, Request, Rules, own_names
+from federation.forward.web_pages import MAX_HEAD, Heard, Refusal, Request, Rules, own_names, readable
 from federation.units import parse_origin
 
 LOCAL = Rules(origins=frozenset({"https://chat.example", "http://box.lan:3000"}), names=own_names("Athens.lan"))
@@ -360,3 +360,34 @@ def test_where_everybody_may_ask() -> None:
 def test_own_names() -> None:
     assert own_names("Athens.example.com.") == {"athens.example.com", "athens", "athens.local"}
     assert own_names("") == set()
+
+
+# Pages that may read an answer
+
+
+@pytest.mark.parametrize(
+    ("origin", "rules", "may_read"),
+    [
+        ("https://chat.example", Rules(frozenset({"https://chat.example"})), True),
+        ("https://CHAT.example", Rules(frozenset({"https://chat.example"})), True),
+        ("http://localhost:3000", Rules(), True),
+        ("http://127.0.0.1:1", Rules(), True),
+        ("https://evil.example", Rules(), False),
+        ("null", Rules(), False),
+        ("null", Rules(frozenset({"null"})), True),
+        ("chrome-extension://abc", Rules(), False),  # may ask, and a backend decides what it reads
+        ("chrome-extension://abc", Rules(frozenset({"chrome-extension://abc"})), True),
+        ("https://any.example", Rules(frozenset({"*"}), is_on=False), True),
+        ("http://localhost:3000", Rules(is_on=False), False),  # --no-browser-check: the backends' affair
+        ("http://a\\b", Rules(frozenset({"*"}), is_on=False), False),
+    ],
+)
+def test_which_pages_may_read_an_answer(origin: str, rules: Rules, may_read: bool) -> None:
+    head = f"GET / HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n\r\n".encode()
+    assert rules.readable_by(head) == (origin.lower() if may_read else "")
+
+
+def test_two_origins_are_nobodys() -> None:
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nOrigin: http://localhost\r\nOrigin: http://localhost\r\n\r\n"
+    assert Rules().readable_by(head) == ""
+    assert readable("") == b""

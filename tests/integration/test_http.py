@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import SLACK, wait_until
+from harness import SLACK, federation, wait_until
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Request, TextMessage
 
@@ -84,7 +84,7 @@ def join(
     fleet: Fleet, name: str, server: ModelServer | None, *options: str, peer: Daemon | None = None, wait: bool = True
 ) -> Daemon:
     offer = () if server is None else ("--backend", f"http://127.0.0.1:{server.address[1]}")
-    listen = ("--listen", "http://127.0.0.1:0", "--hold", "1", *offer, *options)
+    listen = ("--listen", "127.0.0.1:0", "--hold", "1", *offer, *options)  # HTTP by itself: the backends are
     return fleet.daemon(name, *listen, peer=peer, services=(), wait=wait)
 
 
@@ -161,6 +161,53 @@ def test_a_chat_stays_on_its_box_whichever_entry_its_turns_come_through(nodes: l
     assert homes == {"b0", "b1"}
 
 
+def test_a_request_is_pinned_and_its_way_is_told(entry: Daemon, nodes: list[Daemon], servers: list[ModelServer]) -> None:
+    for target in ("n1", nodes[1].peer_id):
+        connection = http.client.HTTPConnection(*entry.entry(), timeout=TIMEOUT)
+        connection.request("POST", CHAT, json.dumps({"model": "llama"}), {**JSON, "X-Federation-Target": target})
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("X-Federation-Node")) == (200, "n1")
+        assert "target" not in json.loads(answer.read())["head"].lower()
+        connection.close()
+
+
+def test_a_model_that_a_box_has_lost_is_asked_for_elsewhere(entry: Daemon, servers: list[ModelServer]) -> None:
+    servers[1].has("nothing")
+    try:
+        for _ in range(20):
+            assert node_of(ask(entry, CHAT, {"model": "llama"})) == "b0"
+    finally:
+        servers[1].has("llama")
+    wait_until(lambda: node_of(ask(entry, CHAT, {"model": "llama"})) is not None, within=5, what="it is served")
+
+
+def test_a_node_whose_backend_is_an_entry_of_its_network(
+    fleet: Fleet, entry: Daemon, nodes: list[Daemon], servers: list[ModelServer]
+) -> None:
+    port = entry.entry()[1]
+    behind = fleet.daemon(
+        "behind", "--listen", "127.0.0.1:0", "--backend", f"http://127.0.0.1:{port}", peer=nodes[0], services=()
+    )  # fmt: skip
+    wait_until(lambda: "behind" in entry.offers(), within=20, what="the entry knows it")
+    assert node_of(ask(behind, CHAT, {"model": "gemma"})) == "b0"
+    assert "behind" not in {name for model in ("gemma", "llama", "qwen") for name in places(entry, model)}
+    connection = http.client.HTTPConnection(*entry.entry(), timeout=TIMEOUT)
+    connection.request("GET", "/anything", headers={"X-Federation-Target": "behind"})
+    assert connection.getresponse().status == 508
+    connection.close()
+    behind.stop()
+
+
+def test_pages_that_may_ask_and_pages_that_may_not(entry: Daemon) -> None:
+    for origin, status in (("http://localhost:3000", 204), ("https://evil.example", 403)):
+        connection = http.client.HTTPConnection(*entry.entry(), timeout=TIMEOUT)
+        connection.request("OPTIONS", CHAT, headers={"Origin": origin, "Access-Control-Request-Method": "POST"})
+        answer = connection.getresponse()
+        allowed = answer.getheader("Access-Control-Allow-Origin")
+        assert (answer.status, allowed) == (status, origin if status == 204 else None)
+        connection.close()
+
+
 def test_lists_are_the_union_and_errors_are_in_the_dialect_of_the_path(entry: Daemon) -> None:
     tags = json.loads(ask(entry, "/api/tags")[1])["models"]
     assert {row["name"] for row in tags} == listed(entry) == {"gemma", "llama", "qwen"}
@@ -208,9 +255,24 @@ def test_a_client_that_goes_away_ends_its_generation(entry: Daemon, servers: lis
     wait_until(lambda: "gone" in servers[0].seen()[had:], within=1, what="the generation ends")
 
 
-def test_a_client_that_only_sends_no_more_gets_its_answer(entry: Daemon) -> None:
-    answer = said(entry, written({"model": "gemma", "sleep": 0.5}, "Connection: close"), ends=True)
+@pytest.mark.parametrize("seconds", [0, 1.2])
+def test_a_client_that_only_sends_no_more_gets_its_answer(entry: Daemon, seconds: float) -> None:
+    answer = said(entry, written({"model": "gemma", "sleep": seconds}, "Connection: close"), ends=True)
     assert answer.count(b"HTTP/1.1 200") == 1
+
+
+def test_idle_clients_hold_up_neither_a_drain_nor_the_end(fleet: Fleet, nodes: list[Daemon]) -> None:
+    node = join(fleet, "idles", None, peer=nodes[0])
+    wait_until(lambda: listed(node) == {"gemma", "llama", "qwen"}, within=20, what="it knows the models")
+    kept = [http.client.HTTPConnection(*node.entry(), timeout=TIMEOUT) for _ in range(20)]
+    for connection in kept:
+        ask(node, CHAT, {"model": "gemma"}, on=connection)
+    done = federation("drain", "--wait", "--timeout", "20s", "--state-dir", str(node.state_dir), home=fleet.directory)
+    assert "drained" in done.stdout
+    assert node.stop() == 0
+    assert "waiting for open connections" not in node.log().splitlines()[-3]
+    for connection in kept:
+        connection.close()
 
 
 def test_other_bytes_become_a_tunnel(entry: Daemon, servers: list[ModelServer]) -> None:

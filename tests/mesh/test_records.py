@@ -175,6 +175,7 @@ def test_defaults() -> None:
         "in_flight": 0,
         "capacity": 0,
         "services": {},
+        "http": (),
         "draining": False,
         "addresses": (),
         "relays": False,

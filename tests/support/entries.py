@@ -211,6 +211,7 @@ class FakeRoster:
         self.links: dict[str, FakeLink] = {}
         self.penalties: list[tuple[str, float]] = []
         self.barred: set[str] = set()
+        self.lacking: list[tuple[Route, str]] = []
         self._services = services
 
     def eligible(self, route: Route) -> list[NodeData]:
@@ -232,8 +233,17 @@ class FakeRoster:
         found = {node.peer_id: model_of(node, route.service, route.model) for node in self.eligible(route)}
         return {peer_id: model for peer_id, model in found.items() if model is not None}
 
+    def speaks_http(self, service: str) -> bool:
+        return any(service in node.http for node in self.nodes.values())
+
     def is_unheard_of(self, route: Route) -> bool:
         return not self.eligible(route) and is_unheard_of(self.nodes.values(), route)
+
+    def is_known(self, target: str) -> bool:
+        return any(target in (node.peer_id, node.name) for node in (*self.nodes.values(), record(OWN)))
+
+    def lacks(self, route: Route, peer_id: str) -> None:
+        self.lacking.append((route, peer_id))
 
     def distant(self, _route: Route) -> frozenset[str]:
         return frozenset()
@@ -351,11 +361,12 @@ async def network(
     own_backend: bool = False,
     http: bool = False,
     keys: ClientKeys | None = None,
+    offers: tuple[Endpoint, ...] = (),
     **settings: Any,
 ) -> AsyncIterator[Net]:
-    """When the block ends all clients leave, and nothing may be left of them."""
+    """When the block ends all clients leave, and nothing may be left of them. `offers`: backends that never come up."""
     backend = Listener() if own_backend else None
-    made = Settings(backends=(backend.address,) if backend else (), **settings)
+    made = Settings(backends=(backend.address,) if backend else offers, **settings)
     reactor = CountingReactor()
     selector = Selector(Policy(made.policy), entry_id=OWN, rng=random.Random(1))
     backends = Backends(reactor, made, on_change=lambda: frontend.dispatcher.look_again(), on_load=lambda _entry_id: None)

@@ -124,7 +124,7 @@ def stream_error(dialect: Dialect, answer: ResponseHead, tail: bytes, message: s
         return (b"" if not tail or tail.endswith(b"\n") else b"\n") + error_body(Dialect.OLLAMA, 502, message) + b"\n"
     if kind != b"text/event-stream":
         return None
-    is_between = not tail or tail.replace(b"\r\n", b"\n").endswith((b"\n\n", b"\r\r"))
+    is_between = _is_between(tail)
     if is_between and _LAST_EVENT.search(tail):
         return b""
     body = error_body(dialect, 502, message)
@@ -134,6 +134,16 @@ def stream_error(dialect: Dialect, answer: ResponseHead, tail: bytes, message: s
         body = json.dumps(error).encode()
     name = b"" if dialect is Dialect.OPENAI else b"event: error\n"
     return (b"" if is_between else b"\n\n") + name + b"data: " + body + b"\n\n"
+
+
+def is_between_events(answer: ResponseHead, tail: bytes) -> bool:
+    """Whether the answer is a stream of server-sent events in which a comment may stand next."""
+    kind = (answer.get(b"content-type") or b"").partition(b";")[0].strip().lower()
+    return kind == b"text/event-stream" and answer.get(b"content-encoding") in (None, b"identity") and _is_between(tail)
+
+
+def _is_between(tail: bytes) -> bool:
+    return not tail or tail.replace(b"\r\n", b"\n").endswith((b"\n\n", b"\r\r"))
 
 
 def phrase(status: int) -> str:

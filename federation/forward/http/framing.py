@@ -50,7 +50,7 @@ _BEGUN_TRAILER = re.compile(rb"\r|[!#$%&'*+.^_`|~0-9A-Za-z-]+(?::[\t -~\x80-\xff
 _NOT_IN_TRAILERS = frozenset(
     b"content-length transfer-encoding host connection trailer te upgrade expect authorization x-api-key cookie set-cookie "
     b"content-type content-encoding content-range forwarded x-forwarded-for x-forwarded-proto x-forwarded-host "
-    b"x-federation-node x-federation-target x-session-id origin".split()
+    b"x-federation-node x-federation-target x-federation-via x-session-id origin".split()
 )
 
 
@@ -82,6 +82,9 @@ class Body(Protocol):
 
     def eof(self) -> bool:
         """The sender has ended the connection: whether the message is whole."""
+
+    def extra(self, content: bytes) -> bytes:
+        """The bytes that put more content here; nothing if the framing does not allow it."""
 
     def ending(self, content: bytes) -> bytes | None:
         """The bytes which end the message for its reader with this content in place of all that did not come; None if
@@ -116,6 +119,9 @@ class CountedBody:
     def eof(self) -> bool:
         return self.is_over
 
+    def extra(self, content: bytes) -> bytes:
+        return b""
+
     def ending(self, content: bytes) -> bytes | None:
         return None
 
@@ -136,6 +142,9 @@ class UnendedBody:
     def eof(self) -> bool:
         self.is_over = True
         return True
+
+    def extra(self, content: bytes) -> bytes:
+        return content
 
     def ending(self, content: bytes) -> bytes | None:
         return content
@@ -179,6 +188,10 @@ class ChunkedBody:
 
     def eof(self) -> bool:
         return self.is_over
+
+    def extra(self, content: bytes) -> bytes:
+        is_between = self._at is _At.LINE and not self._line
+        return b"%x\r\n%b\r\n" % (len(content), content) if is_between else b""
 
     def ending(self, content: bytes) -> bytes | None:
         at, line, head = self._at, self._line, b""

@@ -44,7 +44,8 @@ _NOT_TO_BACKENDS = HOP_BY_HOP | {b"expect", b"x-forwarded-for"}
 _NOT_TO_CLIENTS = HOP_BY_HOP | {b"x-federation-node"}
 KEPT = frozenset(
     b"host authorization x-api-key cookie set-cookie content-type content-encoding content-range origin location "
-    b"retry-after www-authenticate trailer x-forwarded-proto x-forwarded-host x-federation-target x-session-id".split()
+    b"retry-after www-authenticate trailer x-forwarded-proto x-forwarded-host x-federation-target x-federation-via "
+    b"x-session-id".split()
 )
 _ORDINARY = frozenset((b"keep-alive", b"close", b"upgrade", b"te", b"http2-settings", b""))  # are dropped anyway
 

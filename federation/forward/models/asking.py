@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_ANSWER = 1024 * 1024  # 512 models as Ollama describes them have some 300 kB
 MAX_HEAD = 16 * 1024
 TIMEOUT_S = 2.0  # of one request; a server that computes answers these between two tokens
+AGENT, FINDER = "federation", "federation-detect"
+OWN_AGENTS = frozenset((AGENT.encode(), FINDER.encode()))  # what entries answer no question of
 _CHUNK = 64 * 1024
 
 
@@ -46,7 +48,7 @@ class Answer(NamedTuple):
 class Asker:
     """One server, asked for one purpose at one time."""
 
-    def __init__(self, address: HostPort, *, timeout_s: float = TIMEOUT_S, agent: str = "federation") -> None:
+    def __init__(self, address: HostPort, *, timeout_s: float = TIMEOUT_S, agent: str = AGENT) -> None:
         self._address = address
         self._timeout_s = timeout_s
         self._agent = agent

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation.forward.models.asking import Asker
+from federation.forward.models.asking import FINDER, Asker
 from federation.forward.models.servers import KINDS
 from federation.units import DEFAULT_SERVICE, Endpoint, HostPort
 
@@ -62,7 +62,7 @@ async def find(
         address = HostPort(HOST, kind.port)
         if not kind.port or kind.port in without or any(other.address == address for other in found):
             continue
-        if await kind.recognises(Asker(address, timeout_s=TIMEOUT_S, agent="federation-detect")):
+        if await kind.recognises(Asker(address, timeout_s=TIMEOUT_S, agent=FINDER)):
             other_owners = tuple(sorted(uid for uid in owners(kind.port) if PEOPLE_FROM_UID <= uid != os.getuid()))
             found.append(Found(kind.name, kind.title, address, other_owners))
     return found
