@@ -223,7 +223,7 @@ def test_a_node_whose_backend_lacks_its_model_is_to_look() -> None:
     world.links["a"] = Link()
     world.dispatcher.look_for_models = own.append
     for peer in ("a", "gone", "own"):
-        world.dispatcher.lacks(ROUTE, peer)
+        world.dispatcher.look(ROUTE, peer)
     assert world.links["a"].looks == [("default", 5.0)]
     assert own == ["default"]
 
