@@ -216,8 +216,9 @@ def catalogs_of(models: bytes) -> Mapping[str, Catalog]:
 
 
 def has_model(node: NodeData, service: str, model: str) -> bool:
-    """Whether the node announces it for that service."""
-    return model_of(node, service, model) is not None
+    """Whether the node announces it for that service, be it by two bytes of its name."""
+    catalog = catalogs_of(node.models).get(service)
+    return catalog is not None and (model_of(node, service, model) is not None or catalog.may_have(model))
 
 
 def model_of(node: NodeData, service: str, model: str) -> Model | None:

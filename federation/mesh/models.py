@@ -1,9 +1,11 @@
 """The models that a node's backends have, and their compact form in the node's record.
 
-    record.models = deflate(msgpack([[service, kind, total, [[name, warm, size in MiB, slots], ...]], ...]))
+    record.models = deflate(msgpack([[service, kind, total, [[name, warm, size in MiB, slots], ...], digest], ...]))
 
 A row leaves out what is zero at its end: [name] is a cold model of unknown size. `total` counts all models of the backend:
-a service with fewer rows than that has more models than its record could carry. Rows that are warm travel first.
+a service with fewer rows than that has more models than its record could carry. Rows that are warm travel first. Of names
+that found no place `digest` has two bytes each, so entries nearly always know which nodes have such a model; versions
+before it pass it over.
 
 A record keeps these bytes as they came, and only a reader that needs the models unpacks them: a record takes no more
 memory than its bytes, and a form that this version cannot read costs its node the models, not its place in the network.
@@ -12,6 +14,7 @@ memory than its bytes, and a form that this version cannot read costs its node t
 from __future__ import annotations
 
 import zlib
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
@@ -27,6 +30,7 @@ MAX_MIB = 2**32 - 1
 # A third of a record: the rest of a large one (32 services, 16 addresses, eight GPUs) has 5 kB. Of names as people have them
 # about 300 fit, with sizes.
 MAX_PACKED_BYTES = 5120
+MAX_DIGEST_BYTES = 1024  # of one node, 512 names; they cannot be compressed
 _MAX_RAW_BYTES = 128 * 1024  # 512 rows of the longest names
 _MIB = 1 << 20
 
@@ -49,10 +53,25 @@ class Catalog(NamedTuple):
     kind: str
     models: tuple[Model, ...]
     total: int  # more than there are in `models`: the others found no place
+    digest: bytes = b""  # of these
+
+    @property
+    def is_listed(self) -> bool:
+        return self.total <= len(self.models)
 
     @property
     def is_whole(self) -> bool:
-        return self.total <= len(self.models)
+        """Whether it has no model but those that are listed, and those that are in the digest."""
+        return self.total <= len(self.models) + len(self.digest) // 2
+
+    def may_have(self, asked: str) -> bool:
+        """Whether a model of that name is in the digest; one of some hundred other names is too."""
+        at = -1
+        while self.digest:
+            at = self.digest.find(_mark(asked, self.kind), at + 1)
+            if at % 2 == 0 or at < 0:
+                return at >= 0
+        return False
 
 
 def is_name(value: object) -> bool:
@@ -73,7 +92,7 @@ def catalog(kind: str, models: Iterable[Model], *, total: int = 0) -> Catalog:
         if known is None or (model.warm and not known.warm):
             found[model.name] = model
     rows = sorted(found.values(), key=lambda model: (not model.warm, model.name))
-    return Catalog(kind, tuple(rows[:MAX_MODELS]), max(total, len(rows)))
+    return Catalog(kind, tuple(rows[:MAX_MODELS]), max(total, len(rows)), _digest(rows[MAX_MODELS:], kind))
 
 
 def pack(catalogs: Mapping[str, Catalog]) -> bytes:
@@ -104,18 +123,21 @@ def unpack(data: bytes) -> dict[str, Catalog]:
     left = MAX_MODELS
     for row in listed[:MAX_SERVICES] if isinstance(listed, list) else ():
         match row:
-            case [str(service), str(kind), int(total), list(rows), *_] if _is_word(service) and _is_word(kind):
+            case [str(service), str(kind), int(total), list(rows), *rest] if _is_word(service) and _is_word(kind):
                 models = tuple(model for model in map(_model, rows[:left]) if model is not None)
                 left -= len(models)
-                found[service] = Catalog(kind, models, max(0, min(total, 2**31)))
+                digest = rest[0][:MAX_DIGEST_BYTES] if rest and isinstance(rest[0], bytes) else b""
+                found[service] = Catalog(kind, models, max(0, min(total, 2**31)), digest)
     return found
 
 
 def _packed(catalogs: Mapping[str, Catalog], keep: float) -> bytes:
-    listed = [
-        [service, entry.kind, entry.total, [_row(model) for model in entry.models[: int(len(entry.models) * keep)]]]
-        for service, entry in sorted(catalogs.items())
-    ]
+    listed: list[list[Any]] = []
+    for service, entry in sorted(catalogs.items()):
+        kept = int(len(entry.models) * keep)
+        row = [service, entry.kind, entry.total, [_row(model) for model in entry.models[:kept]]]
+        left = entry.digest + _digest(entry.models[kept:], entry.kind)
+        listed.append([*row, left[: MAX_DIGEST_BYTES // len(catalogs) & ~1]] if left else row)
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return deflate.compress(msgpack.packb(listed)) + deflate.flush()
 
@@ -133,6 +155,15 @@ def _model(row: object) -> Model | None:
     numbers = [value if isinstance(value, int) and value >= 0 else 0 for value in row[1:4]]
     warm, mib, slots = (*numbers, 0, 0, 0)[:3]
     return Model(row[0], bool(warm), min(mib, MAX_MIB) * _MIB, min(slots, MAX_SLOTS))
+
+
+def _digest(models: Iterable[Model], kind: str) -> bytes:
+    return b"".join(_mark(model.name, kind) for model in models)
+
+
+def _mark(name: str, kind: str) -> bytes:
+    name = _ollama(name) if kind == "ollama" else name
+    return blake2b(name.encode("utf-8", "replace"), digest_size=2).digest()
 
 
 def _ollama(name: str) -> str:

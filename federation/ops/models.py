@@ -36,7 +36,7 @@ def models(node: Parts) -> schemas.Models:
     incomplete, silent = [], []
     for record in _there(node):
         catalogs = unpack(record.models)
-        if not all(listed.is_whole for listed in catalogs.values()):
+        if not all(listed.is_listed for listed in catalogs.values()):
             incomplete.append(record.peer_id)
         if record.services and not catalogs:
             silent.append(record.peer_id)
@@ -131,7 +131,8 @@ def _has(catalogs: dict[str, Catalog], model: str) -> str:
     rows = _called(catalogs, model)
     if rows:
         return placement.WARM if any(row.warm for row in rows) else placement.COLD
-    return placement.NO if catalogs and all(listed.is_whole for listed in catalogs.values()) else placement.UNKNOWN
+    is_known = catalogs and all(listed.is_whole and not listed.may_have(model) for listed in catalogs.values())
+    return placement.NO if is_known else placement.UNKNOWN
 
 
 def _called(catalogs: dict[str, Catalog], asked: str) -> list[Model]:

@@ -239,13 +239,32 @@ def test_a_404_for_a_model_has_its_node_look_at_once(
     lacking = False
     while where(entry, "qwen") != {"erfurt*"}:
         assert time.monotonic() - began < TIMEOUT
-        if ask(entry, CHAT, {"model": "qwen"})[0] == 404 and not lacking:
+        status, _, _ = ask(entry, "/v1/embeddings", {"model": "qwen"})  # no conversation, whose home could be the other one
+        if status == 404 and not lacking:
             lacking, began = True, time.monotonic()
     figure("models: from a 404 at another entry to its list without the model", f"{time.monotonic() - began:.2f} s")
     servers["delhi"].pages["/v1/models"] = before
     assert lacking
     for node in nodes.values():
         wait_until(lambda node=node: where(node, "qwen") == {"delhi*", "erfurt*"}, within=15, what="it has it again")
+
+
+def test_models_that_no_record_has_place_for_are_found(nodes: dict[str, Daemon], servers: dict[str, Server]) -> None:
+    entry, before = nodes["cusco"], servers["athens"].pages["/api/tags"]
+    names = [f"finetune-{n * 7919 % 100_003:05}-of-{n}:{n % 9}b-q4" for n in range(700)]
+    servers["athens"].pages["/api/tags"] = {"models": [*before["models"], *({"name": name} for name in names)]}
+    wait_until(lambda: entry.api("models")["incomplete"], within=15, what="the entry knows that there are more")
+    listed = {row["name"] for row in entry.api("models")["models"]}
+    left_out = [name for name in names if name not in listed]
+    assert len(left_out) >= 188
+    for name in left_out[::20]:
+        assert node_of(ask(entry, CHAT, {"model": name})) == "athens"
+    status, headers, body = ask(entry, CHAT, {"model": "of nobody"})
+    assert (status, "X-Federation-Node" in headers) == (404, False), "the entry itself knows"
+    assert "no node has the model of nobody" in json.loads(body)["error"]["message"]
+    servers["athens"].pages["/api/tags"] = before
+    for node in nodes.values():
+        wait_until(lambda node=node: not node.api("models")["incomplete"], within=15, what="all know the few")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -12,7 +12,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from federation.mesh import models
-from federation.mesh.models import MAX_MODELS, MAX_PACKED_BYTES, Catalog, Model, catalog, is_called, is_name, pack, unpack
+from federation.mesh.models import (
+    MAX_DIGEST_BYTES,
+    MAX_MODELS,
+    MAX_PACKED_BYTES,
+    Catalog,
+    Model,
+    catalog,
+    is_called,
+    is_name,
+    pack,
+    unpack,
+)
 
 quick = settings(max_examples=50)
 MIB = 1 << 20
@@ -65,7 +76,7 @@ def test_of_too_many_the_warm_ones_travel_and_the_rest_is_counted() -> None:
     data = pack({"default": catalog("ollama", hard), "embed": catalog("vllm", [Model("e")])})
     assert MAX_PACKED_BYTES * 0.8 < len(data) <= MAX_PACKED_BYTES
     listed = unpack(data)["default"]
-    assert (listed.total, listed.is_whole) == (600, False)
+    assert (listed.total, listed.is_listed) == (600, False)
     assert sum(model.warm for model in listed.models) == 6
     few = unpack(pack({"default": catalog("ollama", [Model("m")], total=1)}))["default"]
     assert few.is_whole
@@ -74,7 +85,27 @@ def test_of_too_many_the_warm_ones_travel_and_the_rest_is_counted() -> None:
 def test_512_names_of_a_usual_kind_fit() -> None:
     listed = unpack(pack({"default": catalog("ollama", [Model(f"llama3.1-{n}:8b-instruct-q4_K_M") for n in range(700)])}))
     assert len(listed["default"].models) == MAX_MODELS
-    assert listed["default"].total == 700
+    assert (listed["default"].total, listed["default"].is_listed, listed["default"].is_whole) == (700, False, True)
+
+
+def test_names_that_found_no_place_are_known_by_a_digest() -> None:
+    names = [f"llama3.1-{n}:8b-instruct-q4_K_M" for n in range(MAX_MODELS + 300)]
+    listed = unpack(pack({"default": catalog("ollama", map(Model, names))}))["default"]
+    shown = {model.name for model in listed.models}
+    assert all(listed.may_have(name.upper()) for name in names if name not in shown)
+    strangers = sum(listed.may_have(f"other-{n}") for n in range(2000))
+    assert strangers < 40, "300 of 65,536 marks are taken"
+    most = unpack(pack({"default": catalog("ollama", (Model(f"{n}") for n in range(5000)))}))["default"]
+    assert (len(most.digest), most.is_whole) == (MAX_DIGEST_BYTES, False)
+    many = pack({f"s{n}": catalog("x", [Model(f"{n} {m}") for m in range(64)]) for n in range(60)})
+    assert sum(len(each.digest) for each in unpack(many).values()) <= MAX_DIGEST_BYTES
+
+
+def test_a_digest_of_another_may_be_anything() -> None:
+    for odd in (7, "x", None, b"abc", b"x" * 9000):
+        (listed,) = unpack(deflated([["default", "x", 9000, [["a"]], odd]])).values()
+        assert len(listed.digest) <= MAX_DIGEST_BYTES
+        listed.may_have("b")
 
 
 def test_names_that_cannot_be_compressed_at_all() -> None:

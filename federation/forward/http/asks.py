@@ -216,6 +216,16 @@ def _checked(name: str | None) -> str:
 
 def _id(members: Mapping[str, bytes | bytearray]) -> str:
     for key, kind in _IDS.items():
-        if key in members and (name := text_of(members[key])):
+        if key in members and (name := text_of(members[key]) or _inner_id(members[key])):
             return f"{kind}/{name}"
     return ""
+
+
+def _inner_id(written: bytes | bytearray) -> str:
+    """Of {"id": ...}, as which a conversation may be written."""
+    try:
+        value = msgspec.json.decode(written) if written.startswith(b"{") else None
+    except (ValueError, RecursionError):
+        return ""
+    name = value.get("id") if isinstance(value, dict) else None
+    return name if isinstance(name, str) else ""

@@ -190,6 +190,12 @@ def test_a_compressed_body_is_not_guessed_at() -> None:
 def test_ids_that_live_on_one_node() -> None:
     assert asked(b'{"model":"m","previous_response_id":"resp_1"}', target="/v1/responses").id == "responses/resp_1"
     assert asked(b"", method="GET", target="/v1/responses/resp_2").id == "responses/resp_2"
+    assert asked(b'{"input_file_id":"file-1","endpoint":"/v1/responses"}', target="/v1/batches").id == "files/file-1"
+    for written in (b'"conv_1"', b'{"id": "conv_1"}'):
+        body = b'{"model":"m","previous_response_id":null,"conversation":%b}' % written
+        assert asked(body, target="/v1/responses").id == "conversations/conv_1"
+    for written in (b"{}", b'{"id": 7}', b'{"id": "' + b"x" * 2000 + b'"}', b"[" * 2000, b'{"a":' * 900):
+        assert asked(b'{"model":"m","conversation":%b}' % written, target="/v1/responses").id == "", written[:20]
 
 
 def test_what_is_known_so_far() -> None:
