@@ -9,7 +9,7 @@ On a libp2p stream; each message is 4 bytes of length and msgpack:
     dialler:   the rows that the listener lacks, in pages [[signed], ...] and an empty page; then the hashes that it lacks
     listener:  these rows, in pages and an empty page
 
-A node that does not know the protocol (an older version) refuses the stream, and is not asked again for DEAF_S.
+A node that does not know the protocol (an older version) refuses the stream; after RETRIES it is left alone for DEAF_S.
 Each row is checked before it is kept (client_keys.py); a forged one is the end of the link.
 """
 
@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 EXCHANGE_EVERY_S = 30.0
 EXCHANGE_TIMEOUT_S = 5.0
+RETRIES, RETRY_S = 3, 0.5  # where an exchange fails; each pause is twice the last one
 DEAF_S = 60.0
 AGAIN_S = 0.1  # changes that come faster travel together
 FORWARDED = 3  # peers that a node tells what another one told it
@@ -80,6 +81,7 @@ class KeyExchange:
         self._news: deque[bytes] = deque(maxlen=NEWS)
         self._untold: dict[str, None] = {}  # peers, in the order in which they are to be told
         self._talking: set[str] = set()
+        self._failures: dict[str, int] = {}  # in a row
         self._quiet_until: dict[str, float] = {}  # trio time
         self._hearings: Buckets[str] = Buckets(HEARD_A_SECOND, HEARD_AT_ONCE, max_keys=MAX_ROWS)
         self._hearing: Counter[str] = Counter()
@@ -130,6 +132,7 @@ class KeyExchange:
 
     def peer_up(self, link: Link) -> None:
         self._quiet_until.pop(link.peer_id, None)
+        self._failures.pop(link.peer_id, None)
         if link.is_initiator:
             self._tell([link.peer_id])
 
@@ -157,6 +160,7 @@ class KeyExchange:
             await trio.sleep(EXCHANGE_EVERY_S)
             links = self._host.links
             self._quiet_until = {peer: at for peer, at in self._quiet_until.items() if peer in links}
+            self._failures = {peer: count for peer, count in self._failures.items() if peer in links}
             if links:
                 self._tell([self._rng.choice(list(links))])
 
@@ -175,21 +179,29 @@ class KeyExchange:
         try:
             async with limit:
                 with trio.fail_after(EXCHANGE_TIMEOUT_S):
-                    try:
-                        stream = await self._host.open_stream(peer_id, self._protocol)
-                    except PeerUnavailable:  # an older version, most likely; its budget for vain streams is small
-                        self._quiet_until[peer_id] = trio.current_time() + DEAF_S
-                        raise
-                    async with stream:
+                    async with await self._host.open_stream(peer_id, self._protocol) as stream:
                         await self._ask(stream, peer_id)
+            self._failures.pop(peer_id, None)
             await trio.sleep(AGAIN_S)
         except ProtocolViolation as error:
             self._host.report_violation(peer_id, error.detail)
         except (PeerUnavailable, trio.BrokenResourceError, trio.TooSlowError) as error:
             log.debug("client keys were not exchanged", peer=peer_id, why=str(error) or type(error).__name__)
+            await self._pause_after_failure(peer_id)
         finally:
             self._talking.discard(peer_id)
             self._wake.set()
+
+    async def _pause_after_failure(self, peer_id: str) -> None:
+        """Its link may be slow, or the node of an older version, whose budget for vain streams is small."""
+        failures = self._failures[peer_id] = self._failures.get(peer_id, 0) + 1
+        if peer_id not in self._host.links:
+            return
+        if failures > RETRIES:
+            self._quiet_until[peer_id] = trio.current_time() + DEAF_S
+        else:
+            await trio.sleep(RETRY_S * 2 ** (failures - 1))
+            self._tell([peer_id])
 
     async def _ask(self, stream: TrioStream, peer_id: str) -> None:
         await wire.send(stream, [[self.table.summary]])

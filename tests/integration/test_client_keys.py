@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -138,3 +139,28 @@ def test_a_node_of_an_older_version_lives_on(fleet: Fleet) -> None:
     wait_until(lambda: all(chat(eve, key)[0] == 200 for key in keys), within=10, what="eve knows them")
     assert old.sees() == everybody
     assert "broke the rules" not in old.log() + dan.log() + eve.log()
+
+
+def test_a_port_off_loopback_asks_as_soon_as_there_is_a_key(fleet: Fleet) -> None:
+    """0x7f.1 is 127.0.0.1 to the kernel, and no loopback address to us."""
+    server = fleet.model_server("server3", "llama")
+    token_file = fleet.new_token("token3", "third")
+    offer = ("--backend", f"http://127.0.0.1:{server.address[1]}")
+    node = fleet.daemon(
+        "fay", "--listen", "0x7f.1:0", "--listen", "l4=tcp://0x7f.1:0", *offer, services=(), token_file=token_file
+    )
+    wait_until(lambda: chat(node, "")[0] == 200, within=20, what="its port is layer 4, and asks for nothing")
+    key = run(node, "key", "add", "phone").strip()
+    assert chat(node, "")[0] == 401
+    assert chat(node, key)[0] == 200
+    with socket.create_connection(node.entry(), timeout=TIMEOUT) as sock:
+        sock.sendall(b"*1\r\n$4\r\nPING\r\n")
+        seen = b""
+        while data := sock.recv(65536):
+            seen += data
+    assert seen.startswith(b"HTTP/1.1 400 ")
+    assert b"PING" not in server.read
+    assert key.encode() not in server.read
+    run(node, "key", "revoke", "phone")
+    assert chat(node, "")[0] == chat(node, key)[0] == 401
+    assert run(node, "key", "list").startswith("no client keys\nports that other machines reach ask for a key")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from federation.errors import NotFound, StateDirUnusable, UsageError
 from federation.mesh import key_exchange
 from federation.mesh.client_keys import Statement, id_of, new_text
-from federation.mesh.key_exchange import HEARD_AT_ONCE, KeyExchange
+from federation.mesh.key_exchange import HEARD_AT_ONCE, RETRIES, KeyExchange
 from federation.mesh.tokens import Token
 from federation.net import wire
 from federation.state import StateDir
@@ -157,7 +157,8 @@ async def test_a_key_that_cannot_be_saved_is_none(tmp_path: Path, monkeypatch: p
         await ada.add("phone")
 
 
-async def test_an_older_version_is_left_alone_after_one_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_older_version_is_left_alone_after_some_tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_exchange, "RETRY_S", 0.01)
     async with peers(2) as (new, old), trio.open_nursery() as nursery:
         ada = Member(new, tmp_path)
         tries = 0
@@ -173,11 +174,11 @@ async def test_an_older_version_is_left_alone_after_one_try(tmp_path: Path, monk
         new.knows(old)
         await until(lambda: new.has(old))
         ada.exchange.peer_up(new.host.links[old.id])
-        await until(lambda: tries == 1)
+        await until(lambda: tries == RETRIES + 1 and not ada.exchange._talking)
         for n in range(5):
             await ada.add(f"k{n}")
-            await trio.sleep(0.05)
-        assert tries == 1
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert tries == RETRIES + 1
         assert new.has(old)
         nursery.cancel_scope.cancel()
 
