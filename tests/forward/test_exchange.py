@@ -1285,23 +1285,25 @@ async def test_bodies_wait_for_room_and_for_no_longer_than_hold(mock_clock: Mock
         net.add("a")
         bodies = net.frontend.dispatcher.bodies
         talks = [HttpTalk(await net.connect()) for _ in range(6)]
+        sent = post(body)[: each - 2000]
+        clients: list[Any] = sorted(net.frontend.active, key=lambda client: client.flow)
         async with trio.open_nursery() as nursery:
-            for talk in talks:  # what the entry does not read is in the kernel
-                nursery.start_soon(talk.stream.send_all, post(body)[: each - 2000])
-        clients = sorted(net.frontend.active, key=lambda client: client.flow)
-        await settled(lambda: any(client.exchange and client.exchange._wait for client in clients))  # type: ignore[union-attr]
-        assert bodies.is_tight
-        assert bodies.used <= bodies.most
-        small = await ask(net, REQUEST)
-        serve(net.tunnel, ok())
-        assert (await small.answer("POST")).status == 200
-        await net.passes(5.1)
-        refused = set(net.frontend.rejected_clients)
-        assert refused
-        for talk, client in zip(talks, clients, strict=True):
-            if client in refused:
-                got = await talk.answer("POST")
-                assert (got.status, "--http-buffer" in got.message, got.fields["retry-after"]) == (503, True, "5")
+            for talk in talks:
+                nursery.start_soon(talk.stream.send_all, sent)
+            await settled(lambda: all(client.socket.received == len(sent) or client.exchange._wait for client in clients))
+            assert bodies.is_tight
+            assert bodies.used <= bodies.most
+            small = await ask(net, REQUEST)
+            serve(net.tunnel, ok())
+            assert (await small.answer("POST")).status == 200
+            await net.passes(5.1)
+            refused = set(net.frontend.rejected_clients)
+            assert refused
+            for talk, client in zip(talks, clients, strict=True):
+                if client in refused:
+                    got = await talk.answer("POST")
+                    assert (got.status, "--http-buffer" in got.message, got.fields["retry-after"]) == (503, True, "5")
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_client_that_stops_in_the_middle_of_a_large_body(mock_clock: MockClock) -> None:
