@@ -57,6 +57,7 @@ log = structlog.get_logger(__name__)
 HTTP_BUFFER = 64 * 1024 * 1024
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
+STREAMS = (b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
 # To a client that has said FIN before its answer. One that has gone says RST to it, and its generation ends now; one that
 # only sends no more skips it, as any interim answer.
 STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
@@ -113,7 +114,8 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
-        "_dispatcher", "_head_to_write", "_is_over", "_keep_alive", "_keeper", "_late", "_peek", "_reactor", "_received",
+        "_dispatcher", "_head_to_write", "_is_over", "_is_stream", "_is_unchunked",
+        "_keep_alive", "_keeper", "_late", "_peek", "_reactor", "_received",
         "_replay", "_request", "_side", "_tail", "_target", "_upstream", "attempts", "client", "client_name", "flow",
         "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
@@ -147,6 +149,7 @@ class Exchange:
         self._answer_head = HeadBuffer()
         self._answer: ResponseHead | None = None
         self._answer_body: Body | None = None
+        self._is_stream = self._is_unchunked = False  # of that body
         self._began_answer = False  # the client has a part of its head
         self._keep_alive = False  # that head said so
         self._head_to_write = b""  # the answer's, which leaves with what comes behind it in one read
@@ -352,7 +355,7 @@ class Exchange:
         if answer is not None and body is not None:
             content = stream_error(self._dialect, answer, self._tail)
             if content is not None:
-                ending = content if is_unchunked(answer, self._request) else body.ending(content)
+                ending = content if self._is_unchunked else body.ending(content)
         if ending is None:
             self.client.socket.abort(reason)
             return
@@ -403,6 +406,8 @@ class Exchange:
             self._began_answer, self._keep_alive = True, keep_alive
             self._answer = answer
             self._answer_body = body_of(answer.framing)
+            self._is_stream = (answer.get(b"content-type") or b"").startswith(STREAMS)
+            self._is_unchunked = is_unchunked(answer, request)
         self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive)
         has_body = self._answer_body is not None and not self._answer_body.is_over
         if is_interim or not has_body:
@@ -421,10 +426,9 @@ class Exchange:
             self._finish(keep_alive=keep_alive)
 
     def _on_body_bytes(self, view: memoryview) -> int:
-        body, answer, upstream = self._answer_body, self._answer, self._upstream
+        body, upstream = self._answer_body, self._upstream
         assert body is not None
-        assert answer is not None
-        content: list[memoryview] | None = [] if self._is_stream or is_unchunked(answer, self._request) else None
+        content: list[memoryview] | None = [] if self._is_stream or self._is_unchunked else None
         try:
             used = body.feed(view, content)
             self._answered += used
@@ -433,7 +437,7 @@ class Exchange:
             return len(view)
         if content is not None and self._is_stream:
             self._tail = (self._tail + b"".join(content[-8:]))[-TAIL:]
-        if is_unchunked(answer, self._request):
+        if self._is_unchunked:
             for part in content or ():
                 self._pass_on(part, None)
             if upstream is not None:
@@ -550,11 +554,6 @@ class Exchange:
     @property
     def _dialect(self) -> Dialect:
         return dialect_of(self._request.target, is_anthropic=self._request.get(b"anthropic-version") is not None)
-
-    @property
-    def _is_stream(self) -> bool:
-        kind = (self._answer.get(b"content-type") or b"") if self._answer is not None else b""
-        return kind.startswith((b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl"))
 
     @property
     def _node(self) -> str:

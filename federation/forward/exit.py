@@ -169,9 +169,11 @@ class RequestEnd(Keepable):
             self._end.other = other
 
     def start(self, *, read: bool = True) -> None:
-        if self._end is not None:
-            self._end.start(read=read)
-            self._end.resume_writing()
+        end = self._end
+        if end is not None:
+            end.start(read=read)
+            if self._end is end:  # not over, nor connected again
+                end.resume_writing()
 
     def writable(self) -> int:
         return HELD - self._held_size if self._end is None else self._end.writable()
@@ -233,7 +235,10 @@ class RequestEnd(Keepable):
     def answered(self) -> None:
         """The first bytes of the answer are here: from now on this is a connection like any other."""
         self._held = None
-        if self._end is not None and not self._resent:
+        if self._end is None:
+            return
+        self._end.acknowledge_now()
+        if not self._resent:
             self._is_watched = False
             self._end.other = self._other
 
