@@ -503,6 +503,7 @@ async def an_unanswered_one() -> AsyncIterator[Rig]:
     socket_end: Any = caller
     socket_end.received = 0
     socket_end.hand_over = lambda _on_close: None
+    socket_end.acknowledge_now = lambda: None
     stub: Any = Stub()
     request = RequestEnd(stub, stub, socket_end, is_kept=True)
     request._held = None
