@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 import trio
 
 from federation.forward import kept as kept_module
-from federation.forward.exit import HELD, STALE_S, RequestEnd, _Unanswered
+from federation.forward.exit import HELD, STALE_S, ExitFlow, RequestEnd, Serving, _Unanswered
 from federation.forward.kept import KEEP_S, MOST, MOST_OF_ENTRY, Kept, _Idle
 from federation.net.link.channel import INITIAL_WINDOW
 from federation.reactor import fdlimit
@@ -282,6 +283,21 @@ async def test_a_request_that_goes_away_before_it_was_sent_spoils_no_kept_connec
             assert exit_.backends.kept.take(exit_.backend, "") is end
             end.abort("over")
             theirs.close()
+
+
+async def test_a_request_leaves_no_cycles_to_the_garbage_collector() -> None:
+    async with tunnels(keeps=True) as t:
+        server = await t.exchange()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await t.exchange(server)
+            await quiet()
+            left = [type(thing) for thing in gc.get_objects() if isinstance(thing, (RequestEnd, Serving, ExitFlow))]
+        finally:
+            gc.enable()
+        assert left == []
 
 
 # A kept connection that the backend is closing
