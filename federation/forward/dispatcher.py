@@ -209,6 +209,10 @@ class RosterDispatcher:
         backend = backends.choose(route.service)
         return Serving(backends, backend, done, keeps=takes_kept is not None, takes_kept=bool(takes_kept))
 
+    def spare_descriptors(self) -> None:
+        """Others need them more than idle connections of backends do."""
+        self._backends.kept.drop_all()
+
     def broke_off(self, route: Route, peer_id: str) -> None:
         """A backend that fails fast looks least loaded and would attract every new client, so its peer pauses."""
         eligible = [node.peer_id for node in self._roster.eligible(route)]

@@ -101,6 +101,7 @@ LOOP = b"x-federation-via"  # the entries that a request has come through
 MAX_VIA = 1024  # bytes, the latest: some twenty entries
 TARGET = b"x-federation-target"
 _STAY_HERE = frozenset((LOOP, TARGET))
+STREAMS = (b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
 
 
 class Client(Protocol):
@@ -156,10 +157,10 @@ class Exchange:
 
     __slots__ = (
         "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
-        "_dispatcher", "_doubted", "_grant", "_head_to_write", "_is_counted", "_is_over", "_keep_alive", "_keeper",
-        "_late", "_losses", "_maker", "_meter", "_page", "_peek", "_probe", "_quiet", "_reactor", "_received", "_replay",
-        "_request", "_side", "_status", "_tail", "_target", "_upstream", "_via", "_wait", "attempts", "client",
-        "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_dispatcher", "_doubted", "_grant", "_head_to_write", "_is_counted", "_is_over", "_is_stream", "_is_unchunked",
+        "_keep_alive", "_keeper", "_late", "_losses", "_maker", "_meter", "_page", "_peek", "_probe", "_quiet",
+        "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_target", "_upstream", "_via",
+        "_wait", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -202,6 +203,7 @@ class Exchange:
         self._doubted: Doubted | None = None
         self._answer: ResponseHead | None = None
         self._answer_body: Body | None = None
+        self._is_stream = self._is_unchunked = False  # of that body
         self._began_answer = False  # the client has a part of its head
         self._keep_alive = False  # that head said so
         self._head_to_write = b""  # the answer's, which leaves with what comes behind it in one read
@@ -453,7 +455,7 @@ class Exchange:
             if self._request.version == "1.1":
                 self.client.write(STILL_THERE)
         elif answer is not None and body is not None and is_between_events(answer, self._tail):
-            comment = COMMENT if is_unchunked(answer, self._request) else body.extra(COMMENT)
+            comment = COMMENT if self._is_unchunked else body.extra(COMMENT)
             if comment:
                 self.client.write(comment)
         if not self._is_over:
@@ -526,7 +528,7 @@ class Exchange:
         if answer is not None and body is not None:
             content = stream_error(self._dialect, answer, self._tail)
             if content is not None:
-                ending = content if is_unchunked(answer, self._request) else body.ending(content)
+                ending = content if self._is_unchunked else body.ending(content)
         if ending is None:
             self.client.socket.abort(reason)
             return
@@ -615,6 +617,8 @@ class Exchange:
             self._meter = meter_of(answer) if self.route.model else None
             self._maker = maker_of(request.method, self._target, answer)
             self._answer_body = body_of(answer.framing)
+            self._is_stream = (answer.get(b"content-type") or b"").startswith(STREAMS)
+            self._is_unchunked = is_unchunked(answer, request)
         more = b""
         if self._page and not is_interim and answer.get(b"access-control-allow-origin") is None:
             more = web_pages.readable(self._page)
@@ -632,12 +636,11 @@ class Exchange:
             self._finish(keep_alive=keep_alive)
 
     def _on_body_bytes(self, view: memoryview) -> int:
-        body, answer, upstream = self._answer_body, self._answer, self._upstream
+        body, upstream = self._answer_body, self._upstream
         assert body is not None
-        assert answer is not None
         meter = self._meter
         content: list[memoryview] | None = None
-        if meter is not None or self._maker is not None or self._is_stream or is_unchunked(answer, self._request):
+        if meter is not None or self._maker is not None or self._is_stream or self._is_unchunked:
             content = []
         try:
             used = body.feed(view, content)
@@ -652,7 +655,7 @@ class Exchange:
             self._maker = None
         if content is not None and self._is_stream:
             self._tail = (self._tail + b"".join(content[-8:]))[-TAIL:]
-        if is_unchunked(answer, self._request):
+        if self._is_unchunked:
             for part in content or ():
                 self._pass_on(part, None)
             if upstream is not None:
@@ -787,11 +790,6 @@ class Exchange:
     @property
     def _dialect(self) -> Dialect:
         return dialect_of(self._request.target, is_anthropic=self._request.get(b"anthropic-version") is not None)
-
-    @property
-    def _is_stream(self) -> bool:
-        kind = (self._answer.get(b"content-type") or b"") if self._answer is not None else b""
-        return kind.startswith((b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl"))
 
     @property
     def _node(self) -> str:

@@ -51,6 +51,13 @@ STALE_S = 1.0
 HELD = 1024 * 1024  # bytes of a request on a kept connection: a longer one goes on a connection of its own
 
 
+_NOBODY = NullDuplex()  # the `other` of an end that is over
+
+
+def _nothing(_end: BackendEnd | None, _reason: str) -> None:
+    """In place of a `done` that was called."""
+
+
 class Serving:
     """One connection or request that a backend serves or is asked to; `done(end, reason)` says how that went.
 
@@ -78,7 +85,7 @@ class Serving:
         if self._kept is None:
             self._connect = Connect(backends.reactor, backend.target, self._on_connect)
         else:
-            self._kept.other = NullDuplex()
+            self._kept.other = _NOBODY
             backends.reactor.flush_soon(self._on_kept)
 
     def cancel(self) -> None:
@@ -92,15 +99,19 @@ class Serving:
     def _on_kept(self) -> None:
         kept, self._kept = self._kept, None
         if kept is not None:
-            self._done(RequestEnd(self, self._backends, kept, is_kept=True), "")
+            self._tell(RequestEnd(self, self._backends, kept, is_kept=True), "")
+
+    def _tell(self, end: BackendEnd | None, reason: str) -> None:
+        done, self._done = self._done, _nothing  # which has this object: no cycle is left
+        done(end, reason)
 
     def _on_connect(self, sock: socket.SocketType | None, reason: str) -> None:
         self._connect = None
         if sock is None:
-            self._done(None, self.refused(reason))
+            self._tell(None, self.refused(reason))
             return
         end = SocketDuplex(self._backends.reactor, sock, lambda _end: self.release())
-        self._done(RequestEnd(self, self._backends, end) if self._keeps else end, "")
+        self._tell(RequestEnd(self, self._backends, end) if self._keeps else end, "")
 
     def refused(self, reason: str) -> str:
         """The backend could not be connected; returns the reason for others."""
@@ -141,7 +152,7 @@ class RequestEnd(Keepable):
         self._end: SocketDuplex | None = end
         self._connect: Connect | None = None  # in place of a kept connection that was closed
         self._heard = end.received  # before this request
-        self._other: Duplex = NullDuplex()
+        self._other: Duplex = _NOBODY
         self._held: list[bytes] | None = None  # what was sent; of a kept connection, until the answer begins
         self._held_size = 0
         self._sent_at: float | None = None  # the first of it
@@ -149,9 +160,9 @@ class RequestEnd(Keepable):
         self._resent = 0  # of them to come a second time
         self._eof = False
         self._is_watched = is_kept  # by an _Unanswered
+        end.hand_over(self._on_close)
         if is_kept:
             self._held = []
-            end.hand_over(self._on_close)
             end.other = _Unanswered(self)
         else:
             end.other = self._other
@@ -169,9 +180,11 @@ class RequestEnd(Keepable):
             self._end.other = other
 
     def start(self, *, read: bool = True) -> None:
-        if self._end is not None:
-            self._end.start(read=read)
-            self._end.resume_writing()
+        end = self._end
+        if end is not None:
+            end.start(read=read)
+            if self._end is end:  # not over, nor connected again
+                end.resume_writing()
 
     def writable(self) -> int:
         return HELD - self._held_size if self._end is None else self._end.writable()
@@ -189,10 +202,12 @@ class RequestEnd(Keepable):
 
     def abort(self, reason: str) -> None:
         self._held = None
+        self._is_watched = False
         connect, self._connect = self._connect, None
         if connect is not None:
             connect.cancel()
             self._serving.release()
+            self._other = _NOBODY
         if self._end is not None:
             self._end.abort(reason)
 
@@ -209,7 +224,7 @@ class RequestEnd(Keepable):
         if end is None:
             self.abort("the answer came from nowhere")
             return
-        self._other = NullDuplex()
+        self._other = _NOBODY
         if (end.received - self._heard) % 2**32 == answered and self._serving.keep(end):
             self._end = None
             self._serving.release()
@@ -233,7 +248,10 @@ class RequestEnd(Keepable):
     def answered(self) -> None:
         """The first bytes of the answer are here: from now on this is a connection like any other."""
         self._held = None
-        if self._end is not None and not self._resent:
+        if self._end is None:
+            return
+        self._end.acknowledge_now()
+        if not self._resent:
             self._is_watched = False
             self._end.other = self._other
 
@@ -266,13 +284,17 @@ class RequestEnd(Keepable):
             self._other.send_eof()
             return
         self._serving.release()
-        self._other.abort(reason)
+        self._break_off(reason)
+
+    def _break_off(self, reason: str) -> None:
+        other, self._other = self._other, _NOBODY
+        other.abort(reason)
 
     def _on_connect(self, sock: socket.SocketType | None, reason: str) -> None:
         self._connect = None
         held, self._held = self._held, None
         if sock is None:
-            self._other.abort(self._serving.refused(reason))
+            self._break_off(self._serving.refused(reason))
             return
         end = self._end = SocketDuplex(self._backends.reactor, sock, self._on_close)
         self._heard = 0
@@ -287,6 +309,8 @@ class RequestEnd(Keepable):
     def _on_close(self, end: SocketDuplex) -> None:
         if end is self._end and self._held is None:  # else `ended` follows
             self._serving.release()
+            if not self._is_watched:
+                self._other = _NOBODY
 
 
 class _Unanswered(NullDuplex):

@@ -194,6 +194,8 @@ class Frontend:
         if listener not in self._listeners:
             return
         if not fdlimit.are_left(listener.fileno()):
+            self.dispatcher.spare_descriptors()
+        if not fdlimit.are_left(listener.fileno()):
             self._end_silent_clients()
         if fdlimit.are_left(listener.fileno()):
             self.reactor.change(listener.fileno(), READ)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHUNK = 65_512  # fills one DATA frame of the mux to the brim: a byte more would be a record of its own
 READS_A_TURN = 4  # a quarter of a megabyte, then the other sockets have their turn
 OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window bounds it
+QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux
 NO_LINGER = struct.pack("ii", 1, 0)  # of SO_LINGER: a close says RST, not FIN
 
 
@@ -83,6 +84,13 @@ class SocketDuplex:
         except OSError:
             pass
         return False
+
+    def acknowledge_now(self) -> None:
+        """Have the kernel acknowledge what came. A server with Nagle's algorithm that writes an answer's head and its body
+        apart waits for that; on a connection which is not new the kernel would take 40 ms."""
+        if QUICKACK is not None and not self.closed:
+            with suppress(OSError):
+                self.sock.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
 
     # Duplex: towards the socket
 

@@ -97,7 +97,7 @@ class Ours(Target):
                 raise StartFailed(f"{name}: {supervisor.log_tail(name)}")
             return announced.exists()
 
-        wait_until(ready, f"{name} ({supervisor.log_tail(name)})")
+        wait_until(ready, f"{name} ({supervisor.log_tail(name)})", seconds=60)
         said: dict[str, Any] = json.loads(announced.read_text())
         return said
 

@@ -23,8 +23,11 @@ from federation.forward.reject import REJECT_LINGER_S, Rejection
 from federation.forward.route import Route
 from federation.reactor import fdlimit
 from federation.reactor.accepting import PAUSE_S
+from federation.reactor.duplex import NullDuplex
+from federation.reactor.sockets import SocketDuplex
 from federation.units import Endpoint
 from tests.support.entries import Net, network, record, settled
+from tests.support.links import socket_pair
 from tests.support.sockets import Listener, is_reset, reset
 
 if TYPE_CHECKING:
@@ -322,6 +325,32 @@ async def test_who_says_nothing_gives_way_when_descriptors_run_out(
         is_short = False
         await net.passes(PAUSE_S)
         assert {asks, told, new} <= set(net.clients)
+
+
+async def test_idle_connections_of_backends_give_way_before_any_client(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_short = False
+    async with network(mock_clock) as net:
+        net.add("a")
+        silent = await net.connect()
+        await net.passes(SILENT_S + 1)
+        ours, theirs = socket_pair()
+        end = SocketDuplex(net.reactor, ours, lambda _end: None)
+        end.other = NullDuplex()
+        end.start(read=False)
+        assert net.backends.kept.add("backend", "", end)
+        monkeypatch.setattr(fdlimit, "is_reserve", lambda _fd: is_short)
+        monkeypatch.setattr(fdlimit, "are_left", lambda _fd: not is_short or not len(net.backends.kept))
+        is_short = True
+        await net.connect()
+        await net.passes(PAUSE_S)
+        assert end.closed
+        assert net.clients[0] is silent
+        assert {client.flow.connection for client in net.frontend.active} == {1, 2}
+        is_short = False
+        theirs.close()
+        await net.passes(PAUSE_S)
 
 
 async def test_a_pause_does_not_outlive_the_port(mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,11 +13,12 @@ import pytest
 import trio
 
 from federation.forward import kept as kept_module
-from federation.forward.exit import HELD, STALE_S, RequestEnd, _Unanswered
+from federation.forward.exit import HELD, STALE_S, ExitFlow, RequestEnd, Serving, _Unanswered
 from federation.forward.kept import KEEP_S, MOST, MOST_OF_ENTRY, Kept, _Idle
 from federation.net.link.channel import INITIAL_WINDOW
 from federation.reactor import fdlimit
-from federation.reactor.sockets import SocketDuplex
+from federation.reactor.duplex import NullDuplex
+from federation.reactor.sockets import QUICKACK, SocketDuplex
 from tests.support.duplex import Caller, FakeChannel, Rig, TcpSide, check_duplex, ending
 from tests.support.entries import settled
 from tests.support.exits import Tunnels, believe, checking, make_exit, serve, tunnels
@@ -283,6 +285,21 @@ async def test_a_request_that_goes_away_before_it_was_sent_spoils_no_kept_connec
             theirs.close()
 
 
+async def test_a_request_leaves_no_cycles_to_the_garbage_collector() -> None:
+    async with tunnels(keeps=True) as t:
+        server = await t.exchange()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await t.exchange(server)
+            await quiet()
+            left = [type(thing) for thing in gc.get_objects() if isinstance(thing, (RequestEnd, Serving, ExitFlow))]
+        finally:
+            gc.enable()
+        assert left == []
+
+
 # A kept connection that the backend is closing
 
 
@@ -409,6 +426,43 @@ async def test_a_request_that_is_longer_than_what_is_held_is_not_sent_again() ->
         assert t.listener.waiting() == 0
 
 
+@pytest.mark.skipif(QUICKACK is None, reason="the kernel has no such option")
+async def test_the_first_bytes_on_a_kept_connection_are_acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server with Nagle's algorithm that writes head and body apart waits for that."""
+    done: list[str] = []
+    monkeypatch.setattr(SocketDuplex, "acknowledge_now", lambda _end: done.append("acknowledged"))
+    async with tunnels(keeps=True) as t:
+        server = await t.exchange()
+        assert done == []  # of a new connection the kernel does it
+        await t.exchange(server)
+        assert done == ["acknowledged"]
+
+
+async def test_an_answer_that_is_here_as_soon_as_its_end_is_joined_may_be_its_end() -> None:
+    """The own backend's: `start` reads, and the request is over in it."""
+    reactor = CountingReactor()
+    ours, theirs = socket_pair()
+    async with running(reactor):
+        stub: Any = Stub()
+        stub.keep = lambda _end: True
+        request = RequestEnd(stub, stub, SocketDuplex(reactor, ours, lambda _end: None))
+
+        class Side(NullDuplex):
+            def writable(self) -> int:
+                return 100
+
+            def send(self, data: bytes | memoryview) -> None:
+                request.keep(len(data))
+
+        request.other = Side()
+        theirs.sendall(b"answer")
+        request.start()
+        assert request._end is None
+        reactor.drop(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
 # As Duplexes
 
 
@@ -465,6 +519,7 @@ async def an_unanswered_one() -> AsyncIterator[Rig]:
     socket_end: Any = caller
     socket_end.received = 0
     socket_end.hand_over = lambda _on_close: None
+    socket_end.acknowledge_now = lambda: None
     stub: Any = Stub()
     request = RequestEnd(stub, stub, socket_end, is_kept=True)
     request._held = None

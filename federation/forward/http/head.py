@@ -82,7 +82,10 @@ class RequestHead(NamedTuple):
 
     def get(self, name: bytes) -> bytes | None:
         """The value of the first field of this lower-case name."""
-        return next((value for key, _, value in self.fields if key == name), None)
+        for key, _, value in self.fields:  # a generator would cost twice as much
+            if key == name:
+                return value
+        return None
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, _, value in self.fields if key == name]
@@ -98,7 +101,10 @@ class ResponseHead(NamedTuple):
     options: frozenset[bytes] = frozenset()
 
     def get(self, name: bytes) -> bytes | None:
-        return next((value for key, _, value in self.fields if key == name), None)
+        for key, _, value in self.fields:  # a generator would cost twice as much
+            if key == name:
+                return value
+        return None
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, _, value in self.fields if key == name]

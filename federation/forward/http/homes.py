@@ -24,6 +24,7 @@ Nothing else is stored, and both memories are bounded.
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 from hashlib import blake2b
 from math import ceil, log
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -43,6 +44,7 @@ HALF_LIFE_S = 120.0  # a few turns of a chat
 REMEMBERED_S = 600.0  # a backend with other work to do keeps a prompt for no longer
 MAX_CHATS = 4096  # 200 bytes each
 MAX_HEATS = 1024
+MAX_DRAWS = 4096  # of the turns of some hundred chats; 250 bytes each
 
 _BITS = 2.0**-64
 
@@ -165,9 +167,10 @@ def within_bound(replicas: Sequence[Replica]) -> dict[str, Replica]:
 
 def rendezvous(key: bytes, replicas: Sequence[Replica]) -> list[Replica]:
     """Each replica draws a number from the key and its own id; twice the weight is first for twice as many keys."""
+    return sorted(replicas, key=lambda r: (_drawn(key, r.peer_id) / r.weight, r.peer_id), reverse=True)
 
-    def drawn(replica: Replica) -> tuple[float, str]:
-        digest = blake2b(replica.peer_id.encode(), key=key, digest_size=8).digest()
-        return log((int.from_bytes(digest, "big") + 0.5) * _BITS) / replica.weight, replica.peer_id
 
-    return sorted(replicas, key=drawn, reverse=True)
+@lru_cache(MAX_DRAWS)
+def _drawn(key: bytes, peer_id: str) -> float:
+    digest = blake2b(peer_id.encode(), key=key, digest_size=8).digest()
+    return log((int.from_bytes(digest, "big") + 0.5) * _BITS)
