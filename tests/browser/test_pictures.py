@@ -26,12 +26,6 @@ def lived_in() -> tuple[FakeNetwork, list[dict[str, Any]]]:
     made = FakeNetwork(6, names=NAMES)
     made.rows[5]["total_vram"] = made.rows[5]["available_vram"] = 0
     made.started -= timedelta(hours=31)
-    figures = [(1204, 0.31, 38.2), (312, 1.4, 14.6), (88, 0.19, 71.0)]
-    models = [("gemma3:27b", 17, ("athens", "cusco"), ("essen",)), ("llama3.3:70b", 43, ("essen",), ())]
-    models.append(("qwen3:8b", 5, ("dakar",), ("athens", "bergen")))
-    for (name, size, warm, cold), (requests, first_s, pace) in zip(models, figures, strict=True):
-        how = {"requests": requests, "first_token_s": first_s, "tokens_per_s": pace}
-        made.add_model(name, warm, cold, size * GIB, **how)
     made.random = random.Random(7)
     begun = time.time() - SECONDS
     past = []
@@ -40,6 +34,12 @@ def lived_in() -> tuple[FakeNetwork, list[dict[str, Any]]]:
         if t == 180:
             made.set_state("essen", "offline")
         past.append({"at": begun + t, "status": made.status(), "peers": made.peers(), "rates": made.status()["rates"]})
+    figures = [(1204, 0.31, 38.2), (312, 1.4, 14.6), (88, 0.19, 71.0)]
+    models = [("gemma3:27b", 17, ("athens", "cusco"), ("dakar",)), ("llama3.3:70b", 43, ("cusco",), ())]
+    models.append(("qwen3:8b", 5, ("dakar",), ("athens", "bergen")))
+    for (name, size, warm, cold), (requests, first_s, pace) in zip(models, figures, strict=True):
+        how = {"requests": requests, "first_token_s": first_s, "tokens_per_s": pace}
+        made.add_model(name, warm, cold, size * GIB, **how)
     return made, past
 
 
@@ -58,7 +58,7 @@ def test_pictures(site, page_at, pictures: Path | None) -> None:
     made, past = lived_in()
     for theme in ("light", "dark"):
         page = page_at(site(made, past), theme=theme)
-        page.set_viewport_size({"width": 1280, "height": 1330})
+        page.set_viewport_size({"width": 1280, "height": 1480})
         page.wait_for_selector("#models-rows tr")
         page.wait_for_selector(".decisions li")
         save(page, pictures / f"dashboard-{theme}.png")
