@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_network import FakeNetwork
+from fake_network import GIB, FakeNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,12 @@ def lived_in() -> tuple[FakeNetwork, list[dict[str, Any]]]:
         if t == 180:
             made.set_state("essen", "offline")
         past.append({"at": begun + t, "status": made.status(), "peers": made.peers(), "rates": made.status()["rates"]})
+    figures = [(1204, 0.31, 38.2), (312, 1.4, 14.6), (88, 0.19, 71.0)]
+    models = [("gemma3:27b", 17, ("athens", "cusco"), ("dakar",)), ("llama3.3:70b", 43, ("cusco",), ())]
+    models.append(("qwen3:8b", 5, ("dakar",), ("athens", "bergen")))
+    for (name, size, warm, cold), (requests, first_s, pace) in zip(models, figures, strict=True):
+        how = {"requests": requests, "first_token_s": first_s, "tokens_per_s": pace}
+        made.add_model(name, warm, cold, size * GIB, **how)
     return made, past
 
 
@@ -50,15 +56,15 @@ def test_pictures(site, page_at, pictures: Path | None) -> None:
         pytest.skip("only scripts/browser --pictures makes them")
     pictures.mkdir(parents=True, exist_ok=True)
     made, past = lived_in()
-    url = site(made, past)
     for theme in ("light", "dark"):
-        page = page_at(url, theme=theme)
-        page.set_viewport_size({"width": 1280, "height": 1180})
+        page = page_at(site(made, past), theme=theme)
+        page.set_viewport_size({"width": 1280, "height": 1480})
+        page.wait_for_selector("#models-rows tr")
         page.wait_for_selector(".decisions li")
         save(page, pictures / f"dashboard-{theme}.png")
-    page = page_at(url)
+    page = page_at(site(made, past))  # each address opens one page
     page.click("#add")
     page.wait_for_selector(".qr")
     save(page, pictures / "dashboard-add.png")
-    page = page_at(url, 360, "dark")
+    page = page_at(site(made, past), 360, "dark")
     save(page, pictures / "dashboard-phone.png")
