@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, WrapValidator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from federation.dirs import default_state_dir, find_config_file, read_config_file
@@ -34,6 +34,7 @@ T = TypeVar("T")
 PREFIX = "FEDERATION_"
 MAX_NAME_CHARS = 64  # as in a record
 MAX_SERVICES = 32
+AUTO_CAPACITY = -1  # as many as the backends say that they have slots
 MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
@@ -142,6 +143,10 @@ def _health_path(text: str) -> str:
     return text
 
 
+def _capacity(value: object, number: Callable[[object], int]) -> int:
+    return AUTO_CAPACITY if isinstance(value, str) and value.strip().lower() == "auto" else number(value)
+
+
 def _path(text: str) -> Path:
     if not text:
         raise ValueError("the path is empty")
@@ -203,7 +208,7 @@ class Settings(BaseSettings):
     health_path: Annotated[str, BeforeValidator(_text(_health_path))] | None = None
     # At most a quarter of records.NODE_ONLINE_WINDOW: a node stays online though three announcements in a row are lost.
     announce_interval_s: Annotated[Duration, Field(ge=0.1, le=10)] = 5.0
-    capacity: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    capacity: Annotated[int, Field(ge=0, le=1_000_000), WrapValidator(_capacity)] = 0
     allow_origins: Annotated[tuple[str, ...], BeforeValidator(_each(parse_origin)), Field(max_length=64)] = ()
     browser_check: bool = True
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 16384

@@ -1,8 +1,8 @@
 """Counters of the data path as plain numbers, and the text that Prometheus scrapes.
 
 Names follow Prometheus: base units, `_total` for counters that only rise. The help text of each says which events it counts
-and which not. No text of a remote becomes a label: services are this node's own, results and reasons are closed sets, and
-peers appear while they are known or hold connections.
+and which not. Of a remote's texts only names of models become labels, MAX_MODELS at most: services are this node's own,
+results and reasons are closed sets, and peers appear while they are known or hold connections.
 
 prometheus-client's own counters take a lock and a look-up each, which for a short connection is some percent of all that
 it costs. Here counting is adding to an int (one thread does it); the scrape reads values that the parts keep anyway
@@ -12,7 +12,7 @@ it costs. Here counting is adding to an int (one thread does it); the scrape rea
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, get_args
@@ -23,6 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from federation import __version__
+from federation.units import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,10 +33,17 @@ if TYPE_CHECKING:
 Direction = Literal["in", "out"]
 Result = Literal["ok", "error", "turned_away"]
 RetryReason = Literal["unreachable", "refused", "timeout", "lost"]
+TokenKind = Literal["in", "out", "cached"]  # in the order of usage.Tokens
 
 # From one round trip on a LAN to the default --hold; and from a cached answer to a day of streaming.
 _OPEN_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_FIRST_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _DURATION_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+
+MAX_MODELS = 100  # of which each has 24 series; a network's clients use a handful
+MAX_LABEL = 200  # characters of a model's name
+OTHER = "other"  # all models beyond MAX_MODELS, and names that no backend has answered to
+_NEWEST = 32
 
 
 class Distribution:
@@ -56,6 +64,22 @@ class Distribution:
         """Buckets as Prometheus has them: cumulative, the last one without a bound."""
         names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return [(name, float(count)) for name, count in zip(names, accumulate(self.counts), strict=True)]
+
+
+@dataclass(slots=True)
+class OfModel:
+    """Requests of this entry's clients for one model. `newest`: seconds until the first content, of the newest streams."""
+
+    requests: Counter[Result] = field(default_factory=Counter)
+    retries: int = 0
+    queued_s: float = 0.0
+    tokens: Counter[TokenKind] = field(default_factory=Counter)
+    first: Distribution = field(default_factory=lambda: Distribution(_FIRST_BUCKETS_S))
+    newest: deque[float] = field(default_factory=lambda: deque(maxlen=_NEWEST))
+
+    def heard_first(self, seconds: float) -> None:
+        self.first.observe(seconds)
+        self.newest.append(seconds)
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,7 @@ class Metrics(Collector):
         self.retries: Counter[RetryReason] = Counter()
         self.picks: Counter[str] = Counter()  # by tier
         self.picked_again = 0
+        self.models: dict[str, OfModel] = {}  # by name, at most MAX_MODELS and OTHER
         self.gossip_messages: Counter[Direction] = Counter()
         self.gossip_bytes: Counter[Direction] = Counter()
         self.opens = Distribution(_OPEN_BUCKETS_S)
@@ -93,6 +118,13 @@ class Metrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)  # its CPU time, memory and descriptors, where /proc has them
+
+    def of_model(self, name: str, *, is_known: bool) -> OfModel:
+        """`is_known`: a backend has answered well to that name; a client may make up others without end."""
+        name = name[:MAX_LABEL]
+        if name not in self.models and (not is_known or len(self.models) >= MAX_MODELS):
+            name = OTHER
+        return self.models.setdefault(name, OfModel())
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """The answer to a scraper that sent this Accept header, and its content type."""
@@ -105,6 +137,7 @@ class Metrics(Collector):
         info.add_metric([], {"version": __version__})
         yield info
         yield from self._connections(now)
+        yield from self._requests()
         yield from self._gossip()
         yield from _node(now)
 
@@ -185,6 +218,44 @@ class Metrics(Collector):
             "From a client's connect until its connection was over. Not: connections that are still open.",
             self.durations,
         )
+
+    def _requests(self) -> Iterator[Metric]:
+        models = [(visible(name), counts) for name, counts in self.models.items()]
+        yield _counter(
+            "federation_model_requests",
+            "HTTP requests of this entry's clients that named the model and are over; results as in "
+            "federation_connections_finished_total, which counts them too. Not: requests of other entries' clients.",
+            ["model", "result"],
+            (([name, result], counts.requests[result]) for name, counts in models for result in get_args(Result)),
+        )
+        yield _counter(
+            "federation_model_retries",
+            "Attempts of these requests beyond the first one. Not: picks that a peer sent back for its load.",
+            ["model"],
+            (([name], counts.retries) for name, counts in models),
+        )
+        yield _counter(
+            "federation_model_queue_seconds",
+            "Seconds that these requests waited here, since no peer could take them. Not: in a backend's own queue.",
+            ["model"],
+            (([name], counts.queued_s) for name, counts in models),
+        )
+        yield _counter(
+            "federation_model_tokens",
+            "Tokens as the answers to these requests say. in: of prompts. out: generated. cached: those of `in` that the "
+            "server found in its cache. Not: of answers that do not say, as streams that were not asked to.",
+            ["model", "kind"],
+            (([name, kind], counts.tokens[kind]) for name, counts in models for kind in get_args(TokenKind)),
+        )
+        first = HistogramMetricFamily(
+            "federation_model_first_token_seconds",
+            "From a request until the first content of its answer, waiting and failed attempts included. "
+            "Not: answers that are no streams.",
+            labels=["model"],
+        )
+        for name, counts in models:
+            first.add_metric([name], buckets=counts.first.buckets(), sum_value=counts.first.sum)
+        yield first
 
     def _gossip(self) -> Iterator[Metric]:
         yield _counter(

@@ -117,7 +117,7 @@ class Node:
         )  # fmt: skip
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
         self.backends = Backends(self.reactor, settings, load=load, on_change=self._own_change, on_load=self._own_load)
-        self.models = ModelWatch(self.backends, on_change=self._own_change)
+        self.models = ModelWatch(self.backends, on_change=self._models_changed)
         self.pushing = Pushing(self.reactor, self.host.links.get, self.backends)
         self.roster = Roster(
             ledger=self.ledger, links=self.host.links, own=self.own_record, utc_now=self.clock.utc_now,
@@ -134,6 +134,7 @@ class Node:
             name_of=lambda peer_id: self.parts.name_of(peer_id),
         )
         self.roster.on_change = self.frontend.dispatcher.look_again
+        self.frontend.dispatcher.look_for_models = self.models.look
         self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
@@ -296,7 +297,7 @@ class Node:
         return NodeData(
             peer_id=self.host.peer_id, name=self.facts.settings.name, version=__version__, incarnation=self._incarnation,
             last_seen=self.clock.utc_now(), available_vram=gpu.available_vram, total_vram=gpu.total_vram, gpus=gpu.gpus,
-            in_flight=in_flight, capacity=self.facts.settings.capacity, services=self.backends.services(),
+            in_flight=in_flight, capacity=self.backends.capacity, services=self.backends.services(),
             draining=self.facts.draining,
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
@@ -308,11 +309,16 @@ class Node:
         in_flight = self.backends.sample_load()
         if in_flight != self.backends.in_flight:
             self.gossip.stir()
-        return self.own_record(in_flight)
+        return self.own_record(in_flight + self.backends.outside)
 
     def _own_change(self) -> None:
         self.roster.changed()
         self.gossip.stir()
+
+    def _models_changed(self) -> None:
+        """Or the slots of a backend, and so perhaps whether this node is full."""
+        self.pushing.changed()
+        self._own_change()
 
     def _own_load(self, entry_id: str) -> None:
         self.frontend.dispatcher.own_load_changed(entry_id)
@@ -330,6 +336,9 @@ class Node:
 
     def load_watched(self, link: Link, seconds: int) -> None:
         self.pushing.watched(link, seconds)
+
+    def look_wanted(self, link: Link, service: str) -> None:
+        self.models.look(service)
 
     def peer_up(self, link: Link) -> None:
         name, address = self.parts.name_of(link.peer_id), link.remote_address

@@ -249,6 +249,10 @@ class _Handler:
         assert 0 <= seconds <= 255
         self.told += 1
 
+    def look_wanted(self, service: str) -> None:
+        assert service.isprintable()
+        self.told += 1
+
     def tunnel_opened(self, channel: mux.Channel, service: str, believed: int) -> None:
         assert believed == ANY_LOAD or self._load is not None
         self.opened += 1

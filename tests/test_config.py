@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.config import NAMES, Endpoint, HostPort, Replay, Settings, load
+from federation.config import AUTO_CAPACITY, NAMES, Endpoint, HostPort, Replay, Settings, load
 from federation.errors import ConfigError
 from federation.forward.selection import Policy
 from federation.mesh.records import NODE_ONLINE_WINDOW
@@ -164,6 +164,12 @@ def test_toml_may_use_its_own_types(tmp_path: Path) -> None:
     settings = load({}, config_file=file)
     assert [backend.service for backend in settings.backends] == ["default", "b"]
     assert (settings.hold_s, settings.vram_bytes, settings.mdns, settings.capacity) == (1.5, 1000, False, 3)
+
+
+@pytest.mark.parametrize("given", [{"capacity": "auto"}, {"capacity": " AUTO "}])
+def test_the_capacity_may_be_left_to_the_backends(given: dict[str, Any], tmp_path: Path) -> None:
+    assert load(given).capacity == AUTO_CAPACITY
+    assert load({}, config_file=written(tmp_path, 'capacity = "auto"')).capacity == AUTO_CAPACITY
 
 
 @pytest.mark.parametrize(("text", "mdns"), [("1", False), ("true", False), ("0", True), ("No", True)])

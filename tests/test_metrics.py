@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from federation import __version__
-from federation.metrics import Direction, Distribution, Metrics, Result, RetryReason, Snapshot
+from federation.metrics import MAX_MODELS, OTHER, Direction, Distribution, Metrics, Result, RetryReason, Snapshot
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -59,6 +59,39 @@ def test_each_count_in_its_own_series(metrics: Metrics) -> None:
     assert value(metrics, "gossip_messages_total", direction="out") == 10
     assert value(metrics, "gossip_bytes_total", direction="in") == 900
     assert value(metrics, "gossip_bytes_total", direction="out") == 1000
+
+
+def test_counts_of_a_model(metrics: Metrics) -> None:
+    model = metrics.of_model("llama3", is_known=True)
+    model.requests["ok"] += 2
+    model.retries += 1
+    model.queued_s += 1.5
+    model.tokens["cached"] += 700
+    model.heard_first(0.3)
+    assert value(metrics, "model_requests_total", model="llama3", result="ok") == 2
+    assert value(metrics, "model_requests_total", model="llama3", result="error") == 0
+    assert value(metrics, "model_retries_total", model="llama3") == 1
+    assert value(metrics, "model_queue_seconds_total", model="llama3") == 1.5
+    assert value(metrics, "model_tokens_total", model="llama3", kind="cached") == 700
+    assert value(metrics, "model_first_token_seconds_bucket", model="llama3", le="0.25") == 0
+    assert value(metrics, "model_first_token_seconds_bucket", model="llama3", le="0.5") == 1
+    assert value(metrics, "model_first_token_seconds_count", model="llama3") == 1
+
+
+def test_names_that_clients_make_up_become_no_labels(metrics: Metrics) -> None:
+    for n in range(3 * MAX_MODELS):
+        metrics.of_model(f"m{n}", is_known=False).requests["error"] += 1
+    assert set(metrics.models) == {OTHER}
+    for n in range(3 * MAX_MODELS):
+        metrics.of_model(f"m{n}", is_known=True).requests["ok"] += 1
+    assert len(metrics.models) == MAX_MODELS
+    assert value(metrics, "model_requests_total", model=OTHER, result="ok") == 2 * MAX_MODELS + 1
+    assert metrics.of_model("m0", is_known=False) is metrics.models["m0"], "known by now"
+    metrics.models.clear()
+    metrics.of_model('a"\n\x1b' + "x" * 999, is_known=True)
+    (name,) = {sample.labels["model"] for sample in families(metrics)["federation_model_retries"].samples}
+    assert name.startswith('a"??x')
+    assert len(name) == 200
 
 
 def test_what_is_read_at_the_scrape(metrics: Metrics) -> None:

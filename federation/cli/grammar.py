@@ -86,7 +86,13 @@ JOIN_OPTIONS = (
     ("p2p_listen", "--p2p-listen", "HOST:PORT", "where peers connect [0.0.0.0:4484]"),
     ("name", "--name", "NAME", "shown to people [the host name]"),
     ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
-    ("capacity", "--capacity", "N", "connections that this node's backends take at once; 0: no limit [0]"),
+    (
+        "capacity",
+        "--capacity",
+        "N",
+        "connections that this node's backends take at once; auto: as many as they have slots, where all of them say so "
+        "(llama.cpp, LM Studio); 0: no limit [0]",
+    ),
     ("policy", "--policy", "POLICY", "least-loaded, least-requests or random [least-loaded]"),
     ("affinity", "--affinity", "SWITCH", "on: an HTTP request goes where its conversation is cached; or off [on]"),
     ("target", "--target", "PEER", "send every connection to this peer (id or name)"),

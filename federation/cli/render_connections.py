@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from federation.cli.render import duration, paint, plain, size
+from federation.units import DEFAULT_SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ MAX_CANDIDATES = 6  # a line each; the rest is counted
 _REASONS = {
     "only": "the only one",
     "capacity": "others are full",
+    "warm": "warm: has the model in memory",
+    "cold": "cold: loads here",
     "home": "home of this conversation",
     "in_flight": "fewest connections",
     "path": "others are far",
@@ -46,10 +49,11 @@ def draining(answer: Mapping[str, Any]) -> str:
 
 
 def newest_connections(answer: Mapping[str, Any], last: int) -> dict[str, Any]:
-    """An answer of `explain` with its newest `last` connections only."""
+    """An answer of `explain` with its newest `last` connections only, or requests: a connection may bring many."""
     rows = [*answer["decisions"], *answer.get("turned_away", ())]
-    newest = sorted({row["id"] for row in rows})[-last:]
-    return {key: [row for row in answer.get(key, ()) if row["id"] in newest] for key in ("decisions", "turned_away")}
+    began = {_flow(row): row["at"] for row in reversed(rows)}
+    newest = sorted(began, key=lambda flow: (began[flow], flow))[-last:]
+    return {key: [row for row in answer.get(key, ()) if _flow(row) in newest] for key in ("decisions", "turned_away")}
 
 
 def explained(answer: Mapping[str, Any], *, color: bool) -> str:
@@ -70,13 +74,29 @@ def _flow(row: Mapping[str, Any]) -> tuple[int, int]:
     return row["id"], row.get("request", 1)
 
 
+def _number(row: Mapping[str, Any]) -> str:
+    """#7, or #7.2: the second request of that connection."""
+    connection, request = _flow(row)
+    return f"#{connection}" if request == 1 else f"#{connection}.{request}"
+
+
+def _logged(line: Mapping[str, Any]) -> str:
+    """The same words as in `explain`, of a request's line in the log."""
+    if line.get("event") != "request":
+        return ""
+    tokens = {"taken": line.get("tokens_in"), "made": line.get("tokens_out"), "cached": line.get("tokens_cached")}
+    is_stream = "first" in line
+    first_s = line.get("first", line.get("answered"))
+    heard = {"status": line.get("status"), "queued_s": line.get("queued"), "first_s": first_s, "is_stream": is_stream}
+    return "".join(f", {word}" for word in _heard({**heard, "tokens": tokens}))
+
+
 def _story(
     flow: tuple[int, int], decisions: Sequence[Mapping[str, Any]], turned_away: Mapping[str, Any] | None, *, color: bool
 ) -> str:
     first = decisions[0] if decisions else turned_away
     assert first is not None
-    number = f"#{flow[0]}" if flow[1] == 1 else f"#{flow[0]}.{flow[1]}"
-    title = f"{number}  {_clock(first['at'])}  {plain(first['client'])} asked for {plain(first['service'])}"
+    title = f"{_number(first)}  {_clock(first['at'])}  {plain(first['client'])} asked for {_asked(first)}"
     lines = [paint(title, "bold", color)]
     attempt = None
     for decision in decisions:
@@ -94,6 +114,14 @@ def _story(
     else:
         lines.append(f"  {_end(decisions[-1]['ended'], color=color)}")
     return "\n".join(lines)
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """llama3, or: chat, or: llama3 of chat"""
+    service, model = plain(row["service"]), plain(row.get("model"))
+    if not model:
+        return service
+    return model if service == DEFAULT_SERVICE else f"{model} of {service}"
 
 
 def _candidates(decision: Mapping[str, Any], *, color: bool) -> list[str]:
@@ -119,6 +147,8 @@ def _candidates(decision: Mapping[str, Any], *, color: bool) -> list[str]:
             line += f" {size(candidate['available_vram']):>9} free"
         if candidate["peer_id"] == chosen:
             reason = _REASONS.get(decision["tier"], f"by {plain(decision['tier'])}")
+            if decision.get("loads") and decision["tier"] != "cold":
+                reason += "; loads the model"
             line = paint(f"-> {line}  {reason}", "green", color)
         else:
             line = f"   {line}"
@@ -141,7 +171,24 @@ def _end(ended: Mapping[str, Any] | None, *, color: bool) -> str:
     moved = f"{size(ended['received'])} up, {size(ended['delivered'])} down in {seconds(ended['seconds'])}"
     if ended["error"]:
         return paint(f"broken off: {plain(ended['error'], 150)}", "yellow", color) + f" ({moved})"
-    return f"done: {moved}"
+    answer = ended.get("answer") or {}
+    return ", ".join([f"done: {moved}", *_heard(answer)])
+
+
+def _heard(answer: Mapping[str, Any]) -> list[str]:
+    """What is known of an HTTP answer: its status, how long it waited, when it began, its tokens."""
+    words = [f"status {answer['status']}"] if answer.get("status", 200) != 200 else []
+    if answer.get("queued_s"):
+        words.append(f"waited {seconds(answer['queued_s'])} for a peer")
+    if answer.get("first_s") is not None:
+        words.append(f"{'first token' if answer.get('is_stream') else 'answered'} after {seconds(answer['first_s'])}")
+    tokens = answer.get("tokens") or {}
+    if tokens.get("taken") is not None:
+        cached = f" ({tokens['cached']} cached)" if tokens.get("cached") else ""
+        words.append(f"{tokens['taken']} tokens in{cached}")
+    if tokens.get("made") is not None:
+        words.append(f"{tokens['made']} out")
+    return words
 
 
 def ping_title(answer: Mapping[str, Any]) -> str:
@@ -157,12 +204,12 @@ def rate(moved: Mapping[str, Any]) -> str:
 
 def log_line(line: Mapping[str, Any], *, color: bool) -> str:
     when = _clock(str(line.get("timestamp", "")))
-    if line.get("event") == "connection":
+    if line.get("event") in ("connection", "request"):
         where = plain(line["name"]) or plain(line["peer"])[-6:] or "nobody"
         tries = f", {line['attempts']} attempts" if line["attempts"] > 1 else ""
         text = (
-            f"#{line['id']} {plain(line['client'])} -> {where} ({plain(line['service'])}): {size(line['received'])} up, "
-            f"{size(line['delivered'])} down in {seconds(line['seconds'])}{tries}, {plain(line['why'], 150)}"
+            f"{_number(line)} {plain(line['client'])} -> {where} ({_asked(line)}): {size(line['received'])} up, "
+            f"{size(line['delivered'])} down in {seconds(line['seconds'])}{tries}{_logged(line)}, {plain(line['why'], 150)}"
         )
         return f"{when}  {text}" if line["why"] == "done" else f"{when}  {paint(text, 'yellow', color)}"
     level = str(line.get("level", ""))

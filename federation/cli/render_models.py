@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from federation.cli.render import duration, paint, plain, size
+from federation.cli.render_connections import seconds
 from federation.units import DEFAULT_SERVICE
 
 if TYPE_CHECKING:
@@ -22,10 +23,13 @@ def models(answer: Mapping[str, Any], *, color: bool) -> str:
             _places(model.get("places") or []),
             _size(model.get("size")),
             str(sum(busy.values()) if (busy := _busy(model)) else 0),
+            str(model.get("requests") or ""),
+            "" if model.get("first_token_s") is None else seconds(model["first_token_s"]),
         )
         for model in answer.get("models") or []
     ]
-    lines = table(("MODEL", "WHERE", "SIZE", "BUSY"), rows, right=(2, 3), color=color) if rows else ["no models"]
+    heads = ("MODEL", "WHERE", "SIZE", "BUSY", "REQUESTS", "FIRST TOKEN")
+    lines = table(heads, rows, right=(2, 3, 4, 5), color=color) if rows else ["no models"]
     if incomplete := _named(answer.get("incomplete")):
         lines.append(paint(f"more than are shown at {incomplete}: its record is full", "yellow", color))
     if silent := _named(answer.get("silent")):

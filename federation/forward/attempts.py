@@ -122,6 +122,9 @@ class PeerLink(WatchableLink, Protocol):
 
     def ping(self) -> None: ...
 
+    def look(self, service: str, now: float) -> None:
+        """Have the peer ask its backends for their models."""
+
 
 class Dialling(Protocol):
     """A connect to our own backend."""
@@ -155,6 +158,15 @@ class Dispatcher(Protocol):
 
     def is_unheard_of(self, route: Route) -> bool:
         """Whether no node of the network has the model."""
+
+    def lacks(self, route: Route, peer_id: str) -> None:
+        """The peer's backend says that it has no such model, which its node announces: that node is to look again."""
+
+    def made(self, route: Route, name: str, peer_id: str) -> None:
+        """The peer's backend has made that thing; see http/ids.py."""
+
+    def route_to(self, route: Route, name: str) -> Route | None:
+        """The route to that thing; None if one of several nodes has it, and this entry does not know which."""
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:
         """Whether there is a peer that was not tried."""
@@ -205,6 +217,12 @@ class Attempts:
         self._busier = 0  # how often since it waited last
         self._timer: Timer | None = None  # of the tunnel to open, or of the wait for a peer
         self._waited_s = self._since = 0.0  # since when it waits, or asks for a tunnel
+
+    @property
+    def waited_s(self) -> float:
+        """How long it has waited for a peer: with those attempts that a peer sent back."""
+        waits = self._timer is not None and self.state is State.WAITING
+        return self._waited_s + (self._dispatcher.now() - self._since if waits else 0.0)
 
     def to(self, state: State) -> None:
         assert state in FOLLOWS[self.state], f"{self.state.value} -> {state.value}"
@@ -405,6 +423,7 @@ class Attempts:
         del self._request  # it holds us: thousands of requests a second must leave no cycles to the garbage collector
 
     def _stop(self) -> None:
+        self._waited_s = self.waited_s
         if self._timer is not None:  # a wait has one
             self._stop_timer()
             self._dispatcher.stop_waiting(self)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
+from federation.config import AUTO_CAPACITY
 from federation.errors import BackendUnavailable
 from federation.net.link.mux import Load
 
@@ -26,6 +27,7 @@ NEAR_S = 0.05  # a request's first answered byte takes a model about as long at 
 FIRST_HOLD_S = 1.0  # before any connection has ended
 NEWEST_WEIGHT = 1 / 32
 MOST_IDLE = 1 / 8  # of the time that a connection lasts: for a longer way no place is kept free
+OUTSIDE = "outside"  # stands for them among the entries that this node's load is of
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
 
@@ -37,6 +39,8 @@ class Backend:
         self.healthy: bool | None = None
         self.why = "not checked yet"
         self.in_flight = 0
+        self.slots = 0  # as the server says; 0: it does not
+        self.outside = 0  # requests that it has from others than this network, as far as it says
         self.target: tuple[int, Any] | None = None  # resolved by the health check
         self.recheck = trio.Event()
         self.came_up = trio.Event()  # it answers again, or somebody asks for its models: see model_watch.py
@@ -126,7 +130,28 @@ class Backends:
 
     @property
     def in_flight(self) -> int:
-        return self.load.in_flight
+        """Connections that the backends serve for this network."""
+        return self.load.in_flight - self.outside
+
+    @property
+    def outside(self) -> int:
+        """Requests that they have from elsewhere: these count as load, and hold up no drain."""
+        return self.load.by_entry.get(OUTSIDE, 0)
+
+    @property
+    def capacity(self) -> int:
+        """How many they take at once; 0: no limit."""
+        if self._settings.capacity != AUTO_CAPACITY:
+            return self._settings.capacity
+        slots = [backend.slots for backend in self.all if backend.healthy is not False]
+        return sum(slots) if all(slots) else 0
+
+    def has_outside(self, backend: Backend, requests: int) -> None:
+        """So many requests of others does the backend have now."""
+        by, backend.outside = requests - backend.outside, requests
+        if by:
+            self.load.change(OUTSIDE, by)
+            self._on_load(OUTSIDE)
 
     def is_busier(self, entry_id: str, believed: int, rtt_s: float) -> bool:
         """Whether to send a request back to its entry, which believed that this node has less in flight by others.
@@ -145,7 +170,7 @@ class Backends:
 
     @property
     def is_full(self) -> bool:
-        return 0 < self._settings.capacity <= self.load.in_flight
+        return 0 < self.capacity <= self.load.in_flight
 
     def took(self, backend: Backend, entry_id: str) -> None:
         """The backend is asked to serve one more."""
@@ -183,6 +208,8 @@ class Backends:
 
     def _set_health(self, backend: Backend, healthy: bool, why: str) -> None:
         was, backend.healthy, backend.why = backend.healthy, healthy, why
+        if not healthy:
+            self.has_outside(backend, 0)
         if was == healthy:
             return
         endpoint = backend.endpoint

@@ -6,11 +6,14 @@ A connection is one request today. Whatever is recorded names its Flow, so that 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+from federation.metrics import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from federation.forward.http.usage import Tokens
     from federation.forward.route import Route
     from federation.forward.selection import Pick
     from federation.metrics import Metrics, Result, RetryReason
@@ -61,6 +64,17 @@ class Busier(NamedTuple):
     believed: int
 
 
+class Answer(NamedTuple):
+    """What came of one HTTP request. `queued_s`: of its time it waited for a peer; `first_s`: until the first content of the
+    answer, None where there was none that is read (usage.py)."""
+
+    status: int = 0  # 0: none was begun
+    queued_s: float = 0.0
+    first_s: float | None = None
+    is_stream: bool = False
+    tokens: Tokens | None = None
+
+
 class Ending(NamedTuple):
     """The end of a flow. `ended_at`: trio time in seconds; `error` is None where both sides finished."""
 
@@ -74,6 +88,7 @@ class Ending(NamedTuple):
     received: int  # bytes from the client
     delivered: int  # bytes to the client
     error: str | None
+    answer: Answer | None = None  # of an HTTP request
 
 
 class Totals:
@@ -117,9 +132,22 @@ class Counters:
         self.totals.delivered += ending.delivered
         self._metrics.finished[ending.route.service, result] += 1
         self._metrics.durations.observe(ending.seconds)
+        if ending.answer is not None and ending.route.model:
+            self._count_model(ending, ending.answer, result)
         self.endings.append(ending)
         if self.on_ending is not None:
             self.on_ending(ending)
+
+    def _count_model(self, ending: Ending, answer: Answer, result: Result) -> None:
+        model = self._metrics.of_model(ending.route.model, is_known=200 <= answer.status < 300)
+        model.requests[result] += 1
+        model.retries += max(0, ending.attempts - 1)
+        model.queued_s += answer.queued_s
+        if answer.is_stream and answer.first_s is not None:
+            model.heard_first(answer.first_s)
+        if answer.tokens is not None:
+            for kind, count in zip(get_args(TokenKind), answer.tokens, strict=True):
+                model.tokens[kind] += count or 0
 
     def count_picks(self) -> None:
         """Add the tiers of the newest picks to the metrics. Once a second: finding the tier costs too much at every pick."""

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 from federation.forward.http.homes import Homes
+from federation.forward.http.ids import Ids
+from federation.forward.sample import SAMPLE
+from federation.forward.warmth import NONE_COLD, Warmth
 from federation.forward.watching import Watching
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence, Set
+    from collections.abc import Callable, Mapping, Sequence, Set
 
     from federation.config import Settings
     from federation.forward.attempts import Attempts, Dialling, PeerLink, Request
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from federation.forward.counters import Counters, Flow
     from federation.forward.route import Route
     from federation.forward.selection import Candidate, Node, Selector
-    from federation.mesh.models import Catalog
+    from federation.mesh.models import Catalog, Model
     from federation.reactor.loop import Reactor
     from federation.reactor.sockets import SocketDuplex
 
@@ -43,6 +46,7 @@ class Roster(Protocol):
     def eligible(self, route: Route) -> Sequence[Node]: ...
     def distant(self, route: Route) -> Set[str]: ...
     def catalogs(self, service: str) -> Sequence[Catalog]: ...
+    def models_at(self, route: Route) -> Mapping[str, Model]: ...
     def is_unheard_of(self, route: Route) -> bool: ...
     def link(self, peer_id: str) -> PeerLink | None: ...
     def penalize(self, peer_id: str, seconds: float) -> None: ...
@@ -101,12 +105,15 @@ class RosterDispatcher:
         self._selector = selector
         self._backends = backends
         self._rng = rng or random.Random()
+        self.look_for_models: Callable[[str], None] = _noop  # of a service's own backend, now
         self.ways_of_others: Callable[[], Sequence[float]] = tuple  # round trips to the entries that watch this node
         self._own_load = 0  # of the own backends
         self._is_others_turn = self._is_turn_used = False
         self._turns_used = 1.0  # as a share
         self._watching = Watching(roster.own_id, selector, roster.link, self._rng)
         self._homes = Homes()
+        self._warmth = Warmth()
+        self._ids = Ids()
         self._retry_is_queued = False
         self.configure(settings)
 
@@ -127,7 +134,7 @@ class RosterDispatcher:
             self.look_again()  # others came before
             return None
         nodes: Sequence[Node] = self._roster.eligible(route)
-        seen = self._watching.look(route.service, nodes, now)
+        seen = self._watching.look(route, nodes, now)
         if tried:
             nodes = [node for node in nodes if node.peer_id not in tried]
             seen = [node for node in seen if node.peer_id not in tried]
@@ -135,22 +142,48 @@ class RosterDispatcher:
             self.own_load_is_news = False
             self._selector.told(self.own_id, self._backends.load.by_others(""))
         distant = self._roster.distant(route)
-        home = self._home(request, nodes, now) if request.keys.k0 and self.has_affinity else ""
-        if home and len(seen) < len(nodes):
-            seen = [*(node for node in seen if node.peer_id != home), *(node for node in nodes if node.peer_id == home)]
-        pick = self._selector.pick(seen, now=now, route=route, distant=distant, home=home)
+        models = self._roster.models_at(route) if route.model else {}
+        cold = self._warmth.judge(route, nodes, models, self._selector, now) if models else NONE_COLD
+        warm = [node for node in nodes if node.peer_id not in cold.left] if cold.left else nodes
+        home = self._home(request, warm, models, now) if request.keys.k0 and self.has_affinity else ""
+        if len(seen) < len(nodes):
+            if home:
+                seen = [*(node for node in seen if node.peer_id != home), *(n for n in nodes if n.peer_id == home)]
+            elif cold.left and all(node.peer_id in cold.left for node in seen):
+                seen = [*seen, *warm[:SAMPLE]]
+        pick = self._selector.pick(
+            seen, now=now, route=route, distant=distant, home=home, cold=cold.all, left_cold=cold.left
+        )  # fmt: skip
         if pick is None and len(seen) < len(nodes):  # those that it looks at are full
-            pick = self._selector.pick(nodes, now=now, route=route, distant=distant)
+            pick = self._selector.pick(nodes, now=now, route=route, distant=distant, cold=cold.all, left_cold=cold.left)
         if pick is None:
             return None
         self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow, again))
         return pick.chosen
 
-    def _home(self, request: Request, nodes: Sequence[Node], now: float) -> str:
+    def _home(self, request: Request, nodes: Sequence[Node], models: Mapping[str, Model], now: float) -> str:
         """The peer that has the beginning of the request's prompt in its cache, and not too much to do."""
         loads = self._selector.in_flight
-        found = self._homes.choose(request.keys, [Replica(node.peer_id, loads(node.peer_id) or 0) for node in nodes], now)
+        slots = [models[node.peer_id].slots if node.peer_id in models else 0 for node in nodes]
+        weights = slots if all(slots) else [1] * len(nodes)
+        replicas = [Replica(n.peer_id, loads(n.peer_id) or 0, weight) for n, weight in zip(nodes, weights, strict=True)]
+        found = self._homes.choose(request.keys, replicas, now)
         return "" if found is None else found.peer_id
+
+    def lacks(self, route: Route, peer_id: str) -> None:
+        if peer_id == self.own_id:
+            self.look_for_models(route.service)
+        elif (link := self.link(peer_id)) is not None:
+            link.look(route.service, self._reactor.now())
+
+    def made(self, route: Route, name: str, peer_id: str) -> None:
+        self._ids.made(route.service, name, peer_id, self._reactor.now())
+
+    def route_to(self, route: Route, name: str) -> Route | None:
+        maker = self._ids.maker(route.service, name, self._reactor.now())
+        if maker:
+            return route._replace(target=maker)
+        return route if len(self._roster.eligible(route)) < 2 else None
 
     def release(self, peer_id: str) -> None:
         self._selector.release(peer_id)
@@ -248,3 +281,7 @@ class RosterDispatcher:
         """Nobody is told any more."""
         self.waiting.clear()
         self._queues.clear()
+
+
+def _noop(_service: str) -> None:
+    """Until the node watches its backends' models."""

@@ -22,6 +22,7 @@ import structlog
 
 from federation.errors import HttpInvalid
 from federation.forward.attempts import FINAL, Attempts, State
+from federation.forward.counters import Answer
 from federation.forward.counters import Ending as Ended
 from federation.forward.http import lists
 from federation.forward.http.asks import Peek
@@ -29,8 +30,10 @@ from federation.forward.http.conversation import NO_KEYS
 from federation.forward.http.dialects import TAIL, Dialect, dialect_of, error_answer, stream_error
 from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.head import HeadBuffer, parse_response
+from federation.forward.http.ids import maker_of
 from federation.forward.http.lists import is_list
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
+from federation.forward.http.usage import meter_of
 from federation.forward.replay_buffer import ReplayBuffer
 from federation.forward.route import Route
 from federation.reactor.duplex import NullDuplex
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from federation.forward.counters import Flow
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
+    from federation.forward.http.ids import Maker
+    from federation.forward.http.usage import Meter
     from federation.mesh.models import Catalog
     from federation.metrics import Result
     from federation.reactor.duplex import Duplex, Joinable
@@ -54,6 +59,10 @@ log = structlog.get_logger(__name__)
 HTTP_BUFFER = 64 * 1024 * 1024
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
+NOT_KNOWN_HERE = (
+    "{0} lives on the node that made it, and this entry did not pass that on: ask the entry that did, or name the node in a "
+    "header X-Federation-Target, as X-Federation-Node named it"
+)
 # To a client that has said FIN before its answer. One that has gone says RST to it, and its generation ends now; one that
 # only sends no more skips it, as any interim answer.
 STILL_THERE = b"HTTP/1.1 102 Processing\r\n\r\n"
@@ -109,9 +118,10 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher",
-        "_is_over", "_keep_alive", "_late", "_peek", "_reactor", "_received", "_replay", "_request", "_side", "_tail",
-        "_upstream", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_answer", "_answer_body", "_answer_head", "_answered_by", "_began_answer", "_body", "_delivered",
+        "_dispatcher", "_is_over", "_keep_alive", "_late", "_maker", "_meter", "_peek", "_reactor", "_received", "_replay",
+        "_request", "_side", "_status", "_tail", "_target", "_upstream", "attempts", "client", "client_name", "flow",
+        "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(self, reactor: Reactor, dispatcher: Dispatcher, client: Client, head: RequestHead) -> None:
@@ -143,6 +153,10 @@ class Exchange:
         self._began_answer = False  # the client has a part of its head
         self._keep_alive = False  # that head said so
         self._tail = b""  # of a stream
+        self._meter: Meter | None = None  # of an answer to a request that names a model
+        self._maker: Maker | None = None  # of an answer to a request that makes something
+        self._target = ""  # of the request, as its backend gets it
+        self._status = 0  # of the answer
         self._received = self._delivered = 0
         self._is_over = False
         self._answered_by = ""  # this node, where it asks no other
@@ -225,7 +239,10 @@ class Exchange:
         if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
             self._tell_models(request, catalogs)
             return
+        self._target = asked.target
         self.route, self.keys = Route(self.route.service, asked.model), asked.keys
+        if asked.id and not self._knows_place(asked.id):
+            return
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
@@ -234,6 +251,15 @@ class Exchange:
         self._replay.add(head)
         self._replay.add(body)
         self.attempts.start()
+
+    def _knows_place(self, name: str) -> bool:
+        """Whether this entry knows which node has that thing: then the route leads there. Else the request is over."""
+        route = self._dispatcher.route_to(self.route, name)
+        if route is None:
+            self._refuse(404, NOT_KNOWN_HERE.format(visible(name)), code="not_found")
+            return False
+        self.route = route
+        return True
 
     def _is_as_asked(self, chunk: bytes) -> bool:
         """The rest of a long body; else the request is at its end."""
@@ -264,7 +290,7 @@ class Exchange:
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: %b\r\n\r\n%b"
             % (len(body), connection, b"" if request.method == "HEAD" else body)
         )
-        self._answered_by = self._dispatcher.own_id
+        self._answered_by, self._status = self._dispatcher.own_id, 200
         self._finish(keep_alive=keep_alive)
 
     def client_takes_more(self) -> None:
@@ -374,7 +400,11 @@ class Exchange:
         keep_alive = may_keep_alive(answer, request) and self.is_whole and not is_interim
         if not is_interim:
             self._began_answer, self._keep_alive = True, keep_alive
-            self._answer = answer
+            self._answer, self._status = answer, answer.status
+            self._meter = meter_of(answer) if self.route.model else None
+            if answer.status == HTTPStatus.NOT_FOUND and self.route.model:
+                self._dispatcher.lacks(self.route, self.attempts.peer_id)
+            self._maker = maker_of(request.method, self._target, answer)
             self._answer_body = body_of(answer.framing)
         self.client.write(client_head(answer, request, self._node, keep_alive=keep_alive))
         if answer.status == 101:
@@ -394,12 +424,20 @@ class Exchange:
         body, answer, upstream = self._answer_body, self._answer, self._upstream
         assert body is not None
         assert answer is not None
-        content: list[memoryview] | None = [] if self._is_stream or is_unchunked(answer, self._request) else None
+        meter = self._meter
+        content: list[memoryview] | None = None
+        if meter is not None or self._maker is not None or self._is_stream or is_unchunked(answer, self._request):
+            content = []
         try:
             used = body.feed(view, content)
         except HttpInvalid as error:
             self._fail(f"the backend's answer is malformed: {error.detail}")
             return len(view)
+        if meter is not None and content:
+            meter.feed(content, self._reactor.now())
+        if self._maker is not None and content and (name := self._maker.feed(content)):
+            self._dispatcher.made(self.route, name, self.attempts.peer_id)
+            self._maker = None
         if content is not None and self._is_stream:
             self._tail = (self._tail + b"".join(content[-8:]))[-TAIL:]
         if is_unchunked(answer, self._request):
@@ -463,7 +501,7 @@ class Exchange:
         if self._began_answer:
             self.client.socket.abort(why)  # it would read the refusal as a part of the answer
             return
-        is_head = self._request.method == "HEAD"
+        self._status, is_head = status, self._request.method == "HEAD"
         keep_alive = self.is_whole and self._request.keep_alive and status == HTTPStatus.NOT_FOUND
         self.client.write(
             error_answer(
@@ -498,10 +536,17 @@ class Exchange:
         self._dispatcher.counters.ended(
             Ended(
                 self.flow, self.route, self.client_name, peer_id, self.attempts.count, now, now - self.started_at,
-                self._received, self._delivered, error,
+                self._received, self._delivered, error, self._told(),
             ),
             result,
         )  # fmt: skip
+
+    def _told(self) -> Answer:
+        meter, queued_s = self._meter, self.attempts.waited_s
+        if meter is None:
+            return Answer(self._status, queued_s)
+        first_s = None if meter.first_at is None else meter.first_at - self.started_at
+        return Answer(self._status, queued_s, first_s, meter.is_stream, meter.tokens())
 
     def _reset_upstream(self, reason: str) -> None:
         upstream, self._upstream = self._upstream, None

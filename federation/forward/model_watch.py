@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 EVERY_S = 5.0
+BUSY_EVERY_S = 1.0  # while a server has requests of others: their end is known from it alone
 OTHER_EVERY_S = 60.0
 SILENT_EVERY_S = 300.0
 LEAST_S = 0.5  # between two looks, however often somebody asks
@@ -51,6 +52,8 @@ class Known:
         self.said: Said | None = None
         self.next_s = EVERY_S
         self.misses = 0  # in a row, of its own paths
+        self.had = 0  # of this network in flight when it was asked last
+        self.outside = 0  # requests of others, by the last look alone
 
 
 class ModelWatch:
@@ -112,6 +115,7 @@ class ModelWatch:
     async def _look_at(self, known: Known) -> None:
         backend = known.backend
         backend.came_up = trio.Event()  # before the look: a wish during the look causes another one
+        known.had = backend.in_flight
         if not backend.healthy or not self._may_ask(backend):
             return
         asker = Asker(backend.endpoint.address)
@@ -134,23 +138,37 @@ class ModelWatch:
 
     def _heard(self, known: Known, said: Said) -> None:
         before, known.said, known.next_s, known.misses = known.said, said, EVERY_S, 0
-        if before is not None and before.catalog == said.catalog:
+        self._count(known, said)
+        backend, endpoint = known.backend, known.backend.endpoint
+        had_slots, backend.slots = backend.slots, said.slots
+        if before is not None and before.catalog == said.catalog and had_slots == said.slots:
             return
-        endpoint = known.backend.endpoint
         if before is None or before.catalog.kind != said.catalog.kind:
             log.info("backend has models", service=endpoint.service, kind=said.catalog.kind, models=len(said.catalog.models))
-        self._changed()
+        self._changed(is_news=had_slots != said.slots)
+
+    def _count(self, known: Known, said: Said) -> None:
+        """What a server says of its requests is some milliseconds old: there are others where two looks in a row say so."""
+        backend, queue = known.backend, said.queue
+        seen = 0 if queue is None else queue.running + queue.waiting - max(known.had, backend.in_flight)
+        last, known.outside = known.outside, max(0, seen)
+        self._backends.has_outside(backend, min(last, known.outside))
+        if known.outside:
+            known.next_s = BUSY_EVERY_S
 
     def _lost(self, known: Known) -> None:
         """It answers, and is no model server."""
         known.misses = 0
         if known.said is not None:
             known.said = None
+            known.backend.slots = 0
+            self._backends.has_outside(known.backend, 0)
             self._changed()
 
-    def _changed(self) -> None:
+    def _changed(self, *, is_news: bool = False) -> None:
+        """`is_news`: also if the models are those that were told."""
         packed = pack(self.catalogs())
-        if packed != self.packed:
+        if packed != self.packed or is_news:
             self.packed = packed
             self._on_change()
 

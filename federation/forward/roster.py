@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from federation.mesh.ledger import Ledger
-    from federation.mesh.models import Catalog
+    from federation.mesh.models import Catalog, Model
     from federation.mesh.records import NodeData
     from federation.net.link.link import Link
     from federation.reactor.loop import Reactor
@@ -57,6 +57,7 @@ class Roster:
         self._distant: dict[str, frozenset[str]] = {}  # by service, for as long as its list
         self._penalties: dict[str, float] = {}
         self._lists: dict[tuple[str, str], list[NodeData]] = {}  # by service and model
+        self._models: dict[tuple[str, str], dict[str, Model]] = {}  # likewise: the model at each node that announces it
         self._lists_until = 0.0
         self.own_id = own().peer_id
         self.on_change: Callable[[], None] = _noop
@@ -64,11 +65,10 @@ class Roster:
     def eligible(self, route: Route) -> list[NodeData]:
         """The nodes that may serve; do not change the list. With a model: those that announce it, else those that announce
         no models at all, or not all of them."""
-        now = self._reactor.now()
-        if now >= self._lists_until or len(self._lists) > MAX_LISTS:
-            self._lists.clear()
-            self._lists_until = now + REFRESH_S
+        now = self._refreshed()
         service, model = route.service, route.model
+        if route.target:
+            return [node for node in self.eligible(Route(service)) if route.target in (node.peer_id, node.name)]
         nodes = self._lists.get((service, model))
         if nodes is None:
             nodes = self._find(service, now) if not model else self._having(self.eligible(Route(service)), service, model)
@@ -88,6 +88,15 @@ class Roster:
             return False
         records = [record for record in self._ledger.records() if record.peer_id != self.own_id and not record.left]
         return is_unheard_of((*records, self._own()), route)
+
+    def models_at(self, route: Route) -> Mapping[str, Model]:
+        """Peer id -> the route's model as that node has it; of the eligible nodes those that announce it."""
+        key = service, model = route.service, route.model
+        nodes, models = self.eligible(Route(service, model)), self._models.get(key)
+        if models is None:
+            found = {node.peer_id: model_of(node, service, model) for node in nodes}
+            models = self._models[key] = {peer_id: model for peer_id, model in found.items() if model is not None}
+        return models
 
     def _having(self, nodes: list[NodeData], service: str, model: str) -> list[NodeData]:
         having = [node for node in nodes if has_model(node, service, model)]
@@ -148,7 +157,7 @@ class Roster:
         """Send no client to the peer for `seconds`."""
         self._penalties[peer_id] = trio.current_time() + seconds
         self._reactor.call_later(seconds, self.changed)
-        self._lists.clear()
+        self._forget_lists()
 
     def forgive(self, peer_id: str) -> None:
         """End the penalty: the peer has restarted, so it is a new one under the old id."""
@@ -157,8 +166,20 @@ class Roster:
 
     def changed(self) -> None:
         """A record, a link, or the health of an own backend changed."""
-        self._lists.clear()
+        self._forget_lists()
         self.on_change()
+
+    def _refreshed(self) -> float:
+        """Now, with no list that is older than REFRESH_S."""
+        now = self._reactor.now()
+        if now >= self._lists_until or len(self._lists) > MAX_LISTS:
+            self._forget_lists()
+            self._lists_until = now + REFRESH_S
+        return now
+
+    def _forget_lists(self) -> None:
+        self._lists.clear()
+        self._models.clear()
 
 
 @lru_cache(maxsize=1024)
@@ -169,8 +190,15 @@ def catalogs_of(models: bytes) -> Mapping[str, Catalog]:
 
 def has_model(node: NodeData, service: str, model: str) -> bool:
     """Whether the node announces it for that service."""
+    return model_of(node, service, model) is not None
+
+
+def model_of(node: NodeData, service: str, model: str) -> Model | None:
+    """The model of that name as the node announces it for that service."""
     catalog = catalogs_of(node.models).get(service)
-    return catalog is not None and any(is_called(known.name, model, catalog.kind) for known in catalog.models)
+    if catalog is None:
+        return None
+    return next((known for known in catalog.models if is_called(known.name, model, catalog.kind)), None)
 
 
 def is_unheard_of(records: Iterable[NodeData], route: Route) -> bool:

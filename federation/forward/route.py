@@ -8,3 +8,4 @@ from typing import NamedTuple
 class Route(NamedTuple):
     service: str
     model: str = ""  # "" is any; a layer-4 client names none
+    target: str = ""  # a node's name or peer id, where the request wants no other; its model is then that node's affair

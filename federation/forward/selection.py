@@ -2,10 +2,12 @@
 
 Least loaded, in ordered tiers; the first difference wins (the policy of LocalAI's replica routing):
 
-0. for a request of a conversation: its home, which http/homes.py names only while its load is within a bound;
+0. for a request that names a model: in memory before on disk, while warmth.py says so;
+   for one of a conversation: its home, which http/homes.py names only while its load is within a bound;
 1. least in flight, from all entries: what this entry has there, and what the peer said last of the others;
 2. a near path before one that is slower by more than --path-penalty: only a large difference counts, see `distant_peers`;
-3. least recently used by this entry. Without this tier the fattest GPU wins every tie and the others sit idle;
+3. least recently used by this entry, for the model if one is named. Without this tier the fattest GPU wins every tie and
+   the others sit idle;
 4. most free VRAM.
 
 Above them: a peer at its capacity comes after every peer with room; where all are full and say so themselves, nobody is
@@ -15,6 +17,7 @@ do not all agree on one peer.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import blake2b
@@ -36,6 +39,8 @@ NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
 # does so where other entries are faster, once for each place that gets free.
 BACK_A_SECOND, BACK_AT_ONCE = 100.0, 32.0
 LONGEST_REST_S = 1.0  # as after a request that was refused
+
+MAX_MODELS = 1024  # whose use is remembered: a client may ask for more than there are
 
 _MOST_IN_FLIGHT = 1_000_000  # a report is at most what a node can be set to take
 
@@ -71,6 +76,8 @@ class Candidate(NamedTuple):
     others: int = 0  # of those in flight: not this entry's
     says_full: bool = False
     is_away: bool = False  # another one is the home of the request's conversation
+    is_cold: bool = False  # the model is on disk there
+    is_left_cold: bool = False  # and stays there if others can take the request
 
     @property
     def is_full(self) -> bool:
@@ -92,6 +99,7 @@ class Order:
 
 BY_LOAD = Order(
     ("capacity", "is_full"),
+    ("warm", "is_left_cold"),
     ("home", "is_away"),
     ("in_flight", "in_flight"),
     ("path", "is_distant"),
@@ -100,6 +108,7 @@ BY_LOAD = Order(
 )
 BY_REQUESTS = Order(
     ("capacity", "is_full"),
+    ("warm", "is_left_cold"),
     ("served", "served"),
     ("path", "is_distant"),
     ("available_vram", "missing_vram"),
@@ -115,10 +124,11 @@ def pick_best(candidates: Sequence[Candidate], order: Order) -> Candidate | None
 
 
 def pick_random(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
-    """A random candidate that has room, or any if none has; None if there are none."""
+    """A random candidate that has room and loads no model without need, or any if none has; None if there are none."""
     if not candidates:
         return None
-    return rng.choice([c for c in candidates if not c.is_full] or candidates)
+    able = [c for c in candidates if not c.is_full] or candidates
+    return rng.choice([c for c in able if not c.is_left_cold] or able)
 
 
 def distant_peers(paths: Mapping[str, tuple[float, bool]], penalty_s: float) -> frozenset[str]:
@@ -149,7 +159,8 @@ class Pick(NamedTuple):
         if self.order is None:
             return "random"
         keys = nsmallest(2, map(self.order.key, self.candidates))
-        return next((t for t, best, second in zip(self.order.tiers, *keys, strict=False) if best != second), "tiebreak")
+        tier = next((t for t, best, second in zip(self.order.tiers, *keys, strict=False) if best != second), "tiebreak")
+        return "cold" if tier == "warm" and self.chosen.is_cold else tier
 
 
 @dataclass(slots=True)
@@ -203,6 +214,7 @@ class Selector:
         self._rng = rng
         self._loads: dict[str, _Load] = {}
         self._last_round: dict[str, frozenset[str]] = {}  # service -> the candidates of its last pick
+        self._used: OrderedDict[str, dict[str, float]] = OrderedDict()  # model -> peer id -> when
 
     def pick(
         self,
@@ -212,10 +224,13 @@ class Selector:
         route: Route = ANY_ROUTE,
         distant: Set[str] = frozenset(),
         home: str = "",
+        cold: Set[str] = frozenset(),
+        left_cold: Set[str] = frozenset(),
     ) -> Pick | None:
         """Choose among `nodes` and count the connection there, in one step: no two picks see the same load.
 
-        `distant`: peer ids, of `distant_peers`. `home`: a peer id, "" where there is none.
+        `distant`: peer ids, of `distant_peers`. `home`: a peer id, "" where there is none. `cold`, `left_cold`: peer ids, of
+        warmth.py.
 
         The caller must `release` the pick, also if the connection comes to nothing. None if there are no nodes, or if all
         are full and have told so themselves.
@@ -224,13 +239,14 @@ class Selector:
         offered = [(node, loads.get(node.peer_id) or self._load(node.peer_id)) for node in nodes]
         if self.policy is Policy.LEAST_REQUESTS:
             self._level(route.service, {node.peer_id: load for node, load in offered})
+        used = self._used_for(route.model) if route.model else None
         candidates = tuple(
             [
                 Candidate(
-                    node.peer_id, load.in_flight, load.last_used,
+                    node.peer_id, load.in_flight, load.last_used if used is None else used.get(node.peer_id, NEVER),
                     node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in distant,
                     load.others, load.is_full,
-                    home != "" and node.peer_id != home,
+                    home != "" and node.peer_id != home, node.peer_id in cold, node.peer_id in left_cold,
                 )
                 for node, load in offered
             ]
@@ -240,6 +256,8 @@ class Selector:
             pick = self._choose(tuple([c for c in candidates if not loads[c.peer_id].tells]))
         if pick is not None:
             loads[pick.chosen.peer_id].use(now)
+            if used is not None:
+                used[pick.chosen.peer_id] = now
         return pick
 
     def release(self, peer_id: str) -> None:
@@ -291,6 +309,8 @@ class Selector:
     def forget(self, peer_id: str) -> None:
         """The peer is gone for good. Connections still open to it stay counted until they are released."""
         self.lost(peer_id)
+        for used in self._used.values():
+            used.pop(peer_id, None)
         if not self.own_in_flight(peer_id):
             self._loads.pop(peer_id, None)
 
@@ -298,8 +318,15 @@ class Selector:
         """The load of the peer as this entry believes it; None if the entry has never heard of the peer."""
         return self._loads[peer_id].in_flight if peer_id in self._loads else None
 
-    def last_used(self, peer_id: str) -> float:
-        """When this entry picked it last; NEVER if it did not."""
+    def has_room(self, node: Node) -> bool:
+        """Whether the node takes one more, as far as this entry knows."""
+        load = self._loads.get(node.peer_id)
+        return load is None or not (load.is_full or 0 < node.capacity <= load.in_flight)
+
+    def last_used(self, peer_id: str, model: str = "") -> float:
+        """When this entry picked it last, for that model if one is given; NEVER if it did not."""
+        if model:
+            return self._used.get(model, {}).get(peer_id, NEVER)
         return self._loads[peer_id].last_used if peer_id in self._loads else NEVER
 
     def own_in_flight(self, peer_id: str) -> int:
@@ -315,6 +342,15 @@ class Selector:
             digest = blake2b(f"{self._entry_id} {peer_id}".encode(), digest_size=8).digest()
             load = self._loads[peer_id] = _Load(tiebreak=int.from_bytes(digest, "big"))
         return load
+
+    def _used_for(self, model: str) -> dict[str, float]:
+        used = self._used.get(model)
+        if used is None:
+            used = self._used[model] = {}
+            if len(self._used) > MAX_MODELS:
+                self._used.popitem(last=False)
+        self._used.move_to_end(model)
+        return used
 
     def _level(self, service: str, loads: dict[str, _Load]) -> None:
         """A peer that joins, or comes back, starts level with the one furthest behind of the last round's candidates.

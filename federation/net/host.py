@@ -88,6 +88,9 @@ class HostEvents(Protocol):
     def load_told(self, link: Link, others: int) -> None:
         """The peer's load, but for what it serves for this node."""
 
+    def look_wanted(self, link: Link, service: str) -> None:
+        """The peer heard from a backend here that it lacks a model."""
+
     def load_watched(self, link: Link, seconds: int) -> None:
         """The peer wants to hear of each change of this node's load for so long."""
 
@@ -507,6 +510,10 @@ class Host:
     def load_watched(self, link: Link, seconds: int) -> None:
         if self.knows(link):
             self._events.load_watched(link, seconds)
+
+    def look_wanted(self, link: Link, service: str) -> None:
+        if self.knows(link):
+            self._events.look_wanted(link, service)
 
     def link_suspect(self, link: Link) -> None:
         if self.links.get(link.peer_id) is link:

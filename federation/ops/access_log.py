@@ -1,4 +1,5 @@
-"""The access log: one line a connection, at level info, with client, peer, bytes, seconds, and why it ended.
+"""The access log: one line a connection, or an HTTP request, at level info, with client, peer, bytes, seconds, and why it
+ended; of a request also its model, status, the time until its first content, and tokens.
 
 Thousands of connections may end in a second, so the data path only hands over the facts; a few times a second they become
 lines, a batch in one write.
@@ -6,11 +7,12 @@ lines, a batch in one write.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import trio
 
 from federation import logs
+from federation.metrics import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,10 +72,13 @@ class _Ended:
 
     def line(self, at: int) -> str:
         end = self._endings[at]
+        event = "connection" if end.answer is None else "request   "
+        more = "".join(f" {key}={_word(str(value))}" for key, value in _of_request(end).items())
         return (
-            f"{self._time(end)} [info     ] connection                     id={end.flow.connection} client={end.client}"
+            f"{self._time(end)} [info     ] {event}                     id={end.flow.connection} client={end.client}"
             f" service={end.route.service} name={_word(self._names[end.peer_id])} attempts={end.attempts}"
-            f" received={end.received} delivered={end.delivered} seconds={round(end.seconds, 3)} why={_word(_why(end))}"
+            f" received={end.received} delivered={end.delivered} seconds={round(end.seconds, 3)}{more}"
+            f" why={_word(_why(end))}"
         )
 
     def event(self, at: int) -> dict[str, Any]:
@@ -81,7 +86,7 @@ class _Ended:
         return {
             "timestamp": self._time(end),
             "level": "info",
-            "event": "connection",
+            "event": "connection" if end.answer is None else "request",
             "id": end.flow.connection,
             "request": end.flow.request,
             "client": end.client,
@@ -92,6 +97,7 @@ class _Ended:
             "received": end.received,
             "delivered": end.delivered,
             "seconds": round(end.seconds, 3),
+            **_of_request(end),
             "why": _why(end),
         }
 
@@ -100,6 +106,24 @@ class _Ended:
         if ms != self._ms:
             self._ms, self._text = ms, f"{self._utc_of(end.ended_at).isoformat(timespec='milliseconds')[:-6]}Z"
         return self._text
+
+
+def _of_request(end: Ending) -> dict[str, Any]:
+    """What only an HTTP request has, as far as it is known."""
+    answer = end.answer
+    if answer is None:
+        return {}
+    told: dict[str, Any] = {"request": end.flow.request}
+    if end.route.model:
+        told["model"] = logs.harmless(end.route.model)
+    told["status"] = answer.status
+    if answer.queued_s:
+        told["queued"] = round(answer.queued_s, 3)
+    if answer.first_s is not None:
+        told["first" if answer.is_stream else "answered"] = round(answer.first_s, 3)
+    if answer.tokens is not None:
+        told |= {f"tokens_{k}": n for k, n in zip(get_args(TokenKind), answer.tokens, strict=True) if n is not None}
+    return told
 
 
 def _why(end: Ending) -> str:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from statistics import median
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import trio
 
 from federation.errors import NotFound
+from federation.forward.http.paths import ollama_name
 from federation.mesh.bans import find_peer
 from federation.mesh.models import is_called, unpack
 from federation.ops import placement, schemas, status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Literal
 
     from federation.mesh.models import Catalog, Model
     from federation.mesh.records import NodeData
+    from federation.metrics import OfModel
     from federation.ops.parts import Parts
 
 # What the states are of nodes that are there: their models are shown.
 _THERE = ("online", "draining", "backend down", "suspect", "no backend")
+
+
+class _OfRequests(TypedDict):
+    requests: int
+    first_token_s: float | None
 
 
 def models(node: Parts) -> schemas.Models:
@@ -47,10 +55,12 @@ def models(node: Parts) -> schemas.Models:
                         "in_flight": status.in_flight(node, record),
                     }
                 )
+    asked = _Asked(node.metrics.models)
     rows: list[schemas.Model] = [
         {
             "name": name,
             "size": max(place["size"] for place in places),
+            **_of_requests(asked(name, is_ollama=any(place["kind"] == "ollama" for place in places))),
             "places": sorted(places, key=lambda place: (not place["warm"], place["in_flight"], place["name"])),
         }
         for name, places in sorted(found.items())
@@ -59,6 +69,29 @@ def models(node: Parts) -> schemas.Models:
         "models": rows,
         "incomplete": status.named_rows(node, incomplete),
         "silent": status.named_rows(node, silent),
+    }
+
+
+class _Asked:
+    """What this entry's clients asked for, by the names that they wrote."""
+
+    def __init__(self, counts: Mapping[str, OfModel]) -> None:
+        self._exactly = counts
+        self._at_ollama: dict[str, list[OfModel]] = {}
+        for name, of_model in counts.items():
+            self._at_ollama.setdefault(ollama_name(name), []).append(of_model)
+
+    def __call__(self, name: str, *, is_ollama: bool) -> Sequence[OfModel]:
+        if is_ollama:
+            return self._at_ollama.get(ollama_name(name), ())
+        return (self._exactly[name],) if name in self._exactly else ()
+
+
+def _of_requests(asked: Sequence[OfModel]) -> _OfRequests:
+    newest = [seconds for of_model in asked for seconds in of_model.newest]
+    return {
+        "requests": sum(of_model.requests.total() for of_model in asked),
+        "first_token_s": round(median(newest), 3) if newest else None,
     }
 
 

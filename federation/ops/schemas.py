@@ -166,6 +166,11 @@ class ModelPlace(TypedDict):
 class Model(TypedDict):
     name: str
     size: Annotated[int, Field(ge=0, description="bytes, the largest of its places; 0: unknown")]
+    requests: Annotated[Count, Field(description="of this entry's clients that are over, however they ended")]
+    first_token_s: Annotated[
+        float | None,
+        Field(description="seconds until the first content of an answer, median of the newest streams here; null: none yet"),
+    ]
     places: Annotated[list[ModelPlace], Field(description="warm ones first, then the least busy")]
 
 
@@ -223,12 +228,31 @@ class Candidate(TypedDict):
     rtt_ms: Annotated[float, Field(description="milliseconds, likewise")] | None
 
 
+class Tokens(TypedDict):
+    """Counts as the answer says them; null where it does not."""
+
+    taken: Annotated[Count | None, Field(description="of the prompt")]
+    made: Annotated[Count | None, Field(description="generated")]
+    cached: Annotated[Count | None, Field(description="of the prompt, those that the server found in its cache")]
+
+
+class Answer(TypedDict):
+    """What came of one HTTP request."""
+
+    status: Annotated[Count, Field(description="0 where no answer was begun")]
+    queued_s: Annotated[float, Field(description="seconds in which no peer could take it")]
+    first_s: Annotated[float | None, Field(description="seconds until the first content; null where it is not read")]
+    is_stream: bool
+    tokens: Tokens | None
+
+
 class Ended(TypedDict):
     peer_id: Annotated[str, Field(description="empty where nobody had it at the end")]
     seconds: Seconds
     received: Annotated[Bytes, Field(description="bytes from the client")]
     delivered: Annotated[Bytes, Field(description="bytes to the client")]
     error: str | None
+    answer: Annotated[Answer | None, Field(description="null for a connection of layer 4")]
 
 
 class SentBack(TypedDict):
@@ -245,11 +269,13 @@ class Decision(TypedDict):
     request: Annotated[int, Field(ge=1, description="the request's number on that connection")]
     at: UtcTime
     service: str
+    model: Annotated[str, Field(description="empty where none was named")]
     client: str
     attempt: Annotated[int, Field(ge=1)]
     chosen: Annotated[str, Field(description="peer id")]
     name: str
     tier: Annotated[str, Field(description="the first tier in which the chosen is ahead of the runner-up")]
+    loads: Annotated[bool, Field(description="the model was on disk only at the chosen one, which loads it")]
     failed: Annotated[str | None, Field(description="why this attempt came to nothing")]
     sent_back: Annotated[SentBack | None, Field(description="why the entry picked again, which is no failure")]
     ended: Annotated[Ended | None, Field(description="how the connection ended; null while it is open")]
@@ -263,6 +289,7 @@ class TurnedAway(TypedDict):
     request: Annotated[int, Field(ge=1, description="the request's number on that connection")]
     at: Annotated[UtcTime, Field(description="when it ended; ISO 8601, UTC")]
     service: str
+    model: Annotated[str, Field(description="empty where none was named")]
     client: str
     attempts: Count
     seconds: Seconds

@@ -15,12 +15,13 @@ from federation.errors import TokenRetired
 from federation.forward.attempts import State
 from federation.metrics import Snapshot
 from federation.ops import invitation, schemas
+from federation.units import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from federation.forward.counters import Busier, Ending
+    from federation.forward.counters import Answer, Busier, Ending
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
@@ -128,11 +129,13 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
             "request": decision.flow.request,
             "at": (utc_now - timedelta(seconds=now - decision.at)).isoformat(),
             "service": decision.route.service,
+            "model": visible(decision.route.model),
             "client": decision.client,
             "attempt": decision.attempt,
             "chosen": decision.pick.chosen.peer_id,
             "name": node.name_of(decision.pick.chosen.peer_id),
             "tier": decision.pick.tier,
+            "loads": decision.pick.chosen.is_cold,
             "failed": None if decision.key in busier else failures.get((decision.flow, decision.attempt)),
             "sent_back": _sent_back(busier.get(decision.key)),
             "ended": _ended(endings.get(decision.flow)),
@@ -168,6 +171,7 @@ def turned_away(node: Parts, last: int, connection: int | None = None) -> list[s
             "request": ending.flow.request,
             "at": node.clock.utc_of(ending.ended_at).isoformat(),
             "service": ending.route.service,
+            "model": visible(ending.route.model),
             "client": ending.client,
             "attempts": ending.attempts,
             "seconds": round(ending.seconds, 3),
@@ -187,6 +191,20 @@ def _ended(ending: Ending | None) -> schemas.Ended | None:
         "received": ending.received,
         "delivered": ending.delivered,
         "error": ending.error,
+        "answer": _answer(ending.answer),
+    }
+
+
+def _answer(answer: Answer | None) -> schemas.Answer | None:
+    if answer is None:
+        return None
+    tokens = answer.tokens
+    return {
+        "status": answer.status,
+        "queued_s": round(answer.queued_s, 3),
+        "first_s": None if answer.first_s is None else round(answer.first_s, 3),
+        "is_stream": answer.is_stream,
+        "tokens": None if tokens is None else {"taken": tokens.taken, "made": tokens.made, "cached": tokens.cached},
     }
 
 

@@ -126,3 +126,40 @@ def test_what_is_open() -> None:
 )
 def test_seconds(value: float, text: str) -> None:
     assert render_connections.seconds(value) == text
+
+
+def test_a_request_says_its_model_when_it_began_and_its_tokens() -> None:
+    answer = {
+        "status": 200,
+        "queued_s": 1.5,
+        "first_s": 0.12,
+        "is_stream": True,
+        "tokens": {"taken": 812, "made": 40, "cached": 700},
+    }
+    text = shown(decision(7, model="llama3", service="default", tier="cold", loads=True, ended={**DONE, "answer": answer}))
+    assert "asked for llama3" in text
+    assert "cold: loads here" in text
+    assert text.endswith("waited 1.5 s for a peer, first token after 120 ms, 812 tokens in (700 cached), 40 out")
+    plain = {"status": 404, "queued_s": 0.0, "first_s": 2.0, "is_stream": False, "tokens": None}
+    text = shown(decision(7, model="m", tier="only", loads=True, ended={**DONE, "answer": plain}))
+    assert "asked for m of chat" in text
+    assert "the only one; loads the model" in text
+    assert text.endswith("status 404, answered after 2.0 s")
+
+
+def test_the_newest_requests_of_one_connection() -> None:
+    rows = [decision(1, request=n, at=f"2026-01-01T12:00:0{n}+00:00") for n in range(1, 6)]
+    rows.insert(3, decision(2, request=1, at="2026-01-01T12:00:03.5+00:00"))
+    kept = render_connections.newest_connections({"decisions": rows, "turned_away": []}, 3)
+    assert [(row["id"], row["request"]) for row in kept["decisions"]] == [(2, 1), (1, 4), (1, 5)]
+
+
+def test_a_line_of_the_log_about_a_request() -> None:
+    line = {
+        "event": "request", "timestamp": AT, "id": 7, "request": 2, "client": "c:1", "service": "default", "peer": "p",
+        "name": "athens", "attempts": 2, "received": 100, "delivered": 200, "seconds": 1.0, "model": "llama3", "status": 200,
+        "first": 0.5, "tokens_in": 9, "tokens_out": 3, "why": "done",
+    }  # fmt: skip
+    text = render_connections.log_line(line, color=False)
+    assert "#7.2 c:1 -> athens (llama3): 100 B up, 200 B down in 1.0 s, 2 attempts, first token after 500 ms" in text
+    assert text.endswith("9 tokens in, 3 out, done")

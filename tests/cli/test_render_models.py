@@ -17,21 +17,22 @@ def at(name: str, **fields: Any) -> dict[str, Any]:
 def test_a_line_a_model() -> None:
     answer = {
         "models": [
-            {"name": "llama3:latest", "size": 4 * GIB, "places": [at("athens", warm=True, in_flight=2), at("bergen")]},
+            {"name": "llama3:latest", "size": 4 * GIB, "requests": 12, "first_token_s": 0.25,
+             "places": [at("athens", warm=True, in_flight=2), at("bergen")]},
             {"name": "e5", "size": 0, "places": [at("bergen", service="embed", state="draining", in_flight=1)]},
         ],
         "incomplete": [], "silent": [],
     }  # fmt: skip
     assert render_models.models(answer, color=False).splitlines() == [
-        "MODEL          WHERE                          SIZE  BUSY",
-        "llama3:latest  athens*, bergen             4.0 GiB     2",
+        "MODEL          WHERE                          SIZE  BUSY  REQUESTS  FIRST TOKEN",
+        "llama3:latest  athens*, bergen             4.0 GiB     2        12       250 ms",
         "e5             bergen as embed (draining)              1",
     ]
 
 
 def test_a_node_with_two_services_is_busy_once() -> None:
     places = [at("athens", in_flight=3), at("athens", service="big", in_flight=3), at("bergen", in_flight=1)]
-    assert render_models.models({"models": [{"name": "m", "places": places}]}, color=False).endswith("4")
+    assert render_models.models({"models": [{"name": "m", "places": places}]}, color=False).rstrip().endswith("4")
 
 
 def test_none_and_who_does_not_tell() -> None:

@@ -255,6 +255,37 @@ def test_what_an_entry_has_here_itself_is_not_compared() -> None:
     assert not backends.is_busier("entry", 0, 0.151)
 
 
+@pytest.mark.parametrize(
+    ("slots", "capacity"), [((0,), 0), ((4,), 4), ((4, 2), 6), ((4, 0), 0)], ids=["untold", "one", "two", "one of two"]
+)
+def test_the_capacity_is_that_of_the_slots_where_all_tell_them(slots: tuple[int, ...], capacity: int) -> None:
+    backends = make_exit(*(f"s{n}=127.0.0.1:{n + 1}" for n in range(len(slots))), capacity="auto").backends
+    for backend, count in zip(backends.all, slots, strict=True):
+        backend.slots = count
+    assert backends.capacity == capacity
+    backends.load.change("a", 5)
+    assert backends.is_full is (0 < capacity <= 5)
+    backends.all[0].healthy = False
+    assert backends.capacity == sum(slots[1:])
+
+
+def test_requests_of_others_at_a_backend_are_load_and_hold_nothing_up() -> None:
+    exit_ = make_exit("127.0.0.1:1", capacity=3)
+    backends, backend = exit_.backends, exit_.backend
+    backends.has_outside(backend, 3)
+    assert (backends.in_flight, backends.outside, backends.load.by_others("peer"), backends.is_full) == (0, 3, 3, True)
+    assert backends.idle.is_set()
+    backends.has_outside(backend, 1)
+    backends.took(backend, "peer")
+    assert (backends.in_flight, backends.load.by_others("peer"), backends.load.by_others("")) == (1, 1, 2)
+    assert not backends.idle.is_set()
+    backends.released(backend, "peer", None)
+    assert backends.idle.is_set()
+    backends.refused(backend, "gone")
+    assert backends.load.by_entry == {}
+    assert backends.load.in_flight == 0
+
+
 @pytest.mark.parametrize(("capacity", "load", "is_full"), [(0, 10**6, False), (2, 1, False), (2, 2, True), (2, 3, True)])
 def test_who_is_full(capacity: int, load: int, is_full: bool) -> None:
     backends = make_exit(capacity=capacity).backends

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.forward.counters import DECISIONS, ENDINGS, Busier, Counters, Decision, Ending, Flow
+from federation.forward.counters import DECISIONS, ENDINGS, Answer, Busier, Counters, Decision, Ending, Flow
+from federation.forward.http.usage import Tokens
 from federation.forward.route import Route
 from federation.forward.selection import BY_LOAD, Candidate, Pick
-from federation.metrics import Metrics
+from federation.metrics import OTHER, Metrics
 
 CHAT = Route("chat")
 
@@ -39,6 +40,22 @@ def test_sums_and_metrics_agree() -> None:
         ("chat", "ok"): 2, ("chat", "error"): 1, ("chat", "turned_away"): 1,
     }  # fmt: skip
     assert metrics.retries["lost"] == 1
+
+
+def test_requests_are_counted_by_model() -> None:
+    metrics = Metrics()
+    counters = Counters(metrics)
+    stream = Answer(200, 0.5, 0.25, is_stream=True, tokens=Tokens(9, 12, None))
+    for answer, result in ((stream, "ok"), (stream._replace(is_stream=False), "ok"), (Answer(502), "error"), (None, "ok")):
+        counters.ended(ending(route=Route("chat", "m"), attempts=3, answer=answer), result)
+    counters.ended(ending(answer=stream), "ok")
+    counters.ended(ending(route=Route("chat", "made up"), attempts=0, answer=Answer(404)), "error")
+    model = metrics.models["m"]
+    assert (model.requests, model.retries, model.queued_s) == ({"ok": 2, "error": 1}, 6, 1.0)
+    assert model.tokens == {"in": 18, "out": 24, "cached": 0}
+    assert list(model.newest) == [0.25]
+    assert set(metrics.models) == {"m", OTHER}
+    assert metrics.models[OTHER].retries == 0
 
 
 def test_who_listens_hears_of_each_ending() -> None:

@@ -15,9 +15,11 @@ from federation.errors import BackendUnavailable
 from federation.forward.attempts import Attempts, State
 from federation.forward.counters import Counters, Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, RosterDispatcher
-from federation.forward.http.conversation import NO_KEYS
+from federation.forward.http.conversation import NO_KEYS, Keys
 from federation.forward.route import Route
 from federation.forward.selection import BACK_A_SECOND, BACK_AT_ONCE, LONGEST_REST_S, Policy, Selector
+from federation.forward.warmth import WARM_SLACK
+from federation.mesh.models import Model
 from federation.metrics import Metrics
 from federation.net.link.frames import FULL
 from federation.net.link.mux import Load
@@ -37,6 +39,7 @@ class World:
         self.capacity = capacity
         self.links: dict[str, Link] = {}
         self.peers = list(peers)
+        self.models: dict[str, Model] = {}
         self.penalties: list[tuple[str, float]] = []
         self.queued: list[Callable[[], None]] = []
         self.timers: list[Any] = []
@@ -73,6 +76,9 @@ class World:
 
     def catalogs(self, _service: str) -> list[Any]:
         return []
+
+    def models_at(self, _route: Route) -> dict[str, Any]:
+        return self.models
 
     def is_unheard_of(self, _route: Route) -> bool:
         return False
@@ -112,6 +118,7 @@ class Link:
 
     def __init__(self) -> None:
         self.opened: list[Attempts] = []
+        self.looks: list[tuple[str, float]] = []
 
     def open_request(self, _service: str, observer: Attempts, _other: Any, _believed: int) -> End:
         self.opened.append(observer)
@@ -121,6 +128,9 @@ class Link:
         return True
 
     def unwatch(self) -> None: ...
+
+    def look(self, service: str, now: float) -> None:
+        self.looks.append((service, now))
 
 
 class Request:
@@ -167,6 +177,59 @@ def test_a_pick_is_counted_and_remembered_until_it_is_released() -> None:
     for peer in ("a", "b"):
         world.dispatcher.release(peer)
     assert [world.selector.own_in_flight(peer) for peer in ("a", "b")] == [0, 0]
+
+
+def test_a_model_is_loaded_in_one_place_and_then_used_there() -> None:
+    world = World("a", "b", "c")
+    route = Route("default", "m")
+    request: Any = Request(world, route=route)
+    world.models = {peer: Model("m") for peer in world.peers}
+    homes = {world.dispatcher.pick(request, set(), 1).peer_id for _ in range(6)}  # type: ignore[union-attr]
+    assert len(homes) == 1
+    assert world.counters.decisions[-1].pick.tier == "cold"
+    (warm,) = homes
+    for _ in range(6):
+        world.dispatcher.release(warm)
+    world.models[warm] = Model("m", warm=True)
+    picked = [world.dispatcher.pick(request, set(), 1) for _ in range(WARM_SLACK + 3)]
+    assert [pick.peer_id == warm for pick in picked] == [True] * (WARM_SLACK + 1) + [False] * 2  # type: ignore[union-attr]
+    assert len({pick.peer_id for pick in picked}) == 2, "one more place is enough"  # type: ignore[union-attr]
+    for pick in picked:
+        world.dispatcher.release(pick.peer_id)  # type: ignore[union-attr]
+
+
+def test_the_home_of_a_conversation_is_a_warm_one() -> None:
+    world = World(*"abcdef")
+    world.models = {peer: Model("m", warm=peer in "ef") for peer in world.peers}
+    homes = set()
+    for n in range(20):
+        request: Any = Request(world, route=Route("default", "m"))
+        request.keys = Keys(b"%d" % n, b"%d" % n)
+        pick = world.dispatcher.pick(request, set(), 1)
+        homes.add(pick.peer_id)  # type: ignore[union-attr]
+        world.dispatcher.release(pick.peer_id)  # type: ignore[union-attr]
+    assert homes == {"e", "f"}
+
+
+def test_a_node_whose_backend_lacks_its_model_is_to_look() -> None:
+    world, own = World("a"), []
+    world.links["a"] = Link()
+    world.dispatcher.look_for_models = own.append
+    for peer in ("a", "gone", "own"):
+        world.dispatcher.lacks(ROUTE, peer)
+    assert world.links["a"].looks == [("default", 5.0)]
+    assert own == ["default"]
+
+
+def test_a_request_goes_to_the_node_that_made_the_thing() -> None:
+    world = World("a", "b")
+    route = Route("default", "m")
+    assert world.dispatcher.route_to(route, "responses/r") is None
+    world.dispatcher.made(route, "responses/r", "b")
+    assert world.dispatcher.route_to(route, "responses/r") == Route("default", "m", "b")
+    assert world.dispatcher.route_to(Route("tts"), "responses/r") is None, "another service's"
+    world.peers = ["a"]
+    assert world.dispatcher.route_to(route, "files/f") == route, "who else"
 
 
 def test_the_own_load_is_told_to_the_selector_once_for_many_changes() -> None:

@@ -155,6 +155,9 @@ class End:
     def watched(self, seconds: int) -> None:
         self._owner.pushing.watched(self, seconds)
 
+    def look_wanted(self, service: str) -> None:
+        raise AssertionError
+
 
 class Exit:
     is_liar = False  # it tells of no load, and sends everything back
@@ -210,6 +213,9 @@ class Entry:
 
     def catalogs(self, _service: str) -> list[Any]:
         return []
+
+    def models_at(self, _route: Route) -> dict[str, Any]:
+        return {}
 
     def is_unheard_of(self, _route: Route) -> bool:
         return False

@@ -15,9 +15,11 @@ import pytest
 import trio
 
 from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, State
+from federation.forward.counters import Answer as Told
 from federation.forward.counters import Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
 from federation.forward.exchange import BEHIND_S
+from federation.forward.http.usage import Tokens
 from federation.mesh.models import Model, catalog, pack
 from federation.reactor.sockets import OUT_BUFFER
 from tests.support.entries import OWN, Net, Tunnel, network, settled
@@ -32,6 +34,7 @@ every_mode = pytest.mark.parametrize("replay", MODES)
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
 REQUEST = post(BODY)
 CHAT, MESSAGES, OLLAMA, PLAIN = "/v1/chat/completions", "/v1/messages", "/api/chat", "/x"
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 SSE, LINES = "Content-Type: text/event-stream", "Content-Type: application/x-ndjson"
 
 
@@ -752,3 +755,142 @@ async def test_many_clients_that_stop_reading_a_stream() -> None:
         tracemalloc.stop()
         assert current < len(talks) * 200_000
         assert all(client.socket._out_size <= OUT_BUFFER for client in net.frontend.active)
+
+
+# What an answer says of its tokens
+
+
+def heard(net: Net) -> Any:
+    return net.frontend.counters.endings[-1].answer
+
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "prompt_tokens_details": {"cached_tokens": 4}}
+
+
+async def test_tokens_and_the_first_content_of_a_stream(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        net.tunnel.sends(ok_chunked(b"", SSE).removesuffix(b"0\r\n\r\n"))
+        await net.passes(3.0)
+        net.tunnel.sends(b"8\r\n: ping\n\n\r\n")
+        await net.passes(2.0)
+        for data in (b'{"choices": [], "usage": null}', json.dumps({"usage": USAGE}).encode(), b"[DONE]"):
+            net.tunnel.sends(b"%x\r\ndata: %b\n\n\r\n" % (len(data) + 8, data))
+        net.tunnel.sends(b"0\r\n\r\n")
+        assert (await talk.answer()).body.endswith(b"[DONE]\n\n")
+        assert heard(net) == Told(200, 0.0, 5.0, is_stream=True, tokens=Tokens(9, 12, 4))
+        assert net.metric("federation_model_tokens_total", model="m", kind="cached") == 4
+        assert net.metric("federation_model_first_token_seconds_count", model="m") == 1
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_tokens_of_a_whole_answer(mock_clock: MockClock, is_chunked: bool) -> None:
+    body = json.dumps({"text": "x" * 9000, "usage": USAGE}).encode()
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        net.tunnel.answers()
+        await net.passes(2.0)
+        kind = "Content-Type: application/json"
+        net.tunnel.sends(ok_chunked(body, kind) if is_chunked else ok(body, kind))
+        assert (await talk.answer()).body == body
+        assert heard(net) == Told(200, 0.0, 2.0, tokens=Tokens(9, 12, 4))
+
+
+async def test_nothing_is_read_of_an_answer_without_a_model_nor_of_an_error(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        said = ok(b'{"usage": {"prompt_tokens": 1}}', "Content-Type: application/json")
+        for request, answer in ((get(), said), (REQUEST, NOT_FOUND)):
+            talk = await ask(net, request)
+            net.tunnel.answers()
+            net.tunnel.sends(answer)
+            status = (await talk.answer()).status
+            assert heard(net) == Told(status)
+        assert net.metric("federation_model_requests_total", model="m") == 0, "no backend has answered to it"
+        assert net.metric("federation_model_requests_total", model="other", result="ok") == 1
+
+
+async def test_a_node_that_lacks_the_model_it_announces_is_to_look_again(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        for request, looks in ((get(), []), (REQUEST, ["default"])):
+            talk = await ask(net, request)
+            serve(net.tunnel, NOT_FOUND)
+            assert (await talk.answer()).status == 404
+            assert net.roster.links["a"].looks == looks
+
+
+async def test_the_time_in_the_queue_is_told(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        talk = await ask(net, REQUEST)
+        await net.passes(4.0)
+        net.add("a")
+        await settled(lambda: net.tunnels)
+        await net.passes(1.0)
+        serve(net.tunnel, ok())
+        assert (await talk.answer()).status == 200
+        assert heard(net) == Told(200, 4.0)
+        net.roster.nodes.clear()
+        talk = await ask(net, REQUEST)
+        await net.passes(11.0)
+        assert (await talk.answer()).status == 503
+        assert heard(net) == Told(503, 11.0)
+
+
+# Things that live on one node
+
+
+CREATED = json.dumps({"type": "response.created", "response": {"id": "resp_1", "usage": None}}).encode()
+
+
+@pytest.mark.parametrize(
+    ("made", "later"),
+    [
+        (ok(b'{"id": "resp_1"}', "Content-Type: application/json"), get("/v1/responses/resp_1")),
+        (ok_chunked(b"data: %b\n\n" % CREATED, SSE), get("/v1/v1/responses/resp_1/input_items?limit=1")),
+        (
+            ok(b'{"id": "resp_1"}', "Content-Type: application/json"),
+            post(b'{"model": "m", "previous_response_id": "resp_1"}', "/v1/responses"),
+        ),
+    ],
+)  # fmt: skip
+async def test_a_request_about_a_thing_goes_where_it_was_made(mock_clock: MockClock, made: bytes, later: bytes) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b", "c")
+        talk = await ask(net, later)
+        answer = await talk.answer()
+        assert (answer.status, net.tunnels) == (404, [])
+        assert "responses/resp_1 lives on the node that made it" in answer.message
+        talk = await ask(net, post(BODY, "/v1/responses"))
+        maker = net.tunnel.peer_id
+        serve(net.tunnel, made)
+        assert (await talk.answer()).status == 200
+        for _ in range(4):
+            talk = await ask(net, later)
+            assert net.tunnel.peer_id == maker
+            serve(net.tunnel, ok())
+            assert (await talk.answer()).status == 200
+
+
+async def test_a_thing_whose_node_is_away_is_not_looked_for_elsewhere(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b")
+        talk = await ask(net, post(b"{}", "/v1/files"))
+        serve(net.tunnel, ok(b'{"id": "file-1"}', "Content-Type: application/json"))
+        assert (await talk.answer()).status == 200
+        net.roster.barred.add(net.tunnel.peer_id)
+        talk = await ask(net, post(b'{"input_file_id": "file-1"}', "/v1/batches"))
+        await net.passes(11.0)
+        assert (await talk.answer()).status == 503
+        assert len(net.tunnels) == 1
+
+
+async def test_where_there_is_one_node_only_it_is_asked(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, get("/v1/files/unknown"))
+        serve(net.tunnel, NOT_FOUND)
+        assert (await talk.answer()).body == b"{}"

@@ -13,7 +13,7 @@ from federation.forward import model_watch as module
 from federation.forward.model_watch import ModelWatch
 from federation.forward.models.asking import Answer, Asker
 from federation.forward.models.dialects import Queue
-from federation.mesh.models import Model, unpack
+from federation.mesh.models import MAX_SLOTS, Model, unpack
 from federation.units import Endpoint, HostPort
 from tests.support.exits import Exit, checking, make_exit
 from tests.support.links import until
@@ -237,3 +237,55 @@ async def test_one_more_backend_while_it_runs() -> None:
             watched.models.follow(watched.exit.backends.offer(endpoint))
             await until(lambda: watched.changes == [{"default": {"m": False}}])
             assert watched.exit.backends.services() == {"default": True}
+
+
+SLOTS: dict[str, Any] = {
+    "/health": {}, "/v1/models": {"data": [{"id": "g", "aliases": ["h"]}]}, "/props": {"total_slots": 2},
+    "/slots": [{"is_processing": False}] * 2,
+}  # fmt: skip
+
+
+async def test_slots_make_the_capacity_and_requests_of_others_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BUSY_EVERY_S", 0.1)
+    pages = dict(SLOTS)
+    with serving(pages, headers={"Server": "llama.cpp"}) as port:
+        async with watching(f"http://127.0.0.1:{port}", capacity="auto") as watched:
+            backends = watched.exit.backends
+            assert backends.capacity == 2
+            backends.took(backends.all[0], "peer")
+            pages["/slots"] = [{"is_processing": True}] * 2
+            await until(lambda: backends.outside == 1)
+            assert backends.is_full
+            backends.released(backends.all[0], "peer", None)
+            await until(lambda: backends.outside == 2)
+            pages["/slots"] = [{"is_processing": False}] * 2
+            await until(lambda: backends.outside == 0)
+            changes = len(watched.changes)
+            pages["/props"] = {"total_slots": 3}
+            await until(lambda: backends.capacity == 3)
+            assert len(watched.changes) > changes
+            pages |= {"/props": {}, "/slots": {}}
+            await until(lambda: backends.capacity == 0)
+
+
+async def test_a_blip_is_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that ended while its server answered is not one of others."""
+    monkeypatch.setattr(module, "EVERY_S", 3600.0)
+    monkeypatch.setattr(module, "BUSY_EVERY_S", 3600.0)
+    pages = dict(SLOTS)
+    with serving(pages, headers={"Server": "llama.cpp"}) as port:
+        async with watching(f"http://127.0.0.1:{port}") as watched:
+            known = watched.models._known[watched.exit.backend]
+            for busy, said in ((True, 0), (False, 0), (True, 0), (True, 2)):
+                pages["/slots"] = [{"is_processing": busy}] * 2
+                await watched.models._look_at(known)
+                assert watched.exit.backends.outside == said
+
+
+@pytest.mark.parametrize("odd", [-1, 2**64, 1e308, float("nan"), "9", None, [], {}, True])
+async def test_whatever_a_server_says_of_its_slots(odd: Any) -> None:
+    pages = {**SLOTS, "/props": {"total_slots": odd}, "/slots": odd}
+    with serving(pages, headers={"Server": "llama.cpp"}) as port:
+        async with watching(f"http://127.0.0.1:{port}", capacity="auto") as watched:
+            assert 0 <= watched.exit.backends.capacity <= MAX_SLOTS
+            assert watched.models.catalogs()["default"].models[0].slots <= MAX_SLOTS

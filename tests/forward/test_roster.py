@@ -341,6 +341,30 @@ async def test_ollama_has_its_own_names(mock_clock: MockClock) -> None:
     assert having(roster, "llama3:latest") == ["a", "b"]
 
 
+async def test_a_route_to_one_node(mock_clock: MockClock) -> None:
+    world = World()
+    for peer in ("a", "b"):
+        world.hear(peer, models=models("m"))
+    roster = world.roster()
+    assert [node.peer_id for node in roster.eligible(Route("default", "other", "b"))] == ["b"]
+    assert roster.eligible(Route("default", "m", "gone")) == []
+    assert set(roster.models_at(Route("default", "m", "b"))) == {"a", "b"}
+
+
+async def test_the_model_as_each_node_has_it(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", models=pack({"default": catalog("ollama", [Model("m:latest", True, 1 << 20, 2)])}))
+    world.hear("b", models=models("m"))
+    world.hear("c", models=models("other"))
+    roster = world.roster()
+    route = Route("default", "m")
+    assert roster.models_at(route) == {"a": Model("m:latest", True, 1 << 20, 2), "b": Model("m")}
+    assert roster.models_at(route) is roster.models_at(route)
+    world.hear("a", models=models("other"), seq=1)
+    roster.changed()
+    assert roster.models_at(route) == {"b": Model("m")}
+
+
 async def test_models_of_another_service_do_not_count(mock_clock: MockClock) -> None:
     world = World()
     world.hear("a", services={"default": True, "tts": True}, models=models("m", service="tts"))

@@ -19,6 +19,7 @@ from federation.forward.route import Route
 from federation.forward.selection import (
     BY_LOAD,
     BY_REQUESTS,
+    MAX_MODELS,
     NEVER,
     Candidate,
     Policy,
@@ -74,6 +75,39 @@ def serve(entry: Selector, nodes: list[Box], requests: int, *, start: float = 0.
 
 
 # The order by load, tier by tier
+
+
+def test_a_replica_that_stays_cold_comes_last_of_those_with_room() -> None:
+    cold = {"is_cold": True, "is_left_cold": True}
+    for best in (best_by_load, best_by_requests):
+        assert best([candidate("a", **cold), candidate("b", in_flight=5, served=9, is_away=True)]).peer_id == "b"
+        assert best([candidate("a", **cold), candidate("b", in_flight=1, capacity=1)]).peer_id == "a"
+    rng = random.Random(1)
+    assert {pick_random([candidate("a", **cold), candidate("b")], rng).peer_id for _ in range(20)} == {"b"}
+
+
+def test_a_pick_says_whether_it_loads_the_model() -> None:
+    nodes = boxes(8, 8)
+    warm = selector().pick(nodes, now=1.0, route=Route("default", "m"), cold={"box0"}, left_cold={"box0"})
+    assert (warm.chosen.peer_id, warm.tier) == ("box1", "warm")
+    loads = selector().pick(nodes, now=1.0, route=Route("default", "m"), cold={"box0", "box1"}, left_cold={"box0"})
+    assert (loads.chosen.peer_id, loads.tier) == ("box1", "cold")
+
+
+def test_the_last_use_is_of_a_model_on_a_node() -> None:
+    entry, nodes = selector(), boxes(24, 8)
+    for now, model in enumerate(("m", "other", "m", "other")):
+        pick = entry.pick(nodes, now=float(now), route=Route("default", model))
+        entry.release(pick.chosen.peer_id)
+    assert entry.last_used("box0", "m") == 0.0
+    assert entry.last_used("box1", "m") == 2.0
+    assert entry.last_used("box1") == 3.0
+    assert entry.last_used("box1", "never") == NEVER
+    for n in range(MAX_MODELS):
+        entry.release(entry.pick(nodes, now=9.0, route=Route("default", f"m{n}")).chosen.peer_id)
+    assert len(entry._used) == MAX_MODELS
+    entry.forget("box1")
+    assert entry.last_used("box1", f"m{MAX_MODELS - 1}") == NEVER
 
 
 def test_least_in_flight_wins() -> None:
@@ -195,7 +229,7 @@ def test_the_order_of_the_candidates_does_not_matter(candidates: list[Candidate]
 def test_each_tier_narrows_down_what_the_one_before_left(candidates: list[Candidate]) -> None:
     left = [c for c in candidates if not c.is_full] or candidates
     for tier in (
-        lambda c: c.is_away, lambda c: c.in_flight, lambda c: c.is_distant, lambda c: c.last_used,
+        lambda c: c.is_left_cold, lambda c: c.is_away, lambda c: c.in_flight, lambda c: c.is_distant, lambda c: c.last_used,
         lambda c: -c.available_vram,
     ):  # fmt: skip
         best = min(map(tier, left))

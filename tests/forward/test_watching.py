@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from federation.forward.route import Route
 from federation.forward.sample import SAMPLE
 from federation.forward.selection import Policy, Selector
-from federation.forward.watching import Watching
+from federation.forward.watching import MAX_SAMPLES, Watching
 
 OWN = "own"
 FOR_S = 30.0
@@ -156,3 +157,19 @@ def test_other_policies_look_at_all(policy: Policy) -> None:
     nodes = world.nodes(*range(30))
     for now in (0.0, 1.0):
         assert world.watching.look("s", nodes, now) is nodes
+
+
+def test_each_model_has_a_sample_of_its_own_and_there_are_not_too_many() -> None:
+    """Requests for two models in turn do not make each other's peers be left."""
+    world = World()
+    first, second = world.nodes(*range(20)), world.nodes(*range(20, 40))
+    for _ in range(3):
+        world.watching.look(Route("default", "m"), first, 1.0)
+        world.watching.look(Route("default", "n"), second, 1.0)
+    assert {0, *range(20)} > {int(peer) for peer in world.watched(2.0) if int(peer) < 20} != set()
+    before = sum(link.unwatched for link in world.links.values())
+    assert before == 4, "each slid twice"
+    for n in range(MAX_SAMPLES):
+        world.watching.look(Route("default", str(n)), second, 2.0)
+    assert len(world.watching._samples) == MAX_SAMPLES
+    assert not any(int(peer) < 20 for peer in world.watched(3.0))

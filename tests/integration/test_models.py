@@ -80,7 +80,7 @@ def test_every_node_knows_them_at_once_and_where_one_more_has_room(fleet: Fleet,
             return federation(*command, *options, home=fleet.directory, check=check).stdout
 
         lines = run("models").splitlines()
-        assert lines[0].split() == ["MODEL", "WHERE", "SIZE", "BUSY"]
+        assert lines[0].split() == ["MODEL", "WHERE", "SIZE", "BUSY", "REQUESTS", "FIRST", "TOKEN"]
         assert lines[1].split()[:4] == ["llama3:latest", "athens*", "5.0", "GiB"]
         assert run("place", "--vram", "20GiB").startswith("athens: 24.0 GiB of 24.0 GiB free")
         best = json.loads(run("place", "--model", "qwen:7b", "--json"))["best"]

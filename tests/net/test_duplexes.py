@@ -38,6 +38,9 @@ class Side:
     def watched(self, seconds: int) -> None:
         raise AssertionError
 
+    def look_wanted(self, service: str) -> None:
+        raise AssertionError
+
     def tunnel_opened(self, channel: Channel, _service: str, _believed: int) -> None:
         self.far.other, channel.other, self.channel = channel, self.far, channel
         channel.accept()

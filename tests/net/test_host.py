@@ -250,9 +250,12 @@ class TestLoad:
             a.host.load_watched(link, 30)
             assert a.events.told[-1] == (b.id, 3)
             assert a.events.watched == [(b.id, 30)]
+            a.host.look_wanted(link, "default")
             link.fail("gone")
             a.host.load_told(link, 4)
             a.host.load_watched(link, 30)
+            a.host.look_wanted(link, "default")
+            assert a.events.looks == [(b.id, "default")]
             assert a.events.told[-1] == (b.id, 3)
             assert len(a.events.watched) == 1
 

@@ -11,7 +11,8 @@ import structlog
 import trio
 
 from federation import logs
-from federation.forward.counters import Ending, Flow
+from federation.forward.counters import Answer, Ending, Flow
+from federation.forward.http.usage import Tokens
 from federation.forward.route import Route
 from federation.ops.access_log import AccessLog
 
@@ -74,6 +75,25 @@ async def test_a_line_a_connection(out: io.StringIO, autojump_clock: trio.testin
     assert lines[2]["why"] == "reset by peer"
     kept = logs.recent.after(0, 100)
     assert [(line["number"], line["id"]) for line in kept] == [(1, 1), (2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_a_request_has_its_model_and_its_tokens(out: io.StringIO, style: str) -> None:
+    logs.configure("info", style, stream=out)
+    book = journal()
+    answer = Answer(200, 1.5, 0.1234, is_stream=True, tokens=Tokens(9, 12, None))
+    book.ended(FIRST._replace(flow=Flow(3, 2), route=Route("default", "a b\n"), answer=answer))
+    book.ended(FIRST._replace(answer=Answer(502)))
+    book.write()
+    first, second = out.getvalue().splitlines()
+    if style == "json":
+        told = json.loads(first)
+        assert list(told) == [*KEYS[:-1], "model", "status", "queued", "first", "tokens_in", "tokens_out", "why"]
+        assert (told["event"], told["request"], told["model"], told["first"]) == ("request", 2, "a b\\n", 0.123)
+        assert "model" not in json.loads(second)
+    else:
+        assert "request=2 model='a b\\\\n' status=200 queued=1.5 first=0.123 tokens_in=9 tokens_out=12 why=done" in first
+        assert "status=502 why=done" in second
 
 
 @pytest.mark.parametrize("style", ["console", "json"])

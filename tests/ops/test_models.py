@@ -48,6 +48,18 @@ async def test_a_model_and_where_it_is_the_warm_and_idle_first(make: MakeNode) -
     }  # fmt: skip
 
 
+async def test_requests_and_first_token_by_whatever_name_they_were_asked_for(make: MakeNode) -> None:
+    node = make()
+    add(node, "ada", **having(Model("m:latest"), Model("n")))
+    add(node, "bob", **having(Model("M"), kind="vllm"))
+    for name, seconds in (("M", 3.0), ("m:latest", 1.0), ("m", 2.0)):
+        counts = node.metrics.of_model(name, is_known=True)
+        counts.requests["ok"] += 1
+        counts.heard_first(seconds)
+    rows = {row["name"]: (row["requests"], row["first_token_s"]) for row in node.operator.models()["models"]}
+    assert rows == {"M": (1, 3.0), "m:latest": (3, 2.0), "n": (0, None)}
+
+
 async def test_only_nodes_that_are_there_and_their_state(make: MakeNode) -> None:
     node = make()
     add(node, "ada", draining=True, **having(Model("m")))

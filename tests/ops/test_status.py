@@ -12,12 +12,13 @@ import pytest
 import trio
 
 from federation.forward.attempts import State
-from federation.forward.counters import Busier, Decision, Ending, Failure, Flow
+from federation.forward.counters import Answer, Busier, Decision, Ending, Failure, Flow
+from federation.forward.http.usage import Tokens
 from federation.forward.route import Route
 from federation.forward.selection import Candidate, Policy, Selector
 from federation.mesh.gpu import GpuReading
 from federation.mesh.keyring import Keyring
-from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu
+from federation.mesh.records import NODE_ONLINE_WINDOW, Gpu, NodeData
 from federation.mesh.tokens import Token
 from federation.ops import status
 from federation.ops.ownership import Wish
@@ -254,11 +255,30 @@ class TestExplain:
         frontend.counters.endings.append(Ending(Flow(7), Route("s"), "c", "bob", 2, 0.0, 1.23456, 10, 20, "reset"))
         first, second = node.operator.explain(1, 7)
         assert [(d["id"], d["attempt"], d["failed"]) for d in (first, second)] == [(7, 1, "it said no"), (7, 2, None)]
-        ended = {"peer_id": "bob", "seconds": 1.235, "received": 10, "delivered": 20, "error": "reset"}
+        ended = {"peer_id": "bob", "seconds": 1.235, "received": 10, "delivered": 20, "error": "reset", "answer": None}
         assert first["ended"] == second["ended"] == ended
         (open_one,) = node.operator.explain(1, 8)
         assert (open_one["failed"], open_one["ended"]) == (None, None)
         assert node.operator.explain(1, 9) == []
+
+    async def test_a_request_with_its_answer(self, make: MakeNode) -> None:
+        node = make()
+        bob = NodeData(peer_id="bob", last_seen=node.clock.utc_now())
+        pick = node.selector.pick([bob], now=0.0, route=Route("s", "m"), cold={"bob"})
+        assert pick is not None
+        route = Route("s", "m\x1b")
+        told = Answer(200, 0.5, 0.12345, is_stream=True, tokens=Tokens(9, 12, None))
+        counters = node.frontend.counters
+        counters.decisions.append(Decision(0.0, route, "c", pick, 1, Flow(7, 2)))
+        counters.endings.append(Ending(Flow(7, 2), route, "c", "bob", 1, 0.0, 1.0, 10, 20, None, told))
+        counters.endings.append(Ending(Flow(7, 3), route, "c", "", 0, 0.0, 1.0, 10, 20, "no", Answer(503)))
+        (row,) = node.operator.explain(9)
+        assert (row["model"], row["tier"], row["loads"]) == ("m?", "only", True)
+        assert row["ended"]["answer"] == {
+            "status": 200, "queued_s": 0.5, "first_s": 0.123, "is_stream": True,
+            "tokens": {"taken": 9, "made": 12, "cached": None},
+        }  # fmt: skip
+        assert node.operator.turned_away(9)[0]["model"] == "m?"
 
     async def test_what_was_sent_back_and_what_failed_are_told_apart(self, make: MakeNode) -> None:
         node = make()

@@ -20,7 +20,7 @@ from federation.config import Settings
 from federation.errors import PeerUnavailable
 from federation.forward.backends import Backends
 from federation.forward.frontend import Frontend
-from federation.forward.roster import catalogs_of, has_model, is_unheard_of
+from federation.forward.roster import catalogs_of, has_model, is_unheard_of, model_of
 from federation.forward.route import Route
 from federation.forward.selection import Policy, Selector
 from federation.mesh.records import NodeData
@@ -33,7 +33,7 @@ from tests.support.sockets import CountingReactor, Listener, reset, running, str
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from federation.mesh.models import Catalog
+    from federation.mesh.models import Catalog, Model
     from federation.net.link.mux import RequestObserver
     from federation.reactor.duplex import Duplex
 
@@ -158,6 +158,7 @@ class FakeLink:
         self.peer_id = peer_id
         self.tunnels = tunnels
         self.pings = 0
+        self.looks: list[str] = []
         self.is_closed = False
         self.arrived: Callable[[], None] = lambda: None  # what lies in its socket
 
@@ -179,6 +180,9 @@ class FakeLink:
     def ping(self) -> None:
         self.pings += 1
 
+    def look(self, service: str, now: float) -> None:
+        self.looks.append(service)
+
 
 class FakeRoster:
     """The test says who is eligible. Who is penalized is not, until the test says otherwise."""
@@ -195,6 +199,8 @@ class FakeRoster:
         own = record(OWN, services=self._services())
         nodes = [own, *self.nodes.values()]
         nodes = [node for node in nodes if node.offers(route.service) and node.peer_id not in self.barred]
+        if route.target:
+            return [node for node in nodes if route.target in (node.peer_id, node.name)]
         if not route.model:
             return nodes
         having = [node for node in nodes if has_model(node, route.service, route.model)]
@@ -203,6 +209,10 @@ class FakeRoster:
     def catalogs(self, service: str) -> list[Catalog]:
         announced = [catalogs_of(node.models).get(service) for node in self.eligible(Route(service))]
         return [catalog for catalog in announced if catalog is not None]
+
+    def models_at(self, route: Route) -> dict[str, Model]:
+        found = {node.peer_id: model_of(node, route.service, route.model) for node in self.eligible(route)}
+        return {peer_id: model for peer_id, model in found.items() if model is not None}
 
     def is_unheard_of(self, route: Route) -> bool:
         return not self.eligible(route) and is_unheard_of(self.nodes.values(), route)

@@ -13,6 +13,7 @@ from federation.net.link.frames import (
     HEADER,
     HEADER_BYTES,
     LOAD,
+    LOOK,
     NUMBER,
     OPEN,
     OPENED,
@@ -27,6 +28,7 @@ from federation.net.link.frames import (
 NAMES = {
     STREAM: "STREAM", OPEN: "OPEN", OPENED: "OPENED", REFUSED: "REFUSED", DATA: "DATA",
     FIN: "FIN", RST: "RST", CREDIT: "CREDIT", PING: "PING", PONG: "PONG", LOAD: "LOAD", WATCH: "WATCH", BUSIER: "BUSIER",
+    LOOK: "LOOK",
 }  # fmt: skip
 
 

@@ -44,6 +44,7 @@ class HostEvents:
     believed: list[int] = field(default_factory=list)
     told: list[tuple[str, int]] = field(default_factory=list)
     watched: list[tuple[str, int]] = field(default_factory=list)
+    looks: list[tuple[str, str]] = field(default_factory=list)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         self.opened.append((channel, service))
@@ -54,6 +55,9 @@ class HostEvents:
 
     def load_watched(self, link: Link, seconds: int) -> None:
         self.watched.append((link.peer_id, seconds))
+
+    def look_wanted(self, link: Link, service: str) -> None:
+        self.looks.append((link.peer_id, service))
 
     def peer_up(self, link: Link) -> None:
         self.up.append(link)

@@ -45,6 +45,7 @@ class Events:
     believed: list[int] = field(default_factory=list)
     told: list[int] = field(default_factory=list)
     watched: list[int] = field(default_factory=list)
+    looks: list[str] = field(default_factory=list)
 
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None:
         channel.other = self.other
@@ -56,6 +57,9 @@ class Events:
 
     def load_watched(self, link: Link, seconds: int) -> None:
         self.watched.append(seconds)
+
+    def look_wanted(self, link: Link, service: str) -> None:
+        self.looks.append(service)
 
     def link_closed(self, link: Link, reason: str) -> None:
         self.closed.append(reason)

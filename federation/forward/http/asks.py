@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 WHOLE = 512 * 1024  # 0.2 ms; at worst, 100,000 keys, 15 ms and 10 MiB
 MAX_CHUNKS = 1024  # a client that sends byte by byte costs no object a byte
 MAX_WRITTEN_NAME = 6 * MAX_NAME + 2  # bytes of JSON
-_IDS = {"previous_response_id": "responses", "conversation": "conversations"}
+_IDS = {"previous_response_id": "responses", "conversation": "conversations", "input_file_id": "files"}
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _SPACE = b" \t\r\n"

@@ -77,11 +77,21 @@ _ONE_MODEL = re.compile(r"(?:/v1|/v1beta|/api/v0)/models/(.+)|/models/(.+)")
 _NO_MODEL = re.compile(
     r"/models/(?:apply|available|galleries|load|unload|edit|import|reload|toggle|(?:delete|jobs)(?:/.*)?)"
 )
-_ID = re.compile(
-    r"(?:/v1)?/(responses|files|batches|threads|assistants|conversations|vector_stores|fine_tuning/jobs|messages/batches"
-    r"|chat/completions|videos|containers|uploads|evals)/([^/]+)(?:/.*)?"
+_MAKING = (
+    "responses|files|batches|threads|assistants|conversations|vector_stores|fine_tuning/jobs|messages/batches|videos"
+    "|containers|uploads|evals"
 )
-_NOT_IDS = {"count_tokens", "batches", "input_tokens", "compact", "search", "render"}  # verbs that stand where ids do
+_ID = re.compile(rf"(?:/v1)?/({_MAKING}|chat/completions)/([^/]+)(?:/.*)?")
+_MADE = re.compile(rf"(?:/v1)?/({_MAKING})/?(?:\?.*)?")
+_NOT_IDS = {
+    "count_tokens",
+    "batches",
+    "input_tokens",
+    "compact",
+    "search",
+    "render",
+    "runs",
+}  # verbs that stand where ids do
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
 _OLLAMA_KEYS = {"copy": ("source",), "tags": (), "ps": (), "version": ()}
 _ELEVENLABS = re.compile(r"/v1/(?:text-to-speech/[^/]+|sound-generation)")
@@ -90,6 +100,12 @@ _ELEVENLABS = re.compile(r"/v1/(?:text-to-speech/[^/]+|sound-generation)")
 def read(method: str, target: str) -> Path:
     """Understand a request's target; any text will do."""
     return _read_again(method, target) if len(target) <= MAX_COMMON else _read(method, target)
+
+
+def made_by(method: str, target: str) -> str:
+    """The kind of thing that the request makes, as in `Path.id`; empty if none. `target`: as backends get it."""
+    found = _MADE.fullmatch(target) if method == "POST" else None
+    return found[1] if found is not None else ""
 
 
 def _read(method: str, target: str) -> Path:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from federation.forward.models import dialects
-from federation.mesh.models import Catalog, catalog
+from federation.mesh.models import MAX_SLOTS, Catalog, catalog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,6 +28,7 @@ class Said(NamedTuple):
 
     catalog: Catalog
     queue: Queue | None = None
+    slots: int = 0  # requests that it computes at once, all its models together; 0: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,12 @@ async def recognise(asker: Asker) -> Kind | None:
 
 
 def _said(kind: str, models: list[Model] | None, whole: object, queue: Queue | None = None) -> Said | None:
-    return None if models is None else Said(catalog(kind, models, total=dialects.total(whole)), queue)
+    if models is None:
+        return None
+    slots = [model.slots for model in models]
+    # LM Studio's models have slots of their own; llama.cpp's are those of one model, which may have several names.
+    together = sum(slots) if kind == "lm-studio" else max(slots, default=0)
+    return Said(catalog(kind, models, total=dialects.total(whole)), queue, min(together, MAX_SLOTS))
 
 
 # Ollama

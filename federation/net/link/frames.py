@@ -8,6 +8,7 @@ from federation.net.link.seal import MAX_PLAINTEXT
 
 STREAM, OPEN, OPENED, REFUSED, DATA, FIN, RST, CREDIT, PING, PONG, LOAD, WATCH, BUSIER = range(1, 14)
 FIRST_OPTIONAL = 64
+LOOK = 65  # one that does not know it passes it over
 
 HEADER = struct.Struct(">BIH")  # type, channel, length of the payload
 HEADER_BYTES = HEADER.size

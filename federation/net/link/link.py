@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL_ID = "/federation/mux/2"
 PROTOCOL_ID_WITHOUT_LOAD = "/federation/mux/1"  # of nodes that tell their load by gossip alone
+LOOK_EVERY_S = 0.5  # as often as it does so
 WATCH_S = 30  # an entry that picks renews it; one that has no clients any more costs nothing from then on
 
 
@@ -48,6 +49,7 @@ class LinkEvents(Protocol):
     def tunnel_opened(self, link: Link, channel: Channel, service: str, believed: int) -> None: ...
     def load_told(self, link: Link, others: int) -> None: ...
     def load_watched(self, link: Link, seconds: int) -> None: ...
+    def look_wanted(self, link: Link, service: str) -> None: ...
     def link_closed(self, link: Link, reason: str) -> None: ...
     def link_misused(self, link: Link, what: str) -> None:
         """The remote broke the protocol; `link_closed` follows."""
@@ -94,6 +96,7 @@ class Link:
             load=load,
             entry_id=self.peer_id,
         )
+        self._looks_from = 0.0  # when it may be asked to look at its models again
         self._watching_until = 0.0  # the remote's load: it tells us of changes until then
         self._kept_until = self.opened_at  # though it is retired
         self._secured = secured
@@ -132,6 +135,13 @@ class Link:
         if self._watching_until:
             self._watching_until = 0.0
             self.mux.watch(0)
+
+    def look(self, service: str, now: float) -> None:
+        """Have the remote ask its backends for their models soon, where it understands that. Now and then, however often
+        this is called."""
+        if self.mux.tells_load and now >= self._looks_from:
+            self._looks_from = now + LOOK_EVERY_S
+            self.mux.look(service)
 
     def is_watching(self, now: float) -> bool:
         return now < self._watching_until
@@ -205,6 +215,9 @@ class Link:
 
     def watched(self, seconds: int) -> None:
         self._events.load_watched(self, seconds)
+
+    def look_wanted(self, service: str) -> None:
+        self._events.look_wanted(self, service)
 
     def stream_opened(self, channel: Channel) -> None:
         try:

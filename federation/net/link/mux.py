@@ -24,6 +24,7 @@ A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big e
     WATCH    1 byte            channel 0; tell the sender of each change of load for so many seconds
     BUSIER   4 bytes           the answer to OPEN: the node has this load by others, more than was believed; or FULL, and a
                                LOAD follows when it has room. No byte went anywhere
+    LOOK     service name      channel 0; a backend of the service said that it lacks a model that its node announces
 
 The last three, and the 4 bytes of OPEN, are spoken only where both ends negotiated them (`load` is given): then frame types
 from FIRST_OPTIONAL on are passed over if they are not known, so that a later version may add to them. A LOAD goes in the
@@ -54,6 +55,7 @@ from federation.net.link.frames import (
     HEADER_BYTES,
     LOAD,
     LOAD_BYTES,
+    LOOK,
     MAX_REASON,
     NUMBER,
     OPEN,
@@ -124,6 +126,9 @@ class Handler(Protocol):
 
     def watched(self, seconds: int) -> None:
         """The remote wants to hear of each change of load for that long, from now on. 0: no more."""
+
+    def look_wanted(self, service: str) -> None:
+        """A backend of this node said that it lacks a model that this node announces."""
 
     def stream_opened(self, channel: Channel) -> None:
         """The remote opened a libp2p stream. Set `channel.other` now."""
@@ -256,6 +261,10 @@ class Mux:
     def watch(self, seconds: int) -> None:
         """Ask to be told of the remote's load for so long, at most 255 s; 0: no more. Only where both ends `tells_load`."""
         self.control(WATCH, 0, bytes((seconds,)))
+
+    def look(self, service: str) -> None:
+        """Have the remote ask its backends for their models. Only where both ends `tells_load`."""
+        self.control(LOOK, 0, service.encode())
 
     def tick(self) -> None:
         """To be called a few times a second."""
@@ -456,6 +465,8 @@ class Mux:
             if len(payload) != 1 or channel_id:
                 raise ProtocolViolation("a malformed WATCH")
             self._handler.watched(payload[0])
+        elif kind == LOOK:
+            self._handler.look_wanted(_text(payload))
 
     def _load_told(self, channel_id: int, payload: bytes) -> None:
         if len(payload) != NUMBER.size or channel_id:

@@ -27,8 +27,8 @@ from federation.errors import PeerUnavailable
 from federation.net.link import carrier
 from federation.net.link.carrier import READS_A_TURN, SEND_BYTES
 from federation.net.link.channel import CHANNEL_BUFFER, CONNECTION_BUFFER, INITIAL_WINDOW, MAX_WINDOW, Channel
-from federation.net.link.frames import CREDIT, DATA, FIN, FULL, LOAD, OPEN, OPENED, PING, PONG, RST, STREAM, WATCH
-from federation.net.link.link import WATCH_S, Link, talk
+from federation.net.link.frames import CREDIT, DATA, FIN, FULL, LOAD, LOOK, OPEN, OPENED, PING, PONG, RST, STREAM, WATCH
+from federation.net.link.link import LOOK_EVERY_S, WATCH_S, Link, talk
 from federation.net.link.liveness import DEAD_AFTER_S, PING_AFTER_S, PING_EVERY_S, RTT_INTERVALS, SUSPECT_AFTER_S
 from federation.net.link.mux import MAX_CONTROL, Load
 from federation.net.link.seal import MAX_PLAINTEXT, Sealer, Unsealer
@@ -719,6 +719,17 @@ async def test_unwatch_says_so_once(mock_clock: object, watcher: Quiet) -> None:
     assert [payload for _, _, payload in watcher.heard()] == [bytes([WATCH_S]), bytes(1)]
     assert not link.watch(now())
     assert watcher.heard() == [("WATCH", 0, bytes([WATCH_S]))]
+
+
+async def test_a_peer_is_asked_to_look_now_and_then(mock_clock: object, watcher: Quiet) -> None:
+    link, now = watcher.link, trio.current_time
+    for _ in range(3):
+        for _ in range(5):
+            link.look("default", now())
+        assert watcher.heard() == [("LOOK", 0, b"default")]
+        watcher.jump(LOOK_EVERY_S)
+    watcher.says(frame(LOOK, 0, b"speech"))
+    assert watcher.host.looks == ["speech"]
 
 
 async def test_a_peer_of_the_former_version_is_not_asked(mock_clock: object, quiet: Quiet) -> None:

@@ -33,6 +33,7 @@ from federation.net.link.frames import (
     HEADER,
     HEADER_BYTES,
     LOAD,
+    LOOK,
     MAX_PAYLOAD,
     MAX_REASON,
     OPEN,
@@ -79,6 +80,7 @@ class Side:
     believed: list[int] = field(default_factory=list)
     told: list[int] = field(default_factory=list)
     watched_s: list[int] = field(default_factory=list)
+    looks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.mux = Mux(initiator=self.initiator, handler=self, wake=self._wake, load=self.load, entry_id="entry")
@@ -98,6 +100,9 @@ class Side:
 
     def watched(self, seconds: int) -> None:
         self.watched_s.append(seconds)
+
+    def look_wanted(self, service: str) -> None:
+        self.looks.append(service)
 
     def stream_opened(self, channel: Channel) -> None:
         channel.other = End(credit=self.takes, other=channel)
@@ -1256,6 +1261,18 @@ def test_watch_asks_for_so_many_seconds_or_for_no_more() -> None:
     assert b.told == a.told == []
 
 
+def test_look_names_a_service_and_costs_the_remote_its_budget() -> None:
+    a, b = loaded_pair()
+    before = b.mux._abuse_left
+    a.mux.look("speech")
+    assert pump(a, b) == [("a", "LOOK", 0, b"speech")]
+    assert b.looks == ["speech"]
+    assert b.mux._abuse_left == before - 1
+    b.mux.feed(frame(LOOK, 0, b"\xff\x1b" * 9000))
+    assert len(b.looks[1]) <= MAX_REASON
+    assert b.looks[1].isprintable()
+
+
 def test_open_carries_what_its_side_believes() -> None:
     a, b = loaded_pair()
     a.request(7)
@@ -1473,6 +1490,7 @@ def test_an_honest_crowd_never_comes_near_that() -> None:
         pytest.param(frame(BUSIER + 1), False, False, id="type 14"),
         pytest.param(frame(FIRST_OPTIONAL - 1), False, False, id="type 63"),
         pytest.param(frame(FIRST_OPTIONAL), True, False, id="type 64"),
+        pytest.param(frame(LOOK, 0, b"default"), True, False, id="LOOK"),
         pytest.param(frame(255, 2**32 - 1, bytes(MAX_PAYLOAD)), True, False, id="type 255"),
     ],
 )
@@ -2041,6 +2059,6 @@ TestBackToBack.settings = settings(max_examples=60, stateful_step_count=60, supp
 
 def test_the_numbers_of_the_frame_types_are_the_protocol() -> None:
     """A change of one is a change of the muxer's protocol id, and splits the network."""
-    assert list(NAMES) == list(range(1, 14))
-    assert FIRST_OPTIONAL == 64
+    assert list(NAMES) == [*range(1, 14), LOOK]
+    assert (FIRST_OPTIONAL, LOOK) == (64, 65)
     assert HEADER.size == 7
