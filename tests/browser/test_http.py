@@ -258,6 +258,20 @@ def test_a_key_is_made_shown_once_and_used(with_keys) -> None:
     assert "Authorization: Bearer YOUR_KEY" in page.text_content("#use-code")
 
 
+def test_a_key_that_was_revoked_is_offered_no_more(with_keys) -> None:
+    page = with_keys(KeyRoutes())
+    page.click("#make-key")
+    page.fill("#key-name", "phone")
+    page.click("#key button.primary")
+    page.wait_for_selector("#key-text")
+    page.keyboard.press("Escape")
+    page.click("#keys-rows button")
+    page.click("#confirm button.primary")
+    page.wait_for_selector("#keys-rows tr", state="detached")
+    page.click("#use-it")
+    assert KEY_TEXT not in page.text_content("#use")
+
+
 def test_without_a_session_keys_are_only_shown(site, page_at) -> None:
     routes = KeyRoutes()
     routes.add("phone")

@@ -90,6 +90,7 @@ export class Keys {
       what: "This",
       run: async () => {
         await post("/api/v1/keys/revoke", { name });
+        if (this.made?.name === name) this.made = null;
         announce(`${name} is revoked.`);
         await this.refreshNow();
       },
