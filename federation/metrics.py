@@ -70,7 +70,8 @@ class Distribution:
 
 @dataclass(slots=True)
 class OfModel:
-    """Requests of this entry's clients for one model. `newest`: seconds until the first content, of the newest streams."""
+    """Requests of this entry's clients for one model. Of the newest streams, `newest`: seconds until the first content;
+    `paces`: tokens a second from there."""
 
     requests: Counter[Result] = field(default_factory=Counter)
     retries: int = 0
@@ -78,6 +79,7 @@ class OfModel:
     tokens: Counter[TokenKind] = field(default_factory=Counter)
     first: Distribution = field(default_factory=lambda: Distribution(_FIRST_BUCKETS_S))
     newest: deque[float] = field(default_factory=lambda: deque(maxlen=_NEWEST))
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=_NEWEST))
 
     def heard_first(self, seconds: float) -> None:
         self.first.observe(seconds)

@@ -146,6 +146,9 @@ class Counters:
         model.queued_s += answer.queued_s
         if answer.is_stream and answer.first_s is not None:
             model.heard_first(answer.first_s)
+            rest_s = ending.seconds - answer.first_s
+            if answer.tokens is not None and (answer.tokens.made or 0) > 1 and rest_s > 0:
+                model.paces.append(((answer.tokens.made or 0) - 1) / rest_s)
         if answer.tokens is not None:
             for kind, count in zip(get_args(TokenKind), answer.tokens, strict=True):
                 model.tokens[kind] += count or 0

@@ -29,6 +29,7 @@ _THERE = ("online", "draining", "backend down", "suspect", "no backend")
 class _OfRequests(TypedDict):
     requests: int
     first_token_s: float | None
+    tokens_per_s: float | None
 
 
 def models(node: Parts) -> schemas.Models:
@@ -89,9 +90,11 @@ class _Asked:
 
 def _of_requests(asked: Sequence[OfModel]) -> _OfRequests:
     newest = [seconds for of_model in asked for seconds in of_model.newest]
+    paces = [pace for of_model in asked for pace in of_model.paces]
     return {
         "requests": sum(of_model.requests.total() for of_model in asked),
         "first_token_s": round(median(newest), 3) if newest else None,
+        "tokens_per_s": round(median(paces), 1) if paces else None,
     }
 
 

@@ -171,6 +171,9 @@ class Model(TypedDict):
         float | None,
         Field(description="seconds until the first content of an answer, median of the newest streams here; null: none yet"),
     ]
+    tokens_per_s: Annotated[
+        float | None, Field(description="behind the first one, median of the newest streams here that told their tokens")
+    ]
     places: Annotated[list[ModelPlace], Field(description="warm ones first, then the least busy")]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from federation.forward.counters import DECISIONS, ENDINGS, Answer, Busier, Counters, Decision, Ending, Flow
 from federation.forward.http.usage import Tokens
 from federation.forward.route import Route
@@ -54,6 +56,7 @@ def test_requests_are_counted_by_model() -> None:
     assert (model.requests, model.retries, model.queued_s) == ({"ok": 2, "error": 1}, 6, 1.0)
     assert model.tokens == {"in": 18, "out": 24, "cached": 0}
     assert list(model.newest) == [0.25]
+    assert list(model.paces) == [pytest.approx(11 / (ending().seconds - 0.25))]
     assert set(metrics.models) == {"m", OTHER}
     assert metrics.models[OTHER].retries == 0
 

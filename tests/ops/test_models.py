@@ -58,6 +58,9 @@ async def test_requests_and_first_token_by_whatever_name_they_were_asked_for(mak
         counts.heard_first(seconds)
     rows = {row["name"]: (row["requests"], row["first_token_s"]) for row in node.operator.models()["models"]}
     assert rows == {"M": (1, 3.0), "m:latest": (3, 2.0), "n": (0, None)}
+    node.metrics.of_model("m", is_known=True).paces.extend((20.04, 40.0, 10.0))
+    paces = {row["name"]: row["tokens_per_s"] for row in node.operator.models()["models"]}
+    assert paces == {"M": None, "m:latest": 20.0, "n": None}
 
 
 async def test_only_nodes_that_are_there_and_their_state(make: MakeNode) -> None:
