@@ -48,6 +48,7 @@ from federation.forward.http.dialects import (
 from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.head import HeadBuffer, parse_response
 from federation.forward.http.lists import is_list
+from federation.forward.http.paths import kind_of
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
 from federation.forward.kept_bodies import FREE
 from federation.forward.models.asking import OWN_AGENTS
@@ -296,7 +297,8 @@ class Exchange:
         elif not target and is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(service)):
             self._tell_models(request, catalogs)
         else:
-            self.route, self.keys = Route(service, asked.model, target), asked.keys
+            kind = "" if asked.model else kind_of(request.method, request.target)
+            self.route, self.keys = Route(service, asked.model, target, kind), asked.keys
             via = via[-MAX_VIA:] + b", " + own_id if via else own_id
             self._go(request, b"X-Federation-Via: " + via + b"\r\n")
 
