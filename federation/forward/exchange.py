@@ -53,6 +53,7 @@ from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.head import HeadBuffer, parse_response
 from federation.forward.http.ids import maker_of
 from federation.forward.http.lists import is_list
+from federation.forward.http.paths import kind_of
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
 from federation.forward.http.usage import meter_of
 from federation.forward.kept_bodies import FREE
@@ -334,7 +335,8 @@ class Exchange:
         elif self._grant is not None and (why := self._grant.refusal(asked.target, asked.model)):
             self._refuse_model(why)
         else:
-            self.route, self.keys = Route(service, asked.model, target), asked.keys
+            kind = "" if asked.model else kind_of(request.method, request.target)
+            self.route, self.keys = Route(service, asked.model, target, kind), asked.keys
             via = via[-MAX_VIA:] + b", " + own_id if via else own_id
             self._target, self._via = asked.target, b"X-Federation-Via: " + via + b"\r\n"
             self._go(asked.id)

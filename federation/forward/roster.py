@@ -68,11 +68,14 @@ class Roster:
 
     def eligible(self, route: Route) -> list[NodeData]:
         """The nodes that may serve; do not change the list. With a model: those that announce it, else those that announce
-        no models at all, or not all of them."""
+        no models at all, or not all of them. With a kind of server: those that have one, else all."""
         now = self._refreshed()
         service, model = route.service, route.model
         if route.target:
             return [node for node in self.eligible(Route(service)) if route.target in (node.peer_id, node.name)]
+        if route.kind and not model:
+            able = self.eligible(Route(service))
+            return [node for node in able if _kind(node, service) == route.kind] or able
         nodes = self._lists.get((service, model))
         if nodes is None:
             nodes = self._find(service, now) if not model else self._having(service, model, now)
@@ -213,6 +216,11 @@ class Roster:
 def catalogs_of(models: bytes) -> Mapping[str, Catalog]:
     """The models in a record, by service."""
     return unpack(models)
+
+
+def _kind(node: NodeData, service: str) -> str:
+    catalog = catalogs_of(node.models).get(service)
+    return "" if catalog is None else catalog.kind
 
 
 def has_model(node: NodeData, service: str, model: str) -> bool:

@@ -499,3 +499,14 @@ async def test_a_peer_that_lacks_a_model_is_asked_last_for_a_while(mock_clock: M
     for n in range(3 * MAX_LACKING):
         roster.lacks(Route("default", f"m{n}"), "a")
     assert len(roster._lacking) <= MAX_LACKING
+
+
+async def test_a_request_for_a_kind_of_server_goes_there_if_there_is_one(mock_clock: MockClock) -> None:
+    world = World()
+    world.hear("a", models=pack({"default": catalog("vllm", [Model("m")])}))
+    world.hear("b", models=pack({"default": catalog("ollama", [Model("m")])}))
+    world.hear("c")
+    roster = world.roster()
+    assert [node.peer_id for node in roster.eligible(Route("default", kind="ollama"))] == ["b"]
+    assert [node.peer_id for node in roster.eligible(Route("default", kind="sglang"))] == ["a", "b", "c"]
+    assert [node.peer_id for node in roster.eligible(Route("default", "m", kind="ollama"))] == ["a", "b"]

@@ -155,6 +155,15 @@ def _known(method: str, plain: str) -> Path:
     return Path("", _shape(what) if keys else Shape.NONE, keys=keys)
 
 
+def kind_of(method: str, target: str) -> str:
+    """The kind of server that such a request without a model is for.
+
+    Ollama's clients ask for its version, and by HEAD / whether it runs, before anything else; other servers answer 404."""
+    path = target.partition("?")[0]
+    is_ollamas = (path == "/api/version" and method in ("GET", "HEAD")) or (path == "/" and method == "HEAD")
+    return "ollama" if is_ollamas else ""
+
+
 def _shape(what: str) -> Shape:
     if what in _CHATS or what == "messages":
         return Shape.CHAT

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.forward.http.paths import MAX_NAME, Shape, ollama_name, read
+from federation.forward.http.paths import MAX_NAME, Shape, kind_of, ollama_name, read
 
 MODEL = ("model",)
 
@@ -160,3 +160,14 @@ def test_names_that_ollama_takes_for_one(one: str, other: str) -> None:
 
 def test_names_that_differ() -> None:
     assert len({ollama_name(name) for name in ("llama3", "llama3:8b", "user/llama3", "hf.co/user/llama3")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "kind"),
+    [
+        ("GET", "/api/version", "ollama"), ("HEAD", "/api/version?x", "ollama"), ("HEAD", "/", "ollama"), ("GET", "/", ""),
+        ("POST", "/api/version", ""), ("GET", "/version", ""), ("GET", "/health", ""),
+    ],
+)  # fmt: skip
+def test_what_only_one_kind_of_server_answers(method: str, target: str, kind: str) -> None:
+    assert kind_of(method, target) == kind
