@@ -45,6 +45,7 @@ class Path(NamedTuple):
     id: str = ""  # of a thing that lives on the node that made it: "responses/resp_1"
 
 
+_PULLING = frozenset(("pull", "create"))  # what /api/... has for a model that need not be there
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 _OLLAMA_NAMES = (
     "generate|chat|embed|embeddings|show|pull|push|delete|create|copy|tags|ps|version|blobs/[^/]*|me|signout"  # of /api/...
@@ -137,7 +138,7 @@ def _known(method: str, plain: str) -> Path:
     keys: tuple[str, ...] = () if method in _BODILESS else ("model",)
     if plain.startswith("/api/"):
         what = plain[5:]
-        if what.startswith("blobs/"):
+        if what in _PULLING or what.startswith("blobs/"):
             return Path("", keys=())
         if re.fullmatch(_OLLAMA_NAMES, what):
             shape = {"generate": Shape.PROMPT, "chat": Shape.CHAT}.get(what, Shape.NONE)
@@ -158,10 +159,12 @@ def _known(method: str, plain: str) -> Path:
 def kind_of(method: str, target: str) -> str:
     """The kind of server that such a request without a model is for.
 
-    Ollama's clients ask for its version, and by HEAD / whether it runs, before anything else; other servers answer 404."""
+    Ollama's clients ask for its version, and by HEAD / whether it runs, before anything else; other servers answer 404. A
+    model that is pulled or made is not there yet."""
     path = target.partition("?")[0]
-    is_ollamas = (path == "/api/version" and method in ("GET", "HEAD")) or (path == "/" and method == "HEAD")
-    return "ollama" if is_ollamas else ""
+    is_asking = (path == "/api/version" and method in ("GET", "HEAD")) or (path == "/" and method == "HEAD")
+    is_making = method == "POST" and path.removeprefix("/api/") in _PULLING
+    return "ollama" if is_asking or is_making else ""
 
 
 def _shape(what: str) -> Shape:

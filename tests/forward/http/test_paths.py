@@ -166,6 +166,7 @@ def test_names_that_differ() -> None:
     ("method", "target", "kind"),
     [
         ("GET", "/api/version", "ollama"), ("HEAD", "/api/version?x", "ollama"), ("HEAD", "/", "ollama"), ("GET", "/", ""),
+        ("POST", "/api/pull", "ollama"), ("POST", "/api/create", "ollama"), ("POST", "/api/chat", ""),
         ("POST", "/api/version", ""), ("GET", "/version", ""), ("GET", "/health", ""),
     ],
 )  # fmt: skip
