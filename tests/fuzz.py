@@ -444,7 +444,7 @@ def body(data: bytes) -> str:
     finally:
         asks.WHOLE = usual
     assert not (found.trouble and found.keys.k0)
-    path = f"{found.dialect.name} {found.id.partition('/')[0]}{' other target' * (found.target != where)}"
+    path = f"{found.id.partition('/')[0]}{' other target' * (found.target != where)}"
     return f"{path}, {found.trouble[:30] or ('a model' if found.model else 'none')}, keys {[len(key) for key in found.keys]}"
 
 

@@ -169,8 +169,8 @@ JOIN_REPEATABLE = (
         "listens",
         "--listen",
         "[NAME=]HOST:PORT",
-        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model; "
-        "https://HOST:PORT speaks TLS too, also on loopback",
+        "local port for clients of a service [127.0.0.1:8484]. If the service is HTTP, each request goes by its model; "
+        "http://HOST:PORT says so outright, tcp://HOST:PORT never; https://HOST:PORT speaks TLS too, also on loopback",
     ),
     (
         "allow_origins",
