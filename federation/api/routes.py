@@ -182,7 +182,7 @@ async def keys(node: ControlledNode) -> schemas.ClientKeys:
     return node.keys()
 
 
-@routes.post("/api/v1/keys", schemas.NewClientKey, owner=True, body=NewKey)
+@routes.post("/api/v1/keys/add", schemas.NewClientKey, owner=True, body=NewKey)
 async def add_key(node: ControlledNode, body: NewKey) -> schemas.NewClientKey:
     """Make a client's key, which all nodes of the network know within a second; it is told this once."""
     seconds = body.seconds if body.requests else 0

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 MAX_MODELS_SHOWN = 40
+MAX_NAME = 64  # as in mesh/client_keys.py, which is slow to import
 
 
 def add(args: Namespace) -> None:
     """The key alone goes to standard output: `KEY=$(federation key add phone)`."""
     body: dict[str, Any] = {"name": args.name.strip()}
+    if not (0 < len(body["name"]) <= MAX_NAME and body["name"].isprintable()):
+        raise UsageError(f"NAME {args.name!r}: 1 to {MAX_NAME} printable characters")
     if args.models is not None:
         body["models"] = [name.strip() for name in args.models.split(",") if name.strip()]
         if not body["models"]:
@@ -34,7 +37,7 @@ def add(args: Namespace) -> None:
         body["lifetime_s"] = _parsed(parse_lifetime, args.expires, "--expires")
     if args.rate is not None:
         body["requests"], body["seconds"] = _parsed(parse_rate, args.rate, "--rate")
-    text = Asker(args).post("keys", body)
+    text = Asker(args).post("keys/add", body)
     answer = json.loads(text)
     say(text if args.json else plain(answer["key"]))
     if not args.json and sys.stdout.isatty():

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from federation.errors import NotDone, NotFound, ProtocolViolation, UsageError
+from federation.errors import NotDone, NotFound, ProtocolViolation
 from federation.mesh.models import is_name as is_model
 from federation.net import identity
 
@@ -126,9 +126,9 @@ class KeyTable:
     # Ours
 
     def add(self, seed: bytes, text: str, statement: Statement, now_ms: int) -> Row:
-        """Sign a new key and keep it. Raises UsageError if a valid key has that name, NotDone where there is no room."""
+        """Sign a new key and keep it. Raises NotDone if a valid key has that name, or where there is no room."""
         if any(key.name == statement.name for key in self.live(now_ms)):
-            raise UsageError(f"there is a key {statement.name!r}; revoke it first, or choose another name")
+            raise NotDone(f"there is a key {statement.name!r}; revoke it first, or choose another name")
         row = self._signed(
             seed,
             [

@@ -102,7 +102,7 @@ class KeyExchange:
     # For people
 
     async def add(self, text: str, statement: Statement) -> None:
-        """Keep a new key, on disk too, and tell the others. Raises UsageError, NotDone or StateDirUnusable."""
+        """Keep a new key, on disk too, and tell the others. Raises NotDone or StateDirUnusable."""
         row = self.table.add(self._state.identity(), text, statement, self.now_ms)
         try:
             await self._save()

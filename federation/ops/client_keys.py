@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from federation.errors import UsageError
+from federation.errors import NotDone
 from federation.mesh.client_keys import MAX_NAME_CHARS, Statement, id_of, is_key_name, new_text
 from federation.mesh.models import is_name as is_model
 
@@ -44,13 +44,13 @@ def keys(node: Parts) -> schemas.ClientKeys:
 
 
 async def add(node: Parts, wish: KeyWish) -> schemas.NewClientKey:
-    """Make a key. Raises UsageError, NotDone or StateDirUnusable."""
+    """Make a key. Raises NotDone or StateDirUnusable."""
     name = wish.name.strip()
     if not is_key_name(name):
-        raise UsageError(f"a key's name has 1 to {MAX_NAME_CHARS} printable characters")
+        raise NotDone(f"a key's name has 1 to {MAX_NAME_CHARS} printable characters")
     for model in wish.models:
         if not is_model(model):
-            raise UsageError(f"{model!r} is no model's name")
+            raise NotDone(f"{model!r} is no model's name")
     now_ms, text = node.keys.now_ms, new_text()
     expires_ms = 0 if wish.lifetime_s is None else now_ms + int(wish.lifetime_s * 1000)
     key = Statement(

@@ -125,7 +125,7 @@ async def test_keys() -> None:
         async def made(body: Any, **headers: str) -> tuple[int, Any]:
             data = json.dumps(body).encode()
             fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            head = f"POST /api/v1/keys HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{fields}"
+            head = f"POST /api/v1/keys/add HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{fields}"
             answer = await raw(address, f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
             return int(answer.split()[1]), json.loads(answer.partition(b"\r\n\r\n")[2])
 

@@ -36,7 +36,7 @@ def running(tmp_path: Path) -> Iterator[tuple[StateDir, list[tuple[str, Any]]]]:
         def reply(self, body: Any) -> tuple[int, Any]:
             if self.command == "POST":
                 told.append((self.path, body))
-            if self.path == "/api/v1/keys" and self.command == "POST":
+            if self.path == "/api/v1/keys/add":
                 return 200, {"key": "fedk_new", **ROW}
             return 200, {"keys": [ROW, USED], "asked_off_loopback": True, "asked_on_loopback": False}
 
@@ -56,9 +56,17 @@ def test_the_key_alone_is_printed(running: Any, capsys: pytest.CaptureFixture[st
     keys.add(args(state, "add", "b", "--models", "m, n", "--expires", "30d", "--rate", "60/m", "--json"))
     assert json.loads(capsys.readouterr().out)["key"] == "fedk_new"
     assert told == [
-        ("/api/v1/keys", {"name": "phone"}),
-        ("/api/v1/keys", {"name": "b", "models": ["m", "n"], "lifetime_s": 30 * 86400.0, "requests": 60, "seconds": 60}),
+        ("/api/v1/keys/add", {"name": "phone"}),
+        ("/api/v1/keys/add", {"name": "b", "models": ["m", "n"], "lifetime_s": 30 * 86400.0, "requests": 60, "seconds": 60}),
     ]
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 65, "a\nb"])
+def test_a_name_that_is_none_is_refused(running: Any, name: str) -> None:
+    state, told = running
+    with pytest.raises(UsageError, match="NAME"):
+        keys.add(args(state, "add", name))
+    assert told == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.errors import NotDone, NotFound, ProtocolViolation, UsageError
+from federation.errors import NotDone, NotFound, ProtocolViolation
 from federation.mesh import client_keys
 from federation.mesh.client_keys import (
     DAY_MS,
@@ -73,7 +73,7 @@ def test_a_key_looks_like_one_and_is_kept_out_of_logs() -> None:
 def test_a_name_is_taken_while_its_key_is_valid() -> None:
     here = table()
     add(here, "phone", expires_ms=NOW + 5)
-    with pytest.raises(UsageError, match="there is a key 'phone'"):
+    with pytest.raises(NotDone, match="there is a key 'phone'"):
         add(here, "phone", seed=BEA)
     add(here, "phone", seed=BEA, now=NOW + 5)
     here.revoke(ADA, "phone", NOW + 5)

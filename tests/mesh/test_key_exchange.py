@@ -12,7 +12,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from federation.errors import NotFound, StateDirUnusable, UsageError
+from federation.errors import NotDone, NotFound, StateDirUnusable
 from federation.mesh import key_exchange
 from federation.mesh.client_keys import Statement, id_of, new_text
 from federation.mesh.key_exchange import HEARD_AT_ONCE, RETRIES, KeyExchange
@@ -85,7 +85,7 @@ async def test_all_linked_members_hear_at_once(tmp_path: Path) -> None:
     async with members(tmp_path, 3, links=[(0, 1), (0, 2), (1, 2)]) as (ada, bea, cyd):
         text = await ada.add("phone")
         await until(lambda: bea.knows(text) and cyd.knows(text))
-        with pytest.raises(UsageError, match="there is a key"):
+        with pytest.raises(NotDone, match="there is a key"):
             await cyd.add("phone")
         assert await bea.exchange.revoke("phone") == 1
         await until(lambda: ada.refuses(text) and cyd.refuses(text))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import TypeAdapter
 
-from federation.errors import NotFound, UsageError
+from federation.errors import NotDone, NotFound
 from federation.forward.client_keys import Grant
 from federation.forward.http.head import parse_request
 from federation.ops import schemas
@@ -46,7 +46,7 @@ async def test_made_listed_used_and_revoked(tmp_path: Path) -> None:
     "wish", [KeyWish(""), KeyWish("x" * 65), KeyWish("a\nb"), KeyWish("ok", ("",)), KeyWish("ok", ("x" * 201,))]
 )
 async def test_what_is_no_key_is_refused(tmp_path: Path, wish: KeyWish) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(NotDone):
         await idle_node(tmp_path).operator.add_key(wish)
 
 
