@@ -116,7 +116,7 @@ class Exchange:
         "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
         "_dispatcher", "_head_to_write", "_is_over", "_is_stream", "_is_unchunked",
         "_keep_alive", "_keeper", "_late", "_peek", "_reactor", "_received",
-        "_replay", "_request", "_side", "_tail", "_target", "_upstream", "attempts", "client", "client_name", "flow",
+        "_replay", "_request", "_side", "_tail", "_to_backend", "_upstream", "attempts", "client", "client_name", "flow",
         "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ class Exchange:
         )  # fmt: skip
         self._late: Peek | None = None  # of a body too long to be kept: it is under way with the model that it named so far
         self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
-        self._target = head.target  # as the backend is to have it
+        self._to_backend = head  # with the target as the backend is to have it
         self._upstream: Joinable | None = None
         self._keeper: Keepable | None = None  # the upstream, if the backend may keep its connection
         self._answered = 0  # bytes of the upstream that were read as its answer
@@ -240,7 +240,9 @@ class Exchange:
         if asked.trouble:
             self._refuse(400, asked.trouble)
             return
-        request, dispatcher = self._request._replace(target=asked.target), self._dispatcher
+        request, dispatcher = self._request, self._dispatcher
+        if asked.target != request.target:
+            request = self._to_backend = request._replace(target=asked.target)
         if is_list(request.method, request.target) and (catalogs := dispatcher.catalogs(self.route.service)):
             self._tell_models(request, catalogs)
             return
@@ -248,7 +250,6 @@ class Exchange:
         if asked.model and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(asked.model)}", code="model_not_found", param="model")
             return
-        self._target = request.target
         self.attempts.start()
 
     def _is_as_asked(self, chunk: bytes) -> bool:
@@ -305,7 +306,7 @@ class Exchange:
 
     def connected(self, upstream: Joinable) -> None:
         self._upstream = upstream
-        request = self._request._replace(target=self._target)
+        request = self._to_backend
         self._keeper = upstream if isinstance(upstream, Keepable) and upstream.keeps else None
         if request.version == "1.0":
             self._keeper = None
