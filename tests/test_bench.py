@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import math
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from ruler import __main__ as command
-from ruler import backends, bulk, kubo_node, ours, procs, report, sse, stats, targets, verdict, versions, wrk
+from ruler import backends, bulk, http, kubo_node, ours, procs, report, sse, stats, targets, tokens, verdict, versions, wrk
 from ruler.measures import LoadFailed, Sample
 
 WRK = """\
@@ -472,3 +474,55 @@ def test_a_first_round_that_does_not_fit_is_told() -> None:
     taken, left_out = _order("--targets", "direct,haproxy", "--only", "keepalive,bulk", deadline=1)
     assert taken == ["1 keepalive direct", "1 keepalive haproxy"]
     assert left_out == ["bulk: out of time"]
+
+
+# Requests for models (--http)
+
+
+def test_the_verdicts_of_http_compare_medians_with_one_rival() -> None:
+    samples = {
+        "ours": {"rps32": [90.0, 130.0, 150.0], "cpu32_us": [40.0, 50.0, 60.0], "p50_1_ms": [0.2]},
+        "sglang": {"rps32": [100.0], "cpu32_us": [40.0], "gap_p99_ms": [1.0]},
+    }
+    assert http.verdicts(samples) == [
+        "requests/s, 32 connections: 1.30x of sglang, >= 1.3x wanted: pass",
+        "CPU us per request: 1.25x of sglang, <= 1x wanted: FAIL",
+    ]
+
+
+def test_the_table_of_http_shows_what_was_measured_and_the_errors() -> None:
+    samples = {"direct": {"rps32": [10.0]}, "ours": {"rps32": [900.0, 1000.0, 1100.0], "chunks_per_s": [5.0]}}
+    table = http.table([("direct", "direct"), ("ours", "federation")], samples, {"ours": 3}).splitlines()
+    assert table[0].split() == ["median", "of", "the", "rounds", "±", "half", "the", "range", "direct", "federation"]
+    assert table[1].split() == ["requests/s,", "32", "connections", "10", "±", "0%", "1,000", "±", "10%"]
+    assert table[2].split() == ["64", "token", "streams,", "chunks/s", "-", "5", "±", "0%"]
+    assert table[3].split() == ["errors", "0", "3"]
+
+
+def test_the_long_body_names_a_model_and_is_long() -> None:
+    body = http._long_body()
+    assert abs(len(body) - http.LONG) < http.LONG / 100
+    assert json.loads(body)["model"] == "m"
+
+
+def test_a_stream_of_the_mock_is_chunks_of_events() -> None:
+    size, _, rest = tokens.CHUNK.partition(b"\r\n")
+    assert len(rest) == int(size, 16) + 2
+    assert rest.startswith(b"data: {")
+    assert rest.endswith(b"\n\n\r\n")
+
+
+def test_the_load_of_streams_counts_what_a_server_sends() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ruler.tokens", "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[1] / "scripts")),
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        said = tokens.load(int(process.stdout.readline()), streams=2, seconds=0.5)
+    finally:
+        process.communicate()  # the end of its stdin is the server's
+    assert said["errors"] == 0
+    assert said["chunks"] > 0
+    assert said["p99_gap_ms"] >= 0
+    assert process.returncode == 0

@@ -160,7 +160,7 @@ class Exchange:
         "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
         "_dispatcher", "_doubted", "_grant", "_head_to_write", "_is_counted", "_is_over", "_is_stream", "_is_unchunked",
         "_keep_alive", "_keeper", "_late", "_losses", "_maker", "_meter", "_page", "_peek", "_probe", "_quiet",
-        "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_target", "_upstream", "_via",
+        "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_to_backend", "_upstream", "_via",
         "_wait", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
     )  # fmt: skip
 
@@ -194,7 +194,7 @@ class Exchange:
         )  # fmt: skip
         self._late: Peek | None = None  # of a body too long to be kept: it is under way with the model that it named so far
         self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
-        self._target = head.target  # as the backend is to have it
+        self._to_backend = head  # with the target as the backend is to have it
         self._via = b""  # the line that says which entries it came through
         self._upstream: Joinable | None = None
         self._keeper: Keepable | None = None  # the upstream, if the backend may keep its connection
@@ -318,7 +318,9 @@ class Exchange:
 
     def _ask(self, asked: Asked) -> None:
         """Answer here what needs no node, and send the rest on its way."""
-        request, dispatcher, service = self._request._replace(target=asked.target), self._dispatcher, self.route.service
+        request, dispatcher, service = self._request, self._dispatcher, self.route.service
+        if asked.target != request.target:
+            request = self._to_backend = request._replace(target=asked.target)
         target = (request.get(TARGET) or b"").decode("utf-8", "replace")
         own_id, via = dispatcher.own_id.encode(), b", ".join(request.all(LOOP))
         if own_id in via:
@@ -338,7 +340,7 @@ class Exchange:
             kind = "" if asked.model else kind_of(request.method, request.target)
             self.route, self.keys = Route(service, asked.model, target, kind), asked.keys
             via = via[-MAX_VIA:] + b", " + own_id if via else own_id
-            self._target, self._via = asked.target, b"X-Federation-Via: " + via + b"\r\n"
+            self._via = b"X-Federation-Via: " + via + b"\r\n"
             self._go(asked.id)
 
     def _go(self, thing: str) -> None:
@@ -471,7 +473,7 @@ class Exchange:
 
     def connected(self, upstream: Joinable) -> None:
         self._upstream = upstream
-        request = self._request._replace(target=self._target)
+        request = self._to_backend
         self._keeper = upstream if isinstance(upstream, Keepable) and upstream.keeps else None
         if request.version == "1.0":
             self._keeper = None
@@ -617,7 +619,7 @@ class Exchange:
             self._began_answer, self._keep_alive = True, keep_alive
             self._answer, self._status = answer, answer.status
             self._meter = meter_of(answer) if self.route.model else None
-            self._maker = maker_of(request.method, self._target, answer)
+            self._maker = maker_of(request.method, self._to_backend.target, answer)
             self._answer_body = body_of(answer.framing)
             self._is_stream = (answer.get(b"content-type") or b"").startswith(STREAMS)
             self._is_unchunked = is_unchunked(answer, request)
