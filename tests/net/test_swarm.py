@@ -73,7 +73,7 @@ async def test_a_connection_of_somebody_else_is_closed_and_not_taken() -> None:
     async with linked() as (a, b):
         raw = Raw()
         secured = SecureConn(raw, Session(), Sealer(KEYS[0]), Unsealer(KEYS[1]))  # type: ignore[arg-type]
-        conn = a.host._new_conn(None, secured, ID.from_base58(b.id))
+        conn = a.host._new_conn(None, False, secured, ID.from_base58(b.id))
         with pytest.raises(SwarmException, match="did not make"):
             await a.host.swarm.add_conn(conn)
         assert conn.is_closed

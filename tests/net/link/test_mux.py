@@ -2075,10 +2075,8 @@ TestBackToBack.settings = settings(max_examples=60, stateful_step_count=60, supp
 
 def test_the_numbers_of_the_frame_types_are_the_protocol() -> None:
     """A change of one is a change of the muxer's protocol id, and splits the network."""
-    assert list(NAMES) == [*range(1, 14), LOOK]
+    assert sorted(NAMES) == [*range(1, 16), LOOK]
     assert (FIRST_OPTIONAL, LOOK) == (64, 65)
-    assert list(NAMES) == list(range(1, 16))
-    assert FIRST_OPTIONAL == 64
     assert HEADER.size == 7
 
 
