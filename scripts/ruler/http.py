@@ -220,7 +220,8 @@ class LiteLLM(_Installed):
         given = [{"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "x", "api_base": f"{url}/v1"}}
                  for url in urls]  # fmt: skip
         config = supervisor.directory / f"litellm-{service}.yaml"
-        config.write_text(json.dumps({"model_list": given}))  # which is YAML
+        settings = {"dangerously_permit_weak_or_unset_master_key": True}  # on loopback, for as long as the bench runs
+        config.write_text(json.dumps({"model_list": given, "general_settings": settings}))  # which is YAML
         return ["--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
 
     def environment(self) -> dict[str, str]:
