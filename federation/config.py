@@ -7,6 +7,7 @@ value that the person wrote; a token's value is never repeated.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -37,6 +38,8 @@ MAX_SERVICES = 32
 MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
+VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_GPU = re.compile(r"[0-9]{1,3}|(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.IGNORECASE)
 SWITCHES = ("mdns", "relay", "detect", "browser_check")  # on unless --no-NAME
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
@@ -142,6 +145,32 @@ def _health_path(text: str) -> str:
     return text
 
 
+def _gpus(value: object) -> object:
+    """Read which GPUs count: "0,2", UUIDs or their beginnings, or "none"; a list or a number is right in the file."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        value = [] if value.strip().lower() == "none" else value.split(",")
+    if not isinstance(value, list | tuple):
+        return value
+    items = tuple(str(item).strip() for item in value)
+    if not all(map(_GPU.fullmatch, items)):
+        raise ValueError("write numbers or UUIDs as `nvidia-smi -L` has them (0,2 or GPU-8f3a5c1e), or none")
+    return items
+
+
+def _visible_gpus() -> tuple[str, ...] | None:
+    """The GPUs that a person leaves to the servers here, who most likely see the environment that this node sees.
+
+    As CUDA reads it: the first item that is none ends the list, so "" and "-1" are no GPU.
+    """
+    for name in VISIBLE_GPUS:
+        if name in os.environ:
+            items = [item.strip() for item in os.environ[name].split(",")]
+            return tuple(itertools.takewhile(_GPU.fullmatch, items))
+    return None
+
+
 def _path(text: str) -> Path:
     if not text:
         raise ValueError("the path is empty")
@@ -190,6 +219,7 @@ class Settings(BaseSettings):
     peers: Annotated[tuple[str, ...], BeforeValidator(_each(_peer)), Field(max_length=MAX_PEERS)] = ()
     name: Annotated[str, BeforeValidator(_text(_node_name))] = Field(default_factory=_default_name)
     vram_bytes: Annotated[Size, Field(ge=0, lt=2**63)] | None = None
+    gpus: Annotated[tuple[str, ...], BeforeValidator(_gpus)] | None = Field(default_factory=_visible_gpus)
     policy: Literal["least-loaded", "least-requests", "random"] = "least-loaded"  # selection.Policy's values
     target: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     hold_s: Annotated[Duration, Field(ge=0, le=3600)] = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def find_config_file(given: Path | None, environ: Mapping[str, str]) -> Path | N
     if given is not None:
         return given.expanduser()
     default = default_config_file(environ)
-    return default if default.exists() else None
+    return default if os.path.exists(default) else None  # nor is there one in a home that this user may not enter
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

@@ -86,6 +86,13 @@ JOIN_OPTIONS = (
     ("p2p_listen", "--p2p-listen", "HOST:PORT", "where peers connect [0.0.0.0:4484]"),
     ("name", "--name", "NAME", "shown to people [the host name]"),
     ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
+    (
+        "gpus",
+        "--gpus",
+        "LIST",
+        "the GPUs that count, as nvidia-smi -L has them: 0,2, UUIDs or their beginnings; or none. Without it "
+        "CUDA_VISIBLE_DEVICES says it, or all count",
+    ),
     ("capacity", "--capacity", "N", "connections that this node's backends take at once; 0: no limit [0]"),
     ("policy", "--policy", "POLICY", "least-loaded, least-requests or random [least-loaded]"),
     ("affinity", "--affinity", "SWITCH", "on: an HTTP request goes where its conversation is cached; or off [on]"),
