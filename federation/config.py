@@ -21,7 +21,16 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError
-from federation.units import BACKEND_PROTOCOLS, Endpoint, HostPort, parse_duration, parse_origin, parse_size, without_tokens
+from federation.units import (
+    BACKEND_PROTOCOLS,
+    Endpoint,
+    HostPort,
+    parse_duration,
+    parse_origin,
+    parse_size,
+    pasted,
+    without_tokens,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,14 +90,14 @@ def _each(parse: Callable[[str], T]) -> Callable[[object], object]:
 
 
 def _node_name(text: str) -> str:
-    text = text.strip()
+    text = pasted(text)
     if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
         raise ValueError(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
     return text
 
 
 def _peer(text: str) -> str:
-    text = text.strip()
+    text = pasted(text)
     if text.startswith("/"):
         match = _PEER.fullmatch(text)
         if match is None:
@@ -103,7 +112,7 @@ def _peer(text: str) -> str:
 
 def _bootstrap(text: str) -> str:
     """A multiaddr with a foreign node's id, of any kind: only the process that looks into the DHT reads the id."""
-    address, _, peer_id = text.strip().rpartition("/p2p/")
+    address, _, peer_id = pasted(text).rpartition("/p2p/")
     if not _FOREIGN_ID.fullmatch(peer_id) or not address:
         raise ValueError("a DHT's bootstrap node is written with its peer id: /ip4/192.0.2.1/tcp/4001/p2p/12D3...")
     return f"{_peer(address)}/p2p/{peer_id}"
@@ -221,7 +230,7 @@ class Settings(BaseSettings):
     vram_bytes: Annotated[Size, Field(ge=0, lt=2**63)] | None = None
     gpus: Annotated[tuple[str, ...], BeforeValidator(_gpus)] | None = Field(default_factory=_visible_gpus)
     policy: Literal["least-loaded", "least-requests", "random"] = "least-loaded"  # selection.Policy's values
-    target: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    target: Annotated[str, BeforeValidator(_text(pasted)), Field(min_length=1, max_length=128)] | None = None
     hold_s: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
     open_timeout_s: Annotated[Duration, Field(ge=0.05, le=300)] = 3.0
     affinity: Literal["on", "off"] = "on"  # of HTTP requests: a conversation goes where its prompt is cached

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from federation import unixsocket
 from federation.errors import NotOurs, StateDirBusy, StateDirUnusable
-from federation.units import visible
+from federation.units import pasted, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,7 +135,7 @@ class StateDir:
     def load_token(self) -> str | None:
         """The saved token's text; None before there is one. Raises StateDirUnusable if the file cannot be read."""
         data = self._read_own("token")
-        return None if data is None else data.decode("ascii", errors="replace").strip()
+        return None if data is None else data.decode(errors="replace").strip()
 
     def save_token(self, text: str, *, keep_old: bool = True, replaces: Callable[[str], bool] = lambda _text: False) -> None:
         """Save `text`. With `keep_old`, token.previous keeps the token that it replaces.
@@ -163,7 +163,7 @@ class StateDir:
     def load_owner_key(self, network_id: str) -> str | None:
         """The saved owner key; None if it is not here. Raises StateDirUnusable if it is here and cannot be read."""
         data = self._read_own(self.owner_key_path(network_id).name)
-        return None if data is None else data[:MAX_KEY_BYTES].decode("ascii", errors="replace")
+        return None if data is None else data[:MAX_KEY_BYTES].decode(errors="replace")
 
     def owner_key_path(self, network_id: str) -> Path:
         return self.path / f"owner-{network_id}.key"
@@ -193,7 +193,7 @@ class StateDir:
         data = self._read_own("control.key")
         if data is None:
             return None
-        key = data.decode("ascii", errors="replace").strip()
+        key = pasted(data.decode(errors="replace"))
         if not _KEY.fullmatch(key):
             self._ignore("control.key", "it is damaged")
             return None
