@@ -430,19 +430,9 @@ class StateDir:
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.path / name
-        temporary = path.with_name(f".{name}.{os.getpid()}")
         try:
-            # O_EXCL after unlink: never through a link that another user put there, and 0600 from the first byte.
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                _sync(file.fileno())
-            temporary.replace(path)
-            _sync_directory(self.path)
+            write_over(path, data)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise StateDirUnusable(_problem(path, error)) from None
 
     def _remove(self, name: str) -> None:
@@ -454,6 +444,24 @@ class StateDir:
 
     def _ignore(self, name: str, why: str) -> None:
         log.warning("%s is ignored: %s", self.path / name, why)
+
+
+def write_over(path: Path, data: bytes) -> None:
+    """Write a file for its owner only, whole or not at all, in place of the file or link there. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # O_EXCL after unlink: never through a link that another user put there, and 0600 from the first byte.
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_new(path: Path, data: bytes) -> None:
