@@ -391,7 +391,8 @@ class StateDir:
         with suppress(OSError):  # judged by the result: some file systems refuse it, and some only say that it is done
             os.fchmod(fd, 0o600)
         if os.fstat(fd).st_mode & 0o077:
-            self._lack(f"others may be able to read {path.name}, and it has no modes to forbid that")
+            if self.path.stat().st_mode & 0o077:  # else nobody gets that far
+                self._lack(f"others may be able to read {path.name}, and it has no modes to forbid that")
         else:
             log.warning("others could read %s; it is private now", path)
 

@@ -153,6 +153,9 @@ def test_modes_that_cannot_be_changed_cost_one_warning(
 
     monkeypatch.setattr(os, "fchmod", fchmod)
     caplog.clear()
+    assert (state.identity(), state.control_key()) == (seed, key)
+    assert warnings(caplog) == []  # nobody else gets into the directory
+    state.path.chmod(0o755)
     assert (state.identity(), state.control_key(), state.identity()) == (seed, key, seed)
     (warning,) = warnings(caplog)
     assert "no modes" in warning
