@@ -7,6 +7,7 @@ value that the person wrote; a token's value is never repeated.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -20,7 +21,16 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError
-from federation.units import BACKEND_PROTOCOLS, Endpoint, HostPort, parse_duration, parse_origin, parse_size, without_tokens
+from federation.units import (
+    BACKEND_PROTOCOLS,
+    Endpoint,
+    HostPort,
+    parse_duration,
+    parse_origin,
+    parse_size,
+    pasted,
+    without_tokens,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,6 +49,8 @@ MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
 SWITCHES = ("mdns", "relay", "detect", "browser_check", "require_key")  # there is a --no-NAME too
+VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_GPU = re.compile(r"[0-9]{1,3}|(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.IGNORECASE)
 
 _PEER = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)/tcp/([0-9]{1,5})(/p2p/[1-9A-HJ-NP-Za-km-z]{40,60})?")
 _HEALTH_PATH = re.compile(r"/[!-~]*")  # goes into a request line, so no space and no line end
@@ -87,14 +99,14 @@ def _each(parse: Callable[[str], T]) -> Callable[[object], object]:
 
 
 def _node_name(text: str) -> str:
-    text = text.strip()
+    text = pasted(text)
     if not 1 <= len(text) <= MAX_NAME_CHARS or not text.isprintable():
         raise ValueError(f"a name has 1 to {MAX_NAME_CHARS} printable characters")
     return text
 
 
 def _peer(text: str) -> str:
-    text = text.strip()
+    text = pasted(text)
     if text.startswith("/"):
         match = _PEER.fullmatch(text)
         if match is None:
@@ -109,7 +121,7 @@ def _peer(text: str) -> str:
 
 def _bootstrap(text: str) -> str:
     """A multiaddr with a foreign node's id, of any kind: only the process that looks into the DHT reads the id."""
-    address, _, peer_id = text.strip().rpartition("/p2p/")
+    address, _, peer_id = pasted(text).rpartition("/p2p/")
     if not _FOREIGN_ID.fullmatch(peer_id) or not address:
         raise ValueError("a DHT's bootstrap node is written with its peer id: /ip4/192.0.2.1/tcp/4001/p2p/12D3...")
     return f"{_peer(address)}/p2p/{peer_id}"
@@ -153,6 +165,32 @@ def _health_path(text: str) -> str:
 
 def _capacity(value: object, number: Callable[[object], int]) -> int:
     return AUTO_CAPACITY if isinstance(value, str) and value.strip().lower() == "auto" else number(value)
+
+
+def _gpus(value: object) -> object:
+    """Read which GPUs count: "0,2", UUIDs or their beginnings, or "none"; a list or a number is right in the file."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if isinstance(value, str):
+        value = [] if value.strip().lower() == "none" else value.split(",")
+    if not isinstance(value, list | tuple):
+        return value
+    items = tuple(str(item).strip() for item in value)
+    if not all(map(_GPU.fullmatch, items)):
+        raise ValueError("write numbers or UUIDs as `nvidia-smi -L` has them (0,2 or GPU-8f3a5c1e), or none")
+    return items
+
+
+def _visible_gpus() -> tuple[str, ...] | None:
+    """The GPUs that a person leaves to the servers here, who most likely see the environment that this node sees.
+
+    As CUDA reads it: the first item that is none ends the list, so "" and "-1" are no GPU.
+    """
+    for name in VISIBLE_GPUS:
+        if name in os.environ:
+            items = [item.strip() for item in os.environ[name].split(",")]
+            return tuple(itertools.takewhile(_GPU.fullmatch, items))
+    return None
 
 
 def _path(text: str) -> Path:
@@ -203,8 +241,9 @@ class Settings(BaseSettings):
     peers: Annotated[tuple[str, ...], BeforeValidator(_each(_peer)), Field(max_length=MAX_PEERS)] = ()
     name: Annotated[str, BeforeValidator(_text(_node_name))] = Field(default_factory=_default_name)
     vram_bytes: Annotated[Size, Field(ge=0, lt=2**63)] | None = None
+    gpus: Annotated[tuple[str, ...], BeforeValidator(_gpus)] | None = Field(default_factory=_visible_gpus)
     policy: Literal["least-loaded", "least-requests", "random"] = "least-loaded"  # selection.Policy's values
-    target: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    target: Annotated[str, BeforeValidator(_text(pasted)), Field(min_length=1, max_length=128)] | None = None
     hold_s: Annotated[Duration, Field(ge=0, le=3600)] = 10.0
     open_timeout_s: Annotated[Duration, Field(ge=0.05, le=300)] = 3.0
     affinity: Literal["on", "off"] = "on"  # of HTTP requests: a conversation goes where its prompt is cached

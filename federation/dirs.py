@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from federation.errors import ConfigError
+from federation.units import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,14 +36,14 @@ def find_config_file(given: Path | None, environ: Mapping[str, str]) -> Path | N
     if given is not None:
         return given.expanduser()
     default = default_config_file(environ)
-    return default if default.exists() else None
+    return default if os.path.exists(default) else None  # nor is there one in a home that this user may not enter
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """The settings file's keys as written. Raises ConfigError, which names the file."""
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        values: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = toml.loads(decoded(path.read_bytes()))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:  # not TOML, or not UTF-8

@@ -178,7 +178,7 @@ class Node:
     async def run(self, on_ready: Callable[[schemas.Status], None]) -> None:
         """Serve until `stop`. Raises ListenFailed before anything was announced."""
         facts, settings = self.facts, self.facts.settings
-        probe = GpuProbe(fixed_bytes=settings.vram_bytes)
+        probe = GpuProbe(fixed_bytes=settings.vram_bytes, only=settings.gpus)
         try:
             facts.p2p = await self.host.listen(settings.p2p_listen)
             self.connectivity.listens(facts.p2p)
@@ -191,7 +191,7 @@ class Node:
                 nursery.start_soon(self.access_log.run)
                 facts.control = await nursery.start(self._serve_control, self.operator, settings.control)
                 async with self.host.running():
-                    facts.gpu = await probe.read()
+                    facts.gpu = await probe.read(is_needed=bool(self.backends.all))
                     await nursery.start(self.backends.run)
                     await nursery.start(self.models.run)
                     await nursery.start(self.gossip.run)
@@ -265,7 +265,7 @@ class Node:
     async def _read_gpu_forever(self, probe: GpuProbe) -> None:
         while True:
             await trio.sleep(GPU_EVERY_S)
-            self.facts.gpu = await probe.read()
+            self.facts.gpu = await probe.read(is_needed=bool(self.backends.all))
             self.gossip.stir()
 
     async def _find_servers(self) -> None:

@@ -17,7 +17,8 @@
 Every write is atomic (a temporary file, synced and renamed) and every file is for its owner only. This module follows no
 link when it reads, writes or creates a file. A damaged file costs a warning and counts as absent, except identity, token,
 bans and client keys, which a person or the network would miss: these stop the start. A disk that is full or read-only costs
-a warning if the node can do without the file.
+a warning if the node can do without the file. So does a file system that has no locks, owners, modes, syncs or sockets: one
+in all.
 
 No structlog here: the command line reads daemon.json and has to answer at once.
 """
@@ -33,6 +34,7 @@ import os
 import pwd
 import re
 import secrets
+import socket
 import stat
 import time
 from contextlib import suppress
@@ -40,10 +42,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from federation import unixsocket
 from federation.errors import NotOurs, StateDirBusy, StateDirUnusable
-from federation.units import visible
+from federation.units import pasted, visible
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -56,6 +57,11 @@ MAX_PREVIOUS = 16
 MAX_KEY_BYTES = 4096  # several times an owner's key
 LOCK_LOOKS, LOCK_PAUSE_S = 3, 0.01
 CONTROL_SOCKET = "control.sock"
+# What a file system answers that does not do a thing at all, such as syncing a directory. A disk that fails says EIO.
+_NOT_DONE_THERE = frozenset(
+    {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EISDIR}
+)
+_NO_LOCKS = _NOT_DONE_THERE | {errno.ENOLCK}
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")  # 32 random bytes
 
 
@@ -66,6 +72,8 @@ class StateDir:
         self.path = path
         self._clock = clock
         self._lock_fd: int | None = None
+        self._lacks: set[str] = set()
+        self._shown_as: int | None = None
 
     def lock(self) -> None:
         """Make the directory and lock it for this process, until `unlock` or the end. A second call does nothing."""
@@ -80,16 +88,21 @@ class StateDir:
         try:
             _flock(fd)
         except BlockingIOError:
-            holder = _process(fd)
+            holder, host = _process(fd), _host(fd)
             os.close(fd)
-            raise StateDirBusy(f"{self.path} (process {holder})") from None
-        except OSError as error:  # a file system without locks
-            os.close(fd)
-            raise StateDirUnusable(_problem(path, error)) from None
+            raise StateDirBusy(f"{self.path} (process {holder}){_elsewhere(host)}") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS or self._is_answered():
+                holder = _process(fd)
+                os.close(fd)
+                if error.errno in _NO_LOCKS:
+                    raise StateDirBusy(f"{self.path} (process {holder})") from None
+                raise StateDirUnusable(_problem(path, error)) from None
+            self._lack("it has no locks, so nothing keeps a second daemon out of this directory")
         self._lock_fd = fd
         with suppress(OSError):  # a disk that is full or read-only: then a second daemon cannot name the first
             os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
 
     def holder(self) -> str | None:
         """The process that has the lock, as it named itself there; None if no process has it."""
@@ -101,8 +114,8 @@ class StateDir:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once, by the close
         except BlockingIOError:
             return _process(fd)
-        except OSError:
-            return None
+        except OSError as error:  # without locks there, the file of a daemon that runs says it
+            return _process(fd) if error.errno in _NO_LOCKS and self.load_daemon() else None
         finally:
             os.close(fd)
         return None
@@ -125,7 +138,7 @@ class StateDir:
     def load_token(self) -> str | None:
         """The saved token's text; None before there is one. Raises StateDirUnusable if the file cannot be read."""
         data = self._read_own("token")
-        return None if data is None else data.decode("ascii", errors="replace").strip()
+        return None if data is None else data.decode(errors="replace").strip()
 
     def save_token(self, text: str, *, keep_old: bool = True, replaces: Callable[[str], bool] = lambda _text: False) -> None:
         """Save `text`. With `keep_old`, token.previous keeps the token that it replaces.
@@ -153,7 +166,7 @@ class StateDir:
     def load_owner_key(self, network_id: str) -> str | None:
         """The saved owner key; None if it is not here. Raises StateDirUnusable if it is here and cannot be read."""
         data = self._read_own(self.owner_key_path(network_id).name)
-        return None if data is None else data[:MAX_KEY_BYTES].decode("ascii", errors="replace")
+        return None if data is None else data[:MAX_KEY_BYTES].decode(errors="replace")
 
     def owner_key_path(self, network_id: str) -> Path:
         return self.path / f"owner-{network_id}.key"
@@ -183,7 +196,7 @@ class StateDir:
         data = self._read_own("control.key")
         if data is None:
             return None
-        key = data.decode("ascii", errors="replace").strip()
+        key = pasted(data.decode(errors="replace"))
         if not _KEY.fullmatch(key):
             self._ignore("control.key", "it is damaged")
             return None
@@ -293,8 +306,16 @@ class StateDir:
         try:
             return unixsocket.listen(self.path, CONTROL_SOCKET)
         except OSError as error:
-            log.warning("no socket for the command line; it asks by the control port: %s", _problem(self.path, error))
+            self._lack(f"no socket for the command line ({_said(error)}), which asks by the control port")
             return None
+
+    def _is_answered(self) -> bool:
+        """Whether a daemon listens in this directory."""
+        try:
+            self.connect_control(1.0).close()
+        except (OSError, NotOurs):
+            return False
+        return True
 
     def connect_control(self, timeout_s: float) -> socket.socket:
         """Connect to this directory's daemon. Raises NotOurs if it is another user's, OSError if none listens."""
@@ -309,11 +330,32 @@ class StateDir:
         return connection
 
     def _owners(self) -> set[int]:
-        """Users whose files here are trusted: this user and root, and for root also the directory's owner."""
+        """Users whose files here are trusted: this user and root, and for root also the directory's owner.
+
+        A mount may show the files of all users as one user's: then this one too, as a file tells that was made just now.
+        """
         owners = {os.geteuid(), 0}
+        of_directory = self.path.stat().st_uid
         if os.geteuid() == 0:
-            owners.add(self.path.stat().st_uid)
+            owners.add(of_directory)
+        elif of_directory not in owners:
+            if self._shown_as is None:
+                self._shown_as = self._owner_shown()
+            owners.add(self._shown_as)
         return owners
+
+    def _owner_shown(self) -> int:
+        """The owner that this file system shows for a file that this user makes. Raises no error: the user then."""
+        path = self.path / f".owner.{os.getpid()}"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                return os.fstat(fd).st_uid
+            finally:
+                os.close(fd)
+                path.unlink()
+        except OSError:
+            return os.geteuid()
 
     def _owner_name(self) -> str:
         try:
@@ -331,6 +373,9 @@ class StateDir:
             owners = self._owners()
         except OSError as error:
             raise StateDirUnusable(_problem(self.path, error)) from None
+        if found.st_uid == self._shown_as:
+            self._lack(f"it shows the files of all users as those of {self._owner_name()}, who may be able to read them")
+            return
         if found.st_mode & 0o022:
             log.warning("others may write to the state directory %s; make it private: chmod 700", self.path)
         if found.st_uid not in owners:
@@ -357,13 +402,28 @@ class StateDir:
             with self._open(name, self._owners()) as file:
                 found = os.fstat(file.fileno())
                 if found.st_mode & 0o077 and found.st_uid == os.geteuid() and found.st_nlink == 1:
-                    log.warning("others could read %s; it is private now", path)
-                    os.fchmod(file.fileno(), 0o600)
+                    self._make_private(file.fileno(), path)
                 return file.read(MAX_FILE_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StateDirUnusable(_problem(path, error)) from None
+
+    def _make_private(self, fd: int, path: Path) -> None:
+        with suppress(OSError):  # judged by the result: some file systems refuse it, and some only say that it is done
+            os.fchmod(fd, 0o600)
+        if os.fstat(fd).st_mode & 0o077:
+            if self.path.stat().st_mode & 0o077:  # else nobody gets that far
+                self._lack(f"others may be able to read {path.name}, and it has no modes to forbid that")
+        else:
+            log.warning("others could read %s; it is private now", path)
+
+    def _lack(self, what: str) -> None:
+        """Say once what the file system does not do, and as a warning the first time: the way out is the same each time."""
+        if what not in self._lacks:
+            say = log.info if self._lacks else log.warning
+            say("on the file system of %s: %s; a local disk does better (--state-dir)", self.path, what)
+            self._lacks.add(what)
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -393,19 +453,9 @@ class StateDir:
 
     def _write(self, name: str, data: bytes) -> None:
         path = self.path / name
-        temporary = path.with_name(f".{name}.{os.getpid()}")
         try:
-            # O_EXCL after unlink: never through a link that another user put there, and 0600 from the first byte.
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_directory(self.path)
+            write_over(path, data)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise StateDirUnusable(_problem(path, error)) from None
 
     def _remove(self, name: str) -> None:
@@ -419,13 +469,31 @@ class StateDir:
         log.warning("%s is ignored: %s", self.path / name, why)
 
 
+def write_over(path: Path, data: bytes) -> None:
+    """Write a file for its owner only, whole or not at all, in place of the file or link there. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # O_EXCL after unlink: never through a link that another user put there, and 0600 from the first byte.
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a new file, for its owner only. Raises OSError; FileExistsError if there is a file or link already."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
         try:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         except OSError:
             path.unlink()
             raise
@@ -454,9 +522,18 @@ def _flock(fd: int) -> None:
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        _sync(fd)
     finally:
         os.close(fd)
+
+
+def _sync(fd: int) -> None:
+    """Raises OSError, but not where the file system does not sync such a thing: nobody can do anything about that."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NOT_DONE_THERE:
+            raise
 
 
 def _lines(lines: list[str]) -> bytes:
@@ -464,8 +541,23 @@ def _lines(lines: list[str]) -> bytes:
 
 
 def _process(lock_fd: int) -> str:
-    """The process that holds the lock, by the text in the file."""
-    return visible(os.pread(lock_fd, 32, 0).decode(errors="replace").strip()) or "unknown"
+    """The process that holds the lock, by the text in the file: its number in its own process space, and its machine."""
+    number, _, host = _holder(lock_fd).partition(" ")
+    return f"{number} on {host}" if host else number or "unknown"
+
+
+def _host(lock_fd: int) -> str:
+    return _holder(lock_fd).partition(" ")[2]
+
+
+def _holder(lock_fd: int) -> str:
+    return visible(os.pread(lock_fd, 300, 0).decode(errors="replace").strip())
+
+
+def _elsewhere(host: str) -> str:
+    if host in ("", socket.gethostname()):
+        return ""
+    return ": another machine, or a container. Machines that share a home or a volume need a --state-dir each"
 
 
 def _user_name(uid: int) -> str:

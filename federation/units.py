@@ -6,6 +6,7 @@ No pydantic here: the command line needs these and has to answer at once.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import ip_address, ip_network
@@ -55,7 +56,7 @@ class HostPort:
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> HostPort:
         """Read "host:port", or "host" where there is a default port. IPv6 addresses need brackets."""
-        text = text.strip()
+        text = pasted(text)
         if "://" in text:
             raise ValueError("write HOST:PORT, without a scheme such as http://")
         if text.startswith("["):
@@ -131,7 +132,7 @@ class Endpoint:
     @classmethod
     def parse(cls, text: str, *, protocols: Collection[str] = ()) -> Endpoint:
         """Read "[NAME=][PROTOCOL://]HOST:PORT"; without a name the service is "default"."""
-        service, equals, address = text.strip().rpartition("=")
+        service, equals, address = pasted(text).rpartition("=")
         if not equals:
             service = DEFAULT_SERVICE
         if not _SERVICE.fullmatch(service):
@@ -146,7 +147,7 @@ def parse_size(value: object) -> int:
     """Bytes from 8000000000, "24GiB" (1024 based) or "24GB" (1000 based)."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(_SIZE_HELP)
-    match = _SIZE.fullmatch(str(value).strip())
+    match = _SIZE.fullmatch(pasted(str(value)))
     if match is None:
         raise ValueError(_SIZE_HELP)
     number, unit = match.groups()
@@ -157,7 +158,7 @@ def parse_duration(value: object) -> float:
     """Seconds from 10, 0.5, "10s", "500ms", "1m" or "1h"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(_DURATION_HELP)
-    match = _DURATION.fullmatch(str(value).strip())
+    match = _DURATION.fullmatch(pasted(str(value)))
     if match is None:
         raise ValueError(_DURATION_HELP)
     number, unit = match.groups()
@@ -199,7 +200,7 @@ def machine_of(host: str) -> str:
 
 def parse_origin(text: str) -> str:
     """A web page's origin as browsers write it: https://chat.example. ANY_ORIGIN and "null" pass."""
-    origin = text.strip().lower()
+    origin = pasted(text).lower()
     if origin in (ANY_ORIGIN, "null"):
         return origin
     match = ORIGIN.fullmatch(origin.removesuffix("/"))
@@ -208,6 +209,24 @@ def parse_origin(text: str) -> str:
     scheme, authority = match.groups()
     default = {"http": ":80", "https": ":443"}.get(scheme)
     return f"{scheme}://{authority.removesuffix(default) if default else authority}"
+
+
+def pasted(text: str) -> str:
+    """A value of one line as a person meant it: without what editors, chats and web pages put around or into it. That is a
+    byte order mark, other invisible characters, spaces of all kinds at the ends, and one pair of quotes.
+    """
+    text = "".join(c for c in text if unicodedata.category(c) != "Cf").strip()
+    for opening, closing in ('""', "''", "``", "\u201c\u201d", "\u201e\u201c", "\u2018\u2019", "\u00ab\u00bb"):
+        if len(text) > 1 and text.startswith(opening) and text.endswith(closing):
+            return text[1:-1].strip()
+    return text
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file that a person saved: UTF-8, or UTF-16 as Windows' Notepad and PowerShell write it, which begins
+    with a byte order mark. Raises UnicodeDecodeError.
+    """
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
 
 def without_tokens(text: str) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.config import AUTO_CAPACITY, NAMES, Endpoint, HostPort, Replay, Settings, load
+from federation.config import AUTO_CAPACITY, NAMES, VISIBLE_GPUS, Endpoint, HostPort, Replay, Settings, load
 from federation.errors import ConfigError
 from federation.forward.selection import Policy
 from federation.mesh.records import NODE_ONLINE_WINDOW
@@ -20,7 +20,7 @@ TOKEN = Token.new("net").encode()
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
-        if name.startswith(("FEDERATION_", "XDG_")):
+        if name.startswith(("FEDERATION_", "XDG_")) or name in VISIBLE_GPUS:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -37,6 +37,37 @@ def written(tmp_path: Path, text: str) -> Path:
     file = tmp_path / "config.toml"
     file.write_text(text)
     return file
+
+
+# Which GPUs count
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [("0, 2", ("0", "2")), ("GPU-8f3a5c1e", ("GPU-8f3a5c1e",)), ("MIG-GPU-8f/1/0", ("MIG-GPU-8f/1/0",)), ("None", ())],
+)
+def test_gpus_that_count(tmp_path: Path, text: str, gpus: tuple[str, ...]) -> None:
+    assert load({"gpus": text}).gpus == gpus
+    assert load({}, config_file=written(tmp_path, f'gpus = "{text}"')).gpus == gpus
+
+
+def test_gpus_that_count_as_toml_has_numbers(tmp_path: Path) -> None:
+    assert load({}, config_file=written(tmp_path, "gpus = 1")).gpus == ("1",)
+    assert load({}, config_file=written(tmp_path, "gpus = [0, 2]")).gpus == ("0", "2")
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [("1", ("1",)), ("0,1,-1,2", ("0", "1")), ("", ()), ("-1", ()), ("NoDevFiles", ()), ("GPU-8f3a", ("GPU-8f3a",))],
+)
+@pytest.mark.parametrize("variable", VISIBLE_GPUS)
+def test_without_the_option_the_gpus_count_that_servers_see(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, gpus: tuple[str, ...]
+) -> None:
+    assert load({}).gpus is None
+    monkeypatch.setenv(variable, text)
+    assert load({}).gpus == gpus
+    assert load({"gpus": "7"}).gpus == ("7",)
 
 
 # Defaults and where values come from
@@ -97,6 +128,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "tls_key": "/cert.key",
         "name": "box",
         "vram": "1GiB",
+        "gpus": "0,1",
         "policy": "random",
         "target": "other",
         "hold": "1",
@@ -210,6 +242,8 @@ def test_settings_do_not_change() -> None:
         ({"hold_s": "10 parsecs"}, "--hold '10 parsecs': write seconds"),
         ({"hold_s": "2h"}, "--hold '2h': it should be less than or equal to 3600"),
         ({"open_timeout_s": "0"}, "--open-timeout '0': it should be greater"),
+        ({"gpus": "0,two"}, "--gpus '0,two': write numbers or UUIDs"),
+        ({"gpus": ","}, "--gpus"),
         ({"vram_bytes": "24G"}, "--vram '24G': write bytes"),
         ({"vram_bytes": "9999999TiB"}, "--vram"),
         ({"replay_buffer_bytes": "1"}, "--replay-buffer '1'"),

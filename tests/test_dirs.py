@@ -47,7 +47,14 @@ def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
         read_config_file(tmp_path / "nowhere.toml")
 
 
-@pytest.mark.parametrize("content", [b"hold = ", b"\xff\xfe", b"= 1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_however_an_editor_saved_it(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes('name = "köln"\r\nhold = "3s"\r\n'.encode(encoding))
+    assert read_config_file(file) == {"name": "köln", "hold": "3s"}
+
+
+@pytest.mark.parametrize("content", [b"hold = ", b"hold = \xff", b"\xff\xfe\x00", b"= 1"])
 def test_what_is_no_toml_is_one_line(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_bytes(content)

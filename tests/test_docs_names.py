@@ -35,8 +35,9 @@ FOLDERS = ("federation", "docs", "examples", "scripts", "tests")
 ARCHITECTURE = ROOT / "docs/architecture.md"
 ABOUT_CODE = {"architecture.md", "decisions.md"}
 ENDINGS = ("py", "md", "sh", "toml", "lock", "yml", "yaml", "json", "js", "html", "service", "plist", "txt")
-MADE = {"dist/", "control.sock", "control.key"}  # by scripts/build; by a daemon in its state directory
+MADE = {"dist/", "control.sock", "control.key", "examples/.env"}  # by scripts/build; by a daemon; by a person
 FOREIGN = {
+    *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("ConnectionConfig", "Swarm", "dial_peer", "psk", "noise", "cryptography"),  # libp2p's, and what it stands on
     *("OLLAMA_ORIGINS", "OLLAMA_HOST", "SCHED_BATCH", "fed1_", "fed2_"),
 }

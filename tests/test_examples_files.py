@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import plistlib
 import re
 import shlex
@@ -111,8 +112,38 @@ def test_compose() -> None:
     assert ports == {"4484", "8484"}
     (grace,) = re.findall(r"stop_grace_period: (\d+)s", text)
     assert int(grace) > settings.drain_timeout_s
-    for variable in re.findall(r"FEDERATION_(\w+):", text):
+    for variable in re.findall(r"FEDERATION_(\w+): ", text):
         assert variable.lower() in {"name", "announce", "mdns"}
+
+
+def test_composes_variables_come_from_a_file_so_that_all_of_its_commands_have_them() -> None:
+    text = (EXAMPLES / "compose.yaml").read_text()
+    wanted = re.findall(r"\$\{(\w+):\?", text)
+    assert len(wanted) == text.count("${")
+    given = dict(line.split("=") for line in (EXAMPLES / ".env.example").read_text().splitlines() if "#" not in line)
+    assert set(given) == set(wanted)
+    assert "cp examples/.env.example examples/.env" in text
+    assert load({"name": given["FEDERATION_NAME"], "announce": [given["PUBLIC_ADDRESS"]]}).announce[0].port == 4484
+
+
+def test_composes_secret_is_made_readable_for_the_images_user() -> None:
+    """Docker binds the file with the owner and mode that it has on the host."""
+    (uid,) = re.findall(r"useradd --uid (\d+)", (EXAMPLES / "Dockerfile").read_text())
+    assert f"sudo chown {uid} token" in (EXAMPLES / "compose.yaml").read_text()
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+def test_compose_itself_reads_the_file_in_a_shell_that_exports_nothing(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    (tmp_path / "token").touch()
+    command = ["docker-compose", "-f", "examples/compose.yaml", "config"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "examples/.env" in done.stderr) == (1, True)
+    shutil.copy(EXAMPLES / ".env.example", tmp_path / "examples/.env")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "FEDERATION_NAME: box1" in done.stdout
 
 
 def test_the_image_gets_nothing_that_tests_or_builds() -> None:

@@ -3,11 +3,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +22,6 @@ from federation.state import MAX_INCARNATION, MAX_PREVIOUS, StateDir, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_the_directory_is_made_and_private(state: StateDir) -> None:
 
 
 def test_a_second_daemon_is_told_who_has_it(state: StateDir) -> None:
-    with pytest.raises(StateDirBusy, match=rf"{state.path} \(process {os.getpid()}\)"):
+    with pytest.raises(StateDirBusy, match=rf"{state.path} \(process {os.getpid()} on {socket.gethostname()}\)$"):
         StateDir(state.path).lock()
     state.lock()  # again by the same: no matter
     state.unlock()
@@ -49,6 +53,146 @@ def test_a_second_daemon_is_told_who_has_it(state: StateDir) -> None:
     other = StateDir(state.path)
     other.lock()
     other.unlock()
+
+
+def test_a_second_daemon_is_told_that_the_first_is_on_another_machine(state: StateDir) -> None:
+    (state.path / "lock").write_text("1 gpu1\n")
+    with pytest.raises(StateDirBusy, match=r"\(process 1 on gpu1\): another machine, .* --state-dir each$"):
+        StateDir(state.path).lock()
+    (state.path / "lock").write_text("17")  # of an older version
+    with pytest.raises(StateDirBusy, match=r"\(process 17\)$"):
+        StateDir(state.path).lock()
+
+
+# File systems that do not do everything
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., StateDir]:
+    """A state directory on a file system where the functions named answer with an error."""
+
+    def make(number: int = errno.EINVAL, *, module: object = os, **lacks: Callable[..., bool]) -> StateDir:
+        for name, is_lacking in lacks.items():
+            real = getattr(module, name)
+
+            def call(*args, _real=real, _is_lacking=is_lacking, **kwargs):
+                if _is_lacking(*args):
+                    raise OSError(number, os.strerror(number))
+                return _real(*args, **kwargs)
+
+            monkeypatch.setattr(module, name, call)
+        return StateDir(tmp_path / "s")
+
+    return make
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def is_directory(fd: int) -> bool:
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.ENOTSUP])
+def test_what_cannot_be_synced_is_written_without(lacking, caplog: pytest.LogCaptureFixture, number: int) -> None:
+    for fsync in (is_directory, lambda fd: True):
+        state = lacking(number, fsync=fsync)
+        state.lock()
+        assert StateDir(state.path).identity() == state.identity()
+        state.unlock()
+    write_new(state.path / "new", b"x")
+    assert warnings(caplog) == []
+
+
+def test_a_disk_that_fails_to_sync_is_an_error(lacking) -> None:
+    state = lacking(errno.EIO, fsync=is_directory)
+    state.lock()
+    with pytest.raises(StateDirUnusable, match="Input/output error"):
+        state.identity()
+    state.unlock()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
+def test_without_locks_a_node_starts_and_says_so(lacking, caplog: pytest.LogCaptureFixture, number: int) -> None:
+    state = lacking(number, module=fcntl, flock=lambda *args: True)
+    state.lock()
+    assert state.identity()
+    (warning,) = warnings(caplog)
+    assert "no locks" in warning
+    assert state.holder() is None
+    state.save_daemon({"control": "127.0.0.1:1"})
+    assert state.holder() == f"{os.getpid()} on {socket.gethostname()}"
+    state.unlock()
+
+
+def test_without_locks_a_daemon_that_answers_keeps_a_second_one_out(lacking) -> None:
+    state = lacking(errno.ENOLCK, module=fcntl, flock=lambda *args: True)
+    state.lock()
+    listener = state.listen_control()
+    assert listener is not None
+    with listener, pytest.raises(StateDirBusy, match=rf"process {os.getpid()} on"):
+        StateDir(state.path).lock()
+    state.unlock()
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_modes_that_cannot_be_changed_cost_one_warning(
+    lacking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    """Some file systems refuse a mode, some only say that it was set."""
+    state = lacking()
+    state.lock()
+    seed, key = state.identity(), state.control_key()
+    for name in ("identity", "control.key"):
+        (state.path / name).chmod(0o755)
+
+    def fchmod(fd: int, mode: int) -> None:
+        if fails:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", fchmod)
+    caplog.clear()
+    assert (state.identity(), state.control_key()) == (seed, key)
+    assert warnings(caplog) == []  # nobody else gets into the directory
+    state.path.chmod(0o755)
+    assert (state.identity(), state.control_key(), state.identity()) == (seed, key, seed)
+    (warning,) = warnings(caplog)
+    assert "no modes" in warning
+    assert "private now" not in caplog.text
+    state.unlock()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@pytest.mark.parametrize("shows_all_as_one", [True, False])
+def test_files_that_a_mount_shows_as_anothers_are_trusted_where_it_shows_all_so(shows_all_as_one: bool) -> None:
+    """As the user 1234, with files and directory of the user 77; os.fstat is the mount that shows all as 77's."""
+    root = Path(tempfile.mkdtemp())  # tmp_path is in a directory of this user alone
+    root.chmod(0o755)
+    path = root / "s"
+    state = StateDir(path)
+    state.lock()
+    seed = state.identity()
+    state.unlock()
+    for file in (path, *path.iterdir()):
+        os.chown(file, 77, 77)
+        file.chmod(0o777)
+    code = (
+        "import os, pathlib, sys; from federation.state import StateDir\n"
+        "os.setuid(1234); real = os.fstat\n"
+        "def fstat(fd):\n    found = list(real(fd)); found[4] = 77; return os.stat_result(found)\n"
+        f"if {shows_all_as_one}: os.fstat = fstat\n"
+        "state = StateDir(pathlib.Path(sys.argv[1])); state.lock(); print(state.identity().hex())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    if shows_all_as_one:
+        assert (done.stdout.strip(), done.returncode) == (seed.hex(), 0)
+        assert "shows the files of all users as those of the user 77" in done.stderr
+        assert done.stderr.count("\n") == 1
+    else:
+        assert "it belongs to the user 77" in done.stderr
+    assert not list(path.glob(".owner*"))
+    shutil.rmtree(root)
 
 
 def test_the_lock_ends_with_the_process(tmp_path: Path) -> None:
@@ -432,7 +576,7 @@ def test_a_hard_link_is_not_made_private(state: StateDir, tmp_path: Path) -> Non
 
 
 def test_who_holds_the_lock(state: StateDir) -> None:
-    assert StateDir(state.path).holder() == str(os.getpid())
+    assert StateDir(state.path).holder() == f"{os.getpid()} on {socket.gethostname()}"
     state.unlock()
     assert StateDir(state.path).holder() is None
     state.lock()

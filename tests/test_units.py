@@ -9,12 +9,14 @@ from federation.units import (
     ANY_ORIGIN,
     Endpoint,
     HostPort,
+    decoded,
     machine_of,
     parse_duration,
     parse_lifetime,
     parse_origin,
     parse_rate,
     parse_size,
+    pasted,
     visible,
     without_tokens,
 )
@@ -285,3 +287,48 @@ def test_rates(text: str, expected: tuple[int, int]) -> None:
 def test_what_is_no_rate_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="60/m"):
         parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("\ufeff127.0.0.1:80", "127.0.0.1:80"),
+        ("127.0.0.1\u200b:80\u2060", "127.0.0.1:80"),
+        ("\u00a0a\u3000", "a"),
+        ('"a"', "a"),
+        ("'a'", "a"),
+        ("`a`", "a"),
+        ("\u201ca\u201d", "a"),
+        ("\u201ea\u201c", "a"),
+        ("\ufeff ' a ' ", "a"),
+        ('"', '"'),
+        ("it's", "it's"),
+        ("''", ""),
+        ("k\u00f6ln", "k\u00f6ln"),
+    ],
+)
+def test_what_was_pasted_is_what_was_meant(text: str, meant: str) -> None:
+    assert pasted(text) == meant
+
+
+@given(st.text())
+def test_any_text_can_be_pasted(text: str) -> None:
+    assert len(pasted(text)) <= len(text)
+
+
+def test_values_are_read_as_they_are_pasted() -> None:
+    assert HostPort.parse('\ufeff"127.0.0.1:80"') == HostPort("127.0.0.1", 80)
+    assert str(Endpoint.parse("\u201cchat=127.0.0.1:80\u200b\u201d")) == "chat=127.0.0.1:80"
+    assert (parse_size("'24GiB'"), parse_duration("\u00a010s\u200b")) == (24 * 1024**3, 10.0)
+    assert parse_origin("\u200bhttps://chat.example") == "https://chat.example"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_is_read_however_it_was_saved(encoding: str) -> None:
+    assert decoded("k\u00f6ln\n".encode(encoding)) == "k\u00f6ln\n"
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\xff\xfe\x00", b"\xc3"])
+def test_what_is_no_text_is_an_error(data: bytes) -> None:
+    with pytest.raises(UnicodeDecodeError):
+        decoded(data)

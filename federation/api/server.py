@@ -33,6 +33,7 @@ from federation.api import access, diagnosis, events, http_server, localai, open
 from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
 from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
 from federation.api.sessions import Sessions
+from federation.clock import time_asleep
 from federation.errors import ListenFailed, listen_problem
 from federation.units import HostPort
 
@@ -78,7 +79,7 @@ class KeyedNode(ServedNode, Protocol):
 def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple[str, ...] = ()) -> Starlette:
     """Make the ASGI application. The arguments are Access's."""
     hub = events.Hub(node, lambda: datetime.now(timezone.utc))
-    challenges, sessions = Challenges(key, trio.current_time), Sessions(trio.current_time)
+    challenges, sessions = Challenges(key, _now), Sessions(_now)
     operations = [*routes.routes, *diagnosis.routes, *access.routes(challenges, sessions)]
     operations += [*events.routes(hub), *localai.routes]
     operations += openapi.routes(operations)
@@ -91,6 +92,11 @@ def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple
     app.state.hub = hub
     app.state.sessions = sessions
     return app
+
+
+def _now() -> float:
+    """Seconds, with the time asleep: a code's half minute does not last a night."""
+    return trio.current_time() + time_asleep()
 
 
 async def serve(

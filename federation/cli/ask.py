@@ -169,6 +169,7 @@ def leave(args: Namespace) -> None:
     network = render_connections.network(status["network"])
     if not args.yes and not confirm(f"Leave the network {network} and forget its token?"):
         raise NotDone("nothing was done: you said no")
+    holder = asker.daemon.state.holder()
     asker.post("leave")
     with Progress() as progress:
         while True:
@@ -179,8 +180,8 @@ def leave(args: Namespace) -> None:
             open_ = {"in_flight": status["node"]["in_flight"], "clients": status["connections"]["now"]}
             progress.show(f"leaving: {render_connections.still_open(open_)}")
             time.sleep(POLL_S)
-        pid = str(status["node"]["pid"])  # by the lock: a number of another machine or a container is another process here
-        while asker.daemon.address is None and asker.daemon.state.holder() == pid:
+        # By the lock: the process number of another machine or a container is another process here.
+        while asker.daemon.address is None and holder is not None and asker.daemon.state.holder() == holder:
             time.sleep(POLL_S)
     if args.json:
         say(json.dumps({"left": status["network"]["id"]}))

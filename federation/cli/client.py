@@ -22,7 +22,7 @@ from federation.api import proof
 from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError, ControlUnreachable, KeyNeeded, NotProven, OlderDaemon, refusal
 from federation.state import CONTROL_SOCKET, StateDir
-from federation.units import HostPort, visible
+from federation.units import HostPort, pasted, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -114,7 +114,7 @@ def find(control: str | None, given: Path | None, environ: Mapping[str, str] = o
     own listens there; or the user's own.
     """
     state = state_dir(given, environ)
-    key = environ.get("FEDERATION_CONTROL_KEY", "").strip() or None
+    key = pasted(environ.get("FEDERATION_CONTROL_KEY", "")) or None
     if control is not None:
         address, is_tls = _control("--control", control)
         return Daemon(state, address, key, is_tls)

@@ -93,6 +93,13 @@ JOIN_OPTIONS = (
     ("name", "--name", "NAME", "shown to people [the host name]"),
     ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
     (
+        "gpus",
+        "--gpus",
+        "LIST",
+        "the GPUs that count, as nvidia-smi -L has them: 0,2, UUIDs or their beginnings; or none. Without it "
+        "CUDA_VISIBLE_DEVICES says it, or all count",
+    ),
+    (
         "capacity",
         "--capacity",
         "N",

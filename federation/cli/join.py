@@ -112,7 +112,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None, read_settin
         else:
             is_default = state.path == default_state_dir(os.environ)
             next_step = render.next_invite("" if is_default else f" --state-dir {shlex.quote(str(state.path))}")
-        with suppress(OSError):  # a closed output is no reason not to serve
+        with suppress(OSError, ValueError):  # a closed output is no reason not to serve
             print(render.ready(answer, next_step, token_file=str(state.path / "token") if owner is not None else ""))
         flush()
 

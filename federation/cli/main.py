@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from federation import __version__
 from federation.cli.grammar import parse
-from federation.cli.terminal import complain, flush
+from federation.cli.terminal import complain, flush, show_anything
 from federation.errors import FederationError
 from federation.units import without_tokens
 
@@ -28,6 +28,7 @@ INTERRUPTED = 130  # as shells have it: 128 + SIGINT
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, 1 when it failed, 2 when it was asked wrongly. A person never sees a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    show_anything()
     try:
         code = _run(parse(argv, __version__))
     except SystemExit as done:  # --help and --version

@@ -6,6 +6,7 @@ itself on a terminal and is silent elsewhere.
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import stat
@@ -14,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from federation.errors import UsageError
-from federation.units import without_tokens
+from federation.units import decoded, without_tokens
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,22 @@ def width() -> int:
     return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else PIPE_WIDTH
 
 
+def show_anything() -> None:
+    """Let standard output and error show what their encoding lacks as an escape or a stand-in: never an error."""
+    codecs.register_error("federation", _stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a test's stream may be without, or None under pythonw and cron
+        if reconfigure is not None:
+            reconfigure(errors="federation")
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return text.replace("\u2026", "~").encode("ascii", "backslashreplace").decode(), error.end
+
+
 def say(text: str) -> None:
     print(text, flush=True)
 
@@ -49,6 +66,8 @@ def flush() -> None:
         print(end="", flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ValueError:  # closed
+        sys.stdout = None
 
 
 def complain(text: str) -> None:
@@ -65,7 +84,11 @@ def read_stdin(what: str) -> str:
         from getpass import getpass
 
         return getpass(f"{what.capitalize()}: ")
-    return sys.stdin.read(MAX_SECRET_TEXT)
+    try:
+        raw = getattr(sys.stdin, "buffer", None)
+        return sys.stdin.read(MAX_SECRET_TEXT) if raw is None else decoded(raw.read(MAX_SECRET_TEXT))
+    except UnicodeDecodeError:
+        raise UsageError(f"the {what} on standard input is not text in UTF-8") from None
 
 
 def read_secret(path: Path, what: str) -> str:
@@ -73,13 +96,15 @@ def read_secret(path: Path, what: str) -> str:
     if str(path) == "-":
         return read_stdin(what)
     try:
-        with path.expanduser().open(encoding="utf-8", errors="replace") as file:
+        with path.expanduser().open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & 0o044:
                 complain(f"others on this machine can read the {what} in {path}; make it private: chmod 600 {path}")
-            return file.read(MAX_SECRET_TEXT)
+            return decoded(file.read(MAX_SECRET_TEXT))
     except OSError as error:
         raise UsageError(f"cannot read the {what} file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"the {what} file {path} is not text in UTF-8") from None
 
 
 def confirm(question: str) -> bool:

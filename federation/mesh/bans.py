@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from federation.errors import NotFound, UsageError
-from federation.units import is_peer_id
+from federation.units import is_peer_id, pasted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,7 +66,7 @@ def find_peer(text: str, names: Mapping[str, str], *, among: str) -> str:
     A whole id passes even if `names` lacks it. A node chooses its own name, so a name that is also the end of another peer's
     id is ambiguous. Raises NotFound, which names the searched peers (`among`), and UsageError where several peers fit.
     """
-    text = text.strip()
+    text = pasted(text)
     if text in names or is_peer_id(text):
         return text
     is_end = len(text) >= MIN_ID_END

@@ -70,6 +70,7 @@ LOAD_EVERY_S = 2.0
 SYNCED_LINKS = 24  # of the links of a node: a digest has 65 bytes a node, so all with all would cost the square
 VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
 EXPIRE_S = 5.0
+HEAR_AGAIN_S = 300.0  # for the network to come up, and ten of the dialler's longest pauses
 GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read
 SYNC_TIMEOUT_S = 10.0
 PAGE = 64  # records: at most 1 MiB
@@ -210,8 +211,18 @@ class Gossip:
         await self._topic.flushed(GOODBYE_S)
 
     async def _expire(self) -> None:
+        """Forget nodes that are gone. After a sleep all seem so: they are dialled and heard first."""
+        begun, begun_s = self._utc_now(), trio.current_time()
+        spared_until = -math.inf
         while True:
             await trio.sleep(EXPIRE_S)
+            asleep_s = (self._utc_now() - begun).total_seconds() - (trio.current_time() - begun_s)
+            begun, begun_s = self._utc_now(), trio.current_time()
+            if asleep_s > EXPIRE_S:
+                log.info("this machine slept; nodes are given time to be heard", hours=round(asleep_s / 3600, 1))
+                spared_until = begun_s + HEAR_AGAIN_S
+            if begun_s < spared_until:
+                continue
             for change in self._ledger.expire(self._utc_now()):
                 self._on_change(change)
                 self.stir()  # a smaller network announces sooner

@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from federation.errors import OwnerKeyWrong, ProtocolViolation
+from federation.units import pasted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +59,7 @@ class OwnerKey:
     @classmethod
     def decode(cls, text: str) -> OwnerKey:
         """Read a key as a person pasted it. Raises OwnerKeyWrong, which does not repeat the text."""
-        text = "".join(text.split())
+        text = pasted("".join(text.split()))
         if not text.startswith(_PREFIX):
             raise OwnerKeyWrong
         try:

@@ -61,6 +61,7 @@ UNTOLD_STAY_S = 10.0  # without a grace, linked members get this long to be told
 ROTATIONS_A_SECOND, ROTATED_AT_ONCE, TAKEN_AT_ONCE = 1 / 60, 2, 3
 HEARINGS_A_SECOND, HEARINGS_AT_ONCE = 1.0, 8.0  # of one peer: an honest one has one every TELL_AGAIN_S
 MAX_AHEAD = 10_000  # rotations that a node may have missed; one a minute makes so many in a week
+LOOK_AGAIN_S = 30.0  # for the end of a grace
 PREPARED_S = 60.0  # for a person's owner key to sign the order
 _YES, _NO = b"\x01", b"\x00"
 
@@ -212,7 +213,8 @@ class Rotation:
         now = trio.current_time()
         end = self.keyring.next_end(self._utc_now())
         if end is not None:
-            return now + max((end - self._utc_now()).total_seconds(), 0.0)
+            # Trio's clock stands still while the machine sleeps, the grace does not.
+            return now + min(max((end - self._utc_now()).total_seconds(), 0.0), LOOK_AGAIN_S)
         return self._cut_untold_at if self._cut_untold_at > now else float("inf")
 
     def _tell_untold(self) -> float:

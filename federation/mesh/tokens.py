@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from federation.errors import TokenChecksumWrong, TokenError, TokenMalformed, TokenTooNew
+from federation.units import pasted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -90,11 +91,11 @@ class Token:
 
     @classmethod
     def decode(cls, text: str) -> Token:
-        """Read a token as a person pasted it; a terminal or mail may have wrapped the line.
+        """Read a token as a person pasted it; a terminal or mail may have wrapped the line, a chat put quotes around it.
 
         Raises TokenMalformed, TokenTooNew or TokenChecksumWrong. None of them repeats the text.
         """
-        text = "".join(text.split())
+        text = pasted("".join(text.split()))
         match = _TEXT.fullmatch(text)
         if match is None:
             raise TokenMalformed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from datetime import timedelta
 from heapq import nsmallest
 from typing import TYPE_CHECKING, get_args
 
@@ -114,8 +113,6 @@ def peers(node: Parts) -> list[schemas.Peer]:
 
 def explain(node: Parts, last: int, connection: int | None = None) -> list[schemas.Decision]:
     """The newest `last` picks, or all that are still known of one connection; the newest at the end."""
-    now = trio.current_time()
-    utc_now = node.clock.utc_now()
     counters = node.frontend.counters
     decisions = list(counters.decisions)
     decisions = decisions[-last:] if connection is None else [d for d in decisions if d.flow.connection == connection]
@@ -127,7 +124,7 @@ def explain(node: Parts, last: int, connection: int | None = None) -> list[schem
         {
             "id": decision.flow.connection,
             "request": decision.flow.request,
-            "at": (utc_now - timedelta(seconds=now - decision.at)).isoformat(),
+            "at": node.clock.utc_of(decision.at).isoformat(),
             "service": decision.route.service,
             "model": visible(decision.route.model),
             "client": decision.client,
@@ -328,7 +325,7 @@ def _services(node: Parts, online: Iterable[NodeData]) -> dict[str, schemas.Serv
 
 def _former_until(node: Parts) -> str | None:
     end = node.rotation.keyring.grace_end(node.clock.utc_now())
-    return None if end is None else end.isoformat(timespec="seconds")
+    return None if end is None else node.clock.by_the_wall(end).isoformat(timespec="seconds")
 
 
 def draining(node: Parts) -> schemas.Draining:
@@ -352,7 +349,7 @@ def _peer_row(node: Parts, record: NodeData) -> schemas.Peer:
         "self": is_self,
         "online": record.is_online_at(now) and (is_self or link is not None),
         "state": state,
-        "last_seen": record.last_seen.isoformat(),
+        "last_seen": node.clock.by_the_wall(record.last_seen).isoformat(),
         "last_seen_age_s": round((now - record.last_seen).total_seconds(), 3),
         "available_vram": record.available_vram,
         "total_vram": record.total_vram,

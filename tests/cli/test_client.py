@@ -180,7 +180,7 @@ def test_who_trickles_keeps_nobody(
 
 def test_a_daemon_on_its_way_is_told(state: StateDir) -> None:
     state.lock()
-    with pytest.raises(ControlUnreachable, match=rf"process {os.getpid()}\) is about to start, or to end"):
+    with pytest.raises(ControlUnreachable, match=rf"process {os.getpid()} on .*\) is about to start, or to end"):
         client.Daemon(state).ask("/")
     state.unlock()
 

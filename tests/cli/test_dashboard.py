@@ -27,8 +27,10 @@ class Api(Handler):
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[StateDir]:
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateDir]:
     Api.asked.clear()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(dashboard, "SNAPS", tmp_path / "no snaps")
     state = StateDir(tmp_path / "s")
     with daemon(state, Api):
         state.save_daemon({"control": "0.0.0.0:8485"})
@@ -64,6 +66,35 @@ def test_no_code_goes_to_a_browsers_command_line(
     said = capsys.readouterr()
     assert said.out == f"http://127.0.0.1:8485/#code={CODE}\n"
     assert "may not read that file (one from a snap or a flatpak may not), open the address within 30 s" in said.err
+
+
+@pytest.mark.parametrize("sign", ["snap", "no snaps"])
+def test_where_snaps_are_the_browser_gets_a_file_that_it_may_read(
+    state: StateDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: not opened.append(url))
+    (tmp_path / sign).mkdir()
+    victim = tmp_path / "victim"
+    victim.touch()
+    page = tmp_path / "federation-dashboard.html"
+    page.symlink_to(victim)
+    dashboard.dashboard(args(state, open=True))
+    assert opened == [page.as_uri()]
+    assert CODE in page.read_text()
+    assert (page.stat().st_mode & 0o777, victim.read_text()) == (0o600, "")
+    assert not (state.path / "dashboard.html").exists()
+
+
+def test_a_home_that_cannot_be_written_is_no_reason_to_open_nothing(
+    state: StateDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: not opened.append(url))
+    (tmp_path / "snap").mkdir()
+    (tmp_path / "federation-dashboard.html").mkdir()
+    dashboard.dashboard(args(state, open=True))
+    assert opened == [(state.path / "dashboard.html").as_uri()]
 
 
 def test_no_browser_is_told(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:

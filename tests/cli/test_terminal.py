@@ -10,6 +10,7 @@ import pytest
 from federation.cli import terminal
 from federation.cli.terminal import PIPE_WIDTH, Progress, Screen, colorful, complain, confirm, read_secret, width
 from federation.errors import UsageError
+from federation.mesh.tokens import Token
 from federation.units import REDACTED
 
 
@@ -116,3 +117,41 @@ def test_a_secret_comes_from_a_file_or_a_pipe_or_is_typed_unseen(
 def test_a_complaint_is_one_line_without_secrets(capsys: pytest.CaptureFixture[str]) -> None:
     complain("it was\nfed1_abcdefghijkl and fedkey1_abcdefghijkl")
     assert capsys.readouterr().err == f"federation: it was {REDACTED} and {REDACTED}\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_secret_is_read_however_it_was_saved(encoding: str, tmp_path: Path) -> None:
+    token = Token.new().encode()
+    (tmp_path / "token").write_bytes(f"\u201c{token}\u201d\r\n".encode(encoding))
+    (tmp_path / "token").chmod(0o600)
+    assert Token.decode(read_secret(tmp_path / "token", "token")).encode() == token
+
+
+def test_a_secret_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"fed3_\xff")
+    with pytest.raises(UsageError, match="is not text in UTF-8"):
+        read_secret(tmp_path / "token", "token")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", b"k\\xf6ln~ \\u4e2d \\udcff"), ("latin-1", b"k\xf6ln~ \\u4e2d \\udcff"), ("utf-8", None)],
+)
+def test_what_a_terminal_cannot_show_is_shown_otherwise(
+    encoding: str, shown: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    terminal.show_anything()
+    terminal.say("k\u00f6ln\u2026 \u4e2d \udcff")
+    expected = shown or "k\u00f6ln\u2026 \u4e2d \\udcff".encode()
+    assert out.buffer.getvalue() == expected + b"\n"  # type: ignore[attr-defined]
+
+
+def test_an_output_that_is_closed_or_missing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for out in (closed, None):
+        monkeypatch.setattr(sys, "stdout", out)
+        terminal.show_anything()
+        terminal.flush()

@@ -18,6 +18,7 @@ from federation.errors import PeerUnavailable
 from federation.mesh import gossip as gossip_module
 from federation.mesh.gossip import (
     FASTEST_S,
+    HEAR_AGAIN_S,
     JITTER,
     LOAD_EVERY_S,
     PAGE,
@@ -337,6 +338,23 @@ class TestAnnouncing:
             await trio.sleep(10)
             assert "gone" not in me.ledger
             assert [(c.peer_id, c.after) for c in me.changes] == [("gone", None)]
+
+    async def test_after_a_sleep_of_this_machine_nodes_are_offline_at_once_and_forgotten_if_they_are_not_heard(
+        self, offline: Any
+    ) -> None:
+        async with running(Member("me")) as me:
+            me.knows(record("here"))
+            me.knows(record("gone"))
+            await trio.sleep(20)
+            me.ahead += timedelta(hours=8)
+            assert not {r.peer_id for r in me.ledger.online(me.now())} & {"here", "gone"}
+            await trio.sleep(HEAR_AGAIN_S - 20)
+            assert {"here", "gone"} < set(me.ledger.digest())
+            assert me.age_of("gone") > 8 * 3600
+            assert me.hears(record("here", seq=2))
+            await trio.sleep(60)
+            assert "gone" not in me.ledger
+            assert me.age_of("here") == 60
 
 
 class TestHearing:

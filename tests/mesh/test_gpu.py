@@ -13,7 +13,18 @@ from federation.mesh import gpu as gpu_module
 from federation.mesh.gpu import GpuProbe, run_command
 
 GIB = 2**30
-NOT_SUPPORTED, GPU_IS_LOST, LIBRARY_NOT_FOUND = 3, 15, 12  # NVML's numbers
+NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, LIBRARY_NOT_FOUND, GPU_IS_LOST = 3, 4, 6, 12, 15  # NVML's numbers
+SAID = {
+    NOT_SUPPORTED: "Not Supported", NO_PERMISSION: "Insufficient Permissions", NOT_FOUND: "Not Found",
+    LIBRARY_NOT_FOUND: "No Library", GPU_IS_LOST: "GPU is lost",
+}  # fmt: skip
+
+
+MEMINFO = f"""\
+MemTotal:       {128 * 2**20} kB
+MemFree:        {5 * 2**20} kB
+MemAvailable:   {100 * 2**20} kB
+"""
 
 
 class FakeNvml:
@@ -24,7 +35,7 @@ class FakeNvml:
             self.value = value
 
         def __str__(self) -> str:
-            return {NOT_SUPPORTED: "Not Supported", GPU_IS_LOST: "GPU is lost", LIBRARY_NOT_FOUND: "No Library"}[self.value]
+            return SAID[self.value]
 
     def __init__(self, *gpus) -> None:
         self.gpus = list(gpus)
@@ -73,7 +84,9 @@ def linux(tmp_path):
 
     def make(nvml=None, **changed) -> GpuProbe:
         machine = {"nvml": nvml or FakeNvml(), "sysfs": tmp_path, "platform": "linux", "machine": "x86_64"}
-        return GpuProbe(**machine, run=no_commands, **changed)
+        machine |= {"pci": tmp_path / "nvidia", "meminfo": tmp_path / "meminfo", "device_tree": tmp_path / "device-tree"}
+        (tmp_path / "meminfo").write_text(MEMINFO)
+        return GpuProbe(**machine | changed, run=no_commands)
 
     return make
 
@@ -123,7 +136,7 @@ async def test_no_nvml_library_is_a_note(linux) -> None:
 
 
 async def test_no_driver_is_a_note_and_loads_no_pynvml(linux, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(gpu_module, "_NVML_LIBRARY", "libno-such-driver.so")
+    monkeypatch.setattr(gpu_module, "_NVML_LIBRARIES", ("libno-such-driver.so",))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     reading = await GpuProbe(sysfs=tmp_path, platform="linux").read()
     assert reading.note.startswith("NVML: no NVIDIA driver")
@@ -131,7 +144,7 @@ async def test_no_driver_is_a_note_and_loads_no_pynvml(linux, monkeypatch, tmp_p
 
 
 async def test_no_pynvml_is_a_note(linux, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(gpu_module, "_NVML_LIBRARY", None)  # this program itself: it loads anywhere
+    monkeypatch.setattr(gpu_module, "_NVML_LIBRARIES", (None,))  # this program itself: it loads anywhere
     monkeypatch.setitem(sys.modules, "pynvml", None)
     reading = await GpuProbe(sysfs=tmp_path, platform="linux").read()
     assert reading.source == "none"
@@ -170,12 +183,227 @@ async def test_a_lost_gpu_does_not_hide_the_others(linux) -> None:
     assert len((await probe.read()).gpus) == 3
 
 
-async def test_a_gpu_without_memory_of_its_own_says_what_to_do_and_is_no_reason_to_start_anew(linux) -> None:
-    nvml = FakeNvml(NOT_SUPPORTED)
+# NVIDIA: GPUs that share the machine's memory
+
+
+@pytest.mark.parametrize("gpu", [NOT_SUPPORTED, ("NVIDIA GB10", 0, 0)])
+async def test_a_gpu_without_memory_of_its_own_has_the_machines_and_is_no_reason_to_start_anew(linux, gpu) -> None:
+    nvml = FakeNvml(gpu)
+    nvml.nvmlDeviceGetName = lambda handle: "NVIDIA GB10"
     reading = await linux(nvml).read()
-    assert reading.source == "none"
-    assert "--vram" in reading.note
+    assert sizes(reading) == [("NVIDIA GB10", 128 * GIB, 100 * GIB)]
+    assert (reading.source, reading.note) == ("nvml", "GPU 0 shares the machine's memory")
     assert nvml.shutdowns == 0
+
+
+async def test_the_machines_memory_counts_once(linux) -> None:
+    reading = await linux(FakeNvml(("GB10", 0, 0), ("GB10", 0, 0), ("RTX 4090", 24 * GIB, GIB))).read()
+    assert [gpu.total_vram for gpu in reading.gpus] == [128 * GIB, 24 * GIB]
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n", "MemTotal: many kB\nMemAvailable: 1 kB\n"])
+async def test_without_the_machines_memory_the_note_says_what_to_do(linux, tmp_path, text: str) -> None:
+    probe = linux(FakeNvml(("GB10", 0, 0)))
+    (tmp_path / "meminfo").write_text(text)
+    reading = await probe.read()
+    assert (reading.gpus, reading.source) == ((), "none")
+    assert "--vram" in reading.note
+
+
+async def test_a_jetson_without_nvml_has_the_machines_memory(linux, tmp_path) -> None:
+    (tmp_path / "device-tree").mkdir()
+    (tmp_path / "device-tree/compatible").write_bytes(b"nvidia,p3737-0000+p3701-0000\0nvidia,tegra234\0")
+    (tmp_path / "device-tree/model").write_bytes(b"NVIDIA Jetson AGX Orin\0")
+    reading = await linux().read()
+    assert sizes(reading) == [("NVIDIA Jetson AGX Orin", 128 * GIB, 100 * GIB)]
+    assert (reading.source, reading.note) == ("jetson", "the GPU shares the machine's memory")
+    (tmp_path / "device-tree/compatible").write_bytes(b"raspberrypi,5-model-b\0brcm,bcm2712\0")
+    assert (await linux().read()).source == "none"
+
+
+# NVIDIA: MIG
+
+
+class Mig(FakeNvml):
+    """GPUs in MIG mode, whose own memory may not be read; `slices` are (GPU, name, total, free)."""
+
+    def __init__(self, *gpus, slices=()) -> None:
+        super().__init__(*gpus)
+        self.slices = slices
+
+    def nvmlDeviceGetMigMode(self, handle) -> list[int]:
+        return [1, 1]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, at: int) -> str:
+        of_gpu = [str(number) for number, slice_ in enumerate(self.slices) if slice_[0] == handle]
+        if at >= len(of_gpu):
+            raise self.NVMLError(NOT_FOUND)
+        return of_gpu[at]
+
+    def nvmlDeviceGetMemoryInfo(self, handle) -> SimpleNamespace:
+        if isinstance(handle, int):
+            raise self.NVMLError(NO_PERMISSION)
+        _, _, total, free = self.slices[int(handle)]
+        return SimpleNamespace(total=total, free=free)
+
+    def nvmlDeviceGetName(self, handle) -> str:
+        return self.gpus[handle][0] if isinstance(handle, int) else self.slices[int(handle)][1]
+
+    def nvmlDeviceGetUUID(self, handle) -> str:
+        return f"GPU-{handle}aaa" if isinstance(handle, int) else f"MIG-{handle}bbb"
+
+
+A100 = ("A100", 40 * GIB, 36 * GIB)
+SLICES = ((0, "3g.20gb", 20 * GIB, 18 * GIB), (0, "2g.10gb", 10 * GIB, 10 * GIB), (1, "7g.40gb", 40 * GIB, 5 * GIB))
+
+
+async def test_a_gpu_in_mig_mode_is_its_slices_and_what_is_forbidden_is_no_reason_to_start_anew(linux) -> None:
+    nvml = Mig(A100, A100, slices=SLICES)
+    probe = linux(nvml)
+    for _ in range(2):
+        reading = await probe.read()
+        assert sizes(reading) == [slice_[1:] for slice_ in SLICES]
+        assert (reading.source, reading.note) == ("nvml", "")
+    assert (nvml.inits, nvml.shutdowns) == (1, 0)
+
+
+async def test_mig_mode_without_slices_is_a_note(linux) -> None:
+    reading = await linux(Mig(A100)).read()
+    assert (reading.gpus, reading.source) == ((), "none")
+    assert "MIG mode" in reading.note
+
+
+async def test_a_slice_can_be_the_one_that_counts_or_all_of_a_gpu(linux) -> None:
+    assert sizes(await linux(Mig(A100, A100, slices=SLICES), only=("MIG-1",)).read()) == [SLICES[1][1:]]
+    assert sizes(await linux(Mig(A100, A100, slices=SLICES), only=("1",)).read()) == [SLICES[2][1:]]
+
+
+# NVIDIA: odd answers
+
+
+@pytest.mark.parametrize("value", [NO_PERMISSION, NOT_FOUND, LIBRARY_NOT_FOUND])
+async def test_errors_that_a_new_start_does_not_mend_cause_none(linux, value: int) -> None:
+    nvml = FakeNvml(value, ("fine", 8, 8))
+    probe = linux(nvml)
+    for _ in range(2):
+        reading = await probe.read()
+        assert (sizes(reading), reading.note) == ([("fine", 8, 8)], f"NVML: GPU 0: {SAID[value]}")
+    assert (nvml.inits, nvml.shutdowns) == (1, 0)
+
+
+@pytest.mark.parametrize("error", [UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), NOT_SUPPORTED, ""])
+async def test_a_name_that_cannot_be_read_costs_no_gpu(linux, error) -> None:
+    def name(handle: int) -> str:
+        if isinstance(error, str):
+            return error
+        raise FakeNvml.NVMLError(error) if isinstance(error, int) else error
+
+    nvml = FakeNvml(("x", 8, 5))
+    nvml.nvmlDeviceGetName = name
+    assert sizes(await linux(nvml).read()) == [("NVIDIA GPU 0", 8, 5)]
+    assert nvml.shutdowns == 0
+
+
+# Which GPUs count
+
+
+class WithUuids(FakeNvml):
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{handle}0000000-1111"
+
+
+@pytest.mark.parametrize(
+    ("only", "names"),
+    [
+        (None, ["a", "b", "c"]),
+        (("0", "2"), ["a", "c"]),
+        (("GPU-1",), ["b"]),
+        (("gpu-10000000-1111", "0"), ["a", "b"]),
+        (("0", "7"), ["a"]),
+        ((), []),
+        (("7",), []),
+    ],
+)
+async def test_only_gpus_that_count_are_counted(linux, tmp_path, only, names) -> None:
+    reading = await linux(WithUuids(("a", 8, 8), ("b", 4, 4), ("c", 2, 2)), only=only).read()
+    assert [gpu.name for gpu in reading.gpus] == names
+    assert names or "--gpus" in reading.note
+
+
+async def test_only_cards_of_amd_that_count_are_counted(linux, tmp_path) -> None:
+    amd_card(tmp_path, 1, 8, 0)
+    amd_card(tmp_path, 2, 4, 0)
+    (tmp_path / "card2/device/unique_id").write_text("a1b2c3\n")
+    (tmp_path / "card0/device").mkdir(parents=True)  # the first card of AMD's is number 0, whatever other cards there are
+    assert [gpu.name for gpu in (await linux(only=("0",)).read()).gpus] == ["AMD GPU 1"]
+    assert [gpu.name for gpu in (await linux(only=("GPU-A1B2",)).read()).gpus] == ["AMD GPU 2"]
+
+
+# GPUs that sleep
+
+
+def nvidia_card(tmp_path, address: str, *, control: str, status: str) -> None:
+    power = tmp_path / "nvidia" / address / "power"
+    power.mkdir(parents=True, exist_ok=True)
+    (power / "control").write_text(f"{control}\n")
+    (power / "runtime_status").write_text(f"{status}\n")
+
+
+async def test_a_gpu_that_sleeps_is_not_asked_and_stands_as_it_was_read_last(linux, tmp_path) -> None:
+    now = [0.0]
+    nvml = FakeNvml(("Laptop", 8 * GIB, 8 * GIB))
+    probe = linux(nvml, clock=lambda: now[0])
+    nvidia_card(tmp_path, "0000:01:00.0", control="auto", status="suspended")
+    reading = await probe.read()
+    assert (reading.gpus, nvml.inits) == ((), 0)
+    assert "sleeps" in reading.note
+    nvidia_card(tmp_path, "0000:01:00.0", control="auto", status="active")
+    assert (await probe.read()).total_vram == 8 * GIB
+    nvidia_card(tmp_path, "0000:01:00.0", control="auto", status="suspended")
+    now[0] += 1000
+    assert (await probe.read()).total_vram == 8 * GIB
+    assert (nvml.inits, nvml.shutdowns) == (1, 1)
+
+
+async def test_a_gpu_that_may_sleep_is_asked_rarely_while_nothing_is_loaded_and_no_session_keeps_it_awake(
+    linux, tmp_path
+) -> None:
+    now = [0.0]
+    nvml = FakeNvml(("Laptop", 8 * GIB, 8 * GIB))
+    probe = linux(nvml, clock=lambda: now[0])
+    nvidia_card(tmp_path, "0000:01:00.0", control="auto", status="active")
+    for _ in range(3):
+        assert (await probe.read()).available_vram == 8 * GIB
+    assert (nvml.inits, nvml.shutdowns) == (1, 1)
+    nvml.gpus = [("Laptop", 8 * GIB, 2 * GIB)]
+    now[0] += gpu_module.DOZE_S
+    for _ in range(3):  # now a model is loaded, so that it cannot sleep: each reading is new
+        assert (await probe.read()).available_vram == 2 * GIB
+    assert (nvml.inits, nvml.shutdowns) == (2, 1)
+    nvml.gpus = [("Laptop", 8 * GIB, GIB)]
+    assert (await probe.read()).available_vram == GIB
+
+
+async def test_of_two_gpus_the_one_that_is_awake_is_asked(linux, tmp_path) -> None:
+    nvml = FakeNvml(("a", 8, 0), ("b", 4, 4))
+    probe = linux(nvml)
+    nvidia_card(tmp_path, "0000:01:00.0", control="on", status="active")
+    nvidia_card(tmp_path, "0000:02:00.0", control="on", status="active")
+    await probe.read()
+    nvidia_card(tmp_path, "0000:02:00.0", control="on", status="suspended")
+    nvml.gpus = [("a", 8, 3), GPU_IS_LOST]
+    assert sizes(await probe.read()) == [("a", 8, 3), ("b", 4, 4)]
+    assert nvml.shutdowns == 0
+
+
+async def test_a_node_that_offers_nothing_asks_no_driver(linux) -> None:
+    nvml = FakeNvml(("GPU", 8, 8))
+    reading = await linux(nvml).read(is_needed=False)
+    assert (reading.gpus, reading.source, nvml.inits) == ((), "none", 0)
+    assert (await linux(nvml, fixed_bytes=GIB).read(is_needed=False)).available_vram == GIB
 
 
 @pytest.mark.parametrize("total", [-1, 2**64 - 1])
@@ -258,6 +486,37 @@ async def test_amd_total_and_free_bytes_of_each_card(linux, tmp_path) -> None:
     assert (reading.source, reading.note) == ("amd-sysfs", "")
 
 
+def amd_apu(sysfs, index: int, **files: object) -> None:
+    amd_card(sysfs, index, GIB // 2, GIB // 8)
+    for name, text in ({"device": "0x1586"} | files).items():
+        (sysfs / f"card{index}/device" / name).write_text(f"{text}\n")
+
+
+async def test_an_apu_has_its_own_memory_and_what_it_may_use_of_the_machines(linux, tmp_path) -> None:
+    amd_apu(tmp_path, 0, mem_info_gtt_total=96 * GIB, mem_info_gtt_used=GIB)
+    reading = await linux().read()
+    assert (reading.total_vram, reading.available_vram) == (96 * GIB + GIB // 2, 95 * GIB + GIB * 3 // 8)
+    assert (reading.source, reading.note) == ("amd-sysfs", "the GPU shares the machine's memory")
+
+
+async def test_of_the_machines_memory_an_apu_has_no_more_free_than_the_machine(linux, tmp_path) -> None:
+    amd_apu(tmp_path, 0, mem_info_gtt_total=124 * GIB, mem_info_gtt_used=0)
+    assert (await linux().read()).available_vram == 100 * GIB + GIB * 3 // 8
+
+
+async def test_an_apu_that_does_not_tell_of_the_machines_memory_has_its_own(linux, tmp_path) -> None:
+    amd_apu(tmp_path, 0)
+    assert sizes(await linux().read()) == [("AMD GPU 0", GIB // 2, GIB * 3 // 8)]
+
+
+async def test_beside_a_card_an_apu_does_not_count_and_a_card_has_its_own_memory_only(linux, tmp_path) -> None:
+    amd_apu(tmp_path, 0, mem_info_gtt_total=62 * GIB, mem_info_gtt_used=0)
+    amd_apu(tmp_path, 1, device="0x744c", mem_info_gtt_total=62 * GIB, mem_info_gtt_used=0)
+    reading = await linux().read()
+    assert sizes(reading) == [("AMD GPU 1", GIB // 2, GIB * 3 // 8)]
+    assert reading.note == ""
+
+
 async def test_nvidia_goes_before_amd(linux, tmp_path) -> None:
     amd_card(tmp_path, 0, 8, 0)
     assert (await linux(FakeNvml(("GPU", 4, 4))).read()).source == "nvml"
@@ -275,7 +534,7 @@ async def test_a_card_that_cannot_be_read_is_a_note(linux, tmp_path) -> None:
 
 
 async def test_no_sysfs_is_no_gpu(linux, tmp_path) -> None:
-    reading = await GpuProbe(nvml=FakeNvml(), sysfs=tmp_path / "none", platform="linux").read()
+    reading = await GpuProbe(nvml=FakeNvml(), sysfs=tmp_path / "none", platform="linux", device_tree=tmp_path).read()
     assert (reading.source, reading.note) == ("none", "NVML: no GPU; AMD: no GPU")
 
 

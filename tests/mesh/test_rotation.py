@@ -17,6 +17,7 @@ from federation.mesh.keyring import Keyring
 from federation.mesh.owner import MAX_ORDER_BYTES, OwnerKey, order_of
 from federation.mesh.rotation import (
     HEARINGS_AT_ONCE,
+    LOOK_AGAIN_S,
     MAX_AHEAD,
     PREPARED_S,
     ROTATED_AT_ONCE,
@@ -114,6 +115,7 @@ class Member:
         self.state = StateDir(directory / name)
         self.state.lock()
         self.changes = 0
+        self.asleep = NO_GRACE
         self.start()
         self.state.save_token(self.rotation.keyring.token.encode())
         net[name] = self
@@ -124,7 +126,7 @@ class Member:
         token = FIRST if text is None else Token.decode(text)
         self.rotation = Rotation(
             host=self.host, keyring=Keyring.from_saved(token, self.state.load_rotation()), state=self.state,
-            utc_now=lambda: START + timedelta(seconds=trio.current_time()), on_change=self._changed,
+            utc_now=lambda: START + self.asleep + timedelta(seconds=trio.current_time()), on_change=self._changed,
         )  # fmt: skip
 
     def _changed(self) -> None:
@@ -326,6 +328,18 @@ async def test_who_does_not_answer_is_tried_again_and_cut_off_when_the_time_is_o
         await trio.sleep(54)
         assert net.a.host.cuts == []
         await trio.sleep(2)
+        assert net.a.host.cuts == ["b"]
+
+
+async def test_a_grace_goes_on_while_the_machine_sleeps(clock: Any, tmp_path: Path) -> None:
+    async with network(tmp_path, "ab") as net:
+        net.link("a", "b")
+        net.a.host.silent.add("b")
+        await net.a.rotates("a", "b", grace=HOUR)
+        await trio.sleep(60)
+        net.a.asleep = timedelta(hours=8)  # trio's clock stood still
+        assert not net.a.admits(net.b)
+        await trio.sleep(LOOK_AGAIN_S)
         assert net.a.host.cuts == ["b"]
 
 

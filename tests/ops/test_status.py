@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from federation.clock import Clock
 from federation.forward.attempts import State
 from federation.forward.counters import Answer, Busier, Decision, Ending, Failure, Flow
 from federation.forward.http.usage import Tokens
@@ -219,7 +220,10 @@ class TestStatus:
 
 
 class TestExplain:
-    async def test_the_last_decisions(self, make: MakeNode, autojump_clock: trio.testing.MockClock) -> None:
+    async def test_the_last_decisions(
+        self, make: MakeNode, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("federation.node.Clock", lambda: Clock(wall=lambda: 1.8e9 + trio.current_time()))
         node = make()
         bob = add(node, "bob")
         selector = Selector(Policy.LEAST_LOADED, entry_id="x", rng=None)  # type: ignore[arg-type]
@@ -233,8 +237,8 @@ class TestExplain:
         assert [d["client"] for d in (first, second, third)] == ["c0", "c1", "c2"]
         assert [d["client"] for d in node.operator.explain(2)] == ["c1", "c2"]
         at = [datetime.fromisoformat(d["at"]) for d in (first, second, third)]
-        assert at[1] - at[0] == timedelta(seconds=10)
-        assert node.clock.utc_now() - at[2] == timedelta(seconds=5)
+        assert (at[1] - at[0]).total_seconds() == pytest.approx(10)
+        assert (node.clock.utc_now() - at[2]).total_seconds() == pytest.approx(5)
         assert third["chosen"] == bob
         assert third["name"] == "bob"
         assert third["service"] == "chat"
