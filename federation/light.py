@@ -29,7 +29,6 @@ ABSENT = (
     "libp2p.crypto.secp256k1",
     "libp2p.discovery",  # net/discover has our own
     "libp2p.kad_dht",
-    "libp2p.rcmgr",  # net/admission has our own
     "libp2p.security.pnet",
     "libp2p.security.tls",
     "libp2p.stream_muxer.yamux",  # the only muxer is net/link
