@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from federation import logs
+from federation import light, logs  # noqa: F401  # light comes before all else: see there
 from federation.cli import detect, render
 from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
 from federation.config import load
