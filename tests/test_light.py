@@ -14,9 +14,9 @@ from federation.light import ABSENT, BARE
 # Packages that a daemon may import, and no other: one more costs each start, and each node its memory.
 MAY_BE_IMPORTED = (
     "annotated_types anyio async_generator attr attrs base58 baseconv blake3 cryptography dotenv google h11 h2 hpack "
-    "httptools hypercorn hyperframe idna ifaddr libp2p mmh3 morphys msgpack msgspec multiaddr multibase multicodec multihash "
-    "nacl noise outcome priority prometheus_client psutil pydantic pydantic_core pydantic_settings sniffio sortedcontainers "
-    "starlette structlog trio trio_typing typing_extensions typing_inspection varint wsproto zeroconf "
+    "httptools hypercorn hyperframe idna ifaddr libp2p mmh3 morphys msgpack msgspec multiaddr multibase multicodec "
+    "multihash nacl noise outcome priority prometheus_client psutil pydantic pydantic_core pydantic_settings sniffio "
+    "sortedcontainers starlette structlog trio trio_typing typing_extensions typing_inspection varint wsproto zeroconf "
     "exceptiongroup h3 taskgroup tomli"  # with older Pythons
 )
 
