@@ -55,6 +55,7 @@ from federation.ops.parts import Facts, Parts
 from federation.ops.rates import SAMPLE_EVERY_S, Rates
 from federation.ratelimit import Bucket
 from federation.reactor.loop import Reactor
+from federation.reactor.sockets import watch
 from federation.units import HostPort
 
 if TYPE_CHECKING:
@@ -174,6 +175,7 @@ class Node:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self.reactor.run)
+                nursery.start_soon(watch, self.reactor)
                 nursery.start_soon(self.access_log.run)
                 facts.control = await nursery.start(self._serve_control, self.operator, settings.control)
                 async with self.host.running():

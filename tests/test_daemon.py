@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -130,3 +131,46 @@ def test_nobody_to_tell_is_fine(path: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not module.notify(module.READY)
     monkeypatch.delenv("NOTIFY_SOCKET")
     assert not module.notify(module.READY)
+
+
+# The terminal
+
+CHILD = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+if sys.argv[2] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from federation.daemon import Terminal
+terminal = Terminal()
+signal.signal(signal.SIGHUP, lambda *_: None)  # as the daemon does
+os.write(1, b"up")
+signal.sigwait([signal.SIGHUP])
+open(sys.argv[1], "w").write(str(terminal.was_closed()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "is_closed", "expected"),
+    [("foreground", True, "True"), ("foreground", False, "False"), ("nohup", True, "False")],
+    ids=["closed", "a reload at a terminal", "closed under nohup"],
+)
+def test_a_closed_terminal_is_told_from_a_reload(tmp_path: Path, how: str, is_closed: bool, expected: str) -> None:
+    said = tmp_path / "said"
+    master, slave = os.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(said), how],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert b"up" in os.read(master, 4096)
+        os.close(slave)
+        if is_closed:
+            os.close(master)  # the kernel tells the child
+        else:
+            child.send_signal(signal.SIGHUP)
+        assert child.wait(30) == 0
+    finally:
+        child.kill()
+        child.wait()
+    assert said.read_text() == expected

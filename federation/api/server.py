@@ -34,6 +34,7 @@ from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
 from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
 from federation.api.sessions import Sessions
 from federation.errors import ListenFailed, listen_problem
+from federation.reactor.keepalive import keep_alive
 from federation.units import HostPort
 
 if TYPE_CHECKING:
@@ -353,6 +354,8 @@ def _parsed(authority: str) -> HostPort | None:
 def _bind(address: HostPort) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        return socket.create_server((address.host, address.port), family=family)
+        listener = socket.create_server((address.host, address.port), family=family)
     except OSError as error:
         raise ListenFailed(listen_problem("the control API", str(address), "--control", error)) from None
+    keep_alive(listener)
+    return listener

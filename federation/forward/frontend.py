@@ -18,6 +18,7 @@ from federation.forward.l7 import HttpClient
 from federation.forward.route import Route
 from federation.reactor import fdlimit
 from federation.reactor.accepting import PAUSE_S, Accepting
+from federation.reactor.keepalive import keep_alive
 from federation.reactor.loop import READ, Reactor
 from federation.units import ANY_ORIGIN
 
@@ -96,6 +97,7 @@ class Frontend:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients' sockets inherit it
+            keep_alive(sock)
             sock.bind((address.host, address.port))
             sock.listen(BACKLOG)
         except OSError as error:

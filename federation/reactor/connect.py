@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from federation.reactor import fdlimit
+from federation.reactor.keepalive import keep_alive
 from federation.reactor.loop import WRITE, Reactor, Timer
 from federation.reactor.sockets import NO_LINGER
 
@@ -50,6 +51,7 @@ class Connect:
         if not _NONBLOCK:
             sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)
         code = sock.connect_ex(target[1])
         if code not in (0, errno.EINPROGRESS):
             self._finish_soon(os.strerror(code))
