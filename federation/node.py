@@ -113,7 +113,9 @@ class Node:
         self.connectivity = Connectivity(
             self.host, self.ledger, settings, on_change=self._own_change,
             own_ports=lambda: (
-                self.facts.control, *self.facts.listens.values(), *(listen.address for listen in settings.listens)
+                self.facts.control,
+                *(at for _, at in self.facts.listeners if isinstance(at, HostPort)),
+                *(listen.address for listen in settings.listens if isinstance(listen.address, HostPort)),
             ),
         )  # fmt: skip
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
@@ -170,8 +172,7 @@ class Node:
             facts.p2p = await self.host.listen(settings.p2p_listen)
             self.connectivity.listens(facts.p2p)
             for endpoint in settings.listens:
-                host, port = self.frontend.listen(endpoint)
-                facts.listens.setdefault(endpoint.service, HostPort(host, port))
+                facts.listeners += [(endpoint.service, at) for at in self.frontend.listen(endpoint)]
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self.reactor.run)
@@ -256,7 +257,7 @@ class Node:
     async def _find_servers(self) -> None:
         """A server that starts after its node is found and offered, as `join` would have."""
         facts = self.facts
-        own = {address.port for address in (*facts.listens.values(), facts.p2p, facts.control)}
+        own = {address.port for address in (*(at for _, at in facts.listeners), facts.p2p, facts.control)}
         while not self.backends.all:
             await trio.sleep(FIND_EVERY_S)
             for endpoint in finding.offers(await finding.find(without=own)):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hmac
 import os
-import socket
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -34,10 +34,11 @@ from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
 from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
 from federation.api.sessions import Sessions
 from federation.errors import ListenFailed, listen_problem
-from federation.reactor.keepalive import keep_alive
+from federation.reactor import listening
 from federation.units import HostPort
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+BACKLOG = 128
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
 WRONG_KEY = (
@@ -103,14 +105,16 @@ async def serve(
 
     `own`: makes the listening socket for the daemon's own user. Raises ListenFailed where the port cannot be had.
     """
-    with _bind(address) as listener:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _bind(address)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(app.state.hub.run)
-            nursery.start_soon(http_server.serve, app, listener)
+            for listener in listeners:
+                nursery.start_soon(http_server.serve, app, listener)
             own_listener = own()
             if own_listener is not None:
                 nursery.start_soon(partial(http_server.serve, _marked(app), own_listener, admits=_is_own_user))
-            task_status.started(HostPort(address.host, listener.getsockname()[1]))
+            task_status.started(HostPort(address.host, listeners[0].getsockname()[1]))
 
 
 def _marked(app: ASGIApp) -> ASGIApp:
@@ -351,11 +355,8 @@ def _parsed(authority: str) -> HostPort | None:
         return None
 
 
-def _bind(address: HostPort) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+def _bind(address: HostPort) -> list[socket.socket]:
     try:
-        listener = socket.create_server((address.host, address.port), family=family)
+        return listening.listen(address, BACKLOG)
     except OSError as error:
         raise ListenFailed(listen_problem("the control API", str(address), "--control", error)) from None
-    keep_alive(listener)
-    return listener

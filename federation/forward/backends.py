@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from federation.errors import BackendUnavailable
+from federation.forward.models.asking import open_place
 from federation.net.link.mux import Load
 
 if TYPE_CHECKING:
@@ -220,11 +221,11 @@ class Backends:
         address = backend.endpoint.address
         try:
             with trio.fail_after(HEALTH_TIMEOUT_S):
-                stream = await trio.open_tcp_stream(address.host, address.port)
+                stream = await open_place(address)
                 async with stream:
                     backend.target = (stream.socket.family, _peer_of(stream))
                     if self._settings.health_path is not None:
-                        await _expect_http_ok(stream, str(address), self._settings.health_path)
+                        await _expect_http_ok(stream, address.authority, self._settings.health_path)
         except trio.TooSlowError:
             self._set_health(backend, False, f"no answer within {HEALTH_TIMEOUT_S:g} s")
         except OSError as error:

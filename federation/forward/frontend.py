@@ -16,9 +16,8 @@ from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
 from federation.forward.l7 import HttpClient
 from federation.forward.route import Route
-from federation.reactor import fdlimit
+from federation.reactor import fdlimit, listening
 from federation.reactor.accepting import PAUSE_S, Accepting
-from federation.reactor.keepalive import keep_alive
 from federation.reactor.loop import READ, Reactor
 from federation.units import ANY_ORIGIN
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from federation.forward.dispatcher import Roster
     from federation.forward.selection import Selector
     from federation.metrics import Metrics
+    from federation.units import Place
 
 log = structlog.get_logger(__name__)
 
@@ -89,31 +89,27 @@ class Frontend:
 
     # Listening
 
-    def listen(self, endpoint: Endpoint) -> tuple[str, int]:
-        """Serve clients of `endpoint.service` there; returns the address bound. Raises ListenFailed."""
-        address = endpoint.address
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    def listen(self, endpoint: Endpoint) -> list[Place]:
+        """Serve clients of `endpoint.service` there; returns the addresses bound. Raises ListenFailed."""
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients' sockets inherit it
-            keep_alive(sock)
-            sock.bind((address.host, address.port))
-            sock.listen(BACKLOG)
+            sockets = listening.listen(endpoint.address, BACKLOG)
         except OSError as error:
-            sock.close()
-            raise ListenFailed(listen_problem("clients", str(address), "--listen", error)) from error
-        sock.setblocking(False)
-        self._listeners.append(sock)
-        route, on_loopback, is_http = Route(endpoint.service), address.is_loopback, endpoint.protocol == "http"
+            raise ListenFailed(listen_problem("clients", str(endpoint.address), "--listen", error)) from error
+        for sock in sockets:
+            sock.setblocking(False)
+            self._listeners.append(sock)
+            self._serve(sock, endpoint)
+        return [listening.place_of(sock) for sock in sockets]
+
+    def _serve(self, sock: socket.socket, endpoint: Endpoint) -> None:
+        route, is_http = Route(endpoint.service), endpoint.protocol == "http"
+        on_loopback = endpoint.address.is_loopback and sock.family != socket.AF_UNIX  # no browser reaches a path by itself
         self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, route, on_loopback, is_http))
-        bound = sock.getsockname()
-        return bound[0], bound[1]
 
     def stop_listening(self) -> None:
         for sock in self._listeners:
             self.reactor.drop(sock.fileno())
-            sock.close()
+            listening.close(sock)
         self._listeners.clear()
         self.dispatcher.reject_waiting("this node is shutting down")
         for client in list(self.active):
@@ -132,10 +128,14 @@ class Frontend:
                 continue
             is_last = fdlimit.is_reserve(fd)
             # The family is said, not asked for: macOS does not tell it of a client that is gone again.
-            sock = socket.SocketType(socket.AF_INET6 if len(address) > 2 else socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+            if not address or isinstance(address, bytes):  # of a Unix socket: a client has no name there
+                family, client_name = socket.AF_UNIX, "unix"
+            else:
+                family = socket.AF_INET6 if len(address) > 2 else socket.AF_INET
+                host, port = address[:2]
+                client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            sock = socket.SocketType(family, socket.SOCK_STREAM, 0, fd)
             sock.setblocking(False)
-            host, port = address[:2]
-            client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
                 self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http)
             except Exception:  # a bug of ours costs this client: the reactor would drop the listener for it

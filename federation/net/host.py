@@ -172,12 +172,12 @@ class Host:
     async def listen(self, address: HostPort) -> HostPort:
         """Bind the p2p port; 0.0.0.0 takes IPv6 along where there is any. Returns the bound address. Raises ListenFailed."""
         port = address.port
-        hosts = ["0.0.0.0", "::"] if address.is_wildcard else [address.host]
+        hosts = ("0.0.0.0", "::") if address.is_wildcard else address.hosts
         for host in hosts:
             try:
                 listener = await bind(host, port)
             except OSError as error:
-                if host == "::" and self._listeners and error.errno != errno.EADDRINUSE:
+                if host in ("::", "::1") and self._listeners and error.errno != errno.EADDRINUSE:
                     break  # a machine without IPv6
                 await self.stop_listening()
                 raise ListenFailed(listen_problem("peers", str(address), "--p2p-listen", error)) from error

@@ -177,7 +177,7 @@ def backends(node: Parts) -> Iterator[Finding]:
 
 
 def clients(node: Parts) -> Iterator[Finding]:
-    for service, address in node.facts.listens.items():
+    for service, address in node.facts.listeners:
         if not address.is_loopback:
             yield _finding(
                 "clients", "info", f"whoever reaches {address} may use the service {service}; no token is asked for"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from federation.net.host import Host
     from federation.ops.rates import Rates
     from federation.state import StateDir
-    from federation.units import HostPort
+    from federation.units import HostPort, Place
 
 
 @dataclass(slots=True)
@@ -47,11 +47,16 @@ class Facts:
     started_at: float
     p2p: HostPort  # where it listens; before the start, where it is to
     control: HostPort
-    listens: dict[str, HostPort] = field(default_factory=dict)
+    listeners: list[tuple[str, Place]] = field(default_factory=list)  # service and where its clients connect
     gpu: GpuReading = field(default_factory=lambda: GpuReading((), "none", "not read yet"))
     draining: bool = False
     has_owner_key: bool = False
     forgets_network: bool = False  # when it stops
+
+    @property
+    def listens(self) -> dict[str, Place]:
+        """Service -> the first address of its clients."""
+        return dict(reversed(self.listeners))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ def status(node: Parts) -> schemas.Status:
             "version": __version__,
             "addresses": [str(address) for address in node.addresses],
             "listens": {service: str(address) for service, address in node.facts.listens.items()},
+            "listeners": [{"service": service, "address": str(at)} for service, at in node.facts.listeners],
             "p2p": str(node.facts.p2p),
             "control": str(node.facts.control),
             "services": node.backends.services(),

@@ -1,8 +1,9 @@
-"""Whether the machine at the other end of a TCP connection is still there. One that loses its network or its power says no good-bye.
+"""Whether the machine at the other end of a TCP connection is still there: one that loses its network says no good-bye.
 
-A connection on which nothing is on its way is the kernel's to test: keepalive (`keep_alive`). Bytes that nobody acknowledges
-the kernel sends again for a quarter of an hour, and TCP_USER_TIMEOUT, which bounds that, also ends a reader that is there and
-takes nothing, for which nothing here times out. So `has_vanished` looks, now and then: a reader that is slow acknowledges.
+A connection on which nothing is on its way is the kernel's to test: keepalive (`keep_alive`). Bytes that nobody
+acknowledges the kernel sends again for a quarter of an hour. TCP_USER_TIMEOUT would bound that, but it also ends a reader
+that is there and takes nothing, for which nothing here times out. So `has_vanished` looks now and then: a slow reader
+acknowledges.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ async def watch(reactor: Reactor) -> None:
         for number, end in enumerate(list(reactor.sockets), 1):
             reactor.guard(end.look_for_its_machine)
             if number % LOOKS_A_TURN == 0:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
 
 
 class SocketDuplex:

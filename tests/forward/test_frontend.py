@@ -52,7 +52,8 @@ async def test_each_port_serves_its_service(mock_clock: MockClock) -> None:
         net.roster.nodes["a"] = record("a", services={"llm": True, "tts": True})
         net.add("b", tell=False)
         net.roster.links["a"] = net.roster.links["b"]
-        host, port = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        (at,) = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        host, port = at.host, at.port
         assert host == "127.0.0.1"
         assert port not in (0, net.port)
         await net.connect(port=port)
@@ -69,7 +70,8 @@ async def test_ipv6_clients_are_served(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         net.add("a")
         try:
-            host, port = net.frontend.listen(Endpoint.parse("[::1]:0"))
+            (at,) = net.frontend.listen(Endpoint.parse("[::1]:0"))
+            host, port = at.host, at.port
         except ListenFailed:
             pytest.skip("no IPv6 here")
         assert host == "::1"
@@ -101,7 +103,7 @@ async def test_a_port_may_be_taken_again_at_once(mock_clock: MockClock) -> None:
         net.frontend.stop_listening()
         await rest_of(client)
         await client.aclose()
-        assert net.frontend.listen(Endpoint.parse(f"127.0.0.1:{net.port}"))[1] == net.port
+        assert net.frontend.listen(Endpoint.parse(f"127.0.0.1:{net.port}"))[0].port == net.port
 
 
 async def test_small_answers_are_not_delayed(mock_clock: MockClock) -> None:
@@ -494,7 +496,7 @@ async def test_each_service_has_its_own_turns(mock_clock: MockClock) -> None:
         net.add("c", "d", tell=False)
         net.roster.nodes["c"] = record("c", services={"tts": True}, available_vram=2)
         net.roster.nodes["d"] = record("d", services={"tts": True}, available_vram=1)
-        _, tts = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        tts = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))[0].port
         socks = []
         for n in range(8):
             socks.append(socket.create_connection(("127.0.0.1", (net.port, tts)[n % 2])))

@@ -150,7 +150,7 @@ async def test_gpu_and_clients(make: MakeNode) -> None:
     assert only(doctor.gpu(node.parts))[0] == "info"
     node.facts.gpu = GpuReading((Gpu(name="x", total_vram=8 * GIB, available_vram=2 * GIB),), "nvml")
     assert only(doctor.gpu(node.parts))[:2] == ("ok", "2.0 of 8.0 GiB free (nvml)")
-    node.facts.listens = {"default": HostPort("127.0.0.1", 1), "chat": HostPort("0.0.0.0", 2)}
+    node.facts.listeners = [("default", HostPort("127.0.0.1", 1)), ("chat", HostPort("0.0.0.0", 2))]
     severity, finding, _ = only(doctor.clients(node.parts))
     assert (severity, "chat" in finding) == ("info", True)
 
