@@ -19,7 +19,7 @@ from federation.forward.route import Route
 from federation.reactor import fdlimit, listening
 from federation.reactor.accepting import PAUSE_S, Accepting
 from federation.reactor.loop import READ, Reactor
-from federation.units import ANY_ORIGIN
+from federation.units import ANY_ORIGIN, HostPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,9 @@ class Frontend:
 
     def _serve(self, sock: socket.socket, endpoint: Endpoint) -> None:
         route, is_http = Route(endpoint.service), endpoint.protocol == "http"
-        on_loopback = endpoint.address.is_loopback and sock.family != socket.AF_UNIX  # no browser reaches a path by itself
+        on_loopback = endpoint.address.is_loopback and isinstance(
+            endpoint.address, HostPort
+        )  # no browser reaches a path by itself
         self.reactor.add(sock.fileno(), READ, lambda _mask: self._accept(sock, route, on_loopback, is_http))
 
     def stop_listening(self) -> None:

@@ -176,6 +176,7 @@ async def pause_for(net: Net, monkeypatch: pytest.MonkeyPatch, code: int) -> lis
     class Exhausted:
         def __init__(self, sock: socket.socket) -> None:
             self._sock = sock
+            self.family = sock.family
 
         def fileno(self) -> int:
             return self._sock.fileno()
