@@ -155,6 +155,7 @@ class Node:
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
         )  # fmt: skip
         self.operator = Operator(self.parts)
+        self.host.on_copy = self._own_change
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
         self.frontend.counters.on_ending = self.access_log.ended
 
@@ -303,7 +304,7 @@ class Node:
             draining=self.facts.draining,
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
-            models=self.models.packed,
+            models=self.models.packed, copied=self.parts.copied_here(),
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
@@ -376,6 +377,8 @@ class Node:
         self.roster.changed()
 
     def _take_record(self, record: NodeData, before: NodeData | None) -> None:
+        if self.host.peer_id in record.copied:
+            self.host.report_copied()
         link = self.host.links.get(record.peer_id)
         if link is None or not link.is_watching(self.reactor.now()):
             self.selector.stale(record.peer_id)

@@ -17,7 +17,7 @@ import trio
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import MAX_ADDRESSES
 from federation.net.dial.hearsay import Surroundings, is_somewhere
-from federation.net.discover.interfaces import interface_ips, local_addresses, local_networks
+from federation.net.discover.interfaces import interface_ips, lasting_ips, local_addresses, local_networks
 from federation.net.nat.holepunch import Puncher
 from federation.net.nat.natpmp import PortMapping
 from federation.net.nat.reachability import Reachability, is_outside
@@ -221,10 +221,11 @@ class Connectivity:
         return [PeerAddress(str(ip), name.port) for ip in ips if is_somewhere(ip)]
 
     async def _watch(self) -> None:
-        ips = interface_ips()
+        ips, lasting = interface_ips(), lasting_ips()
         while True:
             await trio.sleep(LOOK_EVERY_S)
             before, ips = ips, interface_ips()
+            where, lasting = lasting, lasting_ips()
             if ips == before:
                 continue
             self._look_around()
@@ -232,6 +233,8 @@ class Connectivity:
             for link in list(self._host.links.values()):
                 if link.local_host in gone:
                     link.fail("this machine no longer has the address that it used")
+            if lasting == where and not self.read():  # containers come and go: no move
+                continue
             self.reachability.moved()
             self.puncher.reset_backoff()
             self.read()

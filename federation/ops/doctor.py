@@ -80,6 +80,18 @@ def owner(node: Parts) -> Iterator[Finding]:
         yield _finding("owner key", "info", "not here, and no node says that it has it", fix)
 
 
+def identity(node: Parts) -> Iterator[Finding]:
+    """Whether a machine was copied after its first start: this one, or another one of the network."""
+    if node.host.is_copied:
+        fix = f"on the copy: stop the node, delete {node.state.path / 'identity'} there, and start it again"
+        yield _finding("identity", "fail", "another machine runs with this node's identity: one is a copy of the other", fix)
+    for peer in node.copied()[:MAX_NAMED]:
+        fix = "on the copy: stop the node, delete the file `identity` in its state directory, and start it again"
+        yield _finding("identity", "fail", f"{node.name_of(peer) or peer} {status.COPIED}", fix)
+    if not node.host.is_copied and not node.copied():
+        yield _finding("identity", "ok", "no other machine uses it")
+
+
 def p2p_port(node: Parts) -> Iterator[Finding]:
     if node.facts.p2p.is_loopback:
         yield _finding(
@@ -87,6 +99,13 @@ def p2p_port(node: Parts) -> Iterator[Finding]:
             "warn",
             f"{node.facts.p2p} is reachable from this machine only",
             "join with --p2p-listen 0.0.0.0:4484",
+        )
+    elif not node.addresses:
+        yield _finding(
+            "p2p port",
+            "fail",
+            f"this machine no longer has the address {node.facts.p2p.host}: nobody can dial this node, nothing is announced",
+            "bring the interface up again, or join with --p2p-listen 0.0.0.0:4484, which follows the machine's addresses",
         )
     else:
         yield _finding("p2p port", "ok", f"listens on {node.facts.p2p}")
@@ -234,6 +253,7 @@ def container(root: Path = Path("/"), release: str = platform.release()) -> str 
 _CHECKS: tuple[Callable[[Parts], Iterable[Finding]], ...] = (
     network,
     owner,
+    identity,
     p2p_port,
     reachable,
     links,
