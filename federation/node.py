@@ -39,7 +39,7 @@ from federation.mesh.gpu import GpuProbe
 from federation.mesh.keyring import Keyring
 from federation.mesh.ledger import Change, Ledger
 from federation.mesh.probe import Probe
-from federation.mesh.records import NodeData
+from federation.mesh.records import MAX_COPIED, NodeData
 from federation.mesh.rotation import Rotation
 from federation.mesh.token_store import owner_key
 from federation.metrics import Metrics
@@ -304,7 +304,8 @@ class Node:
             draining=self.facts.draining,
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
-            models=self.models.packed, copied=self.parts.copied_here(),
+            models=self.models.packed,
+            copied=tuple(self.host.copies.present(trio.current_time())[:MAX_COPIED]),
         )  # fmt: skip
 
     def _describe(self) -> NodeData:

@@ -136,13 +136,14 @@ JOIN_REPEATABLE = (
         "--backend",
         "[NAME=]HOST:PORT",
         'a local TCP server to offer; without NAME its service is "default". http://HOST:PORT is asked for its models, '
-        "tcp://HOST:PORT never",
+        "tcp://HOST:PORT never; unix:/PATH is a Unix socket",
     ),
     (
         "listens",
         "--listen",
         "[NAME=]HOST:PORT",
-        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model",
+        "local port for clients of a service [127.0.0.1:8484]; at http://HOST:PORT each request goes by its model; "
+        "unix:/PATH is a Unix socket",
     ),
     (
         "allow_origins",

@@ -5,6 +5,7 @@ Each check is a function that takes the node's parts and yields findings; only `
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import resource
@@ -32,6 +33,11 @@ MAX_ASKED = 8  # peers whose clock is compared; more tell nothing new
 MAX_NAMED = 5
 SKEW_S = 5.0  # logs of two machines are hard to read together from here on; federation itself does not mind
 FILES_A_CONNECTION = 2
+NO_ROUTE = os.strerror(errno.EHOSTUNREACH)
+MACOS_PRIVACY = (  # macOS 15 lets no program that a person has not allowed reach the LAN; root's and ssh's it does
+    "macOS keeps programs off the local network until you allow it: System Settings > Privacy & Security > Local Network; "
+    "a launchd agent asks nobody, so start `federation join` once in Terminal, or run it as a daemon of root"
+)
 
 
 async def examine(node: Parts) -> list[Finding]:
@@ -154,7 +160,9 @@ def links(node: Parts) -> Iterator[Finding]:
             "peers",
             "fail",
             f"known but not connected: {_some(missing)}",
-            f"one of each pair must reach the other's port: there, or here, {_firewall_command(port)}",
+            MACOS_PRIVACY
+            if platform.system() == "Darwin" and any(NO_ROUTE in why for why in missing)
+            else f"one of each pair must reach the other's port: there, or here, {_firewall_command(port)}",
         )
     elif suspect:
         yield _finding("peers", "warn", f"connected but silent: {_some(suspect)}", "look at that machine's load and network")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import trio
-
 from federation.errors import UsageError
 from federation.mesh.bans import find_peer
 from federation.mesh.gpu import GpuReading
-from federation.mesh.records import MAX_COPIED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import trio
 
     from federation.clock import Clock
     from federation.config import Settings
@@ -103,14 +102,10 @@ class Parts:
         row = self.ledger.get(peer_id)
         return row.record.name if row is not None else ""
 
-    def copied_here(self) -> tuple[str, ...]:
-        """The peers that this node met on two machines, as its record says."""
-        return tuple(self.host.copies.present(trio.current_time())[:MAX_COPIED])
-
     def copied(self) -> list[str]:
         """The peers that run on two machines, as this node and others say."""
         told = [peer for record in self.ledger.online(self.clock.utc_now()) for peer in record.copied]
-        return [peer for peer in dict.fromkeys((*self.copied_here(), *told)) if peer != self.peer_id]
+        return [peer for peer in dict.fromkeys((*self.own_record(0).copied, *told)) if peer != self.peer_id]
 
     def find_other(self, text: str, *, if_itself: str = "this is the node itself") -> str:
         """The id of the other node that a person means by `text`; see bans.find_peer. Raises NotFound or UsageError."""
