@@ -49,8 +49,8 @@ def local_addresses(
     A listener on a concrete host is reached there only, while this machine has that address. One on all interfaces (0.0.0.0
     and :: both mean both families) is reached at the private addresses of the LAN, then at public ones, IPv4 before IPv6,
     then at those of tunnels, which have no network around them (/32). Link-local ones are left out: they mean nothing on the
-    next link, or without a zone; so are private ones of bridges, clusters and loopback interfaces, which only this machine
-    reaches. All of these count only where there is nothing else: then all peers are on this very machine.
+    next link, or without a zone; so are those of bridges and clusters, and private ones of loopback interfaces, which only
+    this machine reaches. All of these count only where there is nothing else: then all peers are on this very machine.
     """
     if listen_host not in _WILDCARDS:
         text = str(PeerAddress.parse(f"[{listen_host}]:{port}" if ":" in listen_host else f"{listen_host}:{port}"))
@@ -62,23 +62,24 @@ def local_addresses(
         return [] if is_gone else [text]
     found = [(_rank(adapter, entry), _ip(entry)) for adapter in adapters() for entry in adapter.ips]
     found = [(rank, ip) for rank, ip in found if not ip.is_link_local]
-    outside = [(rank, ip) for rank, ip in found if rank < _HERE or not (ip.is_private or ip.is_loopback)]
-    for some in (outside, [(rank, ip) for rank, ip in found if not ip.is_loopback], found):
-        if some:
-            break
+    outside = [(rank, ip) for rank, ip in found if rank < _HERE]
+    some = outside or [(rank, ip) for rank, ip in found if not ip.is_loopback] or found
     ranked = sorted(some, key=lambda item: (item[0], item[1].version, item[1].is_private == (item[0] == _TUNNEL)))
     distinct = dict.fromkeys(str(PeerAddress(str(ip), port)) for _, ip in ranked)
     return list(distinct)[:MAX_ADDRESSES]
 
 
-_LAN, _TUNNEL, _HERE = range(3)
+_LAN, _TUNNEL, _ROUTED, _HERE = range(4)
 
 
 def _rank(adapter: ifaddr.Adapter, entry: ifaddr.IP) -> int:
-    """How far an address is reached: from its network, at least from the other end of a tunnel, or from this machine."""
-    if _VIRTUAL.match(adapter.name) or any(_ip(other).is_loopback for other in adapter.ips):
+    """How far an address is reached: from its network, by a tunnel, by a route (a public one on lo), from here."""
+    ip = _ip(entry)
+    if _VIRTUAL.match(adapter.name):
         return _HERE
-    return _TUNNEL if _ip(entry).version == 4 and entry.network_prefix == 32 else _LAN
+    if any(_ip(other).is_loopback for other in adapter.ips):
+        return _HERE if ip.is_private or ip.is_loopback else _ROUTED
+    return _TUNNEL if ip.version == 4 and entry.network_prefix == 32 else _LAN
 
 
 def _is_loopback(host: str) -> bool:
@@ -129,12 +130,8 @@ def multicast_interfaces(
         return ["127.0.0.1"]
     interfaces = [adapter for adapter in adapters() if not _VIRTUAL.match(adapter.name)]
     every = sorted((_rank(a, entry), str(ip)) for a in interfaces for entry in a.ips if (ip := _ip(entry)).version == 4)
-    ipv4 = list(
-        dict.fromkeys(
-            [*(ip for rank, ip in every if rank < _HERE)][: MAX_MULTICAST - 1]
-            + [ip for rank, ip in every if rank == _HERE][:1]
-        )
-    )
+    ipv4 = list(dict.fromkeys(ip for rank, ip in every if rank < _HERE))[: MAX_MULTICAST - 1]
+    ipv4 += [ip for _, ip in every if _is_loopback(ip)][:1]
     if sys.platform != "linux":  # elsewhere zeroconf's one IPv6 socket hears no IPv4 (home-assistant/core#56584)
         return sorted(ipv4)
     ipv6 = {a.index for a in interfaces for ip in map(_ip, a.ips) if ip.version == 6 and not ip.is_loopback}

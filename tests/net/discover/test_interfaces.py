@@ -48,7 +48,7 @@ class TestLocalAddresses:
         [
             adapter("kube-ipvs0", 9, *(f"10.43.0.{n}" for n in range(1, 40)), prefix=32),
             adapter("vip0", 9, *(f"10.43.0.{n}" for n in range(1, 40)), prefix=32),
-            adapter("br-0123456789ab", 9, *(f"172.{n}.0.1" for n in range(18, 58))),
+            adapter("br-0123456789ab", 9, *(f"172.{n}.0.1" for n in range(18, 58))),  # some of them public
         ],
         ids=lambda crowd: crowd.name,
     )
@@ -56,6 +56,7 @@ class TestLocalAddresses:
         found = local_addresses("0.0.0.0", 4484, adapters=lambda: [crowd, LOOPBACK, LAN])
         assert found[:2] == ["/ip4/192.168.1.5/tcp/4484", "/ip4/11.22.33.44/tcp/4484"]
         assert found[2:4] == ["/ip6/fd00::5/tcp/4484", "/ip6/2600::5/tcp/4484"]
+        assert not any(text.startswith("/ip4/172") for text in found)
 
     def test_what_wsl_puts_on_lo_is_nobody_elses(self) -> None:
         wsl = adapter("lo", 1, "127.0.0.1", "10.255.255.254", "::1")
@@ -127,6 +128,13 @@ class TestMulticastInterfaces:
         found = multicast_interfaces([PeerAddress("192.168.1.5", 4484)], adapters=lambda: MACHINE)
         ipv4 = ["100.64.0.9", "127.0.0.1", "169.254.7.7", "192.168.1.5", "11.22.33.44"]
         assert set(found) == {*ipv4, LAN.index}
+
+    def test_loopback_is_its_own_address_not_what_wsl_adds(self) -> None:
+        wsl = adapter("lo", 1, "10.255.255.254", "127.0.0.1")
+        assert set(multicast_interfaces([PeerAddress("192.168.1.5", 1)], adapters=lambda: [wsl, VPN])) == {
+            "100.64.0.9",
+            "127.0.0.1",
+        }
 
     def test_containers_change_nothing(self) -> None:
         addresses = [PeerAddress("192.168.1.5", 4484)]
