@@ -57,6 +57,7 @@ async def _serve(
     node = Node(settings, state, token)
     terminal = Terminal()
     code = 0
+    is_ready = False
     async with trio.open_nursery() as nursery:
 
         async def watch_signals() -> None:
@@ -75,11 +76,16 @@ async def _serve(
                     first = False
                     log.info("signal received: leaving the network", signal=signal.Signals(number).name)
                     notify(STOPPING)
+                    if not is_ready:  # nobody was served, and what the start waits for may take ten seconds
+                        nursery.cancel_scope.cancel()
+                        return
                     node.stop()
 
         nursery.start_soon(watch_signals)
 
         def ready(status: schemas.Status) -> None:
+            nonlocal is_ready
+            is_ready = True
             on_ready(status)
             notify(READY)
 

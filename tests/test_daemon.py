@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from federation import daemon as module
@@ -64,6 +66,17 @@ def test_a_signal_ends_it_in_order(daemon: Daemon, number: signal.Signals) -> No
     assert daemon.serve(number) == 0
     assert sorted(daemon.notified) == sorted([module.READY, module.STOPPING])
     assert not (daemon.settings.state_dir / "daemon.json").exists()
+
+
+def test_one_that_comes_before_it_is_ready_ends_it_at_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(_node: object, _on_ready: object) -> None:
+        await trio.testing.wait_all_tasks_blocked()  # the daemon listens to signals
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(module.Node, "run", stuck)
+    assert daemon.serve() == 0
+    assert daemon.notified == [module.STOPPING]
 
 
 def test_a_second_one_ends_it_now(daemon: Daemon) -> None:
