@@ -25,6 +25,8 @@ from federation.units import (
     BACKEND_PROTOCOLS,
     Endpoint,
     HostPort,
+    Place,
+    UnixPath,
     parse_duration,
     parse_origin,
     parse_size,
@@ -147,7 +149,8 @@ def _listen(text: str) -> Endpoint:
 
 def _backend(text: str) -> Endpoint:
     endpoint = Endpoint.parse(text, protocols=BACKEND_PROTOCOLS)
-    _dialable(str(endpoint.address))
+    if isinstance(endpoint.address, HostPort):
+        _dialable(str(endpoint.address))
     return endpoint
 
 
@@ -307,7 +310,8 @@ class Settings(BaseSettings):
             if offered.count(service) > 1:
                 raise ValueError(f"two backends for the service {service!r}; name one of them: --backend NAME=HOST:PORT")
         for listen in self.listens:
-            if listen.address.port and [other.address for other in self.listens].count(listen.address) > 1:
+            is_there = listen.address.port or isinstance(listen.address, UnixPath)
+            if is_there and [other.address for other in self.listens].count(listen.address) > 1:
                 raise ValueError(f"--listen {listen.address} is given twice")
             for backend in self.backends:
                 if _reaches(backend.address, listen.address):
@@ -401,8 +405,10 @@ def _flag(field: str) -> str:
     return f"--{'no-' if field in SWITCHES else ''}{NAMES[field].replace('_', '-')}"
 
 
-def _reaches(address: HostPort, listener: HostPort) -> bool:
+def _reaches(address: Place, listener: Place) -> bool:
     """Whether a dial to `address` ends at our own `listener`."""
+    if isinstance(address, UnixPath) or isinstance(listener, UnixPath):
+        return address == listener
     if address.port != listener.port:
         return False
     local = address.is_loopback or address.is_wildcard

@@ -41,8 +41,8 @@ def serve(
 ) -> int:
     """Run a node until SIGTERM or SIGINT; a second signal ends it at once. Returns the exit code.
 
-    At SIGHUP it takes over the result of `read_settings`. Raises FederationError, in an exception group where trio's
-    nurseries wrapped it.
+    At SIGHUP it takes over the result of `read_settings`, or ends as at SIGTERM if its terminal was closed. Raises
+    FederationError, in an exception group where trio's nurseries wrapped it.
     """
     return trio.run(_serve, settings, state, token, on_ready, read_settings)
 
@@ -55,7 +55,9 @@ async def _serve(
     read_settings: Callable[[], Settings] | None,
 ) -> int:
     node = Node(settings, state, token)
+    terminal = Terminal()
     code = 0
+    is_ready = False
     async with trio.open_nursery() as nursery:
 
         async def watch_signals() -> None:
@@ -63,7 +65,7 @@ async def _serve(
             with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
                 first = True
                 async for number in signals:
-                    if number == signal.SIGHUP:
+                    if number == signal.SIGHUP and not terminal.was_closed():
                         _reload(node, read_settings)
                         continue
                     if not first:
@@ -74,17 +76,41 @@ async def _serve(
                     first = False
                     log.info("signal received: leaving the network", signal=signal.Signals(number).name)
                     notify(STOPPING)
+                    if not is_ready:  # nobody was served, and what the start waits for may take ten seconds
+                        nursery.cancel_scope.cancel()
+                        return
                     node.stop()
 
         nursery.start_soon(watch_signals)
 
         def ready(status: schemas.Status) -> None:
+            nonlocal is_ready
+            is_ready = True
             on_ready(status)
             notify(READY)
 
         await node.run(ready)
         nursery.cancel_scope.cancel()
     return code
+
+
+class Terminal:
+    """The terminal that this process was started in, if any. `nohup` detaches a process from it, by ignoring SIGHUP."""
+
+    def __init__(self) -> None:
+        self._is_ours = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+
+    def was_closed(self) -> bool:
+        """Whether a SIGHUP came because it is gone. The kernel takes it away first, and then says so."""
+        return self._is_ours and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _reload(node: Node, read_settings: Callable[[], Settings] | None) -> None:

@@ -180,6 +180,15 @@ class PeerBanned(HandshakeFailed):
     """This node has banned the peer; `federation unban` lets it in again"""
 
 
+class IdentityCopied(HandshakeFailed):
+    """This node's identity runs on another machine, too: one is a copy of the other, and members refuse the later one. On
+    the copy stop the node, delete the file `identity` in its state directory, and start it again"""
+
+
+class PeerCopied(HandshakeFailed):
+    """The peer runs on two machines with one identity, and the first one stays"""
+
+
 class BannedByPeer(HandshakeFailed):
     """The peer has banned this node"""
 

@@ -79,6 +79,11 @@ def configure(level: str, style: str, *, stream: TextIO, colors: bool = False) -
     )
 
 
+def say_dropped(lines: int) -> None:
+    """Say how many lines an Outlet dropped."""
+    structlog.get_logger(__name__).warning("lines of this log were dropped, since nobody read them", lines=lines)
+
+
 class Ended(Protocol):
     """Connections that ended, in their order. Each becomes a line or an event only on demand."""
 

@@ -41,7 +41,7 @@ from federation.mesh.key_exchange import KeyExchange
 from federation.mesh.keyring import Keyring
 from federation.mesh.ledger import Change, Ledger
 from federation.mesh.probe import Probe
-from federation.mesh.records import NodeData
+from federation.mesh.records import MAX_COPIED, NodeData
 from federation.mesh.rotation import Rotation
 from federation.mesh.token_store import owner_key
 from federation.metrics import Metrics
@@ -57,6 +57,7 @@ from federation.ops.parts import Facts, Parts
 from federation.ops.rates import SAMPLE_EVERY_S, Rates
 from federation.ratelimit import Bucket
 from federation.reactor.loop import Reactor
+from federation.reactor.sockets import watch
 from federation.reactor.tls import Certificate
 from federation.units import HostPort
 
@@ -115,7 +116,9 @@ class Node:
         self.connectivity = Connectivity(
             self.host, self.ledger, settings, on_change=self._own_change,
             own_ports=lambda: (
-                self.facts.control, *self.facts.listens.values(), *(listen.address for listen in settings.listens)
+                self.facts.control,
+                *(at for _, at in self.facts.listeners if isinstance(at, HostPort)),
+                *(listen.address for listen in settings.listens if isinstance(listen.address, HostPort)),
             ),
         )  # fmt: skip
         self.selector = Selector(Policy(settings.policy), entry_id=self.host.peer_id, rng=random.Random())
@@ -166,6 +169,7 @@ class Node:
             keys=self.keys, client_keys=self.client_keys, certificate=self.certificate,
         )  # fmt: skip
         self.operator = Operator(self.parts)
+        self.host.on_copy = self._own_change
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
         self.frontend.counters.on_ending = self.access_log.ended
 
@@ -183,11 +187,11 @@ class Node:
             facts.p2p = await self.host.listen(settings.p2p_listen)
             self.connectivity.listens(facts.p2p)
             for endpoint in settings.listens:
-                host, port = self.frontend.listen(endpoint)
-                facts.listens.setdefault(endpoint.service, HostPort(host, port))
+                facts.listeners += [(endpoint.service, at) for at in self.frontend.listen(endpoint)]
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self.reactor.run)
+                nursery.start_soon(watch, self.reactor)
                 nursery.start_soon(self.access_log.run)
                 facts.control = await nursery.start(self._serve_control, self.operator, settings.control)
                 async with self.host.running():
@@ -271,7 +275,7 @@ class Node:
     async def _find_servers(self) -> None:
         """A server that starts after its node is found and offered, as `join` would have."""
         facts = self.facts
-        own = {address.port for address in (*facts.listens.values(), facts.p2p, facts.control)}
+        own = {address.port for address in (*(at for _, at in facts.listeners), facts.p2p, facts.control)}
         while not self.backends.all:
             await trio.sleep(FIND_EVERY_S)
             for endpoint in finding.offers(await finding.find(without=own)):
@@ -318,6 +322,7 @@ class Node:
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
             models=self.models.packed, http=self.models.http,
+            copied=tuple(self.host.copies.present(trio.current_time())[:MAX_COPIED]),
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
@@ -399,6 +404,8 @@ class Node:
         self.roster.changed()
 
     def _take_record(self, record: NodeData, before: NodeData | None) -> None:
+        if self.host.peer_id in record.copied:
+            self.host.report_copied()
         link = self.host.links.get(record.peer_id)
         if link is None or not link.is_watching(self.reactor.now()):
             self.selector.stale(record.peer_id)

@@ -5,12 +5,13 @@ No pydantic here: the command line needs these and has to answer at once.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,6 +41,9 @@ _SIZE_FACTORS = {"b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
     for suffix, base in (("b", 1000), ("ib", 1024))
 }
+_UNIX = re.compile(r"unix:(?://)?(/.+)", re.DOTALL)
+MAX_UNIX_PATH_BYTES = 100  # the kernel's field has 104 on macOS and 108 on Linux, a closing zero in it
+
 _DURATION_FACTORS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
 
 
@@ -79,9 +83,24 @@ class HostPort:
         return cls(host, int(port))
 
     @property
+    def authority(self) -> str:
+        """As a Host header has it: a zone means something on this machine only."""
+        host = self.host.partition("%")[0]
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @property
+    def _is_localhost(self) -> bool:
+        return self.host.lower().rstrip(".") == "localhost"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts that a listener binds: `localhost` is an address of either family, and programs try both."""
+        return ("127.0.0.1", "::1") if self._is_localhost else (self.host,)
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        if self.host.lower().rstrip(".") == "localhost":
+        if self._is_localhost:
             return True
         try:
             return ip_address(self.host).is_loopback
@@ -116,6 +135,41 @@ class HostPort:
 
 
 @dataclass(frozen=True, slots=True)
+class UnixPath:
+    """The place of a Unix socket, for a HostPort: this machine alone reaches it, at no port."""
+
+    path: str
+    host: ClassVar[str] = ""
+    port: ClassVar[int] = 0
+    authority: ClassVar[str] = "localhost"
+    is_loopback: ClassVar[bool] = True
+    is_wildcard: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+    @classmethod
+    def parse(cls, text: str) -> UnixPath | None:
+        """Read "unix:/path" or "unix:///path"; None for a text of another kind."""
+        text = text.strip()
+        if text.startswith("/"):
+            raise ValueError("write the path of a Unix socket as unix:/path")
+        if not text.lower().startswith("unix:"):
+            return None
+        match = _UNIX.fullmatch(f"unix:{text[5:]}")
+        if match is None:
+            raise ValueError("write a Unix socket as unix:/path, with the whole path")
+        if len(os.fsencode(match[1])) > MAX_UNIX_PATH_BYTES:
+            raise ValueError(f"the path of a Unix socket has {MAX_UNIX_PATH_BYTES} bytes at most")
+        if not match[1].isprintable():
+            raise ValueError("the path of a Unix socket has printable characters only")
+        return cls(match[1])
+
+
+Place = HostPort | UnixPath
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """A service and the local address of its backend or of its clients' port.
 
@@ -123,7 +177,7 @@ class Endpoint:
     """
 
     service: str
-    address: HostPort
+    address: Place
     protocol: str = ""
 
     def __str__(self) -> str:
@@ -131,7 +185,7 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str, *, protocols: Collection[str] = ()) -> Endpoint:
-        """Read "[NAME=][PROTOCOL://]HOST:PORT"; without a name the service is "default"."""
+        """Read "[NAME=][PROTOCOL://]HOST:PORT", or unix:/path for the last part; without a name the service is "default"."""
         service, equals, address = pasted(text).rpartition("=")
         if not equals:
             service = DEFAULT_SERVICE
@@ -139,8 +193,12 @@ class Endpoint:
             raise ValueError("a service's name has 1 to 64 letters, digits, dots, dashes and underscores")
         protocol, mark, rest = address.strip().partition("://")
         if mark and protocol.lower() in protocols:
-            return cls(service, HostPort.parse(rest.removesuffix("/")), protocol.lower())
-        return cls(service, HostPort.parse(address))
+            return cls(service, _place(rest.removesuffix("/")), protocol.lower())
+        return cls(service, _place(address))
+
+
+def _place(text: str) -> Place:
+    return UnixPath.parse(text) or HostPort.parse(text)
 
 
 def parse_size(value: object) -> int:

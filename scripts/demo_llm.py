@@ -62,7 +62,8 @@ class Answer:
 
 def ask(base_url: str, question: str) -> Answer:
     """One streamed answer on a connection of its own."""
-    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0) as client:
+    direct = openai.DefaultHttpxClient(trust_env=False)  # a company's HTTP_PROXY is for other machines
+    with openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0, http_client=direct) as client:
         begun = time.monotonic()
         pieces: list[str] = []
         first = begun

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from federation import daemon as module
@@ -63,6 +66,17 @@ def test_a_signal_ends_it_in_order(daemon: Daemon, number: signal.Signals) -> No
     assert daemon.serve(number) == 0
     assert sorted(daemon.notified) == sorted([module.READY, module.STOPPING])
     assert not (daemon.settings.state_dir / "daemon.json").exists()
+
+
+def test_one_that_comes_before_it_is_ready_ends_it_at_once(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(_node: object, _on_ready: object) -> None:
+        await trio.testing.wait_all_tasks_blocked()  # the daemon listens to signals
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(module.Node, "run", stuck)
+    assert daemon.serve() == 0
+    assert daemon.notified == [module.STOPPING]
 
 
 def test_a_second_one_ends_it_now(daemon: Daemon) -> None:
@@ -130,3 +144,46 @@ def test_nobody_to_tell_is_fine(path: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not module.notify(module.READY)
     monkeypatch.delenv("NOTIFY_SOCKET")
     assert not module.notify(module.READY)
+
+
+# The terminal
+
+CHILD = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+if sys.argv[2] == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from federation.daemon import Terminal
+terminal = Terminal()
+signal.signal(signal.SIGHUP, lambda *_: None)  # as the daemon does
+os.write(1, b"up")
+signal.sigwait([signal.SIGHUP])
+open(sys.argv[1], "w").write(str(terminal.was_closed()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "is_closed", "expected"),
+    [("foreground", True, "True"), ("foreground", False, "False"), ("nohup", True, "False")],
+    ids=["closed", "a reload at a terminal", "closed under nohup"],
+)
+def test_a_closed_terminal_is_told_from_a_reload(tmp_path: Path, how: str, is_closed: bool, expected: str) -> None:
+    said = tmp_path / "said"
+    master, slave = os.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(said), how],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert b"up" in os.read(master, 4096)
+        os.close(slave)
+        if is_closed:
+            os.close(master)  # the kernel tells the child
+        else:
+            child.send_signal(signal.SIGHUP)
+        assert child.wait(30) == 0
+    finally:
+        child.kill()
+        child.wait()
+    assert said.read_text() == expected

@@ -9,6 +9,7 @@ from federation.units import (
     ANY_ORIGIN,
     Endpoint,
     HostPort,
+    UnixPath,
     decoded,
     machine_of,
     parse_duration,
@@ -332,3 +333,41 @@ def test_a_file_is_read_however_it_was_saved(encoding: str) -> None:
 def test_what_is_no_text_is_an_error(data: bytes) -> None:
     with pytest.raises(UnicodeDecodeError):
         decoded(data)
+
+
+# Unix sockets
+
+
+@pytest.mark.parametrize("text", ["unix:/run/llama.sock", "unix:///run/llama.sock", "Unix:/run/llama.sock"])
+def test_a_unix_socket_is_written_by_its_path(text: str) -> None:
+    endpoint = Endpoint.parse(f"chat=http://{text}", protocols=("http",))
+    assert endpoint == Endpoint("chat", UnixPath("/run/llama.sock"), "http")
+    assert str(endpoint) == "chat=http://unix:/run/llama.sock"
+    assert Endpoint.parse(str(endpoint), protocols=("http",)) == endpoint
+    assert endpoint.address.authority == "localhost"
+    assert endpoint.address.is_loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("/run/llama.sock", "as unix:/path"),
+        ("unix:llama.sock", "the whole path"),
+        ("unix:", "the whole path"),
+        ("unix:/" + "x" * 100, "100 bytes at most"),
+        ("unix:/a\nb", "printable"),
+    ],
+)
+def test_other_paths_are_refused_in_plain_words(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Endpoint.parse(text)
+
+
+def test_a_zone_stays_out_of_a_host_header() -> None:
+    assert HostPort.parse("[fe80::1%eth0]:8080").authority == "[fe80::1]:8080"
+    assert HostPort.parse("box:8080").authority == "box:8080"
+
+
+def test_localhost_is_both_families() -> None:
+    assert HostPort.parse("localhost:1").hosts == ("127.0.0.1", "::1")
+    assert HostPort.parse("127.0.0.1:1").hosts == ("127.0.0.1",)

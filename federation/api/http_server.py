@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 import trio
-from h11 import IDLE, SEND_BODY
+from h11 import IDLE, SEND_BODY, Request
 from hypercorn.config import Config
 from hypercorn.events import Updated
 from hypercorn.protocol.h11 import H11Protocol
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-    from h11 import Request
     from hypercorn.events import Event
     from hypercorn.typing import Framework
     from starlette.types import ASGIApp
@@ -81,8 +80,9 @@ async def serve(
             if isinstance(carrier, trio.SSLStream) and not await _shakes_hands(stream, carrier):
                 return
             await _Connection(wrapped, config, context, ConnectionState({}), cast("Any", timed)).run()
-        except Exception:  # one connection must not end the daemon; requests' own errors do not come here
-            log.exception("a control connection failed")
+        except Exception as error:  # one connection must not end the daemon; requests' own errors do not come here
+            log.warning("a control connection failed", why=type(error).__name__)  # one line, whatever a stranger sends
+            log.debug("a control connection failed", exc_info=True)
         finally:
             streams.pop(timed, None)
             timed.socket.close()
@@ -141,6 +141,13 @@ class _Connection(TCPServer):
 class _H11(H11Protocol):
     async def _check_protocol(self, event: Request) -> None:
         """Ignore `Upgrade: h2c`, as HTTP allows: no connection becomes one of HTTP/2."""
+
+    async def _create_stream(self, request: Request) -> None:
+        """Ignore `Upgrade: websocket`: hypercorn would put another protocol in this one's place."""
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        await super()._create_stream(
+            Request(method=request.method, target=request.target, headers=headers, http_version=request.http_version)
+        )
 
 
 class _TimedStream:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hmac
 import os
-import socket
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -35,9 +35,11 @@ from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_o
 from federation.api.sessions import Sessions
 from federation.clock import time_asleep
 from federation.errors import ListenFailed, listen_problem
+from federation.reactor import listening
 from federation.units import HostPort
 
 if TYPE_CHECKING:
+    import socket
     import ssl
     from collections.abc import Callable
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+BACKLOG = 128
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
 WRONG_KEY = (
@@ -58,7 +61,7 @@ OWN_SOCKET = "federation.own_socket"  # in the scope of requests by the state di
 
 @dataclass(frozen=True)
 class Access:
-    """The rules of admission. `key`: the owner's. `remote`: other machines can connect, by one of the names in `hosts`."""
+    """The rules of admission. `key`: the owner's. `remote`: other machines can connect. `hosts`: names that pass."""
 
     key: str = field(repr=False)
     remote: bool = False
@@ -112,14 +115,16 @@ async def serve(
     `own`: makes the listening socket for the daemon's own user. `tls`: for the port; None is plain HTTP.
     Raises ListenFailed where the port cannot be had.
     """
-    with _bind(address) as listener:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in _bind(address)]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(app.state.hub.run)
-            nursery.start_soon(partial(http_server.serve, app, listener, tls=tls))
+            for listener in listeners:
+                nursery.start_soon(partial(http_server.serve, app, listener, tls=tls))
             own_listener = own()
             if own_listener is not None:
                 nursery.start_soon(partial(http_server.serve, _marked(app), own_listener, admits=_is_own_user))
-            task_status.started(HostPort(address.host, listener.getsockname()[1]))
+            task_status.started(HostPort(address.host, listeners[0].getsockname()[1]))
 
 
 def _marked(app: ASGIApp) -> ASGIApp:
@@ -312,10 +317,9 @@ def _refusal(scope: Scope, access: Access) -> str | None:
     headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
     hosts = [value for name, value in headers if name == b"host"]
     port = scope["server"][1]
-    if len(hosts) != 1 or not (_is_loopback(hosts[0], port) or (access.remote and _is_named(hosts[0], access.hosts))):
-        if access.remote:
-            return "this host name is not served here; use the machine's address, or allow the name with --control-host"
-        return "this host name is not served here; use 127.0.0.1 and the control port"
+    if len(hosts) != 1 or not (_is_loopback(hosts[0]) or _is_named(hosts[0], access)):
+        how = "the machine's address" if access.remote else "127.0.0.1 and the control port"
+        return f"this host name is not served here; use {how}, or allow the name with --control-host"
     origins = [value for name, value in headers if name == b"origin"]
     if not all(_is_own(origin, hosts[0], port, access) for origin in origins):
         return "requests from another origin are refused"
@@ -336,22 +340,26 @@ def _is_for_own_page(path: str, headers: dict[str, str]) -> bool:
 
 def _is_own(origin: str, host: str, port: int, access: Access) -> bool:
     scheme, _, authority = origin.partition("://")
-    if access.remote and scheme in ("http", "https") and authority.lower() == host.lower():  # https: through a proxy
+    schemes = ("http", "https") if access.remote or _is_named(host, access) else ("http",)  # https: through a proxy
+    if scheme in schemes and authority.lower() == host.lower():
         return True
-    return scheme == "http" and _is_loopback(authority, port)
-
-
-def _is_loopback(authority: str, port: int) -> bool:
     address = _parsed(authority)
-    return address is not None and address.is_loopback and address.port == port
+    return scheme == "http" and _is_loopback(authority) and address is not None and address.port == port
 
 
-def _is_named(authority: str, names: tuple[str, ...]) -> bool:
-    """Whether Host is an address, which no name server decides, or an allowed name. Any port: it may be forwarded."""
+def _is_loopback(authority: str) -> bool:
+    """At any port: it may be forwarded (`ssh -L`), and only the name tells who sent a browser here."""
+    address = _parsed(authority)
+    return address is not None and address.is_loopback
+
+
+def _is_named(authority: str, access: Access) -> bool:
+    """Whether Host is an allowed name or, where other machines can connect, an address, which no name server decides."""
     address = _parsed(authority)
     if address is None or address.is_wildcard:
         return False
-    return address.is_ip or address.host.lower().rstrip(".") in {name.lower().rstrip(".") for name in names}
+    names = {name.lower().rstrip(".") for name in access.hosts}
+    return (access.remote and address.is_ip) or address.host.lower().rstrip(".") in names
 
 
 def _parsed(authority: str) -> HostPort | None:
@@ -361,9 +369,8 @@ def _parsed(authority: str) -> HostPort | None:
         return None
 
 
-def _bind(address: HostPort) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+def _bind(address: HostPort) -> list[socket.socket]:
     try:
-        return socket.create_server((address.host, address.port), family=family)
+        return listening.listen(address, BACKLOG)
     except OSError as error:
         raise ListenFailed(listen_problem("the control API", str(address), "--control", error)) from None

@@ -170,14 +170,15 @@ JOIN_REPEATABLE = (
         "--backend",
         "[NAME=]HOST:PORT",
         'a local TCP server to offer; without NAME its service is "default". http://HOST:PORT is asked for its models, '
-        "tcp://HOST:PORT never",
+        "tcp://HOST:PORT never; unix:/PATH is a Unix socket",
     ),
     (
         "listens",
         "--listen",
         "[NAME=]HOST:PORT",
         "local port for clients of a service [127.0.0.1:8484]. If the service is HTTP, each request goes by its model; "
-        "http://HOST:PORT says so outright, tcp://HOST:PORT never; https://HOST:PORT speaks TLS too, also on loopback",
+        "http://HOST:PORT says so outright, tcp://HOST:PORT never; https://HOST:PORT speaks TLS too, also on loopback; "
+        "unix:/PATH is a Unix socket",
     ),
     (
         "allow_origins",

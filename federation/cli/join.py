@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from federation import light, logs  # noqa: F401  # light comes before all else: see there
+from federation import light, logs, outlet  # noqa: F401  # light comes before all else: see there
 from federation.cli import detect, render
 from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
 from federation.config import load
@@ -44,6 +44,16 @@ def join(args: Namespace) -> int:
         return load(flags, config_file=args.config)
 
     settings = read_settings()
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = outlet.of(sys.stdout), outlet.of(sys.stderr, logs.say_dropped)
+    try:
+        return _join(settings, read_settings)
+    finally:
+        if outlet.drain(sys.stdout, sys.stderr):  # else nobody reads, and a last word must not wait either
+            sys.stdout, sys.stderr = streams
+
+
+def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
     detected = _detected(settings) if settings.detect and not settings.backends else ()
     settings = _offering(settings, detected)

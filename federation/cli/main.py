@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator, Sequence
 
-INTERRUPTED = 130  # as shells have it: 128 + SIGINT
+INTERRUPTED, TERMINATED = 130, 143  # as shells have it: 128 + SIGINT, 128 + SIGTERM
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, 1 when it failed, 2 when it was asked wrongly. A person never sees a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     show_anything()
+    if os.getpid() == 1:  # of a container: there the kernel ends nobody who does not ask for it, and a start takes seconds
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED))
     try:
         code = _run(parse(argv, __version__))
     except SystemExit as done:  # --help and --version

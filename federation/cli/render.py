@@ -45,7 +45,7 @@ def status(answer: Mapping[str, Any], *, color: bool) -> str:
     rows = [
         ("network", f"{_network(network)}, {online} of {known} nodes online{_paths(network)}"),
         ("services", _network_services(network, color=color)),
-        ("clients", ", ".join(f"{plain(at)} ({plain(service)})" for service, at in _items(node, "listens")) or "none"),
+        ("clients", ", ".join(f"{plain(at)} ({plain(service)})" for service, at in _listeners(node)) or "none"),
         ("offers", _offers(node, color=color)),
         ("gpu", _gpu(node.get("gpu") or {})),
         ("p2p", f"{plain(node.get('p2p'))}, announced as {_addresses(node)}{_reach(node)}"),
@@ -136,7 +136,7 @@ def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") ->
     """The text for a person once the node runs; `token_file`: the place of a new network's token."""
     node = answer["node"]
     lines = [f"ready: {plain(node['name'])} ({plain(node['peer_id'])})"]
-    lines += [f"  clients  {plain(at)} (service {plain(service)})" for service, at in _items(node, "listens")]
+    lines += [f"  clients  {plain(at)} (service {plain(service)})" for service, at in _listeners(node)]
     lines.append(f"  offers   {_offers(node, color=False)}")
     network = _network(answer["network"])
     lines.append(
@@ -144,6 +144,12 @@ def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") ->
         + (f", new; its token is saved in {token_file}, its owner key beside it" if token_file else "")
     )
     return "\n".join([*lines, next_step])
+
+
+def _listeners(node: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Service and address of the clients' ports. A daemon of an older version tells one of each service."""
+    every = [(at.get("service"), at.get("address")) for at in node.get("listeners") or ()]
+    return every or list(_items(node, "listens"))
 
 
 def next_machine(token_text: str) -> str:

@@ -11,6 +11,7 @@ import trio
 from federation.config import AUTO_CAPACITY
 from federation.errors import BackendUnavailable
 from federation.forward.kept import Kept
+from federation.forward.models.asking import open_place
 from federation.net.link.mux import Load
 
 if TYPE_CHECKING:
@@ -250,14 +251,14 @@ class Backends:
         address = backend.endpoint.address
         try:
             with trio.fail_after(HEALTH_TIMEOUT_S):
-                stream = await trio.open_tcp_stream(address.host, address.port)
+                stream = await open_place(address)
                 async with stream:
                     target = (stream.socket.family, _peer_of(stream))
                     if target != backend.target:
                         self.kept.drop(backend)
                     backend.target = target
                     if self._settings.health_path is not None:
-                        await _expect_http_ok(stream, str(address), self._settings.health_path)
+                        await _expect_http_ok(stream, address.authority, self._settings.health_path)
         except trio.TooSlowError:
             self._set_health(backend, False, f"no answer within {HEALTH_TIMEOUT_S:g} s")
         except OSError as error:

@@ -838,4 +838,4 @@ class Behind(NullDuplex):
 
 def _address_of(client_name: str) -> str:
     """192.0.2.7:49152 -> 192.0.2.7"""
-    return client_name.rpartition(":")[0].strip("[]")
+    return client_name.rpartition(":")[0].strip("[]") or client_name  # "unix" has no port

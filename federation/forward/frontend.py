@@ -24,11 +24,11 @@ from federation.forward.dispatcher import RosterDispatcher
 from federation.forward.l4 import L4Client
 from federation.forward.l7 import HttpClient
 from federation.forward.route import Route
-from federation.reactor import fdlimit
+from federation.reactor import fdlimit, listening
 from federation.reactor.accepting import PAUSE_S, Accepting
 from federation.reactor.loop import READ, Reactor
 from federation.reactor.tls import Certificate, TlsDuplex
-from federation.units import ANY_ORIGIN
+from federation.units import ANY_ORIGIN, HostPort
 
 if TYPE_CHECKING:
     import ssl
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from federation.forward.dispatcher import Roster
     from federation.forward.selection import Selector
     from federation.metrics import Metrics
+    from federation.units import Place
 
 log = structlog.get_logger(__name__)
 
@@ -100,40 +101,39 @@ class Frontend:
             self.keys.require = settings.require_key
         origins = frozenset(settings.allow_origins)
         is_on = settings.browser_check and ANY_ORIGIN not in origins
-        self._rules = {
+        self._rules: dict[bool | None, web_pages.Rules] = {
             on_loopback: web_pages.Rules(origins, self._own_names, on_loopback=on_loopback, is_on=is_on)
             for on_loopback in (True, False)
         }
+        # Of Unix sockets: no browser reaches a path by itself.
+        self._rules[None] = web_pages.Rules(origins, self._own_names, on_loopback=True, is_on=False)
 
     # Listening
 
-    def listen(self, endpoint: Endpoint) -> tuple[str, int]:
-        """Serve clients of `endpoint.service` there; returns the address bound. Raises ListenFailed."""
-        address = endpoint.address
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    def listen(self, endpoint: Endpoint) -> list[Place]:
+        """Serve clients of `endpoint.service` there; returns the addresses bound. Raises ListenFailed."""
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # clients' sockets inherit it
-            sock.bind((address.host, address.port))
-            sock.listen(BACKLOG)
+            sockets = listening.listen(endpoint.address, BACKLOG)
         except OSError as error:
-            sock.close()
-            raise ListenFailed(listen_problem("clients", str(address), "--listen", error)) from error
-        sock.setblocking(False)
-        self._listeners.append(sock)
-        route, on_loopback, protocol = Route(endpoint.service), address.is_loopback, endpoint.protocol
-        speaks_tls = protocol == "https" or (protocol != "tcp" and not on_loopback)  # if there is a certificate
+            raise ListenFailed(listen_problem("clients", str(endpoint.address), "--listen", error)) from error
+        for sock in sockets:
+            sock.setblocking(False)
+            self._listeners.append(sock)
+            self._serve(sock, endpoint)
+        return [listening.place_of(sock) for sock in sockets]
+
+    def _serve(self, sock: socket.socket, endpoint: Endpoint) -> None:
+        route, address, protocol = Route(endpoint.service), endpoint.address, endpoint.protocol
+        on_loopback = address.is_loopback if isinstance(address, HostPort) else None
+        speaks_tls = protocol == "https" or (protocol != "tcp" and on_loopback is False)  # if there is a certificate
         if not protocol and endpoint.service in self._never_http:
             protocol = "tcp"
 
         def accept(_mask: int) -> None:
-            is_http = self._is_http(protocol, route.service, on_loopback=on_loopback)
+            is_http = self._is_http(protocol, route.service, on_loopback=on_loopback is not False)
             self._accept(sock, route, on_loopback, is_http, self._certificate.context if speaks_tls else None)
 
         self.reactor.add(sock.fileno(), READ, accept)
-        bound = sock.getsockname()
-        return bound[0], bound[1]
 
     def _is_http(self, protocol: str, service: str, *, on_loopback: bool) -> bool:
         """As a person says of the port. Else the network says it; and a port that asks for keys is HTTP's: nothing else can
@@ -146,7 +146,7 @@ class Frontend:
     def stop_listening(self) -> None:
         for sock in self._listeners:
             self.reactor.drop(sock.fileno())
-            sock.close()
+            listening.close(sock)
         self._listeners.clear()
         self.dispatcher.reject_waiting("this node is shutting down")
         for client in list(self.active):
@@ -156,7 +156,7 @@ class Frontend:
         self,
         listener: socket.socket,
         route: Route,
-        on_loopback: bool = True,
+        on_loopback: bool | None = True,
         is_http: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> None:
@@ -172,10 +172,14 @@ class Frontend:
                 continue
             is_last = fdlimit.is_reserve(fd)
             # The family is said, not asked for: macOS does not tell it of a client that is gone again.
-            sock = socket.SocketType(socket.AF_INET6 if len(address) > 2 else socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+            if not address or isinstance(address, bytes):  # of a Unix socket: a client has no name there
+                family, client_name = socket.AF_UNIX, "unix"
+            else:
+                family = socket.AF_INET6 if len(address) > 2 else socket.AF_INET
+                host, port = address[:2]
+                client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            sock = socket.SocketType(family, socket.SOCK_STREAM, 0, fd)
             sock.setblocking(False)
-            host, port = address[:2]
-            client_name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
                 self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http, tls=tls)
             except Exception:  # a bug of ours costs this client: the reactor would drop the listener for it

@@ -17,7 +17,7 @@ import trio
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import MAX_ADDRESSES
 from federation.net.dial.hearsay import Surroundings, is_somewhere
-from federation.net.discover.interfaces import interface_ips, local_addresses, local_networks
+from federation.net.discover.interfaces import interface_ips, lasting_ips, local_addresses, local_networks
 from federation.net.nat.holepunch import Puncher
 from federation.net.nat.natpmp import PortMapping
 from federation.net.nat.reachability import Reachability, is_outside
@@ -84,7 +84,8 @@ class Connectivity:
 
     def _look_around(self) -> None:
         self._networks = local_networks()
-        self.surroundings.see(self._networks, lasting=local_networks(bridges=False), own_ips=interface_ips())
+        self._ips, self._lasting = interface_ips(), lasting_ips()
+        self.surroundings.see(self._networks, lasting=local_networks(bridges=False), own_ips=self._ips)
 
     def _may_dial(self, address: PeerAddress, trusted: bool) -> bool:
         return self.surroundings.may_dial(address, trusted)
@@ -221,17 +222,18 @@ class Connectivity:
         return [PeerAddress(str(ip), name.port) for ip in ips if is_somewhere(ip)]
 
     async def _watch(self) -> None:
-        ips = interface_ips()
         while True:
             await trio.sleep(LOOK_EVERY_S)
-            before, ips = ips, interface_ips()
-            if ips == before:
+            before, where = self._ips, self._lasting
+            if interface_ips() == before:
                 continue
             self._look_around()
-            gone = before - ips
+            gone = before - self._ips
             for link in list(self._host.links.values()):
                 if link.local_host in gone:
                     link.fail("this machine no longer has the address that it used")
+            if self._lasting == where and not self.read():  # containers come and go: no move
+                continue
             self.reachability.moved()
             self.puncher.reset_backoff()
             self.read()

@@ -143,7 +143,6 @@ class Gossip:
         self._announced_at = 0.0
         self._renew_after = 0.0
         self._stir = trio.Event()
-        self._impostor_seen = False
         self._left = False
         host.handle_stream(self._protocol, self._answer_sync)
 
@@ -267,10 +266,8 @@ class Gossip:
 
     def _notice_impostor(self, record: NodeData) -> None:
         ours = self._announced
-        if ours is None or self._impostor_seen or record.incarnation <= ours.incarnation:
-            return
-        self._impostor_seen = True
-        log.error("another node uses this node's identity: its state directory was copied; give one of them a new one")
+        if ours is not None and record.incarnation > ours.incarnation:
+            self._host.report_copied()
 
     # Anti-entropy
 

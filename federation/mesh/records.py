@@ -28,6 +28,7 @@ Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 Flag = Annotated[bool, Field(strict=True)]
 # Shown in terminals and logs: one line, no control characters.
 Text = Annotated[str, Field(strict=True, max_length=64, pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]*$")]
+MAX_COPIED = 8
 PeerId = Annotated[str, Field(strict=True, min_length=1, max_length=128, pattern="^[!-~]+$")]
 Address = Annotated[str, Field(strict=True, min_length=1, max_length=256, pattern="^[!-~]+$")]
 Packed = Annotated[bytes, Field(strict=True)]  # bounded by the record; models.py packs and unpacks it
@@ -66,6 +67,7 @@ class NodeData(BaseModel):
     relays: Flag = False  # others can dial this node, and it relays for nodes that they cannot dial
     via: Annotated[tuple[PeerId, ...], Field(max_length=8)] = ()  # relays through which it is reached, best first
     owner: Flag = False  # claims to have the owner's key, so that people know where to rotate; gives no rights
+    copied: Annotated[tuple[PeerId, ...], Field(max_length=MAX_COPIED)] = ()  # peers that this node met on two machines
     left: Flag = False  # a tombstone: the node left
     models: Packed = b""  # of its backends, by service; see models.py
     announce_every_s: Count = 0  # the next announcement comes by then; 0: often enough for NODE_ONLINE_WINDOW

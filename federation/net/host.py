@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
@@ -28,14 +29,17 @@ from libp2p.tools.anyio_service import background_trio_service
 from federation.errors import (
     FederationError,
     HandshakeFailed,
+    IdentityCopied,
     ListenFailed,
     PeerBanned,
+    PeerCopied,
     PeerUnavailable,
     TokenOutdated,
     TokenRefused,
     TokenRetired,
     listen_problem,
 )
+from federation.net.admission.copies import TOLD_S, Copies
 from federation.net.admission.gate import HandshakeGate
 from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
@@ -83,6 +87,7 @@ MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may f
 MAX_LINKS = 4096
 MAX_SEEN = 256
 TICK_S = 0.25
+ANSWER_S = 1.5  # for a peer's present process to say that it lives, before a second one is taken for a restart
 
 
 class HostEvents(Protocol):
@@ -138,6 +143,8 @@ class Host:
         self._events = events
         self.book = book
         key_pair = create_new_key_pair(seed)
+        static = create_new_x25519_key_pair()  # of this process, for all its handshakes
+        self.run = static.public_key.to_bytes()
         self.peer_id = str(ID.from_pubkey(key_pair.public_key))
         self.table = LinkTable(self.peer_id)
         self.links = self.table.current
@@ -156,7 +163,13 @@ class Host:
         self._admission_keys, self._is_banned = admission_keys, is_banned
         security = {
             protocol: handshake.TokenNoise(
-                key_pair, admission_keys, retired_keys=retired_keys, is_banned=is_banned, aead=aead
+                key_pair,
+                admission_keys,
+                retired_keys=retired_keys,
+                is_banned=is_banned,
+                is_copy=self._is_copy,
+                static=static,
+                aead=aead,
             )
             for protocol, aead in handshake.protocols().items()
         }
@@ -174,6 +187,9 @@ class Host:
         self._listeners: list[trio.SocketListener] = []
         self._gate = HandshakeGate()
         self._quarantine = Quarantine()
+        self.copies = Copies()
+        self.copied_at: float | None = None  # when this node met, or heard of, another process with its identity
+        self.on_copy: Callable[[], None] = lambda: None
         self._inbound_circuits = InboundCircuits()
         self.dial_loop = DialLoop(self)
         self._nursery: trio.Nursery | None = None
@@ -183,12 +199,12 @@ class Host:
     async def listen(self, address: HostPort) -> HostPort:
         """Bind the p2p port; 0.0.0.0 takes IPv6 along where there is any. Returns the bound address. Raises ListenFailed."""
         port = address.port
-        hosts = ["0.0.0.0", "::"] if address.is_wildcard else [address.host]
+        hosts = ("0.0.0.0", "::") if address.is_wildcard else address.hosts
         for host in hosts:
             try:
                 listener = await bind(host, port)
             except OSError as error:
-                if host == "::" and self._listeners and error.errno != errno.EADDRINUSE:
+                if host in ("::", "::1") and self._listeners and error.errno != errno.EADDRINUSE:
                     break  # a machine without IPv6
                 await self.stop_listening()
                 raise ListenFailed(listen_problem("peers", str(address), "--p2p-listen", error)) from error
@@ -324,6 +340,8 @@ class Host:
         elif isinstance(error, TokenRefused):
             self.rejected["other token"] += 1
             self.warn("a node with another token, or none, was refused", host)
+        elif isinstance(error, PeerCopied):
+            self.rejected["copied identity"] += 1
         elif isinstance(error, PeerBanned):
             self.rejected["banned"] += 1
             self.warn("a banned peer was refused", error.detail, REMIND_EVERY_S)
@@ -390,7 +408,11 @@ class Host:
             secured = await security.secure_inbound(raw)  # type: ignore[assignment]
         upgrade.peer_id, upgrade.admission_key = str(secured.get_remote_peer()), secured.admission_key
         if upgrade.peer_id == self.peer_id:
+            if secured.run != self.run:
+                self.report_copied()
             raise Ourselves
+        if raw.is_initiator and await self._is_copy(upgrade.peer_id, secured.run):
+            raise PeerCopied(f"peer {upgrade.peer_id}")
         if not self._admits(upgrade.peer_id, upgrade.admission_key):  # it was, when it proved itself
             raise _no_longer_admitted()
         address = raw.get_remote_address()
@@ -399,6 +421,34 @@ class Host:
             if len(self.seen_from) > MAX_SEEN:
                 del self.seen_from[next(iter(self.seen_from))]
         return secured
+
+    async def _is_copy(self, peer_id: str, run: bytes) -> bool:
+        """Whether another process of this peer is here and answers. One that does not has gone: the peer restarted."""
+        if peer_id == self.peer_id:
+            return False
+        now = trio.current_time()
+        if self.copies.is_refused(peer_id, run, now):
+            return True
+        known = self.links.get(peer_id)
+        if known is None or known.run == run or not await known.answers(ANSWER_S):
+            return False
+        if self.copies.refuse(peer_id, run, trio.current_time()):
+            log.error("a peer runs on two machines: one is a copy of the other. The first one stays", peer=peer_id)
+            self.on_copy()
+        return True
+
+    def report_copied(self) -> None:
+        """Another process has this node's identity: it answered here, or a member says so."""
+        now = trio.current_time()
+        is_news = self.copied_at is None or now - self.copied_at > TOLD_S
+        self.copied_at = now
+        if is_news:
+            log.error(str(IdentityCopied()))
+            self.on_copy()
+
+    @property
+    def is_copied(self) -> bool:
+        return self.copied_at is not None and trio.current_time() - self.copied_at <= TOLD_S
 
     async def probe(self, stream: trio.SocketStream, peer_id: str) -> bytes:
         """Check that this member answers there, then hang up. Returns the handshake's hash. Raises as `upgrade` does."""
@@ -437,6 +487,7 @@ class Host:
             self.book.dialled_us(link.peer_id, now)
             self.look_at_book()
         if settled.is_peers:
+            self.copies.came(link.peer_id)
             self._events.peer_up(link)
 
     def knows(self, link: Link) -> bool:
@@ -536,6 +587,7 @@ class Host:
         if spare is not None:
             self._events.peer_up(spare)
         elif was_peers:
+            self.copies.left(link.peer_id, trio.current_time())
             self._events.peer_down(link.peer_id, reason)
             self.look_at_book()
 

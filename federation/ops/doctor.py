@@ -5,6 +5,7 @@ Each check is a function that takes the node's parts and yields findings; only `
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import resource
@@ -32,6 +33,11 @@ MAX_ASKED = 8  # peers whose clock is compared; more tell nothing new
 MAX_NAMED = 5
 SKEW_S = 5.0  # logs of two machines are hard to read together from here on; federation itself does not mind
 FILES_A_CONNECTION = 2
+NO_ROUTE = os.strerror(errno.EHOSTUNREACH)
+MACOS_PRIVACY = (  # macOS 15 lets no program that a person has not allowed reach the LAN; root's and ssh's it does
+    "macOS keeps programs off the local network until you allow it: System Settings > Privacy & Security > Local Network; "
+    "a launchd agent asks nobody, so start `federation join` once in Terminal, or run it as a daemon of root"
+)
 
 
 async def examine(node: Parts) -> list[Finding]:
@@ -80,6 +86,18 @@ def owner(node: Parts) -> Iterator[Finding]:
         yield _finding("owner key", "info", "not here, and no node says that it has it", fix)
 
 
+def identity(node: Parts) -> Iterator[Finding]:
+    """Whether a machine was copied after its first start: this one, or another one of the network."""
+    if node.host.is_copied:
+        fix = f"on the copy: stop the node, delete {node.state.path / 'identity'} there, and start it again"
+        yield _finding("identity", "fail", "another machine runs with this node's identity: one is a copy of the other", fix)
+    for peer in node.copied()[:MAX_NAMED]:
+        fix = "on the copy: stop the node, delete the file `identity` in its state directory, and start it again"
+        yield _finding("identity", "fail", f"{node.name_of(peer) or peer} {status.COPIED}", fix)
+    if not node.host.is_copied and not node.copied():
+        yield _finding("identity", "ok", "no other machine uses it")
+
+
 def p2p_port(node: Parts) -> Iterator[Finding]:
     if node.facts.p2p.is_loopback:
         yield _finding(
@@ -87,6 +105,13 @@ def p2p_port(node: Parts) -> Iterator[Finding]:
             "warn",
             f"{node.facts.p2p} is reachable from this machine only",
             "join with --p2p-listen 0.0.0.0:4484",
+        )
+    elif not node.addresses:
+        yield _finding(
+            "p2p port",
+            "fail",
+            f"this machine no longer has the address {node.facts.p2p.host}: nobody can dial this node, nothing is announced",
+            "bring the interface up again, or join with --p2p-listen 0.0.0.0:4484, which follows the machine's addresses",
         )
     else:
         yield _finding("p2p port", "ok", f"listens on {node.facts.p2p}")
@@ -135,7 +160,9 @@ def links(node: Parts) -> Iterator[Finding]:
             "peers",
             "fail",
             f"known but not connected: {_some(missing)}",
-            f"one of each pair must reach the other's port: there, or here, {_firewall_command(port)}",
+            MACOS_PRIVACY
+            if platform.system() == "Darwin" and any(NO_ROUTE in why for why in missing)
+            else f"one of each pair must reach the other's port: there, or here, {_firewall_command(port)}",
         )
     elif suspect:
         yield _finding("peers", "warn", f"connected but silent: {_some(suspect)}", "look at that machine's load and network")
@@ -177,7 +204,7 @@ def backends(node: Parts) -> Iterator[Finding]:
 
 
 def clients(node: Parts) -> Iterator[Finding]:
-    for service, address in node.facts.listens.items():
+    for service, address in node.facts.listeners:
         if not address.is_loopback:
             yield _finding(
                 "clients", "info", f"whoever reaches {address} may use the service {service}; no token is asked for"
@@ -234,6 +261,7 @@ def container(root: Path = Path("/"), release: str = platform.release()) -> str 
 _CHECKS: tuple[Callable[[Parts], Iterable[Finding]], ...] = (
     network,
     owner,
+    identity,
     p2p_port,
     reachable,
     links,

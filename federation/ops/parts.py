@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from federation.ops.rates import Rates
     from federation.reactor.tls import Certificate
     from federation.state import StateDir
-    from federation.units import HostPort
+    from federation.units import HostPort, Place
 
 
 @dataclass(slots=True)
@@ -50,11 +50,16 @@ class Facts:
     started_at: float
     p2p: HostPort  # where it listens; before the start, where it is to
     control: HostPort
-    listens: dict[str, HostPort] = field(default_factory=dict)
+    listeners: list[tuple[str, Place]] = field(default_factory=list)  # service and where its clients connect
     gpu: GpuReading = field(default_factory=lambda: GpuReading((), "none", "not read yet"))
     draining: bool = False
     has_owner_key: bool = False
     forgets_network: bool = False  # when it stops
+
+    @property
+    def listens(self) -> dict[str, Place]:
+        """Service -> the first address of its clients."""
+        return dict(reversed(self.listeners))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,11 @@ class Parts:
         """The name that a peer gave itself; empty where none is known."""
         row = self.ledger.get(peer_id)
         return row.record.name if row is not None else ""
+
+    def copied(self) -> list[str]:
+        """The peers that run on two machines, as this node and others say."""
+        told = [peer for record in self.ledger.online(self.clock.utc_now()) for peer in record.copied]
+        return [peer for peer in dict.fromkeys((*self.own_record(0).copied, *told)) if peer != self.peer_id]
 
     def find_other(self, text: str, *, if_itself: str = "this is the node itself") -> str:
         """The id of the other node that a person means by `text`; see bans.find_peer. Raises NotFound or UsageError."""

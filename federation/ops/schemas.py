@@ -36,12 +36,18 @@ class Relaying(TypedDict):
     bytes: Annotated[Count, Field(description="relayed since its start, both directions")]
 
 
+class Listener(TypedDict):
+    service: str
+    address: str
+
+
 class ThisNode(TypedDict):
     peer_id: str
     name: str
     version: str
     addresses: list[str]
-    listens: Annotated[dict[str, str], Field(description="service -> where clients connect")]
+    listens: Annotated[dict[str, str], Field(description="service -> where clients connect; the first address of several")]
+    listeners: Annotated[list[Listener], Field(description="all addresses where clients connect")]
     p2p: str
     control: str
     services: Services

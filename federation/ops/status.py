@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import trio
 
 from federation import __version__
-from federation.errors import TokenRetired
+from federation.errors import IdentityCopied, TokenRetired
 from federation.forward.attempts import State
 from federation.metrics import Snapshot
 from federation.ops import invitation, schemas
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from federation.ops.parts import Parts
 
 
+COPIED = "runs on two machines with one identity, one of them a copy of the other; the first one stays"
 ROTATED_BY_OTHERS = (
     "members of an earlier version have rotated this network's token, which has no owner: "
     "nodes of this version stay with the present one. "
@@ -58,6 +59,7 @@ def status(node: Parts) -> schemas.Status:
             "version": __version__,
             "addresses": [str(address) for address in node.addresses],
             "listens": {service: str(address) for service, address in node.facts.listens.items()},
+            "listeners": [{"service": service, "address": str(at)} for service, at in node.facts.listeners],
             "p2p": str(node.facts.p2p),
             "control": str(node.facts.control),
             "services": node.backends.services(),
@@ -414,7 +416,9 @@ def _state_of(node: Parts, record: NodeData, now: datetime, link: Link | None) -
 
 
 def _warnings(node: Parts) -> list[str]:
-    warnings = [
+    warnings = [str(IdentityCopied())] if node.host.is_copied else []
+    warnings += [f"{node.name_of(peer) or peer} {COPIED}" for peer in node.copied()[:5]]
+    warnings += [
         f"backend {b.endpoint.address} ({b.endpoint.service}) does not answer: {b.why}"
         for b in node.backends.all
         if b.healthy is False

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from federation.reactor import fdlimit
+from federation.reactor.keepalive import keep_alive
 from federation.reactor.loop import WRITE, Reactor, Timer
 from federation.reactor.sockets import NO_LINGER
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONNECT_TIMEOUT_S = 2.0  # below the entry's default open timeout of 3 s, so the entry hears the reason
+FULL_QUEUE_S = 0.01  # a Unix server's queue of clients is full, and no event tells of room in it
 _NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)  # saves Linux a system call a connection
 
 
@@ -49,9 +51,17 @@ class Connect:
             return
         if not _NONBLOCK:
             sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        code = sock.connect_ex(target[1])
-        if code not in (0, errno.EINPROGRESS):
+        if target[0] != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(sock)
+        self._connect(sock, target[1], reactor.now() + CONNECT_TIMEOUT_S)
+
+    def _connect(self, sock: socket.SocketType, address: Any, until: float) -> None:
+        reactor = self._reactor
+        code = sock.connect_ex(address)
+        if code == errno.EAGAIN and sock.family == socket.AF_UNIX and reactor.now() < until:
+            self._timer = reactor.call_later(FULL_QUEUE_S, lambda: self._connect(sock, address, until))
+        elif code not in (0, errno.EINPROGRESS):
             self._finish_soon(os.strerror(code))
         elif _is_connected(sock):  # a server on this machine has accepted by now
             reactor.flush_soon(self._succeed)

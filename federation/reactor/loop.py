@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from federation.reactor.sockets import SocketDuplex
+
     Handler = Callable[[int], None]
     from trio_typing import TaskStatus
 
@@ -133,6 +135,7 @@ class Reactor:
         self._kick = trio.Event()
         self._in_batch = False
         self._spins = False
+        self.sockets: set[SocketDuplex] = set()  # those that are open
         self.now: Callable[[], float] = trio.current_time
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))  # to receive into; valid until the callback returns
         self.sealed = memoryview(bytearray(SEALED_BYTES))  # to seal into and send from; valid until the callback returns

@@ -7,6 +7,7 @@ that end waits. Nothing is dropped and nothing times out because a reader is slo
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -14,6 +15,9 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import trio
+
+from federation.reactor import keepalive
 from federation.reactor.duplex import NullDuplex
 from federation.reactor.loop import BROKEN, ENDING, READ, WRITE, Reactor
 
@@ -26,6 +30,7 @@ CHUNK = 65_512  # fills one DATA frame of the mux to the brim: a byte more would
 READS_A_TURN = 4  # a quarter of a megabyte, then the other sockets have their turn
 OUT_BUFFER = 256 * 1024  # between two local sockets; from a tunnel the window bounds it
 QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux
+LOOKS_A_TURN = 1000  # at connections whose machine may have gone: a millisecond
 NO_LINGER = struct.pack("ii", 1, 0)  # of SO_LINGER: a close says RST, not FIN
 
 
@@ -34,6 +39,16 @@ _NO_OTHER = NullDuplex()  # the `other` of a closed end
 
 def _noop(_end: SocketDuplex) -> None:
     """Replaces `on_close` after it has been called."""
+
+
+async def watch(reactor: Reactor) -> None:
+    """End the connections whose machine has gone. Until cancelled."""
+    while True:
+        await trio.sleep(keepalive.LOOK_EVERY_S)
+        for number, end in enumerate(list(reactor.sockets), 1):
+            reactor.guard(end.look_for_its_machine)
+            if number % LOOKS_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
 
 
 class SocketDuplex:
@@ -61,6 +76,7 @@ class SocketDuplex:
         self.error: str | None = None
         self.was_aborted = False  # the other side aborted; with an error and without this, it was this socket that broke
         self.closed = False
+        reactor.sockets.add(self)
 
     def start(self, *, read: bool = True) -> None:
         """Set `other` first. `read` at once: a client's first bytes are usually there. Bytes sent to it may still wait."""
@@ -234,6 +250,11 @@ class SocketDuplex:
         else:
             self._update()
 
+    def look_for_its_machine(self) -> None:
+        """End as at a reset if the machine at the other end has gone without a word."""
+        if not self.closed and keepalive.has_vanished(self.sock):
+            self._broken(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+
     def _check_broken(self) -> None:
         """ERR or HUP while nothing is to be read or written here."""
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -261,6 +282,7 @@ class SocketDuplex:
         if self.closed:
             return
         self.closed = True
+        self._reactor.sockets.discard(self)
         self._reactor.close(self.sock)
         self._out.clear()
         self._out_size = 0

@@ -245,6 +245,20 @@ async def test_http_2_is_not_spoken(request_: bytes) -> None:
         assert b" 101 " not in await first_bytes(address, request_)
 
 
+@pytest.mark.parametrize("behind", [b"", b"x", b"\x81\x05hello"])
+async def test_a_websocket_is_an_ordinary_request(behind: bytes) -> None:
+    """With bytes behind it, too (pgjones/hypercorn#225): an answer, and no line in the log."""
+    ask = GET.replace(
+        b"\r\n\r\n",
+        b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    with capture_logs() as logs:
+        async with serving(hello) as address:
+            assert b" 200 " in await first_bytes(address, ask + behind)
+    assert not logs
+
+
 # TLS
 
 

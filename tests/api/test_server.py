@@ -96,7 +96,16 @@ async def _check_that_it_recovers(address: HostPort) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST:{port}", "127.1.2.3:{port}", "[::1]:{port}"]
+    "host",
+    [
+        "127.0.0.1:{port}",
+        "localhost:{port}",
+        "LOCALHOST:{port}",
+        "127.1.2.3:{port}",
+        "[::1]:{port}",
+        "127.0.0.1",
+        "localhost:1",
+    ],
 )
 async def test_loopback_hosts_are_served(host: str) -> None:
     async with serving(FakeNode()) as address:
@@ -108,8 +117,7 @@ async def test_loopback_hosts_are_served(host: str) -> None:
     "host",
     [
         "evil.example:{port}",
-        "127.0.0.1",
-        "127.0.0.1:1",
+        "192.0.2.7:{port}",
         "127.0.0.1.evil.example:{port}",
         "0.0.0.0:{port}",
         "",
@@ -140,6 +148,15 @@ async def test_our_own_origin_is_served(origin: str) -> None:
         assert (await ask(address, "/api/v1/status", "GET", headers))[0] == 200
 
 
+async def test_a_forwarded_port_is_served() -> None:
+    """`ssh -L 9485:127.0.0.1:8485`: browser and command line name a port that is not ours. Pages of other ports stay out."""
+    async with serving(FakeNode()) as address:
+        for host in ("127.0.0.1:9485", "localhost:9485"):
+            for origin, expected in ((f"http://{host}", 200), ("http://localhost:3000", 403), ("http://evil.example", 403)):
+                headers = OWNER | {"Host": host, "Origin": origin}
+                assert (await ask(address, "/api/v1/status", headers=headers))[0] == expected
+
+
 @pytest.mark.parametrize(
     "origin",
     [
@@ -159,14 +176,14 @@ async def test_other_origins_are_refused(origin: str) -> None:
             assert (status, body) == (403, {"error": "requests from another origin are refused"})
 
 
-async def test_websockets_are_turned_away() -> None:
+async def test_a_websocket_is_an_ordinary_request() -> None:
     async with serving(FakeNode()) as address:
         upgrade = (
             b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
         request = f"GET /api/v1/status HTTP/1.1\r\nHost: {address}".encode() + upgrade
-        assert (await raw(address, request)).startswith(b"HTTP/1.1 403")
+        assert (await raw(address, request)).startswith(b"HTTP/1.1 200")
 
 
 # By the state directory's socket
@@ -450,7 +467,7 @@ async def test_from_elsewhere_no_other_name(host: str) -> None:
 
 @pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", True), ("0.0.0.0", False), ("gpu-box.lan", False)])
 async def test_where_it_listens_decides(host: str, is_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_bind", lambda _: socket.create_server(("127.0.0.1", 0)))
+    monkeypatch.setattr(server, "_bind", lambda _: [socket.create_server(("127.0.0.1", 0))])
     with capture_logs() as logged:
         async with trio.open_nursery() as nursery:
             bound: HostPort = await nursery.start(server.serve_node, FakeNode(), HostPort(host, 0))
@@ -458,7 +475,9 @@ async def test_where_it_listens_decides(host: str, is_open: bool, monkeypatch: p
             address = HostPort("127.0.0.1", bound.port)
             assert (await ask(address, "/api/v1/status"))[0] == (200 if is_open else 401)
             named = {"Host": "other.lan"}  # which the node allows
-            assert (await ask(address, "/api/v1/status", headers=OWNER | named))[0] == (403 if is_open else 200)
+            assert (await ask(address, "/api/v1/status", headers=OWNER | named))[0] == 200
+            for other in ({"Host": "evil.example"}, named | {"Origin": "http://evil.example"}):
+                assert (await ask(address, "/api/v1/status", headers=OWNER | other))[0] == 403
             nursery.cancel_scope.cancel()
     assert [entry["log_level"] for entry in logged] == ([] if is_open else ["warning"])
 

@@ -153,6 +153,7 @@ class FakeNetwork:
                 "version": own["version"],
                 "addresses": own["addresses"],
                 "listens": {"default": "127.0.0.1:8484"},
+                "listeners": [{"service": "default", "address": "127.0.0.1:8484"}],
                 "p2p": "0.0.0.0:4484",
                 "control": "127.0.0.1:8485",
                 "services": own["services"],

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -636,3 +637,20 @@ def test_a_reader_that_goes_away_is_no_error(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setitem(main._COMMANDS, "version", version)
     ran = run("version")
     assert (ran.code, ran.err) == (0, "")
+
+
+def test_process_1_ends_at_sigterm_while_it_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a container: the kernel drops a signal that process 1 does not ask for."""
+    before = signal.getsignal(signal.SIGTERM)
+    ended: list[int] = []
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    try:
+        with pytest.raises(SystemExit):
+            main.main(["version"])
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [143]

@@ -249,3 +249,11 @@ def test_status_says_how_others_get_here(fields: dict[str, Any], said: str) -> N
     text = render.status({"node": {"p2p": "0.0.0.0:4484", "addresses": ["/ip4/192.0.2.1/tcp/4484"]} | fields}, color=False)
     (line,) = [line for line in text.splitlines() if line.startswith("p2p")]
     assert line == f"p2p      0.0.0.0:4484, announced as /ip4/192.0.2.1/tcp/4484{said}"
+
+
+def test_every_listener_is_named_and_of_an_older_daemon_one_a_service() -> None:
+    node = {"listens": {"default": "127.0.0.1:8484"}}
+    assert "clients  127.0.0.1:8484 (default)" in render.status({"node": node}, color=False)
+    node |= {"listeners": [{"service": "default", "address": at} for at in ("127.0.0.1:8484", "[::1]:8484", "unix:/run/x")]}
+    shown = render.status({"node": node}, color=False)
+    assert "clients  127.0.0.1:8484 (default), [::1]:8484 (default), unix:/run/x (default)" in shown

@@ -55,7 +55,8 @@ async def test_each_port_serves_its_service(mock_clock: MockClock) -> None:
         net.roster.nodes["a"] = record("a", services={"llm": True, "tts": True})
         net.add("b", tell=False)
         net.roster.links["a"] = net.roster.links["b"]
-        host, port = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        (at,) = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        host, port = at.host, at.port
         assert host == "127.0.0.1"
         assert port not in (0, net.port)
         await net.connect(port=port)
@@ -72,7 +73,8 @@ async def test_ipv6_clients_are_served(mock_clock: MockClock) -> None:
     async with network(mock_clock) as net:
         net.add("a")
         try:
-            host, port = net.frontend.listen(Endpoint.parse("[::1]:0"))
+            (at,) = net.frontend.listen(Endpoint.parse("[::1]:0"))
+            host, port = at.host, at.port
         except ListenFailed:
             pytest.skip("no IPv6 here")
         assert host == "::1"
@@ -104,7 +106,7 @@ async def test_a_port_may_be_taken_again_at_once(mock_clock: MockClock) -> None:
         net.frontend.stop_listening()
         await rest_of(client)
         await client.aclose()
-        assert net.frontend.listen(Endpoint.parse(f"127.0.0.1:{net.port}"))[1] == net.port
+        assert net.frontend.listen(Endpoint.parse(f"127.0.0.1:{net.port}"))[0].port == net.port
 
 
 async def test_small_answers_are_not_delayed(mock_clock: MockClock) -> None:
@@ -177,6 +179,7 @@ async def pause_for(net: Net, monkeypatch: pytest.MonkeyPatch, code: int) -> lis
     class Exhausted:
         def __init__(self, sock: socket.socket) -> None:
             self._sock = sock
+            self.family = sock.family
 
         def fileno(self) -> int:
             return self._sock.fileno()
@@ -523,7 +526,7 @@ async def test_each_service_has_its_own_turns(mock_clock: MockClock) -> None:
         net.add("c", "d", tell=False)
         net.roster.nodes["c"] = record("c", services={"tts": True}, available_vram=2)
         net.roster.nodes["d"] = record("d", services={"tts": True}, available_vram=1)
-        _, tts = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))
+        tts = net.frontend.listen(Endpoint.parse("tts=127.0.0.1:0"))[0].port
         socks = []
         for n in range(8):
             socks.append(socket.create_connection(("127.0.0.1", (net.port, tts)[n % 2])))
@@ -664,9 +667,9 @@ async def test_a_service_is_http_as_soon_as_a_node_says_so_and_for_new_connectio
 async def test_what_a_person_says_of_a_port_holds(mock_clock: MockClock, said: str) -> None:
     async with network(mock_clock) as net:
         net.add("a", http=("default",) if said != "http://" else ())
-        _, port = net.frontend.listen(Endpoint.parse(f"{said}127.0.0.1:0", protocols=("http", "tcp")))
+        (place,) = net.frontend.listen(Endpoint.parse(f"{said}127.0.0.1:0", protocols=("http", "tcp")))
         net.is_http = said != "tcp://"
-        await net.connect(port=port)
+        await net.connect(port=place.port)
         (client,) = net.frontend.active
         assert isinstance(client, L4Client) is (said == "tcp://")
 

@@ -526,7 +526,7 @@ async def test_no_http_and_no_peer(mock_clock: MockClock) -> None:
 async def test_both_kinds_of_clients_at_one_entry(mock_clock: MockClock) -> None:
     async with network(mock_clock, http=True) as net:
         net.add("a")
-        _, port = net.frontend.listen(Endpoint.parse("127.0.0.1:0"))
+        port = net.frontend.listen(Endpoint.parse("127.0.0.1:0"))[0].port
         talk = await ask(net, get())
         other = socket.create_connection(("127.0.0.1", port))
         await settled(lambda: len(net.frontend.active) == 2)

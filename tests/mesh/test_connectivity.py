@@ -223,6 +223,7 @@ async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypa
         return set(ips)
 
     monkeypatch.setattr(paths_module, "interface_ips", look)
+    monkeypatch.setattr(paths_module, "lasting_ips", lambda: set(ips))
     async with world() as it, trio.open_nursery() as nursery:
         old, kept, relayed = (
             it.link(BOB),
@@ -239,4 +240,30 @@ async def test_a_machine_that_moves_drops_what_hangs_on_the_old_address(monkeypa
         assert not kept.failed
         assert not relayed.failed
         assert it.connectivity.reachability.dialable is None  # all has to be found out anew
+        nursery.cancel_scope.cancel()
+
+
+async def test_containers_that_come_and_go_are_no_move(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    ips = {"192.0.2.1"}
+    monkeypatch.setattr(paths_module, "interface_ips", lambda: set(ips))
+    monkeypatch.setattr(paths_module, "lasting_ips", lambda: {ip for ip in ips if not ip.startswith(("fe80", "172"))})
+    monkeypatch.setattr(paths_module, "local_addresses", lambda *_: ["/ip4/192.0.2.1/tcp/1"])
+    async with world() as it, trio.open_nursery() as nursery:
+        it.connectivity.read()
+        to_a_container = it.link(BOB, local_host="172.18.0.1")
+        it.connectivity.reachability.verdicts.by_peer[RELAY] = True
+        nursery.start_soon(it.connectivity._watch)
+        for number in range(10):
+            ips |= {f"fe80::{number}", "172.18.0.1"}
+            await trio.sleep(LOOK_EVERY_S)
+            ips -= {f"fe80::{number}", "172.18.0.1"}
+            await trio.sleep(LOOK_EVERY_S)
+        assert it.changes == 0
+        assert it.connectivity.reachability.dialable is True
+        assert to_a_container.failed  # nobody hears us there
+        ips.add("192.0.2.2")
+        await trio.sleep(LOOK_EVERY_S)
+        assert it.changes == 1
         nursery.cancel_scope.cancel()

@@ -181,6 +181,7 @@ def test_defaults() -> None:
         "relays": False,
         "via": (),
         "owner": False,
+        "copied": (),
         "left": False,
         "models": b"",
         "announce_every_s": 0,

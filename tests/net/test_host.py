@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 from structlog.testing import capture_logs
 
-from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerUnavailable, TokenRetired
+from federation.errors import HandshakeFailed, ListenFailed, PeerBanned, PeerCopied, PeerUnavailable, TokenRetired
 from federation.net import host as host_module
 from federation.net import link_table
 from federation.net.admission import gate, quarantine
@@ -38,7 +38,7 @@ from tests.support.links import End, tcp_pair, until
 from tests.support.sockets import open_descriptors
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from libp2p.abc import INetStream
 
@@ -1150,3 +1150,83 @@ class TestAcceptRate:
             b.knows(a)
             await until(lambda: a.host.rejected["too often"] == 3)
             assert a.has()
+
+
+# One identity on two machines
+
+
+@asynccontextmanager
+async def copied() -> AsyncIterator[tuple[Peer, Peer, Peer]]:
+    """A third node, and two with one identity."""
+    async with reactor_running() as reactor, AsyncExitStack() as stack:
+        found = [await new_peer(n, reactor) for n in (1, 2, 2)]
+        for peer in found:
+            await stack.enter_async_context(peer.host.running())
+        third, first, copy = found
+        yield third, first, copy
+
+
+def refusals_of(peer: Peer) -> int:
+    return peer.host.rejected["copied identity"]
+
+
+async def test_the_first_one_stays_and_all_three_hear_of_it() -> None:
+    with capture_logs() as logs:
+        async with copied() as (third, first, copy):
+            first.knows(third)
+            await until(lambda: first.id in third.host.links and third.id in first.host.links)
+            link = third.host.links[first.id]
+            copy.knows(third)
+            await until(lambda: copy.host.is_copied)
+            assert third.host.links[first.id] is link
+            assert not link.is_closed
+            assert copy.host.links == {}
+            assert third.host.copies.present(trio.current_time()) == [first.id]
+            assert not first.host.is_copied  # it hears of it by gossip
+    said = [entry["event"] for entry in logs if entry["log_level"] == "error"]
+    assert len(said) == 2
+    assert all("copy" in text for text in said)
+
+
+async def test_the_copy_is_refused_by_a_node_that_dials_it_too() -> None:
+    with capture_logs():
+        async with copied() as (third, first, copy):
+            first.knows(third)
+            await until(lambda: first.id in third.host.links)
+            with pytest.raises(PeerCopied):
+                await third.host.connect(copy.address)
+            assert third.host.copies.present(trio.current_time()) == [first.id]
+
+
+async def test_a_process_that_says_nothing_has_been_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "ANSWER_S", 0.1)
+    async with copied() as (third, first, again):
+        first.knows(third)
+        await until(lambda: first.id in third.host.links)
+        old = third.host.links[first.id]
+
+        async def no_answer(_within_s: float) -> bool:
+            return False
+
+        monkeypatch.setattr(old, "answers", no_answer, raising=False)
+        again.knows(third)
+        await until(lambda: third.id in again.host.links)
+        assert third.host.copies.present(trio.current_time()) == []
+        assert refusals_of(third) == 0
+
+
+async def test_two_that_meet_know_it() -> None:
+    with capture_logs() as logs:
+        async with copied() as (_third, first, copy):
+            copy.host.book.add(PeerAddress(first.address.host, first.address.port), source="peer")
+            copy.host.look_at_book()
+            await until(lambda: copy.host.is_copied and first.host.is_copied)
+    assert [entry["log_level"] for entry in logs if "copy" in entry["event"]] == ["error", "error"]
+
+
+async def test_a_node_that_meets_itself_is_no_copy() -> None:
+    async with peers(1) as (peer,):
+        peer.host.book.add(PeerAddress(peer.address.host, peer.address.port), source="peer")
+        peer.host.look_at_book()
+        await until(lambda: (peer.address.host, peer.address.port) in peer.host.book._ours)
+        assert not peer.host.is_copied

@@ -87,7 +87,41 @@ async def test_p2p_port(make: MakeNode) -> None:
     node = make()
     assert only(doctor.p2p_port(node.parts))[0] == "warn"  # loopback
     node.facts.p2p = HostPort("0.0.0.0", 4484)
+    node.connectivity.addresses = [PeerAddress("192.168.1.5", 4484)]
     assert only(doctor.p2p_port(node.parts))[0] == "ok"
+
+
+async def test_macos_keeps_programs_off_the_lan(make: MakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = make()
+    peer = add(node, "x", linked=False)
+    for system, expected in (("Darwin", True), ("Linux", False)):
+        monkeypatch.setattr(doctor.platform, "system", lambda system=system: system)
+        node.host.dial_loop.not_reached[peer] = doctor.NO_ROUTE
+        assert ("Local Network" in only(doctor.links(node.parts))[2]) == expected
+    node.host.dial_loop.not_reached[peer] = "Connection refused"
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
+    assert "Local Network" not in only(doctor.links(node.parts))[2]
+
+
+async def test_an_address_of_the_p2p_port_that_is_gone(make: MakeNode) -> None:
+    node = make()
+    node.facts.p2p = HostPort("192.168.1.5", 4484)
+    node.connectivity.addresses = []
+    severity, finding, fix = only(doctor.p2p_port(node.parts))
+    assert (severity, "192.168.1.5" in finding, "0.0.0.0" in fix) == ("fail", True, True)
+
+
+async def test_a_machine_that_was_copied_is_named_with_the_cure(make: MakeNode) -> None:
+    node = make()
+    assert only(doctor.identity(node.parts))[0] == "ok"
+    node.host.copies.refuse("x", b"run", trio.current_time())
+    severity, finding, fix = only(doctor.identity(node.parts))
+    assert (severity, "copy of the other" in finding, "delete" in fix) == ("fail", True, True)
+    node.host.copied_at = trio.current_time()
+    mine, theirs = doctor.identity(node.parts)
+    assert "this node's identity" in mine["finding"]
+    assert str(node.state.path / "identity") in mine["fix"]
+    assert theirs["finding"].startswith("x runs on two machines")
 
 
 async def test_who_connected_proves_that_this_node_is_reachable(make: MakeNode) -> None:
@@ -150,7 +184,7 @@ async def test_gpu_and_clients(make: MakeNode) -> None:
     assert only(doctor.gpu(node.parts))[0] == "info"
     node.facts.gpu = GpuReading((Gpu(name="x", total_vram=8 * GIB, available_vram=2 * GIB),), "nvml")
     assert only(doctor.gpu(node.parts))[:2] == ("ok", "2.0 of 8.0 GiB free (nvml)")
-    node.facts.listens = {"default": HostPort("127.0.0.1", 1), "chat": HostPort("0.0.0.0", 2)}
+    node.facts.listeners = [("default", HostPort("127.0.0.1", 1)), ("chat", HostPort("0.0.0.0", 2))]
     severity, finding, _ = only(doctor.clients(node.parts))
     assert (severity, "chat" in finding) == ("info", True)
 

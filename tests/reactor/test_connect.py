@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
-from contextlib import closing
+import sys
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from federation.reactor import connect as module
 from federation.reactor import fdlimit
@@ -18,6 +20,7 @@ from tests.support.sockets import is_reset, open_descriptors, stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 Heard = list[tuple[socket.SocketType | None, str]]
 
@@ -33,7 +36,8 @@ async def reactor() -> AsyncIterator[Reactor]:
 
 def dial(reactor: Reactor, address: Any) -> tuple[Connect, Heard]:
     heard: Heard = []
-    found = Connect(reactor, (socket.AF_INET, address), lambda sock, reason: heard.append((sock, reason)))
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    found = Connect(reactor, (family, address), lambda sock, reason: heard.append((sock, reason)))
     assert heard == []
     return found, heard
 
@@ -102,3 +106,39 @@ async def test_a_server_that_has_accepted_hears_that_it_is_cancelled_as_a_reset(
         async with stream(server.accept()[0]) as accepted:
             cancelled.cancel()
             assert await is_reset(accepted)
+
+
+async def test_a_unix_socket_is_connected_too(reactor: Reactor, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(1)
+        _, heard = dial(reactor, path)
+        await until(lambda: heard)
+        sock, reason = heard[0]
+        assert sock is not None
+        assert reason == ""
+        sock.close()
+    (tmp_path / "s").unlink()
+    _, heard = dial(reactor, path)
+    await until(lambda: heard)
+    assert heard == [(None, "No such file or directory")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
+async def test_a_full_queue_of_a_unix_socket_is_waited_for(reactor: Reactor, tmp_path: Path) -> None:
+    """No event tells of room in it."""
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as server, ExitStack() as stack:
+        server.bind(path)
+        server.listen(0)
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(path)
+        _, heard = dial(reactor, path)
+        await trio.testing.wait_all_tasks_blocked()
+        assert heard == []
+        stack.enter_context(server.accept()[0])
+        await until(lambda: heard)
+        sock, _ = heard[0]
+        assert sock is not None
+        sock.close()

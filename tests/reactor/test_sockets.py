@@ -14,8 +14,9 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from federation.reactor import keepalive
 from federation.reactor.duplex import join
-from federation.reactor.sockets import CHUNK, OUT_BUFFER, SocketDuplex
+from federation.reactor.sockets import CHUNK, OUT_BUFFER, SocketDuplex, watch
 from tests.support.links import End, socket_pair, until
 from tests.support.sockets import (
     CountingReactor,
@@ -451,3 +452,27 @@ async def test_an_ended_reader_that_is_still_sent_to_does_not_spin(epoll: bool |
         await fill(s.server, bytes(5_000_000), until=lambda: s.b._paused)
         assert await events_while_idle(s.reactor) < 5
         assert s.a._out_size <= OUT_BUFFER
+
+
+async def test_a_machine_that_has_gone_ends_like_a_reset(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    reactor = CountingReactor()
+    client, near = socket_pair()
+    other, closed = End(), list[SocketDuplex]()
+    end = SocketDuplex(reactor, near, closed.append)
+    end.other = other
+    monkeypatch.setattr(keepalive, "has_vanished", lambda sock: gone)
+    gone = False
+    with client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, reactor)
+            await trio.sleep(2.5 * keepalive.LOOK_EVERY_S)
+            assert not end.closed
+            gone = True
+            await trio.sleep(keepalive.LOOK_EVERY_S)
+            nursery.cancel_scope.cancel()
+    assert closed == [end]
+    assert end.error == "Connection timed out"
+    assert other.heard == ["RST Connection timed out"]
+    assert not reactor.sockets

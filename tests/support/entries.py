@@ -381,7 +381,8 @@ async def network(
         metrics=metrics,
         keys=keys,
     )
-    _, port = frontend.listen(Endpoint.parse("http://127.0.0.1:0" if http else "127.0.0.1:0", protocols=("http",)))
+    (at,) = frontend.listen(Endpoint.parse("http://127.0.0.1:0" if http else "127.0.0.1:0", protocols=("http",)))
+    port = at.port
     net = Net(clock, reactor, frontend, roster, selector, backends, port, backend, metrics, http)
     try:
         async with running(reactor), in_real_time(20.0):

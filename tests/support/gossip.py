@@ -97,6 +97,9 @@ class FakeHost:
     def report_violation(self, peer_id: str, what: str) -> None:
         self.offences.append((peer_id, what))
 
+    def report_copied(self) -> None:
+        self.warnings.append(("copied", self.peer_id))
+
     def warn(self, event: str, where: str, every_s: float | None = None, **details: object) -> None:
         self.warnings.append((event, where))
 

@@ -173,16 +173,15 @@ function showHead({ node, network }) {
   setText($("identity"), `seen from ${node.name || shortId(node.peer_id)}`);
   document.title = visible(`${name} · federation`);
   setText($("footer"), `federation ${node.version} · up ${duration(node.uptime_s)} · network ${network.id}`);
-  showListens(node.listens);
+  showListens(node.listeners.map(({ service, address }) => [service, address]));
 }
 
 let listens = "";
-function showListens(map) {
-  const entries = Object.entries(map);
+function showListens(entries) {
   if (JSON.stringify(entries) === listens) return; // its buttons keep the focus
   listens = JSON.stringify(entries);
   const parts = entries.map(([service, address]) =>
-    el("span", {}, copyable(urlOf(address), "the address for clients"), entries.length > 1 ? ` for ${service} ` : null),
+    el("span", {}, copyable(address.startsWith("unix:") ? address : urlOf(address), "the address for clients"), entries.length > 1 ? ` for ${service} ` : null),
   );
   $("listens").replaceChildren(...parts);
 }

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h11
 import trio
 
+from federation.units import UnixPath
+
 if TYPE_CHECKING:
-    from federation.units import HostPort
+    from federation.units import Place
 
 MAX_ANSWER = 1024 * 1024  # 512 models as Ollama describes them have some 300 kB
 MAX_HEAD = 16 * 1024
@@ -45,10 +47,17 @@ class Answer(NamedTuple):
             return None
 
 
+async def open_place(at: Place) -> trio.SocketStream:
+    """Connect to a local server. Raises OSError."""
+    if isinstance(at, UnixPath):
+        return await trio.open_unix_socket(at.path)
+    return await trio.open_tcp_stream(at.host, at.port)
+
+
 class Asker:
     """One server, asked for one purpose at one time."""
 
-    def __init__(self, address: HostPort, *, timeout_s: float = TIMEOUT_S, agent: str = AGENT) -> None:
+    def __init__(self, address: Place, *, timeout_s: float = TIMEOUT_S, agent: str = AGENT) -> None:
         self._address = address
         self._timeout_s = timeout_s
         self._agent = agent
@@ -75,7 +84,7 @@ class Asker:
     async def _ask(self, path: str) -> Answer | None:
         try:
             with trio.fail_after(self._timeout_s):
-                stream = await trio.open_tcp_stream(self._address.host, self._address.port)
+                stream = await open_place(self._address)
                 async with stream:
                     return await self._exchange(stream, path)
         except h11.RemoteProtocolError:
@@ -90,7 +99,12 @@ class Asker:
 
     async def _exchange(self, stream: trio.SocketStream, path: str) -> Answer | None:
         http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        headers = [("Host", str(self._address)), ("User-Agent", self._agent), ("Accept", "*/*"), ("Connection", "close")]
+        headers = [
+            ("Host", self._address.authority),
+            ("User-Agent", self._agent),
+            ("Accept", "*/*"),
+            ("Connection", "close"),
+        ]
         request = http.send(h11.Request(method="GET", target=path, headers=headers))
         assert request is not None
         await stream.send_all(request)

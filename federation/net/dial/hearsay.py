@@ -116,8 +116,11 @@ class Surroundings:
 
     def _is_all_here(self) -> bool:
         """Whether, as far as this node can tell, all nodes of the network run on this very machine."""
-        return all(address.is_loopback for address in self._addresses()) and all(
-            host in self._own_ips or ipaddress.ip_address(host).is_loopback for host in self._remote_hosts()
+        own = list(self._addresses())  # none: the address that it listens on is gone for now
+        return (
+            bool(own)
+            and all(address.is_loopback for address in own)
+            and all(host in self._own_ips or ipaddress.ip_address(host).is_loopback for host in self._remote_hosts())
         )
 
 

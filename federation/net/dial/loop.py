@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 import trio
 
-from federation.errors import AnotherPeer, BannedByPeer, HandshakeFailed, PeerBanned, TokenRefused, TokenRetired
+from federation.errors import (
+    AnotherPeer,
+    BannedByPeer,
+    HandshakeFailed,
+    IdentityCopied,
+    PeerBanned,
+    PeerCopied,
+    TokenRefused,
+    TokenRetired,
+)
 from federation.net.admission.warnings import REMIND_EVERY_S
 from federation.net.dial.hearsay import Pace
 from federation.net.dial.race import DIAL_TIMEOUT_S, Race
@@ -29,6 +38,8 @@ HEARSAY_A_SECOND, HEARSAY_AT_ONCE = 20.0, 500.0
 HEARSAY_PAUSE_S = 0.25
 NO_ADDRESS = "none of its addresses can be dialled from here now"
 
+_FOR_GOOD = (TokenRefused, PeerBanned, BannedByPeer, IdentityCopied, PeerCopied)  # an early retry is of no use
+
 
 class Dialler(Protocol):
     """The host, as the dial loop uses it."""
@@ -42,6 +53,7 @@ class Dialler(Protocol):
     async def connect_via_relay(self, relay_id: str, peer_id: str) -> Link: ...
     def warn(self, event: str, where: str, every_s: float | None = None, **details: object) -> None: ...
     def report_token_retired(self, error: TokenRetired) -> None: ...
+    def report_copied(self) -> None: ...
 
 
 class DialLoop:
@@ -129,7 +141,7 @@ class DialLoop:
         if race.winner is None and target.peer_id in host.links:
             book.reached(target, now)
         elif race.winner is None:
-            no = next((p for p in race.problems if isinstance(p, TokenRefused | PeerBanned | BannedByPeer)), None)
+            no = next((p for p in race.problems if isinstance(p, _FOR_GOOD)), None)
             book.failed(target, now, permanent=no is not None)
             for address in race.taken_over:
                 book.taken_over(address)
@@ -148,9 +160,11 @@ class DialLoop:
         where = _where(target)
         if isinstance(no, TokenRetired):
             self._host.report_token_retired(no)
+        elif isinstance(no, IdentityCopied):
+            self._host.report_copied()
         elif isinstance(no, TokenRefused):
             self._host.warn("the peer belongs to another network: it refused our token, or we its", where)
-        elif isinstance(no, PeerBanned | BannedByPeer):
+        elif isinstance(no, PeerBanned | BannedByPeer | PeerCopied):
             self._host.warn(str(no), where, REMIND_EVERY_S)
         elif any(isinstance(problem, AnotherPeer) for problem in problems):
             self._host.warn("another peer answers at the address of this one", where, REMIND_EVERY_S)

@@ -17,6 +17,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 
 from federation.errors import HandshakeFailed
 from federation.net.link import handshake
+from federation.reactor.keepalive import keep_alive
 
 if TYPE_CHECKING:
     from libp2p.abc import IRawConnection
@@ -94,6 +95,7 @@ def share_port(sock: trio.socket.SocketType) -> None:
 
 def tcp_connection(stream: trio.SocketStream, *, initiator: bool) -> RawConnection:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_alive(stream.socket)
     return RawConnection(_Rationed(stream), initiator)
 
 

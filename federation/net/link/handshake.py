@@ -40,7 +40,9 @@ from federation.errors import (
     AnotherPeer,
     BannedByPeer,
     HandshakeFailed,
+    IdentityCopied,
     PeerBanned,
+    PeerCopied,
     ProtocolViolation,
     TokenOutdated,
     TokenRefused,
@@ -50,7 +52,7 @@ from federation.net import identity, wire
 from federation.net.link.seal import MAX_CIPHERTEXT, MAX_PLAINTEXT, Sealer, Unsealer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from libp2p.abc import IRawConnection
     from libp2p.connection_types import ConnectionType
@@ -111,6 +113,7 @@ class SecureConn(ISecureConn):
         self.sealer = sealer
         self.unsealer = unsealer
         self.is_initiator = session.is_initiator
+        self.run = b""  # the remote process's key for handshakes, made at its start: a restart or a copy has another one
         self.admission_key = b""  # with which the two proved the token to each other
         self.pending: deque[bytes] = deque()  # plaintexts not read yet
 
@@ -179,9 +182,14 @@ def _seconds(aead: Aead) -> float:
     return min(times)
 
 
+async def _never(_peer: str, _run: bytes) -> bool:
+    return False
+
+
 class TokenNoise(ISecureTransport):
     """The security transport. `admission_keys` gives the keys that are valid now, the newest first; `retired_keys` those
-    that this network no longer takes, the last retired first; `is_banned` says of a peer id whether it is kept away."""
+    that this network no longer takes, the last retired first; `is_banned` says of a peer id whether it is kept away, and
+    `is_copy` of a peer id and a `run` whether another process of that peer is here."""
 
     def __init__(
         self,
@@ -190,11 +198,14 @@ class TokenNoise(ISecureTransport):
         *,
         retired_keys: Callable[[], Sequence[bytes]] = tuple,
         is_banned: Callable[[str], bool] = lambda _peer: False,
+        is_copy: Callable[[str, bytes], Awaitable[bool]] = _never,
+        static: KeyPair | None = None,
         aead: Aead = ChaCha20Poly1305,
     ) -> None:
         self._aead = aead
+        self._is_copy = is_copy
         self._local_peer = ID.from_pubkey(key_pair.public_key)
-        static = create_new_x25519_key_pair()
+        static = static or create_new_x25519_key_pair()
         self._static_key = static.private_key.to_bytes()
         self._payload = identity.write_payload(key_pair, static.public_key.to_bytes())
         self._admission_keys = admission_keys
@@ -215,10 +226,10 @@ class TokenNoise(ISecureTransport):
                 noise = NoiseConnection.from_name(NOISE)
                 noise.set_keypair_from_private_bytes(Keypair.STATIC, self._static_key)
                 if initiator:
-                    remote = await self._call(conn, noise, libp2p_id)
+                    remote, run = await self._call(conn, noise, libp2p_id)
                 else:
-                    remote = await self._answer(conn, noise)
-                return await self._prove(conn, noise, Session(self._local_peer, remote, initiator))
+                    remote, run = await self._answer(conn, noise)
+                return await self._prove(conn, noise, Session(self._local_peer, remote, initiator), run)
         except trio.TooSlowError:
             raise HandshakeFailed(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
         except (NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError, InvalidTag, ProtocolViolation) as error:
@@ -226,28 +237,30 @@ class TokenNoise(ISecureTransport):
         except (IOException, RawConnError, ValueError, AttributeError) as error:  # AttributeError: a read of nothing
             raise HandshakeFailed("the other side hung up or sent nonsense") from error
 
-    async def _call(self, conn: IRawConnection, noise: NoiseConnection, libp2p_id: ID | None) -> ID:
-        """The initiator's side of Noise XX; returns who answers."""
+    async def _call(self, conn: IRawConnection, noise: NoiseConnection, libp2p_id: ID | None) -> tuple[ID, bytes]:
+        """The initiator's side of Noise XX; returns the peer that answers, and its run."""
         noise.set_as_initiator()
         noise.start_handshake()
         state = noise.noise_protocol.handshake_state
         await _say(conn, noise, b"")
-        remote = identity.read_payload(await _hear(conn, noise), _static_key(state))
+        message = await _hear(conn, noise)
+        remote, run = identity.read_payload(message, _static_key(state)), _static_key(state)
         if libp2p_id is not None and remote != libp2p_id:
             raise AnotherPeer
         await _say(conn, noise, self._payload)
-        return remote
+        return remote, run
 
-    async def _answer(self, conn: IRawConnection, noise: NoiseConnection) -> ID:
-        """The responder's side; returns who called."""
+    async def _answer(self, conn: IRawConnection, noise: NoiseConnection) -> tuple[ID, bytes]:
+        """The responder's side; returns the peer that called, and its run."""
         noise.set_as_responder()
         noise.start_handshake()
         state = noise.noise_protocol.handshake_state  # which `noise` lets go of with the last message
         await _hear(conn, noise)
         await _say(conn, noise, self._payload)
-        return identity.read_payload(await _hear(conn, noise), _static_key(state))
+        message = await _hear(conn, noise)
+        return identity.read_payload(message, _static_key(state)), _static_key(state)
 
-    async def _prove(self, conn: IRawConnection, noise: NoiseConnection, session: Session) -> SecureConn:
+    async def _prove(self, conn: IRawConnection, noise: NoiseConnection, session: Session, run: bytes) -> SecureConn:
         digest = noise.get_handshake_hash()
         protocol = noise.noise_protocol
         secured = SecureConn(
@@ -258,6 +271,7 @@ class TokenNoise(ISecureTransport):
         )
         prove = self._offer if session.is_initiator else self._judge
         secured.digest = digest
+        secured.run = run
         secured.admission_key = await prove(secured, digest, str(session.get_remote_peer()))
         return secured
 
@@ -277,6 +291,8 @@ class TokenNoise(ISecureTransport):
                 raise TokenRetired(f"peer {peer_id}")
             if hmac.compare_digest(answer, _proof(key, b"responder: banned", digest)):
                 raise BannedByPeer(f"peer {peer_id}")
+            if hmac.compare_digest(answer, _proof(key, b"responder: copy", digest)):
+                raise IdentityCopied(f"peer {peer_id}")
         raise TokenRefused(f"peer {peer_id}")
 
     async def _judge(self, conn: SecureConn, digest: bytes, peer_id: str) -> bytes:
@@ -290,10 +306,13 @@ class TokenNoise(ISecureTransport):
         keys = self._admission_keys()
         for key in keys:
             if _holds(offered, key, b"initiator", digest):
-                if not self._is_banned(peer_id):
+                if self._is_banned(peer_id):
+                    answer, outcome = _proof(key, b"responder: banned", digest), PeerBanned(f"peer {peer_id}")
+                elif await self._is_copy(peer_id, conn.run):
+                    answer, outcome = _proof(key, b"responder: copy", digest), PeerCopied(f"peer {peer_id}")
+                else:
                     await conn.write(_proof(key, b"responder", digest))
                     return key
-                answer, outcome = _proof(key, b"responder: banned", digest), PeerBanned(f"peer {peer_id}")
                 break
             if key == keys[0] and _holds(offered, key, b"initiator: retired", digest):  # it had it, and took a newer one
                 outcome = TokenRetired(f"peer {peer_id}")

@@ -83,6 +83,7 @@ class Link:
         self._rtts: deque[float] = deque(maxlen=4)
         self.remote_address = secured.get_remote_address()
         self.admission_key = secured.admission_key
+        self.run = secured.run
         self.waiting: list[Callable[[], None]] = []  # for all that the remote has sent by now to be read
         self.opened_at = trio.current_time()
         self.liveness = Liveness(self.opened_at)
@@ -214,6 +215,15 @@ class Link:
         now = trio.current_time()
         self.liveness.pinged(now)
         self.mux.ping(struct.pack(">d", now))
+
+    async def answers(self, within_s: float) -> bool:
+        """Whether the remote says anything from now on, in so many seconds."""
+        asked_at = trio.current_time()
+        self.ping()
+        with trio.move_on_after(within_s):
+            while self.liveness.last_heard <= asked_at and not self._closed.is_set():  # noqa: ASYNC110  # the reactor reads
+                await trio.sleep(0.02)
+        return self.liveness.last_heard > asked_at
 
     # Mux's handler
 
