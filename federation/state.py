@@ -88,21 +88,23 @@ class StateDir:
         try:
             _flock(fd)
         except BlockingIOError:
-            holder, host = _process(fd), _host(fd)
-            os.close(fd)
-            raise StateDirBusy(f"{self.path} (process {holder}){_elsewhere(host)}") from None
+            raise self._busy(fd) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS or self._is_answered():
-                holder = _process(fd)
+            if error.errno not in _NO_LOCKS:
                 os.close(fd)
-                if error.errno in _NO_LOCKS:
-                    raise StateDirBusy(f"{self.path} (process {holder})") from None
                 raise StateDirUnusable(_problem(path, error)) from None
+            if self._is_answered():
+                raise self._busy(fd) from None
             self._lack("it has no locks, so nothing keeps a second daemon out of this directory")
         self._lock_fd = fd
         with suppress(OSError):  # a disk that is full or read-only: then a second daemon cannot name the first
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()} {socket.gethostname()}".encode(), 0)
+
+    def _busy(self, lock_fd: int) -> StateDirBusy:
+        busy = StateDirBusy(f"{self.path} (process {_process(lock_fd)}){_elsewhere(lock_fd)}")
+        os.close(lock_fd)
+        return busy
 
     def holder(self) -> str | None:
         """The process that has the lock, as it named itself there; None if no process has it."""
@@ -546,16 +548,12 @@ def _process(lock_fd: int) -> str:
     return f"{number} on {host}" if host else number or "unknown"
 
 
-def _host(lock_fd: int) -> str:
-    return _holder(lock_fd).partition(" ")[2]
-
-
 def _holder(lock_fd: int) -> str:
     return visible(os.pread(lock_fd, 300, 0).decode(errors="replace").strip())
 
 
-def _elsewhere(host: str) -> str:
-    if host in ("", socket.gethostname()):
+def _elsewhere(lock_fd: int) -> str:
+    if _holder(lock_fd).partition(" ")[2] in ("", socket.gethostname()):
         return ""
     return ": another machine, or a container. Machines that share a home or a volume need a --state-dir each"
 

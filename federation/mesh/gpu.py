@@ -203,7 +203,7 @@ class _Nvml:
             return self._said
         if self._nvml is None and (problem := self._load()):
             return [], problem
-        self._said = self._ask(asleep)
+        self._said = self._ask(asleep, len(cards))
         if any(_power(card, "control") == "auto" for card in cards) and not any(map(_is_busy, self._said[0])):
             self.shut_down()
             self._dozes_until = self._clock() + DOZE_S
@@ -227,7 +227,7 @@ class _Nvml:
         self._nvml = pynvml
         return ""
 
-    def _ask(self, asleep: Collection[int]) -> tuple[list[Gpu], str]:
+    def _ask(self, asleep: Collection[int], cards: int) -> tuple[list[Gpu], str]:
         try:
             if not self._is_up:
                 self._nvml.nvmlInit()
@@ -240,18 +240,18 @@ class _Nvml:
             return [], "NVML: no GPU"
         unmatched = list(self._only or ())
         for index in range(count):
-            if index not in asleep:
+            if count != cards or index not in asleep:  # a container may have other GPUs than cards in sight
                 self._last[index] = self._read_gpu(index, unmatched)
-        found = itertools.chain(*(self._last.get(index, ()) for index in range(count)))
+        sleeps = "NVML: GPU {} sleeps, and is not woken for this"
+        found = itertools.chain(*(self._last.get(index, [sleeps.format(index)]) for index in range(count)))
         if self._has_failed:
             self.shut_down()
         gpus, note = _sort_out(_once_shared(found, self._memory))
-        lost = (
-            []
-            if gpus
-            else [f"NVML: there is no GPU {', '.join(unmatched)} (--gpus, CUDA_VISIBLE_DEVICES)"] * bool(unmatched)
-        )
-        return gpus, "; ".join(filter(None, [note, *lost]))
+        if unmatched and not gpus:
+            note = "; ".join(
+                filter(None, [note, f"NVML: there is no GPU {', '.join(unmatched)} (--gpus, CUDA_VISIBLE_DEVICES)"])
+            )
+        return gpus, note
 
     def _read_gpu(self, index: int, unmatched: list[str]) -> list[Gpu | _Shared | str]:
         """The GPU, or its MIG slices, or a note; nothing if it does not count."""

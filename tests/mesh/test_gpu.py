@@ -399,6 +399,20 @@ async def test_of_two_gpus_the_one_that_is_awake_is_asked(linux, tmp_path) -> No
     assert nvml.shutdowns == 0
 
 
+async def test_a_gpu_that_was_never_read_and_sleeps_is_a_note(linux, tmp_path) -> None:
+    nvidia_card(tmp_path, "0000:01:00.0", control="on", status="active")
+    nvidia_card(tmp_path, "0000:02:00.0", control="on", status="suspended")
+    reading = await linux(FakeNvml(("a", 8, 3), ("b", 4, 4))).read()
+    assert sizes(reading) == [("a", 8, 3)]
+    assert "GPU 1 sleeps" in reading.note
+
+
+async def test_in_a_container_that_sees_more_cards_than_gpus_its_gpus_are_asked(linux, tmp_path) -> None:
+    nvidia_card(tmp_path, "0000:01:00.0", control="on", status="suspended")
+    nvidia_card(tmp_path, "0000:02:00.0", control="on", status="active")
+    assert sizes(await linux(FakeNvml(("b", 4, 4))).read()) == [("b", 4, 4)]
+
+
 async def test_a_node_that_offers_nothing_asks_no_driver(linux) -> None:
     nvml = FakeNvml(("GPU", 8, 8))
     reading = await linux(nvml).read(is_needed=False)
