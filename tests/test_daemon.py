@@ -152,8 +152,7 @@ CHILD = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
-if sys.argv[2] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "nohup" else signal.SIG_DFL)  # whatever pytest inherited
 from federation.daemon import Terminal
 terminal = Terminal()
 signal.signal(signal.SIGHUP, lambda *_: None)  # as the daemon does

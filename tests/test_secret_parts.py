@@ -76,7 +76,7 @@ def damaged() -> dict[str, str]:
         "twice": text + text,
         "too new": "fed9" + text[4:],
         "no prefix": text[5:],
-        "quoted": f"'{text}'",
+        "half quoted": f"'{text}",
     }
 
 

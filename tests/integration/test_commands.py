@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
@@ -206,6 +207,10 @@ def test_the_commands_of_the_documents_work(network, monkeypatch, capsys) -> Non
             continue
         if "--help" not in words and parse(words, "0").command in elsewhere:
             continue
+        if words[:2] == ("key", "add"):  # several pages make the same one
+            with suppress(SystemExit):
+                main.main(("key", "revoke", words[2]))
+            capsys.readouterr()
         endless = {"--watch", "-f"} & {*words}
         with monkeypatch.context() as patches, pytest.raises(SystemExit) as ended:
             if endless:
