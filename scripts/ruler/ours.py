@@ -44,7 +44,8 @@ class Ours(Target):
     checkout = ROOT
 
     def _run(self, *arguments: str | Path) -> list[str | Path]:
-        return [self.checkout / ".venv" / "bin" / "python", "-m", "federation", *arguments]
+        """By its script: `python -m` would take the package of the working directory, which is another checkout's."""
+        return [self.checkout / ".venv" / "bin" / "federation", *arguments]
 
     def start(self, supervisor: Supervisor, backends: Backends) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith("FEDERATION_")}
