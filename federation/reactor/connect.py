@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from federation.reactor import fdlimit
-from federation.reactor.keepalive import keep_alive
 from federation.reactor.loop import WRITE, Reactor, Timer
 from federation.reactor.sockets import NO_LINGER
 
@@ -53,7 +52,6 @@ class Connect:
             sock.setblocking(False)
         if target[0] != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            keep_alive(sock)
         self._connect(sock, target[1], reactor.now() + CONNECT_TIMEOUT_S)
 
     def _connect(self, sock: socket.SocketType, address: Any, until: float) -> None:

@@ -56,8 +56,8 @@ class SocketDuplex:
     good; `end.error` then says why if not in order. Counts what it `received` from the socket and `delivered` to it."""
 
     __slots__ = (
-        "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_mask", "_on_close", "_out", "_out_size", "_paused", "_reactor",
-        "closed", "delivered", "error", "other", "received", "sock", "was_aborted",
+        "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_is_kept_alive", "_mask", "_on_close", "_out", "_out_size", "_paused",
+        "_reactor", "closed", "delivered", "error", "other", "received", "sock", "was_aborted",
     )  # fmt: skip
 
     other: Duplex
@@ -70,7 +70,7 @@ class SocketDuplex:
         self._out: deque[bytes | memoryview] = deque()
         self._out_size = 0
         self._mask = -1  # not in the reactor yet
-        self._paused = False
+        self._paused = self._is_kept_alive = False
         self._eof_seen = self._eof_queued = self._eof_sent = False
         self.received = self.delivered = 0
         self.error: str | None = None
@@ -251,8 +251,15 @@ class SocketDuplex:
             self._update()
 
     def look_for_its_machine(self) -> None:
-        """End as at a reset if the machine at the other end has gone without a word."""
-        if not self.closed and keepalive.has_vanished(self.sock):
+        """End as at a reset if the machine at the other end has gone without a word. The first look has the kernel test the
+        connection: most are over before, and cost no system call."""
+        if self.closed:
+            return
+        if not self._is_kept_alive:
+            self._is_kept_alive = True
+            if self.sock.family != socket.AF_UNIX:
+                keepalive.keep_alive(self.sock)
+        if keepalive.has_vanished(self.sock):
             self._broken(OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
     def _check_broken(self) -> None:

@@ -467,8 +467,11 @@ async def test_a_machine_that_has_gone_ends_like_a_reset(
     with client:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, reactor)
+            assert not near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             await trio.sleep(2.5 * keepalive.LOOK_EVERY_S)
             assert not end.closed
+            assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == keepalive.PROBE_EVERY_S
             gone = True
             await trio.sleep(keepalive.LOOK_EVERY_S)
             nursery.cancel_scope.cancel()
