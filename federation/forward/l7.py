@@ -278,6 +278,8 @@ class HttpClient:
         if self.exchange is not None:
             used = self.exchange.feed(data) if self.exchange.takes_more else 0
             self._rest += data[used:]
+            if self.exchange is None and self._rest:
+                self._reactor.flush_soon(self._go_on)  # the answer came before this: `over` did not see what is behind
             return
         if self._is_first:
             data, self._begun = self._begun + data, b""
