@@ -322,6 +322,7 @@ class HttpClient:
             self._answer_error(verdict.status, verdict.why, target)
             return
         page = self.rules.readable_by(raw) if head.get(b"origin") is not None else ""
+        self.grant = None
         if self.keys is not None and not (page and _is_preflight(head)):  # which shows no key
             judged = self.keys.judge(head, on_loopback=self.rules.on_loopback, client=self.client_name)
             if isinstance(judged, KeyRefusal):
@@ -401,4 +402,4 @@ class HttpClient:
 
 
 def _is_preflight(head: RequestHead) -> bool:
-    return head.method == "OPTIONS" and head.get(b"access-control-request-method") is not None
+    return head.method == "OPTIONS" and bool(head.get(b"access-control-request-method"))
