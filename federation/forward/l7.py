@@ -201,7 +201,7 @@ class HttpClient:
     def resume_writing(self) -> None:
         if self.exchange is not None:
             self.exchange.client_takes_more()
-        elif self._rest:
+        elif self._rest or self.has_ended:
             self._go_on()
         elif not self.socket.closed:
             self.socket.resume_writing()

@@ -199,6 +199,22 @@ async def test_no_more_than_so_many_bytes_wait_behind_a_request() -> None:
         assert len(net.tunnel.data) < 300
 
 
+async def test_a_client_that_sends_no_more_and_reads_slowly_hears_the_end() -> None:
+    async with network(http=True) as net:
+        net.add("a")
+        talk = await ask(net, get())
+        await talk.stream.send_eof()
+        (client,) = net.frontend.active
+        await settled(lambda: client.has_ended)
+        serve(net, ok(bytes(16 << 20)))
+        assert client.exchange is None
+        assert client.socket.writable() <= 0
+        await settled()
+        assert len((await talk.answer()).body) == 16 << 20
+        with trio.fail_after(10):
+            assert await talk.ends() == b""
+
+
 async def test_a_request_behind_the_rest_of_a_body_that_the_entry_answers_itself(mock_clock: MockClock) -> None:
     first = post(b'{"model": "unknown"}')
     async with network(mock_clock, http=True) as net:
