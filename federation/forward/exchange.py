@@ -479,7 +479,8 @@ class Exchange:
         request = self._to_backend
         self._keeper = upstream if isinstance(upstream, Keepable) and upstream.keeps else None
         has_body = request.framing.kind is Kind.CHUNKED or request.framing.length > 0
-        if request.version == "1.0" or (has_body and request.method not in BODIES_ARE_READ):
+        is_read = request.method in BODIES_ARE_READ and bool(self.route.model)  # for its model
+        if request.version == "1.0" or (has_body and not is_read):
             self._keeper = None
         head = backend_head(
             request, _address_of(self.client_name), is_tls=isinstance(self.client.socket, TlsDuplex),
