@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
 import structlog
 
@@ -37,9 +38,13 @@ log = structlog.get_logger(__name__)
 LINES_A_SECOND, LINES_AT_ONCE = 1.0, 20.0  # of the log: strangers try keys without end
 CHALLENGE = b'WWW-Authenticate: Bearer realm="federation"\r\n'
 _FIELDS = frozenset((b"authorization", b"x-api-key", b"api-key"))
-_OURS = re.compile(rb"(?:bearer +)?(" + PREFIX.encode() + rb"[!-~]*) *", re.IGNORECASE)
-# Ollama's: they make, change or remove models, with names of their own besides the one that a key covers.
-_MANAGING = re.compile(r"(?:/[^/?]+)?(?:/api)+/(?:pull|push|create|copy|delete|blobs)(?:[/?]|$)")
+# Whatever the scheme, and whatever stands around it: a key with more around it is no key, but goes no further either.
+_OURS = re.compile(rb'(?:[a-z]+[ \t]+)?"?(' + PREFIX.encode() + rb".*)", re.IGNORECASE)
+# Ollama's and LocalAI's: they make, change or remove models, with names of their own besides the one that a key covers.
+_MANAGING = re.compile(
+    r"(?:/[^/?]+)?(?:/api)+/(?:pull|push|create|copy|delete|blobs)(?:[/?]|$)"
+    r"|(?:/v1)*/models/(?:apply|delete|edit|import|reload|toggle)(?:[/?]|$)"
+)
 
 
 class Refusal(NamedTuple):
@@ -69,7 +74,7 @@ class Grant(NamedTuple):
         """Why the key does not cover this request; None if it does. A request that names no model could reach any."""
         if not self.key.models:
             return None
-        if _MANAGING.match(target):
+        if _MANAGING.match(unquote(target)):
             return f"the key {self.name!r} is for the use of some models, and manages none"
         if self.covers(model):
             return None
@@ -129,7 +134,7 @@ class ClientKeys:
                     "this port asks for a client key: Authorization: Bearer KEY; `federation key add` makes one",
                 )
             return None
-        key = self._table.find(shown[0].decode("ascii")) if len(set(shown)) == 1 else None
+        key = self._table.find(shown[0].decode("latin-1")) if len(set(shown)) == 1 else None
         now_ms = self._now_ms()
         if key is None:
             return self._refuse("wrong", 401, "no such client key")

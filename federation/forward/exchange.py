@@ -90,6 +90,9 @@ NOT_KNOWN_HERE = (
     "header X-Federation-Target, as X-Federation-Node named it"
 )
 BUSY = frozenset((429, 502, 503))
+# Some servers leave other bodies unread (http.server, cpp-httplib), and take them for the next request of the connection:
+# one of the client's own making, and another client would get its answer.
+BODIES_ARE_READ = frozenset(("POST", "PUT", "PATCH"))
 MOST_LOSSES = 3  # backends that break over one request
 LACKS, MAX_DOUBTED = 404, 4096
 BODY_QUIET_S = 30.0  # as for a head; nobody writes a body by hand
@@ -475,7 +478,9 @@ class Exchange:
         self._upstream = upstream
         request = self._to_backend
         self._keeper = upstream if isinstance(upstream, Keepable) and upstream.keeps else None
-        if request.version == "1.0":
+        has_body = request.framing.kind is Kind.CHUNKED or request.framing.length > 0
+        is_read = request.method in BODIES_ARE_READ and bool(self.route.model)  # for its model
+        if request.version == "1.0" or (has_body and not is_read):
             self._keeper = None
         head = backend_head(
             request, _address_of(self.client_name), is_tls=isinstance(self.client.socket, TlsDuplex),
@@ -746,7 +751,7 @@ class Exchange:
             if self.is_whole and not self._replay.pending:
                 if has_ended:
                     upstream.send_eof()
-                elif self._keeper is not None and self._answer is not None and self._answer.keep_alive:
+                elif self._keeper is not None and self._leaves_a_clean_connection:
                     self._keeper.keep(self._answered)
                 else:
                     Behind(self._reactor, upstream)
@@ -755,6 +760,12 @@ class Exchange:
         result: Result = "ok" if error is None else "turned_away" if self.attempts.state is State.REJECTED else "error"
         self._end(error, result=result)
         self.client.over(keep_alive=keep_alive)
+
+    @property
+    def _leaves_a_clean_connection(self) -> bool:
+        """An error may have come before its backend has read the body, which it would then take for the next request."""
+        answer = self._answer
+        return answer is not None and answer.keep_alive and (answer.status < 400 or not self._received)
 
     def _end(self, error: str | None, *, result: Result) -> None:
         self._is_over = True

@@ -201,7 +201,7 @@ class HttpClient:
     def resume_writing(self) -> None:
         if self.exchange is not None:
             self.exchange.client_takes_more()
-        elif self._rest:
+        elif self._rest or self.has_ended:
             self._go_on()
         elif not self.socket.closed:
             self.socket.resume_writing()
@@ -278,6 +278,8 @@ class HttpClient:
         if self.exchange is not None:
             used = self.exchange.feed(data) if self.exchange.takes_more else 0
             self._rest += data[used:]
+            if self.exchange is None and self._rest:
+                self._reactor.flush_soon(self._go_on)  # the answer came before this: `over` did not see what is behind
             return
         if self._is_first:
             data, self._begun = self._begun + data, b""
@@ -320,6 +322,7 @@ class HttpClient:
             self._answer_error(verdict.status, verdict.why, target)
             return
         page = self.rules.readable_by(raw) if head.get(b"origin") is not None else ""
+        self.grant = None
         if self.keys is not None and not (page and _is_preflight(head)):  # which shows no key
             judged = self.keys.judge(head, on_loopback=self.rules.on_loopback, client=self.client_name)
             if isinstance(judged, KeyRefusal):
@@ -399,4 +402,4 @@ class HttpClient:
 
 
 def _is_preflight(head: RequestHead) -> bool:
-    return head.method == "OPTIONS" and head.get(b"access-control-request-method") is not None
+    return head.method == "OPTIONS" and bool(head.get(b"access-control-request-method"))

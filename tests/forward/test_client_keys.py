@@ -74,8 +74,12 @@ def test_a_person_decides(on_loopback: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["Authorization: Bearer {}", "authorization: bearer  {}", "X-Api-Key: {}", "api-key: {}", "Authorization: {}"]
-)
+    "field",
+    [
+        "Authorization: Bearer {}", "authorization: bearer  {}", "X-Api-Key: {}", "api-key: {}", "Authorization: {}",
+        "Authorization: Bearer\t{}", "Authorization: Token {}",
+    ],
+)  # fmt: skip
 def test_the_fields_of_the_clients_that_people_have(field: str) -> None:
     keys = Keys()
     text = keys.add()
@@ -104,6 +108,16 @@ def test_a_key_that_is_none_gets_401_on_any_port(on_loopback: bool) -> None:
     assert isinstance(two, Refusal), "which of two keys counts nobody says"
     assert isinstance(keys.asked(f"Authorization: Bearer {good}", f"x-api-key: {good}"), Grant)
     assert keys.judge.refused == {"wrong": 5, "revoked": 1, "expired": 1}
+
+
+@pytest.mark.parametrize("field", ["Bearer {} ,", 'Bearer "{}"', "Bearer {}, Bearer sk-1", "Bearer {}\xff"])
+def test_a_key_with_more_around_it_is_wrong_and_stays_here(field: str) -> None:
+    keys = Keys()
+    said = parse_request(f"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: {field.format(keys.add())}\r\n\r\n".encode("latin-1"))
+    refusal = keys.judge.judge(said, on_loopback=True)
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 401
+    assert fields_with_keys(said) == {b"authorization"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +171,8 @@ def test_use_is_counted_while_a_key_is_valid() -> None:
         ("/v1/completions", "", False), ("/api/show", "m", True), ("/api/delete", "m", False), ("/api/copy", "m", False),
         ("/api/create", "m", False), ("/ollama/api/pull", "m", False), ("/api/api/push?x", "m", False),
         ("/api/blobs/sha256:1", "m", False), ("/api/chat", "m:8b", False),
+        ("/api/%64elete", "m", False), ("/%61pi/pull?x=%20", "m", False), ("/models/delete/n", "m", False),
+        ("/v1/models/apply", "m", False), ("/models/m", "m", True),
     ],
 )  # fmt: skip
 def test_a_key_for_some_models(target: str, model: str, is_covered: bool) -> None:
@@ -239,6 +255,18 @@ async def test_each_request_of_a_connection_is_judged(mock_clock: MockClock) -> 
         await talk.stream.send_all(post(CHAT))
         assert (await talk.answer("POST")).status == 401
         assert len(net.tunnels) == 1
+
+
+@pytest.mark.parametrize("line", ["Access-Control-Request-Method:", "X: 1"])
+async def test_what_is_no_whole_preflight_shows_a_key(mock_clock: MockClock, line: str) -> None:
+    async with network(mock_clock, http=True, keys=Keys().judge, require_key=True) as net:
+        net.add("a", **MODELS)
+        talk = HttpTalk(await net.connect())
+        await talk.stream.send_all(
+            f"OPTIONS /x HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\n{line}\r\n\r\n".encode()
+        )
+        assert (await talk.answer("OPTIONS")).status == 401
+        assert net.tunnels == []
 
 
 async def test_a_model_that_the_key_does_not_cover(mock_clock: MockClock) -> None:

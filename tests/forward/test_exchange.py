@@ -1020,6 +1020,33 @@ async def test_a_connection_that_ends_with_its_answer_is_not_kept(
         assert net.tunnel.eof
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS", "POST"])
+async def test_a_body_that_a_server_may_leave_unread_ends_its_connection(mock_clock: MockClock, method: str) -> None:
+    """Some servers read no body of such a request. The next thing that they read on a connection would be that body: a
+    request of the client's choice, and its answer would be another client's."""
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        net.roster.links["a"].keeps = True
+        talk = await ask(net, post(b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n", "/x").replace(b"POST", method.encode()))
+        assert b"\r\nConnection: close\r\n" in net.tunnel.data
+        net.tunnel.answers()
+        net.tunnel.sends(ok(b"x"))
+        assert (await talk.answer(method)).status == 200
+        assert net.tunnel.kept is None
+
+
+async def test_an_error_may_have_come_before_its_backend_read_the_body(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        net.roster.links["a"].keeps = True
+        for request, is_kept in ((REQUEST, False), (get(), True)):
+            talk = await ask(net, request)
+            net.tunnel.answers()
+            net.tunnel.sends(ok(b"x").replace(b"200", b"404", 1))
+            assert (await talk.answer()).status == 404
+            assert (net.tunnel.kept is not None) == is_kept
+
+
 async def test_bytes_behind_an_answer_are_not_told_as_a_part_of_it(mock_clock: MockClock) -> None:
     """So the exit, which has counted them too, keeps nothing."""
     async with network(mock_clock, http=True) as net:

@@ -199,6 +199,38 @@ async def test_no_more_than_so_many_bytes_wait_behind_a_request() -> None:
         assert len(net.tunnel.data) < 300
 
 
+async def test_a_client_that_sends_no_more_and_reads_slowly_hears_the_end() -> None:
+    async with network(http=True) as net:
+        net.add("a")
+        talk = await ask(net, get())
+        await talk.stream.send_eof()
+        (client,) = net.frontend.active
+        await settled(lambda: client.has_ended)
+        serve(net, ok(bytes(16 << 20)))
+        assert client.exchange is None
+        assert client.socket.writable() <= 0
+        await settled()
+        assert len((await talk.answer()).body) == 16 << 20
+        with trio.fail_after(10):
+            assert await talk.ends() == b""
+
+
+async def test_a_request_behind_the_rest_of_a_body_that_the_entry_answers_itself(mock_clock: MockClock) -> None:
+    first = post(b'{"model": "unknown"}')
+    async with network(mock_clock, http=True) as net:
+        net.add("a", **MODELS)
+        talk = await ask(net, first[:-5])
+        await send(net, talk, first[-5:] + get("/v1/models"))
+        assert (await talk.answer("POST")).status == 404
+        assert (await talk.answer()).status == 200
+        await send(net, talk, post(b'{"model": "unknown"}')[:-5])
+        await talk.stream.send_all(first[-5:] + get("/v1/models"))
+        await talk.stream.send_eof()
+        assert (await talk.answer("POST")).status == 404
+        assert (await talk.answer()).status == 200
+        assert await talk.ends() == b""
+
+
 @pytest.mark.parametrize("target", ["/v1/models", "/v1/models/unknown", "/api/tags"])
 async def test_thousands_of_pipelined_requests_that_the_entry_answers_itself(mock_clock: MockClock, target: str) -> None:
     one = f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode().replace(b"Host: h", b"Host: localhost")

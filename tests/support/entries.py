@@ -428,6 +428,8 @@ async def everybody_leaves(net: Net) -> None:
     assert net.in_flight() == {}, "a peer's counter was not given back"
     assert frontend.idle.is_set()
     assert not frontend.dispatcher.waiting
+    bodies = frontend.dispatcher.bodies
+    assert (bodies.used, len(bodies)) == (0, 0), "a body that is kept no more still counts"
     await settled(lambda: net.backends.in_flight == 0)
     timers = [timer.callback for queue in net.reactor._timers.values() for timer in queue]
     assert timers == [], "a timer was left"

@@ -48,8 +48,8 @@ _DIGITS = re.compile(rb"[0-9a-fA-F]*")
 _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t -~\x80-\xff]*\r\n")
 _BEGUN_TRAILER = re.compile(rb"\r|[!#$%&'*+.^_`|~0-9A-Za-z-]+(?::[\t -~\x80-\xff]*\r?)?")
 _NOT_IN_TRAILERS = frozenset(
-    b"content-length transfer-encoding host connection trailer te upgrade expect authorization x-api-key cookie set-cookie "
-    b"content-type content-encoding content-range forwarded x-forwarded-for x-forwarded-proto x-forwarded-host "
+    b"content-length transfer-encoding host connection trailer te upgrade expect authorization x-api-key api-key cookie "
+    b"set-cookie content-type content-encoding content-range forwarded x-forwarded-for x-forwarded-proto x-forwarded-host "
     b"x-federation-node x-federation-target x-federation-via x-session-id origin".split()
 )
 

@@ -43,7 +43,7 @@ HOP_BY_HOP = frozenset(
 _NOT_TO_BACKENDS = HOP_BY_HOP | {b"expect", b"x-forwarded-for"}
 _NOT_TO_CLIENTS = HOP_BY_HOP | {b"x-federation-node"}
 KEPT = frozenset(
-    b"host authorization x-api-key cookie set-cookie content-type content-encoding content-range origin location "
+    b"host authorization x-api-key api-key cookie set-cookie content-type content-encoding content-range origin location "
     b"retry-after www-authenticate trailer x-forwarded-proto x-forwarded-host x-federation-target x-federation-via "
     b"x-session-id".split()
 )
