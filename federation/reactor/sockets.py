@@ -56,8 +56,8 @@ class SocketDuplex:
     good; `end.error` then says why if not in order. Counts what it `received` from the socket and `delivered` to it."""
 
     __slots__ = (
-        "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_is_kept_alive", "_mask", "_on_close", "_out", "_out_size", "_paused",
-        "_reactor", "closed", "delivered", "error", "other", "received", "sock", "was_aborted",
+        "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_is_kept_alive", "_mask", "_on_close", "_out", "_out_size",
+        "_paused", "_reactor", "closed", "delivered", "error", "other", "received", "sock", "was_aborted",
     )  # fmt: skip
 
     other: Duplex
