@@ -92,7 +92,7 @@ def test_a_key_is_known_everywhere_and_so_is_its_end(nodes: list[Daemon], figure
     figure("client key refused at another node after its revocation", f"{time.monotonic() - start:.2f} s")
     status, body = chat(cyd, key)
     assert body["error"]["message"] == "federation: the client key 'phone' was revoked"
-    assert " key=phone " in cyd.log()
+    wait_until(lambda: " key=phone " in cyd.log(), within=10, what="the log says so")
     assert all(key not in node.log() and limited not in node.log() for node in nodes)
 
 

@@ -107,7 +107,7 @@ def test_a_first_start_prints_no_token_into_a_log(node, fleet, figure) -> None:
     there = re.findall(r"fed(?:key)?\d_\S*", node.log())
     figure("first start without a terminal", f"{len(there)} tokens in its log")
     assert there == []
-    assert "federation invite" in node.log()
+    wait_until(lambda: "federation invite" in node.log(), within=10, what="it says so")
     (key,) = node.state_dir.glob("owner-*.key")
     assert OwnerKey.decode(key.read_text()).public == token.owner
 

@@ -113,7 +113,8 @@ def test_logs_have_a_line_a_connection(network) -> None:
         if line.get("client") == client
     ]
     assert (line["service"], line["received"], line["delivered"], line["why"]) == ("echo", 5, 5, "done")
-    assert f"client={client}" in network.entry.log()  # at info, on its own stderr too
+    # At info, on its own stderr too.
+    wait_until(lambda: f"client={client}" in network.entry.log(), within=10, what="the log says so")
 
 
 def test_ping(network, figure: Callable[[str, str], None]) -> None:
@@ -153,11 +154,11 @@ def test_a_service_manager_hears_of_start_reload_and_stop(fleet, tmp_path: Path)
         daemon.signal(signal.SIGHUP)
         assert manager.recv(100).startswith(b"RELOADING=1")
         assert manager.recv(100) == b"READY=1"
-        assert "changed=['hold']" in daemon.log()
+        wait_until(lambda: "changed=['hold']" in daemon.log(), within=10, what="the log says so")  # by a thread of its own
         settings.write_text('hold = "never"\n')
         daemon.signal(signal.SIGHUP)
         assert [manager.recv(100)[:9], manager.recv(100)] == [b"RELOADING", b"READY=1"]
-        assert "the old ones stay in force" in daemon.log()
+        wait_until(lambda: "the old ones stay in force" in daemon.log(), within=10, what="the log says so")
         assert daemon.stop() == 0
         assert manager.recv(100) == b"STOPPING=1"
 
@@ -178,7 +179,7 @@ def test_join_offers_what_it_finds(fleet) -> None:
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         daemon = fleet.daemon("finder", environment={"FEDERATION_DETECT": "yes"})
-        assert "found Ollama on 127.0.0.1:11434" in daemon.log()
+        wait_until(lambda: "found Ollama on 127.0.0.1:11434" in daemon.log(), within=10, what="the log says so")
         assert daemon.status()["node"]["services"]["default"] is True
         assert http_get(daemon.entry()).body == b"Ollama is running"
         daemon.stop()

@@ -178,7 +178,11 @@ def test_a_model_that_a_box_has_lost_is_asked_for_elsewhere(entry: Daemon, serve
             assert node_of(ask(entry, CHAT, {"model": "llama"})) == "b0"
     finally:
         servers[1].has("llama")
-    wait_until(lambda: node_of(ask(entry, CHAT, {"model": "llama"})) is not None, within=5, what="it is served")
+    wait_until(
+        lambda: "nothing" not in listed(entry) and len(places(entry, "llama")) == 2,
+        within=30,
+        what="its node has looked again, and told",
+    )
 
 
 def test_a_node_whose_backend_is_an_entry_of_its_network(
