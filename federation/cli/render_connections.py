@@ -81,7 +81,7 @@ def _number(row: Mapping[str, Any]) -> str:
 
 
 def _logged(line: Mapping[str, Any]) -> str:
-    """The same words as in `explain`, of a request's line in the log."""
+    """Put a request's line of the log into the words of `explain`."""
     if line.get("event") != "request":
         return ""
     tokens = {"taken": line.get("tokens_in"), "made": line.get("tokens_out"), "cached": line.get("tokens_cached")}
@@ -178,7 +178,7 @@ def _end(ended: Mapping[str, Any] | None, *, color: bool) -> str:
 
 
 def _heard(answer: Mapping[str, Any]) -> list[str]:
-    """What is known of an HTTP answer: its status, how long it waited, when it began, its tokens."""
+    """Describe an HTTP answer: its status, how long its request waited, when the answer began, its tokens."""
     words = [f"status {answer['status']}"] if answer.get("status", 200) != 200 else []
     if answer.get("queued_s"):
         words.append(f"waited {seconds(answer['queued_s'])} for a peer")

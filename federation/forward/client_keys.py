@@ -58,7 +58,7 @@ class Refusal(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What a request may do by its key."""
+    """The rights that a request has by its key."""
 
     key: Statement
 
@@ -82,14 +82,14 @@ class Grant(NamedTuple):
         return f"the key {self.name!r} is for {', '.join(self.key.models)}, {asked}"
 
     def catalogs(self, catalogs: Iterable[Catalog]) -> list[Catalog]:
-        """What a list may show."""
+        """Leave out the models that the key does not cover."""
         if not self.key.models:
             return list(catalogs)
         return [c._replace(models=tuple(model for model in c.models if self.covers(model.name))) for c in catalogs]
 
 
 class Use:
-    """What was asked with one key at this entry, since it started. `last_ms`: since 1970, UTC."""
+    """Requests that showed one key at this entry, since it started. `last_ms`: since 1970, UTC."""
 
     __slots__ = ("bucket", "last_ms", "requests")
 

@@ -65,7 +65,7 @@ class Busier(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of one HTTP request. `queued_s`: of its time it waited for a peer; `first_s`: until the first content of the
+    """The end of one HTTP request. `queued_s`: of its time it waited for a peer; `first_s`: until the first content of the
     answer, None where there was none that is read (usage.py)."""
 
     status: int = 0  # 0: none was begun

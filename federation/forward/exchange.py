@@ -39,23 +39,14 @@ from federation.forward.counters import Answer
 from federation.forward.counters import Ending as Ended
 from federation.forward.exit import HELD
 from federation.forward.http import lists
+from federation.forward.http.answer import AnswerReader
 from federation.forward.http.asks import Peek
 from federation.forward.http.conversation import NO_KEYS
-from federation.forward.http.dialects import (
-    TAIL,
-    Dialect,
-    dialect_of,
-    error_answer,
-    is_between_events,
-    stream_error,
-)
+from federation.forward.http.dialects import Dialect, dialect_of, error_answer
 from federation.forward.http.framing import Kind, body_of
-from federation.forward.http.head import HeadBuffer, parse_response
-from federation.forward.http.ids import maker_of
 from federation.forward.http.lists import is_list
 from federation.forward.http.paths import kind_of
-from federation.forward.http.rewrite import backend_head, client_head, is_for_client, is_unchunked, may_keep_alive
-from federation.forward.http.usage import meter_of
+from federation.forward.http.rewrite import backend_head, client_head, is_for_client, may_keep_alive
 from federation.forward.kept_bodies import FREE
 from federation.forward.models.asking import OWN_AGENTS
 from federation.forward.replay_buffer import ReplayBuffer
@@ -73,8 +64,6 @@ if TYPE_CHECKING:
     from federation.forward.http.asks import Asked
     from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
-    from federation.forward.http.ids import Maker
-    from federation.forward.http.usage import Meter
     from federation.mesh.models import Catalog
     from federation.metrics import Result
     from federation.reactor.duplex import Duplex, Joinable
@@ -94,18 +83,16 @@ BUSY = frozenset((429, 502, 503))
 # one of the client's own making, and another client would get its answer.
 BODIES_ARE_READ = frozenset(("POST", "PUT", "PATCH"))
 MOST_LOSSES = 3  # backends that break over one request
-LACKS, MAX_DOUBTED = 404, 4096
+MAX_DOUBTED = 4096  # bytes of a 404 that are read before the client has it
 BODY_QUIET_S = 30.0  # as for a head; nobody writes a body by hand
 PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
 PROBE_AGAIN_S = 5.0
 # Of all interim answers, Python's http.client skips only this one.
 STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
-COMMENT = b":\n\n"
 LOOP = b"x-federation-via"  # the entries that a request has come through
 MAX_VIA = 1024  # bytes, the latest: some twenty entries
 TARGET = b"x-federation-target"
 _STAY_HERE = frozenset((LOOP, TARGET))
-STREAMS = (b"text/event-stream", b"application/x-ndjson", b"application/ndjson", b"application/jsonl")
 
 
 class Client(Protocol):
@@ -160,11 +147,11 @@ class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
     __slots__ = (
-        "_answer", "_answer_body", "_answer_head", "_answered", "_answered_by", "_began_answer", "_body", "_delivered",
-        "_dispatcher", "_doubted", "_grant", "_head_to_write", "_is_counted", "_is_over", "_is_stream", "_is_unchunked",
-        "_keep_alive", "_keeper", "_late", "_losses", "_maker", "_meter", "_page", "_peek", "_probe", "_quiet",
-        "_reactor", "_received", "_replay", "_request", "_side", "_status", "_tail", "_to_backend", "_upstream", "_via",
-        "_wait", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys", "route", "started_at",
+        "_answer", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher", "_doubted", "_grant",
+        "_head_to_write", "_is_counted", "_is_over", "_keep_alive", "_keeper", "_late", "_losses", "_page", "_peek",
+        "_probe", "_quiet", "_reactor", "_received", "_replay", "_request", "_side", "_status", "_to_backend",
+        "_upstream", "_via", "_wait", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys",
+        "route", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -201,19 +188,12 @@ class Exchange:
         self._via = b""  # the line that says which entries it came through
         self._upstream: Joinable | None = None
         self._keeper: Keepable | None = None  # the upstream, if the backend may keep its connection
-        self._answered = 0  # bytes of the upstream that were read as its answer
         self._side: _AnswerSide | None = None
-        self._answer_head = HeadBuffer()
         self._doubted: Doubted | None = None
-        self._answer: ResponseHead | None = None
-        self._answer_body: Body | None = None
-        self._is_stream = self._is_unchunked = False  # of that body
+        self._answer = AnswerReader(head)  # of the present upstream
         self._began_answer = False  # the client has a part of its head
         self._keep_alive = False  # that head said so
         self._head_to_write = b""  # the answer's, which leaves with what comes behind it in one read
-        self._tail = b""  # of a stream
-        self._meter: Meter | None = None  # of an answer to a request that names a model
-        self._maker: Maker | None = None  # of an answer to a request that makes something
         self._status = 0  # of the answer
         self._received = self._delivered = 0
         self._losses = 0
@@ -457,14 +437,11 @@ class Exchange:
 
     def _is_client_there(self) -> None:
         """Write what an answer may have here. A client that has gone resets the connection."""
-        answer, body = self._answer, self._answer_body
         if not self._began_answer:
             if self._request.version == "1.1":
                 self.client.write(STILL_THERE)
-        elif answer is not None and body is not None and is_between_events(answer, self._tail):
-            comment = COMMENT if self._is_unchunked else body.extra(COMMENT)
-            if comment:
-                self.client.write(comment)
+        elif comment := self._answer.comment():
+            self.client.write(comment)
         if not self._is_over:
             self._probe = self._dispatcher.call_later(PROBE_AGAIN_S, self._is_client_there)
 
@@ -515,8 +492,7 @@ class Exchange:
     def disconnected(self, reason: str) -> None:
         self._reset_upstream(reason)
         self._replay.interrupt()
-        self._answer_head, self._doubted = HeadBuffer(), None
-        self._answered = 0
+        self._answer, self._doubted = AnswerReader(self._request), None
 
     def rejected(self, why: str) -> None:
         self._dispatcher.counters.totals.failed += 1
@@ -528,16 +504,11 @@ class Exchange:
         """Tell the client, as far as its answer still can."""
         self._reset_upstream(reason)
         self._dispatcher.broke_off(self.route, self.attempts.peer_id)
-        answer, body = self._answer, self._answer_body
         self._write_head()
         if not self._began_answer:
             self._refuse(502, f"the node that took the request lost its backend: {reason}")
             return
-        ending = None
-        if answer is not None and body is not None:
-            content = stream_error(self._dialect, answer, self._tail)
-            if content is not None:
-                ending = content if self._is_unchunked else body.ending(content)
+        ending = self._answer.last_words(self._dialect)
         if ending is None:
             self.client.socket.abort(reason)
             return
@@ -556,7 +527,7 @@ class Exchange:
             if self._doubted is not None:
                 used = self._on_doubted_bytes(self._doubted, view)
             else:
-                used = self._on_head_bytes(view) if self._answer_body is None else self._on_body_bytes(view)
+                used = self._on_head_bytes(view) if self._answer.body is None else self._on_body_bytes(view)
             view = view[used:]
         self._write_head()
 
@@ -567,16 +538,13 @@ class Exchange:
 
     def _on_head_bytes(self, view: memoryview) -> int:
         try:
-            used, raw = self._answer_head.feed(view)
-            self._answered += used
+            used, answer = self._answer.feed_head(view)
             if self._upstream is not None:
                 self._upstream.acknowledge(used)
-            if raw is not None:
-                self._answer_head = HeadBuffer()
-                answer = parse_response(raw, self._request)
+            if answer is not None:
                 if answer.status in BUSY and self.attempts.answered_badly(f"the backend answered {answer.status}"):
                     return len(view)
-                if answer.status == LACKS and self.route.model:
+                if answer.status == HTTPStatus.NOT_FOUND and self.route.model:
                     self._dispatcher.look(self.route, self.attempts.peer_id)
                 if self._may_lack_the_model(answer):
                     self._doubted = Doubted(answer)
@@ -593,7 +561,7 @@ class Exchange:
         framing, route, attempts = answer.framing, self.route, self.attempts
         is_short = framing.kind is Kind.LENGTH and 0 < framing.length <= MAX_DOUBTED
         is_of_announced = route.model and not route.target and attempts.state is State.OPENED and attempts.count == 1
-        return answer.status == LACKS and is_short and bool(is_of_announced)
+        return answer.status == HTTPStatus.NOT_FOUND and is_short and bool(is_of_announced)
 
     def _on_doubted_bytes(self, doubted: Doubted, view: memoryview) -> int:
         """The body of a 404: is it the model that the backend does not find, or the path?"""
@@ -622,17 +590,14 @@ class Exchange:
         keep_alive = may_keep_alive(answer, request) and self.is_whole and not is_interim
         if not is_interim:
             self._began_answer, self._keep_alive = True, keep_alive
-            self._answer, self._status = answer, answer.status
-            self._meter = meter_of(answer) if self.route.model else None
-            self._maker = maker_of(request.method, self._to_backend.target, answer)
-            self._answer_body = body_of(answer.framing)
-            self._is_stream = (answer.get(b"content-type") or b"").startswith(STREAMS)
-            self._is_unchunked = is_unchunked(answer, request)
+            self._status = answer.status
+            self._answer.begin_body(answer, names_model=bool(self.route.model), target=self._to_backend.target)
         more = b""
         if self._page and not is_interim and answer.get(b"access-control-allow-origin") is None:
             more = web_pages.readable(self._page)
         self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive, more=more)
-        has_body = self._answer_body is not None and not self._answer_body.is_over
+        body = self._answer.body
+        has_body = body is not None and not body.is_over
         if is_interim or not has_body:
             self._write_head()
         if answer.status == 101:
@@ -645,33 +610,22 @@ class Exchange:
             self._finish(keep_alive=keep_alive)
 
     def _on_body_bytes(self, view: memoryview) -> int:
-        body, upstream = self._answer_body, self._upstream
-        assert body is not None
-        meter = self._meter
-        content: list[memoryview] | None = None
-        if meter is not None or self._maker is not None or self._is_stream or self._is_unchunked:
-            content = []
+        reader, upstream = self._answer, self._upstream
         try:
-            used = body.feed(view, content)
-            self._answered += used
+            used, content, made = reader.feed_body(view, self._reactor.now())
         except HttpInvalid as error:
             self._fail(f"the backend's answer is malformed: {error.detail}")
             return len(view)
-        if meter is not None and content:
-            meter.feed(content, self._reactor.now())
-        if self._maker is not None and content and (name := self._maker.feed(content)):
-            self._dispatcher.made(self.route, name, self.attempts.peer_id)
-            self._maker = None
-        if content is not None and self._is_stream:
-            self._tail = (self._tail + b"".join(content[-8:]))[-TAIL:]
-        if self._is_unchunked:
-            for part in content or ():
+        if made:
+            self._dispatcher.made(self.route, made, self.attempts.peer_id)
+        if reader.is_unchunked:
+            for part in content:
                 self._pass_on(part, None)
             if upstream is not None:
                 upstream.acknowledge(used)
         else:
             self._pass_on(view[:used], upstream)
-        if body.is_over and not self._is_over:
+        if reader.body is not None and reader.body.is_over and not self._is_over:
             self._finish(keep_alive=self._keep_alive)
         return used
 
@@ -685,9 +639,9 @@ class Exchange:
             return
         if self.is_upgraded:
             self.client.socket.send_eof()
-        elif self._answer_body is None:
+        elif self._answer.body is None:
             self._fail("the backend closed the connection without an answer")
-        elif self._answer_body.eof():
+        elif self._answer.body.eof():
             self._finish(keep_alive=False, has_ended=True)
         else:
             self._fail("the backend closed the connection in the middle of its answer")
@@ -752,7 +706,7 @@ class Exchange:
                 if has_ended:
                     upstream.send_eof()
                 elif self._keeper is not None and self._leaves_a_clean_connection:
-                    self._keeper.keep(self._answered)
+                    self._keeper.keep(self._answer.size)
                 else:
                     Behind(self._reactor, upstream)
             else:
@@ -764,7 +718,7 @@ class Exchange:
     @property
     def _leaves_a_clean_connection(self) -> bool:
         """An error may have come before its backend has read the body, which it would then take for the next request."""
-        answer = self._answer
+        answer = self._answer.head
         return answer is not None and answer.keep_alive and (answer.status < 400 or not self._received)
 
     def _end(self, error: str | None, *, result: Result) -> None:
@@ -786,7 +740,7 @@ class Exchange:
         )  # fmt: skip
 
     def _told(self) -> Answer:
-        meter, queued_s = self._meter, self.attempts.waited_s
+        meter, queued_s = self._answer.meter, self.attempts.waited_s
         if meter is None:
             return Answer(self._status, queued_s)
         first_s = None if meter.first_at is None else meter.first_at - self.started_at

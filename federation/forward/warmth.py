@@ -68,7 +68,7 @@ class _Drawn(NamedTuple):
 
 
 class Warmth:
-    """What one entry knows about models that are being loaded."""
+    """The models that are being loaded, as one entry knows them."""
 
     def __init__(self) -> None:
         self._loading: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()  # -> peer, until when

@@ -246,7 +246,7 @@ class Tokens(TypedDict):
 
 
 class Answer(TypedDict):
-    """What came of one HTTP request."""
+    """The end of one HTTP request."""
 
     status: Annotated[Count, Field(description="0 where no answer was begun")]
     queued_s: Annotated[float, Field(description="seconds in which no peer could take it")]

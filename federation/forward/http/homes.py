@@ -94,7 +94,7 @@ class _Heat:
 
 
 class Homes:
-    """What one entry knows about homes."""
+    """The homes of conversations, as one entry knows them."""
 
     def __init__(self) -> None:
         # k1 -> the peer that is its home instead, or "" for one that is at home; until when

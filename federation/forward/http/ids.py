@@ -36,7 +36,7 @@ _IN_EVENT = re.compile(
 
 
 class Ids:
-    """What one entry knows: the thing's name, as "responses/resp_1", and who made it."""
+    """The things that nodes made, as far as one entry knows: the name, as "responses/resp_1", and the peer that made it."""
 
     def __init__(self) -> None:
         self._makers: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()  # by service and name: peer, until

@@ -86,7 +86,8 @@ class Members:
             at = _STEPS[self.state](self, piece, plain, at)
 
     def _without_escapes(self, piece: bytes) -> bytes:
-        """The same bytes, but each quote begins or ends a string. A backslash at the end escapes what comes next."""
+        """Blank the quotes within strings, so that each one left begins or ends a string. A backslash at the end escapes
+        the byte that comes next."""
         plain = piece
         if self._is_escaped:
             plain = b"_" + piece[1:]

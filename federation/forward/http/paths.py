@@ -1,4 +1,4 @@
-"""What the target of a request says: where the model's name and the conversation are. No I/O.
+"""The target of a request tells where the model's name and the conversation are. No I/O.
 
     POST /v1/chat/completions                   model in the body; a chat
     POST /v1/messages                           model in the body; a chat

@@ -87,13 +87,18 @@ class Meter:
         return None
 
 
+def is_stream(answer: ResponseHead) -> bool:
+    """Whether the backend sends the answer's body piece by piece, as it makes it."""
+    return (answer.get(b"content-type") or b"").startswith(_STREAMS)
+
+
 def meter_of(answer: ResponseHead) -> Meter | None:
     """For the answer to a request that names a model; None where there is nothing to read."""
-    kind = answer.get(b"content-type") or b""
-    is_stream = kind.startswith(_STREAMS)
-    if not 200 <= answer.status < 300 or not (is_stream or kind.startswith(b"application/json")):
+    streams = is_stream(answer)
+    is_json = (answer.get(b"content-type") or b"").startswith(b"application/json")
+    if not 200 <= answer.status < 300 or not (streams or is_json):
         return None
-    return Meter(is_stream=is_stream) if answer.get(b"content-encoding") in (None, b"identity") else None
+    return Meter(is_stream=streams) if answer.get(b"content-encoding") in (None, b"identity") else None
 
 
 def _is_comment(part: memoryview) -> bool:

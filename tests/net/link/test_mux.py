@@ -62,7 +62,7 @@ from federation.net.link.mux import (
 )
 from federation.net.link.seal import MAX_PLAINTEXT
 from tests.support.duplex import End
-from tests.support.frames import NAMES, credit, frame, frames, load
+from tests.support.frames import credit, frame, frames, load
 
 KB = 1024
 
@@ -2071,13 +2071,6 @@ class BackToBack(RuleBasedStateMachine):
 
 TestBackToBack = BackToBack.TestCase
 TestBackToBack.settings = settings(max_examples=60, stateful_step_count=60, suppress_health_check=[HealthCheck.too_slow])
-
-
-def test_the_numbers_of_the_frame_types_are_the_protocol() -> None:
-    """A change of one is a change of the muxer's protocol id, and splits the network."""
-    assert sorted(NAMES) == [*range(1, 16), LOOK]
-    assert (FIRST_OPTIONAL, LOOK) == (64, 65)
-    assert HEADER.size == 7
 
 
 # Requests whose end the opener knows
