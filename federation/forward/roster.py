@@ -85,8 +85,9 @@ class Roster:
         return nodes
 
     def catalogs(self, service: str) -> list[Catalog]:
-        """The models of the nodes that may serve, as far as they announce any."""
-        announced = (catalogs_of(node.models).get(service) for node in self.eligible(Route(service)))
+        """The models of the nodes that serve, as far as they announce any: also of those that are left alone for a moment,
+        or a list would lack their models for as long."""
+        announced = (catalogs_of(node.models).get(service) for node in self._serving(service))
         return [catalog for catalog in announced if catalog is not None]
 
     def speaks_http(self, service: str) -> bool:
@@ -134,6 +135,9 @@ class Roster:
 
     def _find(self, service: str, now: float) -> list[NodeData]:
         self._say_namesakes()
+        return [node for node in self._serving(service) if self._penalties.get(node.peer_id, 0.0) <= now]
+
+    def _serving(self, service: str) -> list[NodeData]:
         own = self._own()
         others = [record for record in self._ledger.online(self._utc_now()) if record.peer_id != self.own_id]
         return [
@@ -141,7 +145,6 @@ class Roster:
             for record in (own, *others)
             if record.offers(service)
             and self._is_wanted(record)
-            and self._penalties.get(record.peer_id, 0.0) <= now
             and (record is own or self._reaches(record.peer_id))
         ]
 

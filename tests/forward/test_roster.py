@@ -510,3 +510,13 @@ async def test_a_request_for_a_kind_of_server_goes_there_if_there_is_one(mock_cl
     assert [node.peer_id for node in roster.eligible(Route("default", kind="ollama"))] == ["b"]
     assert [node.peer_id for node in roster.eligible(Route("default", kind="sglang"))] == ["a", "b", "c"]
     assert [node.peer_id for node in roster.eligible(Route("default", "m", kind="ollama"))] == ["a", "b"]
+
+
+async def test_a_peer_that_is_left_alone_for_a_moment_stays_in_the_lists(mock_clock: MockClock) -> None:
+    world = World()
+    for name in ("a", "b"):
+        world.hear(name, models=pack({"default": catalog("vllm", [Model(name)])}))
+    roster = world.roster()
+    roster.penalize("a", 1.0)
+    assert [node.peer_id for node in roster.eligible(Route("default"))] == ["b"]
+    assert sorted(listed.models[0].name for listed in roster.catalogs("default")) == ["a", "b"]

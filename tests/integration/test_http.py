@@ -176,6 +176,7 @@ def test_a_model_that_a_box_has_lost_is_asked_for_elsewhere(entry: Daemon, serve
     try:
         for _ in range(20):
             assert node_of(ask(entry, CHAT, {"model": "llama"})) == "b0"
+        wait_until(lambda: "nothing" in listed(entry), within=30, what="its node has looked")
     finally:
         servers[1].has("llama")
     wait_until(
