@@ -143,9 +143,7 @@ class Roster:
         return [
             record
             for record in (own, *others)
-            if record.offers(service)
-            and self._is_wanted(record)
-            and (record is own or self._reaches(record.peer_id))
+            if record.offers(service) and self._is_wanted(record) and (record is own or self._reaches(record.peer_id))
         ]
 
     def _is_wanted(self, record: NodeData) -> bool:
