@@ -201,6 +201,8 @@ def test_a_node_whose_backend_is_an_entry_of_its_network(
     assert connection.getresponse().status == 508
     connection.close()
     behind.stop()
+    # While it is known, it may have any model: it told of none. Then a model that nobody has is "not found" again.
+    wait_until(lambda: ask(entry, CHAT, {"model": "none"})[0] == 404, within=20, what="the entry knows that it left")
 
 
 def test_pages_that_may_ask_and_pages_that_may_not(entry: Daemon) -> None:
