@@ -285,6 +285,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     token: SecretStr | None = None
     token_file: Annotated[Path, BeforeValidator(_text(_path))] | None = None
+    invite: SecretStr | None = None  # an invite's code; the other two take one too
 
     @classmethod
     def settings_customise_sources(
@@ -296,6 +297,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, _Environment(settings_cls)
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if self.invite is not None and (self.token is not None or self.token_file is not None):
+            raise ValueError("--invite and a token (--token, --token-file) are two ways into a network; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
