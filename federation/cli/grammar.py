@@ -106,8 +106,8 @@ JOIN_OPTIONS = (
         "invite",
         "--invite",
         "CODE",
-        "an invite's code (federation invite --expires 1h), or - to read it from standard input; --token and --token-file take "
-        "one too. It is exchanged for the token once, which is saved",
+        "an invite's code (federation invite --expires 1h), or - to read it from standard input; --token and --token-file "
+        "take one too. It is exchanged once for the token, which is saved",
     ),
     ("p2p_listen", "--p2p-listen", "HOST:PORT", "where peers connect [0.0.0.0:4484]"),
     ("name", "--name", "NAME", "shown to people [the host name]"),

@@ -14,7 +14,7 @@ from federation.cli import ask
 from federation.cli.ask import Asker, positive
 from federation.cli.render import duration, plain
 from federation.cli.render_models import table
-from federation.cli.terminal import colorful, complain, is_terminal, say, width
+from federation.cli.terminal import colorful, complain, is_terminal, is_utf8, say, width
 from federation.errors import NotDone, UsageError
 from federation.units import parse_lifetime
 
@@ -192,8 +192,7 @@ def _show_qr(texts: list[str]) -> None:
     """Show the first text that fits the terminal. Raises NotDone, and says what is missing, if none does."""
     from federation.cli import qr
 
-    encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
-    screen = qr.Screen(encoding == "utf8", colorful(sys.stdout), width())
+    screen = qr.Screen(is_utf8(sys.stdout), colorful(sys.stdout), width())
     for text in texts:
         if (picture := qr.drawn(text, screen)) is not None:
             say(picture)

@@ -40,7 +40,7 @@ MAX_SAID = 64
 
 REASONS = {
     "used": "this invite has been used as often as it may be; ask for a new one",
-    "used here": "this machine has used this invite already, and has the token; start without the code, or ask for a new one",
+    "used here": "this machine has used this invite already; start without the code, or ask for a new one",
     "expired": "this invite has expired; ask for a new one",
     "revoked": "this invite was revoked; ask for a new one",
     "refused": "somebody there said no to this machine",
@@ -71,8 +71,8 @@ async def redeem(
     """Exchange the code, and have `keep` save the token before it is confirmed.
 
     `now_s`: seconds since 1970. `on_wait(inviter)` is called again and again while a person there has to say yes, and
-    `on_break()` when the inviter went away meanwhile. Raises InviteRefused, InviteUnknown, InviteTooNew or InviterUnreachable, and what
-    `keep` raises.
+    `on_break()` when the inviter went away meanwhile. Raises InviteRefused, InviteUnknown, InviteTooNew or
+    InviterUnreachable, and what `keep` raises.
     """
     has_answered, tries = False, 0
     while True:
