@@ -416,6 +416,7 @@ class Rotated(TypedDict):
     not_told: Annotated[list[str], Field(description="linked members that did not answer; they are tried again")]
     left_out: Annotated[list[str], Field(description="linked peers that are not told")]
     excepted: Annotated[list[NamedPeer], Field(description="who is left out: excepted, banned, or linked and not told")]
+    open_invites: Annotated[Count, Field(description="invites made here that are open: they hand over the new token")]
 
 
 class PreparedRotation(TypedDict):

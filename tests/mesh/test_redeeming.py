@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 import pytest
@@ -76,7 +77,7 @@ async def test_another_program_answers(says: bytes) -> None:
             await stream.send_all(says)
 
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(trio.serve_tcp, serve, 0)
+        (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         code = InviteCode.new(0, (PeerAddress("127.0.0.1", listener.socket.getsockname()[1]),))
         error = (await Newcomer(2).come(code)).error
         assert isinstance(error, InviterUnreachable | InviteTooNew), repr(error)

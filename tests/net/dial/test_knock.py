@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,7 +40,7 @@ async def test_a_port_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         ended.set()
 
     async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(trio.serve_tcp, hush, 0)
+        (listener,) = await nursery.start(partial(trio.serve_tcp, hush, 0, host="127.0.0.1"))
         address = PeerAddress("127.0.0.1", listener.socket.getsockname()[1])
         with pytest.raises((PeerUnavailable, HandshakeFailed)):
             await knock(address, seed=bytes(32), invite_id=bytes(16), key=bytes(32))
