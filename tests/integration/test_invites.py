@@ -1,5 +1,5 @@
-"""Invites on real daemons: by code, expired, used, raced, approved, refused, revoked; over restarts and a rotation; and at an
-older version."""
+"""Invites on real daemons: by code, expired, used, raced, approved, refused, revoked; over restarts and a rotation; and
+with an older version."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fleet import Fleet
+
+
+PATIENCE_S = 60.0  # a newcomer imports before it asks, and three race
 
 
 def run(node: Daemon, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -81,8 +84,8 @@ def waits(node: Daemon, *names: str) -> bool:
 def test_one_machine_comes_by_a_code(ada: Daemon, guest: Any) -> None:
     code = code_of(ada, "--expires", "1h", "--uses", "1")
     bea = guest("bea", code)
-    bea.wait_ready()
-    wait_until(lambda: {"ada", "bea"} <= ada.sees(), within=10, what="ada sees bea")
+    bea.wait_ready(PATIENCE_S)
+    wait_until(lambda: {"ada", "bea"} <= ada.sees(), within=PATIENCE_S, what="ada sees bea")
     second = guest("second", code)
     assert "used as often as it may be" in second.ended()
     assert not (second.state_dir / "token").exists()
@@ -103,7 +106,7 @@ def test_of_those_who_race_one_comes_in(ada: Daemon, guest: Any) -> None:
         return not racer.alive or racer._read_facts() is not None
 
     for racer in racers:
-        wait_until(lambda racer=racer: over(racer), within=30, what=f"{racer.name} is in or out")
+        wait_until(lambda racer=racer: over(racer), within=PATIENCE_S, what=f"{racer.name} is in or out")
     assert sum(racer.alive for racer in racers) == 1
     assert sum((racer.state_dir / "token").exists() for racer in racers) == 1
     assert all("used as often as it may be" in racer.ended() for racer in racers if not racer.alive)
@@ -114,7 +117,7 @@ def test_expired_and_revoked(ada: Daemon, guest: Any) -> None:
     which = invites(ada)["invites"][-1]["id"]
     assert f"the invite {which} is revoked" in run(ada, "invite", "--revoke", which).stdout
     assert run(ada, "invite", "--revoke", which, check=False).returncode == 1
-    wait_until(lambda: invites(ada)["invites"][-2]["state"] == "expired", within=5, what="it expires")
+    wait_until(lambda: invites(ada)["invites"][-2]["state"] == "expired", within=PATIENCE_S, what="it expires")
     assert "has expired" in guest("late", brief).ended()
     assert "was revoked" in guest("unwanted", gone).ended()
     damaged = guest("damaged", gone[:-2])
@@ -125,7 +128,7 @@ def test_expired_and_revoked(ada: Daemon, guest: Any) -> None:
 def test_somebody_says_yes_and_no_and_the_inviter_restarts_meanwhile(ada: Daemon, guest: Any) -> None:
     code = code_of(ada, "--uses", "2", "--approve")
     yes, no = guest("yes", code), guest("no", code)
-    wait_until(lambda: waits(ada, "yes", "no"), within=30, what="both wait")
+    wait_until(lambda: waits(ada, "yes", "no"), within=PATIENCE_S, what="both wait")
     assert "waiting for somebody's yes on ada" in yes.log()
     row = next(row for row in invites(ada)["waiting"] if row["name"] == "yes")
     assert row["peer_id"] in yes.log(), "a person can compare the ids"
@@ -133,13 +136,13 @@ def test_somebody_says_yes_and_no_and_the_inviter_restarts_meanwhile(ada: Daemon
     assert not (yes.state_dir / "token").exists()
     ada.kill()
     ada.start()
-    wait_until(lambda: waits(ada, "yes", "no"), within=30, what="both wait again")
+    wait_until(lambda: waits(ada, "yes", "no"), within=PATIENCE_S, what="both wait again")
     assert row["peer_id"] in run(ada, "approve").stdout
     assert "is let in" in run(ada, "approve", "yes").stdout
     assert "is turned away" in run(ada, "refuse", "no").stdout
-    yes.wait_ready()
+    yes.wait_ready(PATIENCE_S)
     assert "said no" in no.ended()
-    wait_until(lambda: "yes" in ada.sees(), within=10, what="ada sees it")
+    wait_until(lambda: "yes" in ada.sees(), within=PATIENCE_S, what="ada sees it")
     assert run(ada, "approve", "yes", check=False).returncode != 0
     assert waits(ada)
 
@@ -147,13 +150,13 @@ def test_somebody_says_yes_and_no_and_the_inviter_restarts_meanwhile(ada: Daemon
 def test_a_newcomer_that_is_killed_while_it_waits_burns_nothing(ada: Daemon, guest: Any) -> None:
     code = code_of(ada, "--uses", "1", "--approve")
     first = guest("first", code)
-    wait_until(lambda: waits(ada, "first"), within=30, what="it waits")
+    wait_until(lambda: waits(ada, "first"), within=PATIENCE_S, what="it waits")
     first.kill()
-    wait_until(lambda: waits(ada), within=10, what="it waits no more")
+    wait_until(lambda: waits(ada), within=PATIENCE_S, what="it waits no more")
     other = guest("other", code)
-    wait_until(lambda: waits(ada, "other"), within=30, what="another one waits")
+    wait_until(lambda: waits(ada, "other"), within=PATIENCE_S, what="another one waits")
     run(ada, "approve", "other")
-    other.wait_ready()
+    other.wait_ready(PATIENCE_S)
 
 
 def test_an_invite_of_before_a_rotation_hands_over_the_new_token(ada: Daemon, guest: Any) -> None:
@@ -161,8 +164,8 @@ def test_an_invite_of_before_a_rotation_hands_over_the_new_token(ada: Daemon, gu
     answer = run(ada, "token", "rotate", "--grace", "0").stdout
     assert "1 invite" in answer, "whoever has that code gets the new token: the person is told"
     newcomer = guest("newcomer", code)
-    newcomer.wait_ready()
-    wait_until(lambda: "newcomer" in ada.sees(), within=10, what="ada sees it")
+    newcomer.wait_ready(PATIENCE_S)
+    wait_until(lambda: "newcomer" in ada.sees(), within=PATIENCE_S, what="ada sees it")
     assert newcomer.status()["network"]["rotations"] == 1
 
 
@@ -193,8 +196,10 @@ def test_an_older_version_is_told_and_named(ada: Daemon, guest: Any, fleet: Flee
     # In one network with older nodes: these hear nothing of invites, and the newcomer is a member like any other.
     young = fleet.daemon("young-member", token_file=token_file, peer=elder)
     come = guest("come", code_of(young, "--uses", "1"))
-    come.wait_ready()
-    wait_until(lambda: elder.sees() == {"elder", "young-member", "come"}, within=20, what="the older one sees the newcomer")
+    come.wait_ready(PATIENCE_S)
+    wait_until(
+        lambda: elder.sees() == {"elder", "young-member", "come"}, within=PATIENCE_S, what="the older one sees the newcomer"
+    )
 
 
 def test_no_secret_anywhere(ada: Daemon, fleet: Fleet) -> None:
@@ -207,11 +212,10 @@ def test_no_secret_anywhere(ada: Daemon, fleet: Fleet) -> None:
     for process in fleet.processes:
         assert found_in(process.log(), secrets) == []
         assert not any(part in " ".join(process.command) for part in secrets.values() if isinstance(part, str))
-    said = (
-        json.dumps([ada.status(), invites(ada)])
-        + run(ada, "logs", "--last", "1000").stdout
-        + run(ada, "doctor", check=False).stdout
-    )
+    told = [
+        run(ada, *words, check=False).stdout for words in (("logs", "--last", "1000"), ("doctor",), ("invite", "--list"))
+    ]
+    said = json.dumps([ada.status(), invites(ada), *told])
     assert found_in(said, secrets) == []
     for path in ada.state_dir.iterdir():
         if path.is_file():
