@@ -16,6 +16,8 @@ from federation.mesh.redeeming import redeem
 from federation.net.identity import peer_id_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from federation.config import Settings
     from federation.mesh.invite_codes import InviteCode
     from federation.mesh.tokens import Token
@@ -24,19 +26,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 60  # that a service manager grants at a time, while a person has to say yes
 
 
-def take_up(token: Token, state: StateDir) -> Token:
-    """Save the token that came with this start, and say what becomes of others. Returns the one to use."""
-    member = token_store.take_up(token, state)
-    if member.outdated:
-        complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
-    if member.left_behind:
-        previous = state.path / "token.previous"
-        complain(f"this node moves to network {member.token.network_id}; the token saved here before is in {previous}")
-    return member.token
-
-
-def exchange(code: InviteCode, settings: Settings, state: StateDir) -> None:
-    """Exchange the code for the network's token, and save that. Raises what `redeem` raises."""
+def exchange(code: InviteCode, settings: Settings, state: StateDir, *, take_up: Callable[[Token, StateDir], object]) -> None:
+    """Exchange the code for the network's token, and have `take_up` save that. Raises what `redeem` raises."""
     if state.was_invited_by(code.id.hex()) and token_store.saved_token(state) is not None:
         complain("this invite brought its token here before: the saved one is used")
         return

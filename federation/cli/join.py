@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from federation import light, logs, outlet  # noqa: F401  # light comes before all else: see there
-from federation.cli import detect, invited, render
+from federation.cli import detect, render
 from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
 from federation.config import load
 from federation.dirs import default_state_dir
@@ -62,7 +62,9 @@ def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     state = StateDir(settings.state_dir)
     state.lock()
     if isinstance(given, InviteCode):
-        invited.exchange(given, settings, state)
+        from federation.cli.invited import exchange  # imports libp2p, so only after logging is set up
+
+        exchange(given, settings, state, take_up=_take_up)
         given = None  # the token is saved
     return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
 
@@ -97,12 +99,23 @@ def _given(settings: Settings) -> Token | InviteCode | None:
     return InviteCode.decode(text) if is_code(text) else Token.decode(text)
 
 
+def _take_up(given: Token, state: StateDir) -> Token:
+    """Save the token that came with this start, and say what becomes of others. Returns the one to use."""
+    member = token_store.take_up(given, state)
+    if member.outdated:
+        complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
+    if member.left_behind:
+        previous = state.path / "token.previous"
+        complain(f"this node moves to network {member.token.network_id}; the token saved here before is in {previous}")
+    return member.token
+
+
 def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
     from federation.daemon import serve  # imports libp2p, so only after logging is set up
 
     owner: OwnerKey | None = None  # of a network that begins here
     if given is not None:
-        token = invited.take_up(given, state)
+        token = _take_up(given, state)
     else:
         saved = token_store.saved_token(state)
         if saved is None:

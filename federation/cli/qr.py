@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QUIET = 4  # modules of white around a code, as ISO 18004 has it;
-LEAST_QUIET = 1  # in a narrow terminal: scanners read that too (zxing-cpp, ZBar), on explicit white
+LEAST_QUIET = 1  # in a narrow terminal: zxing-cpp, which many scanners use, reads that too
 BLACK_ON_WHITE, WHITE, BLACK, RESET = "\x1b[30;107m", "\x1b[107m", "\x1b[40m", "\x1b[0m"
 _HALVES = {(True, True): "\u2588", (True, False): "\u2580", (False, True): "\u2584", (False, False): " "}
 

@@ -13,6 +13,7 @@ Rule 2: what a person sees of a newcomer is its proven peer id, its address, and
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from federation.mesh.bans import find_peer
 from federation.mesh.invite_codes import shown
 from federation.mesh.invites import MAX_NAME_CHARS, MAX_REFUSED, Invite, Invites, Refusal
 from federation.net.link.newcomer import MAX_HELLO_BYTES, Talk
+from federation.ratelimit import Bucket
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ log = structlog.get_logger(__name__)
 ANSWER_S = 10.0  # for a newcomer's next message
 KEPT_S = 30.0  # for it to write the token to its disk
 SAY_EVERY_S = 10.0  # to one that waits
-MAX_WAITING, MAX_WAITING_BY_ONE = 32, 8  # newcomers at once; of one invite
+MAX_WAITING, MAX_WAITING_BY_ONE = 32, 8  # newcomers that wait for a person; of one invite
+MAX_SERVED, MAX_SERVED_BY_ONE = 64, 16  # connections at once, those that wait among them; by one invite
+NEWS_A_SECOND, NEWS_AT_ONCE = 0.2, 16.0  # a holder of a code may come again and again: lines in the log
 
 
 @dataclass(eq=False, slots=True)
@@ -80,6 +84,8 @@ class Newcomers:
         self._saving = trio.Lock()
         self._unsaved = trio.Event()
         self._handing: set[tuple[bytes, str]] = set()  # invite and peer, between the first and the last byte of a hand-over
+        self._served: Counter[bytes] = Counter()  # connections, by invite
+        self._said = Bucket(NEWS_A_SECOND, NEWS_AT_ONCE)
         self.waiting: dict[str, Waiting] = {}  # by peer id
         try:
             self.invites = Invites.from_saved(state.load_invites(network_id))
@@ -181,6 +187,10 @@ class Newcomers:
         invite = self.invites.get(conn.invite)
         if invite is None:
             return  # forgotten since the proof
+        if self._served.total() >= MAX_SERVED or self._served[invite.id] >= MAX_SERVED_BY_ONE:
+            self._host.warn("too many newcomers at once; some are turned away for a while", shown(invite.id))
+            return
+        self._served[invite.id] += 1
         try:
             with trio.fail_after(ANSWER_S):
                 name = await _hello(talk)
@@ -194,6 +204,8 @@ class Newcomers:
             log.debug("a newcomer went away", peer=peer_id, why=str(error) or type(error).__name__)
         except ProtocolViolation as error:
             self._host.warn("a newcomer does not speak as it should", peer_id, why=error.detail)
+        finally:
+            self._served -= Counter([invite.id])  # no invite stays at 0
 
     def _problem(self, invite: Invite, peer_id: str) -> Refusal | None:
         return self._is_barred(peer_id) or invite.problem(peer_id, self.now_ms)
@@ -213,7 +225,8 @@ class Newcomers:
             await self._say_no(talk, waiting.invite, waiting.peer_id, "busy")
             return
         self.waiting[waiting.peer_id] = waiting
-        log.info(
+        say = log.info if self._said.take(trio.current_time()) else log.debug
+        say(
             "a newcomer waits for somebody's yes: federation approve",
             peer=waiting.peer_id, name=waiting.name, address=waiting.address, invite=shown(waiting.invite.id),
         )  # fmt: skip

@@ -51,10 +51,14 @@ def settings(state: StateDir, **fields: Any) -> Settings:
     return Settings(**{"state_dir": state.path, "name": "bergen", **fields})
 
 
+def exchange(code: InviteCode, state: StateDir) -> None:
+    invited.exchange(code, settings(state), state, take_up=join._take_up)
+
+
 def test_the_token_is_saved_and_the_code_remembered(
     state: StateDir, calls: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    invited.exchange(CODE, settings(state), state)
+    exchange(CODE, state)
     assert token_store.saved_token(state) == TOKEN
     said = capsys.readouterr().err
     assert said.count("waiting for somebody's yes on ada: `federation approve` there") == 1
@@ -62,17 +66,17 @@ def test_the_token_is_saved_and_the_code_remembered(
     assert said.count("went away") == 1
     assert said.count("is there again") == 1
     assert (calls[0]["name"], calls[0]["seed"]) == ("bergen", state.identity())
-    invited.exchange(CODE, settings(state), state)
+    exchange(CODE, state)
     assert len(calls) == 1, "a restart asks nobody"
     assert "the saved one is used" in capsys.readouterr().err
-    invited.exchange(InviteCode.new(0, ()), settings(state), state)
+    exchange(InviteCode.new(0, ()), state)
     assert len(calls) == 2, "another code is another matter"
 
 
 def test_a_node_that_left_asks_again(state: StateDir, calls: list[dict[str, Any]]) -> None:
-    invited.exchange(CODE, settings(state), state)
+    exchange(CODE, state)
     state.forget_network(TOKEN.is_same_network)
-    invited.exchange(CODE, settings(state), state)
+    exchange(CODE, state)
     assert len(calls) == 2
 
 
@@ -85,7 +89,7 @@ def test_a_full_disk_is_no_confirmation(
     with monkeypatch.context() as patch:
         patch.setattr(state, "save_token", full)
         with pytest.raises(StateDirUnusable):
-            invited.exchange(CODE, settings(state), state)
+            exchange(CODE, state)
     assert not state.was_invited_by(CODE.id.hex())
 
 
@@ -94,7 +98,7 @@ def test_a_move_to_another_network_keeps_the_former_token(
 ) -> None:
     former = Token.new("lab")
     state.save_token(former.encode())
-    invited.exchange(CODE, settings(state), state)
+    exchange(CODE, state)
     assert (state.path / "token.previous").read_text().strip() == former.encode()
     assert "moves to network" in capsys.readouterr().err
 
@@ -127,7 +131,7 @@ def test_a_service_manager_is_asked_for_patience(
 
     told: list[str] = []
     monkeypatch.setattr(daemon, "notify", told.append)
-    invited.exchange(CODE, settings(state), state)
+    exchange(CODE, state)
     assert len(told) == 3
     assert all("EXTEND_TIMEOUT_USEC=60000000" in message for message in told)
     assert "ada" in told[0]
