@@ -16,6 +16,7 @@ from federation.cli.render import plain
 from federation.cli.terminal import complain, read_secret, read_stdin, say
 from federation.errors import ControlUnreachable, NotDone, StateDirUnusable, UsageError
 from federation.mesh import token_store
+from federation.mesh.invite_codes import InviteCode, is_code
 from federation.mesh.owner import MAX_GRACE, OwnerKey
 from federation.mesh.tokens import Token
 from federation.state import write_new
@@ -51,7 +52,11 @@ def token_inspect(args: Namespace) -> None:
     if text is None and args.state_dir is None:
         text = os.environ.get("FEDERATION_TOKEN") or None
     if text is not None:
-        token = Token.decode(read_stdin("token") if text == "-" else text)
+        text = read_stdin("token") if text == "-" else text
+        if is_code(text):
+            say(render.invite_code(InviteCode.decode(text)))
+            return
+        token = Token.decode(text)
     else:
         state = client.state_dir(args.state_dir)
         saved = token_store.saved_token(state)

@@ -82,6 +82,10 @@ class InviteCode:
         return _derived(self.secret, "id", ID_BYTES)
 
     @property
+    def short(self) -> str:
+        return shown(self.id)
+
+    @property
     def key(self) -> bytes:
         """With which both sides prove that they know the code."""
         return _derived(self.secret, "proof", KEY_BYTES)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.cli import invites
+from federation.cli import invites, main, render
 from federation.mesh.invite_codes import InviteCode
 from federation.mesh.invites import MAX_USES
 from federation.mesh.tokens import Token
 from federation.net.dial.address import PeerAddress
 from federation.ops.invites import MAX_LIFETIME_S
+from tests.support.secret_parts import found_in
 
 if TYPE_CHECKING:
     from tests.support.cli import Api
@@ -186,3 +187,21 @@ def test_the_token_too_may_be_a_qr_code(told: Api, run: Any, state: Any, monkeyp
     assert (code, err) == (0, "")
     assert Token.decode(out.splitlines()[0]) == token
     assert len(out.splitlines()) > 18
+
+
+def test_a_code_is_inspected_without_its_secret(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["token", "inspect", CODE])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err) == (0, "")
+    assert said.out == f"{render.invite_code(InviteCode.decode(CODE))}\n"
+
+
+def test_a_code_shows_where_it_leads() -> None:
+    code = InviteCode.decode(CODE)
+    shown = render.invite_code(code)
+    assert shown.splitlines() == [
+        f"invite   {code.id.hex()[:8]}", "expires  2027-01-15T08:00:00+00:00, by the clock of the node that made it",
+        "address  /ip4/192.0.2.1/tcp/4484", "address  /ip6/2001:db8::1/tcp/4484",
+    ]  # fmt: skip
+    assert found_in(shown, {"secret": code.secret, "key": code.key, "code": CODE[8:24]}) == []
