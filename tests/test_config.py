@@ -159,7 +159,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "log_format": "json",
         "token_file": "/t",
     }
-    assert set(values) | {"token"} == set(NAMES.values())
+    assert set(values) | {"token", "invite"} == set(NAMES.values())
 
     with monkeypatch.context() as patch:
         for name, value in values.items():

@@ -102,8 +102,8 @@ def rotated(answer: Mapping[str, Any]) -> str:
         lines.append(f"no answer yet from: {names('not_told')}")
     lines += [f"left out: {_named(row)}" for row in answer["excepted"]]
     if count := answer.get("open_invites"):
-        invites = "1 invite that was" if count == 1 else f"{count} invites that were"
-        lines.append(f"{invites} made here let newcomers in with the new token; to end that: federation invite --revoke all")
+        let_in = "1 invite made here lets" if count == 1 else f"{count} invites made here let"
+        lines.append(f"{let_in} newcomers in with the new token; to end that: federation invite --revoke all")
     until = answer["former_until"]
     lines.append(
         f"until {plain(until)} the former token admits too; who has not got the new one by then is out"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fake_network import ATTACK, CODE, FakeNetwork
+from looks import axe_violations
 
 from federation.ops.invites import InviteWish
 
@@ -40,10 +41,11 @@ def test_yes_and_no(site, page_at) -> None:
     assert row.locator("td").all_text_contents()[:3] == [PEER, "192.0.2.9:5", "61 s"]
     assert page.text_content("#newcomers-title") == "Newcomers that wait for your yes"
     assert "2 of 2 left" in page.text_content("#invites")
+    assert axe_violations(page) == []
     row.get_by_role("button", name="Let in").click()
     assert PEER in page.text_content("#confirm")
     page.click("#confirm button.primary")
-    page.wait_for_function("document.querySelectorAll('#newcomers-rows tr').length === 1")
+    page.locator("#newcomers-rows tr >> nth=1").wait_for(state="detached")
     page.get_by_role("button", name="Turn away cyd").click()
     page.click("#confirm button.primary")
     page.wait_for_selector("#newcomers-table", state="hidden")
@@ -72,5 +74,6 @@ def test_a_code_for_one_machine(site, page_at) -> None:
     page.click("#make-code")
     page.wait_for_selector("#invite-code")
     assert page.text_content("#invite-code") == CODE
+    assert axe_violations(page) == []
     assert "only from here" in page.text_content("#invite")
     assert network.wishes == [InviteWish(600.0, 1, True)]
