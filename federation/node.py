@@ -343,7 +343,7 @@ class Node:
 
     def _own_load(self, entry_id: str) -> None:
         self.frontend.dispatcher.own_load_changed(entry_id)
-        self.pushing.changed()
+        self.pushing.changed(entry_id)
         self.gossip.stir()
 
     # Events of the network (HostEvents)
