@@ -130,7 +130,10 @@ class Metrics(Collector):
         name = name[:MAX_LABEL]
         if name not in self.models and (not is_known or len(self.models) >= MAX_MODELS):
             name = OTHER
-        return self.models.setdefault(name, OfModel())
+        found = self.models.get(name)
+        if found is None:
+            found = self.models[name] = OfModel()
+        return found
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """The answer to a scraper that sent this Accept header, and its content type."""
