@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import os
 import subprocess
 import sys
 import time
@@ -146,7 +147,8 @@ def test_it_gets_no_more_than_its_share_of_memory() -> None:
 
 def test_it_is_of_a_low_priority_and_its_limits_can_be_lower_already() -> None:
     code = "import os, resource; print(os.nice(0), resource.getrlimit(resource.RLIMIT_CPU)[1])\n"
-    assert run(code + "dht.MAX_CPU_S = 9; dht.bound_process()").stdout.split() == [str(dht.NICE), "5"]
+    niceness = min(os.nice(0) + dht.NICE, 19)  # the tests may run under `nice` themselves
+    assert run(code + "dht.MAX_CPU_S = 9; dht.bound_process()").stdout.split() == [str(niceness), "5"]
 
 
 def test_an_answer_says_what_is_wrong() -> None:
