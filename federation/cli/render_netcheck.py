@@ -37,7 +37,7 @@ def _nat(answer: Mapping[str, Any]) -> str:
         case "hard":
             return f"hard: each member outside sees another port ({', '.join(places)}), so a relay or a forwarding is needed"
         case "some":
-            return f"there is one: a member outside sees {', '.join(places or hosts)}; its kind takes two that this node dialled"
+            return f"there is one: a member outside sees {', '.join(places or hosts)}; it takes two to tell its kind"
     return "not known: no member outside this machine's networks was asked"
 
 

@@ -50,7 +50,7 @@ def check(node: Parts) -> schemas.Netcheck:
             "problem": mapping.problem if mapping is not None else "",
         },
         "relays": sorted(
-            (_relay(node, peer) for peer, link in links.items() if link.path != "relayed" and node.connectivity.is_relay(peer)),
+            (_relay(node, peer) for peer in links if links[peer].path != "relayed" and node.connectivity.is_relay(peer)),
             key=lambda relay: (not relay["used"], relay["rtt_ms"] or 0.0),
         ),
         "addresses": [str(address) for address in node.addresses],

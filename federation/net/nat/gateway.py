@@ -18,7 +18,7 @@ _GATEWAY = re.compile(r"^\s*gateway: (\S+)\s*$", re.MULTILINE)
 async def default_gateway(routes: Path = ROUTES, command: tuple[str, ...] = COMMAND) -> str | None:
     """None without a router, or where this machine does not tell."""
     try:
-        return _of_table(routes.read_text())
+        return _of_table(await trio.Path(routes).read_text())
     except OSError:
         return await _ask(command)
 

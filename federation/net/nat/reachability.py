@@ -82,7 +82,7 @@ def is_outside(host: str, networks: Sequence[Network]) -> bool:
 
 
 class Seen(NamedTuple):
-    """How one member sees this node. `port`: that a NAT gives to the port where this node listens; None: it was not shown."""
+    """How one member sees this node. `port`: of a NAT for the port where this node listens; None: it was not shown."""
 
     host: str
     port: int | None

@@ -55,11 +55,24 @@ async def ask(
 
 
 async def test_a_port_is_given_and_taken_back() -> None:
-    igd = Igd()
-    assert await ask(igd) == (4484, 3600)
+    igd, found = Igd(), []
+
+    def library() -> Igd:
+        found.append(igd)
+        return igd
+
+    asker = Upnp(library)
+    assert await asker.map_port("192.168.1.1", 4484, 4484, 3600) == (4484, 3600)
     assert igd.forwardings == {4484: ("192.168.1.7", 4484)}
+    assert await asker.map_port("192.168.1.1", 4484, 4484, 0) == (4484, 0)
+    assert (igd.forwardings, len(found)) == ({}, 1)
+
+
+async def test_nothing_is_taken_back_that_was_not_given() -> None:
+    igd = Igd()
+    igd.forwardings = {4484: ("192.168.1.8", 4484)}
     assert await ask(igd, 4484, 0) == (4484, 0)
-    assert igd.forwardings == {}
+    assert igd.forwardings == {4484: ("192.168.1.8", 4484)}
 
 
 async def test_ports_of_other_machines_are_left_to_them() -> None:
@@ -82,7 +95,7 @@ async def test_a_router_that_gives_ports_only_for_good() -> None:
 async def test_a_router_that_refuses() -> None:
     igd = Igd()
     igd.refuses = True
-    with pytest.raises(MappingRefused, match="the router refuses .OnlyPermanentLeasesSupported"):
+    with pytest.raises(MappingRefused, match="the router refuses"):
         await ask(igd)
 
 
