@@ -64,6 +64,7 @@ ABSENT = (
     "pydantic.plugin._loader",  # it would look through all packages that are installed
 )
 WITHOUT = {
+    "libp2p.metrics.swarm": ("prometheus_client",),  # nobody asks for its metrics
     "libp2p.tools.anyio_service": ("anyio",),  # trio runs its services (background_trio_service)
     "structlog": ("asyncio", "rich"),  # no log of ours is written by asyncio, none has coloured tracebacks (logs.py)
 }
