@@ -19,9 +19,9 @@ from tests.support.certificates import self_signed
 
 # Packages that a daemon imports until it is ready, and no other: one more costs each start, and each node its memory.
 UNTIL_READY = (
-    "annotated_types async_generator attr attrs base58 baseconv blake3 cffi cid cryptography google h11 httptools idna ifaddr "
-    "libp2p mmh3 morphys msgpack msgspec multiaddr multibase multicodec multihash nacl noise outcome pydantic pydantic_core "
-    "sniffio sortedcontainers structlog trio trio_typing typing_extensions typing_inspection varint "
+    "annotated_types async_generator attr attrs base58 baseconv blake3 cffi cid cryptography google h11 httptools idna "
+    "ifaddr libp2p mmh3 morphys msgpack msgspec multiaddr multibase multicodec multihash nacl noise outcome pydantic "
+    "pydantic_core sniffio sortedcontainers structlog trio trio_typing typing_extensions typing_inspection varint "
     "exceptiongroup tomli"  # with older Pythons
 )
 BEHIND_IT = "anyio hypercorn starlette zeroconf taskgroup"  # the API's server, and multicast
