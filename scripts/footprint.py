@@ -113,12 +113,9 @@ def command_of(checkout: Path, *command: str) -> tuple[float, float]:
 
 
 def start(checkout: Path) -> dict[str, float]:
-    """A node alone: with all defaults but ports, and multicast off, which other machines would hear."""
+    """A node alone: with all defaults but ports, and multicast on loopback, so that no other machine hears it."""
     said, cpu = command_of(checkout, "--version")
-    with (
-        tempfile.TemporaryDirectory() as home,
-        running(checkout, Path(home), "alone", new_token(checkout), "--no-mdns") as node,
-    ):
+    with tempfile.TemporaryDirectory() as home, running(checkout, Path(home), "alone", new_token(checkout)) as node:
         node.asked("status")
         time.sleep(SETTLE_S)
         return {
