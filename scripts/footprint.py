@@ -75,9 +75,8 @@ class Daemon:
             [self.federation, *command], env=self.environment, capture_output=True, text=True, check=True, timeout=PATIENCE_S
         ).stdout
 
-    def online(self) -> int:
-        answer = self.asked("peers")
-        return sum(peer["state"] == "online" for peer in (answer["peers"] if isinstance(answer, dict) else answer))
+    def links(self) -> int:
+        return sum(bool(peer["path"]) and not peer["self"] for peer in self.asked("peers")["peers"])
 
 
 def wait_for(condition: Any, daemon: Daemon | None = None) -> None:
@@ -166,7 +165,7 @@ def linked(checkout: Path, links: int, connections: int) -> dict[str, float]:
             stack.enter_context(
                 running(checkout, home, f"n{number}", token, "--no-mdns", peer, *(offers if number == 1 else ()))
             )
-        wait_for(lambda: entry.online() == links + 1)
+        wait_for(lambda: entry.links() == links)
         time.sleep(SETTLE_S)
         found |= {f"links_{kind}": size for kind, size in entry.memory().items()}
         clients = []
