@@ -34,6 +34,10 @@ class Operator:
 
     # State
 
+    async def has_started(self) -> None:
+        """Wait until the node serves."""
+        await self._parts.facts.serves.wait()
+
     def status(self) -> schemas.Status:
         return status.status(self._parts)
 

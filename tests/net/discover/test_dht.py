@@ -156,7 +156,7 @@ def test_an_answer_says_what_is_wrong() -> None:
     nobody = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
     task = {"bootstraps": [nobody], "keys": ["1220" + "00" * 32], "provided": [], "ours": []}
     done = subprocess.run(
-        [sys.executable, "-m", "federation.net.discover.dht"],
+        [sys.executable, "-m", "federation.net.discover.look"],
         input=json.dumps(task),
         capture_output=True,
         text=True,
