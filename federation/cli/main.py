@@ -79,6 +79,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "key add": _from("cli.keys", "add"),
     "key list": _from("cli.keys", "list_keys"),
     "key revoke": _from("cli.keys", "revoke"),
+    "use": _from("cli.use", "use"),
     "dashboard": _from("cli.dashboard", "dashboard"),
     **{
         name: _from("cli.ask", name)

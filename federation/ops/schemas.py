@@ -39,6 +39,11 @@ class Relaying(TypedDict):
 class Listener(TypedDict):
     service: str
     address: str
+    scheme: Annotated[
+        Literal["http", "https", "tcp"], Field(description="https: it speaks TLS; tcp: it is said to be for no HTTP")
+    ]
+    names: Annotated[list[str], Field(description="https: the names and addresses that its certificate is for")]
+    asks_key: Annotated[bool, Field(description="its clients need a key")]
 
 
 class ThisNode(TypedDict):
