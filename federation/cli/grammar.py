@@ -70,8 +70,8 @@ outlive the rotation of the token.
 """
 
 USE = """\
-Print a client's configuration, with this node's address and models in it: alone, to be pasted or run. With --write it goes into
-the client's own file, whose other settings stay, and whose former content is kept beside it. Without CLIENT: the clients.
+Print a client's configuration, with this node's address and models in it: alone, to be pasted or run. With --write it goes
+into the client's own file, whose other settings stay; what the file said is kept beside it. Without CLIENT: all that there are.
 """
 
 CLIENTS = (

@@ -50,7 +50,9 @@ def use(args: Namespace) -> None:
 def _listed(*, as_json: bool) -> str:
     rows = [(client, _file_of(client)) for client in CLIENTS.values()]
     if as_json:
-        named = [{"name": c.name, "title": c.title, "file": file and str(_shown(file)), "reads": c.reads} for c, file in rows]
+        named = [
+            {"name": c.name, "title": c.title, "file": file and str(_shown(file)), "reads": c.reads} for c, file in rows
+        ]
         return json.dumps({"clients": named})
     lines = table(
         ("CLIENT", "", "--write WRITES"),
@@ -74,7 +76,9 @@ def _use(args: Namespace, client: Client) -> None:
     asker = Asker(args)
     port, models = _asked(asker, args)
     if args.write and _file_of(client) is None:
-        raise UsageError(f"{client.title} keeps its settings where only it can write; `federation use {client.name}` says them")
+        raise UsageError(
+            f"{client.title} keeps its settings where only it can write; `federation use {client.name}` says them"
+        )
     if args.write and not models and not args.model:
         raise NotDone("no node has a model yet: `federation models` shows them; --model NAME writes that one")
     path = None
@@ -87,10 +91,10 @@ def _use(args: Namespace, client: Client) -> None:
     if args.write and recipe.file is not None and path is not None:
         try:
             written = use_files.write(path, recipe.file, is_secret=bool(to.key))
-        except FederationError:
+        except FederationError as error:
             if args.new_key is not None:  # nobody has it
                 asker.post("keys/revoke", {"name": args.new_key.strip()})
-            raise
+            raise NotDone(f"{error}; `federation use {client.name}` prints what belongs there") from None
     if args.json:
         say(json.dumps(_as_json(client, to, recipe, path, written)))
     elif written is not None:
@@ -109,7 +113,9 @@ def _asked(asker: Asker, args: Namespace) -> tuple[Port, list[str]]:
     if is_elsewhere and not args.host:
         found = [port for port in found if not port.is_local]
         if not found:
-            raise NotDone(f"the client ports of {plain(str(there))} are for that machine alone; join opens one: --listen 0.0.0.0:8484")
+            raise NotDone(
+                f"the client ports of {plain(str(there))} are for that machine alone; join opens one: --listen 0.0.0.0:8484"
+            )
     port = target.port_of(found, args.service)
     return port, target.names(json.loads(asker.get("models")), args.service)
 
@@ -129,10 +135,10 @@ def _key(args: Namespace, asker: Asker, port: Port, path: Path | None) -> str:
         return target.check_key(os.environ[args.key_variable])
     known = {*_OUR_KEY.findall(use_files.text_of(path))} if args.write and path is not None else set()
     if len(known) == 1:
-        return known.pop()
+        return str(known.pop())
     if port.asks_key and args.write:
         raise UsageError(
-            "the port asks for a key: --new-key NAME makes one; --key-file FILE (- is standard input) takes one that you have"
+            "the port asks for a key: --new-key NAME makes one; --key-file FILE (- is standard input) takes one of yours"
         )
     return target.KEY_HERE if port.asks_key else ""
 
@@ -159,10 +165,10 @@ def _told(client: Client, to: Target, recipe: Recipe, written: use_files.Written
     lines = [f"wrote {path}: {plain(to.model)} at {to.url}"]
     if written.link is not None:
         lines.append(f"which {written.link} leads to: keep the key out of what you share")
-    if written.backup is not None:
-        lines.append(f"before: {written.backup}; federation use {client.name} --undo puts it back")
+    undo = f"federation use {client.name} --undo"
+    lines.append(f"former: {written.backup}; {undo} puts it back" if written.backup else f"undo:   {undo}")
     start = recipe.start.replace("FILE", quote(path))
-    lines += [f"{'next:' if i == 0 else 'or:':<6} {line}" for i, line in enumerate(start.splitlines())]
+    lines += [f"{'next:' if i == 0 else 'or:':<7} {line}" for i, line in enumerate(start.splitlines())]
     return "\n".join([*lines, *([recipe.note] if recipe.note else [])])
 
 
@@ -187,7 +193,11 @@ def _undo(args: Namespace, client: Client) -> None:
     path = Path(args.to).expanduser() if args.to else _shown(file)
     undone = use_files.undo(path)
     if args.json:
-        say(json.dumps({"client": client.name, "file": str(undone.path), "kept": str(undone.kept), "removed": undone.removed}))
+        say(
+            json.dumps(
+                {"client": client.name, "file": str(undone.path), "kept": str(undone.kept), "removed": undone.removed}
+            )
+        )
         return
     did = "removed" if undone.removed else "put back"
     say(f"{did} {undone.path}; what it said until now is in {undone.kept}")

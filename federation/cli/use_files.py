@@ -34,7 +34,7 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Written:
-    """`link`: by which the file was named. `backup`: the former content; None where nothing was changed."""
+    """`link`: by which the file was named. `backup`: the former content; None if there was none."""
 
     path: Path
     changed: bool
@@ -108,7 +108,7 @@ def write(path: Path, file: File, *, is_secret: bool) -> Written:
             _like(at, former, its)
     except OSError as error:
         raise NotDone(f"{path}: {error.strerror or error}; nothing was changed") from None
-    return Written(path, changed=True, link=link, backup=backup)
+    return Written(path, changed=True, link=link, backup=backup if data else None)
 
 
 def undo(path: Path) -> Undone:

@@ -7,16 +7,20 @@ docs/clients.md has the versions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from federation.use import forms
 from federation.use.forms import quoted
-from federation.use.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from federation.use.target import Target
 
 SAY = "Say hello."
 OURS = "federation"  # how entries in the lists and tables of others are called
+_LONG_AGO = "2026-01-01T00:00:00.000Z"  # Cline wants a time there, and changes it
 _LOOPBACK = re.compile(r"^(http://)(?:127\.0\.0\.1|\[::1\])(:\d+)$")
 
 
@@ -42,8 +46,12 @@ class File:
         """The whole of it, where there is none yet."""
         if isinstance(self.data, list):
             return forms.as_json(self.data)
-        data = {**(self.unless_there or {}), **self.data}
-        return FORMS[self.form](data)
+        return FORMS[self.form](both(self.unless_there or {}, self.data))
+
+
+def both(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {name: both(first.get(name) or {}, value) for name, value in then.items() if isinstance(value, dict)}
+    return {**first, **then, **inner}
 
 
 FORMS: dict[str, Callable[[Any], str]] = {
@@ -182,8 +190,14 @@ def _cline(to: Target) -> Recipe:
         "API Provider": "OpenAI Compatible", "Base URL": f"{to.url}/v1", "OpenAI Compatible API Key": to.some_key,
         "Model ID": to.model,
     }  # fmt: skip
+    provider = "openai-compatible"
+    settings = {"provider": provider, "apiKey": to.some_key, "model": to.model, "baseUrl": f"{to.url}/v1"}
+    data = {"lastUsedProvider": provider, "providers": {provider: {"settings": settings}}}
+    made = {"version": 1, "modes": {}, "providers": {provider: {"updatedAt": _LONG_AGO, "tokenSource": "manual"}}}
+    file = File(".cline/data/settings/providers.json", "json", data, unless_there=made)
     text = "".join(f"{name}: {value}\n" for name, value in rows.items())
-    return Recipe(text, note="For Cline's settings in the editor, which keeps the key in its own secret store.")
+    note = "For its settings in the editor, which keeps the key in a store of its own; --write writes those of Cline's CLI."
+    return Recipe(text, file, start="cline", note=note)
 
 
 def _aider(to: Target) -> Recipe:
@@ -222,8 +236,8 @@ def _litellm(to: Target) -> Recipe:
         for model in to.models
     ]  # fmt: skip
     file = File("litellm.yaml", "yaml", {"model_list": models}, is_own=True, lists={"model_list": "model_info.id"})
-    note = "Into a proxy's own file: --write --to FILE."
-    return Recipe(file.text, file, start="litellm --config FILE", note=note)
+    note = "Into a proxy's own file: --write --to FILE. LITELLM_MASTER_KEY is the key that its own clients show."
+    return Recipe(file.text, file, start="LITELLM_MASTER_KEY=sk-... litellm --config FILE", note=note)
 
 
 def _n8n(to: Target) -> Recipe:
@@ -237,8 +251,8 @@ def _home_assistant(to: Target) -> Recipe:
     rows = {"URL": to.url, **({"API key": to.key} if to.key else {}), "Model": to.model}
     text = "".join(f"{name}: {value}\n" for name, value in rows.items())
     note = (
-        "In Home Assistant: Settings, Devices & services, Add integration, Ollama. The model has to be one that calls tools, "
-        "and it must be there: what it lacks, Home Assistant would download."
+        "In Home Assistant: Settings, Devices & services, Add integration, Ollama. Choose a model that calls tools, and one "
+        "of the list: others it wants to download."
     )
     return Recipe(text, note=note)
 
@@ -260,10 +274,10 @@ CLIENTS: dict[str, Client] = {
         Client("ollama", "Ollama's clients", "Ollama's documentation, FAQ; ollama-python, README", _ollama),
         Client("open-webui", "Open WebUI", "Open WebUI's documentation, Environment Variable Configuration", _open_webui),
         Client("continue", "Continue", "Continue's documentation, config.yaml Reference", _continue),
-        Client("cline", "Cline", "Cline's documentation, OpenAI Compatible", _cline),
+        Client("cline", "Cline", "Cline's documentation, OpenAI Compatible; `cline auth --help`", _cline),
         Client("aider", "Aider", "aider's documentation, OpenAI compatible APIs; YAML config file", _aider),
         Client("codex", "Codex", "Codex' documentation, Configuration Reference", _codex),
-        Client("claude-code", "Claude Code", "Claude Code's documentation, LLM gateway configuration; Settings", _claude_code),
+        Client("claude-code", "Claude Code", "Claude Code's documentation, LLM gateway; Settings", _claude_code),
         Client("langchain", "LangChain", "langchain-openai's reference, ChatOpenAI", _langchain),
         Client("litellm", "LiteLLM", "LiteLLM's documentation, OpenAI-Compatible Endpoints; Config.yaml", _litellm),
         Client("n8n", "n8n", "n8n's documentation, CLI commands; OpenAI credentials", _n8n),

@@ -20,7 +20,9 @@ def quoted(text: str) -> str:
 
 def env(data: Mapping[str, str], *, export: bool = False) -> str:
     """A line a variable. Docker's --env-file takes no quotes: there are some only where a shell needs them."""
-    return "".join(f"{'export ' if export else ''}{name}={shlex.quote(value) if value else ''}\n" for name, value in data.items())
+    return "".join(
+        f"{'export ' if export else ''}{name}={shlex.quote(value) if value else ''}\n" for name, value in data.items()
+    )
 
 
 def as_json(data: Any, indent: int | str = 2) -> str:

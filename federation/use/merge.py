@@ -1,7 +1,7 @@
 """Data into a text that somebody else wrote: the other settings stay, and so do comments where the form has any.
 
-tomlkit and ruamel.yaml keep comments, order and quotes; they are imported here alone, when a file is there already. What comes
-out is read back by a plain reader and has to say what the former text and the data say together: else nothing is written.
+tomlkit and ruamel.yaml keep comments, order and quotes; they are imported here alone, when a file is there already. A plain
+reader reads what comes out, and it has to say what the former text and the data say together: else nothing is written.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from federation.errors import NotDone
 from federation.use import forms
-from federation.use.clients import OURS, File
+from federation.use.clients import OURS, File, both
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping, MutableSequence
+    from collections.abc import Callable, Mapping, MutableMapping, MutableSequence
 
 _INDENT = re.compile(r"\n([ \t]+)\S")
 _VARIABLE = re.compile(r"(?m)^([ \t]*(?:export[ \t]+)?)([A-Za-z_][A-Za-z0-9_]*)=.*$")
+CANNOT = "this version cannot add to it without changing more than it should"
 _WHOLE = ("curl",)  # files of our own that nobody else writes into
 
 
@@ -31,20 +32,26 @@ def merged(file: File, text: str) -> str:
     if not text.strip() or file.form in _WHOLE or isinstance(file.data, list):
         return file.text
     ends = "\r\n" if "\r\n" in text else "\n"
-    new = _MERGES[file.form](file, text.replace("\r\n", "\n"))
+    try:
+        new = _MERGES[file.form](file, text.replace("\r\n", "\n"))
+    except NotDone:
+        raise
+    except Exception as error:  # noqa: BLE001  libraries that edit what anybody may have written; a person reads one line
+        raise NotDone(f"{CANNOT} ({' '.join(str(error).split())[:120]}); nothing was changed") from None
     return new.replace("\n", ends)
 
 
 def _env(file: File, text: str) -> str:
     assert isinstance(file.data, dict)
-    left = dict(file.data)
+    data: dict[str, str] = file.data
+    left = dict(data)
 
     def renewed(line: re.Match[str]) -> str:
         name = line[2]
-        if name not in file.data:
+        if name not in data:
             return line[0]
         left.pop(name, None)
-        return line[1] + forms.env({name: file.data[name]}).rstrip("\n")  # type: ignore[call-overload]
+        return line[1] + forms.env({name: data[name]}).rstrip("\n")
 
     text = _VARIABLE.sub(renewed, text)
     return text + ("" if text.endswith("\n") else "\n") + forms.env(left) if left else text
@@ -63,13 +70,15 @@ def _toml(file: File, text: str) -> str:
     tomlkit = importlib.import_module("tomlkit")
     plain = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     before = _read(plain.loads, text, "TOML")
-    new = tomlkit.dumps(_with(file, _read(tomlkit.parse, text, "TOML"), tomlkit.table, str))
+    new = tomlkit.dumps(_with(file, _read(tomlkit.parse, text, "TOML"), dict, str))
     return _checked(file, before, new, plain.loads, text)
 
 
 def _yaml(file: File, text: str) -> str:
     ruamel = importlib.import_module("ruamel.yaml")
-    quoted = importlib.import_module("ruamel.yaml.scalarstring").DoubleQuotedScalarString  # YAML 1.1 takes a bare yes for true
+    quoted = importlib.import_module(
+        "ruamel.yaml.scalarstring"
+    ).DoubleQuotedScalarString  # YAML 1.1 takes a bare yes for true
     keeping = ruamel.YAML()
     keeping.preserve_quotes, keeping.width = True, 1 << 16
     if re.search(r"(?m)^[ ]+- ", text):
@@ -110,7 +119,7 @@ def _checked(file: File, before: dict[str, Any], new: str, load: Callable[[str],
     if wanted == before:
         return old
     if _read(load, new, "readable any more") != wanted:
-        raise NotDone("this version cannot add to it without changing more than it should; nothing was changed")
+        raise NotDone(f"{CANNOT}; nothing was changed")
     return new
 
 
@@ -118,9 +127,17 @@ def _with(file: File, data: Any, table: Callable[[], Any], text: Callable[[str],
     """A copy of the data with the file's own in it."""
     data = deepcopy(data)
     assert isinstance(file.data, dict)
-    absent = {name: value for name, value in (file.unless_there or {}).items() if name not in data}
-    _put(data, {**absent, **file.data}, file.lists or {}, table, text)
+    _put(data, both(_absent(file.unless_there or {}, data), file.data), file.lists or {}, table, text)
     return data
+
+
+def _absent(wanted: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """What the data lacks of it."""
+    missing = {name: value for name, value in wanted.items() if not hasattr(data, "keys") or name not in data}
+    inner = {
+        name: _absent(value, data[name]) for name, value in wanted.items() if name not in missing and isinstance(value, dict)
+    }
+    return {**missing, **{name: value for name, value in inner.items() if value}}
 
 
 def _put(
