@@ -71,7 +71,7 @@ outlive the rotation of the token.
 
 USE = """\
 Print a client's configuration, with this node's address and models in it: alone, to be pasted or run. With --write it goes
-into the client's own file, whose other settings stay; what the file said is kept beside it. Without CLIENT: all that there are.
+into the client's own file, whose other settings stay; what the file said is kept beside it. Without CLIENT: what there is.
 """
 
 CLIENTS = (

@@ -116,7 +116,7 @@ def _asked(asker: Asker, args: Namespace) -> tuple[Port, list[str]]:
             raise NotDone(
                 f"the client ports of {plain(str(there))} are for that machine alone; join opens one: --listen 0.0.0.0:8484"
             )
-    port = target.port_of(found, args.service)
+    port = target.port_of(found, args.service, host)
     return port, target.names(json.loads(asker.get("models")), args.service)
 
 

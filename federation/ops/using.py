@@ -26,7 +26,7 @@ def use(
     """
     ports = target.ports(status["node"], host)
     services = list(dict.fromkeys(port.service for port in ports))
-    port = target.port_of(ports, service or next(iter(services), "default"))
+    port = target.port_of(ports, service or next(iter(services), "default"), host)
     known = target.names(models, port.service)
     to = target.target(port, known, model=model, key=target.KEY_HERE if with_key or port.asks_key else "")
     return {

@@ -93,12 +93,15 @@ def _is_plain(name: str) -> bool:
         return False
 
 
-def port_of(found: Iterable[Port], service: str = DEFAULT_SERVICE) -> Port:
-    """The service's port; TLS comes first, then one that other machines reach. Raises NotFound."""
+def port_of(found: Iterable[Port], service: str = DEFAULT_SERVICE, host: str = "") -> Port:
+    """The service's port: one for this machine alone if the client is there, which is where no `host` is named; else one that
+    others reach, with TLS before one without. Raises NotFound.
+    """
     fitting = [port for port in found if port.service == service]
     if not fitting:
         raise NotFound(f"this node has no HTTP port for clients of the service {visible(service)}; join opens one: --listen")
-    return min(fitting, key=lambda port: (not port.url.startswith("https:"), port.is_local))
+    is_here = not host or HostPort(host.strip("[]"), 0).is_loopback
+    return min(fitting, key=lambda port: (port.is_local != is_here, not port.url.startswith("https:")))
 
 
 def names(models: Mapping[str, Any], service: str = DEFAULT_SERVICE) -> list[str]:

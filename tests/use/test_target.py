@@ -59,8 +59,10 @@ def test_the_port_of_a_service() -> None:
     plain = Port("default", "http://10.0.0.5:1", asks_key=True, is_local=False)
     secure = Port("default", "https://10.0.0.5:2", asks_key=True, is_local=False)
     other = Port("embed", "http://127.0.0.1:3", asks_key=False, is_local=True)
-    assert port_of([LOCAL, other, plain, secure]) is secure
-    assert port_of([LOCAL, other, plain]) is plain
+    assert port_of([secure, other, LOCAL, plain]) is port_of([secure, LOCAL], host="localhost") is LOCAL
+    assert port_of([plain, secure, other]) is secure
+    assert port_of([LOCAL, other, plain, secure], host="gpu.lan") is secure
+    assert port_of([LOCAL, other, plain], host="fd00::1") is plain
     assert port_of([plain, other], "embed") is other
     with pytest.raises(NotFound, match="embed"):
         port_of([plain], "embed")
