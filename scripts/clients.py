@@ -80,7 +80,7 @@ TRIES = {
     ),
     "aider": Try(
         "aider-chat",
-        f'{{BIN}}/aider --message "{SAY}" --yes-always --no-git --no-check-update --no-show-release-notes --analytics-disable',
+        f'{{BIN}}/aider --message "{SAY}" --yes-always --no-git --no-check-update --analytics-disable',
     ),
     "codex": Try("npm:@openai/codex", f'{{BIN}}/codex exec --skip-git-repo-check "{SAY}"'),
     "claude-code": Try("npm:@anthropic-ai/claude-code", f'IS_SANDBOX=1 {{BIN}}/claude -p "{SAY}"'),

@@ -94,7 +94,7 @@ def _is_plain(name: str) -> bool:
 
 
 def port_of(found: Iterable[Port], service: str = DEFAULT_SERVICE, host: str = "") -> Port:
-    """The service's port: one for this machine alone if the client is there, which is where no `host` is named; else one that
+    """The service's port: for a client that is here, as where no `host` is named, one for this machine alone; else one that
     others reach, with TLS before one without. Raises NotFound.
     """
     fitting = [port for port in found if port.service == service]
