@@ -175,15 +175,16 @@ def _told(client: Client, to: Target, recipe: Recipe, written: use_files.Written
 def _as_json(
     client: Client, to: Target, recipe: Recipe, path: Path | None, written: use_files.Written | None
 ) -> dict[str, Any]:
+    """Without the texts where they are in the file: they have the key in them."""
     texts = [{"title": client.title, "text": recipe.text}]
     texts += [{"title": recipe.other[0], "text": recipe.other[1]}] if recipe.other else []
     said: dict[str, Any] = {
         "client": client.name, "service": to.port.service, "url": to.url, "model": to.model, "models": list(to.models),
-        "asks_key": to.port.asks_key, "texts": texts, "file": path and str(path), "note": recipe.note, "reads": client.reads,
+        "asks_key": to.port.asks_key, "file": path and str(path), "note": recipe.note, "reads": client.reads,
     }  # fmt: skip
-    if written is not None:
-        said |= {"changed": written.changed, "backup": written.backup and str(written.backup)}
-    return said
+    if written is None:
+        return said | {"texts": texts}
+    return said | {"changed": written.changed, "backup": written.backup and str(written.backup)}
 
 
 def _undo(args: Namespace, client: Client) -> None:

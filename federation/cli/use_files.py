@@ -103,7 +103,11 @@ def write(path: Path, file: File, *, is_secret: bool) -> Written:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         backup = _backup_of(path)
         write_new(backup, data or b"")
-        write_over(path, new.encode())
+        try:
+            write_over(path, new.encode())
+        except OSError:
+            backup.unlink()  # it would be what --undo puts back
+            raise
         for at, its in ((backup, mode), (path, wanted)):
             _like(at, former, its)
     except OSError as error:

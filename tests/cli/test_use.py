@@ -141,6 +141,7 @@ def test_json(run: Callable[..., Any], node: dict[str, Any], tmp_path: Path) -> 
     assert said["texts"][0]["text"].startswith("openai-api-base:")
     written = json.loads(run("use", "aider", "--write", "--to", str(tmp_path / "x.yml"), "--json")[1])
     assert (written["file"], written["changed"], written["backup"]) == (str(tmp_path / "x.yml"), True, None)
+    assert "texts" not in written
     undone = json.loads(run("use", "aider", "--undo", "--to", str(tmp_path / "x.yml"), "--json")[1])
     assert undone["removed"] is True
 

@@ -133,3 +133,4 @@ def test_a_disk_that_is_full_changes_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(NotDone, match="No space left"):
         use_files.write(path, file_of("claude-code"), is_secret=True)
     assert path.read_text() == "{}"
+    assert list(tmp_path.iterdir()) == [path]
