@@ -98,7 +98,7 @@ def _use(args: Namespace, client: Client) -> None:
     if args.json:
         say(json.dumps(_as_json(client, to, recipe, path, written)))
     elif written is not None:
-        say(_told(client, to, recipe, written))
+        say(_told(client, to, recipe, written, args.to))
     else:
         _print(client, to, recipe, path)
 
@@ -158,14 +158,14 @@ def _print(client: Client, to: Target, recipe: Recipe, path: Path | None) -> Non
         print("\n".join(["", *lines]), file=sys.stderr)
 
 
-def _told(client: Client, to: Target, recipe: Recipe, written: use_files.Written) -> str:
+def _told(client: Client, to: Target, recipe: Recipe, written: use_files.Written, place: str | None) -> str:
     path = str(written.path)
     if not written.changed:
         return f"nothing to do: {path} says so already"
     lines = [f"wrote {path}: {plain(to.model)} at {to.url}"]
     if written.link is not None:
         lines.append(f"which {written.link} leads to: keep the key out of what you share")
-    undo = f"federation use {client.name} --undo"
+    undo = f"federation use {client.name} --undo" + (f" --to {quote(place)}" if place else "")
     lines.append(f"former: {written.backup}; {undo} puts it back" if written.backup else f"undo:   {undo}")
     start = recipe.start.replace("FILE", quote(path))
     lines += [f"{'next:' if i == 0 else 'or:':<7} {line}" for i, line in enumerate(start.splitlines())]

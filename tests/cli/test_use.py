@@ -142,6 +142,7 @@ def test_json(run: Callable[..., Any], node: dict[str, Any], tmp_path: Path) -> 
     written = json.loads(run("use", "aider", "--write", "--to", str(tmp_path / "x.yml"), "--json")[1])
     assert (written["file"], written["changed"], written["backup"]) == (str(tmp_path / "x.yml"), True, None)
     assert "texts" not in written
+    assert f"--undo --to '{tmp_path}/a b'" in run("use", "aider", "--write", "--to", str(tmp_path / "a b"))[1]
     undone = json.loads(run("use", "aider", "--undo", "--to", str(tmp_path / "x.yml"), "--json")[1])
     assert undone["removed"] is True
 
