@@ -128,12 +128,12 @@ llm = ChatOpenAI(base_url={quoted(f"{to.url}/v1")}, api_key={quoted(to.some_key)
 print(llm.invoke({quoted(SAY)}).content)
 """
     recipe = _by_environment("langchain", names, script, note=_listed(to))
-    return Recipe(script, recipe.file, ("by environment", recipe.text), recipe.start, recipe.note)
+    return Recipe(script, recipe.file, ("By environment", recipe.text), recipe.start, recipe.note)
 
 
 def _by_environment(name: str, names: Mapping[str, str], other: str, *, note: str = "") -> Recipe:
     file = File(f"{name}.env", "env", dict(names), is_own=True)
-    title = "to run" if name == "ollama" else "in Python"
+    title = "To run" if name == "ollama" else "In Python"
     return Recipe(forms.env(names, export=True), file, (title, other), "set -a; . FILE; set +a", note)
 
 
@@ -157,7 +157,7 @@ def _open_webui(to: Target) -> Recipe:
     moved = "" if inside == to.url else f" -e OPENAI_API_BASE_URL={inside}/v1"
     start = f"set -a; . FILE; set +a; open-webui serve\ndocker run -d {ways} --env-file FILE{moved} {image}"
     served = f"{forms.env(names, export=True)}open-webui serve\n"
-    return Recipe(served, file, ("in a container", f"docker run -d {ways}{given} {image}\n"), start, note)
+    return Recipe(served, file, ("In a container", f"docker run -d {ways}{given} {image}\n"), start, note)
 
 
 def _in_container(to: Target) -> tuple[str, str]:
