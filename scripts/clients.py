@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,7 @@ def main() -> int:
     if unknown := [name for name in names if name not in TRIES]:
         parser.error(f"no client {', '.join(unknown)} is tried; there are {', '.join(TRIES)}")
     given.folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of what ends the daemons
     failed = []
     with network() as (fleet, entry):
         for name in names:
