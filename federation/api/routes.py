@@ -110,7 +110,9 @@ async def placement(node: ControlledNode, query: PlacementQuery) -> schemas.Plac
 class UseQuery(BaseModel):
     service: Annotated[str, Field(max_length=64, description="the service to ask for; without it the first one")] = ""
     model: Annotated[str, Field(max_length=200, description="the model in the texts; without it one in memory")] = ""
-    host: Annotated[str, Field(max_length=255, description="this machine, as the client's machine calls it")] = ""
+    host: Annotated[
+        str, Field(max_length=255, description="this machine, as the client's machine calls it; else ignored")
+    ] = ""
     key: Annotated[bool, Field(description="with a place for a key, also where the port asks for none")] = False
 
 

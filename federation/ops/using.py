@@ -20,10 +20,11 @@ def use(
     host: str = "",
     with_key: bool = False,
 ) -> schemas.Use:
-    """`service`, `model`: empty is the first one. `host`: this machine, as the client's machine calls it.
-
-    Raises NotFound, and UsageError for what is no host.
+    """`service`, `model`: empty is the first one. `host`: this machine, as the client's machine calls it; what is no host
+    counts as none. Raises NotFound.
     """
+    host = host.removeprefix("[").removesuffix("]")
+    host = host if target.is_host(host) else ""
     ports = target.ports(status["node"], host)
     services = list(dict.fromkeys(port.service for port in ports))
     port = target.port_of(ports, service or next(iter(services), "default"), host)

@@ -52,7 +52,7 @@ def ports(node: Mapping[str, Any], host: str = "") -> list[Port]:
     Raises UsageError for what is no host.
     """
     host = host.removeprefix("[").removesuffix("]")
-    if host and not _is_plain(host):
+    if host and not is_host(host):
         raise UsageError(f"{visible(host)!r} is neither a host's name nor an IP address")
     rows = node.get("listeners") or [{"service": name, "address": at} for name, at in (node.get("listens") or {}).items()]
     found = [_port(row, host) for row in rows]
@@ -79,14 +79,14 @@ def _port(row: Mapping[str, Any], host: str) -> Port | None:
 
 def _certified(host: str, names: Iterable[str]) -> str:
     """The host if the certificate is for it; else the first name that the certificate is for."""
-    names = [name.lower() for name in names if _is_plain(name)]
+    names = [name.lower() for name in names if is_host(name)]
     if host.lower() in names or any(name.startswith("*.") and host.lower().partition(".")[2] == name[2:] for name in names):
         return host
     return next((name for name in names if not name.startswith("*")), host)
 
 
-def _is_plain(name: str) -> bool:
-    """A host, or a certificate's pattern for some."""
+def is_host(name: str) -> bool:
+    """Whether it is a host's name or address, or a certificate's pattern for some."""
     try:
         return bool(HostPort.parse(f"[{name}]" if ":" in name else name.removeprefix("*."), 443))
     except ValueError:

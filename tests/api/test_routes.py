@@ -61,7 +61,8 @@ async def test_use() -> None:
         assert (status, body["url"], body["model"]) == (200, "http://gpu.lan:8484", "MODEL")
         assert "Bearer YOUR_KEY" in body["clients"][0]["texts"][0]["text"]
         assert (await ask(address, "/api/v1/use?service=none"))[0] == 404
-        for wrong in ("host=a%27b", "host=http://x", f"model={'x' * 201}", "key=perhaps"):
+        assert (await ask(address, "/api/v1/use?host=a%27b"))[1]["url"] == "http://127.0.0.1:8484"
+        for wrong in (f"host={'x' * 256}", f"model={'x' * 201}", "key=perhaps"):
             assert (await ask(address, f"/api/v1/use?{wrong}"))[0] == 400
 
 
