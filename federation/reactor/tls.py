@@ -18,7 +18,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
-from cryptography.x509 import DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName, load_pem_x509_certificate
 
 from federation.errors import ConfigError
 from federation.reactor.duplex import NullDuplex
@@ -67,6 +66,8 @@ class Certificate:
         if cert is None or key is None:
             self.context, self.names = None, ()
             return
+        from cryptography.x509 import load_pem_x509_certificate  # 3 MB, for those who have a certificate
+
         context = server_context(cert, key)
         certificate = load_pem_x509_certificate(cert.read_bytes())
         ends = certificate.not_valid_after_utc
@@ -78,6 +79,8 @@ class Certificate:
 
 
 def _names(certificate: Certificate509) -> tuple[str, ...]:
+    from cryptography.x509 import DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName
+
     try:
         names = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
     except (ExtensionNotFound, ValueError):  # clients of today refuse it, whatever its common name says
