@@ -45,6 +45,7 @@ from federation.mesh.probe import Probe
 from federation.mesh.records import MAX_COPIED, NodeData
 from federation.mesh.rotation import Rotation
 from federation.mesh.token_store import owner_key
+from federation.mesh.whereabouts import Whereabouts
 from federation.metrics import Metrics
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import AddressBook
@@ -157,6 +158,8 @@ class Node:
         self.roster.on_change = self.frontend.dispatcher.look_again
         self.frontend.dispatcher.look_for_models = self.models.look
         self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
+        self.frontend.dispatcher.ask_others = self._ask_others
+        self.whereabouts = Whereabouts(self.host, self.frontend.dispatcher.maker_by)
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
@@ -302,6 +305,16 @@ class Node:
         if peer_id in self.bans:
             return "banned"
         return "left out" if peer_id in self.rotation.left_out() else None
+
+    def _ask_others(self, digest: bytes, told: Callable[[str], None]) -> None:
+        async def ask() -> None:
+            peer_id = await self.whereabouts.ask(digest)
+            self.reactor.call_later(0.0, lambda: told(peer_id))  # a fault there costs its client, and not this node
+
+        if self._nursery is None:
+            told("")
+        else:
+            self._nursery.start_soon(ask)
 
     def _token_changed(self) -> None:
         self.host.token_retired_at = None

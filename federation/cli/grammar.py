@@ -81,6 +81,15 @@ APPROVE = """\
 Let in a newcomer that came by an invite with --approve and waits at this node. Its name is its own choice: compare the id
 with the one that the newcomer shows. Without PEER, show who waits.
 """
+USE = """\
+Print a client's configuration, with this node's address and models in it: alone, to be pasted or run. With --write it goes
+into the client's own file, whose other settings stay; what the file said is kept beside it. Without CLIENT: what there is.
+"""
+
+CLIENTS = (
+    *("curl", "openai", "anthropic", "ollama", "open-webui", "continue", "cline", "aider", "codex", "claude-code"),
+    *("langchain", "litellm", "n8n", "home-assistant"),
+)  # as in use/clients.py
 
 BAN = """\
 Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
@@ -267,6 +276,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     dashboard.add_argument("--open", action="store_true", help="open it in the browser too")
     dashboard.add_argument("--revoke", action="store_true", help="end what browsers may do with addresses printed before")
     _add_asking(commands)
+    _add_use(commands)
     _add_access(commands)
     completion = _command(
         commands,
@@ -445,6 +455,29 @@ def _add_keys(commands: Any) -> None:
         operands="NAME ",
     )
     revoke.add_argument("name", metavar="NAME", help="its name, as `key list` shows it")
+
+
+def _add_use(commands: Any) -> None:
+    use = _asking(
+        commands,
+        "use",
+        "print or write the configuration of a client: Open WebUI, Codex, ...",
+        "federation use codex --write --new-key laptop",
+        USE,
+        operands="[CLIENT] ",
+    )
+    use.add_argument("client", nargs="?", choices=CLIENTS, metavar="CLIENT", help="one of those that --list shows")
+    use.add_argument("--list", action="store_true", help="show the clients, and the file of each")
+    use.add_argument("--json", action="store_true", help="print it as JSON")
+    use.add_argument("--write", action="store_true", help="put it into the client's file")
+    use.add_argument("--undo", action="store_true", help="put back what the file said before --write")
+    use.add_argument("--to", metavar="FILE", help="another file than the client's usual one")
+    use.add_argument("--model", metavar="NAME", help="the model to begin with [one that is in memory]")
+    use.add_argument("--service", default="default", metavar="NAME", help="the service to ask for [default]")
+    use.add_argument("--host", metavar="NAME", help="this machine's name or address, as the client's machine knows it")
+    use.add_argument("--new-key", metavar="NAME", help="make a client's key of that name, and use it")
+    use.add_argument("--key-file", metavar="FILE", help="use the key in FILE; - is standard input, which asks at a terminal")
+    use.add_argument("--key-variable", metavar="NAME", help="use the key in that environment variable")
 
 
 def _add_access(commands: Any) -> None:

@@ -80,6 +80,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "key list": _from("cli.keys", "list_keys"),
     "key revoke": _from("cli.keys", "revoke"),
     **{name: _from("cli.invites", name) for name in ("invite", "approve", "refuse")},
+    "use": _from("cli.use", "use"),
     "dashboard": _from("cli.dashboard", "dashboard"),
     **{
         name: _from("cli.ask", name)

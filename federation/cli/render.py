@@ -158,7 +158,10 @@ def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") ->
 
 def _listeners(node: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """Service and address of the clients' ports. A daemon of an older version tells one of each service."""
-    every = [(at.get("service"), at.get("address")) for at in node.get("listeners") or ()]
+    every = [
+        (at.get("service"), f"{'https://' if at.get('scheme') == 'https' else ''}{at.get('address')}")
+        for at in node.get("listeners") or ()
+    ]
     return every or list(_items(node, "listens"))
 
 

@@ -39,6 +39,11 @@ class Relaying(TypedDict):
 class Listener(TypedDict):
     service: str
     address: str
+    scheme: Annotated[
+        Literal["http", "https", "tcp"], Field(description="https: it speaks TLS; tcp: it is said to be for no HTTP")
+    ]
+    names: Annotated[list[str], Field(description="https: the names and addresses that its certificate is for")]
+    asks_key: Annotated[bool, Field(description="its clients need a key")]
 
 
 class ThisNode(TypedDict):
@@ -380,6 +385,34 @@ class ClientKeys(TypedDict):
     keys: list[ClientKey]
     asked_off_loopback: Annotated[bool, Field(description="ports that other machines reach ask for a key, but tcp:// ones")]
     asked_on_loopback: Annotated[bool, Field(description="ports on loopback ask for a key, but tcp:// ones")]
+
+
+class UseText(TypedDict):
+    title: Annotated[str, Field(description="which way to use it this is; empty for the first one")]
+    text: Annotated[str, Field(description="to paste or to run, with YOUR_KEY where the key has to be")]
+
+
+class UseClient(TypedDict):
+    """A program's configuration for this node."""
+
+    name: Annotated[str, Field(description="as `federation use` takes it")]
+    title: str
+    texts: list[UseText]
+    file: Annotated[str | None, Field(description="where --write puts it, in a home or in federation's own directory")]
+    note: str
+    reads: Annotated[str, Field(description="the document that tells this form")]
+
+
+class Use(TypedDict):
+    """How clients are told of this node."""
+
+    services: Annotated[list[str], Field(description="those that have a port for HTTP clients here")]
+    service: str
+    url: Annotated[str, Field(description="the port, without /v1")]
+    asks_key: Annotated[bool, Field(description="the port asks for a key")]
+    model: Annotated[str, Field(description="the one in the texts; MODEL where there is none")]
+    models: Annotated[list[str], Field(description="the service's, those for chats first")]
+    clients: list[UseClient]
 
 
 class Explained(TypedDict):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
+    from federation.units import Place
 
 
 COPIED = "runs on two machines with one identity, one of them a copy of the other; the first one stays"
@@ -59,7 +60,7 @@ def status(node: Parts) -> schemas.Status:
             "version": __version__,
             "addresses": [str(address) for address in node.addresses],
             "listens": {service: str(address) for service, address in node.facts.listens.items()},
-            "listeners": [{"service": service, "address": str(at)} for service, at in node.facts.listeners],
+            "listeners": [_listener(node, service, at) for service, at in node.facts.listeners],
             "p2p": str(node.facts.p2p),
             "control": str(node.facts.control),
             "services": node.backends.services(),
@@ -281,6 +282,12 @@ def connections(node: Parts, most: int) -> schemas.OpenConnections:
             for client in oldest
         ],
     }
+
+
+def _listener(node: Parts, service: str, at: Place) -> schemas.Listener:
+    port = node.frontend.port_at(at)
+    names = list(node.certificate.names) if port.scheme == "https" else []
+    return {"service": service, "address": str(at), "scheme": port.scheme, "names": names, "asks_key": port.asks_key}
 
 
 def owner_at(node: Parts) -> list[str]:

@@ -176,16 +176,18 @@ function showHead({ node, network }) {
   setText($("identity"), `seen from ${node.name || shortId(node.peer_id)}`);
   document.title = visible(`${name} · federation`);
   setText($("footer"), `federation ${node.version} · up ${duration(node.uptime_s)} · network ${network.id}`);
-  showListens(node.listeners.map(({ service, address }) => [service, address]));
+  showListens(node.listeners);
 }
 
 let listens = "";
 function showListens(entries) {
   if (JSON.stringify(entries) === listens) return; // its buttons keep the focus
   listens = JSON.stringify(entries);
-  const parts = entries.map(([service, address]) =>
-    el("span", {}, copyable(address.startsWith("unix:") ? address : urlOf(address), "the address for clients"), entries.length > 1 ? ` for ${service} ` : null),
-  );
+  const parts = entries.map((port) => {
+    const isNoUrl = port.address.startsWith("unix:") || port.scheme === "tcp";
+    const where = copyable(isNoUrl ? port.address : urlOf(port), "the address for clients");
+    return el("span", {}, where, entries.length > 1 ? ` for ${port.service} ` : null);
+  });
   $("listens").replaceChildren(...parts);
 }
 
@@ -241,7 +243,7 @@ function showFirst({ node }, peers) {
   const shape = JSON.stringify([offers, others, used, node.listens]);
   if (first === shape) return;
   first = shape;
-  const address = Object.values(node.listens)[0];
+  const port = node.listeners.find(({ address, scheme }) => !address.startsWith("unix:") && scheme !== "tcp");
   const step = (done, title, text, ...todo) =>
     el(
       "li",
@@ -272,20 +274,14 @@ function showFirst({ node }, peers) {
         used,
         "Use it",
         "Point any client at this machine, or at any other of the network:",
-        address ? copyable(urlOf(address), "the address for clients") : null,
+        port ? copyable(urlOf(port), "the address for clients") : null,
       ),
     ),
   );
 }
 
 $("add").addEventListener("click", showInvite);
-$("use-it").addEventListener("click", () =>
-  showUse(
-    state.status.node.listens,
-    models.rows.map(({ name }) => name),
-    keys,
-  ),
-);
+$("use-it").addEventListener("click", () => showUse(keys));
 $("models-head").append(head());
 document.addEventListener("visibilitychange", () => state && document.visibilityState === "visible" && show());
 told = (await takeCode()) ?? "";
