@@ -232,17 +232,20 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"federation {version}", help="print the version")
     root.set_defaults(command=None, parser=root)
     commands = root.add_subparsers(title="commands", metavar="COMMAND")
+    from federation.cli import grammar_program  # which has this module's parts
+
     _add_join(commands)
     _add_token(commands)
     _add_owner(commands)
     _add_keys(commands)
-    _asking(
+    invite = _asking(
         commands,
         "invite",
         "print the running node's token with its addresses in it, alone",
         "federation invite | ssh gpu2 federation join --token-file -",
         json=True,
     )
+    grammar_program.add_install_line(invite)
     dashboard = _asking(
         commands,
         "dashboard",
@@ -254,6 +257,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     dashboard.add_argument("--revoke", action="store_true", help="end what browsers may do with addresses printed before")
     _add_asking(commands)
     _add_access(commands)
+    grammar_program.add(commands, root)
     completion = _command(
         commands,
         "completion",
@@ -442,7 +446,10 @@ def _add_access(commands: Any) -> None:
 
 
 def _add_join(commands: Any) -> None:
-    join = _command(commands, "join", "run a node: join a network, or start one", JOIN, epilog=JOIN_MORE)
+    add_join_options(_command(commands, "join", "run a node: join a network, or start one", JOIN, epilog=JOIN_MORE))
+
+
+def add_join_options(join: argparse.ArgumentParser) -> None:
     for field, flag, metavar, text in JOIN_REPEATABLE:
         join.add_argument(flag, dest=field, action="append", metavar=metavar, help=f"{text}; repeatable")
     for field, flag, metavar, text in JOIN_OPTIONS:

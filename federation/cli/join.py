@@ -57,7 +57,7 @@ def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
     detected = _detected(settings) if settings.detect and not settings.backends else ()
     settings = _offering(settings, detected)
-    given = _given_token(settings)
+    given = given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
     return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
@@ -77,7 +77,7 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
     return finding.offers(found)
 
 
-def _given_token(settings: Settings) -> Token | None:
+def given_token(settings: Settings) -> Token | None:
     """The token that came with this start, if any: text, file or standard input."""
     if settings.token is not None:
         text = settings.token.get_secret_value()

@@ -80,6 +80,8 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "key list": _from("cli.keys", "list_keys"),
     "key revoke": _from("cli.keys", "revoke"),
     "dashboard": _from("cli.dashboard", "dashboard"),
+    **{f"service {name}": _from("cli.service", name) for name in ("install", "status", "logs", "uninstall")},
+    **{name: _from("cli.update", name) for name in ("update", "uninstall")},
     **{
         name: _from("cli.ask", name)
         for name in ("status", "peers", "models", "place", "explain", "invite", "drain", "undrain", "leave")

@@ -1,0 +1,418 @@
+"""`federation service`: the node as a service of systemd or launchd, with one command.
+
+The token goes to the state directory, for the service's user only. It is in no unit, no command line and no environment.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import pwd
+import shlex
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import federation
+from federation.cli.terminal import Progress, complain, say
+from federation.dirs import default_state_dir
+from federation.errors import ControlUnreachable, FederationError, NotDone, UsageError
+from federation.program import installation
+from federation.program.commands import Commands
+from federation.program.launchd import Launchd
+from federation.program.service import ACCOUNT, MAX_PRIVILEGED_PORT, SYSTEM_STATE_DIR, Manager, Plan, write
+from federation.program.systemd import Systemd
+from federation.state import StateDir
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterator
+
+    from federation.config import Settings
+    from federation.mesh.tokens import Token
+
+OURS = ("help", "user", "system", "print", "command", "parser")  # options that are not of `join`
+NOT_IN_UNIT = (*OURS, "token", "token_file", "state_dir")  # the secret is in the state directory
+PATHS = ("tls_cert", "tls_key", "config")
+HOMES = ("/home", "/root", "/run/user")  # a hardened service of the machine sees none of these
+
+
+def install(args: Namespace) -> None:
+    manager = _chosen(args)
+    settings = _settings(args)
+    plan = _plan(args, settings, is_system=manager.is_system)
+    text = manager.render(plan)
+    if args.print:
+        say(text.rstrip("\n"))
+        return
+    problem = manager.problem()
+    if problem is not None:
+        raise NotDone(problem)
+    if manager.is_system and os.geteuid():
+        raise NotDone("a service of the machine takes root: sudo federation service install --system")
+    if manager.is_system and manager.kind == "systemd":
+        _check_reachable(plan.program)
+        _make_account()
+    token = _given(settings)
+    state = StateDir(plan.state_dir)
+    was_there = manager.state_dir() is not None
+    if was_there and token is not None and manager.state().running:
+        manager.stop()  # the token is taken up by nobody else
+    with _as_service(manager, plan):
+        if token is None:
+            _refuse_another_network(state)
+        fresh = _prepare(state, token, is_running=manager.state().running)
+    try:
+        write(manager.file, text)
+    except OSError as error:
+        raise NotDone(f"cannot write {manager.file}: {error.strerror}") from None
+    with Progress() as progress:
+        progress.show("starting, which waits until the node serves")
+        manager.start()
+    _say_installed(manager, plan, was_there=was_there, is_new_network=fresh)
+
+
+def status(args: Namespace) -> int:
+    manager = _installed(args)
+    state = manager.state()
+    directory = manager.state_dir()
+    if args.json:
+        answer = {
+            "kind": manager.kind, "scope": _scope(manager), "file": str(manager.file), "running": state.running,
+            "state": state.says, "pid": state.pid, "since": state.since, "enabled": state.enabled,
+            "at_boot": state.at_boot, "state_dir": str(directory),
+        }  # fmt: skip
+        say(json.dumps(answer))
+        return 0 if state.running else 1
+    since = f" since {state.since}" if state.running and state.since else ""
+    lines = [
+        f"service  federation, of {_whose(manager)} ({manager.kind})",
+        f"state    {state.says}{since}{f', process {state.pid}' if state.pid else ''}",
+        f"starts   {_when(state.enabled, state.at_boot, state.advice)}",
+        f"unit     {manager.file}",
+        f"data     {directory}",
+    ]
+    if state.running and directory is not None:
+        lines.append(f"node     {_node(directory)}")
+    else:
+        lines.append(f"logs     federation service logs{_flag(manager)}")
+    say("\n".join(lines))
+    return 0 if state.running else 1
+
+
+def logs(args: Namespace) -> int:
+    from federation.cli.ask import positive
+
+    manager = _installed(args)
+    words = manager.logs(positive(args.last, "--last"), args.follow)
+    if shutil.which(words[0]) is None:
+        raise NotDone(f"{words[0]} is not installed here; `federation logs` asks the node itself")
+    sys.stdout.flush()
+    os.execvpe(words[0], words, Commands(os.environ).environ)  # its signals and its end are the pager's own
+
+
+def uninstall(args: Namespace) -> None:
+    manager = _installed(args)
+    directory = manager.state_dir()
+    remove(manager)
+    said = f"stopped and removed: {manager.file}"
+    if directory is not None:
+        said += (
+            f"\nidentity and token stay in {directory}; `federation join{_state_option(directory)}` goes on with them, "
+            "`federation uninstall --state` removes them"
+        )
+    say(said)
+
+
+# For update.py
+
+
+def all_installed() -> list[Manager]:
+    return [manager for manager in _managers() if manager.state_dir() is not None]
+
+
+def remove(manager: Manager) -> None:
+    """Stop a service, with a drain, and remove it. Raises NotDone."""
+    if manager.is_system and os.geteuid():
+        raise NotDone("the machine's service takes root: sudo federation service uninstall --system")
+    with Progress() as progress:
+        progress.show("stopping, which gives open connections --drain-timeout")
+        manager.stop()
+    try:
+        manager.file.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotDone(f"cannot remove {manager.file}: {error.strerror}") from None
+    manager.forget()
+
+
+def owner_of(manager: Manager) -> str:
+    return _whose(manager)
+
+
+@contextmanager
+def acting_as(user: pwd.struct_passwd | None) -> Iterator[None]:
+    """Do as that user; as root, who then trusts no file or link of that user."""
+    if user is None or os.geteuid() == user.pw_uid:
+        yield
+        return
+    uid, gid = os.geteuid(), os.getegid()
+    os.setegid(user.pw_gid)
+    os.seteuid(user.pw_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+
+
+# The manager
+
+
+def _managers() -> list[Manager]:
+    """The user's and the machine's, whether a service is installed there or not. Root's own is the machine's first."""
+    commands, home = Commands(os.environ), _home()
+    kinds: list[Manager]
+    if sys.platform == "darwin":
+        kinds = [Launchd(commands, home, is_system=is_system, uid=os.getuid()) for is_system in (False, True)]
+    else:
+        kinds = [Systemd(commands, home, is_system=is_system, user=_user()) for is_system in (False, True)]
+    return kinds if os.geteuid() else kinds[::-1]
+
+
+def _chosen(args: Namespace) -> Manager:
+    """The one to install in: --user, --system, or as root the machine's and else the user's."""
+    managers = _managers()
+    if args.user or args.system:
+        managers = [manager for manager in managers if manager.is_system == args.system]
+    return managers[0]
+
+
+def _installed(args: Namespace) -> Manager:
+    managers = _managers()
+    if args.user or args.system:
+        managers = [manager for manager in managers if manager.is_system == args.system]
+    for manager in managers:
+        if manager.state_dir() is not None:
+            return manager
+    raise NotDone(f"no service is installed ({', '.join(str(manager.file) for manager in managers)}); `federation service "
+                  "install` makes one")  # fmt: skip
+
+
+# What it runs
+
+
+def _settings(args: Namespace) -> Settings:
+    """The settings that the service will have. Raises ConfigError."""
+    from federation.config import load
+
+    flags = {name: value for name, value in vars(args).items() if name not in (*OURS, "config")}
+    foreign = sorted(name for name in os.environ if name.startswith("FEDERATION_") and name not in _FOR_THE_COMMAND)
+    if foreign:
+        complain(f"the service does not get this shell's variables ({', '.join(foreign)}); give them as options")
+    return load(flags, config_file=args.config)
+
+
+_FOR_THE_COMMAND = ("FEDERATION_TOKEN", "FEDERATION_TOKEN_FILE", "FEDERATION_CONTROL_KEY")
+
+
+def _plan(args: Namespace, settings: Settings, *, is_system: bool) -> Plan:
+    if args.state_dir:
+        state_dir = Path(args.state_dir).expanduser().absolute()
+    else:
+        state_dir = Path(SYSTEM_STATE_DIR) if is_system else default_state_dir(os.environ)
+    ports = [getattr(at.address, "port", 0) for at in settings.listens]
+    ports += [settings.p2p_listen.port, settings.control.port]
+    needs_low_port = any(0 < port <= MAX_PRIVILEGED_PORT for port in ports)
+    return Plan(_program(), _words(args), state_dir, settings.drain_timeout_s, needs_low_port)
+
+
+def _words(args: Namespace) -> tuple[str, ...]:
+    """The options of `join` as a person gave them, but for the secret and the state directory."""
+    words: list[str] = []
+    for action in args.parser._actions:
+        given = None if action.dest in NOT_IN_UNIT else getattr(args, action.dest)
+        flag = action.option_strings[-1] if given is False else action.option_strings[0]  # --mdns and --no-mdns
+        if isinstance(given, bool):
+            words.append(flag)
+            continue
+        for value in given if isinstance(given, list) else [given] if given is not None else []:
+            text = str(Path(value).expanduser().absolute()) if action.dest in PATHS else value
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    return tuple(words)
+
+
+def _program() -> tuple[str, ...]:
+    """The words that start this program, also after an update."""
+    found = installation.find(federation.__file__)
+    if found is not None:
+        place, version = found
+        return (str(place.link if place.is_link_ours() else place.program(version)),)
+    own = Path(sys.argv[0])
+    if own.name == "federation" and own.is_file() and os.access(own, os.X_OK):
+        return (str(own.absolute()),)
+    return (sys.executable, "-m", "federation")
+
+
+def _check_reachable(program: tuple[str, ...]) -> None:
+    """The service runs as a user of its own, who has to reach the program. Raises NotDone."""
+    path = Path(program[0]).resolve()
+    closed = next((folder for folder in path.parents if not folder.stat().st_mode & 0o001), None)
+    if closed is not None or str(path).startswith(tuple(f"{home}/" for home in HOMES)):
+        raise NotDone(
+            f"the service's user cannot reach {path} (in {closed or 'a home'}); install for the machine first "
+            "(install.sh --system), or take your own service: federation service install --user"
+        )
+
+
+# Its state
+
+
+def _given(settings: Settings) -> Token | None:
+    from federation.cli.join import given_token
+
+    return given_token(settings)
+
+
+def _make_account() -> None:
+    """The user that the machine's service runs as. Raises NotDone."""
+    try:
+        pwd.getpwnam(ACCOUNT)
+    except KeyError:
+        shell = next((path for path in ("/usr/sbin/nologin", "/sbin/nologin") if os.path.exists(path)), "/bin/false")
+        done = Commands(os.environ).run(
+            "useradd", "--system", "--user-group", "--home-dir", SYSTEM_STATE_DIR, "--no-create-home", "--shell", shell, ACCOUNT
+        )
+        if done.code:
+            raise NotDone(f"cannot make the user {ACCOUNT} for the service: {done.said}") from None
+
+
+def _account(manager: Manager) -> pwd.struct_passwd | None:
+    if not manager.is_system or manager.kind != "systemd":
+        return None
+    return pwd.getpwnam(ACCOUNT)
+
+
+@contextmanager
+def _as_service(manager: Manager, plan: Plan) -> Iterator[None]:
+    account = _account(manager)
+    if account is not None and not plan.state_dir.exists():
+        try:
+            plan.state_dir.mkdir(mode=0o700, parents=True)
+            os.chown(plan.state_dir, account.pw_uid, account.pw_gid)
+        except OSError as error:
+            raise NotDone(f"cannot make {plan.state_dir}: {error.strerror}") from None
+    with acting_as(account):
+        yield
+
+
+def _prepare(state: StateDir, token: Token | None, *, is_running: bool) -> bool:
+    """Save the token, with no daemon there. Returns whether the service will begin a new network."""
+    from federation.mesh import token_store
+
+    if is_running:
+        return False
+    state.lock()  # another daemon there would keep the service from starting
+    try:
+        if token is not None:
+            member = token_store.take_up(token, state)
+            if member.left_behind:
+                complain(f"this node moves to network {token.network_id}; its former token is in {state.path}/token.previous")
+            return False
+        return token_store.saved_token(state) is None
+    finally:
+        state.unlock()
+
+
+def _refuse_another_network(state: StateDir) -> None:
+    """A new network in silence, beside one that this person has, is nobody's wish. Raises UsageError."""
+    from federation.mesh import token_store
+
+    if token_store.saved_token(state) is not None:
+        return
+    home = _home_of(os.environ.get("SUDO_USER", "")) or _home()
+    theirs = home / ".local/state/federation/token"
+    if theirs.parent != state.path and os.path.exists(theirs):
+        raise UsageError(
+            f"{theirs.parent} has a network's token, and the machine's service would begin another network; to take it along: "
+            f"sudo federation service install --system --token-file {theirs}"
+        )
+
+
+# Words
+
+
+def _say_installed(manager: Manager, plan: Plan, *, was_there: bool, is_new_network: bool) -> None:
+    state = manager.state()
+    option = _state_option(plan.state_dir)
+    sudo = "sudo " if manager.is_system else ""
+    lines = [
+        f"the service of {_whose(manager)} is {'written anew' if was_there else 'installed'}, and runs"
+        f"{f' as process {state.pid}' if state.pid else ''}",
+        f"  unit    {manager.file}",
+        f"  data    {plan.state_dir}  (identity and token, for the service's user only)",
+        f"  runs    {' '.join(map(shlex.quote, plan.words))}",
+        f"  starts  {_when(state.enabled, state.at_boot, state.advice)}",
+        f"  next    federation service status | logs -f | uninstall; {sudo}federation status{option}",
+    ]
+    if is_new_network:
+        lines.append(f"  network a new one; `{sudo}federation invite{option}` prints its token for the next machine")
+    say("\n".join(lines))
+
+
+def _when(enabled: bool, at_boot: bool, advice: str) -> str:
+    if not enabled:
+        return "never by itself: it is disabled; `federation service install` enables it"
+    return "with the machine" if at_boot else f"at login: {advice}"
+
+
+def _node(directory: Path) -> str:
+    from federation.cli.client import Daemon
+
+    try:
+        answer: dict[str, Any] = json.loads(Daemon(StateDir(directory)).ask("/api/v1/status", owner=True))
+    except FederationError as error:
+        hint = "" if isinstance(error, ControlUnreachable) else f"; sudo federation status{_state_option(directory)}"
+        return f"{error}{hint}"
+    network = answer["network"]
+    return (
+        f"federation {answer['node']['version']}, {network['peers_online']} of {network['peers_known']} nodes online; "
+        f"federation status{_state_option(directory)}"
+    )
+
+
+def _state_option(directory: Path) -> str:
+    is_default = directory == default_state_dir(os.environ)
+    return "" if is_default else f" --state-dir {shlex.quote(str(directory))}"
+
+
+def _scope(manager: Manager) -> str:
+    return "system" if manager.is_system else "user"
+
+
+def _whose(manager: Manager) -> str:
+    return "the machine" if manager.is_system else f"the user {_user()}"
+
+
+def _flag(manager: Manager) -> str:
+    return f" --{_scope(manager)}"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return getpass.getuser()
+
+
+def _home() -> Path:
+    return Path.home()
+
+
+def _home_of(user: str) -> Path | None:
+    try:
+        return Path(pwd.getpwnam(user).pw_dir) if user else None
+    except KeyError:
+        return None
