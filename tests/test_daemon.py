@@ -154,7 +154,9 @@ async def test_the_watchdog_is_fed_twice_in_its_time(monkeypatch: pytest.MonkeyP
     told: list[float] = []
     monkeypatch.setenv("WATCHDOG_USEC", "90000000")
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    monkeypatch.setattr(module, "notify", lambda message: told.append(trio.current_time()) if message == module.ALIVE else None)
+    monkeypatch.setattr(
+        module, "notify", lambda message: told.append(trio.current_time()) if message == module.ALIVE else None
+    )
     with trio.move_on_after(100):
         await module._feed_watchdog()
     assert [when - told[0] for when in told] == [0, 45, 90]

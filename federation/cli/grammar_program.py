@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     import argparse
 
 SERVICE_INSTALL = """\
-Make the node a service, which starts with the machine, is started anew when it fails, and drains when it stops: of systemd or
-launchd, of this user (--user) or of the machine (--system, as root, and then for a user of its own). All options of `join`
-can be given. The token goes to the state directory and into no unit; without one the service goes on with the state that is
-there, or begins a new network. Installing again writes the unit anew and restarts it.
+Make the node a service of systemd or launchd, which starts with the machine, is started anew when it fails, and drains when
+it stops: of this user (--user) or of the machine (--system, as root; it then runs as a user of its own). All options of
+`join` can be given. The token goes to the state directory and into no unit; without one the service goes on with the state
+that is there, or begins a new network. Installing again writes the unit anew and restarts it.
 """
 
 UPDATE = """\
-Get a newer version, check it, and restart the service with a drain. SOURCE is the address or folder where archives lie beside
-their SHA256SUMS, or one archive; without it, where the last one came from. The version before stays for --rollback.
+Get a newer version, check it, and restart the service with a drain. SOURCE is the address or folder where archives lie
+beside their SHA256SUMS, or one archive; without it, where the last one came from. The version before stays for --rollback.
 
-The list of hashes must be signed with the installed version's key, if that has one (release.pub); else it must come by https
-or from this machine, or --sha256 pins the archive.
+The list of hashes must be signed with the installed version's key, if that has one (share/release.pub); else it must come
+by https or from this machine, or --sha256 pins the archive.
 """
 
 UNINSTALL = """\
@@ -36,18 +36,24 @@ def add(commands: Any, root: argparse.ArgumentParser) -> None:
         commands, "update", "get a newer version, or go back to the one before", UPDATE,
         epilog="example: federation update --from https://example.net/federation",
     )  # fmt: skip
-    update.add_argument("--from", dest="source", metavar="SOURCE", help="address, folder or archive [that of the last update]")
+    update.add_argument(
+        "--from", dest="source", metavar="SOURCE", help="address, folder or archive [that of the last update]"
+    )
     update.add_argument("--sha256", metavar="HASH", help="take only the archive that has this hash, and ask no list or key")
     update.add_argument("--check", action="store_true", help="only say whether there is a newer version; exit code 1 if not")
     update.add_argument("--rollback", action="store_true", help="go back to the version before")
     update.add_argument("--older", action="store_true", help="take a version that is older than the installed one, too")
     update.add_argument(
         "--wait", default="60s", metavar="TIME",
-        help="how long the running service drains at most before it restarts; open connections then have --drain-timeout [60s]",
+        help="how long the running service drains at most before it restarts; what is open then has --drain-timeout [60s]",
     )  # fmt: skip
     update.add_argument("--prefix", type=Path, metavar="DIR", help="install there [where this program is installed]")
     uninstall = _command(
-        commands, "uninstall", "remove the service and the program", UNINSTALL, epilog="example: federation uninstall --dry-run"
+        commands,
+        "uninstall",
+        "remove the service and the program",
+        UNINSTALL,
+        epilog="example: federation uninstall --dry-run",
     )
     uninstall.add_argument("--dry-run", action="store_true", help="only say what it would remove")
     uninstall.add_argument("--state", action="store_true", help="identity, token, owner's key and settings file too")
@@ -60,7 +66,7 @@ def add_install_line(invite: argparse.ArgumentParser) -> None:
     invite.add_argument(
         "--install",
         action="store_true",
-        help="print instead one line that installs this version on another machine, from this node, and joins; good once, 1 h",
+        help="print one line that installs this version on another machine, from this node, and joins; good once, for 1 h",
     )
     invite.add_argument("--archive", type=Path, metavar="FILE", help="with --install: hand over this archive")
     invite.add_argument(

@@ -21,6 +21,7 @@ from federation.forward.models import finding
 from federation.mesh import token_store
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
+from federation.program import handover
 from federation.reactor import fdlimit
 from federation.state import StateDir
 
@@ -89,6 +90,8 @@ def given_token(settings: Settings) -> Token | None:
         return None
     if not text.strip():
         raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
+    if handover.is_code(text):
+        text = handover.exchange(text)
     return Token.decode(text)
 
 

@@ -11,6 +11,7 @@ import os
 import pwd
 import shlex
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,10 @@ import federation
 from federation.cli.terminal import Progress, complain, say
 from federation.dirs import default_state_dir
 from federation.errors import ControlUnreachable, FederationError, NotDone, UsageError
-from federation.program import installation
+from federation.program import account, installation
 from federation.program.commands import Commands
 from federation.program.launchd import Launchd
-from federation.program.service import ACCOUNT, MAX_PRIVILEGED_PORT, SYSTEM_STATE_DIR, Manager, Plan, write
+from federation.program.service import MAX_PRIVILEGED_PORT, SYSTEM_STATE_DIR, Manager, Plan, write
 from federation.program.systemd import Systemd
 from federation.state import StateDir
 
@@ -53,17 +54,18 @@ def install(args: Namespace) -> None:
         raise NotDone(problem)
     if manager.is_system and os.geteuid():
         raise NotDone("a service of the machine takes root: sudo federation service install --system")
+    user = None
     if manager.is_system and manager.kind == "systemd":
         _check_reachable(plan.program)
-        _make_account()
+        user = account.make(SYSTEM_STATE_DIR, Commands(os.environ))
     token = _given(settings)
     state = StateDir(plan.state_dir)
+    if token is None and manager.is_system:
+        _refuse_another_network(state)
     was_there = manager.state_dir() is not None
     if was_there and token is not None and manager.state().running:
         manager.stop()  # the token is taken up by nobody else
-    with _as_service(manager, plan):
-        if token is None:
-            _refuse_another_network(state)
+    with _as_service(user, plan.state_dir):
         fresh = _prepare(state, token, is_running=manager.state().running)
     try:
         write(manager.file, text)
@@ -110,8 +112,10 @@ def logs(args: Namespace) -> int:
     words = manager.logs(positive(args.last, "--last"), args.follow)
     if shutil.which(words[0]) is None:
         raise NotDone(f"{words[0]} is not installed here; `federation logs` asks the node itself")
-    sys.stdout.flush()
-    os.execvpe(words[0], words, Commands(os.environ).environ)  # its signals and its end are the pager's own
+    code = subprocess.run(words, env=Commands(os.environ).environ, check=False).returncode
+    if code:
+        complain("the service manager shows no log here; `federation logs` asks the node itself")
+    return 1 if code else 0
 
 
 def uninstall(args: Namespace) -> None:
@@ -152,28 +156,12 @@ def owner_of(manager: Manager) -> str:
     return _whose(manager)
 
 
-@contextmanager
-def acting_as(user: pwd.struct_passwd | None) -> Iterator[None]:
-    """Do as that user; as root, who then trusts no file or link of that user."""
-    if user is None or os.geteuid() == user.pw_uid:
-        yield
-        return
-    uid, gid = os.geteuid(), os.getegid()
-    os.setegid(user.pw_gid)
-    os.seteuid(user.pw_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(uid)
-        os.setegid(gid)
-
-
 # The manager
 
 
 def _managers() -> list[Manager]:
     """The user's and the machine's, whether a service is installed there or not. Root's own is the machine's first."""
-    commands, home = Commands(os.environ), _home()
+    commands, home = Commands(os.environ), Path.home()
     kinds: list[Manager]
     if sys.platform == "darwin":
         kinds = [Launchd(commands, home, is_system=is_system, uid=os.getuid()) for is_system in (False, True)]
@@ -248,8 +236,8 @@ def _program() -> tuple[str, ...]:
     """The words that start this program, also after an update."""
     found = installation.find(federation.__file__)
     if found is not None:
-        place, version = found
-        return (str(place.link if place.is_link_ours() else place.program(version)),)
+        place, folder = found
+        return (str(place.link if place.is_packaged or place.is_link_ours() else folder / "federation"),)
     own = Path(sys.argv[0])
     if own.name == "federation" and own.is_file() and os.access(own, os.X_OK):
         return (str(own.absolute()),)
@@ -276,35 +264,16 @@ def _given(settings: Settings) -> Token | None:
     return given_token(settings)
 
 
-def _make_account() -> None:
-    """The user that the machine's service runs as. Raises NotDone."""
-    try:
-        pwd.getpwnam(ACCOUNT)
-    except KeyError:
-        shell = next((path for path in ("/usr/sbin/nologin", "/sbin/nologin") if os.path.exists(path)), "/bin/false")
-        done = Commands(os.environ).run(
-            "useradd", "--system", "--user-group", "--home-dir", SYSTEM_STATE_DIR, "--no-create-home", "--shell", shell, ACCOUNT
-        )
-        if done.code:
-            raise NotDone(f"cannot make the user {ACCOUNT} for the service: {done.said}") from None
-
-
-def _account(manager: Manager) -> pwd.struct_passwd | None:
-    if not manager.is_system or manager.kind != "systemd":
-        return None
-    return pwd.getpwnam(ACCOUNT)
-
-
 @contextmanager
-def _as_service(manager: Manager, plan: Plan) -> Iterator[None]:
-    account = _account(manager)
-    if account is not None and not plan.state_dir.exists():
+def _as_service(user: pwd.struct_passwd | None, directory: Path) -> Iterator[None]:
+    """Have the rights of the service's user, in a state directory that is its own."""
+    if user is not None and not directory.exists():
         try:
-            plan.state_dir.mkdir(mode=0o700, parents=True)
-            os.chown(plan.state_dir, account.pw_uid, account.pw_gid)
+            directory.mkdir(mode=0o700, parents=True)
+            os.chown(directory, user.pw_uid, user.pw_gid)
         except OSError as error:
-            raise NotDone(f"cannot make {plan.state_dir}: {error.strerror}") from None
-    with acting_as(account):
+            raise NotDone(f"cannot make {directory}: {error.strerror}") from None
+    with account.acting_as(user):
         yield
 
 
@@ -319,7 +288,9 @@ def _prepare(state: StateDir, token: Token | None, *, is_running: bool) -> bool:
         if token is not None:
             member = token_store.take_up(token, state)
             if member.left_behind:
-                complain(f"this node moves to network {token.network_id}; its former token is in {state.path}/token.previous")
+                complain(
+                    f"this node moves to network {token.network_id}; its former token is in {state.path}/token.previous"
+                )
             return False
         return token_store.saved_token(state) is None
     finally:
@@ -327,17 +298,17 @@ def _prepare(state: StateDir, token: Token | None, *, is_running: bool) -> bool:
 
 
 def _refuse_another_network(state: StateDir) -> None:
-    """A new network in silence, beside one that this person has, is nobody's wish. Raises UsageError."""
+    """The machine's service would begin a new network in silence, beside the one of this person. Raises UsageError."""
     from federation.mesh import token_store
 
     if token_store.saved_token(state) is not None:
         return
-    home = _home_of(os.environ.get("SUDO_USER", "")) or _home()
-    theirs = home / ".local/state/federation/token"
-    if theirs.parent != state.path and os.path.exists(theirs):
+    person = account.find(os.environ.get("SUDO_USER", ""))
+    theirs = (Path(person.pw_dir) if person is not None else Path.home()) / ".local/state/federation/token"
+    if theirs.parent != state.path and theirs.exists():
         raise UsageError(
-            f"{theirs.parent} has a network's token, and the machine's service would begin another network; to take it along: "
-            f"sudo federation service install --system --token-file {theirs}"
+            f"{theirs.parent} has a network's token, and the machine's service would begin another network; to take it "
+            f"along add --token-file {theirs}"
         )
 
 
@@ -405,14 +376,3 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return getpass.getuser()
-
-
-def _home() -> Path:
-    return Path.home()
-
-
-def _home_of(user: str) -> Path | None:
-    try:
-        return Path(pwd.getpwnam(user).pw_dir) if user else None
-    except KeyError:
-        return None

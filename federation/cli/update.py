@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shutil
 import time
 from pathlib import Path
@@ -16,11 +15,11 @@ from federation.cli.ask import duration
 from federation.cli.terminal import Progress, complain, confirm, say
 from federation.dirs import default_config_file, default_state_dir
 from federation.errors import FederationError, NotDone, UsageError
-from federation.program import installation, sums, updating
+from federation.program import account, installation, sums, updating
 from federation.program.archive import order
 from federation.program.commands import Commands
 from federation.program.installation import Installation
-from federation.program.service import ACCOUNT, SYSTEM_STATE_DIR, Manager
+from federation.program.service import SYSTEM_STATE_DIR, Manager
 from federation.state import FILES, StateDir
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def update(args: Namespace) -> int:
     if args.rollback:
         left, to = updating.go_back(place)
         say(f"back at {to}; {left} stays here, and `federation update --rollback` goes to it again")
-        _restart(place, wait_s, instead=None)
+        _restart(place, wait_s, instead=left)
         return 0
     source = args.source or place.source
     if source is None:
@@ -86,15 +85,15 @@ def _how_else(what: str) -> str:
         how = "git pull && scripts/setup" if what == "update" else f"remove {root}"
         return f"this is a checkout, in {root}: {how}"
     verb = {"update": "upgrade"}.get(what, what)
-    return f"this program is in a Python environment, {root}: `pipx {verb} federation`, `uv tool {verb} federation` or pip do it"
+    return f"this program is in a Python environment, {root}: `pipx {verb} federation`, `uv tool {verb} federation`, or pip"
 
 
 # The service goes over to the new version
 
 
 def _restart(place: Installation, wait_s: float, *, instead: str | None) -> None:
-    """Restart the services that run from here, with a drain. One that does not start with the new version gets back the
-    version `instead`, if there is one: NotDone.
+    """Restart the services that run from here, with a drain. If one does not start with the new version, `instead` is used
+    again and the new one is removed: NotDone.
     """
     using = [it for it in service.all_installed() if str(place.link) in it.file.read_text(errors="replace")]
     running = [manager for manager in using if manager.state().running]
@@ -109,9 +108,10 @@ def _restart(place: Installation, wait_s: float, *, instead: str | None) -> None
             except NotDone as error:
                 if instead is None:
                     raise
-                place.use(instead)
+                failed = place.current
+                updating.give_up(place, instead)
                 manager.start()
-                raise NotDone(f"{error}; {instead} is used again, and the service runs with it") from None
+                raise NotDone(f"{failed} was taken back, and {instead} runs again: {error}") from None
         say(f"the service of {service.owner_of(manager)} runs {place.current} now")
     holder = StateDir(default_state_dir(os.environ)).holder()
     if holder is not None and not running:
@@ -158,34 +158,43 @@ def uninstall(args: Namespace) -> None:
         every = [str(file) for path in paths for file in _every(path)]
         say(json.dumps({"files": every, "stops": [str(manager.file) for manager in found.services]}))
         return
-    stays = [] if args.state else [f"stays: {path} (identity, token; --state removes it)" for path in _states(args)]
-    if found.program is None:
-        stays.append(_how_else("uninstall") if not _is_packaged() else "the program is of a package: apt remove federation")
-    if not paths:
-        say("\n".join(["nothing to remove", *stays]))
-        return
-    listed = [line for path in paths for line in _listed(path)]
-    say("\n".join([f"{'would remove' if args.dry_run else 'to remove'}:", *(f"  {line}" for line in listed), *stays]))
-    if args.dry_run:
+    say(_listing(args, found, paths))
+    if args.dry_run or not paths:
         return
     if not args.yes and not confirm("Remove these?"):
         raise NotDone("nothing was done: you said no")
+    _remove(found)
+    say("removed")
+
+
+def _listing(args: Namespace, found: _Found, paths: list[Path]) -> str:
+    lines = [f"{'would remove' if args.dry_run else 'to remove'}:"] if paths else ["nothing to remove"]
+    lines += [f"  {line}" for path in paths for line in _listed(path)]
+    if not args.state:
+        lines += [f"stays: {path}  (identity and token; --state removes them)" for path in _states(args)]
+    if found.program is None:
+        lines.append(_how_else("uninstall") if not _is_packaged() else "the program is of a package: apt remove federation")
+    return "\n".join(lines)
+
+
+def _remove(found: _Found) -> None:
+    """The program last: this process runs from it."""
     for manager in found.services:
         service.remove(manager)
     for directory in found.states:
         _forget(directory)
-    if found.config is not None:
-        found.config.unlink(missing_ok=True)
-    if found.program is not None:
-        try:
+    try:
+        if found.config is not None:
+            found.config.unlink(missing_ok=True)
+        if found.program is not None:
             found.program.remove()
-        except OSError as error:
-            raise NotDone(f"cannot remove {found.program.home}: {error.strerror}") from None
-    say("removed")
+    except OSError as error:
+        raise NotDone(f"cannot remove {error.filename}: {error.strerror}") from None
 
 
 def _found(args: Namespace) -> _Found:
-    services, theirs = [], []
+    services: list[Manager] = []
+    theirs: list[Manager] = []
     for manager in service.all_installed():
         (theirs if manager.is_system and os.geteuid() else services).append(manager)
     for manager in theirs:
@@ -195,9 +204,7 @@ def _found(args: Namespace) -> _Found:
     if program is not None and not os.access(program.home, os.W_OK):
         raise NotDone(f"{program.home} is the machine's: sudo federation uninstall")
     config = default_config_file(os.environ)
-    return _Found(
-        services, program, _states(args) if args.state else [], config if args.state and config.exists() else None
-    )
+    return _Found(services, program, _states(args) if args.state else [], config if args.state and config.exists() else None)
 
 
 def _states(args: Namespace) -> list[Path]:
@@ -240,7 +247,7 @@ def _forget(directory: Path) -> None:
     if holder is not None:
         raise NotDone(f"a node runs with {directory} (process {holder}); stop it first")
     try:
-        with service.acting_as(_user_of(directory)):
+        with account.acting_as(account.owner_of(directory)):
             for path in _own_files(directory):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             left = list(directory.iterdir())
@@ -251,26 +258,9 @@ def _forget(directory: Path) -> None:
     except OSError as error:
         raise NotDone(f"cannot remove {directory}: {error.strerror}") from None
     if str(directory) == SYSTEM_STATE_DIR and os.geteuid() == 0:
-        done = Commands(os.environ).run("userdel", ACCOUNT)
-        if done.code and _has_account():
-            complain(f"the user {ACCOUNT} stays: {done.said}")
-
-
-def _has_account() -> bool:
-    try:
-        pwd.getpwnam(ACCOUNT)
-    except KeyError:
-        return False
-    return True
-
-
-def _user_of(directory: Path) -> pwd.struct_passwd | None:
-    if os.geteuid():
-        return None
-    try:
-        return pwd.getpwuid(directory.stat().st_uid)
-    except KeyError:
-        return None
+        why = account.remove(Commands(os.environ))
+        if why is not None:
+            complain(f"the user {account.ACCOUNT} stays: {why}")
 
 
 def _listed(path: Path) -> list[str]:
@@ -287,5 +277,3 @@ def _every(path: Path) -> Any:
         return
     for folder, _, names in os.walk(path):
         yield from (Path(folder) / name for name in names)
-
-

@@ -81,43 +81,50 @@ def unpack(file: IO[bytes], name: Name, into: Path) -> None:
     """
     into.mkdir(mode=0o755)
     folders = {into}
-    size = 0
     try:
         with gzip.GzipFile(fileobj=file) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
-            for count, member in enumerate(tar):
-                if count >= MAX_MEMBERS:
-                    raise NotDone(f"{name} has more than {MAX_MEMBERS} files, which none of ours has")
-                inside = _place(member.name, name)
-                if inside is None:
-                    continue
-                path = into / inside
-                if path.parent not in folders:
-                    raise NotDone(f"{name} is damaged or not ours: {_shown(member.name)} has no folder")
-                size += max(member.size, 0)
-                if size > MAX_BYTES:
-                    raise NotDone(f"{name} unpacks to more than {MAX_BYTES // 1024**3} GiB, which none of ours does")
-                if member.isdir():
-                    path.mkdir(mode=0o755)
-                    folders.add(path)
-                elif member.isreg():
-                    _write(tar, member, path)
-                elif member.issym():
-                    _check_link(member, inside, name)
-                    path.symlink_to(member.linkname)
-                else:
-                    raise NotDone(f"{name} is not ours: {_shown(member.name)} is no file, folder or link")
+            for member, inside in _members(tar, name):
+                _write(tar, member, into / inside, folders, name)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise NotDone(f"{name} is damaged: {error}") from None
-    except (FileExistsError, NotADirectoryError):
+    except FileExistsError:
         raise NotDone(f"{name} is not ours: it has a file twice") from None
     for folder in folders:
         sync(folder)
 
 
-def pack(folder: Path, name: Name, to: IO[bytes]) -> None:
-    """Write `folder` as an archive. The bytes depend on the files alone, not on the time or the user. Raises OSError."""
+def _members(tar: tarfile.TarFile, name: Name) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
+    """The members and their places below the archive's folder. Raises NotDone for one elsewhere, and for too many."""
+    size = 0
+    for count, member in enumerate(tar):
+        size += max(member.size, 0)
+        if count >= MAX_MEMBERS or size > MAX_BYTES:
+            raise NotDone(f"{name} has more than {MAX_MEMBERS} files or {MAX_BYTES // 1024**3} GiB, which none of ours has")
+        inside = _place(member.name, name)
+        if inside is not None:
+            yield member, inside
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, folders: set[Path], name: Name) -> None:
+    """Write one member, in one of `folders`, which are those of the archive."""
+    if path.parent not in folders:
+        raise NotDone(f"{name} is not ours: {_shown(member.name)} has no folder")
+    if member.isdir():
+        path.mkdir(mode=0o755)
+        folders.add(path)
+    elif member.isreg():
+        _write_file(tar, member, path)
+    elif member.issym():
+        _check_link(member, name)
+        path.symlink_to(member.linkname)
+    else:
+        raise NotDone(f"{name} is not ours: {_shown(member.name)} is no file, folder or link")
+
+
+def pack(folder: Path, name: Name, to: IO[bytes], level: int = 6) -> None:
+    """Write `folder` as an archive. The bytes depend on files and `level`, not on time or user. Raises OSError."""
     with (
-        gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=to, mtime=0) as packed,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=level, fileobj=to, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
     ):
         for path in (folder, *_below(folder)):
@@ -157,21 +164,23 @@ def _place(text: str, name: Name) -> PurePosixPath | None:
     """A member's place below the archive's folder; None for the folder itself. Raises NotDone for a place elsewhere."""
     path = PurePosixPath(text)
     parts = path.parts
-    if len(text) > MAX_NAME or path.is_absolute() or ".." in parts or "\0" in text or not parts or parts[0] != name.folder:
+    is_plain = len(text) <= MAX_NAME and "\0" not in text and ".." not in parts
+    if not is_plain or not parts or parts[0] != name.folder:
         raise NotDone(f"{name} is not ours: {_shown(text)} lies outside of {name.folder}/")
     return PurePosixPath(*parts[1:]) if len(parts) > 1 else None
 
 
-def _check_link(member: tarfile.TarInfo, inside: PurePosixPath, name: Name) -> None:
+def _check_link(member: tarfile.TarInfo, name: Name) -> None:
     """A link leads to a place below the archive's folder: first up, as often as there are folders, and then only down."""
     target = PurePosixPath(member.linkname)
-    ups = len(target.parts) - len([part for part in target.parts if part != ".."])
-    is_inside = bool(target.parts) and not target.is_absolute() and ups <= len(inside.parts) - 1
+    ups = target.parts.count("..")
+    depth = len(PurePosixPath(member.name).parts) - 2  # below the archive's folder
+    is_inside = bool(target.parts) and not target.is_absolute() and ups <= depth
     if not is_inside or ".." in target.parts[ups:] or "\0" in member.linkname:
         raise NotDone(f"{name} is not ours: the link {_shown(member.name)} leads outside")
 
 
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+def _write_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     mode = 0o755 if member.mode & 0o100 else 0o644
     source = tar.extractfile(member)
     assert source is not None  # a regular file has one

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from federation.program.commands import Commands
 
 CURRENT, PREVIOUS, SOURCE = "current", "previous", "source"
+HASH = "share/sha256"  # of the archive, in a version's folder
 PACKAGED = Path("/usr")  # there a package manager decides
 FIRST_RUN_S = 60.0  # a new program's first start, from a slow disk
 MAX_SOURCE_BYTES = 4096
@@ -51,8 +52,12 @@ class Installation:
 
     @property
     def previous(self) -> str | None:
-        found = self._led_to(PREVIOUS)
-        return None if found == self.current else found
+        """The version before the current one; without a link that says it, the newest of those that are older."""
+        current, found = self.current, self._led_to(PREVIOUS)
+        if found is not None and found != current:
+            return found
+        older = [version for version in self.versions if current is not None and order(version) < order(current)]
+        return older[-1] if older else None
 
     @property
     def source(self) -> str | None:
@@ -88,7 +93,7 @@ class Installation:
         finally:
             os.close(fd)
 
-    def add(self, file: IO[bytes], name: Name, commands: Commands) -> None:
+    def add(self, file: IO[bytes], name: Name, sha256: str, commands: Commands) -> None:
         """Unpack an archive as its version's folder, once its program has shown that it runs here.
 
         Call it with the lock held. Raises NotDone or OSError, and then nothing has changed.
@@ -99,6 +104,8 @@ class Installation:
             done = commands.run(str(fresh / PROGRAM), "version", timeout_s=FIRST_RUN_S)
             if done.code or done.out.split() != [PROGRAM, name.version]:
                 raise NotDone(f"{name} does not run on this machine ({done.said}); nothing was changed")
+            (fresh / "share").mkdir(exist_ok=True)
+            (fresh / HASH).write_text(f"{sha256}\n")
             folder = self.folder(name.version)
             if folder.exists():  # of a former install; not the current one
                 folder.rename(self.home / f".{name.version}.old")
@@ -130,12 +137,28 @@ class Installation:
             temporary.write_text(f"{source}\n")
             temporary.replace(self.home / SOURCE)
 
+    def discard(self, version: str) -> None:
+        """Remove a version that is not the current one, so that nobody goes back to it."""
+        shutil.rmtree(self.folder(version), ignore_errors=True)
+        with suppress(OSError):
+            if os.readlink(self.home / PREVIOUS) == version:
+                (self.home / PREVIOUS).unlink()
+
     def prune(self) -> list[str]:
-        """Remove all versions but the current and the previous one; returns them."""
-        old = [version for version in self.versions if version not in (self.current, self.previous)]
+        """Remove all versions but the current and the previous one, and those that run still; returns them."""
+        kept = {self.current, self.previous, *self._running()}
+        old = [version for version in self.versions if version not in kept]
         for version in old:
             shutil.rmtree(self.folder(version), ignore_errors=True)
         return old
+
+    def _running(self) -> set[str]:
+        """The versions of which a process runs, as far as this user may look; on Linux only."""
+        found = set()
+        for link in Path("/proc").glob("[0-9]*/exe"):
+            with suppress(OSError, ValueError):
+                found.add(Path(os.readlink(link)).relative_to(self.home).parts[0])
+        return found
 
     def remove(self) -> None:
         """Remove all of it. Raises OSError."""
@@ -170,12 +193,16 @@ class Installation:
             return []
 
 
-def find(module_file: str) -> tuple[Installation, str] | None:
-    """The installation that a file of this package belongs to, and its version; None for a checkout or an environment."""
+def find(module_file: str) -> tuple[Installation, Path] | None:
+    """The installation that a file of this package belongs to, and its version's folder; None for a checkout or an
+    environment of Python's.
+    """
     for folder in Path(module_file).resolve().parents:
         home = folder.parent
+        if folder == PACKAGED / "lib" / PROGRAM:  # of a package, which has one version
+            return Installation(PACKAGED), folder
         if home.name == PROGRAM and home.parent.name == "lib" and _is_version(folder.name) and (folder / PROGRAM).is_file():
-            return Installation(home.parent.parent), folder.name
+            return Installation(home.parent.parent), folder
     return None
 
 

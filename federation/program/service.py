@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "federation"
-ACCOUNT = "federation"  # of the machine's service, where there can be one
 SYSTEM_STATE_DIR = "/var/lib/federation"
 STOP_MARGIN_S = 10  # beyond --drain-timeout, for the good-byes
 START_S = 180  # a slow disk's first start; one that fails says so at once

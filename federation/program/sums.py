@@ -1,7 +1,7 @@
 """SHA256SUMS, the list of a release's archives and their hashes, as `sha256sum` writes it, and its signature.
 
 The signature (SHA256SUMS.sig) is Ed25519 over the list's bytes: 64 bytes, or these in base64. Who checks it has the public
-key from the version that is installed: `release.pub` in its folder, 32 bytes or these in base64.
+key from the version that is installed: `share/release.pub` in its folder, 32 bytes or these in base64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from federation.program.archive import CHUNK, Name, order
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-LIST, SIGNATURE, PUBLIC_KEY = "SHA256SUMS", "SHA256SUMS.sig", "release.pub"
+LIST, SIGNATURE, PUBLIC_KEY = "SHA256SUMS", "SHA256SUMS.sig", "share/release.pub"
 MAX_LIST_BYTES = 256 * 1024
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)?(\S+)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -32,7 +32,7 @@ def parse(data: bytes) -> dict[str, str]:
         if match:
             found[match[2]] = match[1].lower()
         elif line.strip():
-            raise NotDone(f"{LIST} is not a list of hashes: {ascii(line[:60])}")
+            raise NotDone(f"{LIST} is not a list of hashes: {line[:60]!a}")
     return found
 
 

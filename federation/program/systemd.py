@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from federation.errors import NotDone, UsageError
-from federation.program.service import ACCOUNT, NAME, START_S, SYSTEM_STATE_DIR, Plan, State
+from federation.program.account import ACCOUNT
+from federation.program.service import NAME, START_S, SYSTEM_STATE_DIR, Plan, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,7 +147,8 @@ class Systemd:
         wait_s = START_S + self._property_s("TimeoutStopUSec") if state.running else START_S
         done = self._ctl("restart", UNIT, timeout_s=wait_s + 30)
         if done.code:
-            raise NotDone(f"the service does not start: {self._last_words() or done.said}")
+            why = self._last_words() or self.state().says
+            raise NotDone(f"the service does not start ({why}); `federation service logs` has more")
 
     def stop(self) -> None:
         done = self._ctl("disable", "--now", UNIT, timeout_s=self._property_s("TimeoutStopUSec") + 30)
@@ -168,8 +170,10 @@ class Systemd:
             says += f", {found['Result']}"
         enabled = found.get("UnitFileState", "").startswith("enabled")
         lingers = self.is_system or (LINGER / self._user).exists()
-        advice = "" if lingers else (
-            "it ends when you log out and starts when you log in, not at the boot; `loginctl enable-linger` keeps it"
+        advice = (
+            ""
+            if lingers
+            else ("it ends when you log out and starts when you log in, not at the boot; `loginctl enable-linger` keeps it")
         )
         return State(
             active in ("active", "reloading"), says, pid or None, found.get("ActiveEnterTimestamp", ""), enabled,

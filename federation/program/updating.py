@@ -1,8 +1,8 @@
 """From an archive somewhere to a version that is used here.
 
 An archive is believed if a person pins its hash, or if SHA256SUMS beside it has it and the list itself is believed: signed
-with the key of the installed version (`release.pub` in its folder), or, if that version has none, from this machine or by
-TLS. A version with a key takes no unsigned list.
+with the key of the installed version (`share/release.pub` in its folder), or, if that version has none, from this machine
+or by TLS. A version with a key takes no unsigned list.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _hashes(source: Source, pinned: str | None, public_key: bytes | None) -> dic
         sums.check_signature(data, signature, public_key)
     elif pinned is None and not source.is_authentic:
         raise NotDone(
-            f"{source.text} is neither signed nor https, so anybody on the way could change it; --sha256 HASH pins an archive"
+            f"{source.text} is neither signed nor https: anybody on the way could change it; --sha256 HASH pins an archive"
         )
     return sums.parse(data)
 
@@ -104,23 +104,24 @@ def take(installation: Installation, offer: Offer, commands: Commands, progress:
 
     Raises NotDone, and then the old version is the current one.
     """
-    with _disk(installation):
-        with installation.locked(), tempfile.TemporaryFile(dir=installation.home) as file:
+    with _disk(installation), installation.locked(), tempfile.TemporaryFile(dir=installation.home) as file:
 
-            def told(done: int) -> None:
-                progress(f"getting {offer.name}: {done // 1024**2} MiB")
+        def told(done: int) -> None:
+            progress(f"getting {offer.name}: {done // 1024**2} MiB")
 
-            offer.source.copy(str(offer.name), file, told)
-            file.flush()
-            if sums.of_file(file) != offer.sha256:
-                raise NotDone(f"{offer.name} from {offer.source.text} does not have the hash it should have; nothing was changed")
-            progress(f"unpacking {offer.name}")
-            before = installation.current
-            installation.add(file, offer.name, commands)
-            installation.use(offer.name.version)
-            if "://" in offer.source.text:
-                installation.remember(offer.source.text)
-            return before
+        offer.source.copy(str(offer.name), file, told)
+        file.flush()
+        if sums.of_file(file) != offer.sha256:
+            raise NotDone(
+                f"{offer.name} from {offer.source.text} does not have the hash it should have; nothing was changed"
+            )
+        progress(f"unpacking {offer.name}")
+        before = installation.current
+        installation.add(file, offer.name, offer.sha256, commands)
+        installation.use(offer.name.version)
+        if "://" in offer.source.text:
+            installation.remember(offer.source.text)
+        return before
 
 
 def go_back(installation: Installation) -> tuple[str, str]:
@@ -131,6 +132,15 @@ def go_back(installation: Installation) -> tuple[str, str]:
             raise NotDone("there is no version before this one here")
         installation.use(to)
         return left, to
+
+
+def give_up(installation: Installation, to: str) -> None:
+    """Make `to` the current version again, and forget the one that did not work."""
+    with _disk(installation), installation.locked():
+        failed = installation.current
+        installation.use(to)
+        if failed is not None and failed != to:
+            installation.discard(failed)
 
 
 @contextmanager

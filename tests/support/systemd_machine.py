@@ -128,7 +128,11 @@ class Machine:
         self, user: str, uid: int, *words: str, given: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as a user who is logged in."""
-        environ = {"XDG_RUNTIME_DIR": f"/run/user/{uid}", "HOME": f"/home/{user}", "PATH": f"/home/{user}/.local/bin:/usr/bin:/bin"}
+        environ = {
+            "XDG_RUNTIME_DIR": f"/run/user/{uid}",
+            "HOME": f"/home/{user}",
+            "PATH": f"/home/{user}/.local/bin:/usr/bin:/bin",
+        }
         told = [f"{name}={value}" for name, value in environ.items()]
         return self.run("runuser", "-u", user, "--", "env", *told, *words, given=given, check=check)
 
