@@ -5,12 +5,13 @@ These paths ask for no key: the names are the key, and open nothing else. progra
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Protocol
 
 import trio
 from pydantic import Field
 from starlette.exceptions import HTTPException
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from federation.api.routing import Body, Routes
@@ -18,9 +19,10 @@ from federation.ops import schemas
 from federation.program.handover import MAX_DOWNLOADS, PATH, Handed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
 CHUNK = 64 * 1024
 AT_ONCE = 4  # downloads; a node has better things to do
@@ -68,14 +70,12 @@ def files(node: HandedOverNode) -> list[Route]:
 
     async def archive(request: Request) -> Response:
         handed = _handed(node, request)
-        if handed.downloads >= MAX_DOWNLOADS:
+        if handed.downloads >= MAX_DOWNLOADS or not await trio.Path(handed.archive).exists():
             raise HTTPException(404, UNKNOWN)
         if busy.available_tokens < 1:
             raise HTTPException(503, "others get the archive now", {"Retry-After": "10"})
         handed.downloads += 1
-        size = (await trio.Path(handed.archive).stat()).st_size
-        headers = HEADERS | {"Content-Length": str(size)}
-        return StreamingResponse(_content(handed, busy), headers=headers, media_type="application/gzip")
+        return _Archive(handed, busy)
 
     async def token(request: Request) -> Response:
         sealed = node.hand_token(request.path_params["name"])
@@ -94,7 +94,20 @@ def _handed(node: HandedOverNode, request: Request) -> Handed:
     return handed
 
 
-async def _content(handed: Handed, busy: trio.CapacityLimiter) -> AsyncIterator[bytes]:
-    async with busy, await trio.open_file(handed.archive, "rb") as file:
-        while chunk := await file.read(CHUNK):
-            yield chunk
+class _Archive(Response):
+    """An archive from the disk, in pieces. Starlette's own stream waits for the client's end beside it, which with our
+    server (http_server.py) comes only after the answer.
+    """
+
+    def __init__(self, handed: Handed, busy: trio.CapacityLimiter) -> None:
+        super().__init__(headers=HEADERS, media_type="application/gzip")
+        self._handed = handed
+        self._busy = busy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._busy, await trio.open_file(self._handed.archive, "rb") as file:
+            self.headers["content-length"] = str(os.fstat(file.fileno()).st_size)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            while chunk := await file.read(CHUNK):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
