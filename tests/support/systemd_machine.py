@@ -153,13 +153,14 @@ def machine(work: Path) -> Iterator[Machine]:
     for name in ("upper", "root", "share"):
         (work / name).mkdir(parents=True, exist_ok=True)
     group.mkdir()
-    process = subprocess.Popen(
-        [
-            *("sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group)),
-            *("unshare", "--mount", "sh", "-c", DISK, "disk", str(work), BOOT),
-        ],
-        stdin=subprocess.DEVNULL, stdout=(work / "boot.log").open("wb"), stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    with (work / "boot.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                *("sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(group)),
+                *("unshare", "--mount", "sh", "-c", DISK, "disk", str(work), BOOT),
+            ],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     there = Machine(work / "share", process)
     try:
         there.wait_for_boot()
