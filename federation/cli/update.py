@@ -137,6 +137,9 @@ def _drain(state: StateDir, wait_s: float, progress: Progress) -> None:
             time.sleep(POLL_S)
     except FederationError as error:
         complain(f"the node was not asked to drain ({error}); it restarts all the same")
+    except KeyboardInterrupt:  # the new version is there, and the old one goes on: as if nobody had asked it to drain
+        daemon.ask("/api/v1/undrain", method="POST", owner=True)
+        raise
 
 
 # Uninstall

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CURRENT, PREVIOUS, SOURCE = "current", "previous", "source"
 HASH = "share/sha256"  # of the archive, in a version's folder
+MADE = "made"  # names the folders that were made with the installation
 PACKAGED = Path("/usr")  # there a package manager decides
 FIRST_RUN_S = 60.0  # a new program's first start, from a slow disk
 MAX_SOURCE_BYTES = 4096
@@ -82,7 +83,8 @@ class Installation:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep a second update out. Raises NotDone; OSError where this user may not write."""
-        self.home.mkdir(parents=True, exist_ok=True)
+        if not self.home.exists():
+            self._begin()
         fd = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,10 +163,24 @@ class Installation:
         return found
 
     def remove(self) -> None:
-        """Remove all of it. Raises OSError."""
+        """Remove all of it, and the folders that were made for it, if they are empty. Raises OSError."""
+        try:
+            made = (self.home / MADE).read_text().splitlines()
+        except OSError:
+            made = []
         if self.is_link_ours():
             self.link.unlink()
         shutil.rmtree(self.home)
+        for folder in filter(os.path.isabs, made):
+            with suppress(OSError):
+                Path(folder).rmdir()
+
+    def _begin(self) -> None:
+        """Make the folders, and note which of them were not there: the innermost first, as install.sh does."""
+        folders = (self.link.parent, self.home.parent, self.prefix, self.prefix.parent)
+        made = [str(folder) for folder in folders if not folder.exists()]
+        self.home.mkdir(parents=True)
+        (self.home / MADE).write_text("".join(f"{folder}\n" for folder in made))
 
     def _led_to(self, link: str) -> str | None:
         try:

@@ -56,7 +56,7 @@ def test_versions_lie_beside_each_other_and_a_link_leads_to_one(place: Installat
     assert COMMANDS.run(str(place.link), "version").out == "federation 0.10.0\n"
     assert (place.folder("0.10.0") / "share/sha256").read_text().strip() == SHA
     assert place.is_link_ours()
-    assert sorted(path.name for path in place.home.iterdir()) == ["0.10.0", "0.9.0", "current", "previous"]
+    assert sorted(path.name for path in place.home.iterdir()) == ["0.10.0", "0.9.0", "current", "made", "previous"]
 
 
 def test_going_back_and_forth(place: Installation, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_the_old_one_in_use(place: Installation, tmp_path: Pa
     monkeypatch.setattr(module, "unpack", full)
     with pytest.raises(OSError, match="No space"):
         add(place, archive(tmp_path, "0.10.0"))
-    assert sorted(path.name for path in place.home.iterdir()) == ["0.9.0", "current"]
+    assert sorted(path.name for path in place.home.iterdir()) == ["0.9.0", "current", "made"]
 
 
 def test_a_second_update_waits_its_turn(place: Installation) -> None:
@@ -173,6 +173,13 @@ def test_all_of_it_goes_and_nothing_else(place: Installation, tmp_path: Path) ->
     ]  # fmt: skip
 
 
+def test_folders_that_were_made_for_it_go_too(tmp_path: Path) -> None:
+    place = Installation(tmp_path / "home/.local")
+    add(place, archive(tmp_path, "0.9.0"))
+    place.remove()
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_link_of_somebody_else_stays(place: Installation, tmp_path: Path) -> None:
     add(place, archive(tmp_path, "0.9.0"))
     place.link.unlink()
@@ -183,7 +190,8 @@ def test_a_link_of_somebody_else_stays(place: Installation, tmp_path: Path) -> N
 
 
 def test_where_updates_come_from(place: Installation) -> None:
-    place.home.mkdir(parents=True)
+    with place.locked():
+        pass
     place.remember("https://example.net/federation")
     assert place.source == "https://example.net/federation"
 
