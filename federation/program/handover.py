@@ -15,17 +15,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import re
 import secrets
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from string import Template
 from typing import TYPE_CHECKING
 
 from federation.errors import NotDone, TokenMalformed
-from federation.program.fetching import TIMEOUT_S, untrusting_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +116,12 @@ def is_code(text: str) -> bool:
 
 def exchange(text: str) -> str:
     """The token for a code, from the member that made it. Raises TokenMalformed or NotDone."""
+    import http.client  # a member's daemon imports this module, and asks nobody
+    import urllib.error
+    import urllib.request
+
+    from federation.program.fetching import TIMEOUT_S, untrusting_context
+
     code = Code.parse(text)
     handlers = [urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=untrusting_context())]
     where = code.base.partition("://")[2]
