@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.cli import main, service, update
+from federation.cli import main, render_connections, service, update
 from federation.errors import NotDone
 from federation.program.installation import Installation
 from federation.program.service import State
@@ -185,10 +185,10 @@ def test_who_does_not_wait_leaves_a_node_that_takes_connections(
     api.answers["POST drain"] = [{"draining": True, "in_flight": 1, "clients": 0}]
     api.answers["POST undrain"] = [{"draining": False, "in_flight": 1, "clients": 0}]
 
-    def interrupt(_s: float) -> None:
+    def interrupt(_open: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(update.time, "sleep", interrupt)
+    monkeypatch.setattr(render_connections, "still_open", interrupt)
     with daemon(StateDir(manager._state_dir), api.handler):
         assert run("update", "--from", str(base))[0] == 130
     assert (api.asked, manager.started) == (["POST drain", "POST undrain"], [])
