@@ -59,6 +59,11 @@ MAX_PREVIOUS = 16
 MAX_KEY_BYTES = 4096  # several times an owner's key
 LOCK_LOOKS, LOCK_PAUSE_S = 3, 0.01
 CONTROL_SOCKET = "control.sock"
+# All of the above, with what a write that was cut off leaves behind.
+FILES = re.compile(
+    r"identity|token|token\.previous|owner-[0-9A-Za-z]+\.key|control\.key|rotation\.json|banned\.json|client-keys\.json|"
+    r"dashboard\.html|incarnation|peers\.json|daemon\.json|control\.sock|lock|handover|\.[a-z-]+(?:\.[a-z]+)?\.[0-9]+"
+)
 # What a file system answers that does not do a thing at all, such as syncing a directory. A disk that fails says EIO.
 _NOT_DONE_THERE = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EISDIR}

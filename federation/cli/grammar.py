@@ -261,6 +261,8 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"federation {version}", help="print the version")
     root.set_defaults(command=None, parser=root)
     commands = root.add_subparsers(title="commands", metavar="COMMAND")
+    from federation.cli import grammar_program  # which has this module's parts
+
     _add_join(commands)
     _add_token(commands)
     _add_owner(commands)
@@ -278,6 +280,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     _add_asking(commands)
     _add_use(commands)
     _add_access(commands)
+    grammar_program.add(commands, root)
     completion = _command(
         commands,
         "completion",
@@ -496,6 +499,8 @@ def _add_access(commands: Any) -> None:
 
 
 def _add_invites(commands: Any) -> None:
+    from federation.cli.grammar_program import add_install_line  # which has this module's parts
+
     invite = _asking(
         commands,
         "invite",
@@ -510,6 +515,7 @@ def _add_invites(commands: Any) -> None:
     invite.add_argument("--qr", action="store_true", help="show it as a QR code too")
     invite.add_argument("--list", action="store_true", help="show the invites that this node made, never their codes")
     invite.add_argument("--revoke", metavar="ID", help="end an invite, by its id, or all that are open: all")
+    add_install_line(invite)
     approve = _asking(
         commands,
         "approve",
@@ -529,7 +535,10 @@ def _add_invites(commands: Any) -> None:
 
 
 def _add_join(commands: Any) -> None:
-    join = _command(commands, "join", "run a node: join a network, or start one", JOIN, epilog=JOIN_MORE)
+    add_join_options(_command(commands, "join", "run a node: join a network, or start one", JOIN, epilog=JOIN_MORE))
+
+
+def add_join_options(join: argparse.ArgumentParser) -> None:
     for field, flag, metavar, text in JOIN_REPEATABLE:
         join.add_argument(flag, dest=field, action="append", metavar=metavar, help=f"{text}; repeatable")
     for field, flag, metavar, text in JOIN_OPTIONS:

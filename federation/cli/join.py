@@ -22,6 +22,7 @@ from federation.mesh import token_store
 from federation.mesh.invite_codes import InviteCode, is_code
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
+from federation.program import handover
 from federation.reactor import fdlimit
 from federation.state import StateDir
 
@@ -58,13 +59,13 @@ def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
     detected = _detected(settings) if settings.detect and not settings.backends else ()
     settings = _offering(settings, detected)
-    given = _given(settings)
+    given = given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
     if isinstance(given, InviteCode):
         from federation.cli.invited import exchange  # imports libp2p, so only after logging is set up
 
-        exchange(given, settings, state, take_up=_take_up)
+        exchange(given, settings, state, take_up=take_up)
         given = None  # the token is saved
     return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
 
@@ -83,7 +84,7 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
     return finding.offers(found)
 
 
-def _given(settings: Settings) -> Token | InviteCode | None:
+def given_token(settings: Settings) -> Token | InviteCode | None:
     """The token or invite that came with this start, if any: text, file or standard input."""
     if settings.invite is not None or settings.token is not None:
         what = "token" if settings.invite is None else "invite"
@@ -96,10 +97,12 @@ def _given(settings: Settings) -> Token | InviteCode | None:
         return None
     if not text.strip():
         raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
+    if handover.is_code(text):
+        text = handover.exchange(text)
     return InviteCode.decode(text) if is_code(text) else Token.decode(text)
 
 
-def _take_up(given: Token, state: StateDir) -> Token:
+def take_up(given: Token, state: StateDir) -> Token:
     """Save the token that came with this start, and say what becomes of others. Returns the one to use."""
     member = token_store.take_up(given, state)
     if member.outdated:
@@ -115,7 +118,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None, read_settin
 
     owner: OwnerKey | None = None  # of a network that begins here
     if given is not None:
-        token = _take_up(given, state)
+        token = take_up(given, state)
     else:
         saved = token_store.saved_token(state)
         if saved is None:

@@ -82,6 +82,8 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     **{name: _from("cli.invites", name) for name in ("invite", "approve", "refuse")},
     "use": _from("cli.use", "use"),
     "dashboard": _from("cli.dashboard", "dashboard"),
+    **{f"service {name}": _from("cli.service", name) for name in ("install", "status", "logs", "uninstall")},
+    **{name: _from("cli.update", name) for name in ("update", "uninstall")},
     **{
         name: _from("cli.ask", name)
         for name in ("status", "peers", "models", "place", "explain", "drain", "undrain", "leave")

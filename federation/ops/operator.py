@@ -1,6 +1,7 @@
 """The node as its operator sees it: the control API's questions and orders, over the node's parts.
 
-Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, server.KeyedNode.
+Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, handover.HandedOverNode,
+server.KeyedNode.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import structlog
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
 from federation.ops import client_keys, diagnose, doctor, invitation, invites, models, netcheck, status
+from federation.ops.handover import HandingOver
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from federation.ops.invites import InviteWish
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
+    from federation.program.handover import Handed
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +35,7 @@ class Operator:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._ownership = Ownership(parts)
+        self._handing_over = HandingOver(parts)
 
     # State
 
@@ -125,6 +129,18 @@ class Operator:
 
     async def refuse(self, peer: str) -> schemas.Decided:
         return await invites.refuse(self._parts, peer)
+
+    async def hand_over(self, archive: str | None, address: str | None) -> schemas.Handover:
+        return await self._handing_over.new(archive, address)
+
+    def handed_over(self, name: str) -> Handed | None:
+        return self._handing_over.archive(name)
+
+    def hand_token(self, name: str) -> bytes | None:
+        sealed = self._handing_over.take(name)
+        if sealed is not None:
+            log.info("an install line was used: its machine has the network's token now")
+        return sealed
 
     def banned(self) -> schemas.Banned:
         rows = self._parts.bans.rows()

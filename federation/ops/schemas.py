@@ -572,6 +572,18 @@ class Decided(Invites):
     decided: Annotated[Newcomer, Field(description="the newcomer that the answer was about")]
 
 
+class Handover(TypedDict):
+    """One line of shell that installs this version on one other machine and joins. A secret until it is used."""
+
+    line: str
+    version: str
+    archive: Annotated[str, Field(description="its name")]
+    sha256: Annotated[str, Field(description="of the archive")]
+    lifetime_s: Annotated[float, Field(description="seconds for which the line is good, once")]
+    base: Annotated[str, Field(description="where the line finds this node's control port")]
+    other_bases: Annotated[list[str], Field(description="where others may find it")]
+
+
 class LogLines(TypedDict):
     lines: Annotated[list[dict[str, Any]], Field(description="number, timestamp, level, event, and what belongs to it")]
     next: Annotated[int, Field(ge=0, description="ask with after=NEXT for those that follow")]

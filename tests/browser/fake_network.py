@@ -7,6 +7,8 @@ import random
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from federation.errors import NotDone
+
 GIB = 2**30
 NAMES = [
     "athens",
@@ -33,6 +35,8 @@ COMMAND, TOKEN = "federation join --token-file -", f"fed1_{'v1va28QYWDQ' * 9}"
 
 
 class FakeNetwork:
+    refusal: str | None = None  # to hand over this version
+
     def __init__(self, machines: int, *, seed: int = 1, names: list[str] | None = None) -> None:
         self.random = random.Random(seed)
         self.started = datetime.now(timezone.utc)
@@ -249,6 +253,20 @@ class FakeNetwork:
 
     def invite(self) -> dict[str, Any]:
         return {"token": TOKEN, "command": COMMAND}
+
+    async def hand_over(self, archive: str | None, address: str | None) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise NotDone(self.refusal)
+        return {
+            "line": "u=http://10.0.0.5:8485/handover/x/install.sh; sh", "version": "0.9.0", "archive": "a.tar.gz",
+            "sha256": "ab" * 32, "lifetime_s": 3600.0, "base": f"http://{address or '10.0.0.5:8485'}", "other_bases": [],
+        }  # fmt: skip
+
+    def handed_over(self, name: str) -> None:
+        return None
+
+    def hand_token(self, name: str) -> None:
+        return None
 
     def _drain(self, on: bool) -> None:
         self.draining = self.rows[0]["draining"] = on

@@ -148,6 +148,25 @@ def test_add_a_machine(site, page_at) -> None:
     page.select_option("#invite-server", label="nothing, it only uses the others")  # it would offer what it finds
     assert copied(page, "the command") == f"{COMMAND} --no-detect"
     assert scanned(page) == TOKEN
+
+
+def test_add_a_machine_by_one_line(site, page_at) -> None:
+    made = network(3)
+    page = page_at(site(made), permissions=["clipboard-read", "clipboard-write"], brings_about="status of 409")
+    page.click("#add")
+    page.click("#invite summary")
+    made.refusal = "other machines cannot reach the control port"
+    page.click("#invite-install")
+    page.wait_for_selector("#invite .problem >> text=other machines cannot reach the control port")
+    made.refusal = None
+    page.select_option("#invite-server", label="Ollama (127.0.0.1:11434)")
+    page.click("#invite-install")
+    page.wait_for_selector("#install-line")
+    line = "u=http://10.0.0.5:8485/handover/x/install.sh; sh --backend 127.0.0.1:11434"
+    assert copied(page, "the line") == page.text_content("#install-line") == line
+    page.select_option("#invite-server", label="nothing, it only uses the others")
+    assert page.text_content("#install-line").endswith("sh --no-detect")
+    assert "for 60 minutes, on a machine that reaches http://10.0.0.5:8485" in page.text_content("#invite")
     made.rows.append(FakeNetwork(1, seed=9, names=["dakar"]).rows[0] | {"self": False, "path": "direct"})
     page.wait_for_selector("#joined >> text=dakar is here.")
     assert page.locator(".card").count() == 4

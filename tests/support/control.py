@@ -26,6 +26,8 @@ class FakeNode:
     def __init__(self) -> None:
         self.asked: list[int] = []
         self.told: list[Any] = []
+        self.handed: dict[str, Any] = {}
+        self.tokens: dict[str, bytes] = {}
         self.fails = self.draining = self.left = False
 
     def status(self) -> dict[str, Any]:
@@ -70,6 +72,15 @@ class FakeNode:
 
     def invite(self) -> dict[str, Any]:
         return {"token": "fed1_secret", "command": "join"}
+
+    async def hand_over(self, archive: str | None, address: str | None) -> dict[str, Any]:
+        return {"line": "u=...", "asked": [archive, address]}
+
+    def handed_over(self, name: str) -> Any:
+        return self.handed.get(name)
+
+    def hand_token(self, name: str) -> bytes | None:
+        return self.tokens.pop(name, None)
 
     def drain(self) -> None:
         self.draining = True

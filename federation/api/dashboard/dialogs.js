@@ -4,6 +4,7 @@ import { generate } from "./vendor/lean-qr.js";
 import { $, announce, copyable, copyButton, el, field, icon, select, setText } from "./dom.js";
 import { clock, duration, gib, gibOf, nameOf, number, pathOf, servicesOf, stateOf, thing, things, vram } from "./format.js";
 import { mark } from "./models.js";
+import { installLine } from "./handover.js";
 import { codeMaker } from "./newcomers.js";
 import { get, hasSession, post } from "./stream.js";
 
@@ -221,6 +222,7 @@ function invitation({ command, token }) {
         "nothing of it, and not into a command: that would stay in the shell's history.",
     ),
     codeMaker(),
+    installLine(server),
     el("p", { class: "joined", id: "joined", role: "status" }, "Waiting for it to appear …"),
   ];
 }
