@@ -1,6 +1,6 @@
 """The node as its operator sees it: the control API's questions and orders, over the node's parts.
 
-Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, server.KeyedNode.
+Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, machines.WatchfulNode, server.KeyedNode.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import client_keys, diagnose, doctor, invitation, models, status
+from federation.ops import client_keys, diagnose, doctor, invitation, lately, models, status
+from federation.ops.orders import Orders
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from federation.ops import schemas
+    from federation.ops import schemas, shapes
     from federation.ops.client_keys import KeyWish
+    from federation.ops.notices import Notices
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
 
@@ -28,9 +30,11 @@ log = structlog.get_logger(__name__)
 
 
 class Operator:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, notices: Notices) -> None:
         self._parts = parts
         self._ownership = Ownership(parts)
+        self._orders = Orders(parts)
+        self._notices = notices
 
     # State
 
@@ -67,7 +71,28 @@ class Operator:
         return await diagnose.ping(self._parts, peer, count, bulk_bytes)
 
     async def examine(self) -> schemas.Examination:
-        return {"findings": await doctor.examine(self._parts)}
+        return {"findings": [*await doctor.examine(self._parts), *self._notices.findings()]}
+
+    # The machines
+
+    def history(self, peer: str | None) -> shapes.History:
+        return lately.answer(self._parts, peer)
+
+    async def order(self, peer: str, order: shapes.Order) -> shapes.Ordered:
+        return await self._orders.give(peer, order)
+
+    async def prepare_order(self, peer: str, order: shapes.Order) -> shapes.PreparedOrder:
+        return await self._orders.prepare(peer, order)
+
+    async def carry_out_order(self, signature: str) -> shapes.Ordered:
+        return await self._orders.carry_out(signature)
+
+    def notices(self) -> shapes.Notices:
+        return self._notices.status()
+
+    async def try_notices(self) -> shapes.Notices:
+        await self._notices.try_out()
+        return self._notices.status()
 
     # Drain and leave
 
