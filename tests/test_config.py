@@ -157,6 +157,8 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "relay_rate": "9MB",
         "log_level": "DEBUG",
         "log_format": "json",
+        "notify_url_file": "/n",
+        "notify_after": "1m",
         "token_file": "/t",
     }
     assert set(values) | {"token"} == set(NAMES.values())

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from federation.errors import NotFound
 from federation.mesh.bans import find_peer
 from federation.ops import status
 from federation.ops.history import MIB, SAMPLE_EVERY_S, STEP_S, Sample
@@ -48,7 +47,10 @@ def _machines(node: Parts) -> Iterator[Sample]:
 
 
 def answer(node: Parts, peer: str | None) -> shapes.History:
-    """The node's traffic; and its machines' loads, or all that is known of the one that a person calls `peer`."""
+    """The node's traffic; and its machines' loads, or all that is known of the one that a person calls `peer`.
+
+    Raises NotFound or UsageError for a name that is none here.
+    """
     history = node.history
     if history.last < 0:
         sample(node)
@@ -66,17 +68,10 @@ def answer(node: Parts, peer: str | None) -> shapes.History:
         "machine": None,
     }
     if peer is not None:
-        peer_id = find_peer(peer, {each: machine.name for each, machine in history.machines.items()}, among="those kept")
-        machine = history.machines.get(peer_id)
-        if machine is None:
-            raise NotFound(f"no history of {peer!r}: this node had no connection with it in the last 24 hours")
-        found["machine"] = {
-            "peer_id": peer_id,
-            "name": machine.name,
-            "load": _read(node, machine.load, 2),
-            "well": _read(node, machine.well, 2),
-            "available_vram": [None if mib is None else round(mib) * MIB for mib in _read(node, machine.free_mib, 0)],
-        }
+        names = {each: machine.name for each, machine in history.machines.items()}
+        names |= {record.peer_id: record.name for record in node.ledger.records()}
+        peer_id = find_peer(peer, names, among="the nodes of this network")
+        found["machine"] = _machine(node, peer_id)
         return found
     named = history.busiest(LINES)
     found["machines"] = [
@@ -86,6 +81,19 @@ def answer(node: Parts, peer: str | None) -> shapes.History:
     rest = [machine for each, machine in history.machines.items() if each not in named]
     found["others"] = _sum(node, rest) if rest else None
     return found
+
+
+def _machine(node: Parts, peer_id: str) -> shapes.MachineHistory | None:
+    machine = node.history.machines.get(peer_id)
+    if machine is None:
+        return None
+    return {
+        "peer_id": peer_id,
+        "name": machine.name,
+        "load": _read(node, machine.load, 2),
+        "well": _read(node, machine.well, 2),
+        "available_vram": [None if mib is None else round(mib) * MIB for mib in _read(node, machine.free_mib, 0)],
+    }
 
 
 def _sum(node: Parts, machines: Iterable[Machine]) -> list[float | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -151,6 +152,6 @@ def _why(error: BaseException) -> str:
     cause = next(iter(getattr(cause, "exceptions", ())), cause)  # a group: of one dial to each address of the name
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not valid ({cause.verify_message})"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
+    if isinstance(cause, OSError) and cause.strerror:  # trio's own text repeats the address
+        return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
     return type(cause).__name__
