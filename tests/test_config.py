@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.config import AUTO_CAPACITY, NAMES, VISIBLE_GPUS, Endpoint, HostPort, Replay, Settings, load
+from federation.config import AUTO_CAPACITY, NAMES, SECRETS, VISIBLE_GPUS, Endpoint, HostPort, Replay, Settings, load
 from federation.errors import ConfigError
 from federation.forward.selection import Policy
 from federation.mesh.records import NODE_ONLINE_WINDOW
@@ -161,7 +161,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "notify_after": "1m",
         "token_file": "/t",
     }
-    assert set(values) | {"token"} == set(NAMES.values())
+    assert set(values) | {"token", "notify_url"} == set(NAMES.values())
 
     with monkeypatch.context() as patch:
         for name, value in values.items():
@@ -171,13 +171,27 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
     assert load({}, config_file=file) == from_environment
 
     default = Settings()
-    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f != "token")
+    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f not in SECRETS)
     assert from_environment.backends == (Endpoint.parse("127.0.0.1:1"), Endpoint.parse("embed=127.0.0.1:2"))
     assert from_environment.peers == ("/ip4/192.0.2.1/tcp/1", "/dns/box.lan/tcp/2")
     assert from_environment.vram_bytes == 1024**3
     assert from_environment.log_level == "debug"
     assert not from_environment.mdns
     assert not from_environment.relay
+
+
+def test_the_address_for_notices_is_in_no_error_and_no_repr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load({"notify_url": "https://ntfy.sh/t0psecret"})
+    assert "t0psecret" not in repr(settings)
+    assert settings.notify_url is not None
+    assert settings.notify_url.get_secret_value() == "https://ntfy.sh/t0psecret"
+    for wrong in ("ntfy.sh/t0psecret", "ftp://h/t0psecret", "https://h:99999/t0psecret", "https://h/t0p secret", "https://"):
+        said = refused(notify_url=wrong)
+        assert said.startswith("A setting is wrong: --notify-url: write http://HOST/PATH")
+        assert "t0p" not in said
+    assert "are both given" in refused(notify_url="https://h/x", notify_url_file="/f")
+    monkeypatch.setenv("FEDERATION_NOTIFY_URL", "https://h/x")
+    assert load({"notify_url_file": "/f"}).notify_url is None  # an option beats a variable
 
 
 def test_who_may_ask_from_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,14 +108,13 @@ class Notices:
                 await trio.sleep(LOOK_EVERY_S)
 
     def look(self) -> None:
-        """Look at all machines once. What was seen by a node that has no address, or that is not the one to tell, is not
-        told later."""
-        if self._node.stop.is_set():  # its own links end now
+        """Look at all machines once. What a node saw that is not the one to tell it does not tell later."""
+        if self.address is None or self._node.stop.is_set():  # its own links end now
             return
         now = trio.current_time()
         seen, gone = self._sights(now)
         news = self._watch.look(now, seen, gone)
-        if not news or self.address is None or not self._tells():
+        if not news or not self._tells():
             return
         well = sum(not sight.trouble for sight in seen.values())
         for each in news:

@@ -39,7 +39,9 @@ class History(TypedDict):
     ]
     machines: Annotated[list[MachineLoad], Field(description="the busiest; none where one was asked for")]
     others: Annotated[Series | None, Field(description="the load of all others together; null: there are none")]
-    machine: Annotated[MachineHistory | None, Field(description="the one that was asked for; null: never linked with this node")]
+    machine: Annotated[
+        MachineHistory | None, Field(description="the one that was asked for; null: never linked with this node")
+    ]
 
 
 class Ordered(TypedDict):

@@ -277,7 +277,8 @@ class FakeNetwork:
         totals = {name: zeros for name in ("connections", "failed", "retried", "received", "delivered")}
         return {
             "at": begun, "step_s": 120, "covers_s": 120.0 * steps, "memory": 43_200, "open": zeros, "totals": totals,
-            "machines": [] if peer else rows[:7], "others": zeros if not peer and len(rows) > 7 else None, "machine": machine,
+            "machines": [] if peer else rows[:7],
+            "others": zeros if not peer and len(rows) > 7 else None, "machine": machine,
         }  # fmt: skip
 
     async def order(self, peer: str, order: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The dashboard's further pages: a machine's, connections, log, check-up, bans; links to them; and this browser's notices."""
+"""The dashboard's further pages: a machine's, connections, log, check-up, bans; links to them; the browser's notices."""
 
 from __future__ import annotations
 
@@ -210,8 +210,9 @@ def test_this_browser_tells_of_a_death_once_and_of_a_return_once(site, page_at) 
           const { Alerts } = await import('/static/alerts.js');
           const alerts = new Alerts();
           const peer = (state) => [{ peer_id: 'a', name: 'bergen', state }, { peer_id: 'me', self: true, state: 'offline' }];
-          const steps = [[0, 'online'], [1, 'unreachable'], [5, 'online'], [6, 'unreachable'], [25, 'offline'], [26, 'offline'],
-                         [90, 'offline'], [100, 'online'], [119, 'online'], [121, 'online'], [200, 'online'], [201, 'left']];
+          const steps = [[0, 'online'], [1, 'unreachable'], [5, 'online'], [6, 'unreachable'], [25, 'offline'],
+                         [26, 'offline'], [90, 'offline'], [100, 'online'],
+                         [119, 'online'], [121, 'online'], [200, 'online'], [201, 'left']];
           for (const [at, state] of steps) alerts.look(at, peer(state));
           return window.notices;
         }"""

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from federation.errors import NotDone
+from federation.ops import notices
 from federation.ops.notices import GIVE_UP_S, MAX_WAITING, Notices
 from federation.ops.webhook import Address, Message, NotDelivered
 from tests.support.nodes import MakeNode, add
@@ -127,11 +128,12 @@ async def test_a_good_bye_a_ban_and_the_node_s_own_end_are_no_deaths(
     watcher: Callable[[], Any], autojump_clock: Any
 ) -> None:
     async with watcher() as told:
-        for name in ("leaver", "bad", "stays"):
-            told.heard_of(name)
+        bad = told.heard_of("bad")
+        told.heard_of("leaver")
+        told.heard_of("stays")
         await told.stays(5)
         told.heard_of("leaver", left=True, linked=False)
-        told.node.operator.ban("bad")
+        told.node.bans.ban(bad, "bad")
         told.node.host.links.clear()
         told.node.stop()
         await told.stays(10 * AFTER_S)
@@ -182,7 +184,10 @@ async def test_what_does_not_arrive_is_sent_again_and_says_so(watcher: Callable[
         assert told.node.own_record().notifies
 
 
-async def test_an_address_that_is_dead_for_long_costs_nothing(watcher: Callable[[], Any], autojump_clock: Any) -> None:
+async def test_an_address_that_is_dead_for_long_costs_nothing(
+    watcher: Callable[[], Any], autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "LOOK_EVERY_S", 10.0)
     async with watcher() as told:
         told.fails = True
         names = [f"m{n}" for n in range(MAX_WAITING + 10)]
