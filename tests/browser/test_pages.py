@@ -186,7 +186,7 @@ def test_the_check_up_has_the_worst_first_and_what_to_do(site, page_at) -> None:
     assert names == ["backend", "draining", "open files", "token"]
     assert "1 thing wrong, 1 to look at" in page.text_content("#findings-note")
     codes = page.locator("#findings code").all_text_contents()
-    assert codes == ["federation undrain", "ulimit -n 32768 before the start"]
+    assert codes == ["federation undrain", "ulimit -n 32768"]
     assert "started without --notify-url" in page.text_content("#notices-note")
     made.notify_to = "https://ntfy.sh/…"
     go(page, "")

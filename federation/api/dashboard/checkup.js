@@ -113,7 +113,7 @@ function item({ check, severity, finding, fix }) {
 /** A fix in words; its `commands` as such, to copy. */
 function fixOf(fix) {
   if (COMMAND.test(fix) && !fix.includes("`")) {
-    const [command, ...rest] = fix.split(/(?= \(|;)/);
+    const [command, ...rest] = fix.split(/(?= \(|;| before )/);
     return [copyable(command, "the command"), rest.join("")];
   }
   return fix.split("`").map((part, i) => (i % 2 ? copyable(part, "the command") : part));
