@@ -51,6 +51,8 @@ class Notices:
         self._trouble_since: dict[str, float] = {}
         self._waiting: deque[Waiting] = deque()
         self._news = trio.Event()
+        self._again = trio.Event()  # another address: what waits is sent there now
+        self._url = node.facts.settings.notify_url
         self._problem = ""
         self.told = self.dropped = 0
 
@@ -109,7 +111,11 @@ class Notices:
 
     def look(self) -> None:
         """Look at all machines once. What a node saw that is not the one to tell it does not tell later."""
-        if self.address is None or self._node.stop.is_set():  # its own links end now
+        if self._url != self._node.facts.settings.notify_url:  # by SIGHUP
+            self._url = self._node.facts.settings.notify_url
+            self._changed("")
+            self._again.set()
+        if self._url is None or self._node.stop.is_set():  # its own links end now
             return
         now = trio.current_time()
         seen, gone = self._sights(now)
@@ -178,7 +184,9 @@ class Notices:
                 await self._send(address, self._message(batch))
             except NotDelivered as error:
                 self._failed(str(error))
-                await trio.sleep(retry_s)
+                self._again = trio.Event()
+                with trio.move_on_after(retry_s):
+                    await self._again.wait()
                 retry_s = min(LAST_RETRY_S, 2 * retry_s)
                 continue
             retry_s = FIRST_RETRY_S

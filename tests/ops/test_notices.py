@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from pydantic import SecretStr
 
 from federation.errors import NotDone
 from federation.ops import notices
@@ -182,6 +183,21 @@ async def test_what_does_not_arrive_is_sent_again_and_says_so(watcher: Callable[
         assert "bergen does not answer; bergen is back" in message.title
         assert told.notices.status()["problem"] == ""
         assert told.node.own_record().notifies
+
+
+async def test_another_address_is_tried_at_once(watcher: Callable[[], Any], autojump_clock: Any) -> None:
+    async with watcher() as told:
+        told.heard_of("bergen")
+        await told.stays(5)
+        told.fails = True
+        told.loses("bergen")
+        await told.stays(1000)  # the next try is five minutes away
+        told.fails = False
+        facts = told.node.facts
+        facts.settings = facts.settings.model_copy(update={"notify_url": SecretStr("https://box.lan/t0psecret")})
+        await told.stays(5)
+        assert len(told.messages) == 1
+        assert told.notices.status()["to"] == "https://box.lan/…"
 
 
 async def test_an_address_that_is_dead_for_long_costs_nothing(
