@@ -84,6 +84,8 @@ def _with_notify_url(settings: Settings) -> Settings:
     """The settings with the address for notices from its file, if it is in one."""
     if settings.notify_url_file is None:
         return settings
+    if str(settings.notify_url_file) == "-":  # SIGHUP would wait for a person to type it again
+        raise ConfigError("--notify-url-file '-': name a file; it is read again at SIGHUP")
     try:
         url = parse_webhook(read_secret(settings.notify_url_file, "address for notices"))
     except ValueError as error:

@@ -18,6 +18,7 @@ import trio
 from federation.errors import NotDone
 from federation.ops.deaths import News, Sight, Watch
 from federation.ops.webhook import Address, Message, NotDelivered, post
+from federation.units import visible
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -241,7 +242,7 @@ class Notices:
         return Message(f"{network}: {'; '.join(titles)}", "\n".join(lines), bool(died), facts)
 
     def _line(self, news: News) -> str:
-        name, at = news.name or news.peer_id, self._node.clock.utc_of(news.at).strftime("%H:%M:%S UTC")
+        name, at = visible(news.name) or news.peer_id, self._node.clock.utc_of(news.at).strftime("%H:%M:%S UTC")
         if news.kind == "returned":
             return f"{name} is back since {at}."
         return f"{name}: {'its server has not answered' if news.trouble == 'no server' else 'not heard of'} since {at}."
@@ -252,5 +253,5 @@ def _finding(severity: schemas.Severity, finding: str, fix: str = "") -> schemas
 
 
 def _names(batch: list[Waiting]) -> str:
-    names = [waiting.news.name or waiting.news.peer_id for waiting in batch]
+    names = [visible(waiting.news.name) or waiting.news.peer_id for waiting in batch]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
