@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-import h11
 import trio
 
 from federation import __version__
@@ -116,7 +115,7 @@ async def post(address: Address, message: Message, *, tls: ssl.SSLContext | None
         raise NotDelivered(f"{address.shown}: its certificate is not valid ({error.verify_message})") from None
     except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
         raise NotDelivered(f"{address.shown} was not reached: {_why(error)}") from None
-    except (h11.ProtocolError, ValueError):  # ValueError: a name that is none (idna)
+    except ValueError:  # or a name that is none (idna)
         raise NotDelivered(f"{address.shown} does not answer in HTTP") from None
     if not 200 <= status < 300:
         more = "; give the address that it leads to" if 300 <= status < 400 else ""
@@ -124,6 +123,8 @@ async def post(address: Address, message: Message, *, tls: ssl.SSLContext | None
 
 
 async def _exchange(address: Address, headers: list[tuple[str, str]], body: bytes, tls: ssl.SSLContext | None) -> int:
+    import h11  # with the first message: a node that tells nobody does without
+
     stream: trio.abc.Stream = await trio.open_tcp_stream(address.host, address.port)
     try:
         if address.scheme == "https":
@@ -142,7 +143,9 @@ async def _exchange(address: Address, headers: list[tuple[str, str]], body: byte
             elif isinstance(event, h11.Response):
                 return int(event.status_code)
             elif not isinstance(event, h11.InformationalResponse):
-                raise h11.RemoteProtocolError("it ended without an answer")
+                raise ValueError("it ended without an answer")
+    except h11.ProtocolError as error:
+        raise ValueError(str(error)) from None
     finally:
         await trio.aclose_forcefully(stream)
 
