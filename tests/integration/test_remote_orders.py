@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,6 +54,7 @@ def test_the_owner_drains_another_node(fleet: Fleet) -> None:
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "-")
+@pytest.mark.skipif(find_spec("pydantic_settings") is None, reason=f"{WITH_OWNERS} needs pydantic-settings")
 def test_an_older_node_is_said_to_be_one_and_goes_on(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("old_version.COMMIT", WITH_OWNERS)
     old = OldVersion(fleet)

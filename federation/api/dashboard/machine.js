@@ -12,6 +12,7 @@ import { summary } from "./past.js";
 import { get } from "./stream.js";
 
 const HISTORY_EVERY_MS = 30_000;
+const SOON_MS = 3_000;
 const CONNECTIONS_EVERY_MS = 2_000;
 const MOST = 1000;
 const HEIGHT = 160; // as in style.css
@@ -132,8 +133,9 @@ export class MachinePage {
     if (peerId !== this.peerId) return;
     const told = answer?.machine && summary(answer.machine, answer.step_s);
     this.answer = told ? answer : null;
+    if (!told) this.historyAt -= HISTORY_EVERY_MS - SOON_MS; // it may have come just now
     $("machine-load").hidden = !told;
-    setText($("machine-past"), told ? inWords(told) : "Nothing is kept of it: this node had no connection with it in the last 24 hours.");
+    setText($("machine-past"), told ? inWords(told) : "Nothing is kept of it yet: this node had no connection with it in the last 24 hours, or it came just now.");
     if (told) this.draw();
   }
 
