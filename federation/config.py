@@ -59,7 +59,7 @@ AUTO_CAPACITY = -1  # as many as the backends say that they have slots
 MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
-SECRETS = ("token", "notify_url")  # no error repeats their values
+SECRETS = ("token", "invite", "notify_url")  # no error repeats their values
 SWITCHES = ("mdns", "relay", "detect", "browser_check", "require_key")  # there is a --no-NAME too
 VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _GPU = re.compile(r"[0-9]{1,3}|(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.IGNORECASE)
@@ -283,6 +283,13 @@ class Settings(BaseModel):
     notify_after_s: Annotated[Duration, Field(ge=1, le=86400)] = 30.0
     token: SecretStr | None = None
     token_file: Annotated[Path, BeforeValidator(_text(_path))] | None = None
+    invite: SecretStr | None = None  # an invite's code; the other two take one too
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if self.invite is not None and (self.token is not None or self.token_file is not None):
+            raise ValueError("--invite and a token (--token, --token-file) are two ways into a network; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:

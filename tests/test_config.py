@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.config import AUTO_CAPACITY, NAMES, SECRETS, VISIBLE_GPUS, Endpoint, HostPort, Replay, Settings, load
+from federation.config import AUTO_CAPACITY, NAMES, VISIBLE_GPUS, Endpoint, HostPort, Replay, Settings, load
 from federation.errors import ConfigError
 from federation.forward.selection import Policy
 from federation.mesh.records import NODE_ONLINE_WINDOW
@@ -161,7 +161,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "notify_after": "1m",
         "token_file": "/t",
     }
-    assert set(values) | {"token", "notify_url"} == set(NAMES.values())
+    assert set(values) | {"token", "invite", "notify_url"} == set(NAMES.values())
 
     with monkeypatch.context() as patch:
         for name, value in values.items():
@@ -171,7 +171,8 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
     assert load({}, config_file=file) == from_environment
 
     default = Settings()
-    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f not in SECRETS)
+    secrets = ("token", "invite", "notify_url")
+    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f not in secrets)
     assert from_environment.backends == (Endpoint.parse("127.0.0.1:1"), Endpoint.parse("embed=127.0.0.1:2"))
     assert from_environment.peers == ("/ip4/192.0.2.1/tcp/1", "/dns/box.lan/tcp/2")
     assert from_environment.vram_bytes == 1024**3

@@ -28,6 +28,7 @@ import { History } from "./history.js";
 import { Keys } from "./keys.js";
 import { Log } from "./log.js";
 import { MachinePage } from "./machine.js";
+import { Newcomers } from "./newcomers.js";
 import { head, Models } from "./models.js";
 import { Past } from "./past.js";
 import { follow, get, takeCode } from "./stream.js";
@@ -63,6 +64,7 @@ const views = new Views(
   },
   () => state && show(),
 );
+const newcomers = new Newcomers();
 const own = () => state.peers.find((peer) => peer.self);
 let past = null; // the last 24 hours, where the time line shows these
 const PAST_EVERY_MS = 30_000;
@@ -85,7 +87,7 @@ function onState(next) {
     decisions.clear(); // the daemon was restarted: its counters begin again
     history.clear();
     log.clear();
-    keys.isThere = null;
+    keys.isThere = newcomers.isThere = null;
   }
   const isFirst = state === null;
   state = next;
@@ -97,6 +99,7 @@ function onState(next) {
   show();
   void models.refresh();
   void keys.refresh();
+  void newcomers.refresh();
   void views.refresh();
   void refreshPast();
 }
