@@ -43,6 +43,8 @@ from federation.mesh.ledger import Change, Ledger
 from federation.mesh.newcomers import Newcomers
 from federation.mesh.probe import Probe
 from federation.mesh.records import MAX_COPIED, NodeData
+from federation.mesh.remote import Load as RemoteLoad
+from federation.mesh.remote import Remote
 from federation.mesh.rotation import Rotation
 from federation.mesh.token_store import owner_key
 from federation.mesh.whereabouts import Whereabouts
@@ -52,8 +54,10 @@ from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.link.link import talk
 from federation.net.link.mux import Load
-from federation.ops import invitation, status
+from federation.ops import invitation, lately, status
 from federation.ops.access_log import AccessLog
+from federation.ops.history import History
+from federation.ops.notices import Notices
 from federation.ops.operator import Operator
 from federation.ops.parts import Facts, Parts
 from federation.ops.rates import SAMPLE_EVERY_S, Rates
@@ -100,6 +104,7 @@ class Node:
         self._links_said = Bucket(NEWS_A_SECOND, LINKS_AT_ONCE)
 
         self.rates = Rates()
+        self.history = History(lately.TOTALS)
         self.metrics = Metrics()
         self.metrics.snapshot = lambda: status.metrics(self.parts)
         self.reactor = Reactor()
@@ -165,6 +170,11 @@ class Node:
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
         )  # fmt: skip
         self.probe = Probe(self.host)
+        self.remote = Remote(
+            host=self.host, token=lambda: self.rotation.keyring.token,
+            carry_out=lambda order: self.operator.drain() if order == "drain" else self.operator.undrain(),
+            load=lambda: RemoteLoad(**self.operator.drain_status()),
+        )  # fmt: skip
         self._nursery: trio.Nursery | None = None
         self.discovery = Discovery(
             self.host, self.ledger, settings, state,
@@ -175,9 +185,11 @@ class Node:
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
+            history=self.history, remote=self.remote,
             keys=self.keys, client_keys=self.client_keys, certificate=self.certificate, newcomers=self.newcomers,
         )  # fmt: skip
-        self.operator = Operator(self.parts)
+        self.notices = Notices(self.parts)
+        self.operator = Operator(self.parts, self.notices)
         self.host.on_copy = self._own_change
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
         self.frontend.counters.on_ending = self.access_log.ended
@@ -214,6 +226,8 @@ class Node:
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.connectivity.run)
                     nursery.start_soon(self._watch_traffic)
+                    nursery.start_soon(lately.keep, self.parts)
+                    nursery.start_soon(self.notices.run)
                     if settings.detect:
                         nursery.start_soon(self._find_servers)
                     self.state.save_daemon(self._daemon_facts())
@@ -350,7 +364,7 @@ class Node:
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
             models=self.models.packed, http=self.models.http,
-            copied=tuple(self.host.copies.present(trio.current_time())[:MAX_COPIED]),
+            copied=tuple(self.host.copies.present(trio.current_time())[:MAX_COPIED]), notifies=self.facts.notifies,
         )  # fmt: skip
 
     def _describe(self) -> NodeData:

@@ -28,7 +28,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from federation import unixsocket
-from federation.api import access, diagnosis, door, events, handover, http_server, invites, localai, openapi, routes, static
+from federation.api import (
+    access,
+    diagnosis,
+    door,
+    events,
+    handover,
+    http_server,
+    invites,
+    localai,
+    machines,
+    openapi,
+    routes,
+    static,
+)
 from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
 from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
 from federation.api.sessions import Sessions
@@ -64,7 +77,14 @@ class Access:
     hosts: tuple[str, ...] = ()
 
 
-class ServedNode(routes.ControlledNode, invites.InvitingNode, diagnosis.DiagnosableNode, handover.HandedOverNode, Protocol):
+class ServedNode(
+    routes.ControlledNode,
+    invites.InvitingNode,
+    diagnosis.DiagnosableNode,
+    machines.WatchfulNode,
+    handover.HandedOverNode,
+    Protocol,
+):
     """The node, as all routes need it."""
 
 
@@ -80,7 +100,7 @@ def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple
     """Make the ASGI application. The arguments are Access's."""
     hub = events.Hub(node, lambda: datetime.now(timezone.utc))
     challenges, sessions = Challenges(key, _now), Sessions(_now)
-    operations = [*routes.routes, *invites.routes, *diagnosis.routes, *access.routes(challenges, sessions)]
+    operations = [*routes.routes, *invites.routes, *diagnosis.routes, *machines.routes, *access.routes(challenges, sessions)]
     operations += [*events.routes(hub), *localai.routes, *handover.routes]
     operations += openapi.routes(operations)
     guard = Middleware(_Guard, access=Access(key, remote, hosts), challenges=challenges, sessions=sessions)

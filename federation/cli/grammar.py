@@ -190,6 +190,15 @@ JOIN_OPTIONS = (
         "(tcp:// ones do not); read again at SIGHUP",
     ),
     ("tls_key", "--tls-key", "FILE", "its private key, in PEM form"),
+    (
+        "notify_url",
+        "--notify-url",
+        "URL",
+        "tell this address when a machine dies or returns: an ntfy topic, a Slack or Discord webhook, or what takes JSON; "
+        "ntfy+https:// says that a host speaks ntfy. On the command line it shows in the process list: prefer the file",
+    ),
+    ("notify_url_file", "--notify-url-file", "FILE", "read that address from FILE, at SIGHUP again"),
+    ("notify_after_s", "--notify-after", "SECONDS", "how long a machine is silent, or back, before that is told [30]"),
     ("log_level", "--log-level", "LEVEL", "debug, info, warning or error [info]"),
     ("log_format", "--log-format", "FORMAT", "console or json [console]"),
 )
@@ -330,6 +339,7 @@ def _add_asking(commands: Any) -> None:
         "federation drain --wait && sudo reboot",
         json=True,
     )
+    _add_node(drain)
     drain.add_argument("--wait", action="store_true", help="until nothing is open here and a reboot disturbs nobody")
     drain.add_argument("--timeout", metavar="SECONDS", help="wait so long at most, then fail [for ever]")
     ping = _asking(
@@ -369,11 +379,32 @@ def _add_asking(commands: Any) -> None:
     )
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes; Ctrl-C ends it")
     logs.add_argument("--last", default="50", metavar="N", help="begin with the newest N lines [50]")
-    _asking(commands, "undrain", "take connections again", "federation undrain", json=True)
+    _add_node(_asking(commands, "undrain", "take connections again", "federation undrain", json=True))
+    _asking(
+        commands,
+        "notify",
+        "send a test message to the address of --notify-url",
+        "federation notify",
+        "Send a test message to the address that the running node tells of machines that die (join --notify-url).",
+        json=True,
+    )
     leave = _asking(
         commands, "leave", "drain, say good-bye, forget the network's token, and end", "federation leave", json=True
     )
     leave.add_argument("--yes", action="store_true", help="do not ask back")
+
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an order to another node."""
+    parser.add_argument(
+        "--node", metavar="PEER", help="have that node do it (name or id), by order of the network's owner [this one]"
+    )
+    parser.add_argument(
+        "--owner-key",
+        type=Path,
+        metavar="FILE",
+        help="sign that with the owner key in FILE [this node's]; - is standard input",
+    )
 
 
 def _add_rotate(actions: Any) -> None:

@@ -11,12 +11,14 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
 from federation import light, logs, outlet  # noqa: F401  # light comes before all else: see there
 from federation.cli import detect, render
 from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
 from federation.config import load
 from federation.dirs import default_state_dir
-from federation.errors import TokenMalformed
+from federation.errors import ConfigError, TokenMalformed
 from federation.forward.models import finding
 from federation.mesh import token_store
 from federation.mesh.invite_codes import InviteCode, is_code
@@ -25,6 +27,7 @@ from federation.mesh.tokens import Token
 from federation.program import handover
 from federation.reactor import fdlimit
 from federation.state import StateDir
+from federation.units import parse_webhook
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -43,7 +46,7 @@ def join(args: Namespace) -> int:
     flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
 
     def read_settings() -> Settings:
-        return load(flags, config_file=args.config)
+        return _with_notify_url(load(flags, config_file=args.config))
 
     settings = read_settings()
     streams = sys.stdout, sys.stderr
@@ -82,6 +85,19 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
     for line in detect.in_words(found):
         complain(line)
     return finding.offers(found)
+
+
+def _with_notify_url(settings: Settings) -> Settings:
+    """The settings with the address for notices from its file, if it is in one."""
+    if settings.notify_url_file is None:
+        return settings
+    if str(settings.notify_url_file) == "-":  # SIGHUP would wait for a person to type it again
+        raise ConfigError("--notify-url-file '-': name a file; it is read again at SIGHUP")
+    try:
+        url = parse_webhook(read_secret(settings.notify_url_file, "address for notices"))
+    except ValueError as error:
+        raise ConfigError(f"in {settings.notify_url_file}: {error}") from None
+    return settings.model_copy(update={"notify_url": SecretStr(url)})
 
 
 def given_token(settings: Settings) -> Token | InviteCode | None:

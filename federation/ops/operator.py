@@ -1,7 +1,7 @@
 """The node as its operator sees it: the control API's questions and orders, over the node's parts.
 
-Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, handover.HandedOverNode,
-server.KeyedNode.
+Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, machines.WatchfulNode,
+handover.HandedOverNode, server.KeyedNode.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import client_keys, diagnose, doctor, invitation, invites, models, netcheck, status
+from federation.ops import client_keys, diagnose, doctor, invitation, invites, lately, models, netcheck, status
 from federation.ops.handover import HandingOver
+from federation.ops.orders import Orders
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from federation.ops import schemas
+    from federation.ops import schemas, shapes
     from federation.ops.client_keys import KeyWish
     from federation.ops.invites import InviteWish
+    from federation.ops.notices import Notices
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
     from federation.program.handover import Handed
@@ -32,10 +34,12 @@ log = structlog.get_logger(__name__)
 
 
 class Operator:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, notices: Notices) -> None:
         self._parts = parts
         self._ownership = Ownership(parts)
         self._handing_over = HandingOver(parts)
+        self._orders = Orders(parts)
+        self._notices = notices
 
     # State
 
@@ -79,7 +83,28 @@ class Operator:
         return netcheck.check(self._parts)
 
     async def examine(self) -> schemas.Examination:
-        return {"findings": await doctor.examine(self._parts)}
+        return {"findings": [*await doctor.examine(self._parts), *self._notices.findings()]}
+
+    # The machines
+
+    def history(self, peer: str | None) -> shapes.History:
+        return lately.answer(self._parts, peer)
+
+    async def order(self, peer: str, order: shapes.Order) -> shapes.Ordered:
+        return await self._orders.give(peer, order)
+
+    async def prepare_order(self, peer: str, order: shapes.Order) -> shapes.PreparedOrder:
+        return await self._orders.prepare(peer, order)
+
+    async def carry_out_order(self, signature: str) -> shapes.Ordered:
+        return await self._orders.carry_out(signature)
+
+    def notices(self) -> shapes.Notices:
+        return self._notices.status()
+
+    async def try_notices(self) -> shapes.Notices:
+        await self._notices.try_out()
+        return self._notices.status()
 
     # Drain and leave
 

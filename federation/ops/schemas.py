@@ -433,7 +433,9 @@ class Connection(TypedDict):
     """A client of this node's own ports, now."""
 
     id: Annotated[int, Field(ge=1, description="its number at this entry; `explain?id=` tells more")]
+    request: Annotated[int, Field(ge=1, description="the number of the request that it is at")]
     service: str
+    model: Annotated[str, Field(description="of that request; empty where none was named")]
     client: Annotated[str, Field(description="HOST:PORT")]
     peer: Annotated[str, Field(description="peer id; empty while none has it")]
     name: str

@@ -269,7 +269,9 @@ def connections(node: Parts, most: int) -> schemas.OpenConnections:
         "connections": [
             {
                 "id": client.flow.connection,
+                "request": client.flow.request,
                 "service": client.route.service,
+                "model": visible(client.route.model),
                 "client": client.client_name,
                 "peer": client.peer_id,
                 "name": node.name_of(client.peer_id),

@@ -45,8 +45,8 @@ def test_models_by_machine(site, page_at) -> None:
     assert cells(page, "qwen") == ["bergen, on disk", NOT_TOLD, str(busy[1]), "1,204", "312 ms", "41"]
     rows = page.locator(".row:has(dt:text-is('Models')) dd").all_text_contents()
     assert rows == ["gemma3:27b in memory", "2 models on disk", "1 model on disk"]
-    page.click(".card:has-text('bergen') h3 button")
-    assert page.locator("#detail dd .place").all_text_contents() == ["gemma3:27b, on disk", "qwen, on disk"]
+    page.click(".card:has-text('bergen') h3 a")
+    assert page.locator("#machine-facts .place").all_text_contents() == ["gemma3:27b, on disk", "qwen, on disk"]
 
 
 def test_it_speaks_of_requests_where_there_are_models(site, page_at) -> None:
@@ -200,6 +200,7 @@ class KeyRoutes:
         if request.url.endswith("/keys/revoke"):
             self.keys = [key for key in self.keys if key["name"] != request.post_data_json["name"]]
         elif request.method == "POST":
+            assert request.url.endswith("/keys/add")
             self.wishes.append(request.post_data_json)
             if self.wishes[-1]["name"] == "taken":
                 return route.fulfill(status=409, json={"error": "there is a key named taken"})

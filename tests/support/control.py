@@ -102,6 +102,24 @@ class FakeNode:
             "excepted": [],
         }
 
+    def history(self, peer: str | None) -> dict[str, Any]:
+        return {"machine": peer}
+
+    async def order(self, peer: str, order: str) -> dict[str, Any]:
+        return {"peer_id": peer, "draining": order == "drain"}
+
+    async def prepare_order(self, peer: str, order: str) -> dict[str, Any]:
+        return {"peer_id": peer, "order": order}
+
+    async def carry_out_order(self, signature: str) -> dict[str, Any]:
+        return {"signature": signature}
+
+    def notices(self) -> dict[str, Any]:
+        return {"to": ""}
+
+    async def try_notices(self) -> dict[str, Any]:
+        return {"told": 1}
+
     def invites(self) -> dict[str, Any]:
         return {"invites": [], "waiting": []}
 
@@ -151,12 +169,12 @@ async def serving(node: FakeNode, address: HostPort = ANYWHERE, **access: Any) -
 
 
 async def ask(
-    address: HostPort, path: str, method: str = "GET", headers: dict[str, str] | None = None
+    address: HostPort, path: str, method: str = "GET", headers: dict[str, str] | None = None, body: object = None
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     def blocking() -> tuple[int, Any, http.client.HTTPMessage]:
         connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
         try:
-            connection.request(method, path, headers=headers or {})
+            connection.request(method, path, None if body is None else json.dumps(body), headers or {})
             response = connection.getresponse()
             return response.status, json.loads(response.read()), response.headers
         finally:
