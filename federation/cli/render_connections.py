@@ -44,14 +44,15 @@ def still_open(answer: Mapping[str, Any]) -> str:
         parts.append(f"{_count(served, 'connection')} served here{by}{_idle(answer.get('idle', 0), served)}")
     if clients:
         parts.append(f"{_count(clients, 'client')} connected{_idle(answer.get('idle_clients', 0), clients)}")
-    return ", ".join(parts) or "nothing is open"
+    said = ", ".join(parts) or "nothing is open"
+    is_any_idle = answer.get("idle") or answer.get("idle_clients")
+    return f"{said}; an idle one has had its answer, and its client keeps it open (keep-alive)" if is_any_idle else said
 
 
 def _idle(idle: int, of: int) -> str:
     if not idle:
         return ""
-    which = "idle" if idle == of else f"{idle} of them idle"
-    return f", {which} since an answer: kept open by its client (keep-alive)"
+    return ", idle" if idle == of else f", {idle} of them idle"
 
 
 def draining(answer: Mapping[str, Any]) -> str:
