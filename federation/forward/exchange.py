@@ -47,6 +47,7 @@ from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.lists import is_list
 from federation.forward.http.paths import kind_of
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, may_keep_alive
+from federation.forward.http.usage import is_stream
 from federation.forward.kept_bodies import FREE
 from federation.forward.models.asking import OWN_AGENTS
 from federation.forward.replay_buffer import ReplayBuffer
@@ -96,6 +97,7 @@ STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LOOP = b"x-federation-via"  # the entries that a request has come through
 MAX_VIA = 1024  # bytes, the latest: some twenty entries
 TARGET = b"x-federation-target"
+UNBUFFERED = b"x-accel-buffering"  # nginx before an entry keeps a stream until its end, unless the stream says no to that
 _STAY_HERE = frozenset((LOOP, TARGET))
 
 
@@ -605,6 +607,8 @@ class Exchange:
         more = b""
         if self._page and not is_interim and answer.get(b"access-control-allow-origin") is None:
             more = web_pages.readable(self._page)
+        if not is_interim and is_stream(answer) and answer.get(UNBUFFERED) is None:
+            more += b"X-Accel-Buffering: no\r\n"
         self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive, more=more)
         body = self._answer.body
         has_body = body is not None and not body.is_over

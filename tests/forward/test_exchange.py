@@ -103,6 +103,25 @@ async def test_own_backend(mock_clock: MockClock, replay: str) -> None:
         assert net.tunnels == []
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((SSE,), "no"),
+        ((LINES,), "no"),
+        ((SSE, "X-Accel-Buffering: yes"), "yes"),
+        (("Content-Type: application/json",), None),
+    ],
+)
+async def test_a_stream_is_not_kept_back_by_a_proxy_before_the_entry(
+    mock_clock: MockClock, fields: tuple[str, ...], said: str | None
+) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        serve(net.tunnel, ok_chunked(b"data: x\n\n", *fields))
+        assert (await talk.answer()).fields.get("x-accel-buffering") == said
+
+
 async def test_a_backend_that_does_not_close_is_left(mock_clock: MockClock) -> None:
     async with network(mock_clock, http=True) as net:
         net.add("a")
