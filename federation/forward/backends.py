@@ -12,7 +12,7 @@ from federation.config import AUTO_CAPACITY
 from federation.errors import BackendUnavailable
 from federation.forward.kept import Kept
 from federation.forward.models.asking import open_place
-from federation.forward.overhearing import Repute
+from federation.forward.models.overhearing import Repute
 from federation.net.link.mux import Load
 
 if TYPE_CHECKING:

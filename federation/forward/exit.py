@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.errors import BackendUnavailable
-from federation.forward.overhearing import Overheard
+from federation.forward.models.overhearing import Overheard
 from federation.net.link.frames import ANY_LOAD, FULL
 from federation.reactor import fdlimit
 from federation.reactor.connect import Connect

@@ -5,7 +5,7 @@ attack or for garbage. Known to speak it is a backend
 
 * whose address is written http://HOST:PORT, or that --health-path checks;
 * whose port is the usual one of a model server (servers.USUAL_PORTS), as are those that `join` finds;
-* that answered a client of its own in HTTP (overhearing.py): it is asked at once, then more and more rarely;
+* that answered a client of its own in HTTP (models/overhearing.py): it is asked at once, then more and more rarely;
 
 and none that is written tcp://HOST:PORT. A backend at such a port that does not answer in HTTP gets one more question in
 SILENT_EVERY_S, or when it comes up again; a web server without models one in OTHER_EVERY_S.
@@ -22,8 +22,8 @@ import structlog
 import trio
 
 from federation.forward.models.asking import Asker
+from federation.forward.models.overhearing import Protocol
 from federation.forward.models.servers import USUAL_PORTS, recognise
-from federation.forward.overhearing import Protocol
 from federation.mesh.models import pack
 
 if TYPE_CHECKING:

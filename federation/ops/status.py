@@ -11,11 +11,10 @@ import trio
 
 from federation import __version__
 from federation.errors import IdentityCopied, TokenRetired
-from federation.forward import idle
 from federation.forward.attempts import State
 from federation.forward.backends import OUTSIDE
 from federation.metrics import Snapshot
-from federation.ops import invitation, schemas
+from federation.ops import idle, invitation, schemas
 from federation.units import visible
 
 if TYPE_CHECKING:

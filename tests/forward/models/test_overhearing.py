@@ -7,7 +7,7 @@ import gc
 import pytest
 
 from federation.forward.model_watch import ModelWatch
-from federation.forward.overhearing import LOOK_RARELY, MOST_DENIALS, MOST_LOOKS, Overheard, Protocol, Repute
+from federation.forward.models.overhearing import LOOK_RARELY, MOST_DENIALS, MOST_LOOKS, Overheard, Protocol, Repute
 from federation.reactor.sockets import SocketDuplex
 from tests.support.exits import believe, make_exit, serve, tunnels
 from tests.support.links import End, until

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from federation.forward import idle
-from federation.forward.idle import IDLE_S
+from federation.ops import idle
+from federation.ops.idle import IDLE_S
 from federation.reactor import keepalive
 from federation.reactor.keepalive import Silence
 from tests.support.entries import network, settled

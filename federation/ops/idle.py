@@ -30,7 +30,7 @@ def at_backends(backends: Backends) -> int:
     return sum(
         _has_been_answered(keepalive.silence(end.sock), by_other_side=True)
         for end in islice(backends.reactor.sockets, MOST)
-        if not backends.kept.has(end) and _peer_of(end) in targets
+        if end.received and not backends.kept.has(end) and _peer_of(end) in targets
     )
 
 
@@ -39,7 +39,7 @@ def of_clients(clients: Iterable[L4Client | HttpClient]) -> int:
     return sum(
         _has_been_answered(keepalive.silence(client.socket.sock), by_other_side=False)
         for client in islice(clients, MOST)
-        if isinstance(client, L4Client) and isinstance(client.socket, SocketDuplex)
+        if isinstance(client, L4Client) and isinstance(client.socket, SocketDuplex) and client.socket.delivered
     )
 
 
@@ -49,7 +49,7 @@ def _has_been_answered(silence: keepalive.Silence | None, *, by_other_side: bool
     answer_s, question_s = silence.sent_s, silence.received_s
     if by_other_side:
         answer_s, question_s = question_s, answer_s
-    return IDLE_S <= answer_s < question_s
+    return IDLE_S <= answer_s <= question_s  # equal: both came in one tick of the kernel
 
 
 def _peer_of(end: SocketDuplex) -> object:
