@@ -87,9 +87,7 @@ IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # 
 MOST_LOSSES = 3  # backends that break over one request
 MAX_DOUBTED = 4096  # bytes of a 404 that are read before the client has it
 BODY_QUIET_S = 30.0  # as for a head; nobody writes a body by hand
-SMALL_BODY_QUIET_S = (
-    120.0  # of one that takes no room of others: twice as long as nginx waits, as a phone may change its network
-)
+SMALL_BODY_QUIET_S = 300.0  # of one that takes no room of others: an idle connection costs as much; nginx waits a fifth
 PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
 PROBE_AGAIN_S = 5.0
 # Of all interim answers, Python's http.client skips only this one.
