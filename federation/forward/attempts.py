@@ -219,6 +219,9 @@ class Dispatcher(Protocol):
     def broke_off(self, route: Route, peer_id: str) -> None:
         """The peer, or its backend, reset a committed request."""
 
+    def why_none(self, request: Request) -> str:
+        """Why there was no peer for it, for people."""
+
     def wait(self, attempts: Attempts, request: Request) -> None:
         """Call `attempts.try_again()` when the roster or a load has changed, until `stop_waiting`."""
 
@@ -318,11 +321,14 @@ class Attempts:
         dispatcher = self._dispatcher
         left = dispatcher.hold_s - self._waited_s  # attempts do not count: a long one may be the first that fails
         if left <= 0:
-            self.reject("no peer is available")
+            self._give_up()
             return
         self._since = dispatcher.now()
-        self._timer = dispatcher.call_later(left, lambda: self.reject("no peer is available"))
+        self._timer = dispatcher.call_later(left, self._give_up)
         dispatcher.wait(self, self._request)
+
+    def _give_up(self) -> None:
+        self.reject(self._dispatcher.why_none(self._request))
 
     def try_again(self) -> None:
         """The roster or a load changed while this request waited."""

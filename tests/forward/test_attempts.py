@@ -160,6 +160,9 @@ class Dispatcher:
 
     def broke_off(self, route: Route, peer_id: str) -> None: ...
 
+    def why_none(self, _request: Request) -> str:
+        return "no peer is available"
+
     def wait(self, attempts: Attempts, _route: Route) -> None:
         self.waiting.add(attempts)
 
