@@ -81,6 +81,7 @@ class L4Client:
     """One client, and the one request that its connection is."""
 
     keys = NO_KEYS
+    is_kept_on = True
     takes_kept: bool | None = None
 
     __slots__ = (
@@ -159,6 +160,10 @@ class L4Client:
     @property
     def replay(self) -> Replay:
         return self._dispatcher.replay.of(names_model=False)
+
+    @property
+    def is_unheard(self) -> bool:
+        return self._upstream is not None and self._upstream.is_unheard
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -277,6 +282,8 @@ class L4Client:
             return upstream.writable()
         room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and attempts.state is State.OPENED:
+            if upstream is None or upstream.writable() <= 0:
+                return 0  # the peer has not said that it got any of this: it calls again
             self._commit()
             return self.socket.other.writable()
         return room if upstream is None else min(room, upstream.writable())

@@ -35,9 +35,9 @@ class Channel(Keepable):
     """One stream of a connection; a Duplex whose other side is the remote. `other` is the local end joined to it."""
 
     __slots__ = (
-        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "is_request",
-        "keeps", "mux", "on_keep", "opener", "other", "out_size", "queued", "remote", "small_in", "taken",
-        "takes_kept", "ticks", "tunnel", "unacknowledged", "waiting", "window",
+        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "first_out", "granted",
+        "has_credit", "id", "is_request", "keeps", "mux", "on_keep", "opener", "other", "out_size", "queued", "remote",
+        "small_in", "taken", "takes_kept", "ticks", "tunnel", "unacknowledged", "waiting", "window",
     )  # fmt: skip
 
     other: Duplex
@@ -62,6 +62,8 @@ class Channel(Keepable):
         self.waiting = False  # told its source to wait; owes it a `resume_writing()`
         self.answered = not (tunnel and remote)
         self.small_in = 0  # number of the record with its latest small DATA
+        self.first_out = -1  # of the connection's bytes, how many went before the first DATA
+        self.has_credit = False  # the remote has granted something: its reader had half a window
         self.taken = 0  # sent since the mux had counted so many `ticks`
         self.ticks = mux.ticks
         self.fin_queued = self.fin_sent = self.fin_received = self.closed = False
@@ -148,6 +150,14 @@ class Channel(Keepable):
             self.mux.control(BUSIER, self.id, NUMBER.pack(others))
             self._close()
 
+    @property
+    def is_unheard(self) -> bool:
+        """Whether the connection has ended, and not a byte of this channel has arrived."""
+        mux = self.mux
+        if not mux.closed or self.has_credit:
+            return False
+        return self.first_out < 0 or (mux.arrived is not None and mux.arrived <= self.first_out)
+
     # Inside
 
     def _queue(self, *, late: bool = False) -> None:
@@ -168,6 +178,8 @@ class Channel(Keepable):
     def take(self, limit: int, parts: list[bytes | memoryview]) -> int:
         """Append one DATA frame with at most `limit` bytes of payload to `parts`; return the size of the payload."""
         n = min(limit, self.out_size)
+        if self.first_out < 0:
+            self.first_out = self.mux.out_bytes
         self.taken += n
         parts.append(HEADER.pack(DATA, self.id, n))
         left, out = n, self._out

@@ -76,7 +76,7 @@ from federation.net.link.frames import (
     STREAM,
     WATCH,
 )
-from federation.net.link.seal import MAX_PLAINTEXT
+from federation.net.link.seal import MAX_PLAINTEXT, SEALING_BYTES
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ class Mux:
         self.channels: dict[int, Channel] = {}
         self.starved: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
         self.out_size = 0
+        self.out_bytes = 0  # sealed, or about to be, since the connection began
+        self.arrived: int | None = None  # how many of them have, at its end; None: not known
         self.window_growth = 0
         self.tunnels = 0
         self._streams = 0
@@ -376,6 +378,7 @@ class Mux:
             room = self._next_data(parts, room, taken)
         if room == MAX_PLAINTEXT:
             return None
+        self.out_bytes += MAX_PLAINTEXT - room + SEALING_BYTES
         for channel in taken:
             channel.unblock()
         return b"".join(parts)
@@ -516,6 +519,7 @@ class Mux:
             raise ProtocolViolation("a malformed CREDIT")
         (grant,) = NUMBER.unpack(payload)
         channel.credit += grant
+        channel.has_credit = True
         if not grant or channel.credit > 2 * MAX_WINDOW:
             raise ProtocolViolation("more CREDIT than a window holds" if grant else "CREDIT for nothing")
         if grant < LEAST_CREDIT:
