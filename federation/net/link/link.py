@@ -85,7 +85,9 @@ class Link:
         self._see_at = 0.0  # when to ask the kernel about them
         self.retired = False
         self.rtt_s: float | None = None
-        self.least_rtt_s: float | None = None  # of the latest four: a moment of load does not make a path long
+        # Of the latest four: a moment of load does not make a path long. None after the first, soon behind which `tick` asks
+        # for the second.
+        self.least_rtt_s: float | None = None
         self._rtts: deque[float] = deque(maxlen=4)
         self.remote_address = secured.get_remote_address()
         self.admission_key = secured.admission_key
@@ -219,11 +221,15 @@ class Link:
             self.read()  # its answer may lie there, and it is we who got no time
             if self.liveness.pinged_at is not None and not self._closed.is_set():
                 self.set_suspect(True)
-        elif step == "ping" or self.liveness.is_to_ask_again(now):
+        elif step == "ping" or self.liveness.is_to_ask_again(now) or self._has_one_round_trip:
             self.ping()
         if self.mux.tunnels and now >= self._see_at:
             self._see_at = now + SEE_EVERY_S
             self._see_what_arrives(now)
+
+    @property
+    def _has_one_round_trip(self) -> bool:
+        return len(self._rtts) == 1 and self.liveness.pinged_at is None
 
     def _see_what_arrives(self, now: float) -> None:
         known = self.carrier.delivery()
@@ -284,7 +290,8 @@ class Link:
         if rtt_s is not None:
             self.rtt_s = rtt_s
             self._rtts.append(rtt_s)
-            self.least_rtt_s = min(self._rtts)
+            if len(self._rtts) > 1:
+                self.least_rtt_s = min(self._rtts)
 
     # For the carrier
 
