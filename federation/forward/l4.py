@@ -81,7 +81,6 @@ class L4Client:
     """One client, and the one request that its connection is."""
 
     keys = NO_KEYS
-    is_kept_on = True
     takes_kept: bool | None = None
 
     __slots__ = (
@@ -160,6 +159,10 @@ class L4Client:
     @property
     def replay(self) -> Replay:
         return self._dispatcher.replay.of(names_model=False)
+
+    @property
+    def is_kept_on(self) -> bool:
+        return self._is_judged and self._left is None  # a browser's next request is to be judged
 
     @property
     def is_unheard(self) -> bool:
