@@ -566,9 +566,7 @@ async def test_a_peer_that_owes_an_answer_is_asked_then_suspect_then_dead(mock_c
     assert quiet.link.suspect
     assert quiet.host.suspect == [True]
     quiet.spend(DEAD_AFTER_S - SUSPECT_AFTER_S - TICK_S)
-    assert (
-        10 < len(quiet.kinds()) < 14
-    )  # PINGs: it is to know that it is not heard
+    assert 10 < len(quiet.kinds()) < 14  # PINGs: it is to know that it is not heard
     assert not quiet.link.is_closed
     quiet.spend(TICK_S)
     assert quiet.link.is_closed
