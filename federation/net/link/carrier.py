@@ -104,6 +104,7 @@ class SocketCarrier:
         self._unsent: memoryview | None = None
         self._flush_queued = False
         self._mask = READ
+        self._remote_has_ended = False
         self._closed = False
 
     @property
@@ -133,9 +134,12 @@ class SocketCarrier:
 
     def delivery(self) -> Delivery | None:
         known = None if self.sock is None else delivery(self.sock)
-        if known is None or self._unsent is None:
-            return known
-        return known._replace(unacknowledged=known.unacknowledged + len(self._unsent))
+        if known is None:
+            return None
+        unsent = 0 if self._unsent is None else len(self._unsent)
+        return known._replace(
+            unacknowledged=known.unacknowledged + unsent, has_ended=known.has_ended or self._remote_has_ended
+        )
 
     def let_routers_split(self) -> None:
         if self.sock is not None:
@@ -186,6 +190,7 @@ class SocketCarrier:
                 scratch[:rest] = self._rest
                 n = sock.recv_into(scratch[rest:], self._recv_bytes)
                 if not n:
+                    self._remote_has_ended = True
                     link.fail("the peer closed the connection")
                     return
                 heard(now())
@@ -280,6 +285,8 @@ class SocketCarrier:
         if isinstance(error, ProtocolViolation):
             self._link.violated(error)
         else:
+            if isinstance(error, BrokenPipeError):  # a reset behind the remote's FIN; any other one is ECONNRESET at first
+                self._remote_has_ended = True
             self._link.fail(error.strerror or "the connection broke")
 
 

@@ -27,7 +27,7 @@ SEE_EVERY_S, SEE_CLOSELY_EVERY_S = 1.0, 0.2  # a look is two system calls
 # Packets of 576 bytes pass everywhere in IPv4, packets of 1280 in IPv6: less 40 and 60 for the headers.
 SMALL_SEGMENT, SMALL_SEGMENT_6 = 536, 1220
 
-_ESTABLISHED, _CLOSE_WAIT = 1, 8
+_ESTABLISHED, _CLOSED, _CLOSE_WAIT = 1, 7, 8
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
 _SIOCOUTQ = 0x5411
 _INT = struct.Struct("=i")
@@ -56,7 +56,8 @@ class Delivery(NamedTuple):
 
 
 def delivery(sock: socket.socket) -> Delivery | None:
-    """None where the kernel does not say."""
+    """None where the kernel does not say. Of a connection that was reset it says what it knew last, also of one whose FIN
+    came before: that only its reader knows."""
     if sys.platform != "linux":
         return None
     try:
@@ -65,7 +66,7 @@ def delivery(sock: socket.socket) -> Delivery | None:
         state, retries, *_, data_ms, ack_ms = _TCP_INFO.unpack(info)
     except (OSError, struct.error):  # closed meanwhile; not TCP
         return None
-    if state not in (_ESTABLISHED, _CLOSE_WAIT):
+    if state not in (_ESTABLISHED, _CLOSED, _CLOSE_WAIT):
         return None
     return Delivery(unacknowledged, retries, min(data_ms, ack_ms) / 1000, state == _CLOSE_WAIT)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -74,17 +76,35 @@ def test_bytes_that_a_full_remote_has_not_taken(pair: tuple[socket.socket, socke
 
 
 @linux
-def test_a_connection_that_is_over_says_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_connection_that_was_reset_is_no_proof(pair: tuple[socket.socket, socket.socket]) -> None:
     here, there = pair
     here.send(b"unread")
     there.recv(1, socket.MSG_PEEK)
     there.close()  # with a byte unread: RST
+    assert select.select([here], [], [], 10)[0]
     with pytest.raises(ConnectionResetError):
-        while here.recv(1) == b"":
-            pass
-    assert delivery(here) is None
+        here.recv(1)
+    known = delivery(here)
+    assert known is None or not known.is_certain
     here.close()
     assert delivery(here) is None
+
+
+@linux
+def test_what_a_fin_said_is_still_known_behind_the_reset(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The remote closed; what was on its way to it then is answered by RST."""
+    here, there = pair
+    here.send(b"arrived")
+    assert there.recv(100) == b"arrived"
+    there.close()
+    assert select.select([here], [], [], 10)[0]
+    here.send(b"too late")
+    deadline = time.monotonic() + 10
+    while (known := delivery(here)) is not None and known.has_ended:  # until the RST is here
+        assert time.monotonic() < deadline
+    assert known is not None
+    assert known.unacknowledged == len(b"too late")
+    assert not known.is_certain  # the carrier has read the EOF, and says so
 
 
 def test_what_is_no_tcp_says_nothing() -> None:

@@ -618,6 +618,23 @@ async def test_a_link_whose_bytes_never_arrive_is_closed_and_says_which(mock_clo
     assert "RST" in unheard_end.heard[-1]
 
 
+async def test_what_comes_after_the_peers_fin_surely_did_not_arrive() -> None:
+    async with one_link() as (link, remote, host):
+        heard, _ = opened(link)
+        unheard, _ = opened(link)
+        await remote.hear("OPEN")
+        await remote.stream.send_all(remote.seal(frame(OPENED, heard.id), frame(OPENED, unheard.id)))
+        await until(lambda: heard.opener is None and unheard.opener is None)
+        heard.send(b"arrives")
+        await remote.hear("DATA")
+        await remote.stream.aclose()
+        assert select.select([link.carrier.sock], [], [], 10)[0]
+        unheard.send(b"does not")  # before the link has read the EOF
+        link._reactor._flush()
+        await until(lambda: host.closed)
+        assert [channel.is_unheard for channel in (heard, unheard)] == [False, True]
+
+
 async def test_of_a_silent_peer_nobody_knows_what_arrived(mock_clock: object, quiet: Quiet) -> None:
     channel, _ = opened(quiet.link)
     waiting, _ = opened(quiet.link)
