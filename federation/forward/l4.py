@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from federation.config import Replay
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending, Flow
 from federation.forward.http.conversation import NO_KEYS
@@ -27,7 +28,6 @@ from federation.reactor.tls import TlsDuplex
 if TYPE_CHECKING:
     import socket
 
-    from federation.config import Replay
     from federation.forward.attempts import Dispatcher
     from federation.forward.route import Route
     from federation.forward.web_pages import Rules
@@ -165,7 +165,7 @@ class L4Client:
 
     @property
     def is_kept_on(self) -> bool:
-        return self._is_judged and self._left is None  # a browser's next request is to be judged
+        return self._left is None  # a browser's next request is to be judged
 
     @property
     def is_unheard(self) -> bool:
@@ -338,6 +338,8 @@ class L4Client:
             self.attempts.reject(verdict.why)
         elif isinstance(verdict, Request):
             self._left = verdict.size - len(data) if len(data) <= verdict.size else None
+            if self._left is not None and self.replay is Replay.OPENED:
+                self.attempts.commit()  # see `is_kept_on`
             self._let_go_on()
         elif verdict is Heard.GO_ON:
             self._left = None

@@ -438,6 +438,21 @@ async def test_an_upload_that_was_opened_and_never_arrived_moves_whole(mock_cloc
         assert await receive(client, 4) == b"done"
 
 
+async def test_bytes_that_come_after_the_backend_has_accepted_are_kept_too(mock_clock: MockClock) -> None:
+    async with network(mock_clock, replay="opened") as net:
+        net.add("a", "b")
+        client = await net.connect()
+        net.tunnel.answers()
+        await client.send_all(REQUEST)
+        await settled(lambda: net.tunnel.data == REQUEST)
+        net.tunnel.is_unheard = True
+        net.roster.links["a"].is_closed = True
+        net.tunnel.breaks()
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        net.tunnel.answers()
+        await settled(lambda: net.tunnel.data == REQUEST)
+
+
 @pytest.mark.parametrize("sign", ["answer", "grant", "loss"])
 async def test_what_was_opened_stays_once_a_byte_may_have_arrived(mock_clock: MockClock, sign: str) -> None:
     async with network(mock_clock, replay="opened") as net:

@@ -62,7 +62,7 @@ class Channel(Keepable):
         self.waiting = False  # told its source to wait; owes it a `resume_writing()`
         self.answered = not (tunnel and remote)
         self.small_in = 0  # number of the record with its latest small DATA
-        self.first_out = -1  # of the connection's bytes, how many went before the first DATA
+        self.first_out = 0  # of the connection's bytes, how many end the record with its first DATA; 0: none has gone
         self.has_credit = False  # the remote has granted something: its reader had half a window
         self.taken = 0  # sent since the mux had counted so many `ticks`
         self.ticks = mux.ticks
@@ -156,7 +156,7 @@ class Channel(Keepable):
         mux = self.mux
         if not mux.closed or self.has_credit:
             return False
-        return self.first_out < 0 or (mux.arrived is not None and mux.arrived <= self.first_out)
+        return not self.first_out or (mux.arrived is not None and mux.arrived < self.first_out)  # half a record is none
 
     # Inside
 
@@ -178,8 +178,8 @@ class Channel(Keepable):
     def take(self, limit: int, parts: list[bytes | memoryview]) -> int:
         """Append one DATA frame with at most `limit` bytes of payload to `parts`; return the size of the payload."""
         n = min(limit, self.out_size)
-        if self.first_out < 0:
-            self.first_out = self.mux.out_bytes
+        if not self.first_out:
+            self.mux.beginners.append(self)
         self.taken += n
         parts.append(HEADER.pack(DATA, self.id, n))
         left, out = n, self._out

@@ -188,6 +188,7 @@ class Mux:
         self.starved: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
         self.out_size = 0
         self.out_bytes = 0  # sealed, or about to be, since the connection began
+        self.beginners: list[Channel] = []  # whose first DATA goes with the record that is being made
         self.arrived: int | None = None  # how many of them have, at its end; None: not known
         self.window_growth = 0
         self.tunnels = 0
@@ -379,6 +380,8 @@ class Mux:
         if room == MAX_PLAINTEXT:
             return None
         self.out_bytes += MAX_PLAINTEXT - room + SEALING_BYTES
+        while self.beginners:
+            self.beginners.pop().first_out = self.out_bytes
         for channel in taken:
             channel.unblock()
         return b"".join(parts)
