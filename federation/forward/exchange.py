@@ -151,6 +151,8 @@ class _AnswerSide(NullDuplex):
 class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
 
+    is_kept_on = is_unheard = False
+
     __slots__ = (
         "_answer", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher", "_doubted", "_grant",
         "_head_to_write", "_is_counted", "_is_over", "_keep_alive", "_keeper", "_late", "_losses", "_page", "_peek",
@@ -253,6 +255,8 @@ class Exchange:
         else:
             room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and self.attempts.state is State.OPENED:
+            if upstream is not None and upstream.writable() <= 0:
+                return 0  # the peer has not said that it got any of this; `flush_replay` reads on
             self._commit()
             return 0 if self._upstream is None else self._upstream.writable()
         return room if upstream is None else min(room, upstream.writable())

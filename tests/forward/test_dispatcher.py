@@ -145,6 +145,7 @@ class Request:
     client_name = "client"
     keys = NO_KEYS
     takes_kept = None
+    is_kept_on = is_unheard = False
     replay = Replay.OPENED
 
     def __init__(self, world: World, number: int = 7, route: Route = ROUTE, started_at: float = 0.0) -> None:
