@@ -33,21 +33,23 @@ WHEELS_FOR_GLIBC = "2_28"  # what every wheel of the lock has; newer ones would 
 
 # What no node reaches. Of Python's library: tests, windows, builders of packages, and what is under the GPL (readline, gdbm).
 NOT_OF_STDLIB = (
-    "__phello__ __pycache__ __phello__.foo config-* dist-packages distutils ensurepip idlelib lib2to3 pydoc_data site-packages "
-    "sitecustomize turtle turtledemo test tkinter venv EXTERNALLY-MANAGED LICENSE.txt"
+    "__phello__ __pycache__ config-* dist-packages distutils ensurepip idlelib lib2to3 pydoc_data site-packages sitecustomize.py "
+    "turtle.py turtledemo test tkinter venv antigravity.py EXTERNALLY-MANAGED LICENSE.txt"
 ).split()
-NOT_OF_DYNLOAD = "_crypt _ctypes_test _curses _curses_panel _dbm _gdbm _test* _tkinter _xx* audioop nis ossaudiodev readline spwd xx*".split()
+NOT_OF_DYNLOAD = (
+    "_crypt _ctypes_test _curses _curses_panel _dbm _gdbm _test* _tkinter _xx* audioop nis ossaudiodev readline spwd xx*"
+).split()
 # Of the lock: what libp2p asks for and never imports, or only in what a node leaves out (federation/light.py), and colours.
 # The look into a public DHT runs in a process that has all of py-libp2p (net/discover/dht.py), so QUIC and the rest of
-# that stay. scripts/package runs both programs from the folder: what is missing here ends them.
+# that stay. Both programs are run from the folder before it is packed: what is missing here ends them.
 NOT_OF_LOCK = (
     "grpcio httpcore importlib_metadata lazy_importer lru_dict markdown_it_py mdurl mypy_extensions mypy_protobuf packaging "
     "pygments rpcudp six types_protobuf types_requests u_msgpack_python zipp"
 ).split()
-# Files that lie in wheels and that no import reads.
-NOT_OF_WHEELS = ("*.pyi", "*.pyx", "*.pxd", "*.c", "*.h", "*.cc", "*.cpp", "*.proto", "py.typed", "RECORD", "INSTALLER", "REQUESTED")
-NOT_OF_WHEELS_DIRS = ("*-stubs", "stubs", "tests", "_tests", "SelfTest", "testing", "examples", "docs", "interop", "newsfragments", "bin")
-KEPT_DIRS = ("trio/testing", "anyio/_core")  # imported by their packages
+# Files in wheels that no import reads; netaddr's tables of manufacturers alone have 9 MB.
+NOT_OF_WHEELS = "*.pyi *.pyx *.pxd *.c *.h *.cc *.cpp *.proto py.typed RECORD INSTALLER REQUESTED example.py oui.* iab.*".split()
+NOT_OF_WHEELS_DIRS = "*-stubs stubs tests _tests SelfTest testing examples docs interop newsfragments bin".split()
+KEPT_DIRS = ("trio/testing",)  # its package imports it
 GLIBC = re.compile(r"(ld-linux|lib(c|m|dl|pthread|rt|util|resolv|nss_\w+|anl)\.so|linux-vdso)")  # each machine's own
 DESCRIPTION = "Peer-to-peer federation of inference boxes: any client, any machine, the best GPU"
 
@@ -132,12 +134,19 @@ class Folder:
                 shutil.rmtree(directory)
         for path in [path for pattern in NOT_OF_WHEELS for path in into.rglob(pattern) if path.is_file()]:
             path.unlink()
+        for path in (self._stripped(into) if shutil.which("strip") else ()):
+            call("strip", "--strip-unneeded", path)
         for path in into.iterdir():
             to = self.code / path.name
             if to.exists():
                 sys.exit(f"package: {path.name} is of Python's library and of a package")
             path.rename(to)
         into.rmdir()
+
+    @staticmethod
+    def _stripped(into: Path) -> list[Path]:
+        """Extensions without their names for a debugger; not those that auditwheel has changed, which strip may break."""
+        return [path for path in into.rglob("*.so") if is_elf(path) and not path.parent.name.endswith(".libs")]
 
     def _copy_libraries(self) -> None:
         """Shared libraries that a bare machine may lack, found from the interpreter by an RPATH, which holds for all that it loads.
