@@ -121,7 +121,8 @@ class Folder:
     def _install(self, wheel: Path) -> None:
         """All of the lock by its hashes, our wheel, and then away with what is not reached."""
         into = self.path / "packages"
-        install = (UV, "pip", "install", "--quiet", "--no-deps", "--python", self.python.program, "--target", into)
+        # A copy: uv would link the files of its cache, which every other venv of this machine has too, and these are changed.
+        install = (UV, "pip", "install", "--quiet", "--link-mode", "copy", "--no-deps", "--python", self.python.program, "--target", into)
         lowest = ("--python-platform", f"{platform.machine()}-manylinux_{WHEELS_FOR_GLIBC}")
         locked = ("--require-hashes", "--build-constraint", ROOT / "scripts/build.lock", "-r", ROOT / "requirements.lock")
         environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
