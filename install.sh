@@ -30,7 +30,7 @@ say() { printf 'install: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 wrong() { say "$*; --help shows the options"; exit 2; }
 
-from= version= prefix= sha256= key= mode=install purge=
+from='' version='' prefix='' sha256='' key='' mode=install purge=''
 while [ $# -gt 0 ]; do
     option=$1
     case $option in
@@ -38,7 +38,7 @@ while [ $# -gt 0 ]; do
     esac
     case $option in
         --from | --version | --prefix | --sha256 | --key)
-            [ $# -ge 2 ] && [ -n "$2" ] || wrong "$option needs a value"
+            [ -n "${2:-}" ] || wrong "$option needs a value"
             case $option in
                 --from) from=$2 ;;
                 --version) version=$2 ;;
@@ -134,7 +134,7 @@ fi
 # What this machine has.
 [ "$(uname -s)" = Linux ] || fail "these archives are for Linux; on $(uname -s) install the wheel: uv tool install, see docs/install.md"
 machine=$(uname -m)
-for tool in tar gzip sed grep readlink mktemp; do
+for tool in tar gzip sed grep awk readlink mktemp; do
     command -v $tool >/dev/null || fail "$tool is missing: install it with this system's package manager"
 done
 if command -v sha256sum >/dev/null; then hash_of() { sha256sum <"$1" | cut -c1-64; }
@@ -190,12 +190,10 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
-{ mkdir -p "$lib" "$prefix/bin" && work=$(mktemp -d "$lib/.install.XXXXXX"); } 2>/dev/null || work=
-[ -n "$work" ] || {
-    free=$(df -Pk "$(d=$lib; while [ ! -d "$d" ]; do d=${d%/*}; done; echo "${d:-/}")" 2>/dev/null | awk 'END { print $4 }')
-    [ "${free:-1}" != 0 ] || fail "the disk of $prefix is full"
-    fail "cannot write to $lib: choose another place with --prefix DIR, or run this as root"
-}
+if ! error=$(mkdir -p "$lib" "$prefix/bin" 2>&1) || ! error=$(mktemp -d "$lib/.install.XXXXXX" 2>&1); then
+    fail "cannot write to $lib (${error##*: }): choose another place with --prefix DIR, or run this as root"
+fi
+work=$error
 # Two at once would take each other's folder away.
 if command -v flock >/dev/null; then
     exec 9<"$lib"
@@ -256,16 +254,20 @@ if [ -z "$name" ]; then
         name=$(printf '%s\n' "$here" | sort -V | tail -n 1) # letters sort before the dash: 0.2.0rc1 comes before 0.2.0
     fi
 fi
-want=$(awk -v name="$name" '$2 == name || $2 == "*" name { print $1 }' "$list" | head -n 1)
-[ -n "$want" ] || fail "the list of hashes has no $name; give its --sha256"
-[ -z "$sha256" ] || want=$sha256
-
+case $name in
+    *[!0-9a-z._-]*) name='' ;;
+    federation-[0-9]*-linux-?*.tar.gz) ;;
+    *) name='' ;;
+esac
+[ -n "$name" ] || wrong "--from ${from##*/} is no archive of federation: their names are federation-VERSION-linux-ARCH.tar.gz"
 version=${name#federation-}
 arch=${version##*-linux-}
 arch=${arch%.tar.gz}
 version=${version%%-linux-*}
-case "$version $arch" in *[!0-9a-z._\ ]*) wrong "$name is no archive of federation: their names are federation-VERSION-linux-ARCH.tar.gz" ;; esac
 [ "$arch" = "$machine" ] || fail "$name is for $arch; this machine is $machine"
+want=$sha256
+[ -n "$want" ] || want=$(awk -v name="$name" '$2 == name || $2 == "*" name { print $1 }' "$list" | head -n 1)
+[ -n "$want" ] || fail "the list of hashes has no $name; give its --sha256"
 
 current=$(readlink "$lib/current" 2>/dev/null || :)
 if [ "$current" = "$version" ] && [ "$(cat "$lib/$version/share/sha256" 2>/dev/null)" = "$want" ] && is_ours; then
@@ -278,7 +280,7 @@ else
     }
     got=$(hash_of "$work/archive")
     [ "$got" = "$want" ] || fail "$name has the hash $got, and should have $want: it is damaged or not ours; nothing was installed"
-    need=$(($(wc -c <"$work/archive") / 1024 * 4))
+    need=$(($(wc -c <"$work/archive") * 4 / 1024))
     if full "$need"; then
         fail "the disk of $lib has too little room: $((need / 1024)) MB are needed, $(($(df -Pk "$lib" | awk 'END { print $4 }') / 1024)) MB are free"
     fi

@@ -287,7 +287,6 @@ def build_wheel(into: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/package", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist/package", metavar="FOLDER", help="where the files go (default: dist/package)")
-    parser.add_argument("--version", metavar="VERSION", help="another version's number than the checkout's, to try an upgrade")
     parser.add_argument("--sign", type=Path, metavar="FILE", help="sign SHA256SUMS with this Ed25519 key (PEM); installed versions then take no other")
     parser.add_argument("--only", default="tar,deb,rpm,oci", metavar="FORMATS", help="of tar, deb, rpm, oci; tar is always made")
     args = parser.parse_args()
@@ -301,15 +300,11 @@ def main() -> None:
 
 def build(args: argparse.Namespace, python: Interpreter, work: Path, signing: tuple[object, bytes] | None) -> None:
     wheel = build_wheel(work)
-    version = args.version or wheel.name.split("-")[1]
-    if not re.fullmatch(r"\d+(\.\d+)*((dev|a|b|rc)\d+)?", version):
-        sys.exit(f"package: --version {version}: numbers and points, as in 0.2.1 or 0.2.1rc1")
+    version = wheel.name.split("-")[1]
     name = f"federation-{version}-linux-{platform.machine()}"
     folder = Folder(work / name, python)
     say(f"{name}, with {python.program} ({python.version})")
     folder.make(wheel)
-    if args.version:
-        renumber(folder, version)
     if signing:
         (folder.path / "release.pub").write_bytes(base64.b64encode(signing[1]) + b"\n")
     check(folder, version)
@@ -332,17 +327,6 @@ def build(args: argparse.Namespace, python: Interpreter, work: Path, signing: tu
     (dist / "install.sh").chmod(0o755)
     size, unpacked = archive.stat().st_size / 1e6, sum(path.lstat().st_size for path in folder.path.rglob("*") if path.is_file()) / 1e6
     say(f"{archive.relative_to(ROOT) if ROOT in archive.parents else archive}: {size:.1f} MB, {unpacked:.0f} MB unpacked, glibc {folder.glibc()} and newer")
-
-
-def renumber(folder: Folder, version: str) -> None:
-    """Only for trying an upgrade: the same code under another number."""
-    source = (ROOT / "federation/__init__.py").read_text()
-    changed = re.sub(r'__version__ = ".+"', f'__version__ = "{version}"', source)
-    with tempfile.TemporaryDirectory() as where:
-        path = Path(where) / "__init__.py"
-        path.write_text(changed)
-        compile_one = "import py_compile, sys; py_compile.compile(sys.argv[1], cfile=sys.argv[2], dfile='federation/__init__.py', doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
-        call(folder.python.program, "-I", "-c", compile_one, path, folder.code / "federation/__init__.pyc")
 
 
 def check(folder: Folder, version: str) -> None:
