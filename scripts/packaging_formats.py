@@ -79,7 +79,7 @@ def deb(built: Built) -> str:
         (control / name).chmod(0o755)
     to = built.out / f"federation_{built.version}_{architecture}.deb"
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
-    if not _run(["dpkg-deb", "--root-owner-group", "-Zxz", "--build", root, to], environment):
+    if not _run(["dpkg-deb", "--root-owner-group", "-Zzstd", "-z12", "--build", root, to], environment):
         return "no .deb: dpkg-deb failed"
     shutil.rmtree(root)
     return _made(to)
@@ -98,7 +98,7 @@ def rpm(built: Built) -> str:
     spec.write_text(f"""\
 %global __os_install_post %{{nil}}
 %global _build_id_links none
-%global _binary_payload w6.xzdio
+%global _binary_payload w12.zstdio
 Name: federation
 Version: {debian_version(built.version)}
 Release: 1
