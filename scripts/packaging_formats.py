@@ -18,6 +18,7 @@ from pathlib import Path
 DEBIAN_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 OCI_NAMES = DEBIAN_NAMES
 USER = 10001  # of the image, as in examples/Dockerfile
+OF_GLIBC = "libresolv.so.2 libnss_dns.so.2 libnss_files.so.2 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1"
 UNIT = "federation.service"  # `federation service install --system` writes it
 
 # systemd's node goes on with the new version as soon as its connections have drained; nobody waits for that.
@@ -136,8 +137,8 @@ fi
 def oci(built: Built) -> str:
     """An image in OCI's layout, as one file: `podman load`, `skopeo copy oci-archive:FILE ...`, `docker load`.
 
-    The layout is a tar file, two texts in JSON and an index of hashes, written here: that needs no root and no daemon, gives the
-    files their owners whoever builds, and the same bytes each time. What such tools make of it is in scripts/package-test.
+    The layout is a tar file, two texts in JSON and an index of hashes, written here: that needs no root and no daemon, gives
+    the files their owners whoever builds, and the same bytes each time. scripts/package-test has tools look at it.
     It has the folder, this machine's glibc and sh, and nothing else: no package manager, no other program.
     """
     root = built.root("oci")
@@ -149,7 +150,7 @@ def oci(built: Built) -> str:
     _copy(shell, root / "bin/sh")
     for library in _libraries(root / home.lstrip("/") / "bin/federation", shell):
         _copy(library, root / str(library).lstrip("/"))
-    for name in ("libresolv.so.2", "libnss_dns.so.2", "libnss_files.so.2", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1"):
+    for name in OF_GLIBC.split():
         for beside in {library.parent for library in _libraries(shell) if library.name == "libc.so.6"}:
             if (beside / name).exists():
                 _copy(beside / name, root / str(beside / name).lstrip("/"))

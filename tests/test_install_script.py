@@ -1,4 +1,4 @@
-"""install.sh, with small archives whose program is a shell script. scripts/package-test tries the real ones in bare systems."""
+"""install.sh, with small archives whose program is a shell script. scripts/package-test has the real ones."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ class Place:
         return lines[0].removeprefix("install: ")
 
     def version(self) -> str:
-        return subprocess.run([self.link, "version"], capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout.strip()
+        done = subprocess.run([self.link, "version"], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
+        return done.stdout.strip()
 
 
 def sha256(path: Path) -> str:
@@ -106,8 +107,9 @@ def test_it_installs_the_newest_for_the_user(place: Place) -> None:
 def test_it_installs_with_a_prefix_beside_itself_and_then_runs_a_command(place: Place, tmp_path: Path) -> None:
     place.add("1.0", program='#!/bin/sh\n[ "$1" = version ] && echo federation 1.0 || echo "ran:$*"\n')
     shutil.copy(SCRIPT, place.archives / "install.sh")
-    code, said = place.run(f"--prefix={tmp_path}/pre fix", "--", "join", "--name", "a b", script=place.archives / "install.sh")
-    assert (code, said.splitlines()[-1] or said) == (0, said.splitlines()[-1])
+    beside = place.archives / "install.sh"
+    code, said = place.run(f"--prefix={tmp_path}/pre fix", "--", "join", "--name", "a b", script=beside)
+    assert code == 0, said
     assert "ran:join --name a b" in said
     assert (tmp_path / "pre fix/bin/federation").is_file()
     assert not list((tmp_path / "pre fix/lib/federation").glob(".install*"))
@@ -234,7 +236,8 @@ def test_what_is_missing_on_this_machine(place: Place, tmp_path: Path) -> None:
     place.add("1.0")
     few = tmp_path / "bin"
     few.mkdir()
-    for tool in "sh uname id tr cut tail sed grep awk readlink mktemp tar gzip getconf rmdir mkdir dirname cat".split():
+    tools = "sh uname id tr cut tail sed grep awk readlink mktemp tar gzip getconf rmdir mkdir dirname cat"
+    for tool in tools.split():
         (few / tool).symlink_to(shutil.which(tool) or "")
     assert "sha256sum is missing" in place.refused("--from", place.archives, path=str(few))
     (few / "sha256sum").symlink_to("/usr/bin/sha256sum")
@@ -276,7 +279,8 @@ def test_what_is_there_already_and_not_ours_stays(place: Place) -> None:
 
 def test_a_place_that_may_not_be_written(place: Place) -> None:
     place.add("1.0")
-    assert "cannot write to /proc/here/lib/federation (No such file or directory)" in place.refused("--from", place.archives, "--prefix", "/proc/here")
+    said = place.refused("--from", place.archives, "--prefix", "/proc/here")
+    assert said.startswith("cannot write to /proc/here/lib/federation (No such file or directory)")
 
 
 @pytest.mark.parametrize(
