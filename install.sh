@@ -82,9 +82,9 @@ target=../lib/federation/current/federation
 
 # Processes that run from a folder, as "PID PID ": only those that this user may look at.
 running_from() {
-    for exe in /proc/[0-9]*/exe; do
-        case $(readlink "$exe" 2>/dev/null) in "$1"/*) pid=${exe#/proc/}; printf '%s ' "${pid%/exe}" ;; esac
-    done
+    { ls -l /proc/[0-9]*/exe 2>/dev/null || :; } | FOLDER="$1/" awk '
+        { at = index($0, " -> "); split($0, part, "/proc/"); split(part[2], pid, "/") }
+        at && index(substr($0, at + 4), ENVIRON["FOLDER"]) == 1 { printf "%s ", pid[1] }'
 }
 
 is_ours() { [ -L "$link" ] && [ "$(readlink "$link")" = "$target" ]; }

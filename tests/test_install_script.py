@@ -236,7 +236,7 @@ def test_what_is_missing_on_this_machine(place: Place, tmp_path: Path) -> None:
     place.add("1.0")
     few = tmp_path / "bin"
     few.mkdir()
-    tools = "sh uname id tr cut tail sed grep awk readlink mktemp tar gzip getconf rmdir mkdir dirname cat"
+    tools = "sh uname id tr cut tail sed grep awk ls readlink mktemp tar gzip getconf rmdir mkdir dirname cat"
     for tool in tools.split():
         (few / tool).symlink_to(shutil.which(tool) or "")
     assert "sha256sum is missing" in place.refused("--from", place.archives, path=str(few))

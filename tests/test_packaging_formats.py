@@ -1,4 +1,4 @@
-"""What scripts/package makes of its folder: names of versions, an OCI layout, a .deb. scripts/package-test runs the real ones."""
+"""What scripts/package makes of its folder: versions, an OCI layout, a .deb. scripts/package-test has the real ones."""
 
 from __future__ import annotations
 
