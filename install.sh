@@ -216,7 +216,8 @@ fetch() {
     fi
 }
 why() { [ ! -s "$work/error" ] || printf ' (%s)' "$(tail -n 1 "$work/error" | cut -c1-150)"; }
-full() { [ "$(df -Pk "$lib" | awk 'END { print $4 }')" -lt "${1:-64}" ]; }
+free_kb() { df -Pk "$lib" 2>/dev/null | awk 'END { print (NR > 1) ? $4 : "999999999" }'; }
+full() { [ "$(free_kb)" -lt "${1:-64}" ]; }
 
 # Which hashes count: those that somebody gave, or that this script has, or those of a list that is signed, or comes by TLS
 # or from this machine's own disk.
@@ -282,7 +283,7 @@ else
     [ "$got" = "$want" ] || fail "$name has the hash $got, and should have $want: it is damaged or not ours; nothing was installed"
     need=$(($(wc -c <"$work/archive") * 4 / 1024))
     if full "$need"; then
-        fail "the disk of $lib has too little room: $((need / 1024)) MB are needed, $(($(df -Pk "$lib" | awk 'END { print $4 }') / 1024)) MB are free"
+        fail "the disk of $lib has too little room: $((need / 1024)) MB are needed, $(($(free_kb) / 1024)) MB are free"
     fi
     mkdir "$work/out"
     tar -xzof "$work/archive" -C "$work/out" 2>"$work/error" || fail "cannot unpack $name$(why); nothing was installed"
