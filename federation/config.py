@@ -16,8 +16,16 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, WrapValidator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from federation.dirs import default_state_dir, find_config_file, read_config_file
 from federation.errors import ConfigError
@@ -215,25 +223,10 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 Address = Annotated[HostPort, BeforeValidator(_text(HostPort.parse))]
 
 
-class _Environment(EnvSettingsSource):
-    """FEDERATION_<NAME>, by the name that people know. Variables of other names are not ours; empty ones are unset."""
-
-    def __call__(self) -> dict[str, Any]:
-        found = {field: self.env_vars.get((PREFIX + name).lower()) for field, name in NAMES.items()}
-        values: dict[str, Any] = {field: text for field, text in found.items() if text is not None}
-        for field in SWITCHES:
-            no = self.env_vars.get(f"{PREFIX}no_{field}".lower())
-            if no is not None and field not in values:
-                # The flag's own spelling. Any value but a plain no or yes stays, and validation refuses it.
-                negated = {"1": "0", "true": "0", "yes": "0", "0": "1", "false": "1", "no": "1"}
-                values[field] = negated.get(no.lower(), no)
-        return values
-
-
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of `federation join`. Durations in seconds, sizes in bytes, as the names say."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
 
     backends: Annotated[tuple[Endpoint, ...], BeforeValidator(_each(_backend)), Field(max_length=MAX_SERVICES)] = ()
     listens: Annotated[
@@ -286,17 +279,6 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
     token_file: Annotated[Path, BeforeValidator(_text(_path))] | None = None
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, _Environment(settings_cls)
-
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
         if self.dht and not self.bootstraps:
@@ -340,7 +322,7 @@ def load(flags: Mapping[str, Any], *, config_file: Path | None = None) -> Settin
     Raises ConfigError with one line that names the setting as the person wrote it.
     """
     given = {field: value for field, value in flags.items() if value is not None and value != []}
-    environment = _Environment(Settings)()
+    environment = _from_environment(os.environ)
     path = find_config_file(config_file, os.environ)
     file, spelling = _read(path) if path else ({}, {})
 
@@ -350,9 +332,25 @@ def load(flags: Mapping[str, Any], *, config_file: Path | None = None) -> Settin
     values = {field: value for field, value in file.items() if field not in environment} | given
     values |= _one_token(given, environment, file, origins)
     try:
-        return Settings(**values)
+        return Settings(**(environment | values))
     except ValidationError as error:
         raise ConfigError(without_tokens(_explain(error, environment | values, origins))) from None
+
+
+def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    """FEDERATION_<NAME>, in any case, by the name that people know. Variables of other names are not ours; empty ones are
+    unset."""
+    given = {name.upper(): text for name, text in variables.items() if text}
+    values: dict[str, Any] = {
+        field: given[PREFIX + name.upper()] for field, name in NAMES.items() if PREFIX + name.upper() in given
+    }
+    for field in SWITCHES:
+        no = given.get(f"{PREFIX}NO_{field.upper()}")
+        if no is not None and field not in values:
+            # The flag's own spelling. Any value but a plain no or yes stays, and validation refuses it.
+            negated = {"1": "0", "true": "0", "yes": "0", "0": "1", "false": "1", "no": "1"}
+            values[field] = negated.get(no.lower(), no)
+    return values
 
 
 def _one_token(

@@ -1,112 +1,57 @@
 """A daemon imports only what it reaches of its libraries. A program that runs one imports this module before all others.
 
 py-libp2p imports all that it has: QUIC, TLS, WebSocket, relays, discovery, RSA. No node reaches these (net/host.py and
-net/swarm.py are all that uses py-libp2p, and docs/architecture.md has its traps), yet they are half of a start, and 20 MB.
-structlog imports rich and pygments to colour tracebacks, which no log of ours has (logs.py).
+net/swarm.py are all that uses py-libp2p, and docs/architecture.md has its traps). Other libraries do the like on a smaller
+scale. Without this module a start takes twice as long, and a node 30 MB more. absent.py says what the tables mean.
 
-    BARE     a package whose __init__ only imports its parts: its parts can be imported, and are when somebody needs them
-    ABSENT   a module whose names can be imported and never used: a class that does nothing, whose methods raise NotReached
-
-py-libp2p in other programs (net/discover/dht.py, tests) is whole. Nothing is patched: what is real here is py-libp2p's own.
+py-libp2p in other programs is whole (tests), or less so (net/discover/look.py). tests/test_light.py holds what a daemon may
+import; scripts/footprint measures what that costs; scripts/unreached.txt has the packages that need not be installed.
 """
 
 from __future__ import annotations
 
-import sys
-from functools import partial
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+import gc
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from federation import absent
 
-BARE = frozenset({"libp2p", "libp2p.peer", "libp2p.relay", "libp2p.relay.circuit_v2", "libp2p.security", "libp2p.transport"})
+BARE = frozenset(
+    {
+        "cryptography.x509",  # reactor/tls.py reads a certificate, if there is one; py-libp2p would, too
+        "libp2p",
+        "libp2p.peer",
+        "libp2p.relay",
+        "libp2p.relay.circuit_v2",
+        "libp2p.security",
+        "libp2p.transport",
+    }
+)
 ABSENT = (
+    "cryptography.hazmat.primitives.serialization.ssh",
+    "h2",  # api/http_server.py speaks HTTP/1.1
+    "hypercorn.protocol.h2",
+    "hypercorn.protocol.ws_stream",
     "libp2p.bitswap",
     "libp2p.crypto.rsa",  # net/identity.py takes Ed25519 alone
     "libp2p.crypto.secp256k1",
     "libp2p.discovery",  # net/discover has our own
     "libp2p.kad_dht",
+    "libp2p.rcmgr.manager",  # net/host.py has the limits
     "libp2p.security.pnet",
     "libp2p.security.tls",
     "libp2p.stream_muxer.yamux",  # the only muxer is net/link
     "libp2p.transport.quic",
     "libp2p.transport.websocket",
+    "libp2p.utils.version",  # for identify, which is off
     "multiaddr.resolvers",  # net/dial resolves names
+    "psutil",  # of py-libp2p's; mesh/gpu.py reads /proc itself, net/discover/interfaces.py has ifaddr
+    "pydantic.plugin._loader",  # it would look through all packages that are installed
 )
+WITHOUT = {
+    "libp2p.metrics.swarm": ("prometheus_client",),  # nobody asks for its metrics
+    "libp2p.tools.anyio_service": ("anyio",),  # trio runs its services (background_trio_service)
+    "structlog": ("asyncio", "rich"),  # no log of ours is written by asyncio, none has coloured tracebacks (logs.py)
+}
+GC_THRESHOLD = 200_000  # of objects, until the node sets its own: what a start makes stays
 
-
-class NotReached(NotImplementedError):
-    """Something that a node never does was done: a defect of this program."""
-
-
-class _Absent(ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        base: type = Exception if name.endswith(("Error", "Exception")) else _Unreached
-        made = type(base)(name, (base,), {"__module__": self.__name__})
-        setattr(self, name, made)
-        return made
-
-
-class _Methods(type):
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return partial(_not_reached, cls, name)  # a table may hold it
-
-
-class _Unreached(metaclass=_Methods):
-    """It can be made, inherited and asked for, as py-libp2p does with some at a start, and does nothing."""
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _not_reached(type(self), name)
-
-
-def _not_reached(cls: type, name: str, *_args: Any, **_kwargs: Any) -> NoReturn:
-    raise NotReached(f"{cls.__module__}.{cls.__name__}.{name} is not imported by a daemon; see {__name__}")
-
-
-class _AbsentLoader(Loader):
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Absent(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None: ...
-
-
-class _BareLoader(Loader):
-    def create_module(self, spec: ModuleSpec) -> None: ...
-    def exec_module(self, module: ModuleType) -> None: ...
-
-
-class _Finder(MetaPathFinder):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if any(fullname == name or fullname.startswith(f"{name}.") for name in ABSENT):
-            return ModuleSpec(fullname, _AbsentLoader(), is_package=True)
-        if fullname not in BARE or (real := PathFinder.find_spec(fullname, path)) is None:
-            return None
-        bare = ModuleSpec(fullname, _BareLoader(), origin=real.origin, is_package=True)
-        bare.submodule_search_locations = real.submodule_search_locations
-        return bare
-
-
-def _structlog_without_rich() -> None:
-    hidden = "rich" not in sys.modules
-    if hidden:
-        sys.modules["rich"] = None  # type: ignore[assignment]  # an import of it fails, as if it were not installed
-    try:
-        import structlog  # noqa: F401
-    finally:
-        if hidden:
-            del sys.modules["rich"]
-
-
-sys.meta_path.insert(0, _Finder())
-_structlog_without_rich()
+gc.set_threshold(GC_THRESHOLD)
+absent.install(bare=BARE, absent=ABSENT, without=WITHOUT)

@@ -7,7 +7,7 @@ the key is valid, at most MAX_KEYS.
 
 prometheus-client's own counters take a lock and a look-up each, which for a short connection is some percent of all that
 it costs. Here counting is adding to an int (one thread does it); the scrape reads values that the parts keep anyway
-(`Snapshot`).
+(`Snapshot`). The first scrape imports prometheus-client, with a web server and a client of its own: most nodes have none.
 """
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, get_args
-
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from federation import __version__
 from federation.units import visible
@@ -29,7 +24,13 @@ from federation.units import visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from prometheus_client.core import Metric
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
 
 MAX_KEYS = 64
 Direction = Literal["in", "out"]
@@ -106,7 +107,7 @@ class Snapshot:
     key_refusals: Mapping[str, int] = field(default_factory=dict)  # reason -> requests
 
 
-class Metrics(Collector):
+class Metrics:
     """All metrics of one node. The node sets `snapshot`, which returns a Snapshot."""
 
     def __init__(self) -> None:
@@ -121,25 +122,33 @@ class Metrics(Collector):
         self.opens = Distribution(_OPEN_BUCKETS_S)
         self.durations = Distribution(_DURATION_BUCKETS_S)
         self.snapshot: Callable[[], Snapshot] = Snapshot
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)  # its CPU time, memory and descriptors, where /proc has them
+        self._registry: CollectorRegistry | None = None
 
     def of_model(self, name: str, *, is_known: bool) -> OfModel:
         """`is_known`: a backend has answered well to that name; a client may make up others without end."""
         name = name[:MAX_LABEL]
         if name not in self.models and (not is_known or len(self.models) >= MAX_MODELS):
             name = OTHER
-        return self.models.setdefault(name, OfModel())
+        found = self.models.get(name)
+        if found is None:
+            found = self.models[name] = OfModel()
+        return found
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
         """The answer to a scraper that sent this Accept header, and its content type."""
+        from prometheus_client import CollectorRegistry, ProcessCollector
+        from prometheus_client.exposition import choose_encoder
+
+        if self._registry is None:
+            self._registry = CollectorRegistry(auto_describe=False)
+            self._registry.register(cast("Any", self))
+            ProcessCollector(registry=self._registry)  # its CPU time, memory and descriptors, where /proc has them
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
     def collect(self) -> Iterator[Metric]:
         now = self.snapshot()
-        info = InfoMetricFamily("federation_build", "The version that runs.")
+        info = _of_prometheus().InfoMetricFamily("federation_build", "The version that runs.")
         info.add_metric([], {"version": __version__})
         yield info
         yield from self._connections(now)
@@ -175,7 +184,7 @@ class Metrics(Collector):
             "Clients of this entry that no peer can take now. Not: those whose peer has not answered yet.",
             now.waiting,
         )
-        in_flight = GaugeMetricFamily(
+        in_flight = _of_prometheus().GaugeMetricFamily(
             "federation_connections_in_flight",
             "Connections that this entry holds open to the peer, from the pick on, this node's own backend included. "
             "Not: connections of other entries to the same peer.",
@@ -254,7 +263,7 @@ class Metrics(Collector):
             ["model", "kind"],
             (([name, kind], counts.tokens[kind]) for name, counts in models for kind in get_args(TokenKind)),
         )
-        first = HistogramMetricFamily(
+        first = _of_prometheus().HistogramMetricFamily(
             "federation_model_first_token_seconds",
             "From a request until the first content of its answer, waiting and failed attempts included. "
             "Not: answers that are no streams.",
@@ -304,7 +313,7 @@ def _node(now: Snapshot) -> Iterator[Metric]:
         "Connections that this node's backends serve now, for all entries. Not: those that are still being dialled.",
         now.serving,
     )
-    up = GaugeMetricFamily(
+    up = _of_prometheus().GaugeMetricFamily(
         "federation_backend_up",
         "1: a backend of this node answers for the service. Not: other nodes' backends.",
         labels=["service"],
@@ -312,7 +321,7 @@ def _node(now: Snapshot) -> Iterator[Metric]:
     for service, is_up in now.backends.items():
         up.add_metric([service], is_up)
     yield up
-    peers = GaugeMetricFamily(
+    peers = _of_prometheus().GaugeMetricFamily(
         "federation_peers", "Nodes of the network by state, this one included. Not: those forgotten.", labels=["state"]
     )
     for state, count in now.peers.items():
@@ -336,16 +345,25 @@ def _most_used(requests: Mapping[str, int]) -> dict[str, int]:
     return dict(ranked[:MAX_KEYS]) | ({"other": rest} if rest else {})
 
 
+def _of_prometheus() -> Any:
+    from prometheus_client import core
+
+    return core
+
+
 def _counter(name: str, text: str, labels: list[str], series: Iterable[tuple[list[str], float]]) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=labels)
+    family: CounterMetricFamily = _of_prometheus().CounterMetricFamily(name, text, labels=labels)
     for values, count in series:
         family.add_metric(values, count)
     return family
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=float(value))
+    family: GaugeMetricFamily = _of_prometheus().GaugeMetricFamily(name, text, value=float(value))
+    return family
 
 
 def _histogram(name: str, text: str, distribution: Distribution) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, text, buckets=distribution.buckets(), sum_value=distribution.sum)
+    buckets, total = distribution.buckets(), distribution.sum
+    family: HistogramMetricFamily = _of_prometheus().HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)
+    return family

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from federation import __version__
-from federation.api.server import serve_node
+from federation.api.door import serve_node
 from federation.clock import Clock
 from federation.config import NAMES, RELOADABLE
 from federation.errors import FederationError
@@ -79,7 +79,7 @@ NEWS_A_SECOND, JOINS_AT_ONCE, LINKS_AT_ONCE = 1.0, 64.0, 256.0
 GC_THRESHOLD = (10_000, 20, 20)  # a connection allocates some hundred objects, and leaves no cycles behind
 GOODBYE_S = 0.5  # for the tombstone to leave this machine
 
-# As api.server.serve_node: `nursery.start` it with the operator and the address; it starts with the bound one.
+# As api.door.serve_node: `nursery.start` it with the operator and the address; it starts with the bound one.
 ControlServer = Callable[..., Awaitable[None]]
 
 
@@ -206,12 +206,12 @@ class Node:
                     nursery.start_soon(self._watch_traffic)
                     if settings.detect:
                         nursery.start_soon(self._find_servers)
-                    await nursery.start(self.discovery.run)
                     self.state.save_daemon(self._daemon_facts())
-                    gc.collect()
-                    gc.freeze()  # objects that live now live for good: later collections need not walk them
+                    gc.freeze()  # objects that live now live for good: collections need not walk them
                     gc.set_threshold(*GC_THRESHOLD)
                     on_ready(self.operator.status())
+                    facts.serves.set()
+                    nursery.start_soon(self.discovery.run)  # behind it: multicast takes its time
                     nursery.start_soon(self._watch_owner_key)
                     await self._stop.wait()
                     await self._leave()
@@ -343,7 +343,7 @@ class Node:
 
     def _own_load(self, entry_id: str) -> None:
         self.frontend.dispatcher.own_load_changed(entry_id)
-        self.pushing.changed()
+        self.pushing.changed(entry_id)
         self.gossip.stir()
 
     # Events of the network (HostEvents)

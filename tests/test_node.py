@@ -20,7 +20,7 @@ import trio
 from structlog.testing import capture_logs
 
 from federation import node as node_module
-from federation.api import server
+from federation.api import door
 from federation.cli import client
 from federation.errors import ListenFailed
 from federation.forward import model_watch
@@ -86,7 +86,7 @@ class TestStart:
             assert row["capacity"] == 7
 
     async def test_the_command_line_finds_it(self, make: MakeNode) -> None:
-        made = make(serve_control=server.serve_node)
+        made = make(serve_control=door.serve_node)
         made.state.lock()
         async with running(made) as run:
             facts = run.node.state.load_daemon()
@@ -116,7 +116,7 @@ class TestStart:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"127.0.0.1:{taken.getsockname()[1]}"
             files = open_descriptors()
-            node = make(serve_control=server.serve_node, **{serves: (address,) if serves == "listens" else address})
+            node = make(serve_control=door.serve_node, **{serves: (address,) if serves == "listens" else address})
             ready: list[object] = []
             with pytest.raises((ListenFailed, ExceptionGroup)) as caught, trio.fail_after(20):
                 await node.run(ready.append)
@@ -186,8 +186,8 @@ class TestStop:
             await trio.to_thread.run_sync(lambda: None)  # trio keeps its worker threads for a while
             tasks, files = trio.lowlevel.current_statistics().tasks_living, open_descriptors()
             threads = {t for t in threading.enumerate() if "trio" not in t.name.lower()}
-            one = make("one", backends=(backend,), serve_control=server.serve_node)
-            two = make("two", serve_control=server.serve_node)
+            one = make("one", backends=(backend,), serve_control=door.serve_node)
+            two = make("two", serve_control=door.serve_node)
             one.state.lock()
             two.state.lock()
             async with running(one) as a, running(two) as b:
@@ -311,7 +311,7 @@ class TestStop:
     async def test_now_leaves_no_socket_either(self, make: MakeNode) -> None:
         """A second signal cancels it."""
         files = open_descriptors()
-        made = make(serve_control=server.serve_node)
+        made = make(serve_control=door.serve_node)
         made.state.lock()
         async with running(made) as run, await client_of(run):
             run.scope.cancel()

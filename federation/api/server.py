@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hmac
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -29,26 +28,23 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from federation import unixsocket
-from federation.api import access, diagnosis, events, http_server, localai, openapi, routes, static
+from federation.api import access, diagnosis, door, events, http_server, localai, openapi, routes, static
 from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
 from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
 from federation.api.sessions import Sessions
 from federation.clock import time_asleep
-from federation.errors import ListenFailed, listen_problem
-from federation.reactor import listening
 from federation.units import HostPort
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from trio_typing import TaskStatus
 
 log = structlog.get_logger(__name__)
 
-BACKLOG = 128
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
 WRONG_KEY = (
@@ -77,6 +73,7 @@ class KeyedNode(ServedNode, Protocol):
     def control_hosts(self) -> tuple[str, ...]: ...
     def control_socket(self) -> socket.socket | None: ...
     def control_tls(self) -> ssl.SSLContext | None: ...
+    async def has_started(self) -> None: ...
 
 
 def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple[str, ...] = ()) -> Starlette:
@@ -115,16 +112,24 @@ async def serve(
     `own`: makes the listening socket for the daemon's own user. `tls`: for the port; None is plain HTTP.
     Raises ListenFailed where the port cannot be had.
     """
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(listener) for listener in _bind(address)]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(app.state.hub.run)
-            for listener in listeners:
-                nursery.start_soon(partial(http_server.serve, app, listener, tls=tls))
-            own_listener = own()
-            if own_listener is not None:
-                nursery.start_soon(partial(http_server.serve, _marked(app), own_listener, admits=_is_own_user))
-            task_status.started(HostPort(address.host, listeners[0].getsockname()[1]))
+    with door.opened(address, own) as (listeners, own_listener):
+        task_status.started(door.address_in_use(address, listeners))
+        await serve_on(app, listeners, own_listener, tls)
+
+
+async def serve_on(
+    app: Starlette,
+    listeners: Sequence[socket.socket],
+    own: socket.socket | None,
+    tls: Callable[[], ssl.SSLContext | None],
+) -> None:
+    """Serve on sockets that are there already."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(app.state.hub.run)
+        for listener in listeners:
+            nursery.start_soon(partial(http_server.serve, app, listener, tls=tls))
+        if own is not None:
+            nursery.start_soon(partial(http_server.serve, _marked(app), own, admits=_is_own_user))
 
 
 def _marked(app: ASGIApp) -> ASGIApp:
@@ -142,15 +147,14 @@ def _is_own_user(client: unixsocket.HasOptions) -> bool:
 
 
 async def serve_node(
-    node: KeyedNode, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
+    node: KeyedNode, address: HostPort, listeners: Sequence[socket.socket], own: socket.socket | None
 ) -> None:
-    """The node's API, as node.py starts it."""
+    """The node's API on the sockets that door.py made."""
     remote = not address.is_loopback
     if remote and node.control_tls() is None:
         log.warning("other machines can reach the control API, over plain HTTP; it asks each for the control key")
     app = create_app(node, node.control_key(), remote=remote, hosts=(address.host, *node.control_hosts()))
-    tls = node.control_tls if remote else lambda: None
-    await serve(app, address, own=node.control_socket, tls=tls, task_status=task_status)
+    await serve_on(app, listeners, own, node.control_tls if remote else lambda: None)
 
 
 class _Guard:
@@ -367,10 +371,3 @@ def _parsed(authority: str) -> HostPort | None:
         return HostPort.parse(authority, default_port=80)
     except ValueError:
         return None
-
-
-def _bind(address: HostPort) -> list[socket.socket]:
-    try:
-        return listening.listen(address, BACKLOG)
-    except OSError as error:
-        raise ListenFailed(listen_problem("the control API", str(address), "--control", error)) from None

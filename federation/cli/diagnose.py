@@ -1,4 +1,4 @@
-"""Commands for the person who looks after a node: ping, logs, doctor."""
+"""Commands for the person who looks after a node: ping, logs, doctor, netcheck."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from federation.cli import client, render_connections
+from federation.cli import client, render_connections, render_netcheck
 from federation.cli.ask import Asker, positive
 from federation.cli.terminal import Progress, colorful, say
 from federation.errors import ControlUnreachable, FederationError, StateDirBusy, TokenError, UsageError
@@ -69,6 +69,11 @@ def logs(args: Namespace) -> None:
             return
         path = f"logs?after={answer['next']}&last={MAX_LOG_LINES}"
         time.sleep(FOLLOW_S)
+
+
+def netcheck(args: Namespace) -> None:
+    text = Asker(args).get("netcheck")
+    say(text if args.json else render_netcheck.netcheck(json.loads(text), color=colorful(sys.stdout)))
 
 
 def doctor(args: Namespace) -> int:

@@ -324,6 +324,13 @@ def _add_asking(commands: Any) -> None:
     )
     _asking(
         commands,
+        "netcheck",
+        "show how other machines can reach this one: NAT, router, relays, IPv6",
+        "federation netcheck",
+        json=True,
+    )
+    _asking(
+        commands,
         "doctor",
         "look for what is wrong, and say what to do about it",
         "federation doctor || federation logs --last 200",
@@ -468,7 +475,7 @@ def _add_join(commands: Any) -> None:
     join.add_argument(
         "--port-mapping",
         action=argparse.BooleanOptionalAction,
-        help="ask the router to forward the p2p port to this machine, by NAT-PMP [no]",
+        help="ask the router to forward the p2p port to this machine, by NAT-PMP or UPnP [no]",
     )
     join.add_argument(
         "--dht",

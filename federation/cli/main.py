@@ -70,7 +70,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "join": _from("cli.join", "join"),
     **{name: _from("cli.access", name) for name in ("ban", "unban")},
     "completion": _from("cli.completion", "completion"),
-    **{name: _from("cli.diagnose", name) for name in ("ping", "logs", "doctor")},
+    **{name: _from("cli.diagnose", name) for name in ("ping", "logs", "doctor", "netcheck")},
     "token new": _from("cli.owner", "token_new"),
     "token inspect": _from("cli.owner", "token_inspect"),
     "token rotate": _from("cli.owner", "rotate"),

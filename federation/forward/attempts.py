@@ -476,8 +476,8 @@ class Attempts:
         del self._request  # it holds us: thousands of requests a second must leave no cycles to the garbage collector
 
     def _stop(self) -> None:
-        self._waited_s = self.waited_s
         if self._timer is not None:  # a wait has one
+            self._waited_s = self.waited_s
             self._stop_timer()
             self._dispatcher.stop_waiting(self)
         if self._dialling is not None:

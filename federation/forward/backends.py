@@ -66,7 +66,7 @@ class Backends:
     ) -> None:
         """`load`: where the number of connections is kept, for the links to tell."""
         self.reactor = reactor
-        self._settings = settings
+        self.configure(settings)
         self._on_change = on_change
         self._on_load = on_load
         self.all = [Backend(endpoint) for endpoint in settings.backends]
@@ -76,6 +76,8 @@ class Backends:
         self.hold_s = FIRST_HOLD_S  # how long a connection lasts here: moving average
         self.kept = Kept(reactor)
         self.draining = False
+        # Requests that the backends have from elsewhere: these count as load, and hold up no drain.
+        self.outside = 0
         self._least = 0  # of in_flight since the last sample
         self.idle = trio.Event()
         self.idle.set()
@@ -84,6 +86,7 @@ class Backends:
     def configure(self, settings: Settings) -> None:
         """Limits and health checks, from the next connection and the next check on; the servers stay those of the start."""
         self._settings = settings
+        self._capacity = settings.capacity
 
     @property
     def are_checked_by_http(self) -> bool:
@@ -137,15 +140,10 @@ class Backends:
         return self.load.in_flight - self.outside
 
     @property
-    def outside(self) -> int:
-        """Requests that they have from elsewhere: these count as load, and hold up no drain."""
-        return self.load.by_entry.get(OUTSIDE, 0)
-
-    @property
     def capacity(self) -> int:
         """How many they take at once; 0: no limit."""
-        if self._settings.capacity != AUTO_CAPACITY:
-            return self._settings.capacity
+        if self._capacity != AUTO_CAPACITY:
+            return self._capacity
         slots = [backend.slots for backend in self.all if backend.healthy is not False]
         return sum(slots) if all(slots) else 0
 
@@ -153,6 +151,7 @@ class Backends:
         """So many requests of others does the backend have now."""
         by, backend.outside = requests - backend.outside, requests
         if by:
+            self.outside += by
             self.load.change(OUTSIDE, by)
             self._on_load(OUTSIDE)
 
@@ -173,7 +172,7 @@ class Backends:
 
     @property
     def is_full(self) -> bool:
-        return 0 < self.capacity <= self.load.in_flight
+        return self._capacity != 0 and 0 < self.capacity <= self.load.in_flight
 
     def took(self, backend: Backend, entry_id: str) -> None:
         """The backend is asked to serve one more."""
@@ -189,9 +188,10 @@ class Backends:
 
     def _load_changed(self, by: int, entry_id: str) -> None:
         self.load.change(entry_id, by)
-        if self.in_flight < self._least:
-            self._least = self.in_flight
-        if not self.in_flight:
+        served = self.in_flight
+        if served < self._least:
+            self._least = served
+        if not served:
             self.idle.set()
         elif self.idle.is_set():
             self.idle = trio.Event()

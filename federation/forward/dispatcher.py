@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from federation.forward.exit import Done
     from federation.forward.route import Route
     from federation.forward.selection import Candidate, Node, Selector
+    from federation.forward.warmth import Cold
     from federation.mesh.models import Catalog, Model
     from federation.reactor.loop import Reactor
 
@@ -140,7 +141,7 @@ class RosterDispatcher:
 
     def pick(self, request: Request, tried: Set[str], attempt: int, again: int = 0) -> Candidate | None:
         route, now = request.route, self._reactor.now()
-        if route in self._queues and not self._is_retrying:
+        if self._queues and route in self._queues and not self._is_retrying:
             self.look_again()  # others came before
             return None
         nodes: Sequence[Node] = self._roster.eligible(route)
@@ -152,15 +153,9 @@ class RosterDispatcher:
             self.own_load_is_news = False
             self._selector.told(self.own_id, self._backends.load.by_others(""))
         distant = self._roster.distant(route)
-        models = self._roster.models_at(route) if route.model else {}
-        cold = self._warmth.judge(route, nodes, models, self._selector, now) if models else NONE_COLD
-        warm = [node for node in nodes if node.peer_id not in cold.left] if cold.left else nodes
-        home = self._home(request, warm, models, now) if request.keys.k0 and self.has_affinity else ""
-        if len(seen) < len(nodes):
-            if home:
-                seen = [*(node for node in seen if node.peer_id != home), *(n for n in nodes if n.peer_id == home)]
-            elif cold.left and all(node.peer_id in cold.left for node in seen):
-                seen = [*seen, *warm[:SAMPLE]]
+        home, cold = "", NONE_COLD
+        if route.model or request.keys.k0:
+            home, cold, seen = self._wishes(request, nodes, seen, now)
         pick = self._selector.pick(
             seen, now=now, route=route, distant=distant, home=home, cold=cold.all, left_cold=cold.left
         )  # fmt: skip
@@ -170,6 +165,23 @@ class RosterDispatcher:
             return None
         self.counters.decisions.append(Decision(now, route, request.client_name, pick, attempt, request.flow, again))
         return pick.chosen
+
+    def _wishes(
+        self, request: Request, nodes: Sequence[Node], seen: Sequence[Node], now: float
+    ) -> tuple[str, Cold, Sequence[Node]]:
+        """The home of the request's conversation, the nodes where its model is cold, and whom to pick from: those that are
+        seen, and whom these two ask for."""
+        route = request.route
+        models = self._roster.models_at(route) if route.model else {}
+        cold = self._warmth.judge(route, nodes, models, self._selector, now) if models else NONE_COLD
+        warm = [node for node in nodes if node.peer_id not in cold.left] if cold.left else nodes
+        home = self._home(request, warm, models, now) if request.keys.k0 and self.has_affinity else ""
+        if len(seen) < len(nodes):
+            if home:
+                seen = [*(node for node in seen if node.peer_id != home), *(n for n in nodes if n.peer_id == home)]
+            elif cold.left and all(node.peer_id in cold.left for node in seen):
+                seen = [*seen, *warm[:SAMPLE]]
+        return home, cold, seen
 
     def _home(self, request: Request, nodes: Sequence[Node], models: Mapping[str, Model], now: float) -> str:
         """The peer that has the beginning of the request's prompt in its cache, and not too much to do."""
@@ -197,7 +209,9 @@ class RosterDispatcher:
 
     def release(self, peer_id: str) -> None:
         self._selector.release(peer_id)
-        if not self._is_retrying:  # a retry looks by itself; a peer that cannot be opened must not cause another one
+        if (
+            self.waiting and not self._is_retrying
+        ):  # a retry looks by itself; a peer that cannot be opened must not cause another one
             self.look_again()
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
+_TAKEN_OVER = (SocketDuplex, TlsDuplex)
+
+
 class ClientEvents(Protocol):
     """A client's events, for the frontend."""
 
@@ -125,7 +128,7 @@ class L4Client:
         self.route = route
         self.client_name = client_name
         self.socket: SocketDuplex | TlsDuplex
-        if isinstance(sock, SocketDuplex | TlsDuplex):
+        if isinstance(sock, _TAKEN_OVER):
             self.socket = sock
             sock.hand_over(self._closed)
         else:
@@ -283,10 +286,13 @@ class L4Client:
 
     def send(self, data: bytes | memoryview) -> None:
         chunk = bytes(data)
-        if self._is_judged and self._left is not None:
-            chunk = self._follow(chunk)
-            if not chunk:
-                return
+        if self._is_judged:
+            if self._left is not None:
+                chunk = self._follow(chunk)
+                if not chunk:
+                    return
+        elif not self._replay.size and self.attempts.state not in FINAL:
+            self._is_judged = self._rules.judge(chunk) is Heard.GO_ON  # mostly: then nothing needs to go back and forth
         self._replay.add(chunk)
         if not self._is_judged:
             self._judge()
@@ -366,7 +372,8 @@ class L4Client:
     def _closed(self, client: SocketDuplex | TlsDuplex) -> None:
         attempts = self.attempts
         state, peer_id = attempts.state, attempts.peer_id
-        self._stop_method_timer()
+        if self._method_timer is not None:
+            self._stop_method_timer()
         if self._rejection is not None:
             self._rejection.cancel()
         if client.error is None and not self._replay.pending:

@@ -68,12 +68,13 @@ class Pushing:
         self._watchers[link.peer_id] = self._reactor.now() + seconds
         link.mux.tell_load(again=True)
 
-    def changed(self) -> None:
-        """The load changed."""
+    def changed(self, entry_id: str = "") -> None:
+        """The load changed; by a request of that entry, which knows of it."""
         was_full, self._was_full = self._was_full, self._backends.is_full
         if was_full and not self._was_full and len(self._watchers.keys() | self._backends.refused_as_full) > 1:
             self._backends.hands_out = True
-        if not self._is_queued and (self._watchers or self._backends.refused_as_full):
+        is_news = len(self._watchers) > (entry_id in self._watchers) or self._backends.refused_as_full
+        if is_news and not self._is_queued:
             self._is_queued = True
             self._reactor.call_later(COALESCE_S, self._push)
 

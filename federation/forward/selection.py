@@ -30,7 +30,7 @@ from federation.ratelimit import Bucket
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+    from collections.abc import Callable, Mapping, Sequence, Set
 
 ANY_ROUTE = Route("default")
 NEVER = float("-inf")  # last_used of a peer that this entry has not used yet
@@ -218,7 +218,7 @@ class Selector:
 
     def pick(
         self,
-        nodes: Iterable[Node],
+        nodes: Sequence[Node],
         *,
         now: float,
         route: Route = ANY_ROUTE,
@@ -236,21 +236,22 @@ class Selector:
         are full and have told so themselves.
         """
         loads = self._loads
-        offered = [(node, loads.get(node.peer_id) or self._load(node.peer_id)) for node in nodes]
         if self.policy is Policy.LEAST_REQUESTS:
-            self._level(route.service, {node.peer_id: load for node, load in offered})
+            self._level(route.service, {node.peer_id: self._load(node.peer_id) for node in nodes})
         used = self._used_for(route.model) if route.model else None
-        candidates = tuple(
-            [
+        seen = []
+        for node in nodes:
+            peer_id = node.peer_id
+            load = loads.get(peer_id) or self._load(peer_id)
+            seen.append(
                 Candidate(
-                    node.peer_id, load.in_flight, load.last_used if used is None else used.get(node.peer_id, NEVER),
-                    node.available_vram, load.turns, load.tiebreak, node.capacity, node.peer_id in distant,
+                    peer_id, load.own + load.others, load.last_used if used is None else used.get(peer_id, NEVER),
+                    node.available_vram, load.turns, load.tiebreak, node.capacity, peer_id in distant,
                     load.others, load.is_full,
-                    home != "" and node.peer_id != home, node.peer_id in cold, node.peer_id in left_cold,
+                    home != "" and peer_id != home, peer_id in cold, peer_id in left_cold,
                 )
-                for node, load in offered
-            ]
-        )  # fmt: skip
+            )  # fmt: skip
+        candidates = tuple(seen)
         pick = self._choose(candidates)
         if pick is not None and pick.chosen.is_full:  # so all are; of a peer that never told, that may be old news
             pick = self._choose(tuple([c for c in candidates if not loads[c.peer_id].tells]))

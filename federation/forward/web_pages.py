@@ -49,6 +49,15 @@ _HEADER = re.compile(rb"\n(host|origin|sec-fetch-site)[ \t]*:([^\r\n]*)", re.IGN
 _BROWSER = re.compile(rb"\n(?:origin|sec-fetch-|user-agent[ \t]*:[^\r\n]*mozilla/)", re.IGNORECASE)
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding|upgrade)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _PLAIN_HOST = re.compile(rb" ?(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]+)?")
+# A whole head with nothing to judge, as programs write it; by whether its host has to be one of _PLAIN_HOST.
+_PLAIN = {
+    on_loopback: re.compile(
+        _TOKEN + rb"+ /[^\s]* HTTP/1\.[01]\r\nhost:" + (_PLAIN_HOST.pattern if on_loopback else rb"[^\r\n]*")
+        + rb"\r\n(?:(?!host|origin|sec-fetch-|user-agent[^\n]*mozilla|[ \t])[^\r\n]+\r\n)*\r\n",
+        re.IGNORECASE,
+    )
+    for on_loopback in (True, False)
+}  # fmt: skip
 _PREFLIGHT = re.compile(rb"\n(access-control-request-(?:method|headers))[ \t]*:([^\r\n]*)", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a name whose last label is one is an IPv4 address, as the URL standard has it
 _SHOWN = re.compile(r"[a-z0-9_.:/+\[\]-]{1,100}")  # in a command that people paste: nothing that a shell obeys
@@ -98,6 +107,9 @@ class Rules:
 
     def judge(self, data: bytes, *, is_all: bool = False) -> Heard | Request | Refusal:
         """`data` is all that came so far; with `is_all` nothing will follow."""
+        return Heard.GO_ON if _PLAIN[self.on_loopback].match(data) else self._judge(data, is_all=is_all)
+
+    def _judge(self, data: bytes, *, is_all: bool) -> Heard | Request | Refusal:
         line = _REQUEST_LINE.match(data)
         if line is None:
             so_far = _begun(data)

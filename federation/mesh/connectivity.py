@@ -19,9 +19,11 @@ from federation.net.dial.book import MAX_ADDRESSES
 from federation.net.dial.hearsay import Surroundings, is_somewhere
 from federation.net.discover.interfaces import interface_ips, lasting_ips, local_addresses, local_networks
 from federation.net.nat.holepunch import Puncher
-from federation.net.nat.natpmp import PortMapping
+from federation.net.nat.mapping import PortMapping, Way
+from federation.net.nat.natpmp import map_port
 from federation.net.nat.reachability import Reachability, is_outside
 from federation.net.nat.relay import RelayLimits
+from federation.net.nat.upnp import Upnp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -64,6 +66,7 @@ class Connectivity:
         self._ledger = ledger
         self._announce = settings.announce
         self._wants_mapping = settings.port_mapping
+        self.mapping: PortMapping | None = None  # while this node runs and wants one
         self._on_change = on_change
         self._listen = settings.p2p_listen
         self.surroundings = Surroundings(
@@ -71,7 +74,7 @@ class Connectivity:
         )
         self._look_around()
         self.reachability = Reachability(
-            host, relays=self._relays, networks=lambda: self._networks, on_change=self._reachability_changed,
+            host, relays=self.is_relay, networks=lambda: self._networks, on_change=self._reachability_changed,
             may_dial=self._may_dial,
         )  # fmt: skip
         self.puncher = Puncher(
@@ -128,7 +131,8 @@ class Connectivity:
 
     # Others
 
-    def _relays(self, peer_id: str) -> bool:
+    def is_relay(self, peer_id: str) -> bool:
+        """Whether that member relays for others."""
         row = self._ledger.get(peer_id)
         return row is not None and row.record.relays and not row.record.left
 
@@ -194,7 +198,9 @@ class Connectivity:
             if names := [address for address in self.addresses if address.ip is None]:
                 nursery.start_soon(self._resolve_forever, names)
             if self._wants_mapping:
-                nursery.start_soon(PortMapping(self._listen.port, self._forwarded).run)
+                ways = Way("NAT-PMP", map_port), Way("UPnP", Upnp().map_port)
+                self.mapping = PortMapping(self._listen.port, self._forwarded, ways)
+                nursery.start_soon(self.mapping.run)
 
     def _forwarded(self, port: int | None) -> None:
         """Take the port that the router named. It counts only once members have reached this node there."""

@@ -4,6 +4,7 @@ the local network, a public DHT. All addresses go into the address book; the hos
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import structlog
@@ -11,10 +12,10 @@ import trio
 
 from federation.errors import FederationError
 from federation.net.dial.address import PeerAddress
-from federation.net.discover.mdns import Mdns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from types import ModuleType
 
     from trio_typing import TaskStatus
 
@@ -126,7 +127,8 @@ class Discovery:
 
     async def _run_mdns(self, scope: trio.CancelScope, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with scope:
-            await Mdns(
+            mdns = await multicast()
+            await mdns.Mdns(
                 rendezvous=self._token().rendezvous(), peer_id=self._host.peer_id, addresses=self._addresses,
                 on_found=self._seen,
             ).run(task_status=task_status)  # fmt: skip
@@ -153,6 +155,11 @@ class Discovery:
     def _add(self, address: PeerAddress, source: Source) -> None:
         if self._host.book.add(address, source=source):
             self._host.look_at_book()
+
+
+async def multicast() -> ModuleType:
+    """net/discover/mdns.py. zeroconf and asyncio come in with it: where they are used, on a thread, and behind the start."""
+    return await trio.to_thread.run_sync(import_module, "federation.net.discover.mdns")
 
 
 def parsed(texts: Iterable[str], *, whose: str) -> Iterator[PeerAddress]:

@@ -142,6 +142,18 @@ def reachable(node: Parts) -> Iterator[Finding]:
         )
 
 
+def router(node: Parts) -> Iterator[Finding]:
+    """The forwarding that --port-mapping asks the router for."""
+    mapping = node.connectivity.mapping
+    if mapping is None:
+        return
+    if mapping.external is not None:
+        yield _finding("router", "ok", f"forwards its port {mapping.external} to this node, asked by {mapping.way}")
+    else:
+        fix = f"turn on UPnP or NAT-PMP there, or forward TCP port {node.facts.p2p.port} by hand"
+        yield _finding("router", "warn", f"forwards no port to this node: {mapping.problem}", fix)
+
+
 def links(node: Parts) -> Iterator[Finding]:
     now = node.clock.utc_now()
     others = [record for record in node.ledger.online(now) if record.peer_id != node.peer_id]
@@ -264,6 +276,7 @@ _CHECKS: tuple[Callable[[Parts], Iterable[Finding]], ...] = (
     identity,
     p2p_port,
     reachable,
+    router,
     links,
     mdns,
     backends,

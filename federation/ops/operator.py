@@ -11,7 +11,7 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import client_keys, diagnose, doctor, invitation, models, status
+from federation.ops import client_keys, diagnose, doctor, invitation, models, netcheck, status
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class Operator:
         self._ownership = Ownership(parts)
 
     # State
+
+    async def has_started(self) -> None:
+        """Wait until the node serves."""
+        await self._parts.facts.serves.wait()
 
     def status(self) -> schemas.Status:
         return status.status(self._parts)
@@ -65,6 +69,9 @@ class Operator:
 
     async def ping(self, peer: str, count: int, bulk_bytes: int) -> schemas.Ping:
         return await diagnose.ping(self._parts, peer, count, bulk_bytes)
+
+    def netcheck(self) -> schemas.Netcheck:
+        return netcheck.check(self._parts)
 
     async def examine(self) -> schemas.Examination:
         return {"findings": await doctor.examine(self._parts)}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import trio
+
 from federation.errors import UsageError
 from federation.mesh.bans import find_peer
 from federation.mesh.gpu import GpuReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import trio
 
     from federation.clock import Clock
     from federation.config import Settings
@@ -55,6 +55,7 @@ class Facts:
     draining: bool = False
     has_owner_key: bool = False
     forgets_network: bool = False  # when it stops
+    serves: trio.Event = field(default_factory=trio.Event)
 
     @property
     def listens(self) -> dict[str, Place]:

@@ -202,6 +202,48 @@ class Models(TypedDict):
     ]
 
 
+class SeenBy(TypedDict):
+    """How a member of another network than this node's sees it."""
+
+    peer_id: str
+    name: str
+    host: str
+    port: Annotated[int | None, Field(description="that a NAT gives to the port where this node listens; null: not shown")]
+
+
+class Mapping(TypedDict):
+    """A port of the router that leads to this node."""
+
+    asked: Annotated[bool, Field(description="whether --port-mapping is on")]
+    way: Annotated[str, Field(description="that the router answered: NAT-PMP, UPnP; empty if none")]
+    port: int | None
+    problem: str
+
+
+class Relay(TypedDict):
+    peer_id: str
+    name: str
+    rtt_ms: Annotated[float, Field(description="milliseconds")] | None
+    used: Annotated[bool, Field(description="others reach this node through it")]
+
+
+class Netcheck(TypedDict):
+    """How other machines can reach this one."""
+
+    nat: Annotated[
+        Literal["none", "easy", "hard", "some", "unknown"],
+        Field(description="easy: one address for all outsiders; hard: another one for each; some: too few have told"),
+    ]
+    seen: list[SeenBy]
+    dialable: Annotated[bool | None, Field(description="by members of other networks than its own; null: none has tried")]
+    mapping: Mapping
+    relays: Annotated[list[Relay], Field(description="members that relay for others, those in use and the nearest first")]
+    addresses: list[str]
+    ipv6: Annotated[list[str], Field(description="this machine's addresses of the world")]
+    ipv6_links: Count
+    links: Count
+
+
 class PlacementNode(TypedDict):
     peer_id: str
     name: str

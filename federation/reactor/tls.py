@@ -18,7 +18,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
-from cryptography.x509 import load_pem_x509_certificate
 
 from federation.errors import ConfigError
 from federation.reactor.duplex import NullDuplex
@@ -63,6 +62,8 @@ class Certificate:
         if cert is None or key is None:
             self.context = None
             return
+        from cryptography.x509 import load_pem_x509_certificate  # 3 MB, for those who have a certificate
+
         context = server_context(cert, key)
         ends = load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc
         if ends <= now:

@@ -30,6 +30,9 @@ class FakeNode:
     async def examine(self) -> dict[str, Any]:
         return {"findings": []}
 
+    def netcheck(self) -> dict[str, Any]:
+        return {"nat": "unknown"}
+
     async def rotate(self, wish: Wish) -> dict[str, Any]:
         self.asked.append(("rotate", wish))
         return {"rotations": 1}
@@ -117,3 +120,7 @@ async def test_rotations_are_the_owners_and_what_they_say_is_checked() -> None:
     for wrong in ({}, {"signature": "ab"}, {"signature": "xy" * 64}, {"signature": "AB" * 64}):
         assert (await ask(node, "POST", "/api/v1/token/rotation/signed", wrong))[0] == 400
     assert (await ask(node, "POST", "/api/v1/token/rotation/signed", {"signature": signature}, key=""))[0] == 401
+
+
+async def test_netcheck() -> None:
+    assert await ask(FakeNode(), "GET", "/api/v1/netcheck", key="") == (200, {"nat": "unknown"})

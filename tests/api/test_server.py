@@ -16,9 +16,10 @@ import trio
 from structlog.testing import capture_logs
 
 from federation import unixsocket
-from federation.api import access, diagnosis, proof, routes, server, static
+from federation.api import access, diagnosis, door, proof, routes, server, static
 from federation.cli import client
 from federation.errors import FederationError, ListenFailed
+from federation.reactor import listening
 from federation.state import StateDir
 from federation.units import HostPort
 from tests.support.control import ANYWHERE, KEY, OWNER, FakeNode, ask, get_of, raw, serving
@@ -467,10 +468,10 @@ async def test_from_elsewhere_no_other_name(host: str) -> None:
 
 @pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", True), ("0.0.0.0", False), ("gpu-box.lan", False)])
 async def test_where_it_listens_decides(host: str, is_open: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_bind", lambda _: [socket.create_server(("127.0.0.1", 0))])
+    monkeypatch.setattr(listening, "listen", lambda *_: [socket.create_server(("127.0.0.1", 0))])
     with capture_logs() as logged:
         async with trio.open_nursery() as nursery:
-            bound: HostPort = await nursery.start(server.serve_node, FakeNode(), HostPort(host, 0))
+            bound: HostPort = await nursery.start(door.serve_node, FakeNode(), HostPort(host, 0))
             assert bound.host == host
             address = HostPort("127.0.0.1", bound.port)
             assert (await ask(address, "/api/v1/status"))[0] == (200 if is_open else 401)

@@ -215,6 +215,22 @@ def test_no_place_is_kept_for_those_that_cannot_hear_of_it_soon() -> None:
     assert (world.hands_out, world.refused_as_full) == (False, {"a"})
 
 
+def test_an_entry_is_not_told_of_its_own_requests() -> None:
+    world = World()
+    link = world.watches("a")
+    world.passes(1.0)
+    told = list(link.told)
+    world.load += 1
+    world.pushing.changed("a")
+    assert world.timers == []
+    world.watches("b")
+    world.passes(1.0)
+    world.load += 1
+    world.pushing.changed("a")  # which is news to b; the link to a knows what it has told
+    assert len(world.timers) == 1
+    assert link.told[: len(told)] == told
+
+
 def test_who_was_refused_hears_nothing_while_there_is_no_room() -> None:
     world = World()
     (link,) = world.refuses("a")

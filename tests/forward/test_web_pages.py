@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from federation.forward.web_pages import MAX_HEAD, Heard, Refusal, Request, Rules, own_names, readable
+from federation.forward.web_pages import _PLAIN, MAX_HEAD, Heard, Refusal, Request, Rules, own_names, readable
 from federation.units import parse_origin
 
 LOCAL = Rules(origins=frozenset({"https://chat.example", "http://box.lan:3000"}), names=own_names("Athens.lan"))
@@ -272,6 +272,52 @@ def test_whatever_a_page_puts_into_its_request(method: str, name: str, more: lis
     for marks in ([f"Origin: https://{name}.evil"], ["Sec-Fetch-Site: cross-site"], [f"Host: {name}.evil"]):
         mine = [line for line in lines if not line.startswith("Origin: ")]
         assert status(LOCAL, *mine, *marks, *mine, line=f"{method} /{name} HTTP/1.1") == 403
+
+
+LINES = st.sampled_from(
+    [
+        *("Host: 127.0.0.1:8484", "host:localhost", "Host : localhost", "HOST: evil.example", "Host: [::1]:1", "Hostess: a"),
+        *("Origin: null", "origin : https://evil.example", "Original: yes", "Sec-Fetch-Site: cross-site", "Sec-Fetch: a"),
+        *(
+            "User-Agent: curl/8.5.0",
+            "User-Agent: Mozilla/5.0",
+            "user-agent : a mozilla/5",
+            "Accept: */*",
+            " folded",
+            "\tfolded",
+        ),
+        *(
+            "Content-Length: 5",
+            "Transfer-Encoding: chunked",
+            "X: Host: evil.example",
+            "X: a\nOrigin: null",
+            "X: a\rOrigin: null",
+        ),
+    ]
+)
+
+
+@given(
+    lines=st.lists(LINES, max_size=5),
+    line=st.sampled_from(["GET / HTTP/1.1", "get /a HTTP/1.0", "GET http://evil.example/ HTTP/1.1"]),
+    end=st.sampled_from(["\r\n", "\n"]),
+)
+def test_a_plain_head_has_nothing_to_judge(lines: list[str], line: str, end: str) -> None:
+    """The short way through `judge` is taken only by what the long way lets pass."""
+    for host in ("Host: 127.0.0.1:8484", "host:localhost", "Host: rebind.evil.example"):
+        data = end.join([line, host, *lines, "", "hello"]).encode()
+        for rules in (LOCAL, LAN):
+            if _PLAIN[rules.on_loopback].match(data):
+                assert rules._judge(data, is_all=False) is Heard.GO_ON
+
+
+def test_what_curl_writes_is_plain() -> None:
+    data = head(
+        "Host: localhost:8484", "User-Agent: curl/8.5.0", "Accept: */*", "Content-Length: 5", line="POST /v1/x HTTP/1.1"
+    )
+    assert _PLAIN[True].match(data + b"Hello")
+    assert _PLAIN[False].match(data.replace(b"localhost", b"box.lan"))
+    assert not _PLAIN[True].match(data.replace(b"localhost", b"box.lan"))
 
 
 @given(st.binary(max_size=300) | st.text("GETPOST /HTTP1.\r\n:ahostrigin", max_size=300).map(str.encode), st.booleans())

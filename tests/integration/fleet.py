@@ -59,6 +59,11 @@ class ModelServer(Server):
         """Its models from now on."""
         (self.directory / "models").write_text(" ".join(models))
 
+    def tagged(self) -> list[tuple[str, float]]:
+        """The tags of the requests that it had, and when."""
+        words = ((when, what.split()) for when, what in self.events())
+        return [(of[2], when) for when, of in words if of[0] == "request" and len(of) == 3]
+
     @property
     def read(self) -> bytes:
         """All that came, over all connections; without what its own node asked to know its models."""

@@ -7,12 +7,13 @@ What a request asks for beyond its model, in its JSON:
 
     "stream": true, "n": 20, "pad": 0     so many events, every "every" seconds (0.05), each with so many more bytes
     "sleep": 2                            wait before the answer
+    "tag": "one"                          to be found in the journal
     "raw": "HTTP/1.1 2", "then": "hang"   these bytes are the answer; then close, `hang`, `reset` or `flood` (with "x")
 
 The file `connections` has one byte for each connection that a request with a body came on.
 
 The journal has one line per event, `<monotonic time> <what>`: `request MODEL`, `gone` for a client that left before the
-end of its answer, `half-closed` for one that only sends no more.
+end of its answer, `half-closed` for one that only sends no more; a request with a tag is `request MODEL TAG`.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class Served:
         asked = asked_of(body, head)
         model = asked.get("model")
         if head.startswith("POST"):
-            self.journal.note(f"request {model}")
+            self.journal.note(f"request {model} {asked['tag']}" if "tag" in asked else f"request {model}")
         if model is not None and model not in self.models:
             await self.say({"error": {"message": f"{self.options.name} has no {model}"}}, 404)
             return True

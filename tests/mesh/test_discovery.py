@@ -119,7 +119,7 @@ async def test_several_that_join_are_one_write(tmp_path: Path, mock_clock: MockC
 
 
 class FakeMdns:
-    """In place of discovery.Mdns: those that run, by their rendezvous."""
+    """In place of mdns.Mdns: those that run, by their rendezvous."""
 
     running: dict[str, FakeMdns]
 
@@ -137,7 +137,10 @@ class FakeMdns:
 
 @pytest.fixture
 def mdns_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(discovery, "Mdns", FakeMdns)
+    async def multicast() -> SimpleNamespace:
+        return SimpleNamespace(Mdns=FakeMdns)
+
+    monkeypatch.setattr(discovery, "multicast", multicast)
     FakeMdns.running = {}
     world = World(tmp_path)
     world.settings = Settings(mdns=True)

@@ -62,6 +62,8 @@ class FakeNode:
 
     def control_tls(self) -> None: ...
 
+    async def has_started(self) -> None: ...
+
     def control_socket(self) -> socket.socket | None:
         return None
 

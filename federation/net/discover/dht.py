@@ -1,4 +1,4 @@
-"""One look into a public DHT, in a process of its own: `python -m federation.net.discover.dht`. JSON in, JSON out.
+"""One look into a public DHT, in a process of its own (look.py): JSON in, JSON out.
 
 A look exposes all of py-libp2p to foreign nodes: keys of every kind, identify, peer records, multiaddrs, Yamux. None of that
 may take the time or the memory of a node that serves, so this process does it: at a low priority, with a limit on memory, on
@@ -205,7 +205,3 @@ def main() -> None:
     bound_keys()
     found = trio.run(look, Look(**json.load(sys.stdin)))
     sys.stdout.write(json.dumps(asdict(found)))
-
-
-if __name__ == "__main__":
-    main()

@@ -89,7 +89,7 @@ class Rendezvous:
             "ours": [str(PeerAddress(a.host, a.port)) for a in self._addresses() if not a.is_loopback],
         }
         isolated = ["-I"] if sys.flags.isolated else []  # an installed program reads no other Python's files
-        command = [sys.executable, *isolated, "-m", "federation.net.discover.dht"]
+        command = [sys.executable, *isolated, "-m", "federation.net.discover.look"]
         code, answer = await _run(command, json.dumps(task).encode())
         if code != 0:  # killed by one of its limits, or for too long an answer
             raise FederationError(f"the look was given up (exit {code})")

@@ -21,7 +21,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 import trio
@@ -55,6 +55,7 @@ MAX_PORTS = 4
 REFUSED_S = 30.0  # the node does not ask a relay that refused again before that
 RTT_STEP_S = 0.01  # relays that differ by less are equally near; chance spreads nodes over them
 MAX_MESSAGE = 1024
+MAX_SEEN = 16
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -80,6 +81,14 @@ def is_outside(host: str, networks: Sequence[Network]) -> bool:
     return not ip.is_loopback and not ip.is_link_local and not any(ip.version == n.version and ip in n for n in networks)
 
 
+class Seen(NamedTuple):
+    """How one member sees this node. `port`: of a NAT for the port where this node listens; None: it was not shown."""
+
+    host: str
+    port: int | None
+    reached: bool  # it has dialled that port as it is
+
+
 class Reachability:
     """`relays(peer)`: whether that member relays. `networks()`: this machine's subnets. Calls `on_change()`."""
 
@@ -103,6 +112,7 @@ class Reachability:
         self.verdicts = Verdicts()
         self.public: dict[tuple[str, int], None] = {}  # where members outside reached this node, in their order
         self._named: dict[str, list[tuple[str, int]]] = {}  # of these addresses, those that each member named
+        self.seen: dict[str, Seen] = {}  # how the members outside that were asked last see this node
         self.forwarded: int | None = None  # a port that the router says it forwards to us
         self._asked: dict[str, float] = {}
         self._asking = 0
@@ -136,6 +146,7 @@ class Reachability:
         self.verdicts = Verdicts()
         self.public.clear()
         self._named.clear()
+        self.seen.clear()
         self._asked.clear()
         self._look.set()
 
@@ -186,6 +197,9 @@ class Reachability:
         finally:
             self._asking -= 1
         log.debug("a member says how it sees us", peer=link.peer_id, seen=seen, mapped=mapped, ports=ports)
+        self.seen[link.peer_id] = Seen(seen[0], None if mapped is None else mapped[1], self._listen.port in ports)
+        while len(self.seen) > MAX_SEEN:
+            del self.seen[next(iter(self.seen))]
         asked_for = {*likely, *([mapped[1]] if mapped is not None else [])}
         self._named[link.peer_id] = [(seen[0], port) for port in ports if port in asked_for]
         self._believe_most()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -146,7 +147,8 @@ def test_it_gets_no_more_than_its_share_of_memory() -> None:
 
 def test_it_is_of_a_low_priority_and_its_limits_can_be_lower_already() -> None:
     code = "import os, resource; print(os.nice(0), resource.getrlimit(resource.RLIMIT_CPU)[1])\n"
-    assert run(code + "dht.MAX_CPU_S = 9; dht.bound_process()").stdout.split() == [str(dht.NICE), "5"]
+    niceness = min(os.nice(0) + dht.NICE, 19)  # the tests may run under `nice` themselves
+    assert run(code + "dht.MAX_CPU_S = 9; dht.bound_process()").stdout.split() == [str(niceness), "5"]
 
 
 def test_an_answer_says_what_is_wrong() -> None:
@@ -154,7 +156,7 @@ def test_an_answer_says_what_is_wrong() -> None:
     nobody = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo"
     task = {"bootstraps": [nobody], "keys": ["1220" + "00" * 32], "provided": [], "ours": []}
     done = subprocess.run(
-        [sys.executable, "-m", "federation.net.discover.dht"],
+        [sys.executable, "-m", "federation.net.discover.look"],
         input=json.dumps(task),
         capture_output=True,
         text=True,

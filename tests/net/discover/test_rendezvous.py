@@ -122,7 +122,7 @@ async def test_a_look_is_made_by_a_process(
         "provided": ["0c"],
         "ours": ["/ip4/192.0.2.7/tcp/1"],
     }
-    assert asked == [(["-m", "federation.net.discover.dht"], task)]
+    assert asked == [(["-m", "federation.net.discover.look"], task)]
 
 
 async def test_after_a_look_that_failed_the_next_one_is_soon(autojump_clock: trio.testing.MockClock) -> None:

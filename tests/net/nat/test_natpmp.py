@@ -11,13 +11,11 @@ import pytest
 import trio
 
 from federation.net.nat import natpmp
-from federation.net.nat.natpmp import LIFETIME_S, RETRY_S, MappingRefused, PortMapping, default_gateway, map_port
+from federation.net.nat.mapping import LIFETIME_S, MappingRefused
+from federation.net.nat.natpmp import map_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
-
-HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 
 
 class Router:
@@ -90,54 +88,6 @@ async def test_no_router(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(there.requests) == natpmp.WAITS
 
 
-async def test_it_is_kept_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    mapped: list[int | None] = []
-    async with router(lambda request: granted(request, external=5000)) as there:
-        monkeypatch.setattr(natpmp, "default_gateway", lambda: "127.0.0.1")
-        monkeypatch.setattr(natpmp, "PORT", there.port)
-        monkeypatch.setattr(map_port, "__kwdefaults__", {"port": there.port})
-        mapping = PortMapping(4484, mapped.append)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(mapping.run)
-            with trio.fail_after(20):
-                while not mapped:  # noqa: ASYNC110
-                    await trio.sleep(0.001)
-            nursery.cancel_scope.cancel()
-    assert mapped == [5000]
-    assert mapping.problem == ""
-    assert there.requests == [(4484, 4484, LIFETIME_S), (4484, 0, 0)]
-
-
-@pytest.mark.parametrize(
-    ("given", "again_in_s", "external"),
-    [((5000, 600), 300, 5000), ((5000, 2**32 - 1), LIFETIME_S / 2, 5000), ((5000, 0), 60, 5000), ((0, 600), RETRY_S, None)],
-    ids=["as it should", "for ever", "for no time", "no port"],
-)
-async def test_what_a_router_says_is_kept_within_reason(
-    given: tuple[int, int], again_in_s: float, external: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def answered(*_: object) -> tuple[int, int]:
-        await trio.lowlevel.checkpoint()
-        return given
-
-    monkeypatch.setattr(natpmp, "map_port", answered)
-    mapping = PortMapping(4484, lambda _port: None)
-    assert await mapping._renew("127.0.0.1") == again_in_s
-    assert mapping.external == external
-    assert bool(mapping.problem) == (external is None)
-
-
-@pytest.mark.parametrize(
-    ("lines", "gateway"),
-    [
-        ("eth0\t00000000\t010BA8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n", "192.168.11.1"),
-        ("eth0\t000BA8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n", None),
-        ("tun0\t00000000\t00000000\t0001\t0\t0\t0\t00000000\t0\t0\t0\n", None),
-        ("", None),
-    ],
-)
-def test_the_gateway_is_the_default_routes(tmp_path: Path, lines: str, gateway: str | None) -> None:
-    table = tmp_path / "route"
-    table.write_text(HEAD + lines)
-    assert default_gateway(table) == gateway
-    assert default_gateway(tmp_path / "none") is None
+async def test_nobody_is_asked_without_a_router() -> None:
+    with pytest.raises(MappingRefused, match="no router is known"):
+        await map_port(None, 1, 1, 60)
