@@ -38,7 +38,7 @@ NOT_OF_STDLIB = (
 NOT_OF_DYNLOAD = (
     "_crypt _ctypes_test _curses _curses_panel _dbm _gdbm _test* _tkinter _xx* audioop nis ossaudiodev readline spwd xx*"
 )
-# Of the lock: what paints and formats for rich, which prints plain tables here. What else no node reaches is not in the lock.
+# Of the lock: what paints and formats for rich, which prints plain tables here. The lock itself has only what is reached.
 NOT_OF_LOCK = "markdown_it_py mdurl pygments"
 # Files in wheels that no import reads; netaddr's tables of manufacturers alone have 9 MB.
 NOT_OF_WHEELS = "*.pyi *.pyx *.pxd *.c *.h *.cc *.cpp *.proto py.typed RECORD INSTALLER REQUESTED example.py oui.* iab.*"
@@ -351,7 +351,11 @@ def check(folder: Folder, version: str) -> None:
         "import ssl, sqlite3, ctypes, uuid, bz2, lzma, decimal"
     )
     call(folder.program, "-I", "-S", "-c", here, env=bare)
-    call(folder.program, "-I", "-S", "-c", "import federation.net.discover.look", env=bare)
+    look = (
+        "from federation import absent\nfrom federation.net.discover.look import ABSENT\n"
+        "absent.install(absent=ABSENT)\nimport federation.net.discover.dht"
+    )
+    call(folder.program, "-I", "-S", "-c", look, env=bare)
     every = (
         "import federation.light, federation, importlib, pkgutil\n"
         "LOOK = ('federation.net.discover.look', 'federation.net.discover.dht')  # a process of its own\n"
