@@ -278,6 +278,13 @@ class Settings(BaseModel):
     log_format: Literal["console", "json"] = "console"
     token: SecretStr | None = None
     token_file: Annotated[Path, BeforeValidator(_text(_path))] | None = None
+    invite: SecretStr | None = None  # an invite's code; the other two take one too
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if self.invite is not None and (self.token is not None or self.token_file is not None):
+            raise ValueError("--invite and a token (--token, --token-file) are two ways into a network; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:

@@ -40,6 +40,7 @@ from federation.mesh.gpu import GpuProbe
 from federation.mesh.key_exchange import KeyExchange
 from federation.mesh.keyring import Keyring
 from federation.mesh.ledger import Change, Ledger
+from federation.mesh.newcomers import Newcomers
 from federation.mesh.probe import Probe
 from federation.mesh.records import MAX_COPIED, NodeData
 from federation.mesh.rotation import Rotation
@@ -50,7 +51,7 @@ from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.link.link import talk
 from federation.net.link.mux import Load
-from federation.ops import status
+from federation.ops import invitation, status
 from federation.ops.access_log import AccessLog
 from federation.ops.operator import Operator
 from federation.ops.parts import Facts, Parts
@@ -63,6 +64,7 @@ from federation.units import HostPort
 
 if TYPE_CHECKING:
     from federation.config import Settings
+    from federation.mesh.invites import Refusal
     from federation.mesh.tokens import Token
     from federation.net.link.channel import Channel
     from federation.net.link.link import Link
@@ -134,6 +136,10 @@ class Node:
             on_change=lambda: self.client_keys.changed(),
         )  # fmt: skip
         self.client_keys = ClientKeys(self.keys.table, now=self.reactor.now, now_ms=lambda: self.keys.now_ms)
+        self.newcomers = Newcomers(
+            host=self.host, state=state, network_id=token.network_id, name=lambda: self.facts.settings.name,
+            token=lambda: invitation.token(self.parts), is_barred=self._barred, utc_now=self.clock.utc_now,
+        )  # fmt: skip
         self.certificate = Certificate()
         self.certificate.load(settings.tls_cert, settings.tls_key, self.clock.utc_now())
         self.frontend = Frontend(
@@ -166,7 +172,7 @@ class Node:
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
-            keys=self.keys, client_keys=self.client_keys, certificate=self.certificate,
+            keys=self.keys, client_keys=self.client_keys, certificate=self.certificate, newcomers=self.newcomers,
         )  # fmt: skip
         self.operator = Operator(self.parts)
         self.host.on_copy = self._own_change
@@ -201,6 +207,7 @@ class Node:
                     await nursery.start(self.gossip.run)
                     nursery.start_soon(self.rotation.run)
                     nursery.start_soon(self.keys.run)
+                    nursery.start_soon(self.newcomers.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.connectivity.run)
                     nursery.start_soon(self._watch_traffic)
@@ -261,7 +268,7 @@ class Node:
             self.backends.configure(self.facts.settings)
             self.pushing.changed()
             self._own_change()
-        late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith("token")]
+        late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith(("token", "invite"))]
         log.info("settings read again", changed=[NAMES[field] for field in new], take_a_restart=late)
 
     # Background tasks
@@ -287,6 +294,14 @@ class Node:
             self.rates.sample(trio.current_time(), status.traffic(self.parts))
             self.frontend.counters.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
+
+    def _barred(self, peer_id: str) -> Refusal | None:
+        """Why a peer is kept out whatever invite it has."""
+        if peer_id == self.host.peer_id:
+            return "copy"
+        if peer_id in self.bans:
+            return "banned"
+        return "left out" if peer_id in self.rotation.left_out() else None
 
     def _token_changed(self) -> None:
         self.host.token_retired_at = None
@@ -366,6 +381,7 @@ class Node:
         _say(self._links_said, "peer connected", peer=link.peer_id, name=name, address=address, path=link.path)
         self.rotation.peer_up(link)
         self.keys.peer_up(link)
+        self.newcomers.peer_up(link)
         self.roster.forgive(link.peer_id)
         self.roster.changed()
         self.connectivity.peer_up(link)

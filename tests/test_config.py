@@ -159,7 +159,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "log_format": "json",
         "token_file": "/t",
     }
-    assert set(values) | {"token"} == set(NAMES.values())
+    assert set(values) | {"token", "invite"} == set(NAMES.values())
 
     with monkeypatch.context() as patch:
         for name, value in values.items():
@@ -169,7 +169,7 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
     assert load({}, config_file=file) == from_environment
 
     default = Settings()
-    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f != "token")
+    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f not in ("token", "invite"))
     assert from_environment.backends == (Endpoint.parse("127.0.0.1:1"), Endpoint.parse("embed=127.0.0.1:2"))
     assert from_environment.peers == ("/ip4/192.0.2.1/tcp/1", "/dns/box.lan/tcp/2")
     assert from_environment.vram_bytes == 1024**3

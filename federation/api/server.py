@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from federation import unixsocket
-from federation.api import access, diagnosis, door, events, http_server, localai, openapi, routes, static
+from federation.api import access, diagnosis, door, events, http_server, invites, localai, openapi, routes, static
 from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
 from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
 from federation.api.sessions import Sessions
@@ -64,7 +64,7 @@ class Access:
     hosts: tuple[str, ...] = ()
 
 
-class ServedNode(routes.ControlledNode, diagnosis.DiagnosableNode, Protocol):
+class ServedNode(routes.ControlledNode, invites.InvitingNode, diagnosis.DiagnosableNode, Protocol):
     """The node, as all routes need it."""
 
 
@@ -80,7 +80,7 @@ def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple
     """Make the ASGI application. The arguments are Access's."""
     hub = events.Hub(node, lambda: datetime.now(timezone.utc))
     challenges, sessions = Challenges(key, _now), Sessions(_now)
-    operations = [*routes.routes, *diagnosis.routes, *access.routes(challenges, sessions)]
+    operations = [*routes.routes, *invites.routes, *diagnosis.routes, *access.routes(challenges, sessions)]
     operations += [*events.routes(hub), *localai.routes]
     operations += openapi.routes(operations)
     guard = Middleware(_Guard, access=Access(key, remote, hosts), challenges=challenges, sessions=sessions)

@@ -91,8 +91,10 @@ def place(args: Namespace) -> int:
     return 0 if answer["best"] else 1
 
 
-def invite(args: Namespace) -> None:
-    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. The
+def invite(args: Namespace) -> str:
+    """Print the token, and return it.
+
+    The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. The
     daemon adds addresses, and a false daemon would add its own: so the daemon has to prove that it is the right one.
     """
     from federation.mesh import token_store
@@ -107,6 +109,7 @@ def invite(args: Namespace) -> None:
         raise NotDone(f"the token of that daemon's network {where}")
     text = token.with_addresses(tuple(network["invite_addresses"])).encode()
     say(json.dumps({"token": text, "command": COMMAND}) if args.json else text)
+    return text
 
 
 def drain(args: Namespace) -> None:

@@ -68,6 +68,11 @@ class Daemon:
         return _ask_openly(self.address, request, context)
 
     @property
+    def travels_open(self) -> bool:
+        """Whether an answer crosses a network that others can read: signed, but not encrypted."""
+        return self.address is not None and not self.address.is_loopback and not self.is_tls
+
+    @property
     def listens_on(self) -> HostPort:
         """The daemon's control port, for browsers."""
         if self.address is not None:

@@ -69,6 +69,19 @@ all nodes of the network take it within a second. As soon as there is a key, HTT
 outlive the rotation of the token.
 """
 
+INVITE = """\
+Print the network's token with this node's addresses in it: whoever has it is a member, for good. Or, with --expires, --uses
+or --approve, a code for one machine (or --uses N), which the newcomer exchanges at this node for the token. Only this node
+knows what became of its codes, so it has to run, and to be reachable from the newcomer.
+
+On the next machine: federation join --token-file -, which asks for the token or the code.
+"""
+
+APPROVE = """\
+Let in a newcomer that came by an invite with --approve and waits at this node. Its name is its own choice: compare the id
+with the one that the newcomer shows. Without PEER, show who waits.
+"""
+
 BAN = """\
 Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
 keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
@@ -89,6 +102,13 @@ JOIN_OPTIONS = (
         "prefer -, --token-file or the variable FEDERATION_TOKEN",
     ),
     ("token_file", "--token-file", "FILE", "read the token from FILE; - is standard input, which asks at a terminal"),
+    (
+        "invite",
+        "--invite",
+        "CODE",
+        "an invite's code (federation invite --expires 1h), or - to read it from standard input; --token and --token-file "
+        "take one too. It is exchanged once for the token, which is saved",
+    ),
     ("p2p_listen", "--p2p-listen", "HOST:PORT", "where peers connect [0.0.0.0:4484]"),
     ("name", "--name", "NAME", "shown to people [the host name]"),
     ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
@@ -236,13 +256,7 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     _add_token(commands)
     _add_owner(commands)
     _add_keys(commands)
-    _asking(
-        commands,
-        "invite",
-        "print the running node's token with its addresses in it, alone",
-        "federation invite | ssh gpu2 federation join --token-file -",
-        json=True,
-    )
+    _add_invites(commands)
     dashboard = _asking(
         commands,
         "dashboard",
@@ -446,6 +460,39 @@ def _add_access(commands: Any) -> None:
     ban.add_argument("peer", nargs="?", metavar="PEER", help="its id, name, or the end of its id that `peers` shows")
     unban = _asking(commands, "unban", "let a banned peer in again", "federation unban bergen", json=True, operands="PEER ")
     unban.add_argument("peer", metavar="PEER", help="its id, name, or the end of its id")
+
+
+def _add_invites(commands: Any) -> None:
+    invite = _asking(
+        commands,
+        "invite",
+        "print the running node's token with its addresses in it, or an invite's code",
+        "federation invite --expires 1h --uses 1 --qr",
+        INVITE,
+        json=True,
+    )
+    invite.add_argument("--expires", metavar="TIME", help="a code that is good for so long: 30m, 12h, 7d; 30d at most [1h]")
+    invite.add_argument("--uses", metavar="N", help="a code for so many machines [1]")
+    invite.add_argument("--approve", action="store_true", help="a code whose newcomers wait for `federation approve`")
+    invite.add_argument("--qr", action="store_true", help="show it as a QR code too")
+    invite.add_argument("--list", action="store_true", help="show the invites that this node made, never their codes")
+    invite.add_argument("--revoke", metavar="ID", help="end an invite, by its id, or all that are open: all")
+    approve = _asking(
+        commands,
+        "approve",
+        "let a newcomer in that waits; without PEER: show who waits",
+        "federation approve bergen",
+        APPROVE,
+        json=True,
+        operands="[PEER] ",
+    )
+    approve.add_argument("peer", nargs="?", metavar="PEER", help="its id, name, or the end of its id")
+    refuse = _asking(
+        commands, "refuse", "turn away a newcomer that waits", "federation refuse bergen", json=True, operands="PEER "
+    )
+    refuse.add_argument(
+        "peer", metavar="PEER", help="its id, name, or the end of its id, as `federation approve` shows them"
+    )
 
 
 def _add_join(commands: Any) -> None:

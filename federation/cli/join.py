@@ -19,6 +19,7 @@ from federation.dirs import default_state_dir
 from federation.errors import TokenMalformed
 from federation.forward.models import finding
 from federation.mesh import token_store
+from federation.mesh.invite_codes import InviteCode, is_code
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
 from federation.reactor import fdlimit
@@ -57,9 +58,14 @@ def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
     detected = _detected(settings) if settings.detect and not settings.backends else ()
     settings = _offering(settings, detected)
-    given = _given_token(settings)
+    given = _given(settings)
     state = StateDir(settings.state_dir)
     state.lock()
+    if isinstance(given, InviteCode):
+        from federation.cli.invited import exchange  # imports libp2p, so only after logging is set up
+
+        exchange(given, settings, state, take_up=_take_up)
+        given = None  # the token is saved
     return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
 
 
@@ -77,19 +83,31 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
     return finding.offers(found)
 
 
-def _given_token(settings: Settings) -> Token | None:
-    """The token that came with this start, if any: text, file or standard input."""
-    if settings.token is not None:
-        text = settings.token.get_secret_value()
+def _given(settings: Settings) -> Token | InviteCode | None:
+    """The token or invite that came with this start, if any: text, file or standard input."""
+    if settings.invite is not None or settings.token is not None:
+        what = "token" if settings.invite is None else "invite"
+        text = (settings.invite or settings.token).get_secret_value()  # type: ignore[union-attr]
         if text.strip() == "-":
-            text = read_stdin("token")
+            text = read_stdin(what)
     elif settings.token_file is not None:
         text = read_secret(settings.token_file, "token")
     else:
         return None
     if not text.strip():
         raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
-    return Token.decode(text)
+    return InviteCode.decode(text) if is_code(text) else Token.decode(text)
+
+
+def _take_up(given: Token, state: StateDir) -> Token:
+    """Save the token that came with this start, and say what becomes of others. Returns the one to use."""
+    member = token_store.take_up(given, state)
+    if member.outdated:
+        complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
+    if member.left_behind:
+        previous = state.path / "token.previous"
+        complain(f"this node moves to network {member.token.network_id}; the token saved here before is in {previous}")
+    return member.token
 
 
 def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
@@ -97,13 +115,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None, read_settin
 
     owner: OwnerKey | None = None  # of a network that begins here
     if given is not None:
-        member = token_store.take_up(given, state)
-        token = member.token
-        if member.outdated:
-            complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
-        if member.left_behind:
-            previous = state.path / "token.previous"
-            complain(f"this node moves to network {token.network_id}; the token saved here before is in {previous}")
+        token = _take_up(given, state)
     else:
         saved = token_store.saved_token(state)
         if saved is None:

@@ -79,10 +79,11 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "key add": _from("cli.keys", "add"),
     "key list": _from("cli.keys", "list_keys"),
     "key revoke": _from("cli.keys", "revoke"),
+    **{name: _from("cli.invites", name) for name in ("invite", "approve", "refuse")},
     "dashboard": _from("cli.dashboard", "dashboard"),
     **{
         name: _from("cli.ask", name)
-        for name in ("status", "peers", "models", "place", "explain", "invite", "drain", "undrain", "leave")
+        for name in ("status", "peers", "models", "place", "explain", "drain", "undrain", "leave")
     },
 }
 

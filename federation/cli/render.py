@@ -6,6 +6,7 @@ Colours mean something: green is usable, yellow is there but takes nothing new, 
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from federation.units import visible
@@ -13,6 +14,7 @@ from federation.units import visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from federation.mesh.invite_codes import InviteCode
     from federation.mesh.tokens import Token
 
 MAX_SHOWN = 4  # warnings, so that `status` fits on one screen
@@ -129,6 +131,14 @@ def token(token: Token) -> str:
     rows.append(("owner", token.owner.hex() or "none; it cannot be rotated"))
     addresses = list(token.addresses) or ["none; the next machine needs --peer, or to be on the same LAN"]
     rows += [("address", plain(address, 256)) for address in addresses]
+    return "\n".join(f"{label:<8} {text}" for label, text in rows)
+
+
+def invite_code(code: InviteCode) -> str:
+    """An invite's contents, without its secret."""
+    expires = datetime.fromtimestamp(code.expires_at, timezone.utc).isoformat(timespec="seconds")
+    rows = [("invite", code.short), ("expires", f"{expires}, by the clock of the node that made it")]
+    rows += [("address", str(address)) for address in code.addresses]
     return "\n".join(f"{label:<8} {text}" for label, text in rows)
 
 

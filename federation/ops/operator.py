@@ -11,7 +11,7 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import client_keys, diagnose, doctor, invitation, models, netcheck, status
+from federation.ops import client_keys, diagnose, doctor, invitation, invites, models, netcheck, status
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from federation.ops import schemas
     from federation.ops.client_keys import KeyWish
+    from federation.ops.invites import InviteWish
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
 
@@ -109,6 +110,21 @@ class Operator:
 
     def invite(self) -> schemas.Invite:
         return invitation.invite(self._parts)
+
+    def invites(self) -> schemas.Invites:
+        return invites.invites(self._parts)
+
+    async def make_invite(self, wish: InviteWish) -> schemas.NewInvite:
+        return await invites.make(self._parts, wish)
+
+    async def revoke_invite(self, which: str) -> schemas.Invites:
+        return await invites.revoke(self._parts, which)
+
+    async def approve(self, peer: str) -> schemas.Decided:
+        return await invites.approve(self._parts, peer)
+
+    async def refuse(self, peer: str) -> schemas.Decided:
+        return await invites.refuse(self._parts, peer)
 
     def banned(self) -> schemas.Banned:
         rows = self._parts.bans.rows()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from federation.mesh.gossip import Gossip
     from federation.mesh.key_exchange import KeyExchange
     from federation.mesh.ledger import Ledger
+    from federation.mesh.newcomers import Newcomers
     from federation.mesh.probe import Probe
     from federation.mesh.records import NodeData
     from federation.mesh.rotation import Rotation
@@ -87,6 +88,7 @@ class Parts:
     keys: KeyExchange
     client_keys: ClientKeys
     certificate: Certificate
+    newcomers: Newcomers
     roster: Roster
     frontend: Frontend
     rates: Rates

@@ -458,6 +458,7 @@ class Rotated(TypedDict):
     not_told: Annotated[list[str], Field(description="linked members that did not answer; they are tried again")]
     left_out: Annotated[list[str], Field(description="linked peers that are not told")]
     excepted: Annotated[list[NamedPeer], Field(description="who is left out: excepted, banned, or linked and not told")]
+    open_invites: Annotated[Count, Field(description="invites made here that are open: they hand over the new token")]
 
 
 class PreparedRotation(TypedDict):
@@ -489,6 +490,53 @@ class Invite(TypedDict):
 
     token: str
     command: Annotated[str, Field(description="to run on the next machine; it asks for the token")]
+
+
+class InviteUse(TypedDict):
+    """A machine that came by an invite."""
+
+    peer_id: str
+    name: Annotated[str, Field(description="as it called itself")]
+    at: UtcTime
+    confirmed: Annotated[bool, Field(description="it said that it keeps the token, or was here as a member since")]
+
+
+class OneInvite(TypedDict):
+    """An invite that this node made. Its code was told once, to the person who made it."""
+
+    id: str
+    state: Literal["open", "used", "expired", "revoked"]
+    made_at: UtcTime
+    expires_at: UtcTime
+    uses: Annotated[int, Field(ge=1, description="how many machines may come by it")]
+    used: list[InviteUse]
+    approve: Annotated[bool, Field(description="each newcomer waits for a person's yes")]
+
+
+class NewInvite(OneInvite):
+    code: Annotated[str, Field(description="a secret; it is told this once")]
+    command: Annotated[str, Field(description="to run on the next machine; it asks for the code")]
+    addresses: Annotated[list[str], Field(description="those in the code: where the newcomer looks for this node")]
+    note: Annotated[str, Field(description="what may keep newcomers from reaching this node; empty: nothing is known")]
+
+
+class Newcomer(TypedDict):
+    """A machine that has an invite's code and waits for a person's yes."""
+
+    peer_id: str
+    name: Annotated[str, Field(description="as it calls itself")]
+    address: Annotated[str, Field(description="where its connection comes from")]
+    invite: Annotated[str, Field(description="the invite's id")]
+    waits_s: Seconds
+
+
+class Invites(TypedDict):
+    invites: Annotated[list[OneInvite], Field(description="the newest last")]
+    waiting: Annotated[list[Newcomer], Field(description="newcomers that wait for a person, the first one first")]
+
+
+class Decided(Invites):
+    decided: Annotated[Newcomer, Field(description="the newcomer that the answer was about")]
 
 
 class LogLines(TypedDict):

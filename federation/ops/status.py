@@ -309,6 +309,7 @@ def rotated(node: Parts, not_told: list[str], out: frozenset[str]) -> schemas.Ro
         "not_told": named(not_told),
         "left_out": named(left_out),
         "excepted": named_rows(node, out.union(left_out)),
+        "open_invites": sum(invite.state(node.newcomers.now_ms) == "open" for invite in node.newcomers.invites),
     }
 
 
@@ -423,6 +424,11 @@ def _warnings(node: Parts) -> list[str]:
         for b in node.backends.all
         if b.healthy is False
     ]
+    if count := len(node.newcomers.waiting):
+        names = ", ".join(waiting.name or peer_id for peer_id, waiting in list(node.newcomers.waiting.items())[:5])
+        warnings.append(
+            f"{count} newcomer{'s wait' if count > 1 else ' waits'} for somebody's yes: {names} (federation approve)"
+        )
     expected = [
         r for r in node.ledger.online(node.clock.utc_now()) if r.peer_id != node.peer_id and r.peer_id not in node.bans
     ]

@@ -28,6 +28,7 @@ NAMES = [
 ]
 ATTACK = '<img src=x onerror="window.attacked=1">'
 KEY = "k" * 43
+CODE = f"fed100_{'v1va28QYWDQ' * 5}"
 COMMAND, TOKEN = "federation join --token-file -", f"fed1_{'v1va28QYWDQ' * 9}"
 
 
@@ -39,6 +40,9 @@ class FakeNetwork:
         self.per_second = 0.0
         self.draining = False
         self.decisions: list[dict[str, Any]] = []
+        self.invite_rows: list[dict[str, Any]] = []
+        self.waiting: list[dict[str, Any]] = []
+        self.wishes: list[Any] = []  # about invites and newcomers
         self.model_rows: list[dict[str, Any]] = []
         wanted = names or [NAMES[i] if i < len(NAMES) else f"rack{i // 16}-{i % 16:02}" for i in range(machines)]
         self.rows = [self._row(i, name) for i, name in enumerate(wanted)]
@@ -219,6 +223,29 @@ class FakeNetwork:
 
     def keys(self) -> dict[str, Any]:
         return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
+
+    def invites(self) -> dict[str, Any]:
+        return {"invites": self.invite_rows, "waiting": self.waiting}
+
+    async def make_invite(self, wish: Any) -> dict[str, Any]:
+        self.wishes.append(wish)
+        return {"code": CODE, "note": "only from here"}
+
+    async def revoke_invite(self, which: str) -> dict[str, Any]:
+        self.wishes.append(f"revoke {which}")
+        self.invite_rows = []
+        return self.invites()
+
+    async def approve(self, peer: str) -> dict[str, Any]:
+        return self._decide("approve", peer)
+
+    async def refuse(self, peer: str) -> dict[str, Any]:
+        return self._decide("refuse", peer)
+
+    def _decide(self, verb: str, peer: str) -> dict[str, Any]:
+        self.wishes.append(f"{verb} {peer}")
+        self.waiting = [row for row in self.waiting if row["peer_id"] != peer]
+        return self.invites()
 
     def invite(self) -> dict[str, Any]:
         return {"token": TOKEN, "command": COMMAND}

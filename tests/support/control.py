@@ -25,6 +25,7 @@ ANYWHERE = HostPort("127.0.0.1", 0)
 class FakeNode:
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self.told: list[Any] = []
         self.fails = self.draining = self.left = False
 
     def status(self) -> dict[str, Any]:
@@ -89,6 +90,25 @@ class FakeNode:
             "left_out": list(wish.excepted),
             "excepted": [],
         }
+
+    def invites(self) -> dict[str, Any]:
+        return {"invites": [], "waiting": []}
+
+    async def make_invite(self, wish: Any) -> dict[str, Any]:
+        self.told.append(wish)
+        return {"code": "fed100_code"}
+
+    async def revoke_invite(self, which: str) -> dict[str, Any]:
+        self.told.append(f"revoke {which}")
+        return self.invites()
+
+    async def approve(self, peer: str) -> dict[str, Any]:
+        self.told.append(f"approve {peer}")
+        return self.invites()
+
+    async def refuse(self, peer: str) -> dict[str, Any]:
+        self.told.append(f"refuse {peer}")
+        return self.invites()
 
     def banned(self) -> dict[str, Any]:
         return {"banned": []}

@@ -22,6 +22,7 @@ import {
 } from "./format.js";
 import { History } from "./history.js";
 import { Keys } from "./keys.js";
+import { Newcomers } from "./newcomers.js";
 import { head, Models } from "./models.js";
 import { follow, get, takeCode } from "./stream.js";
 import { showUse, urlOf } from "./use.js";
@@ -48,6 +49,7 @@ const models = new Models(() => {
   if (state) show();
 });
 const keys = new Keys();
+const newcomers = new Newcomers();
 const own = () => state.peers.find((peer) => peer.self);
 
 function otherOffers() {
@@ -65,7 +67,7 @@ function onState(next) {
   if (state && (state.status.node.pid !== next.status.node.pid || state.status.node.uptime_s > next.status.node.uptime_s)) {
     decisions.clear(); // the daemon was restarted: its counters begin again
     history.clear();
-    keys.isThere = null;
+    keys.isThere = newcomers.isThere = null;
   }
   const isFirst = state === null;
   state = next;
@@ -76,6 +78,7 @@ function onState(next) {
   show();
   void models.refresh();
   void keys.refresh();
+  void newcomers.refresh();
 }
 
 function tellChanges(isFirst) {

@@ -4,6 +4,7 @@ import { generate } from "./vendor/lean-qr.js";
 import { $, announce, copyable, copyButton, el, field, icon, select, setText } from "./dom.js";
 import { clock, duration, gib, gibOf, nameOf, number, pathOf, servicesOf, stateOf, thing, things, vram } from "./format.js";
 import { mark } from "./models.js";
+import { codeMaker } from "./newcomers.js";
 import { get, hasSession, post } from "./stream.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -219,6 +220,7 @@ function invitation({ command, token }) {
       "The token is this network's secret: whoever has it is a member. Paste it where the command asks, which shows " +
         "nothing of it, and not into a command: that would stay in the shell's history.",
     ),
+    codeMaker(),
     el("p", { class: "joined", id: "joined", role: "status" }, "Waiting for it to appear …"),
   ];
 }
