@@ -1,7 +1,7 @@
 """Each command of ours that a page shows is one that the command line has, with options that it takes.
 
-Looked at are blocks of code and texts in backticks, where a line, or what follows a pipe, `&&`, `;`, `$(`, sudo, ssh or docker,
-begins with `federation`. docs/cli.md is made of the grammar itself.
+Looked at are blocks of code and texts in backticks, where a line, or what follows a pipe, `&&`, `;`, `$(`, sudo, ssh or
+docker, begins with `federation`. docs/cli.md is made of the grammar itself.
 """
 
 from __future__ import annotations

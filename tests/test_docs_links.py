@@ -1,6 +1,6 @@
 """Links between pages lead to a file that is there, and to a heading or an anchor in it.
 
-Links to other hosts are not looked at. Pages are read as GitHub reads them (CommonMark), and anchors are those that GitHub makes.
+Links to other hosts are not looked at. Pages are read as GitHub reads them (CommonMark), and anchors are GitHub's.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/site/look.py build/site
 
-The site's Markdown is Python-Markdown's, which reads some texts differently from GitHub's (CommonMark): a list right behind a
-line of text is no list, for one. So headings, rows, list items and blocks of code of each page are counted in both.
+The site's Markdown is Python-Markdown's, which reads some texts differently from GitHub's (CommonMark): a list right behind
+a line of text is no list, for one. So headings, rows, list items and blocks of code of each page are counted in both.
 """
 
 from __future__ import annotations

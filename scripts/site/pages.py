@@ -1,7 +1,8 @@
 """Which files are pages of the site, and in which order: a hook of mkdocs (scripts/docs).
 
-The pages are the files where they are, and each keeps its place: README.md is the first page, docs/http.md is docs/http.html.
-So relative links lead to the same file on the site and in a checkout. A page that SECTIONS lacks stands in the last section.
+The pages are the files where they are, and each keeps its place: README.md is the first page, docs/http.md is
+docs/http.html. So relative links lead to the same file on the site and in a checkout. A page that SECTIONS lacks stands in the last
+section.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ REST = "More"
 
 
 def files() -> list[str]:
-    """What the site is made of, from the root: pages, and what they show or link to; no hidden file (examples/.env has secrets)."""
+    """Pages, and what they show or link to, by paths from the root; no hidden file (examples/.env has secrets)."""
     inside = (path for folder in ("docs", "examples") for path in (ROOT / folder).rglob("*"))
     paths = [path.relative_to(ROOT) for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *inside) if path.is_file()]
     return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
