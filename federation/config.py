@@ -38,6 +38,7 @@ from federation.units import (
     parse_duration,
     parse_origin,
     parse_size,
+    parse_webhook,
     pasted,
     without_tokens,
 )
@@ -58,6 +59,7 @@ AUTO_CAPACITY = -1  # as many as the backends say that they have slots
 MAX_PEERS = 256
 REPEATABLE = ("backends", "listens", "peers", "control_hosts", "bootstraps", "allow_origins")  # written in the singular
 _FOREIGN_ID = re.compile(r"(1|Qm)[1-9A-HJ-NP-Za-km-z]{40,60}")  # base58 of a multihash
+SECRETS = ("token", "invite", "notify_url")  # no error repeats their values
 SWITCHES = ("mdns", "relay", "detect", "browser_check", "require_key")  # there is a --no-NAME too
 VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _GPU = re.compile(r"[0-9]{1,3}|(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}", re.IGNORECASE)
@@ -276,8 +278,18 @@ class Settings(BaseModel):
     relay_rate_bytes: Annotated[Size, Field(ge=0, lt=2**40)] = 100 * 1024**2
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_text(str.lower))] = "info"
     log_format: Literal["console", "json"] = "console"
+    notify_url: Annotated[SecretStr, BeforeValidator(_text(parse_webhook))] | None = None
+    notify_url_file: Annotated[Path, BeforeValidator(_text(_path))] | None = None
+    notify_after_s: Annotated[Duration, Field(ge=1, le=86400)] = 30.0
     token: SecretStr | None = None
     token_file: Annotated[Path, BeforeValidator(_text(_path))] | None = None
+    invite: SecretStr | None = None  # an invite's code; the other two take one too
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if self.invite is not None and (self.token is not None or self.token_file is not None):
+            raise ValueError("--invite and a token (--token, --token-file) are two ways into a network; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
@@ -307,6 +319,7 @@ RELOADABLE = (
     *("health_interval_s", "health_path"),
     *("capacity", "max_connections", "max_connections_per_peer", "allow_origins", "browser_check", "affinity"),
     *("require_key", "tls_cert", "tls_key"),
+    *("notify_url", "notify_url_file", "notify_after_s"),
 )
 
 # Field -> the name that people write, without dashes: hold_s -> hold, backends -> backend.
@@ -330,7 +343,8 @@ def load(flags: Mapping[str, Any], *, config_file: Path | None = None) -> Settin
     origins |= {field: PREFIX + NAMES[field].upper() for field in environment}
     origins |= {field: _flag(field) for field in given}
     values = {field: value for field, value in file.items() if field not in environment} | given
-    values |= _one_token(given, environment, file, origins)
+    values |= _one_of("token", given, environment, file, origins)
+    values |= _one_of("notify_url", given, environment, file, origins)
     try:
         return Settings(**(environment | values))
     except ValidationError as error:
@@ -353,15 +367,20 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _one_token(
-    given: Mapping[str, Any], environment: Mapping[str, Any], file: Mapping[str, Any], origins: Mapping[str, str]
+def _one_of(
+    secret: str,
+    given: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    file: Mapping[str, Any],
+    origins: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Token and token file are two spellings of one setting: the highest layer that has either decides."""
+    """A secret and the file that has it are two spellings of one setting: the highest layer that has either decides."""
+    in_file = f"{secret}_file"
     for layer in (given, environment, file):
-        if layer.get("token") is not None and layer.get("token_file") is not None:
-            raise ConfigError(f"{origins['token']} and {origins['token_file']} are both given; choose one")
-        if layer.get("token") is not None or layer.get("token_file") is not None:
-            return {"token": layer.get("token"), "token_file": layer.get("token_file")}
+        if layer.get(secret) is not None and layer.get(in_file) is not None:
+            raise ConfigError(f"{origins[secret]} and {origins[in_file]} are both given; choose one")
+        if layer.get(secret) is not None or layer.get(in_file) is not None:
+            return {secret: layer.get(secret), in_file: layer.get(in_file)}
     return {}
 
 
@@ -395,7 +414,7 @@ def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping
     field = str(first["loc"][0])
     if cause is not None and field in (*REPEATABLE, "announce"):
         return f"{origins.get(field, field)} {reason}"  # the reason begins with the item that is wrong
-    shown = "" if field == "token" else f" {values.get(field)!r}"
+    shown = "" if field in SECRETS else f" {values.get(field)!r}"
     return f"{origins.get(field, field)}{shown}: {reason}"
 
 

@@ -18,7 +18,7 @@ from federation.errors import FederationError
 from federation.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from federation.config import Settings
     from federation.mesh.tokens import Token
@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 READY = "READY=1"
 STOPPING = "STOPPING=1"
+ALIVE = "WATCHDOG=1"
+LEAVING_S = 10.0  # the good-byes, beyond the drain
 
 
 def serve(
@@ -75,13 +77,14 @@ async def _serve(
                         return
                     first = False
                     log.info("signal received: leaving the network", signal=signal.Signals(number).name)
-                    notify(STOPPING)
+                    notify(stopping(node.facts.settings.drain_timeout_s if is_ready else 0.0))
                     if not is_ready:  # nobody was served, and what the start waits for may take ten seconds
                         nursery.cancel_scope.cancel()
                         return
                     node.stop()
 
         nursery.start_soon(watch_signals)
+        nursery.start_soon(_feed_watchdog)
 
         def ready(status: schemas.Status) -> None:
             nonlocal is_ready
@@ -127,6 +130,25 @@ def _reload(node: Node, read_settings: Callable[[], Settings] | None) -> None:
 def reloading() -> str:
     """Tell of a reload, with the time, which Type=notify-reload asks for; Type=notify ignores it."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def stopping(drain_s: float) -> str:
+    """Tell of the end, and how long it may take: the manager's own limit may be of another --drain-timeout."""
+    return f"{STOPPING}\nEXTEND_TIMEOUT_USEC={round((drain_s + LEAVING_S) * 1e6)}"
+
+
+async def _feed_watchdog() -> None:
+    """Tell the manager that the node's thread still turns (WatchdogSec=), if it wants to know."""
+    every_s = watchdog_s(os.environ, os.getpid())
+    while every_s is not None:
+        notify(ALIVE)
+        await trio.sleep(every_s)
+
+
+def watchdog_s(environ: Mapping[str, str], pid: int) -> float | None:
+    """How often to tell, from sd_watchdog_enabled(3): twice within the time; None: never."""
+    text, whose = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(pid))
+    return int(text) / 2e6 if text.isascii() and text.isdigit() and int(text) and whose == str(pid) else None
 
 
 def notify(message: str) -> bool:

@@ -176,6 +176,24 @@ class TokenRetired(TokenRefused):
     --token-file -` with what it prints"""
 
 
+class InviteUnknown(HandshakeFailed):
+    """The node there does not know this invite: another node made it, or it ended long ago; ask for a new one"""
+
+
+class InviteTooNew(HandshakeFailed):
+    """An older version of federation answers there, which knows no invites; upgrade it, or ask for the network's token"""
+
+
+class InviteRefused(FederationError):
+    """The invite was not taken"""
+
+    detail_says_all = True
+
+
+class InviterUnreachable(NetworkError):
+    """The node that made the invite does not answer"""
+
+
 class PeerBanned(HandshakeFailed):
     """This node has banned the peer; `federation unban` lets it in again"""
 

@@ -40,18 +40,24 @@ from federation.mesh.gpu import GpuProbe
 from federation.mesh.key_exchange import KeyExchange
 from federation.mesh.keyring import Keyring
 from federation.mesh.ledger import Change, Ledger
+from federation.mesh.newcomers import Newcomers
 from federation.mesh.probe import Probe
 from federation.mesh.records import MAX_COPIED, NodeData
+from federation.mesh.remote import Load as RemoteLoad
+from federation.mesh.remote import Remote
 from federation.mesh.rotation import Rotation
 from federation.mesh.token_store import owner_key
+from federation.mesh.whereabouts import Whereabouts
 from federation.metrics import Metrics
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import AddressBook
 from federation.net.host import Host
 from federation.net.link.link import talk
 from federation.net.link.mux import Load
-from federation.ops import status
+from federation.ops import invitation, lately, status
 from federation.ops.access_log import AccessLog
+from federation.ops.history import History
+from federation.ops.notices import Notices
 from federation.ops.operator import Operator
 from federation.ops.parts import Facts, Parts
 from federation.ops.rates import SAMPLE_EVERY_S, Rates
@@ -63,6 +69,7 @@ from federation.units import HostPort
 
 if TYPE_CHECKING:
     from federation.config import Settings
+    from federation.mesh.invites import Refusal
     from federation.mesh.tokens import Token
     from federation.net.link.channel import Channel
     from federation.net.link.link import Link
@@ -97,6 +104,7 @@ class Node:
         self._links_said = Bucket(NEWS_A_SECOND, LINKS_AT_ONCE)
 
         self.rates = Rates()
+        self.history = History(lately.TOTALS)
         self.metrics = Metrics()
         self.metrics.snapshot = lambda: status.metrics(self.parts)
         self.reactor = Reactor()
@@ -134,6 +142,10 @@ class Node:
             on_change=lambda: self.client_keys.changed(),
         )  # fmt: skip
         self.client_keys = ClientKeys(self.keys.table, now=self.reactor.now, now_ms=lambda: self.keys.now_ms)
+        self.newcomers = Newcomers(
+            host=self.host, state=state, network_id=token.network_id, name=lambda: self.facts.settings.name,
+            token=lambda: invitation.token(self.parts), is_barred=self._barred, utc_now=self.clock.utc_now,
+        )  # fmt: skip
         self.certificate = Certificate()
         self.certificate.load(settings.tls_cert, settings.tls_key, self.clock.utc_now())
         self.frontend = Frontend(
@@ -151,11 +163,18 @@ class Node:
         self.roster.on_change = self.frontend.dispatcher.look_again
         self.frontend.dispatcher.look_for_models = self.models.look
         self.frontend.dispatcher.ways_of_others = lambda: self.pushing.ways(self.backends.bearable_way_s)
+        self.frontend.dispatcher.ask_others = self._ask_others
+        self.whereabouts = Whereabouts(self.host, self.frontend.dispatcher.maker_by)
         self.gossip = Gossip(
             host=self.host, token=token, ledger=self.ledger, describe=self._describe, utc_now=self.clock.utc_now,
             on_change=self._ledger_changed, interval_s=settings.announce_interval_s, metrics=self.metrics,
         )  # fmt: skip
         self.probe = Probe(self.host)
+        self.remote = Remote(
+            host=self.host, token=lambda: self.rotation.keyring.token,
+            carry_out=lambda order: self.operator.drain() if order == "drain" else self.operator.undrain(),
+            load=lambda: RemoteLoad(**self.operator.drain_status()),
+        )  # fmt: skip
         self._nursery: trio.Nursery | None = None
         self.discovery = Discovery(
             self.host, self.ledger, settings, state,
@@ -166,9 +185,11 @@ class Node:
             book=self.book, ledger=self.ledger, bans=self.bans, rotation=self.rotation, connectivity=self.connectivity,
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
-            keys=self.keys, client_keys=self.client_keys, certificate=self.certificate,
+            history=self.history, remote=self.remote,
+            keys=self.keys, client_keys=self.client_keys, certificate=self.certificate, newcomers=self.newcomers,
         )  # fmt: skip
-        self.operator = Operator(self.parts)
+        self.notices = Notices(self.parts)
+        self.operator = Operator(self.parts, self.notices)
         self.host.on_copy = self._own_change
         self.access_log = AccessLog(name_of=self.parts.name_of, utc_of=self.clock.utc_of)
         self.frontend.counters.on_ending = self.access_log.ended
@@ -201,9 +222,12 @@ class Node:
                     await nursery.start(self.gossip.run)
                     nursery.start_soon(self.rotation.run)
                     nursery.start_soon(self.keys.run)
+                    nursery.start_soon(self.newcomers.run)
                     nursery.start_soon(self._read_gpu_forever, probe)
                     nursery.start_soon(self.connectivity.run)
                     nursery.start_soon(self._watch_traffic)
+                    nursery.start_soon(lately.keep, self.parts)
+                    nursery.start_soon(self.notices.run)
                     if settings.detect:
                         nursery.start_soon(self._find_servers)
                     self.state.save_daemon(self._daemon_facts())
@@ -261,7 +285,7 @@ class Node:
             self.backends.configure(self.facts.settings)
             self.pushing.changed()
             self._own_change()
-        late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith("token")]
+        late = [NAMES[field] for field in changed if field not in RELOADABLE and not field.startswith(("token", "invite"))]
         log.info("settings read again", changed=[NAMES[field] for field in new], take_a_restart=late)
 
     # Background tasks
@@ -287,6 +311,24 @@ class Node:
             self.rates.sample(trio.current_time(), status.traffic(self.parts))
             self.frontend.counters.count_picks()
             await trio.sleep(SAMPLE_EVERY_S)
+
+    def _barred(self, peer_id: str) -> Refusal | None:
+        """Why a peer is kept out whatever invite it has."""
+        if peer_id == self.host.peer_id:
+            return "copy"
+        if peer_id in self.bans:
+            return "banned"
+        return "left out" if peer_id in self.rotation.left_out() else None
+
+    def _ask_others(self, digest: bytes, told: Callable[[str], None]) -> None:
+        async def ask() -> None:
+            peer_id = await self.whereabouts.ask(digest)
+            self.reactor.call_later(0.0, lambda: told(peer_id))  # a fault there costs its client, and not this node
+
+        if self._nursery is None:
+            told("")
+        else:
+            self._nursery.start_soon(ask)
 
     def _token_changed(self) -> None:
         self.host.token_retired_at = None
@@ -322,7 +364,7 @@ class Node:
             addresses=tuple(str(PeerAddress(a.host, a.port)) for a in self.connectivity.addresses),
             relays=self.connectivity.relays, via=self.connectivity.reachability.via, owner=self.facts.has_owner_key,
             models=self.models.packed, http=self.models.http,
-            copied=tuple(self.host.copies.present(trio.current_time())[:MAX_COPIED]),
+            copied=tuple(self.host.copies.present(trio.current_time())[:MAX_COPIED]), notifies=self.facts.notifies,
         )  # fmt: skip
 
     def _describe(self) -> NodeData:
@@ -366,6 +408,7 @@ class Node:
         _say(self._links_said, "peer connected", peer=link.peer_id, name=name, address=address, path=link.path)
         self.rotation.peer_up(link)
         self.keys.peer_up(link)
+        self.newcomers.peer_up(link)
         self.roster.forgive(link.peer_id)
         self.roster.changed()
         self.connectivity.peer_up(link)

@@ -7,6 +7,8 @@
     rotation.json    former tokens' keys while they admit, and the members that may receive the present token
     banned.json      peers that this node keeps away
     client-keys.json the network's client keys, by their hashes
+    invites.json     the invites that this node made, with their keys; a secret while one is open
+    invited.json     which invites' codes brought this node its token: a restart with the same code asks nobody
     dashboard.html   leads a browser to the dashboard; written by `federation dashboard --open`
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
@@ -57,6 +59,11 @@ MAX_PREVIOUS = 16
 MAX_KEY_BYTES = 4096  # several times an owner's key
 LOCK_LOOKS, LOCK_PAUSE_S = 3, 0.01
 CONTROL_SOCKET = "control.sock"
+# All of the above, with what a write that was cut off leaves behind.
+FILES = re.compile(
+    r"identity|token|token\.previous|owner-[0-9A-Za-z]+\.key|control\.key|rotation\.json|banned\.json|client-keys\.json|"
+    r"dashboard\.html|incarnation|peers\.json|daemon\.json|control\.sock|lock|handover|\.[a-z-]+(?:\.[a-z]+)?\.[0-9]+"
+)
 # What a file system answers that does not do a thing at all, such as syncing a directory. A disk that fails says EIO.
 _NOT_DONE_THERE = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADF, errno.EISDIR}
@@ -179,7 +186,7 @@ class StateDir:
         others = [text for text in kept if not is_its(text)]
         if others != kept:
             self._write("token.previous", _lines(others))
-        for name in ("token", "rotation.json", "peers.json", "client-keys.json"):
+        for name in ("token", "rotation.json", "peers.json", "client-keys.json", "invites.json", "invited.json"):
             self._remove(name)
 
     def _previous_tokens(self) -> list[str]:
@@ -282,6 +289,27 @@ class StateDir:
     def save_client_keys(self, network_id: str, rows: list[bytes]) -> None:
         saved = {"network": network_id, "rows": [base64.b64encode(row).decode() for row in rows]}
         self._write_json("client-keys.json", saved)
+
+    def load_invites(self, network_id: str) -> list[Any]:
+        """The rows of the last `save_invites`, unchecked; none if they are another network's, or cannot be read."""
+        saved = self._read_json("invites.json")
+        rows = saved.get("rows")
+        return rows if isinstance(rows, list) and saved.get("network") == network_id else []
+
+    def save_invites(self, network_id: str, rows: list[dict[str, Any]]) -> None:
+        self._write_json("invites.json", {"network": network_id, "rows": rows})
+
+    def was_invited_by(self, invite_id: str) -> bool:
+        """Whether the code of this invite brought the saved token here."""
+        return invite_id in self._invited()
+
+    def note_invited(self, invite_id: str) -> None:
+        ids = [other for other in self._invited() if other != invite_id]
+        self._write_json("invited.json", {"ids": [*ids, invite_id][-MAX_PREVIOUS:]})
+
+    def _invited(self) -> list[str]:
+        ids = self._read_json("invited.json").get("ids")
+        return ids if isinstance(ids, list) else []
 
     def load_daemon(self) -> dict[str, Any] | None:
         """The addresses of the daemon that uses this directory; None if, by its file, no daemon runs."""

@@ -157,9 +157,11 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
         "relay_rate": "9MB",
         "log_level": "DEBUG",
         "log_format": "json",
+        "notify_url_file": "/n",
+        "notify_after": "1m",
         "token_file": "/t",
     }
-    assert set(values) | {"token"} == set(NAMES.values())
+    assert set(values) | {"token", "invite", "notify_url"} == set(NAMES.values())
 
     with monkeypatch.context() as patch:
         for name, value in values.items():
@@ -169,13 +171,28 @@ def test_every_setting_can_be_a_variable_or_a_key(tmp_path: Path, monkeypatch: p
     assert load({}, config_file=file) == from_environment
 
     default = Settings()
-    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f != "token")
+    secrets = ("token", "invite", "notify_url")
+    assert all(getattr(from_environment, f) != getattr(default, f) for f in NAMES if f not in secrets)
     assert from_environment.backends == (Endpoint.parse("127.0.0.1:1"), Endpoint.parse("embed=127.0.0.1:2"))
     assert from_environment.peers == ("/ip4/192.0.2.1/tcp/1", "/dns/box.lan/tcp/2")
     assert from_environment.vram_bytes == 1024**3
     assert from_environment.log_level == "debug"
     assert not from_environment.mdns
     assert not from_environment.relay
+
+
+def test_the_address_for_notices_is_in_no_error_and_no_repr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load({"notify_url": "https://ntfy.sh/t0psecret"})
+    assert "t0psecret" not in repr(settings)
+    assert settings.notify_url is not None
+    assert settings.notify_url.get_secret_value() == "https://ntfy.sh/t0psecret"
+    for wrong in ("ntfy.sh/t0psecret", "ftp://h/t0psecret", "https://h:99999/t0psecret", "https://h/t0p secret", "https://"):
+        said = refused(notify_url=wrong)
+        assert said.startswith("A setting is wrong: --notify-url: write http://HOST/PATH")
+        assert "t0p" not in said
+    assert "are both given" in refused(notify_url="https://h/x", notify_url_file="/f")
+    monkeypatch.setenv("FEDERATION_NOTIFY_URL", "https://h/x")
+    assert load({"notify_url_file": "/f"}).notify_url is None  # an option beats a variable
 
 
 def test_who_may_ask_from_a_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

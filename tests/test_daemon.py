@@ -64,7 +64,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(daemon: Daemon, number: signal.Signals) -> None:
     assert daemon.serve(number) == 0
-    assert sorted(daemon.notified) == sorted([module.READY, module.STOPPING])
+    assert sorted(daemon.notified) == sorted([module.READY, module.stopping(30.0)])
     assert not (daemon.settings.state_dir / "daemon.json").exists()
 
 
@@ -76,7 +76,7 @@ def test_one_that_comes_before_it_is_ready_ends_it_at_once(daemon: Daemon, monke
 
     monkeypatch.setattr(module.Node, "run", stuck)
     assert daemon.serve() == 0
-    assert daemon.notified == [module.STOPPING]
+    assert daemon.notified == [module.stopping(0.0)]
 
 
 def test_a_second_one_ends_it_now(daemon: Daemon) -> None:
@@ -144,6 +144,37 @@ def test_nobody_to_tell_is_fine(path: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not module.notify(module.READY)
     monkeypatch.delenv("NOTIFY_SOCKET")
     assert not module.notify(module.READY)
+
+
+def test_the_manager_hears_how_long_the_end_may_take() -> None:
+    assert module.stopping(30.0) == "STOPPING=1\nEXTEND_TIMEOUT_USEC=40000000"
+
+
+async def test_the_watchdog_is_fed_twice_in_its_time(monkeypatch: pytest.MonkeyPatch, autojump_clock: object) -> None:
+    told: list[float] = []
+    monkeypatch.setenv("WATCHDOG_USEC", "90000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    monkeypatch.setattr(
+        module, "notify", lambda message: told.append(trio.current_time()) if message == module.ALIVE else None
+    )
+    with trio.move_on_after(100):
+        await module._feed_watchdog()
+    assert [when - told[0] for when in told] == [0, 45, 90]
+
+
+@pytest.mark.parametrize(
+    ("environ", "every_s"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "60000000"}, 30),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "7"}, 30),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "8"}, None),  # meant for a parent
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_only_a_watchdog_that_means_this_process_is_fed(environ: dict[str, str], every_s: float | None) -> None:
+    assert module.watchdog_s(environ, 7) == every_s
 
 
 # The terminal

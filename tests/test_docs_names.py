@@ -39,7 +39,7 @@ MADE = {"dist/", "control.sock", "control.key", "examples/.env"}  # by scripts/b
 FOREIGN = {
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("ConnectionConfig", "Swarm", "dial_peer", "psk", "noise", "cryptography"),  # libp2p's, and what it stands on
-    *("OLLAMA_ORIGINS", "OLLAMA_HOST", "SCHED_BATCH", "fed1_", "fed2_"),
+    *("OLLAMA_ORIGINS", "OLLAMA_HOST", "SCHED_BATCH", "fed1_", "fed2_", "fed100_"),
 }
 _PATH = re.compile(r"[\w-][\w.-]*(?:/[\w.*-]+)*/?")
 _WORD = re.compile(r"[A-Za-z_]\w*")

@@ -1,16 +1,13 @@
-"""What a service manager or a container engine would read of examples/: that it is well-formed and names what exists."""
+"""What a container engine would read of examples/: that it is well-formed and names what exists."""
 
 from __future__ import annotations
 
 import json
 import os
-import plistlib
 import re
-import shlex
 import shutil
 import subprocess
-from configparser import RawConfigParser
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 
@@ -26,46 +23,6 @@ def joins(words: list[str]) -> Settings:
     args = parse(words, "0")
     assert args.command == "join"
     return load({field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")})
-
-
-def unit() -> RawConfigParser:
-    parser = RawConfigParser(strict=False)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(EXAMPLES / "federation.service")
-    return parser
-
-
-def test_systemd_unit() -> None:
-    service = unit()["Service"]
-    program, *words = shlex.split(service["ExecStart"])
-    assert program == "/usr/local/bin/federation"
-    settings = joins(words)
-    assert int(service["TimeoutStopSec"]) > settings.drain_timeout_s
-    assert service["Type"] == "notify"  # service.py says READY=1
-    assert "HUP" in service["ExecReload"]
-    assert service["Restart"] == "on-failure"  # after `federation leave` it stays off
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_itself_finds_nothing_wrong(tmp_path: Path) -> None:
-    text = (EXAMPLES / "federation.service").read_text()
-    text = text.replace("/usr/local/bin/federation", "/bin/true").replace("User=federation", "User=root")
-    (tmp_path / "federation.service").write_text(text)
-    done = subprocess.run(
-        ["systemd-analyze", "verify", str(tmp_path / "federation.service")], capture_output=True, text=True, check=False
-    )
-    assert "federation.service" not in done.stderr
-
-
-def test_launchd_agent() -> None:
-    agent = plistlib.loads((EXAMPLES / "federation.plist").read_bytes())
-    program, *words = agent["ProgramArguments"]
-    assert program.endswith("/federation")
-    assert agent["ExitTimeOut"] > joins(words).drain_timeout_s
-    log = PurePosixPath(agent["StandardErrorPath"])
-    assert log.parts[:2] == ("/", "Users")  # /tmp is for all: another user may have put a link there, and reads along
-    assert log.parent.parts[3:] == ("Library", "Logs")
-    assert agent["Umask"] == 0o077
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from federation.api.routing import Body, Routes
 from federation.mesh.client_keys import MAX_MODELS, MAX_NAME_CHARS, MAX_RATE_S, MAX_REQUESTS
-from federation.ops import schemas
+from federation.ops import schemas, using
 from federation.ops.client_keys import KeyWish
 
 if TYPE_CHECKING:
@@ -105,6 +105,21 @@ async def placement(node: ControlledNode, query: PlacementQuery) -> schemas.Plac
     """The nodes that have room for something, the best one first, and why."""
     among = [text.strip() for text in query.among.split(",") if text.strip()]
     return node.place(query.vram, among, query.model)
+
+
+class UseQuery(BaseModel):
+    service: Annotated[str, Field(max_length=64, description="the service to ask for; without it the first one")] = ""
+    model: Annotated[str, Field(max_length=200, description="the model in the texts; without it one in memory")] = ""
+    host: Annotated[
+        str, Field(max_length=255, description="this machine, as the client's machine calls it; else ignored")
+    ] = ""
+    key: Annotated[bool, Field(description="with a place for a key, also where the port asks for none")] = False
+
+
+@routes.get("/api/v1/use", schemas.Use, query=UseQuery)
+async def use(node: ControlledNode, query: UseQuery) -> schemas.Use:
+    """What to paste into each client: the port's address, the models, and a place for the key."""
+    return using.use(node.status(), node.models(), query.service, query.model, host=query.host, with_key=query.key)
 
 
 @routes.get("/api/v1/invite", schemas.Invite, owner=True)

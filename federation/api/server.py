@@ -6,7 +6,7 @@ proof. The socket has connections of its own, so that clients of the port cannot
 At the port, every program on this machine may read. Requests that change something or show a secret are the owner's: they
 carry the control key (`Authorization: Bearer KEY`), or a session of the dashboard, or a proof of the key that does not say
 it (proof.py). Where other machines can reach the API, every request needs one of these, except for the dashboard's files,
-which hold no secret, and the first steps of a proof and a session.
+which hold no secret, the first steps of a proof and a session, and what a machine gets by the code of an install line.
 
 A web page that a browser shows may do neither: a request must name this node by address, or by a name that was allowed (a
 page cannot make its own name resolve to us and pass), and must not come from another origin, nor on behalf of another site.
@@ -28,7 +28,20 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from federation import unixsocket
-from federation.api import access, diagnosis, door, events, http_server, localai, openapi, routes, static
+from federation.api import (
+    access,
+    diagnosis,
+    door,
+    events,
+    handover,
+    http_server,
+    invites,
+    localai,
+    machines,
+    openapi,
+    routes,
+    static,
+)
 from federation.api.proof import ANSWER_HEADER, SCHEME, Challenges
 from federation.api.routing import OWNER_ONLY, http_error, json_response, mark_owner, route
 from federation.api.sessions import Sessions
@@ -64,7 +77,14 @@ class Access:
     hosts: tuple[str, ...] = ()
 
 
-class ServedNode(routes.ControlledNode, diagnosis.DiagnosableNode, Protocol):
+class ServedNode(
+    routes.ControlledNode,
+    invites.InvitingNode,
+    diagnosis.DiagnosableNode,
+    machines.WatchfulNode,
+    handover.HandedOverNode,
+    Protocol,
+):
     """The node, as all routes need it."""
 
 
@@ -80,12 +100,12 @@ def create_app(node: ServedNode, key: str, *, remote: bool = False, hosts: tuple
     """Make the ASGI application. The arguments are Access's."""
     hub = events.Hub(node, lambda: datetime.now(timezone.utc))
     challenges, sessions = Challenges(key, _now), Sessions(_now)
-    operations = [*routes.routes, *diagnosis.routes, *access.routes(challenges, sessions)]
-    operations += [*events.routes(hub), *localai.routes]
+    operations = [*routes.routes, *invites.routes, *diagnosis.routes, *machines.routes, *access.routes(challenges, sessions)]
+    operations += [*events.routes(hub), *localai.routes, *handover.routes]
     operations += openapi.routes(operations)
     guard = Middleware(_Guard, access=Access(key, remote, hosts), challenges=challenges, sessions=sessions)
     app = Starlette(
-        routes=[*(route(operation, node) for operation in operations), *static.routes()],
+        routes=[*(route(operation, node) for operation in operations), *static.routes(), *handover.files(node)],
         middleware=[guard],
         exception_handlers={HTTPException: http_error},
     )
@@ -197,7 +217,8 @@ class _Guard:
             raise HTTPException(403, refusal)
         given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         if not given:
-            is_open = static.is_page(scope["path"]) or access.is_open(scope["method"], scope["path"])
+            method, path = scope["method"], scope["path"]
+            is_open = static.is_page(path) or access.is_open(method, path) or handover.is_open(method, path)
             if self._access.remote and not is_open:
                 raise HTTPException(401, OWNER_ONLY, {"WWW-Authenticate": "Bearer"})
             await self._app(scope, receive, answer)

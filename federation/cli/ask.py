@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from federation.cli import client, render, render_connections, render_models
+from federation.cli import client, orders, render, render_connections, render_models
 from federation.cli.terminal import Progress, Screen, colorful, confirm, say, width
 from federation.errors import ControlUnreachable, FederationError, NotDone, UsageError
 from federation.units import parse_duration, parse_size
@@ -91,10 +91,17 @@ def place(args: Namespace) -> int:
     return 0 if answer["best"] else 1
 
 
-def invite(args: Namespace) -> None:
-    """The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. The
+def invite(args: Namespace) -> str:
+    """Print the token, and return it.
+
+    The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. The
     daemon adds addresses, and a false daemon would add its own: so the daemon has to prove that it is the right one.
     """
+    if args.install:
+        from federation.cli.handover import invite_install
+
+        invite_install(args)
+        return
     from federation.mesh import token_store
     from federation.ops.invitation import COMMAND
 
@@ -107,14 +114,17 @@ def invite(args: Namespace) -> None:
         raise NotDone(f"the token of that daemon's network {where}")
     text = token.with_addresses(tuple(network["invite_addresses"])).encode()
     say(json.dumps({"token": text, "command": COMMAND}) if args.json else text)
+    return text
 
 
 def drain(args: Namespace) -> None:
     """Tell the node to drain; with --wait, return when no connection is open any more."""
     asker = Asker(args)
-    text = asker.post("drain")
+    order = orders.giver(asker, args)
+    text = order("drain")
     if not args.wait:
-        say(text if args.json else render_connections.draining(json.loads(text)))
+        where = "here" if args.node is None else f"to {orders.name(text)}"
+        say(text if args.json else render_connections.draining(json.loads(text), where))
         return
     deadline = time.monotonic() + duration(args.timeout, "--timeout")
     with Progress() as progress:
@@ -126,14 +136,16 @@ def drain(args: Namespace) -> None:
                 progress.show(render_connections.draining(answer))
                 if time.monotonic() > deadline:
                     raise NotDone(f"not drained within {args.timeout}: {render_connections.still_open(answer)}")
-            time.sleep(POLL_S)
-            text = asker.post("drain")
-    say(text if args.json else "drained: nothing is open here; it is safe to reboot")
+            time.sleep(POLL_S if args.node is None else WATCH_S)
+            text = order("drain" if args.node is None else "look")
+    where = "here" if args.node is None else f"at {orders.name(text)}"
+    say(text if args.json else f"drained: nothing is open {where}; it is safe to reboot")
 
 
 def undrain(args: Namespace) -> None:
-    text = Asker(args).post("undrain")
-    say(text if args.json else "this node takes connections again")
+    text = orders.giver(Asker(args), args)("undrain")
+    who = "this node" if args.node is None else orders.name(text)
+    say(text if args.json else f"{who} takes connections again")
 
 
 def explain(args: Namespace) -> None:

@@ -31,7 +31,7 @@ TIMEOUT_S = 10.0  # the node answers in milliseconds; a machine under full load 
 WHOLE_ANSWER_S = 60.0  # 8 MB over a slow line; no daemon trickles for longer
 MAX_ANSWER_BYTES = 32 * 1024 * 1024  # 4,096 peers with every field in use are 8 MB
 SPEAKS_TLS = b"federation: this port speaks TLS"  # as reactor/tls.py answers plain HTTP
-SERVICE_STATE_DIR = Path("/var/lib/federation")  # as examples/federation.service has it
+SERVICE_STATE_DIR = Path("/var/lib/federation")  # as program/service.py has it
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class Daemon:
         if owner or method != "GET":
             raise KeyNeeded(f"there is none in {self.state.path}")
         return _ask_openly(self.address, request, context)
+
+    @property
+    def travels_open(self) -> bool:
+        """Whether an answer crosses a network that others can read: signed, but not encrypted."""
+        return self.address is not None and not self.address.is_loopback and not self.is_tls
 
     @property
     def listens_on(self) -> HostPort:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation.cli import client, render_connections, render_netcheck
 from federation.cli.ask import Asker, positive
+from federation.cli.render import plain
 from federation.cli.terminal import Progress, colorful, say
 from federation.errors import ControlUnreachable, FederationError, StateDirBusy, TokenError, UsageError
 from federation.units import parse_size
@@ -23,6 +24,7 @@ MAX_PINGS = 1000
 MAX_LOG_LINES = 3000  # as many as a node keeps
 BULK_TIMEOUT_S = 45.0  # 10 s each way, and as long again for bytes on the way; see probe.py
 EXAMINE_TIMEOUT_S = 30.0
+NOTICE_TIMEOUT_S = 20.0  # twice what the node gives the address
 
 
 def ping(args: Namespace) -> None:
@@ -88,6 +90,11 @@ def doctor(args: Namespace) -> int:
     failed = any(finding["severity"] == "fail" for finding in answer["findings"])
     say(json.dumps(answer) if args.json else render_connections.findings(answer, color=colorful(sys.stdout)))
     return FederationError.exit_code if failed else 0
+
+
+def notify(args: Namespace) -> None:
+    text = Asker(args).post("notices/test", timeout_s=NOTICE_TIMEOUT_S)
+    say(text if args.json else f"{plain(json.loads(text)['to'])} took the test message")
 
 
 def _without_a_daemon(args: Namespace, error: ControlUnreachable) -> list[dict[str, str]]:

@@ -69,6 +69,28 @@ all nodes of the network take it within a second. As soon as there is a key, HTT
 outlive the rotation of the token.
 """
 
+INVITE = """\
+Print the network's token with this node's addresses in it: whoever has it is a member, for good. Or, with --expires, --uses
+or --approve, a code for one machine (or --uses N), which the newcomer exchanges at this node for the token. Only this node
+knows what became of its codes, so it has to run, and to be reachable from the newcomer.
+
+On the next machine: federation join --token-file -, which asks for the token or the code.
+"""
+
+APPROVE = """\
+Let in a newcomer that came by an invite with --approve and waits at this node. Its name is its own choice: compare the id
+with the one that the newcomer shows. Without PEER, show who waits.
+"""
+USE = """\
+Print a client's configuration, with this node's address and models in it: alone, to be pasted or run. With --write it goes
+into the client's own file, whose other settings stay; what the file said is kept beside it. Without CLIENT: what there is.
+"""
+
+CLIENTS = (
+    *("curl", "openai", "anthropic", "ollama", "open-webui", "continue", "cline", "aider", "codex", "claude-code"),
+    *("langchain", "litellm", "n8n", "home-assistant"),
+)  # as in use/clients.py
+
 BAN = """\
 Keep a peer away from this node: its connection is cut, no other one is made, and it serves nobody here. The other nodes
 keep it; to put it out of the network, rotate the token. Without PEER, show who is banned.
@@ -89,6 +111,13 @@ JOIN_OPTIONS = (
         "prefer -, --token-file or the variable FEDERATION_TOKEN",
     ),
     ("token_file", "--token-file", "FILE", "read the token from FILE; - is standard input, which asks at a terminal"),
+    (
+        "invite",
+        "--invite",
+        "CODE",
+        "an invite's code (federation invite --expires 1h), or - to read it from standard input; --token and --token-file "
+        "take one too. It is exchanged once for the token, which is saved",
+    ),
     ("p2p_listen", "--p2p-listen", "HOST:PORT", "where peers connect [0.0.0.0:4484]"),
     ("name", "--name", "NAME", "shown to people [the host name]"),
     ("vram_bytes", "--vram", "SIZE", "announce this much free VRAM (24GiB, 8000000000) instead of asking the GPU"),
@@ -161,6 +190,15 @@ JOIN_OPTIONS = (
         "(tcp:// ones do not); read again at SIGHUP",
     ),
     ("tls_key", "--tls-key", "FILE", "its private key, in PEM form"),
+    (
+        "notify_url",
+        "--notify-url",
+        "URL",
+        "tell this address when a machine dies or returns: an ntfy topic, a Slack or Discord webhook, or what takes JSON; "
+        "ntfy+https:// says that a host speaks ntfy. On the command line it shows in the process list: prefer the file",
+    ),
+    ("notify_url_file", "--notify-url-file", "FILE", "read that address from FILE, at SIGHUP again"),
+    ("notify_after_s", "--notify-after", "SECONDS", "how long a machine is silent, or back, before that is told [30]"),
     ("log_level", "--log-level", "LEVEL", "debug, info, warning or error [info]"),
     ("log_format", "--log-format", "FORMAT", "console or json [console]"),
 )
@@ -232,17 +270,13 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"federation {version}", help="print the version")
     root.set_defaults(command=None, parser=root)
     commands = root.add_subparsers(title="commands", metavar="COMMAND")
+    from federation.cli import grammar_program  # which has this module's parts
+
     _add_join(commands)
     _add_token(commands)
     _add_owner(commands)
     _add_keys(commands)
-    _asking(
-        commands,
-        "invite",
-        "print the running node's token with its addresses in it, alone",
-        "federation invite | ssh gpu2 federation join --token-file -",
-        json=True,
-    )
+    _add_invites(commands)
     dashboard = _asking(
         commands,
         "dashboard",
@@ -253,7 +287,9 @@ def create_parser(version: str) -> argparse.ArgumentParser:
     dashboard.add_argument("--open", action="store_true", help="open it in the browser too")
     dashboard.add_argument("--revoke", action="store_true", help="end what browsers may do with addresses printed before")
     _add_asking(commands)
+    _add_use(commands)
     _add_access(commands)
+    grammar_program.add(commands, root)
     completion = _command(
         commands,
         "completion",
@@ -303,6 +339,7 @@ def _add_asking(commands: Any) -> None:
         "federation drain --wait && sudo reboot",
         json=True,
     )
+    _add_node(drain)
     drain.add_argument("--wait", action="store_true", help="until nothing is open here and a reboot disturbs nobody")
     drain.add_argument("--timeout", metavar="SECONDS", help="wait so long at most, then fail [for ever]")
     ping = _asking(
@@ -342,11 +379,32 @@ def _add_asking(commands: Any) -> None:
     )
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes; Ctrl-C ends it")
     logs.add_argument("--last", default="50", metavar="N", help="begin with the newest N lines [50]")
-    _asking(commands, "undrain", "take connections again", "federation undrain", json=True)
+    _add_node(_asking(commands, "undrain", "take connections again", "federation undrain", json=True))
+    _asking(
+        commands,
+        "notify",
+        "send a test message to the address of --notify-url",
+        "federation notify",
+        "Send a test message to the address that the running node tells of machines that die (join --notify-url).",
+        json=True,
+    )
     leave = _asking(
         commands, "leave", "drain, say good-bye, forget the network's token, and end", "federation leave", json=True
     )
     leave.add_argument("--yes", action="store_true", help="do not ask back")
+
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    """Add the options of an order to another node."""
+    parser.add_argument(
+        "--node", metavar="PEER", help="have that node do it (name or id), by order of the network's owner [this one]"
+    )
+    parser.add_argument(
+        "--owner-key",
+        type=Path,
+        metavar="FILE",
+        help="sign that with the owner key in FILE [this node's]; - is standard input",
+    )
 
 
 def _add_rotate(actions: Any) -> None:
@@ -433,6 +491,29 @@ def _add_keys(commands: Any) -> None:
     revoke.add_argument("name", metavar="NAME", help="its name, as `key list` shows it")
 
 
+def _add_use(commands: Any) -> None:
+    use = _asking(
+        commands,
+        "use",
+        "print or write the configuration of a client: Open WebUI, Codex, ...",
+        "federation use codex --write --new-key laptop",
+        USE,
+        operands="[CLIENT] ",
+    )
+    use.add_argument("client", nargs="?", choices=CLIENTS, metavar="CLIENT", help="one of those that --list shows")
+    use.add_argument("--list", action="store_true", help="show the clients, and the file of each")
+    use.add_argument("--json", action="store_true", help="print it as JSON")
+    use.add_argument("--write", action="store_true", help="put it into the client's file")
+    use.add_argument("--undo", action="store_true", help="put back what the file said before --write")
+    use.add_argument("--to", metavar="FILE", help="another file than the client's usual one")
+    use.add_argument("--model", metavar="NAME", help="the model to begin with [one that is in memory]")
+    use.add_argument("--service", default="default", metavar="NAME", help="the service to ask for [default]")
+    use.add_argument("--host", metavar="NAME", help="this machine's name or address, as the client's machine knows it")
+    use.add_argument("--new-key", metavar="NAME", help="make a client's key of that name, and use it")
+    use.add_argument("--key-file", metavar="FILE", help="use the key in FILE; - is standard input, which asks at a terminal")
+    use.add_argument("--key-variable", metavar="NAME", help="use the key in that environment variable")
+
+
 def _add_access(commands: Any) -> None:
     ban = _asking(
         commands,
@@ -448,8 +529,47 @@ def _add_access(commands: Any) -> None:
     unban.add_argument("peer", metavar="PEER", help="its id, name, or the end of its id")
 
 
+def _add_invites(commands: Any) -> None:
+    from federation.cli.grammar_program import add_install_line  # which has this module's parts
+
+    invite = _asking(
+        commands,
+        "invite",
+        "print the running node's token with its addresses in it, or an invite's code",
+        "federation invite --expires 1h --uses 1 --qr",
+        INVITE,
+        json=True,
+    )
+    invite.add_argument("--expires", metavar="TIME", help="a code that is good for so long: 30m, 12h, 7d; 30d at most [1h]")
+    invite.add_argument("--uses", metavar="N", help="a code for so many machines [1]")
+    invite.add_argument("--approve", action="store_true", help="a code whose newcomers wait for `federation approve`")
+    invite.add_argument("--qr", action="store_true", help="show it as a QR code too")
+    invite.add_argument("--list", action="store_true", help="show the invites that this node made, never their codes")
+    invite.add_argument("--revoke", metavar="ID", help="end an invite, by its id, or all that are open: all")
+    add_install_line(invite)
+    approve = _asking(
+        commands,
+        "approve",
+        "let a newcomer in that waits; without PEER: show who waits",
+        "federation approve bergen",
+        APPROVE,
+        json=True,
+        operands="[PEER] ",
+    )
+    approve.add_argument("peer", nargs="?", metavar="PEER", help="its id, name, or the end of its id")
+    refuse = _asking(
+        commands, "refuse", "turn away a newcomer that waits", "federation refuse bergen", json=True, operands="PEER "
+    )
+    refuse.add_argument(
+        "peer", metavar="PEER", help="its id, name, or the end of its id, as `federation approve` shows them"
+    )
+
+
 def _add_join(commands: Any) -> None:
-    join = _command(commands, "join", "run a node: join a network, or start one", JOIN, epilog=JOIN_MORE)
+    add_join_options(_command(commands, "join", "run a node: join a network, or start one", JOIN, epilog=JOIN_MORE))
+
+
+def add_join_options(join: argparse.ArgumentParser) -> None:
     for field, flag, metavar, text in JOIN_REPEATABLE:
         join.add_argument(flag, dest=field, action="append", metavar=metavar, help=f"{text}; repeatable")
     for field, flag, metavar, text in JOIN_OPTIONS:

@@ -11,18 +11,23 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
 from federation import light, logs, outlet  # noqa: F401  # light comes before all else: see there
 from federation.cli import detect, render
 from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
 from federation.config import load
 from federation.dirs import default_state_dir
-from federation.errors import TokenMalformed
+from federation.errors import ConfigError, TokenMalformed
 from federation.forward.models import finding
 from federation.mesh import token_store
+from federation.mesh.invite_codes import InviteCode, is_code
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
+from federation.program import handover
 from federation.reactor import fdlimit
 from federation.state import StateDir
+from federation.units import parse_webhook
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -41,7 +46,7 @@ def join(args: Namespace) -> int:
     flags = {field: value for field, value in vars(args).items() if field not in ("command", "parser", "config")}
 
     def read_settings() -> Settings:
-        return load(flags, config_file=args.config)
+        return _with_notify_url(load(flags, config_file=args.config))
 
     settings = read_settings()
     streams = sys.stdout, sys.stderr
@@ -57,9 +62,14 @@ def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
     detected = _detected(settings) if settings.detect and not settings.backends else ()
     settings = _offering(settings, detected)
-    given = _given_token(settings)
+    given = given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
+    if isinstance(given, InviteCode):
+        from federation.cli.invited import exchange  # imports libp2p, so only after logging is set up
+
+        exchange(given, settings, state, take_up=take_up)
+        given = None  # the token is saved
     return _serve(settings, state, given, lambda: _offering(read_settings(), detected))
 
 
@@ -77,19 +87,46 @@ def _detected(settings: Settings) -> Sequence[Endpoint]:
     return finding.offers(found)
 
 
-def _given_token(settings: Settings) -> Token | None:
-    """The token that came with this start, if any: text, file or standard input."""
-    if settings.token is not None:
-        text = settings.token.get_secret_value()
+def _with_notify_url(settings: Settings) -> Settings:
+    """The settings with the address for notices from its file, if it is in one."""
+    if settings.notify_url_file is None:
+        return settings
+    if str(settings.notify_url_file) == "-":  # SIGHUP would wait for a person to type it again
+        raise ConfigError("--notify-url-file '-': name a file; it is read again at SIGHUP")
+    try:
+        url = parse_webhook(read_secret(settings.notify_url_file, "address for notices"))
+    except ValueError as error:
+        raise ConfigError(f"in {settings.notify_url_file}: {error}") from None
+    return settings.model_copy(update={"notify_url": SecretStr(url)})
+
+
+def given_token(settings: Settings) -> Token | InviteCode | None:
+    """The token or invite that came with this start, if any: text, file or standard input."""
+    if settings.invite is not None or settings.token is not None:
+        what = "token" if settings.invite is None else "invite"
+        text = (settings.invite or settings.token).get_secret_value()  # type: ignore[union-attr]
         if text.strip() == "-":
-            text = read_stdin("token")
+            text = read_stdin(what)
     elif settings.token_file is not None:
         text = read_secret(settings.token_file, "token")
     else:
         return None
     if not text.strip():
         raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
-    return Token.decode(text)
+    if handover.is_code(text):
+        text = handover.exchange(text)
+    return InviteCode.decode(text) if is_code(text) else Token.decode(text)
+
+
+def take_up(given: Token, state: StateDir) -> Token:
+    """Save the token that came with this start, and say what becomes of others. Returns the one to use."""
+    member = token_store.take_up(given, state)
+    if member.outdated:
+        complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
+    if member.left_behind:
+        previous = state.path / "token.previous"
+        complain(f"this node moves to network {member.token.network_id}; the token saved here before is in {previous}")
+    return member.token
 
 
 def _serve(settings: Settings, state: StateDir, given: Token | None, read_settings: Callable[[], Settings]) -> int:
@@ -97,13 +134,7 @@ def _serve(settings: Settings, state: StateDir, given: Token | None, read_settin
 
     owner: OwnerKey | None = None  # of a network that begins here
     if given is not None:
-        member = token_store.take_up(given, state)
-        token = member.token
-        if member.outdated:
-            complain(f"the token given here is from before it was rotated; the newer one in {state.path / 'token'} is used")
-        if member.left_behind:
-            previous = state.path / "token.previous"
-            complain(f"this node moves to network {token.network_id}; the token saved here before is in {previous}")
+        token = take_up(given, state)
     else:
         saved = token_store.saved_token(state)
         if saved is None:

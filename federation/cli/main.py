@@ -70,7 +70,7 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "join": _from("cli.join", "join"),
     **{name: _from("cli.access", name) for name in ("ban", "unban")},
     "completion": _from("cli.completion", "completion"),
-    **{name: _from("cli.diagnose", name) for name in ("ping", "logs", "doctor", "netcheck")},
+    **{name: _from("cli.diagnose", name) for name in ("ping", "logs", "doctor", "netcheck", "notify")},
     "token new": _from("cli.owner", "token_new"),
     "token inspect": _from("cli.owner", "token_inspect"),
     "token rotate": _from("cli.owner", "rotate"),
@@ -79,10 +79,14 @@ _COMMANDS: dict[str, Callable[[Namespace], int | None]] = {
     "key add": _from("cli.keys", "add"),
     "key list": _from("cli.keys", "list_keys"),
     "key revoke": _from("cli.keys", "revoke"),
+    **{name: _from("cli.invites", name) for name in ("invite", "approve", "refuse")},
+    "use": _from("cli.use", "use"),
     "dashboard": _from("cli.dashboard", "dashboard"),
+    **{f"service {name}": _from("cli.service", name) for name in ("install", "status", "logs", "uninstall")},
+    **{name: _from("cli.update", name) for name in ("update", "uninstall")},
     **{
         name: _from("cli.ask", name)
-        for name in ("status", "peers", "models", "place", "explain", "invite", "drain", "undrain", "leave")
+        for name in ("status", "peers", "models", "place", "explain", "drain", "undrain", "leave")
     },
 }
 

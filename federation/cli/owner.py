@@ -16,6 +16,7 @@ from federation.cli.render import plain
 from federation.cli.terminal import complain, read_secret, read_stdin, say
 from federation.errors import ControlUnreachable, NotDone, StateDirUnusable, UsageError
 from federation.mesh import token_store
+from federation.mesh.invite_codes import InviteCode, is_code
 from federation.mesh.owner import MAX_GRACE, OwnerKey
 from federation.mesh.tokens import Token
 from federation.state import write_new
@@ -51,7 +52,11 @@ def token_inspect(args: Namespace) -> None:
     if text is None and args.state_dir is None:
         text = os.environ.get("FEDERATION_TOKEN") or None
     if text is not None:
-        token = Token.decode(read_stdin("token") if text == "-" else text)
+        text = read_stdin("token") if text == "-" else text
+        if is_code(text):
+            say(render.invite_code(InviteCode.decode(text)))
+            return
+        token = Token.decode(text)
     else:
         state = client.state_dir(args.state_dir)
         saved = token_store.saved_token(state)
@@ -96,6 +101,9 @@ def rotated(answer: Mapping[str, Any]) -> str:
     if answer["not_told"]:
         lines.append(f"no answer yet from: {names('not_told')}")
     lines += [f"left out: {_named(row)}" for row in answer["excepted"]]
+    if count := answer.get("open_invites"):
+        let_in = "1 invite made here lets" if count == 1 else f"{count} invites made here let"
+        lines.append(f"{let_in} newcomers in with the new token; to end that: federation invite --revoke all")
     until = answer["former_until"]
     lines.append(
         f"until {plain(until)} the former token admits too; who has not got the new one by then is out"

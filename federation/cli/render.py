@@ -6,6 +6,7 @@ Colours mean something: green is usable, yellow is there but takes nothing new, 
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from federation.units import visible
@@ -13,6 +14,7 @@ from federation.units import visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from federation.mesh.invite_codes import InviteCode
     from federation.mesh.tokens import Token
 
 MAX_SHOWN = 4  # warnings, so that `status` fits on one screen
@@ -132,6 +134,14 @@ def token(token: Token) -> str:
     return "\n".join(f"{label:<8} {text}" for label, text in rows)
 
 
+def invite_code(code: InviteCode) -> str:
+    """An invite's contents, without its secret."""
+    expires = datetime.fromtimestamp(code.expires_at, timezone.utc).isoformat(timespec="seconds")
+    rows = [("invite", code.short), ("expires", f"{expires}, by the clock of the node that made it")]
+    rows += [("address", str(address)) for address in code.addresses]
+    return "\n".join(f"{label:<8} {text}" for label, text in rows)
+
+
 def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") -> str:
     """The text for a person once the node runs; `token_file`: the place of a new network's token."""
     node = answer["node"]
@@ -148,7 +158,10 @@ def ready(answer: Mapping[str, Any], next_step: str, *, token_file: str = "") ->
 
 def _listeners(node: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """Service and address of the clients' ports. A daemon of an older version tells one of each service."""
-    every = [(at.get("service"), at.get("address")) for at in node.get("listeners") or ()]
+    every = [
+        (at.get("service"), f"{'https://' if at.get('scheme') == 'https' else ''}{at.get('address')}")
+        for at in node.get("listeners") or ()
+    ]
     return every or list(_items(node, "listens"))
 
 

@@ -44,8 +44,8 @@ def still_open(answer: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "nothing is open"
 
 
-def draining(answer: Mapping[str, Any]) -> str:
-    return f"draining, nothing new is sent here; {still_open(answer)}"
+def draining(answer: Mapping[str, Any], where: str = "here") -> str:
+    return f"draining, nothing new is sent {where}; {still_open(answer)}"
 
 
 def newest_connections(answer: Mapping[str, Any], last: int) -> dict[str, Any]:

@@ -36,6 +36,10 @@ def colorful(stream: Any) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def is_utf8(stream: Any) -> bool:
+    return (getattr(stream, "encoding", None) or "").lower().replace("-", "").replace("_", "") == "utf8"
+
+
 def width() -> int:
     return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else PIPE_WIDTH
 

@@ -191,6 +191,9 @@ class Dispatcher(Protocol):
     def route_to(self, route: Route, name: str) -> Route | None:
         """The route to that thing; None if one of several nodes has it, and this entry does not know which."""
 
+    def find_maker(self, route: Route, name: str, done: Callable[[Route | None], None]) -> None:
+        """Ask other entries for that route; `done` follows, perhaps before this returns."""
+
     def is_known(self, target: str) -> bool:
         """Whether a node of the network has that name or peer id."""
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 from federation.forward.http.homes import Homes
-from federation.forward.http.ids import Ids
+from federation.forward.http.ids import Ids, digest_of
 from federation.forward.kept_bodies import KeptBodies
 from federation.forward.retry_budget import RetryBudget
 from federation.forward.sample import SAMPLE
 from federation.forward.warmth import NONE_COLD, Warmth
 from federation.forward.watching import Watching
+from federation.ratelimit import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence, Set
@@ -38,6 +39,7 @@ BROKE_OFF_PENALTY_S = 1.0
 # A place of this node is free: so long it is left to other entries if it is their turn. They hear of it after 5 ms
 # (pushing.COALESCE_S); the way there and back comes on top.
 OTHERS_TURN_S = 0.01
+QUESTIONS_A_SECOND, QUESTIONS_AT_ONCE = 2.0, 20.0  # a client can name any ids, and each question goes to all peers
 RAREST_TURN = 1 / 16  # after turns that nobody used: of near entries, that costs less than a millisecond a connection
 
 
@@ -122,6 +124,8 @@ class RosterDispatcher:
         self._homes = Homes()
         self._warmth = Warmth()
         self._ids = Ids()
+        self._questions = Bucket(QUESTIONS_A_SECOND, QUESTIONS_AT_ONCE)
+        self.ask_others: Callable[[bytes, Callable[[str], None]], None] = _nobody  # which node has made a thing
         self.retries = RetryBudget()
         self.bodies = KeptBodies(settings.http_buffer_bytes, reactor.flush_soon)
         self._retry_is_queued = False
@@ -206,6 +210,21 @@ class RosterDispatcher:
         if maker:
             return route._replace(target=maker)
         return route if len(self._roster.eligible(route)) < 2 else None
+
+    def find_maker(self, route: Route, name: str, done: Callable[[Route | None], None]) -> None:
+        def told(peer_id: str) -> None:
+            if peer_id and self._roster.is_known(peer_id):
+                self.made(route, name, peer_id)
+            done(self.route_to(route, name))
+
+        if self._questions.take(self._reactor.now()):
+            self.ask_others(digest_of(route.service, name), told)
+        else:
+            done(None)
+
+    def maker_by(self, digest: bytes) -> str:
+        """What another entry asks."""
+        return self._ids.maker_by(digest, self._reactor.now())
 
     def release(self, peer_id: str) -> None:
         self._selector.release(peer_id)
@@ -310,6 +329,10 @@ class RosterDispatcher:
         """Nobody is told any more."""
         self.waiting.clear()
         self._queues.clear()
+
+
+def _nobody(_digest: bytes, told: Callable[[str], None]) -> None:
+    told("")
 
 
 def _noop(_service: str) -> None:

@@ -25,6 +25,7 @@ a comment in a stream of server-sent events. One that has gone says RST to it, a
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
@@ -74,9 +75,9 @@ log = structlog.get_logger(__name__)
 
 BEHIND_S = 2.0  # for a backend to close its connection behind its answer
 RETRY_AFTER_S = 5
-NOT_KNOWN_HERE = (
-    "{0} lives on the node that made it, and this entry did not pass that on: ask the entry that did, or name the node in a "
-    "header X-Federation-Target, as X-Federation-Node named it"
+NOT_KNOWN = (
+    "{0} lives on the node that made it, and no entry that could be asked now has passed that on: name the node in a header "
+    "X-Federation-Target, as X-Federation-Node named it"
 )
 BUSY = frozenset((429, 502, 503))
 # Some servers leave other bodies unread (http.server, cpp-httplib), and take them for the next request of the connection:
@@ -328,13 +329,27 @@ class Exchange:
 
     def _go(self, thing: str) -> None:
         """`thing`: what lives on the node that made it, if the request is about one; see http/ids.py."""
-        dispatcher, model, target = self._dispatcher, self.route.model, self.route.target
-        if thing and not target:
+        dispatcher = self._dispatcher
+        if thing and not self.route.target:
             route = dispatcher.route_to(self.route, thing)
             if route is None:
-                self._refuse(404, NOT_KNOWN_HERE.format(visible(thing)), code="not_found")
+                dispatcher.find_maker(self.route, thing, partial(self._found, thing))
                 return
             self.route = route
+        self._start()
+
+    def _found(self, thing: str, route: Route | None) -> None:
+        """Another entry knows where it is, or none does."""
+        if self._is_over:
+            return
+        if route is None:
+            self._refuse(404, NOT_KNOWN.format(visible(thing)), code="not_found")
+            return
+        self.route = route
+        self._start()
+
+    def _start(self) -> None:
+        dispatcher, model = self._dispatcher, self.route.model
         if model and not self.route.target and dispatcher.is_unheard_of(self.route):
             self._refuse(404, f"no node has the model {visible(model)}", code="model_not_found", param="model")
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import structlog
 import trio
@@ -48,6 +48,13 @@ SILENT_S = 5.0  # when descriptors run out, clients that moved no byte for so lo
 ENDED_AT_ONCE = 32  # of these clients
 BACKLOG = 1024
 ACCEPTS_A_TURN = 64
+
+
+class Port(NamedTuple):
+    """What a port is to clients; `tcp`: it is said to be for no HTTP."""
+
+    scheme: Literal["http", "https", "tcp"]
+    asks_key: bool
 
 
 class Frontend:
@@ -89,6 +96,7 @@ class Frontend:
         self._roster = roster
         self._never_http = {backend.service for backend in settings.backends if backend.protocol == "tcp"}
         self._listeners: list[socket.socket] = []
+        self._ports: dict[Place, Callable[[], Port]] = {}
         self._numbers = count(1)  # of connections
         self._accepting = Accepting("a client", reactor.now)
         self.configure(settings)
@@ -122,6 +130,10 @@ class Frontend:
             self._serve(sock, endpoint)
         return [listening.place_of(sock) for sock in sockets]
 
+    def port_at(self, place: Place) -> Port:
+        """How clients speak there, now."""
+        return self._ports[place]()
+
     def _serve(self, sock: socket.socket, endpoint: Endpoint) -> None:
         route, address, protocol = Route(endpoint.service), endpoint.address, endpoint.protocol
         on_loopback = address.is_loopback if isinstance(address, HostPort) else None
@@ -133,6 +145,12 @@ class Frontend:
             is_http = self._is_http(protocol, route.service, on_loopback=on_loopback is not False)
             self._accept(sock, route, on_loopback, is_http, self._certificate.context if speaks_tls else None)
 
+        def port() -> Port:
+            tls = speaks_tls and self._certificate.context is not None
+            asks = self.keys is not None and self.keys.asks(on_loopback=on_loopback is not False)
+            return Port("tcp", asks_key=False) if protocol == "tcp" else Port("https" if tls else "http", asks_key=asks)
+
+        self._ports[listening.place_of(sock)] = port
         self.reactor.add(sock.fileno(), READ, accept)
 
     def _is_http(self, protocol: str, service: str, *, on_loopback: bool) -> bool:

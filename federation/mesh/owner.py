@@ -1,4 +1,5 @@
-"""The owner's key, which alone may give a network a new token, and the rotation orders that it signs.
+"""The owner's key, which alone may give a network a new token and orders to its nodes (remote.py), and the rotation orders
+that it signs.
 
 A network that has an owner carries the public half in its token (tokens.py). The private half stays where the network was
 made, or in a file; as text it is ``fedkey1_`` and, as unpadded base64url, the Ed25519 seed and a checksum.
@@ -41,7 +42,8 @@ MAX_NUMBER = 2**32 - 1
 MAX_ISSUED_MS = 2**42  # the year 2109: with a grace behind it still a date that Python has
 
 _PREFIX = "fedkey1_"
-_CONTEXT = b"federation/1 rotation\0"  # the key signs nothing else, so no signature of an order counts for another purpose
+# What the key signs begins with one of these, so no signature counts for another purpose.
+ROTATION, REMOTE_ORDER = b"federation/1 rotation\0", b"federation/1 remote order\0"
 _HEAD = struct.Struct(">40sI32sQQ")
 _IDS = re.compile(rb"[!-~]{1,128}(?:\n[!-~]{1,128})*")
 
@@ -80,9 +82,9 @@ class OwnerKey:
     def public(self) -> bytes:
         return Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw()
 
-    def sign(self, order: bytes) -> bytes:
-        """Sign the bytes of an Order."""
-        return Ed25519PrivateKey.from_private_bytes(self.seed).sign(_CONTEXT + order)
+    def sign(self, order: bytes, purpose: bytes = ROTATION) -> bytes:
+        """Sign the bytes of an Order, or of another order."""
+        return Ed25519PrivateKey.from_private_bytes(self.seed).sign(purpose + order)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,18 @@ class SignedOrder:
         """Verify the signature, then read the order: unsigned bytes are not parsed. Raises ProtocolViolation."""
         if len(data) > MAX_ORDER_BYTES:
             raise ProtocolViolation("a rotation that is too long")
-        try:
-            Ed25519PublicKey.from_public_bytes(owner).verify(signature, _CONTEXT + data)
-        except (InvalidSignature, ValueError):
-            raise ProtocolViolation("a rotation that the network's owner did not sign") from None
+        if not is_signed(owner, data, signature, ROTATION):
+            raise ProtocolViolation("a rotation that the network's owner did not sign")
         return cls(Order.decode(data), signature)
+
+
+def is_signed(owner: bytes, data: bytes, signature: bytes, purpose: bytes) -> bool:
+    """Whether that owner signed these bytes for that purpose."""
+    try:
+        Ed25519PublicKey.from_public_bytes(owner).verify(signature, purpose + data)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def order_of(names: bytes, number: int, secret: bytes, *, issued_ms: int, grace: timedelta, members: Iterable[str]) -> Order:

@@ -182,6 +182,10 @@ class Token:
         """The libp2p protocol id of client keys."""
         return f"/federation/{VERSION}/keys/{self._path('ledger').hex()}"
 
+    def orders_protocol(self) -> str:
+        """The libp2p protocol id of the owner's orders to one node."""
+        return f"/federation/{VERSION}/orders/{self._path('ledger').hex()}"
+
     def rotation_protocol(self) -> str:
         """The libp2p protocol id of rotations. Without an owner: the id that earlier versions use."""
         return f"/federation/{VERSION}/{'rotation' if self.owner else 'token'}/{self._path('ledger').hex()}"

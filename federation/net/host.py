@@ -24,12 +24,14 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_x25519_key_pair
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
+from libp2p.security.security_multistream import SecurityMultistream
 from libp2p.tools.anyio_service import background_trio_service
 
 from federation.errors import (
     FederationError,
     HandshakeFailed,
     IdentityCopied,
+    InviteUnknown,
     ListenFailed,
     PeerBanned,
     PeerCopied,
@@ -41,13 +43,14 @@ from federation.errors import (
 )
 from federation.net.admission.copies import TOLD_S, Copies
 from federation.net.admission.gate import HandshakeGate
+from federation.net.admission.guesses import Guesses
 from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Warnings
 from federation.net.dial.loop import DialLoop
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
 from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
-from federation.net.link import handshake
+from federation.net.link import handshake, newcomer
 from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
 from federation.net.link.link import (
     PROTOCOL_ID,
@@ -173,6 +176,14 @@ class Host:
             )
             for protocol, aead in handshake.protocols().items()
         }
+        # A newcomer's protocol is answered and never offered, so it is not among the swarm's.
+        self._key_of_invite: Callable[[bytes], bytes | None] = lambda _invite: None
+        self._serve_newcomer: Callable[[handshake.SecureConn], Awaitable[None]] | None = None
+        self._guesses = Guesses()
+        invited = newcomer.InviteNoise(
+            key_pair, key_of=lambda invite: self._key_of_invite(invite), may_try=self._may_try_code, static=static
+        )
+        self._inbound_security = SecurityMultistream({**security, newcomer.PROTOCOL_ID: invited})  # type: ignore[dict-item]
         told = load or Load()
         muxers = {
             PROTOCOL_ID: partial(self._new_conn, told, True),
@@ -320,6 +331,8 @@ class Host:
         try:
             with self._gate.slot(host):
                 await self.upgrade(raw, None)
+        except _Newcomer as came:
+            await self._receive(came.conn)
         except (Ourselves, _KeptAway, _HungUp):
             pass  # the dialling side notes it; the log has it already; a member only wanted to know whether we are here
         except trio.TooSlowError:
@@ -331,6 +344,26 @@ class Host:
             self.rejected["handshake"] += 1
             self.warn("a connection that is not a member's was refused", host, why=type(error).__name__)
 
+    def handle_newcomers(
+        self, key_of: Callable[[bytes], bytes | None], serve: Callable[[handshake.SecureConn], Awaitable[None]]
+    ) -> None:
+        """Call `serve(conn)` for each newcomer that proved an invite, whose key `key_of` gives. No link comes of it."""
+        self._key_of_invite, self._serve_newcomer = key_of, serve
+
+    async def _receive(self, conn: handshake.SecureConn) -> None:
+        """Serve a newcomer in a task of its own, outside the gate's places: it may wait for a person."""
+        try:
+            ration(conn.raw, newcomer.MAX_NEWCOMER_BYTES)
+            if self._serve_newcomer is not None:
+                await self._serve_newcomer(conn)
+        except Exception as error:  # noqa: BLE001  # as in _admit: none of its bytes may end us
+            self.warn("a newcomer's exchange failed", str(conn.get_remote_peer()), why=type(error).__name__)
+        finally:
+            await close_now(conn.raw)
+
+    def _may_try_code(self, raw: IRawConnection) -> bool:
+        return self._guesses.may_try(_machine(raw), trio.current_time())
+
     def _note_refusal(self, error: FederationError, host: str) -> None:
         if isinstance(error, TokenRetired):
             self.report_token_retired(error)
@@ -340,6 +373,10 @@ class Host:
         elif isinstance(error, TokenRefused):
             self.rejected["other token"] += 1
             self.warn("a node with another token, or none, was refused", host)
+        elif isinstance(error, InviteUnknown):
+            self.rejected["wrong invite"] += 1
+            self._guesses.was_wrong(host, trio.current_time())
+            self.warn("an invite code that this node does not know was refused", host)
         elif isinstance(error, PeerCopied):
             self.rejected["copied identity"] += 1
         elif isinstance(error, PeerBanned):
@@ -366,6 +403,8 @@ class Host:
                     if not raw.is_initiator and handshake.is_end(error):
                         raise _HungUp from None
                     raise
+            except _Newcomer:
+                raise
             except BaseException:
                 await close_now(raw)
                 raise
@@ -405,7 +444,9 @@ class Host:
         if raw.is_initiator:
             secured: handshake.SecureConn = await security.secure_outbound(raw, libp2p_id)  # type: ignore[arg-type,assignment]
         else:
-            secured = await security.secure_inbound(raw)  # type: ignore[assignment]
+            secured = await self._inbound_security.secure_inbound(raw)  # type: ignore[assignment]
+            if secured.invite:
+                raise _Newcomer(secured)
         upgrade.peer_id, upgrade.admission_key = str(secured.get_remote_peer()), secured.admission_key
         if upgrade.peer_id == self.peer_id:
             if secured.run != self.run:
@@ -671,8 +712,21 @@ class Host:
         self.libp2p.set_stream_handler(_protocol(protocol), handle)
 
 
+class _Newcomer(Exception):
+    """Not a member, but a holder of an invite: it gets no link."""
+
+    def __init__(self, conn: handshake.SecureConn) -> None:
+        super().__init__()
+        self.conn = conn
+
+
 class _HungUp(Exception):
     """A member that proved itself and went away: it only looked whether we can be reached."""
+
+
+def _machine(raw: IRawConnection) -> str:
+    address = raw.get_remote_address()
+    return "" if address is None else machine_of(address[0])
 
 
 def _no_longer_admitted() -> HandshakeFailed:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.peer.id import ID
 from libp2p.security.noise.pb.noise_pb2 import NoiseHandshakePayload
@@ -52,6 +53,11 @@ def _after(prefix: bytes, data: bytes) -> bytes | None:
 def peer_id(key: bytes) -> ID:
     """The peer id of a public key of 32 bytes."""
     return ID(ID_PREFIX + key)
+
+
+def peer_id_of(seed: bytes) -> str:
+    """The peer id, as text, of the node whose Ed25519 seed this is."""
+    return str(peer_id(Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()))
 
 
 def read_peer_id(text: str) -> ID:

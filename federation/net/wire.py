@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgpack
 import trio
@@ -18,8 +18,16 @@ MAX_RECORD_BYTES = 16384  # a record with every field in use has about 1 kB
 _LENGTH = struct.Struct(">I")
 
 
+class Readable(Protocol):
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray: ...
+
+
 async def send(stream: trio.abc.HalfCloseableStream, message: object) -> None:
-    await stream.send_all(framed(msgpack.packb(message)))
+    await stream.send_all(packed(message))
+
+
+def packed(message: object) -> bytes:
+    return framed(msgpack.packb(message))
 
 
 def framed(data: bytes) -> bytes:
@@ -38,7 +46,7 @@ async def receive(stream: trio.abc.HalfCloseableStream, *, at_most: int) -> Any:
         raise ProtocolViolation("a message that is not msgpack") from None
 
 
-async def receive_rows(stream: trio.abc.HalfCloseableStream, *, at_most: int, rows: int, fields: int) -> list[list[Any]]:
+async def receive_rows(stream: Readable, *, at_most: int, rows: int, fields: int) -> list[list[Any]]:
     """The next message, if it is a list of at most so many rows of so many plain values; builds no other objects from it.
 
     Raises ProtocolViolation, whatever the bytes, and BrokenResourceError where the stream ends early.
@@ -62,7 +70,7 @@ async def receive_rows(stream: trio.abc.HalfCloseableStream, *, at_most: int, ro
     return found
 
 
-async def receive_bytes(stream: trio.abc.ReceiveStream, *, at_most: int) -> bytes:
+async def receive_bytes(stream: Readable, *, at_most: int) -> bytes:
     """The next message, unread. Raises ProtocolViolation for a longer one, before any of it is read."""
     (length,) = _LENGTH.unpack(await read_exactly(stream.receive_some, _LENGTH.size))
     if length > at_most:

@@ -16,7 +16,12 @@ COMMAND = "federation join --token-file -"
 
 
 def invite(node: Parts) -> schemas.Invite:
-    return {"token": node.token.with_addresses(tuple(addresses(node))).encode(), "command": COMMAND}
+    return {"token": token(node), "command": COMMAND}
+
+
+def token(node: Parts) -> str:
+    """The network's present token with fresh addresses in it."""
+    return node.token.with_addresses(tuple(addresses(node))).encode()
 
 
 def addresses(node: Parts) -> list[str]:

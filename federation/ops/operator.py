@@ -1,6 +1,7 @@
 """The node as its operator sees it: the control API's questions and orders, over the node's parts.
 
-Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, server.KeyedNode.
+Implements the API's protocols: routes.ControlledNode, diagnosis.DiagnosableNode, machines.WatchfulNode,
+handover.HandedOverNode, server.KeyedNode.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import structlog
 
 from federation.errors import NotFound
 from federation.mesh.bans import find_peer
-from federation.ops import client_keys, diagnose, doctor, invitation, models, netcheck, status
+from federation.ops import client_keys, diagnose, doctor, invitation, invites, lately, models, netcheck, status
+from federation.ops.handover import HandingOver
+from federation.ops.orders import Orders
 from federation.ops.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -19,18 +22,24 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from federation.ops import schemas
+    from federation.ops import schemas, shapes
     from federation.ops.client_keys import KeyWish
+    from federation.ops.invites import InviteWish
+    from federation.ops.notices import Notices
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
+    from federation.program.handover import Handed
 
 log = structlog.get_logger(__name__)
 
 
 class Operator:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, notices: Notices) -> None:
         self._parts = parts
         self._ownership = Ownership(parts)
+        self._handing_over = HandingOver(parts)
+        self._orders = Orders(parts)
+        self._notices = notices
 
     # State
 
@@ -74,7 +83,28 @@ class Operator:
         return netcheck.check(self._parts)
 
     async def examine(self) -> schemas.Examination:
-        return {"findings": await doctor.examine(self._parts)}
+        return {"findings": [*await doctor.examine(self._parts), *self._notices.findings()]}
+
+    # The machines
+
+    def history(self, peer: str | None) -> shapes.History:
+        return lately.answer(self._parts, peer)
+
+    async def order(self, peer: str, order: shapes.Order) -> shapes.Ordered:
+        return await self._orders.give(peer, order)
+
+    async def prepare_order(self, peer: str, order: shapes.Order) -> shapes.PreparedOrder:
+        return await self._orders.prepare(peer, order)
+
+    async def carry_out_order(self, signature: str) -> shapes.Ordered:
+        return await self._orders.carry_out(signature)
+
+    def notices(self) -> shapes.Notices:
+        return self._notices.status()
+
+    async def try_notices(self) -> shapes.Notices:
+        await self._notices.try_out()
+        return self._notices.status()
 
     # Drain and leave
 
@@ -109,6 +139,33 @@ class Operator:
 
     def invite(self) -> schemas.Invite:
         return invitation.invite(self._parts)
+
+    def invites(self) -> schemas.Invites:
+        return invites.invites(self._parts)
+
+    async def make_invite(self, wish: InviteWish) -> schemas.NewInvite:
+        return await invites.make(self._parts, wish)
+
+    async def revoke_invite(self, which: str) -> schemas.Invites:
+        return await invites.revoke(self._parts, which)
+
+    async def approve(self, peer: str) -> schemas.Decided:
+        return await invites.approve(self._parts, peer)
+
+    async def refuse(self, peer: str) -> schemas.Decided:
+        return await invites.refuse(self._parts, peer)
+
+    async def hand_over(self, archive: str | None, address: str | None) -> schemas.Handover:
+        return await self._handing_over.new(archive, address)
+
+    def handed_over(self, name: str) -> Handed | None:
+        return self._handing_over.archive(name)
+
+    def hand_token(self, name: str) -> bytes | None:
+        sealed = self._handing_over.take(name)
+        if sealed is not None:
+            log.info("an install line was used: its machine has the network's token now")
+        return sealed
 
     def banned(self) -> schemas.Banned:
         rows = self._parts.bans.rows()

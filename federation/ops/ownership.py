@@ -51,7 +51,7 @@ class Ownership:
         pending = _prepared(self._node, wish)
         key = owner_key(self._node.token, self._node.state)
         if key is None:
-            raise NotDone(_where_the_key_is(self._node))
+            raise NotDone(where_the_key_is(self._node, "federation token rotate"))
         return await _carried_out(self._node, pending, key.sign(pending.rotation.order.encode()))
 
     def prepare(self, wish: Wish) -> schemas.PreparedRotation:
@@ -92,7 +92,7 @@ async def _carried_out(node: Parts, pending: Pending, signature: bytes) -> schem
     return status.rotated(node, not_told, pending.out)
 
 
-def _where_the_key_is(node: Parts) -> str:
+def where_the_key_is(node: Parts, command: str) -> str:
     others = status.owner_at(node)
     who = (
         f"{', '.join(others[:3])} {'says' if len(others) == 1 else 'say'} that it is there"
@@ -100,6 +100,6 @@ def _where_the_key_is(node: Parts) -> str:
         else "no node says that it has it"
     )
     return (
-        f"the owner key of network {node.token.network_id} is not on this node, and {who}: run `federation token rotate` "
+        f"the owner key of network {node.token.network_id} is not on this node, and {who}: run `{command}` "
         "where it is, or give the key by --owner-key FILE"
     )

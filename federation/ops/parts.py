@@ -28,14 +28,17 @@ if TYPE_CHECKING:
     from federation.mesh.gossip import Gossip
     from federation.mesh.key_exchange import KeyExchange
     from federation.mesh.ledger import Ledger
+    from federation.mesh.newcomers import Newcomers
     from federation.mesh.probe import Probe
     from federation.mesh.records import NodeData
+    from federation.mesh.remote import Remote
     from federation.mesh.rotation import Rotation
     from federation.mesh.tokens import Token
     from federation.metrics import Metrics
     from federation.net.dial.address import PeerAddress
     from federation.net.dial.book import AddressBook
     from federation.net.host import Host
+    from federation.ops.history import History
     from federation.ops.rates import Rates
     from federation.reactor.tls import Certificate
     from federation.state import StateDir
@@ -56,6 +59,12 @@ class Facts:
     has_owner_key: bool = False
     forgets_network: bool = False  # when it stops
     serves: trio.Event = field(default_factory=trio.Event)
+    notices_fail: bool = False  # the last message to --notify-url did not arrive
+
+    @property
+    def notifies(self) -> bool:
+        """Whether this node can tell a person of machines that die (notices.py)."""
+        return self.settings.notify_url is not None and not self.notices_fail
 
     @property
     def listens(self) -> dict[str, Place]:
@@ -87,9 +96,12 @@ class Parts:
     keys: KeyExchange
     client_keys: ClientKeys
     certificate: Certificate
+    newcomers: Newcomers
     roster: Roster
     frontend: Frontend
     rates: Rates
+    history: History
+    remote: Remote
     metrics: Metrics
 
     @property

@@ -39,6 +39,11 @@ class Relaying(TypedDict):
 class Listener(TypedDict):
     service: str
     address: str
+    scheme: Annotated[
+        Literal["http", "https", "tcp"], Field(description="https: it speaks TLS; tcp: it is said to be for no HTTP")
+    ]
+    names: Annotated[list[str], Field(description="https: the names and addresses that its certificate is for")]
+    asks_key: Annotated[bool, Field(description="its clients need a key")]
 
 
 class ThisNode(TypedDict):
@@ -382,6 +387,34 @@ class ClientKeys(TypedDict):
     asked_on_loopback: Annotated[bool, Field(description="ports on loopback ask for a key, but tcp:// ones")]
 
 
+class UseText(TypedDict):
+    title: Annotated[str, Field(description="which way to use it this is; empty for the first one")]
+    text: Annotated[str, Field(description="to paste or to run, with YOUR_KEY where the key has to be")]
+
+
+class UseClient(TypedDict):
+    """A program's configuration for this node."""
+
+    name: Annotated[str, Field(description="as `federation use` takes it")]
+    title: str
+    texts: list[UseText]
+    file: Annotated[str | None, Field(description="where --write puts it, in a home or in federation's own directory")]
+    note: str
+    reads: Annotated[str, Field(description="the document that tells this form")]
+
+
+class Use(TypedDict):
+    """How clients are told of this node."""
+
+    services: Annotated[list[str], Field(description="those that have a port for HTTP clients here")]
+    service: str
+    url: Annotated[str, Field(description="the port, without /v1")]
+    asks_key: Annotated[bool, Field(description="the port asks for a key")]
+    model: Annotated[str, Field(description="the one in the texts; MODEL where there is none")]
+    models: Annotated[list[str], Field(description="the service's, those for chats first")]
+    clients: list[UseClient]
+
+
 class Explained(TypedDict):
     decisions: Annotated[list[Decision], Field(description="the newest last")]
     turned_away: Annotated[list[TurnedAway], Field(description="the newest last")]
@@ -400,7 +433,9 @@ class Connection(TypedDict):
     """A client of this node's own ports, now."""
 
     id: Annotated[int, Field(ge=1, description="its number at this entry; `explain?id=` tells more")]
+    request: Annotated[int, Field(ge=1, description="the number of the request that it is at")]
     service: str
+    model: Annotated[str, Field(description="of that request; empty where none was named")]
     client: Annotated[str, Field(description="HOST:PORT")]
     peer: Annotated[str, Field(description="peer id; empty while none has it")]
     name: str
@@ -458,6 +493,7 @@ class Rotated(TypedDict):
     not_told: Annotated[list[str], Field(description="linked members that did not answer; they are tried again")]
     left_out: Annotated[list[str], Field(description="linked peers that are not told")]
     excepted: Annotated[list[NamedPeer], Field(description="who is left out: excepted, banned, or linked and not told")]
+    open_invites: Annotated[Count, Field(description="invites made here that are open: they hand over the new token")]
 
 
 class PreparedRotation(TypedDict):
@@ -489,6 +525,65 @@ class Invite(TypedDict):
 
     token: str
     command: Annotated[str, Field(description="to run on the next machine; it asks for the token")]
+
+
+class InviteUse(TypedDict):
+    """A machine that came by an invite."""
+
+    peer_id: str
+    name: Annotated[str, Field(description="as it called itself")]
+    at: UtcTime
+    confirmed: Annotated[bool, Field(description="it said that it keeps the token, or was here as a member since")]
+
+
+class OneInvite(TypedDict):
+    """An invite that this node made. Its code was told once, to the person who made it."""
+
+    id: str
+    state: Literal["open", "used", "expired", "revoked"]
+    made_at: UtcTime
+    expires_at: UtcTime
+    uses: Annotated[int, Field(ge=1, description="how many machines may come by it")]
+    used: list[InviteUse]
+    approve: Annotated[bool, Field(description="each newcomer waits for a person's yes")]
+
+
+class NewInvite(OneInvite):
+    code: Annotated[str, Field(description="a secret; it is told this once")]
+    command: Annotated[str, Field(description="to run on the next machine; it asks for the code")]
+    addresses: Annotated[list[str], Field(description="those in the code: where the newcomer looks for this node")]
+    note: Annotated[str, Field(description="what may keep newcomers from reaching this node; empty: nothing is known")]
+
+
+class Newcomer(TypedDict):
+    """A machine that has an invite's code and waits for a person's yes."""
+
+    peer_id: str
+    name: Annotated[str, Field(description="as it calls itself")]
+    address: Annotated[str, Field(description="where its connection comes from")]
+    invite: Annotated[str, Field(description="the invite's id")]
+    waits_s: Seconds
+
+
+class Invites(TypedDict):
+    invites: Annotated[list[OneInvite], Field(description="the newest last")]
+    waiting: Annotated[list[Newcomer], Field(description="newcomers that wait for a person, the first one first")]
+
+
+class Decided(Invites):
+    decided: Annotated[Newcomer, Field(description="the newcomer that the answer was about")]
+
+
+class Handover(TypedDict):
+    """One line of shell that installs this version on one other machine and joins. A secret until it is used."""
+
+    line: str
+    version: str
+    archive: Annotated[str, Field(description="its name")]
+    sha256: Annotated[str, Field(description="of the archive")]
+    lifetime_s: Annotated[float, Field(description="seconds for which the line is good, once")]
+    base: Annotated[str, Field(description="where the line finds this node's control port")]
+    other_bases: Annotated[list[str], Field(description="where others may find it")]
 
 
 class LogLines(TypedDict):

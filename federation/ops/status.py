@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from federation.mesh.records import Gpu, NodeData
     from federation.net.link.link import Link
     from federation.ops.parts import Parts
+    from federation.units import Place
 
 
 COPIED = "runs on two machines with one identity, one of them a copy of the other; the first one stays"
@@ -59,7 +60,7 @@ def status(node: Parts) -> schemas.Status:
             "version": __version__,
             "addresses": [str(address) for address in node.addresses],
             "listens": {service: str(address) for service, address in node.facts.listens.items()},
-            "listeners": [{"service": service, "address": str(at)} for service, at in node.facts.listeners],
+            "listeners": [_listener(node, service, at) for service, at in node.facts.listeners],
             "p2p": str(node.facts.p2p),
             "control": str(node.facts.control),
             "services": node.backends.services(),
@@ -268,7 +269,9 @@ def connections(node: Parts, most: int) -> schemas.OpenConnections:
         "connections": [
             {
                 "id": client.flow.connection,
+                "request": client.flow.request,
                 "service": client.route.service,
+                "model": visible(client.route.model),
                 "client": client.client_name,
                 "peer": client.peer_id,
                 "name": node.name_of(client.peer_id),
@@ -281,6 +284,12 @@ def connections(node: Parts, most: int) -> schemas.OpenConnections:
             for client in oldest
         ],
     }
+
+
+def _listener(node: Parts, service: str, at: Place) -> schemas.Listener:
+    port = node.frontend.port_at(at)
+    names = list(node.certificate.names) if port.scheme == "https" else []
+    return {"service": service, "address": str(at), "scheme": port.scheme, "names": names, "asks_key": port.asks_key}
 
 
 def owner_at(node: Parts) -> list[str]:
@@ -309,6 +318,7 @@ def rotated(node: Parts, not_told: list[str], out: frozenset[str]) -> schemas.Ro
         "not_told": named(not_told),
         "left_out": named(left_out),
         "excepted": named_rows(node, out.union(left_out)),
+        "open_invites": sum(invite.state(node.newcomers.now_ms) == "open" for invite in node.newcomers.invites),
     }
 
 
@@ -423,6 +433,11 @@ def _warnings(node: Parts) -> list[str]:
         for b in node.backends.all
         if b.healthy is False
     ]
+    if count := len(node.newcomers.waiting):
+        names = ", ".join(waiting.name or peer_id for peer_id, waiting in list(node.newcomers.waiting.items())[:5])
+        warnings.append(
+            f"{count} newcomer{'s wait' if count > 1 else ' waits'} for somebody's yes: {names} (federation approve)"
+        )
     expected = [
         r for r in node.ledger.online(node.clock.utc_now()) if r.peer_id != node.peer_id and r.peer_id not in node.bans
     ]

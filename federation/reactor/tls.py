@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from cryptography.x509 import Certificate as Certificate509
+
     from federation.reactor.duplex import Duplex
     from federation.reactor.loop import Reactor, Timer
 
@@ -52,25 +54,38 @@ _NO_OTHER = NullDuplex()
 
 
 class Certificate:
-    """This node's certificate and key, for all its TLS ports. `context`: for connections that come now; None without TLS."""
+    """This node's certificate and key, for all its TLS ports. `context`: for connections that come now; None without TLS.
+    `names`: the hosts that the certificate is for, names first."""
 
     def __init__(self) -> None:
         self.context: ssl.SSLContext | None = None
+        self.names: tuple[str, ...] = ()
 
     def load(self, cert: Path | None, key: Path | None, now: datetime) -> None:
         """Read the files, also again. Raises ConfigError and changes nothing where they cannot be used."""
         if cert is None or key is None:
-            self.context = None
+            self.context, self.names = None, ()
             return
         from cryptography.x509 import load_pem_x509_certificate  # 3 MB, for those who have a certificate
 
         context = server_context(cert, key)
-        ends = load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc
+        certificate = load_pem_x509_certificate(cert.read_bytes())
+        ends = certificate.not_valid_after_utc
         if ends <= now:
             log.warning("the TLS certificate has expired: clients will refuse it", file=str(cert), since=ends.isoformat())
         elif ends <= now + SOON:
             log.warning("the TLS certificate expires soon", file=str(cert), at=ends.isoformat())
-        self.context = context
+        self.context, self.names = context, _names(certificate)
+
+
+def _names(certificate: Certificate509) -> tuple[str, ...]:
+    from cryptography.x509 import DNSName, ExtensionNotFound, IPAddress, SubjectAlternativeName
+
+    try:
+        names = certificate.extensions.get_extension_for_class(SubjectAlternativeName).value
+    except (ExtensionNotFound, ValueError):  # clients of today refuse it, whatever its common name says
+        return ()
+    return (*names.get_values_for_type(DNSName), *map(str, names.get_values_for_type(IPAddress)))
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:

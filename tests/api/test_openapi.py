@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
-from federation.api import access, diagnosis, events, localai, openapi, routes
+from federation.api import access, diagnosis, events, localai, machines, openapi, routes
 from federation.api.routing import Body, Operation
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HUB = events.Hub(cast("Any", None), lambda: datetime.now(timezone.utc))
 ACCESS = access.routes(cast("Any", None), cast("Any", None))
-OPERATIONS = [*routes.routes, *diagnosis.routes, *ACCESS, *events.routes(HUB), *localai.routes]
+OPERATIONS = [*routes.routes, *diagnosis.routes, *machines.routes, *ACCESS, *events.routes(HUB), *localai.routes]
 
 
 @pytest.fixture(scope="module")

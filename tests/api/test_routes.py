@@ -52,6 +52,20 @@ async def test_models_and_placement() -> None:
             assert (await ask(address, f"/api/v1/placement?{wrong}"))[0] == 400
 
 
+async def test_use() -> None:
+    node = FakeNode()
+    row = {"service": "default", "address": "0.0.0.0:8484", "scheme": "http", "names": [], "asks_key": False}
+    node.status = lambda: {"node": {"listeners": [row]}}  # type: ignore[method-assign]
+    async with serving(node) as address:
+        status, body, _ = await ask(address, "/api/v1/use?host=gpu.lan&key=true")
+        assert (status, body["url"], body["model"]) == (200, "http://gpu.lan:8484", "MODEL")
+        assert "Bearer YOUR_KEY" in body["clients"][0]["texts"][0]["text"]
+        assert (await ask(address, "/api/v1/use?service=none"))[0] == 404
+        assert (await ask(address, "/api/v1/use?host=a%27b"))[1]["url"] == "http://127.0.0.1:8484"
+        for wrong in (f"host={'x' * 256}", f"model={'x' * 201}", "key=perhaps"):
+            assert (await ask(address, f"/api/v1/use?{wrong}"))[0] == 400
+
+
 async def test_metrics() -> None:
     async with serving(FakeNode()) as address:
         answer = await raw(address, get_of(address, "/metrics").replace(b"\r\n\r\n", b"\r\nAccept: x=1\r\n\r\n"))

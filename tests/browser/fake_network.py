@@ -7,6 +7,8 @@ import random
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from federation.errors import NotDone
+
 GIB = 2**30
 NAMES = [
     "athens",
@@ -28,17 +30,31 @@ NAMES = [
 ]
 ATTACK = '<img src=x onerror="window.attacked=1">'
 KEY = "k" * 43
+CODE = f"fed100_{'v1va28QYWDQ' * 5}"
 COMMAND, TOKEN = "federation join --token-file -", f"fed1_{'v1va28QYWDQ' * 9}"
 
 
 class FakeNetwork:
+    refusal: str | None = None  # to hand over this version
+
     def __init__(self, machines: int, *, seed: int = 1, names: list[str] | None = None) -> None:
         self.random = random.Random(seed)
         self.started = datetime.now(timezone.utc)
         self.total = 0
         self.per_second = 0.0
         self.draining = False
+        self.owner_here = False
+        self.banned_rows: list[dict[str, Any]] = []
+        self.lines: list[dict[str, Any]] = []
+        self.findings: list[dict[str, Any]] = []
+        self.past: list[list[float | None]] = []  # of each machine
+        self.notify_to = ""
+        self.tests_sent = 0
+        self.orders: list[tuple[str, str]] = []
         self.decisions: list[dict[str, Any]] = []
+        self.invite_rows: list[dict[str, Any]] = []
+        self.waiting: list[dict[str, Any]] = []
+        self.wishes: list[Any] = []  # about invites and newcomers
         self.model_rows: list[dict[str, Any]] = []
         wanted = names or [NAMES[i] if i < len(NAMES) else f"rack{i // 16}-{i % 16:02}" for i in range(machines)]
         self.rows = [self._row(i, name) for i, name in enumerate(wanted)]
@@ -176,6 +192,7 @@ class FakeNetwork:
                 "peers_known": len(self.rows),
                 "services": self.services(),
                 "invite_addresses": own["addresses"],
+                "owner_here": self.owner_here,
             },
             "connections": {
                 "now": sum(row["in_flight_here"] for row in self.rows),
@@ -220,8 +237,111 @@ class FakeNetwork:
     def keys(self) -> dict[str, Any]:
         return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
 
+    def connections(self, most: int) -> dict[str, Any]:
+        rows = [
+            {
+                "id": i + 1, "request": i % 3 + 1, "service": "default", "model": "gemma3:27b" if i % 2 else "",
+                "client": f"192.0.2.{i % 250}:{40000 + i}", "peer": row["peer_id"], "name": row["name"], "since_s": 3.5 * i,
+                "received": 400 * i, "delivered": 90_000 * i, "attempts": 1, "state": "open",
+            }
+            for i, row in enumerate(row for row in self.rows for _ in range(row["in_flight_here"]))
+        ]  # fmt: skip
+        return {"total": len(rows), "connections": rows[:most]}
+
+    def banned(self) -> dict[str, Any]:
+        return {"banned": list(self.banned_rows)}
+
+    def ban(self, peer: str) -> None:
+        row = next(row for row in self.rows if row["peer_id"] == peer)
+        row.update(state="banned", online=False, path="none")
+        self.banned_rows.append({"peer_id": peer, "name": row["name"], "since": "2026-11-02T10:00:00+00:00"})
+
+    def unban(self, peer: str) -> None:
+        self.banned_rows = [row for row in self.banned_rows if row["peer_id"] != peer]
+
+    def log_lines(self, after: int, last: int) -> dict[str, Any]:
+        lines = [line for line in self.lines if line["number"] > after][-last:]
+        return {"lines": lines, "next": self.lines[-1]["number"] if self.lines else 0}
+
+    def log(self, event: str, level: str = "info", **fields: Any) -> None:
+        at = datetime.now(timezone.utc).isoformat()
+        self.lines.append({"timestamp": at, "level": level, "event": event, "number": len(self.lines) + 1, **fields})
+
+    async def examine(self) -> dict[str, Any]:
+        return {"findings": self.findings}
+
+    def history(self, peer: str | None) -> dict[str, Any]:
+        steps = len(self.past[0]) if self.past else 1
+        loads = self.past or [[0.0] for _ in self.rows]
+        begun = round(datetime.now(timezone.utc).timestamp()) - 120 * steps
+        rows = [
+            {"peer_id": row["peer_id"], "name": row["name"], "load": load}
+            for row, load in zip(self.rows, loads, strict=True)
+        ]
+        own = next((row for row in rows if row["peer_id"] == peer), None)
+        well = own and [None if n is None else float(n > 0) for n in own["load"]]
+        machine = own and own | {"well": well, "available_vram": [GIB] * steps}
+        zeros = [0.0] * steps
+        totals = {name: zeros for name in ("connections", "failed", "retried", "received", "delivered")}
+        return {
+            "at": begun, "step_s": 120, "covers_s": 120.0 * steps, "memory": 43_200, "open": zeros, "totals": totals,
+            "machines": [] if peer else rows[:7],
+            "others": zeros if not peer and len(rows) > 7 else None, "machine": machine,
+        }  # fmt: skip
+
+    async def order(self, peer: str, order: str) -> dict[str, Any]:
+        self.orders.append((peer, order))
+        row = next(row for row in self.rows if row["peer_id"] == peer)
+        row.update(draining=order == "drain", state="draining" if order == "drain" else "online")
+        return {"peer_id": peer, "name": row["name"], "draining": row["draining"], "in_flight": 0, "clients": 0}
+
+    def notices(self) -> dict[str, Any]:
+        told = {"told": self.tests_sent, "waiting": 0, "dropped": 0, "problem": ""}
+        return {"to": self.notify_to, "tells": True, **told}
+
+    async def try_notices(self) -> dict[str, Any]:
+        self.tests_sent += 1
+        return self.notices()
+
+    def invites(self) -> dict[str, Any]:
+        return {"invites": self.invite_rows, "waiting": self.waiting}
+
+    async def make_invite(self, wish: Any) -> dict[str, Any]:
+        self.wishes.append(wish)
+        return {"code": CODE, "note": "only from here"}
+
+    async def revoke_invite(self, which: str) -> dict[str, Any]:
+        self.wishes.append(f"revoke {which}")
+        self.invite_rows = []
+        return self.invites()
+
+    async def approve(self, peer: str) -> dict[str, Any]:
+        return self._decide("approve", peer)
+
+    async def refuse(self, peer: str) -> dict[str, Any]:
+        return self._decide("refuse", peer)
+
+    def _decide(self, verb: str, peer: str) -> dict[str, Any]:
+        self.wishes.append(f"{verb} {peer}")
+        self.waiting = [row for row in self.waiting if row["peer_id"] != peer]
+        return self.invites()
+
     def invite(self) -> dict[str, Any]:
         return {"token": TOKEN, "command": COMMAND}
+
+    async def hand_over(self, archive: str | None, address: str | None) -> dict[str, Any]:
+        if self.refusal is not None:
+            raise NotDone(self.refusal)
+        return {
+            "line": "u=http://10.0.0.5:8485/handover/x/install.sh; sh", "version": "0.9.0", "archive": "a.tar.gz",
+            "sha256": "ab" * 32, "lifetime_s": 3600.0, "base": f"http://{address or '10.0.0.5:8485'}", "other_bases": [],
+        }  # fmt: skip
+
+    def handed_over(self, name: str) -> None:
+        return None
+
+    def hand_token(self, name: str) -> None:
+        return None
 
     def _drain(self, on: bool) -> None:
         self.draining = self.rows[0]["draining"] = on

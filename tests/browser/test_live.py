@@ -18,7 +18,7 @@ SLOW_MS = 20_000  # several processes on two cores
 
 @pytest.fixture(scope="module")
 def athens(fleet: Fleet) -> Daemon:
-    return fleet.daemon("athens", "--vram", "24GiB", backend=fleet.backend("http", "a"))
+    return fleet.daemon("athens", "--vram", "24GiB", backend=fleet.backend("http", "a"), owner=True)
 
 
 def address(daemon: Daemon) -> str:
@@ -76,6 +76,28 @@ def test_the_network_as_it_lives(fleet: Fleet, athens: Daemon, page_at) -> None:
     page.click(".own .card-foot button")
     page.click("#confirm button.primary")
     page.wait_for_selector(card("athens", "online"))
+
+    # The owner drains the other machine from its page, and makes a key for a client.
+    page.click(".card:has-text('bergen') h3 a")
+    page.wait_for_selector("#machine-past:has-text('open on average')")
+    page.get_by_role("button", name="Drain …").click()
+    page.click("#confirm button.primary")
+    page.wait_for_selector("#machine-state-text:text-is('Draining')")
+    assert next(row["draining"] for row in bergen.peers() if row["name"] == "bergen")
+    page.get_by_role("button", name="Undrain …").click()
+    page.click("#confirm button.primary")
+    page.wait_for_selector("#machine-state-text:text-is('Online')")
+    page.click("#views >> text=Log")
+    page.wait_for_selector("#log-lines li:has-text('peer joined the network')")
+    page.click("#views >> text=Check-up")
+    page.wait_for_selector("#findings h3:has-text('backend')", timeout=SLOW_MS)
+    page.click("#views >> text=Overview")
+    page.click("#make-key")
+    page.fill("#key-name", "phone")
+    page.click("#key button.primary")
+    page.wait_for_selector("#key-text:has-text('fedk_')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#keys-rows th:text-is('phone')")
 
     # Killed: its card turns, without a word from it.
     bergen.kill()

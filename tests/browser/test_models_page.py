@@ -45,8 +45,8 @@ def test_models_by_machine(site, page_at) -> None:
     assert cells(page, "qwen") == ["bergen, on disk", NOT_TOLD, str(busy[1]), "1,204", "312 ms", "41"]
     rows = page.locator(".row:has(dt:text-is('Models')) dd").all_text_contents()
     assert rows == ["gemma3:27b in memory", "2 models on disk", "1 model on disk"]
-    page.click(".card:has-text('bergen') h3 button")
-    assert page.locator("#detail dd .place").all_text_contents() == ["gemma3:27b, on disk", "qwen, on disk"]
+    page.click(".card:has-text('bergen') h3 a")
+    assert page.locator("#machine-facts .place").all_text_contents() == ["gemma3:27b, on disk", "qwen, on disk"]
 
 
 def test_it_speaks_of_requests_where_there_are_models(site, page_at) -> None:
@@ -106,18 +106,39 @@ def test_use_it(site, page_at) -> None:
     page.click("#use-it")
     assert copied(page, "the address") == "http://127.0.0.1:8484"
     page.select_option("#use-model", "qwen")
+    page.wait_for_selector("#use-code:has-text('qwen')")
     curl = shlex.split(use(page, "curl").replace("\\\n", " "))
     assert curl[:2] == ["curl", "http://127.0.0.1:8484/v1/chat/completions"]
     assert json.loads(curl[-1])["model"] == "qwen"
     assert not any("Authorization" in word for word in curl)  # no port asks for a key
-    assert 'base_url="http://127.0.0.1:8484/v1"' in use(page, "openai for Python")
+    assert use(page, "OpenAI's clients") == "export OPENAI_BASE_URL=http://127.0.0.1:8484/v1\nexport OPENAI_API_KEY=none"
+    assert 'base_url="http://127.0.0.1:8484/v1"' in page.text_content("#use-code-1")
     assert "OPENAI_API_BASE_URL=http://127.0.0.1:8484/v1" in use(page, "Open WebUI")
-    assert "ANTHROPIC_BASE_URL=http://127.0.0.1:8484\n" in use(page, "Claude Code, Anthropic's clients")
+    assert page.text_content("#use-code-1").startswith("docker run -d ")
+    assert json.loads(use(page, "Claude Code"))["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8484"
+    assert "federation use claude-code --write" in page.text_content("#use")
     assert copied(page, "it") == page.text_content("#use-code")
     assert "null" not in page.text_content("#use")
     assert axe_violations(page) == []
     page.set_viewport_size({"width": 360, "height": 900})
     assert page.eval_on_selector("#use", "d => d.scrollWidth - d.clientWidth") == 0
+
+
+def test_a_port_with_tls_and_keys(site, page_at) -> None:
+    made = network()
+    status = made.status
+    made.status = lambda: with_port(status(), scheme="https", names=["gpu.lan"], asks_key=True)
+    page = page_at(site(made), shows="#models-rows tr")
+    assert page.text_content("#listens code") == "https://gpu.lan:8484"
+    page.click("#use-it")
+    assert "https://gpu.lan:8484/v1/chat/completions" in page.text_content("#use-code")
+    assert "Authorization: Bearer YOUR_KEY" in page.text_content("#use-code")
+    assert "YOUR_KEY: one of the keys below" in page.text_content("#use-key")
+
+
+def with_port(status: dict[str, Any], **more: Any) -> dict[str, Any]:
+    status["node"]["listeners"] = [{"service": "default", "address": "0.0.0.0:8484", **more}]
+    return status
 
 
 def test_a_models_name_runs_nothing_where_it_is_pasted(site, page_at, tmp_path) -> None:
@@ -126,16 +147,19 @@ def test_a_models_name_runs_nothing_where_it_is_pasted(site, page_at, tmp_path) 
     page = page_at(site(made), shows="#models-rows tr")
     page.click("#use-it")
     page.select_option("#use-model", HOSTILE)
+    page.wait_for_selector("#use-code:has-text('touch attacked')")
     (tmp_path / "curl").write_text('#!/bin/sh\nprintf %s "$5"\n')
     (tmp_path / "ollama").write_text('#!/bin/sh\nprintf %s "$2"\n')
     for name in ("curl", "ollama"):
         (tmp_path / name).chmod(0o755)
-    for client in ("curl", "Ollama's client"):
+    for client in ("curl", "Ollama's clients"):
         command = use(page, client)
+        command = page.text_content("#use-code-1") if client != "curl" else command
         where = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
         done = subprocess.run(["sh", "-c", command], env=where, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert (json.loads(done.stdout)["model"] if client == "curl" else done.stdout) == HOSTILE
-    script = use(page, "openai for Python")
+    use(page, "OpenAI's clients")
+    script = page.text_content("#use-code-1")
     script = f"class OpenAI:\n  def __init__(self, **_): self.chat = self.completions = self\n{script.partition(chr(10))[2]}"
     script = script.replace("print(", "(").replace("answer = client.chat.completions.create", "print_model")
     said = f"def print_model(model, **_): print(model)\n{script.partition('(answer')[0]}"
@@ -147,9 +171,15 @@ def test_a_models_name_runs_nothing_where_it_is_pasted(site, page_at, tmp_path) 
 def test_a_port_for_all_addresses_is_named_by_the_pages_own(site, page_at) -> None:
     page = page_at(site(network()))
     named = "async a => (await import('/static/use.js')).urlOf(a, 'box.lan')"
-    assert page.evaluate(named, "0.0.0.0:8484") == page.evaluate(named, "[::]:8484") == "http://box.lan:8484"
-    assert page.evaluate(named, "[::1]:8484") == "http://[::1]:8484"
-    assert page.evaluate(named, "https://0.0.0.0:8484") == "https://box.lan:8484"
+
+    def url(address: str, *names: str) -> str:
+        return page.evaluate(named, {"address": address, "scheme": "https" if names else "http", "names": names})
+
+    assert url("0.0.0.0:8484") == url("[::]:8484") == "http://box.lan:8484"
+    assert url("[::1]:8484") == "http://[::1]:8484"
+    assert url("0.0.0.0:8484", "box.lan") == url("0.0.0.0:8484", "x", "*.lan") == "https://box.lan:8484"
+    assert url("0.0.0.0:8484", "*.other", "gpu.example") == url("10.0.0.1:8484", "gpu.example") == "https://gpu.example:8484"
+    assert page.evaluate(named, {"address": "127.0.0.1:8484"}) == "http://127.0.0.1:8484"  # of a node that says no more
 
 
 # Keys. Where the API has none the section is not there.
@@ -170,6 +200,7 @@ class KeyRoutes:
         if request.url.endswith("/keys/revoke"):
             self.keys = [key for key in self.keys if key["name"] != request.post_data_json["name"]]
         elif request.method == "POST":
+            assert request.url.endswith("/keys/add")
             self.wishes.append(request.post_data_json)
             if self.wishes[-1]["name"] == "taken":
                 return route.fulfill(status=409, json={"error": "there is a key named taken"})
@@ -255,7 +286,8 @@ def test_a_key_is_made_shown_once_and_used(with_keys) -> None:
     page.reload()
     page.wait_for_selector("#keys-rows th:text-is('phone')")
     page.click("#use-it")
-    assert "Authorization: Bearer YOUR_KEY" in page.text_content("#use-code")
+    assert "Authorization" not in page.text_content("#use-code")  # the port is on loopback
+    assert "This port asks for no key" in page.text_content("#use-key")
 
 
 def test_a_key_that_was_revoked_is_offered_no_more(with_keys) -> None:

@@ -55,7 +55,7 @@ def test_it_fits_and_can_be_used_by_everybody(site, page_at, machines: int) -> N
 
 def test_the_dialogs_can_be_used_by_everybody(site, page_at) -> None:
     page = page_at(site(network(5)), 360, "dark")
-    for opener, dialog in (("#add", "#invite"), (".own h3 button", "#detail"), (".own .card-foot button", "#confirm")):
+    for opener, dialog in (("#add", "#invite"), (".own .card-foot button", "#confirm")):
         page.click(opener)
         page.wait_for_selector(f"{dialog}[open] button >> nth=-1")
         assert axe_violations(page) == []
@@ -89,8 +89,8 @@ def test_peers_names_are_text(site, page_at) -> None:
     hostile = network(3, names=["athens", ATTACK, "\u202egnihtyna" + 50 * "W"])
     page = page_at(site(hostile))
     page.wait_for_selector(".decisions li")
-    page.click(f".card:has-text({ATTACK!r}) h3 button")
-    assert page.text_content("#detail-title") == ATTACK
+    page.click(f".card:has-text({ATTACK!r}) h3 a")
+    page.wait_for_function("attack => document.getElementById('machine-title').textContent === attack", arg=ATTACK)
     page.set_viewport_size({"width": 360, "height": 900})
     assert too_wide(page) == 0
     assert page.evaluate("[window.attacked, document.querySelectorAll('img[src=x]').length]") == [None, 0]
@@ -109,9 +109,9 @@ def test_filter_and_kinds(site, page_at) -> None:
     page = page_at(site(network(100)))
     assert page.locator(".cards.dense").count() == 1
     page.fill("#filter", "rack2")
-    assert {name[:5] for name in page.locator(".card h3 button").all_text_contents()} == {"rack2"}
+    assert {name[:5] for name in page.locator(".card h3 a").all_text_contents()} == {"rack2"}
     page.fill("#filter", "backend down")
-    assert sorted(page.locator(".card h3 button").all_text_contents()) == ["essen", "rack3-07"]
+    assert sorted(page.locator(".card h3 a").all_text_contents()) == ["essen", "rack3-07"]
     page.fill("#filter", "nobody has this name")
     assert page.is_visible("#no-match")
     page.fill("#filter", "")
@@ -128,8 +128,11 @@ def test_keyboard_alone(site, page_at) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.text_content("#detail-title") == "athens"
-    page.keyboard.press("Escape")
+    page.wait_for_selector("#machine-title:text-is('athens')")
+    assert page.evaluate("document.activeElement.id") == "machine-title"
+    page.go_back()
+    page.wait_for_selector(".own h3 a")
+    page.focus(".own h3 a")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     assert page.text_content("#confirm-title") == "Drain athens?"
@@ -148,6 +151,25 @@ def test_add_a_machine(site, page_at) -> None:
     page.select_option("#invite-server", label="nothing, it only uses the others")  # it would offer what it finds
     assert copied(page, "the command") == f"{COMMAND} --no-detect"
     assert scanned(page) == TOKEN
+
+
+def test_add_a_machine_by_one_line(site, page_at) -> None:
+    made = network(3)
+    page = page_at(site(made), permissions=["clipboard-read", "clipboard-write"], brings_about="status of 409")
+    page.click("#add")
+    page.click("#invite summary")
+    made.refusal = "other machines cannot reach the control port"
+    page.click("#invite-install")
+    page.wait_for_selector("#invite .problem >> text=other machines cannot reach the control port")
+    made.refusal = None
+    page.select_option("#invite-server", label="Ollama (127.0.0.1:11434)")
+    page.click("#invite-install")
+    page.wait_for_selector("#install-line")
+    line = "u=http://10.0.0.5:8485/handover/x/install.sh; sh --backend 127.0.0.1:11434"
+    assert copied(page, "the line") == page.text_content("#install-line") == line
+    page.select_option("#invite-server", label="nothing, it only uses the others")
+    assert page.text_content("#install-line").endswith("sh --no-detect")
+    assert "for 60 minutes, on a machine that reaches http://10.0.0.5:8485" in page.text_content("#invite")
     made.rows.append(FakeNetwork(1, seed=9, names=["dakar"]).rows[0] | {"self": False, "path": "direct"})
     page.wait_for_selector("#joined >> text=dakar is here.")
     assert page.locator(".card").count() == 4
@@ -220,10 +242,10 @@ def test_names_show_what_they_are(site, page_at) -> None:
     """As in a terminal: what turns, hides or ends a line is a question mark."""
     names = ["a\u202egnp.exe", "b\u2066c\u2069", "d\u200be", "f\u2028g", "h\u00a0i", "n\u00f8rd \u6771\u4eac"]
     page = page_at(site(network(len(names), names=names)))
-    shown = {button.text_content() for button in page.query_selector_all(".card h3 button")}
+    shown = {button.text_content() for button in page.query_selector_all(".card h3 a")}
     assert shown == {units.visible(name) for name in names}
     assert "a?gnp.exe" in shown
-    page.click(".card h3 button >> nth=0")
+    page.click(".card h3 a >> nth=0")
     everything = page.evaluate("document.documentElement.outerHTML + document.title")
     assert not [character for name in names for character in name if not character.isprintable() and character in everything]
 

@@ -29,7 +29,7 @@ _federation; printf '%s\\n' "${{COMPREPLY[@]}}" """
 def test_every_command_is_there() -> None:
     from federation.cli.main import _COMMANDS
 
-    assert {command.name for command in grammar()} - {"", "token", "owner", "key"} == set(_COMMANDS)
+    assert {command.name for command in grammar()} - {"", "token", "owner", "key", "service"} == set(_COMMANDS)
     assert all(command.help for command in grammar() if command.name)
 
 

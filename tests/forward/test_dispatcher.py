@@ -14,8 +14,9 @@ from federation.config import Replay, Settings
 from federation.errors import BackendUnavailable
 from federation.forward.attempts import Attempts, State
 from federation.forward.counters import Counters, Flow
-from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, RosterDispatcher
+from federation.forward.dispatcher import BROKE_OFF_PENALTY_S, QUESTIONS_AT_ONCE, RosterDispatcher
 from federation.forward.http.conversation import NO_KEYS, Keys
+from federation.forward.http.ids import digest_of
 from federation.forward.route import Route
 from federation.forward.selection import BACK_A_SECOND, BACK_AT_ONCE, LONGEST_REST_S, Policy, Selector
 from federation.forward.warmth import WARM_SLACK
@@ -80,8 +81,8 @@ class World:
     def models_at(self, _route: Route) -> dict[str, Any]:
         return self.models
 
-    def is_known(self, _target: str) -> bool:
-        return False
+    def is_known(self, target: str) -> bool:
+        return target in self.links
 
     def lacks(self, _route: Route, _peer_id: str) -> None: ...
 
@@ -237,6 +238,26 @@ def test_a_request_goes_to_the_node_that_made_the_thing() -> None:
     assert world.dispatcher.route_to(Route("tts"), "responses/r") is None, "another service's"
     world.peers = ["a"]
     assert world.dispatcher.route_to(route, "files/f") == route, "who else"
+
+
+def test_others_are_asked_for_a_thing_at_a_pace() -> None:
+    world = World("a", "b")
+    world.links["b"] = Link()
+    asked: list[bytes] = []
+    found: list[Route | None] = []
+
+    def ask(digest: bytes, told: Any) -> None:
+        asked.append(digest)
+        told("b" if digest == digest_of("default", "responses/r") else "a stranger" if len(asked) == 2 else "")
+
+    world.dispatcher.ask_others = ask
+    world.dispatcher.find_maker(ROUTE, "responses/r", found.append)
+    assert world.dispatcher.route_to(ROUTE, "responses/r") == found.pop() == ROUTE._replace(target="b")
+    assert world.dispatcher.maker_by(digest_of("default", "responses/r")) == "b"
+    for i in range(2 * int(QUESTIONS_AT_ONCE)):
+        world.dispatcher.find_maker(ROUTE, f"responses/{i}", found.append)
+    assert set(found) == {None}
+    assert len(asked) == QUESTIONS_AT_ONCE
 
 
 def test_the_own_load_is_told_to_the_selector_once_for_many_changes() -> None:

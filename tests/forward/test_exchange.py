@@ -29,6 +29,8 @@ from tests.support.http_clients import HttpTalk, ask, body_of, get, ok, ok_chunk
 from tests.support.sockets import is_reset, quiet, reset, small_buffers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio.testing import MockClock
 
 MODES = ["opened", "first-byte", "never"]
@@ -843,6 +845,29 @@ async def test_the_time_in_the_queue_is_told(mock_clock: MockClock) -> None:
 
 
 # Things that live on one node
+
+
+@pytest.mark.parametrize(
+    "later", [get("/v1/responses/resp_1"), post(b'{"previous_response_id": "resp_1"}', "/v1/responses")]
+)
+async def test_other_entries_are_asked_where_a_thing_is(mock_clock: MockClock, later: bytes) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a", "b", "c")
+        asked: list[Callable[[str], None]] = []
+        net.frontend.dispatcher.ask_others = lambda _digest, told: asked.append(told)
+        talk, gone, unknown = [await ask(net, later) for _ in range(3)]
+        await settled(lambda: len(asked) == 3)
+        assert net.tunnels == []
+        reset(gone.stream)
+        await settled(lambda: len(net.frontend.active) == 2)
+        asked[2]("")
+        assert (await unknown.answer()).status == 404
+        for told in asked[:2]:
+            told("b")
+        await settled(lambda: net.tunnels)
+        assert [tunnel.peer_id for tunnel in net.tunnels] == ["b"]
+        serve(net.tunnel, ok(b"{}", "Content-Type: application/json"))
+        assert (await talk.answer()).status == 200
 
 
 CREATED = json.dumps({"type": "response.created", "response": {"id": "resp_1", "usage": None}}).encode()

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import socket
+import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,22 @@ async def test_each_port_serves_its_service(mock_clock: MockClock) -> None:
         assert net.in_flight() == {"a": 1, "b": 1}
         for service in ("tts", "default"):
             assert net.metric("federation_connections_started_total", service=service) == 1
+
+
+async def test_how_a_port_is_spoken_to(mock_clock: MockClock) -> None:
+    async with network(mock_clock) as net:
+        net.frontend._certificate.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        for text, scheme in (
+            ("127.0.0.1:0", "http"),
+            ("http://127.0.0.1:0", "http"),
+            ("tcp://127.0.0.1:0", "tcp"),
+            ("https://127.0.0.1:0", "https"),
+            ("0.0.0.0:0", "https"),
+        ):
+            (at,) = net.frontend.listen(Endpoint.parse(text, protocols=("http", "https", "tcp")))
+            assert net.frontend.port_at(at) == (scheme, False)
+        net.frontend._certificate.context = None
+        assert net.frontend.port_at(at) == ("http", False)
 
 
 async def test_ipv6_clients_are_served(mock_clock: MockClock) -> None:

@@ -163,6 +163,8 @@ class Served:
             await self.stream(target, asked)
         elif target.startswith("/v1/messages"):
             await self.say(anthropic_message(model, self.options.name))
+        elif target.startswith("/v1/responses"):
+            await self.say(openai_response(model, self.options.name, "completed"))
         elif target.startswith("/api/"):
             await self.say({"model": model, "message": {"role": "assistant", "content": self.options.name}, "done": True})
         else:
@@ -221,6 +223,27 @@ def anthropic_message(model: str, text: str) -> dict:
     return {**said, "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}
 
 
+def openai_response(model: str, text: str, status: str) -> dict:
+    content = [{"type": "output_text", "text": text, "annotations": []}]
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": status, "content": content}
+    usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    said = {"id": "resp_1", "object": "response", "created_at": 1, "model": model, "status": status, "usage": usage}
+    return {**said, "output": [item] if status == "completed" else []}
+
+
+def response_events(model: str, name: str, n: int):
+    """As Codex reads them."""
+    text = " ".join(f"{i} {name}" for i in range(n))
+    whole = openai_response(model, text, "completed")
+    place = {"item_id": "msg_1", "output_index": 0}
+    yield {"type": "response.created", "response": openai_response(model, "", "in_progress")}
+    yield {"type": "response.output_item.added", **place, "item": {**whole["output"][0], "content": []}}
+    for i in range(n):
+        yield {"type": "response.output_text.delta", **place, "content_index": 0, "delta": f"{i} {name} "}
+    yield {"type": "response.output_item.done", **place, "item": whole["output"][0]}
+    yield {"type": "response.completed", "response": whole}
+
+
 def events(target: str, asked: dict, name: str):
     n, pad = asked.get("n", 20), "x" * asked.get("pad", 0)
     model = asked.get("model")
@@ -241,9 +264,13 @@ def events(target: str, asked: dict, name: str):
         parts.append({"type": "message_stop"})
         for part in parts:
             yield f"event: {part['type']}\ndata: {json.dumps(part)}\n\n".encode()
+    elif target.startswith("/v1/responses"):
+        for part in response_events(model, name, n):
+            yield f"event: {part['type']}\ndata: {json.dumps(part)}\n\n".encode()
     else:
         for i in range(n):
-            choice = {"index": 0, "delta": {"content": f"{i} {name} {pad}"}, "finish_reason": None}
+            end = "stop" if i == n - 1 else None
+            choice = {"index": 0, "delta": {"content": f"{i} {name} {pad}"}, "finish_reason": end}
             said = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": model, "choices": [choice]}
             yield f"data: {json.dumps(said)}\n\n".encode()
         yield b"data: [DONE]\n\n"

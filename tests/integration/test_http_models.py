@@ -276,9 +276,12 @@ def test_a_response_is_asked_for_where_it_was_made(nodes: dict[str, Daemon], str
     for _ in range(4):
         assert json.loads(ask(entry, f"{RESPONSES}/{name}")[2])["node"] == maker
         assert node_of(ask(entry, RESPONSES, {"model": "qwen", "input": "z", "previous_response_id": name})) == maker
-    status, _, body = ask(other, f"{RESPONSES}/{name}")
+    assert json.loads(ask(other, f"{RESPONSES}/{name}")[2])["node"] == maker  # which asks the first one
+    began = time.monotonic()
+    status, _, body = ask(other, f"{RESPONSES}/resp_unknown")
     assert status == 404
-    assert f"responses/{name} lives on the node that made it" in json.loads(body)["error"]["message"]
+    assert "responses/resp_unknown lives on the node that made it" in json.loads(body)["error"]["message"]
+    assert time.monotonic() - began < 10
 
 
 def test_what_people_see(nodes: dict[str, Daemon], fleet: Fleet) -> None:

@@ -182,6 +182,7 @@ def test_defaults() -> None:
         "via": (),
         "owner": False,
         "copied": (),
+        "notifies": False,
         "left": False,
         "models": b"",
         "announce_every_s": 0,

@@ -392,7 +392,9 @@ class TestConnections:
         assert first.pop("since_s") == pytest.approx(1, abs=0.2)
         assert first == {
             "id": 1,
+            "request": 1,
             "service": "chat",
+            "model": "",
             "client": "10.0.0.1:1",
             "peer": peer,
             "name": "athens",

@@ -353,5 +353,7 @@ def test_files_that_cannot_be_used_leave_the_former_in_force(tmp_path: Path, pai
     assert certificate.context is before is not None
     certificate.load(*pair, now)
     assert certificate.context is not before
+    assert certificate.names == ("localhost", "127.0.0.1")
     certificate.load(None, None, now)
     assert certificate.context is None
+    assert certificate.names == ()

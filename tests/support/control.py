@@ -25,6 +25,9 @@ ANYWHERE = HostPort("127.0.0.1", 0)
 class FakeNode:
     def __init__(self) -> None:
         self.asked: list[int] = []
+        self.told: list[Any] = []
+        self.handed: dict[str, Any] = {}
+        self.tokens: dict[str, bytes] = {}
         self.fails = self.draining = self.left = False
 
     def status(self) -> dict[str, Any]:
@@ -70,6 +73,15 @@ class FakeNode:
     def invite(self) -> dict[str, Any]:
         return {"token": "fed1_secret", "command": "join"}
 
+    async def hand_over(self, archive: str | None, address: str | None) -> dict[str, Any]:
+        return {"line": "u=...", "asked": [archive, address]}
+
+    def handed_over(self, name: str) -> Any:
+        return self.handed.get(name)
+
+    def hand_token(self, name: str) -> bytes | None:
+        return self.tokens.pop(name, None)
+
     def drain(self) -> None:
         self.draining = True
 
@@ -89,6 +101,43 @@ class FakeNode:
             "left_out": list(wish.excepted),
             "excepted": [],
         }
+
+    def history(self, peer: str | None) -> dict[str, Any]:
+        return {"machine": peer}
+
+    async def order(self, peer: str, order: str) -> dict[str, Any]:
+        return {"peer_id": peer, "draining": order == "drain"}
+
+    async def prepare_order(self, peer: str, order: str) -> dict[str, Any]:
+        return {"peer_id": peer, "order": order}
+
+    async def carry_out_order(self, signature: str) -> dict[str, Any]:
+        return {"signature": signature}
+
+    def notices(self) -> dict[str, Any]:
+        return {"to": ""}
+
+    async def try_notices(self) -> dict[str, Any]:
+        return {"told": 1}
+
+    def invites(self) -> dict[str, Any]:
+        return {"invites": [], "waiting": []}
+
+    async def make_invite(self, wish: Any) -> dict[str, Any]:
+        self.told.append(wish)
+        return {"code": "fed100_code"}
+
+    async def revoke_invite(self, which: str) -> dict[str, Any]:
+        self.told.append(f"revoke {which}")
+        return self.invites()
+
+    async def approve(self, peer: str) -> dict[str, Any]:
+        self.told.append(f"approve {peer}")
+        return self.invites()
+
+    async def refuse(self, peer: str) -> dict[str, Any]:
+        self.told.append(f"refuse {peer}")
+        return self.invites()
 
     def banned(self) -> dict[str, Any]:
         return {"banned": []}
@@ -120,12 +169,12 @@ async def serving(node: FakeNode, address: HostPort = ANYWHERE, **access: Any) -
 
 
 async def ask(
-    address: HostPort, path: str, method: str = "GET", headers: dict[str, str] | None = None
+    address: HostPort, path: str, method: str = "GET", headers: dict[str, str] | None = None, body: object = None
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     def blocking() -> tuple[int, Any, http.client.HTTPMessage]:
         connection = http.client.HTTPConnection(address.host, address.port, timeout=5)
         try:
-            connection.request(method, path, headers=headers or {})
+            connection.request(method, path, None if body is None else json.dumps(body), headers or {})
             response = connection.getresponse()
             return response.status, json.loads(response.read()), response.headers
         finally:

@@ -1,9 +1,13 @@
 // The page: takes the daemon's events, keeps the newest, and shows it.
 
+import { Alerts } from "./alerts.js";
+import { Bans } from "./bans.js";
 import { Cards } from "./cards.js";
 import { Chart } from "./chart.js";
+import { Checkup } from "./checkup.js";
+import { Connections } from "./connections.js";
 import { Decisions } from "./decisions.js";
-import { confirmDrain, showDetail, showInvite, tellJoined } from "./dialogs.js";
+import { confirmDrain, showInvite, tellJoined } from "./dialogs.js";
 import { $, announce, arrange, copyable, el, icon, setAttribute, setIcon, setText } from "./dom.js";
 import {
   clock,
@@ -22,9 +26,14 @@ import {
 } from "./format.js";
 import { History } from "./history.js";
 import { Keys } from "./keys.js";
+import { Log } from "./log.js";
+import { MachinePage } from "./machine.js";
+import { Newcomers } from "./newcomers.js";
 import { head, Models } from "./models.js";
+import { Past } from "./past.js";
 import { follow, get, takeCode } from "./stream.js";
 import { showUse, urlOf } from "./use.js";
+import { Views } from "./views.js";
 
 const OLLAMA = "federation join --backend 127.0.0.1:11434";
 
@@ -36,24 +45,36 @@ const history = new History();
 const chart = new Chart();
 const decisions = new Decisions();
 const cards = new Cards({
-  detail: (id) =>
-    showDetail(
-      state.peers.find((peer) => peer.peer_id === id),
-      models.of(id),
-    ),
-  drain: () => confirmDrain(own(), otherOffers()),
+  drain: () => confirmDrain(own(), otherOffers(own().peer_id)),
 });
 const models = new Models(() => {
   setHttp(models.rows.length > 0);
   if (state) show();
 });
 const keys = new Keys();
+const alerts = new Alerts();
+const log = new Log();
+const views = new Views(
+  {
+    machine: new MachinePage({ state: () => state, models: (id) => models.of(id), otherOffers }),
+    connections: new Connections(),
+    log,
+    checkup: new Checkup(alerts),
+    bans: new Bans(),
+  },
+  () => state && show(),
+);
+const newcomers = new Newcomers();
 const own = () => state.peers.find((peer) => peer.self);
+let past = null; // the last 24 hours, where the time line shows these
+const PAST_EVERY_MS = 30_000;
+let pastAt = -Infinity;
 
-function otherOffers() {
+/** How many machines but that one offer each service. */
+function otherOffers(peerId) {
   const offers = new Map();
   for (const peer of state.peers) {
-    if (peer.self || peer.state !== "online") continue;
+    if (peer.peer_id === peerId || peer.state !== "online") continue;
     for (const [service, up] of Object.entries(peer.services)) if (up) offers.set(service, (offers.get(service) ?? 0) + 1);
   }
   return offers;
@@ -65,17 +86,40 @@ function onState(next) {
   if (state && (state.status.node.pid !== next.status.node.pid || state.status.node.uptime_s > next.status.node.uptime_s)) {
     decisions.clear(); // the daemon was restarted: its counters begin again
     history.clear();
-    keys.isThere = null;
+    log.clear();
+    keys.isThere = newcomers.isThere = null;
   }
   const isFirst = state === null;
   state = next;
   seenAt = new Date();
   history.add(next.at, next.peers);
   tellChanges(isFirst);
+  alerts.look(next.at, next.peers);
   if (document.visibilityState !== "visible") return;
   show();
   void models.refresh();
   void keys.refresh();
+  void newcomers.refresh();
+  void views.refresh();
+  void refreshPast();
+}
+
+async function refreshPast() {
+  if (!past || performance.now() - pastAt < PAST_EVERY_MS) return;
+  pastAt = performance.now();
+  const answer = await get("/api/v1/history").catch(() => null); // the stream says what is wrong
+  if (answer && past) past = new Past(answer, history.colors);
+  show();
+}
+
+for (const button of $("spans").children) {
+  button.addEventListener("click", () => {
+    past = button.dataset.span === "day" ? (past ?? history) : null; // until it is here
+    pastAt = -Infinity;
+    for (const other of $("spans").children) setAttribute(other, "aria-pressed", String(other === button));
+    if (past) void refreshPast();
+    else show();
+  });
 }
 
 function tellChanges(isFirst) {
@@ -152,9 +196,11 @@ function show() {
   $("activity").hidden = !$("first").hidden && status.connections.total === 0;
   $("client-line").hidden = !$("first").hidden;
   const names = new Map(peers.map((peer) => [peer.peer_id, nameOf(peer)]));
-  chart.update(history, (id) => names.get(id));
+  for (const { peer_id, name } of past?.answer?.machines ?? []) if (!names.has(peer_id)) names.set(peer_id, name || shortId(peer_id));
+  const shown = past ?? history;
+  if (shown.samples.length) chart.update(shown, (id) => names.get(id));
   showWords();
-  setText($("timeline-note"), `last ${duration(history.windowS())}`);
+  setText($("timeline-note"), `last ${duration(shown.windowS())}`);
 }
 
 /** Requests where there are models, else connections. */
@@ -162,7 +208,6 @@ function showWords() {
   const one = thing();
   const title = `${one === "request" ? "Requests" : "Connections"} per machine`;
   setText($("timeline-title"), title);
-  setAttribute($("timeline"), "aria-label", `${title} over the last minutes`);
   setAttribute($("legend"), "aria-label", `${title} now`);
   setText($("no-decisions"), `None yet. Each new ${one} shows up here, with the machine it went to and why.`);
 }
@@ -171,18 +216,20 @@ function showHead({ node, network }) {
   const name = network.name || "Your network";
   setText($("network"), name);
   setText($("identity"), `seen from ${node.name || shortId(node.peer_id)}`);
-  document.title = visible(`${name} · federation`);
+  document.title = visible([views.title(), name, "federation"].filter((part) => part).join(" · "));
   setText($("footer"), `federation ${node.version} · up ${duration(node.uptime_s)} · network ${network.id}`);
-  showListens(node.listeners.map(({ service, address }) => [service, address]));
+  showListens(node.listeners);
 }
 
 let listens = "";
 function showListens(entries) {
   if (JSON.stringify(entries) === listens) return; // its buttons keep the focus
   listens = JSON.stringify(entries);
-  const parts = entries.map(([service, address]) =>
-    el("span", {}, copyable(address.startsWith("unix:") ? address : urlOf(address), "the address for clients"), entries.length > 1 ? ` for ${service} ` : null),
-  );
+  const parts = entries.map((port) => {
+    const isNoUrl = port.address.startsWith("unix:") || port.scheme === "tcp";
+    const where = copyable(isNoUrl ? port.address : urlOf(port), "the address for clients");
+    return el("span", {}, where, entries.length > 1 ? ` for ${port.service} ` : null);
+  });
   $("listens").replaceChildren(...parts);
 }
 
@@ -238,7 +285,7 @@ function showFirst({ node }, peers) {
   const shape = JSON.stringify([offers, others, used, node.listens]);
   if (first === shape) return;
   first = shape;
-  const address = Object.values(node.listens)[0];
+  const port = node.listeners.find(({ address, scheme }) => !address.startsWith("unix:") && scheme !== "tcp");
   const step = (done, title, text, ...todo) =>
     el(
       "li",
@@ -269,25 +316,21 @@ function showFirst({ node }, peers) {
         used,
         "Use it",
         "Point any client at this machine, or at any other of the network:",
-        address ? copyable(urlOf(address), "the address for clients") : null,
+        port ? copyable(urlOf(port), "the address for clients") : null,
       ),
     ),
   );
 }
 
 $("add").addEventListener("click", showInvite);
-$("use-it").addEventListener("click", () =>
-  showUse(
-    state.status.node.listens,
-    models.rows.map(({ name }) => name),
-    keys,
-  ),
-);
+$("use-it").addEventListener("click", () => showUse(keys));
 $("models-head").append(head());
 document.addEventListener("visibilitychange", () => state && document.visibilityState === "visible" && show());
 told = (await takeCode()) ?? "";
+views.go(false);
 addEventListener("hashchange", async () => {
   const problem = await takeCode();
+  if (problem === null) views.go(true);
   if (problem === "") location.reload();
   else if (problem !== null) {
     told = problem;

@@ -19,6 +19,7 @@ import {
   vram,
 } from "./format.js";
 import { inShort } from "./models.js";
+import { linkTo } from "./views.js";
 
 const DENSE_FROM = 25; // machines: from here on a card is a line of facts, and the rest is in its details
 const FILTER_FROM = 9;
@@ -31,7 +32,7 @@ const KINDS = [
 class Card {
   constructor(peer, actions) {
     this.swatch = el("span", { class: "swatch", "aria-hidden": "true" });
-    this.name = el("button", { type: "button", "aria-haspopup": "dialog", onclick: () => actions.detail(peer.peer_id) });
+    this.name = el("a", { href: linkTo(peer.peer_id) });
     this.icon = icon("idle");
     this.stateText = el("span");
     this.state = el("span", { class: "state" }, this.icon, this.stateText);
@@ -141,7 +142,7 @@ function meter(kind, label) {
 }
 
 export class Cards {
-  /** `actions`: detail(peerId), drain() */
+  /** `actions`: drain() */
   constructor(actions) {
     this.actions = actions;
     this.cards = new Map();

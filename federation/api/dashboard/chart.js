@@ -23,7 +23,7 @@ export class Chart {
     this.history = history;
     this.nameOf = nameOf;
     const lines = history.lines();
-    const shape = JSON.stringify(lines.map(({ slot }) => slot));
+    const shape = JSON.stringify([history.span, ...lines.map(({ slot }) => slot)]);
     if (shape !== this.shape || !this.plot) {
       this.shape = shape;
       this.rebuild();
@@ -123,7 +123,7 @@ export class Chart {
     setAttribute(
       $("timeline"),
       "aria-label",
-      `Connections per machine over the last minutes; now: ${parts.map(([name, n]) => `${name} ${number(n)}`).join(", ")}`,
+      `Connections per machine over ${this.history.span}; now: ${parts.map(([name, n]) => `${name} ${number(n)}`).join(", ")}`,
     );
   }
 }

@@ -1,9 +1,10 @@
-// Three dialogs: a machine's details, "Add a machine", and a question before something is done.
+// Two dialogs: "Add a machine", and a question before something is done.
 
 import { generate } from "./vendor/lean-qr.js";
-import { $, announce, copyable, copyButton, el, field, icon, select, setText } from "./dom.js";
-import { clock, duration, gib, gibOf, nameOf, number, pathOf, servicesOf, stateOf, thing, things, vram } from "./format.js";
-import { mark } from "./models.js";
+import { $, announce, copyable, copyButton, el, field, select, setText } from "./dom.js";
+import { nameOf, thing, things } from "./format.js";
+import { installLine } from "./handover.js";
+import { codeMaker } from "./newcomers.js";
 import { get, hasSession, post } from "./stream.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -44,60 +45,6 @@ export function needsSession(what) {
   ];
 }
 
-/** `models`: those of that machine, see Models.of. */
-export function showDetail(peer, models) {
-  const dialog = $("detail");
-  const state = stateOf(peer);
-  const facts = [
-    ["State", el("span", { class: "state", "data-tone": state.tone }, icon(state.icon), state.label), state.says],
-    ["Services", servicesOf(peer) || "none"],
-    ...(models.length ? [["Models", el("ul", {}, ...models.map(modelItem))]] : []),
-    ["VRAM", vram(peer.available_vram, peer.total_vram)],
-    [
-      "GPUs",
-      (peer.gpus ?? [])
-        .map((gpu) => `${gpu.name} (${gib(gpu.available_vram)} of ${gib(gpu.total_vram)} GiB free)`)
-        .join(", ") || "none",
-    ],
-    [
-      "Load",
-      `${things(peer.in_flight)} there, ${number(peer.in_flight_here)} of them from here` +
-        (peer.capacity ? `, at most ${number(peer.capacity)}` : ""),
-    ],
-    ["Served", `${things(peer.served)} from this machine`],
-    ["Path", pathOf(peer)],
-    ["Last seen", peer.self ? "now" : `${duration(peer.last_seen_age_s)} ago, ${clock(new Date(peer.last_seen))}`],
-    ["Version", peer.version || "unknown"],
-    ["Peer id", copyable(peer.peer_id, "the peer id")],
-    [
-      "Addresses",
-      el(
-        "ul",
-        {},
-        ...(peer.addresses.length ? peer.addresses : ["none"]).map((address) => el("li", { class: "mono" }, address)),
-      ),
-    ],
-  ];
-  const hint =
-    peer.self || ["left", "offline", "banned"].includes(peer.state)
-      ? null
-      : el("p", { class: "muted" }, "To drain it, run ", el("code", {}, "federation drain"), " on that machine.");
-  dialog.replaceChildren(
-    el("h2", { id: "detail-title" }, nameOf(peer)),
-    el(
-      "dl",
-      { class: "facts" },
-      ...facts.flatMap(([term, fact, more]) => [el("dt", {}, term), el("dd", {}, fact, more ? ` ${more}` : null)]),
-    ),
-    el("div", { class: "buttons" }, hint, closeButton(dialog)),
-  );
-  dialog.showModal();
-}
-
-function modelItem({ name, warm, size }) {
-  return el("li", {}, mark(warm, name), size ? el("span", { class: "muted" }, ` ${gibOf(size)}`) : null);
-}
-
 /** `own`: this machine's row; `others`: how many more offer each of its services. */
 export function confirmDrain(own, others) {
   const back = own.draining;
@@ -123,6 +70,26 @@ export function confirmDrain(own, others) {
     run: async () => {
       await post(back ? "/api/v1/undrain" : "/api/v1/drain");
       announce(back ? `${nameOf(own)} takes ${thing()}s again.` : `${nameOf(own)} is draining.`);
+    },
+  });
+}
+
+/** For another machine, by order of the network's owner. */
+export function confirmOrder(peer, others) {
+  const back = peer.draining;
+  const alone = Object.keys(peer.services).filter((service) => !others.get(service));
+  ask({
+    title: back ? `Take connections again on ${nameOf(peer)}?` : `Drain ${nameOf(peer)}?`,
+    text: back
+      ? `This node signs the order as the network's owner, and new ${thing()}s go there again.`
+      : `This node signs the order as the network's owner. New ${thing()}s go to other machines; nothing that is open there is cut.`,
+    warning:
+      !back && alone.length ? `No other machine offers ${alone.join(", ")} now: clients that ask for it will wait, and then get an error.` : null,
+    verb: back ? `Take ${thing()}s again` : "Drain",
+    what: "An order",
+    run: async () => {
+      const done = await post("/api/v1/orders", { peer: peer.peer_id, order: back ? "undrain" : "drain" });
+      announce(done.draining ? `${nameOf(peer)} is draining.` : `${nameOf(peer)} takes ${thing()}s again.`);
     },
   });
 }
@@ -219,6 +186,8 @@ function invitation({ command, token }) {
       "The token is this network's secret: whoever has it is a member. Paste it where the command asks, which shows " +
         "nothing of it, and not into a command: that would stay in the shell's history.",
     ),
+    codeMaker(),
+    installLine(server),
     el("p", { class: "joined", id: "joined", role: "status" }, "Waiting for it to appear …"),
   ];
 }

@@ -11,6 +11,10 @@ export class History {
     this.colors = new Map(); // peer id -> slot
   }
 
+  get span() {
+    return "the last minutes";
+  }
+
   clear() {
     this.samples = [];
     this.colors.clear();

@@ -135,7 +135,7 @@ export class Keys {
       if (expires.value) wish.lifetime_s = Number(expires.value);
       if (Number(rate.value)) Object.assign(wish, { requests: Number(rate.value), seconds: 60 });
       try {
-        this.showMade(await post("/api/v1/keys", wish));
+        this.showMade(await post("/api/v1/keys/add", wish));
       } catch (error) {
         setText(problem, `That did not work: ${error.message}.`);
         go.disabled = false;

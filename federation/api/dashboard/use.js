@@ -1,99 +1,114 @@
-// "Use it": the address and the key, as each client wants them.
+// "Use it": what to paste into each client. The node makes the texts (`federation use` prints the same); the key is put in here.
 
 import { $, copyable, copyButton, el, field, select } from "./dom.js";
 import { closeButton } from "./dialogs.js";
-import { visible } from "./format.js";
+import { get } from "./stream.js";
 
 const EVERYWHERE = new Set(["0.0.0.0", "[::]", "::"]);
-const NO_KEY = "none"; // clients want something there
-const YOUR_KEY = "YOUR_KEY";
-const TO_SAY = "Say hello.";
+const KEY_HERE = "YOUR_KEY"; // as the node writes it
 
-/** Where clients go: a port for all addresses of the machine is named by the one that this page came from. */
-export function urlOf(address, host = location.hostname) {
-  const [, scheme = "http", name, port] = /^(?:(https?):\/\/)?(.*):(\d+)$/.exec(address) ?? [];
-  return `${scheme}://${EVERYWHERE.has(name) ? host : name}:${port}`;
+/** Where clients go. A port for all addresses is named by the one that this page came from; a certificate has its own names. */
+export function urlOf({ address, scheme = "http", names = [] }, host = location.hostname) {
+  const [, name, port] = /^(.*):(\d+)$/.exec(address) ?? [];
+  const own = EVERYWHERE.has(name) ? host : name;
+  const certified = names.find((known) => !known.startsWith("*"));
+  const isFor = (known) => known === own.replace(/^\[|\]$/g, "") || (known.startsWith("*.") && own.endsWith(known.slice(1)));
+  const there = scheme === "https" && certified && !names.some(isFor) ? certified : own;
+  return `${scheme}://${there}:${port}`;
 }
 
-// A model's name comes from another machine, and what is copied here is run: it is quoted for the language that it is in.
-export const shell = (text) => `'${visible(text).replaceAll("'", `'\\''`)}'`;
-const json = (text) => JSON.stringify(visible(text));
-
-const CLIENTS = {
-  curl: ({ url, key, model }) => {
-    const body = `{"model": ${json(model)}, "messages": [{"role": "user", "content": ${json(TO_SAY)}}]}`;
-    const header = key === NO_KEY ? "" : `  -H ${shell(`Authorization: Bearer ${key}`)} \\\n`;
-    return `curl ${url}/v1/chat/completions \\\n${header}  -H 'Content-Type: application/json' \\\n  -d ${shell(body)}`;
-  },
-  "openai for Python": ({ url, key, model }) =>
-    `from openai import OpenAI
-
-client = OpenAI(base_url="${url}/v1", api_key=${json(key)})
-answer = client.chat.completions.create(model=${json(model)}, messages=[{"role": "user", "content": ${json(TO_SAY)}}])
-print(answer.choices[0].message.content)`,
-  "Open WebUI": ({ url, key }) =>
-    `OPENAI_API_BASE_URL=${url}/v1 OPENAI_API_KEY=${key} ENABLE_OLLAMA_API=False open-webui serve`,
-  "any OpenAI client": ({ url, key }) => `export OPENAI_BASE_URL=${url}/v1\nexport OPENAI_API_KEY=${key}`,
-  "Claude Code, Anthropic's clients": ({ url, key, model }) =>
-    `export ANTHROPIC_BASE_URL=${url}\nexport ANTHROPIC_AUTH_TOKEN=${key}\nexport ANTHROPIC_MODEL=${shell(model)}`,
-  "Ollama's client": ({ url, model }) => `OLLAMA_HOST=${url} ollama run ${shell(model)}`,
-};
-const NOTES = {
-  "Open WebUI":
-    "Or in its admin settings, under Connections, OpenAI API: the address with /v1, and the key. In a container " +
-    "127.0.0.1 is the container itself: give this machine's address there, and open the port for it (--listen).",
-  "Ollama's client": "It sends no key: for a port that asks for one use another client.",
-};
-
-/** `listens`: service -> address; `models`: names; `keys`: the section's state (keys.js). */
-export function showUse(listens, models, keys) {
+/** `keys`: the section's state (keys.js). */
+export async function showUse(keys) {
   const dialog = $("use");
-  const services = Object.entries(listens);
+  const heading = el("h2", { id: "use-title" }, "Use it");
+  const buttons = el("div", { class: "buttons" }, closeButton(dialog));
+  dialog.replaceChildren(heading, el("p", { class: "muted" }, "One moment …"), buttons);
+  dialog.showModal();
+  try {
+    const said = await asked(keys, {});
+    dialog.replaceChildren(heading, ...choices(said, keys), buttons);
+  } catch (error) {
+    dialog.replaceChildren(heading, problemOf(error), buttons);
+  }
+}
+
+const problemOf = (error) => el("p", { class: "problem", role: "alert" }, `That did not work: ${error.message}.`);
+
+function asked(keys, choice) {
+  const query = new URLSearchParams({ host: location.hostname, ...choice });
+  if (keys.made) query.set("key", "true");
+  return get(`/api/v1/use?${query}`);
+}
+
+function choices(said, keys) {
   const client = select(
     "use-client",
-    Object.keys(CLIENTS).map((name) => [name, name]),
+    said.clients.map(({ name, title }) => [title, name]),
   );
   const service = select(
     "use-service",
-    services.map(([name, address]) => [name, address]),
+    said.services.map((name) => [name, name]),
   );
-  const model = select("use-model", models.length ? models.map((name) => [name, name]) : [["your model", "MODEL"]]);
-  const code = el("code", { class: "command", id: "use-code", tabindex: "0", "aria-label": "What to run" });
+  const model = select("use-model", []);
   const address = el("p", { class: "do" });
+  const texts = el("div", { class: "use-texts" });
   const note = el("p", { class: "muted" });
+  const inFile = el("p", { class: "muted" });
+  const asksKey = el("p", { class: "muted", id: "use-key" });
   const show = () => {
-    const url = urlOf(service.value);
-    address.replaceChildren(copyable(url, "the address"));
-    code.textContent = CLIENTS[client.value]({ url, key: keyFor(keys), model: model.value });
-    note.textContent = NOTES[client.value] ?? "";
-    note.hidden = !note.textContent;
+    const chosen = said.clients.find(({ name }) => name === client.value);
+    address.replaceChildren(copyable(said.url, "the address"));
+    texts.replaceChildren(...chosen.texts.flatMap((text, i) => shown(text, i, keys)));
+    note.textContent = chosen.note;
+    note.hidden = !chosen.note;
+    inFile.replaceChildren("On this machine, ", el("code", {}, `federation use ${chosen.name} --write`), " puts it into the client's own file.");
+    inFile.hidden = !chosen.file;
+    asksKey.textContent = keyNote(said, keys);
   };
-  for (const choice of [client, service, model]) choice.addEventListener("change", show);
-  dialog.replaceChildren(
-    el("h2", { id: "use-title" }, "Use it"),
+  const fill = () => {
+    const options = said.models.length ? said.models.map((name) => [name, name]) : [["your model", said.model]];
+    model.replaceChildren(...select("", options).children);
+    model.value = said.model;
+  };
+  const again = async (choice) => {
+    try {
+      said = await asked(keys, choice);
+      fill();
+      show();
+    } catch (error) {
+      texts.replaceChildren(problemOf(error));
+    }
+  };
+  client.addEventListener("change", show);
+  service.addEventListener("change", () => again({ service: service.value }));
+  model.addEventListener("change", () => again({ service: service.value, model: model.value }));
+  fill();
+  show();
+  return [
     el("p", {}, "Point any client at this machine, or at any other of the network. Its requests go where their model is."),
     address,
-    ...(services.length > 1 ? [field("Service", service)] : []),
+    ...(said.services.length > 1 ? [field("Service", service)] : []),
     field("Client", client),
     field("Model", model),
-    code,
-    copyButton("it", () => code.textContent),
+    texts,
     note,
-    el("p", { class: "muted", id: "use-key" }, keyNote(keys)),
-    el("div", { class: "buttons" }, closeButton(dialog)),
-  );
-  show();
-  dialog.showModal();
+    inFile,
+    asksKey,
+  ];
 }
 
-function keyFor({ made, rows }) {
-  if (made) return made.key;
-  return rows.length ? YOUR_KEY : NO_KEY;
+function shown({ title, text }, i, keys) {
+  const filled = keys.made ? text.replaceAll(KEY_HERE, keys.made.key) : text;
+  const id = i ? `use-code-${i}` : "use-code";
+  const code = el("code", { class: "command", id, tabindex: "0", "aria-label": title || "What to run" });
+  code.textContent = filled.trimEnd();
+  return [...(title ? [el("h3", {}, title)] : []), code, copyButton(title || "it", () => code.textContent)];
 }
 
-function keyNote({ made, rows, asks }) {
+function keyNote({ asks_key }, { made, rows }) {
   if (made) return `The key is ${made.name}, which you made on this page.`;
-  if (!rows.length) return "No port asks for a key; clients that insist on one may send anything.";
-  if (asks.loopback) return `${YOUR_KEY}: one of the keys below. Only who made it has seen it; you can make another one.`;
-  return `${YOUR_KEY}: one of the keys below, for ports that other machines reach; on loopback it may be anything.`;
+  if (asks_key) return `${KEY_HERE}: one of the keys below. Only who made it has seen it; you can make another one.`;
+  return rows.length
+    ? "This port asks for no key; clients that insist on one may send anything."
+    : "No port asks for a key; clients that insist on one may send anything.";
 }

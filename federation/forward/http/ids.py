@@ -9,13 +9,15 @@ Sans-IO, no clock: callers pass `now`.
 Rule 1: of the answer to a request that makes something, FIRST bytes are looked at for its id; of a stream for that of the
 first event that has a response. Other answers are not looked at.
 Rule 2: who is said first to have made an id keeps it: another node's backend cannot take it over.
-Rule 3: an entry knows what it has passed on itself, MAX_IDS of the newest use, for KEPT_S each. Other entries are not told.
+Rule 3: an entry knows what it has passed on itself, MAX_IDS of the newest use, for KEPT_S each. Other entries are not told;
+they may ask, by the hash of service and name (`digest_of`).
 """
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from federation.forward.http.json_members import Members, text_of
@@ -40,24 +42,39 @@ class Ids:
 
     def __init__(self) -> None:
         self._makers: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()  # by service and name: peer, until
+        self._digests: dict[bytes, tuple[str, str]] = {}
 
     def made(self, service: str, name: str, peer_id: str, now: float) -> None:
         if self.maker(service, name, now) not in ("", peer_id):
             return
         self._makers[service, name] = peer_id, now + KEPT_S
         self._makers.move_to_end((service, name))
+        self._digests[digest_of(service, name)] = service, name
         if len(self._makers) > MAX_IDS:
-            self._makers.popitem(last=False)
+            self._forget(next(iter(self._makers)))
 
     def maker(self, service: str, name: str, now: float) -> str:
         """The peer id of the node that made it; empty if that is not known here."""
         peer_id, until = self._makers.get((service, name), ("", now))
         if until <= now:
-            self._makers.pop((service, name), None)
+            self._forget((service, name))
             return ""
         self._makers[service, name] = peer_id, now + KEPT_S
         self._makers.move_to_end((service, name))
         return peer_id
+
+    def maker_by(self, digest: bytes, now: float) -> str:
+        """As `maker`, for another entry that asks."""
+        key = self._digests.get(digest)
+        return "" if key is None else self.maker(*key, now)
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        if self._makers.pop(key, None) is not None:
+            del self._digests[digest_of(*key)]
+
+
+def digest_of(service: str, name: str) -> bytes:
+    return sha256(f"{service}\0{name}".encode(errors="replace")).digest()
 
 
 class Maker:

@@ -115,6 +115,7 @@ class SecureConn(ISecureConn):
         self.is_initiator = session.is_initiator
         self.run = b""  # the remote process's key for handshakes, made at its start: a restart or a copy has another one
         self.admission_key = b""  # with which the two proved the token to each other
+        self.invite = b""  # the id of the invite that a newcomer proved to know; no member's (newcomer.py)
         self.pending: deque[bytes] = deque()  # plaintexts not read yet
 
     async def read_records(self) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from federation.forward.http.framing import NO_BODY
 from federation.forward.http.head import ResponseHead
-from federation.forward.http.ids import FIRST, KEPT_S, MAX_IDS, Ids, Maker, maker_of
+from federation.forward.http.ids import FIRST, KEPT_S, MAX_IDS, Ids, Maker, digest_of, maker_of
 
 
 def read(body: bytes, *, size: int = 10_000, is_stream: bool = False) -> str:
@@ -117,3 +117,17 @@ def test_the_newest_of_use_are_kept() -> None:
     assert ids.maker("default", "files/1", 1.0) == ""
     assert ids.maker("default", "files/0", 1.0) == "a"
     assert len(ids._makers) == MAX_IDS
+
+
+def test_another_entry_asks_by_a_hash() -> None:
+    ids = Ids()
+    ids.made("default", "responses/r", "a", 0.0)
+    digest = digest_of("default", "responses/r")
+    assert len(digest) == 32
+    assert ids.maker_by(digest, 1.0) == "a"
+    assert ids.maker_by(digest_of("other", "responses/r"), 1.0) == ids.maker_by(b"", 1.0) == ""
+    assert ids.maker_by(digest, 2 * KEPT_S + 2) == ""
+    for i in range(MAX_IDS + 10):
+        ids.made("default", f"responses/{i}", "b", 0.0)
+    assert len(ids._digests) == len(ids._makers) == MAX_IDS
+    assert ids.maker_by(digest_of("default", "responses/0"), 1.0) == ""

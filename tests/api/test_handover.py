@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from federation.api import handover
+from federation.program.handover import MAX_DOWNLOADS
+from tests.support.control import FakeNode, ask, get_of, raw, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = "ab" * 16
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    (tmp_path / "a.tar.gz").write_bytes(bytes(range(256)) * 1000)
+    node = FakeNode()
+    node.handed[NAME] = SimpleNamespace(archive=tmp_path / "a.tar.gz", script=b"#!/bin/sh\n", downloads=0)
+    node.tokens["cd" * 16] = b"sealed"
+    return node
+
+
+@pytest.mark.parametrize("remote", [False, True])
+async def test_who_has_a_code_gets_script_archive_and_token(node: FakeNode, remote: bool) -> None:
+    async with serving(node, remote=remote) as address:
+        head, _, body = (await raw(address, get_of(address, f"/handover/{NAME}/install.sh"))).partition(b"\r\n\r\n")
+        assert (head.startswith(b"HTTP/1.1 200"), body) == (True, b"#!/bin/sh\n")
+        head, _, body = (await raw(address, get_of(address, f"/handover/{NAME}/archive"))).partition(b"\r\n\r\n")
+        assert (b"content-length: 256000" in head, body) == (True, bytes(range(256)) * 1000)
+        place = f"/handover/{'cd' * 16}/token"
+        assert (await raw(address, get_of(address, place))).endswith(b"\r\n\r\nsealed")
+        assert (await ask(address, place))[0] == 404  # once
+
+
+async def test_who_has_none_gets_nothing(node: FakeNode) -> None:
+    async with serving(node, remote=True) as address:
+        for end in ("install.sh", "archive", "token"):
+            status, answer, _ = await ask(address, f"/handover/{'00' * 16}/{end}")
+            assert (status, answer) == (404, {"error": handover.UNKNOWN})
+        assert (await ask(address, f"/handover/{NAME}/../../api/v1/status"))[0] in (401, 404)
+        assert (await ask(address, f"/handover/{NAME}/archive", method="POST"))[0] in (401, 405)
+        assert (await ask(address, "/api/v1/handover", method="POST"))[0] == 401
+
+
+async def test_downloads_are_few(node: FakeNode) -> None:
+    node.handed[NAME].downloads = MAX_DOWNLOADS - 1
+    async with serving(node) as address:
+        assert (await raw(address, get_of(address, f"/handover/{NAME}/archive"))).startswith(b"HTTP/1.1 200")
+        assert (await ask(address, f"/handover/{NAME}/archive"))[0] == 404
+
+
+async def test_the_owner_makes_the_line() -> None:
+    node = FakeNode()
+    async with serving(node) as address:
+        body = json.dumps({"archive": None, "address": "h"}).encode()
+        request = (
+            f"POST /api/v1/handover HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Bearer {'k' * 43}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        answer = (await raw(address, request.encode() + body)).partition(b"\r\n\r\n")[2]
+        assert json.loads(answer)["asked"] == [None, "h"]
