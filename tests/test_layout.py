@@ -13,7 +13,16 @@ SOURCES = sorted(TESTS.rglob("*.py"))
 # The suites below look at the whole from outside; scripts/, examples/ and docs/ have no room of their own.
 OUTSIDE = ("integration", "browser", "faults")
 NOT_OF_A_MODULE = {"advisories", "balancing", "bench", "cli_docs", "corpus", "docs_names", "examples_files", "layout"}
-NOT_OF_A_MODULE |= {"affinity", "docs_commands", "docs_links", "docs_site", "monitoring_examples", "secret_parts", "doubles", "duplexes"}
+NOT_OF_A_MODULE |= {
+    "affinity",
+    "docs_commands",
+    "docs_links",
+    "docs_site",
+    "monitoring_examples",
+    "secret_parts",
+    "doubles",
+    "duplexes",
+}
 
 
 def imported(path: Path) -> set[str]:

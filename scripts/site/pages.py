@@ -1,8 +1,8 @@
 """Which files are pages of the site, and in which order: a hook of mkdocs (scripts/docs).
 
 The pages are the files where they are, and each keeps its place: README.md is the first page, docs/http.md is
-docs/http.html. So relative links lead to the same file on the site and in a checkout. A page that SECTIONS lacks stands in the last
-section.
+docs/http.html. So relative links lead to the same file on the site and in a checkout. A page that SECTIONS lacks stands
+in the last section.
 """
 
 from __future__ import annotations

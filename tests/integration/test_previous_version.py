@@ -23,11 +23,12 @@ def previous(fleet: Fleet) -> OldVersion:
     return OldVersion(fleet, PREVIOUS)
 
 
-def chat(node: Daemon, model: str, key: str = "") -> tuple[int, str]:
-    """The status, and the node that served it."""
+def chat(node: Daemon, model: str, key: str = "", words: str = "Hello") -> tuple[int, str]:
+    """The status, and the node that served it; other words are another conversation, which may have another home."""
     client = http.client.HTTPConnection(*node.entry(), timeout=SETTLED_S)
+    messages = [{"role": "user", "content": words}]
     head = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    client.request("POST", "/v1/chat/completions", json.dumps({"model": model, "messages": []}), head)
+    client.request("POST", "/v1/chat/completions", json.dumps({"model": model, "messages": messages}), head)
     answer = client.getresponse()
     answer.read()
     client.close()
@@ -47,7 +48,7 @@ def test_in_one_network_they_serve_each_other_and_share_keys_and_rotations(fleet
         wait_until(lambda node=node: node.sees() == {"new", "old"}, within=SETTLED_S, what=f"{node.name} sees both")
         wait_until(lambda node=node: chat(node, "llama") == (200, "new"), within=SETTLED_S, what=f"{node.name} knows llama")
         wait_until(lambda node=node: chat(node, "qwen") == (200, "old"), within=SETTLED_S, what=f"{node.name} knows qwen")
-        served = {chat(node, "both") for _ in range(40)}
+        served = {chat(node, "both", words=f"Hello {number}") for number in range(40)}
         assert served == {(200, "new"), (200, "old")}, f"one model, two nodes, asked at {node.name}"
         assert chat(node, "none")[0] == 404
 
