@@ -423,6 +423,10 @@ class Node:
         self.connectivity.reachability.look()
 
     def peer_suspect(self, link: Link) -> None:
+        if link.retired:  # who still waits there for an answer goes elsewhere; the peer's present link says how it is
+            if link.suspect:
+                self.frontend.peer_suspect(link.peer_id)
+            return
         if link.suspect:
             log.warning("peer does not answer; nobody is sent there until it does", peer=link.peer_id)
             self.frontend.peer_suspect(link.peer_id)

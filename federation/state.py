@@ -81,6 +81,7 @@ class StateDir:
         self._lock_fd: int | None = None
         self._lacks: set[str] = set()
         self._shown_as: int | None = None
+        self._is_open_said = False
 
     def lock(self) -> None:
         """Make the directory and lock it for this process, until `unlock` or the end. A second call does nothing."""
@@ -370,22 +371,23 @@ class StateDir:
             owners.add(of_directory)
         elif of_directory not in owners:
             if self._shown_as is None:
-                self._shown_as = self._owner_shown()
+                made = self._file_shown()
+                self._shown_as = os.geteuid() if made is None else made.st_uid
             owners.add(self._shown_as)
         return owners
 
-    def _owner_shown(self) -> int:
-        """The owner that this file system shows for a file that this user makes. Raises no error: the user then."""
+    def _file_shown(self) -> os.stat_result | None:
+        """A private file that this user makes, as this file system shows it; None where none can be made."""
         path = self.path / f".owner.{os.getpid()}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                return os.fstat(fd).st_uid
+                return os.fstat(fd)
             finally:
                 os.close(fd)
                 path.unlink()
         except OSError:
-            return os.geteuid()
+            return None
 
     def _owner_name(self) -> str:
         try:
@@ -406,8 +408,13 @@ class StateDir:
         if found.st_uid == self._shown_as:
             self._lack(f"it shows the files of all users as those of {self._owner_name()}, who may be able to read them")
             return
-        if found.st_mode & 0o022:
-            log.warning("others may write to the state directory %s; make it private: chmod 700", self.path)
+        if found.st_mode & 0o022 and not self._is_open_said:
+            self._is_open_said = True
+            made = self._file_shown()
+            if made is not None and made.st_mode & 0o077:
+                self._lack("others may be able to write to it, and it has no modes to forbid that")
+            else:
+                log.warning("others may write to the state directory %s; make it private: chmod 700", self.path)
         if found.st_uid not in owners:
             log.warning("the state directory %s belongs to %s, who can read its secrets", self.path, self._owner_name())
 

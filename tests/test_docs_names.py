@@ -36,6 +36,8 @@ ARCHITECTURE = ROOT / "docs/architecture.md"
 ABOUT_CODE = {"architecture.md", "decisions.md"}
 ENDINGS = ("py", "md", "sh", "toml", "lock", "yml", "yaml", "json", "js", "html", "service", "plist", "txt")
 MADE = {"dist/", "control.sock", "control.key", "examples/.env"}  # by scripts/build; by a daemon; by a person
+MADE |= {"dist/package/", "SHA256SUMS", "SHA256SUMS.sig", "release.pub"}  # by scripts/package
+MADE |= {"bin/federation", "lib/", "share/", "share/install.sh", "share/contents"}
 FOREIGN = {
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("ConnectionConfig", "Swarm", "dial_peer", "psk", "noise", "cryptography"),  # libp2p's, and what it stands on

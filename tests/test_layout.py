@@ -18,6 +18,8 @@ NOT_OF_A_MODULE |= {
     "docs_commands",
     "docs_links",
     "docs_site",
+    "install_script",
+    "packaging_formats",
     "monitoring_examples",
     "secret_parts",
     "doubles",

@@ -222,10 +222,36 @@ def test_a_directory_that_cannot_be_is_one_line(tmp_path: Path) -> None:
 def test_a_directory_that_others_may_write_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tmp_path.chmod(0o777)
     state = StateDir(tmp_path)
-    state.lock()
-    state.unlock()
-    assert "others may write" in caplog.text
+    for _ in range(2):
+        state.lock()
+        state.unlock()
+    (warning,) = warnings(caplog)
+    assert warning.endswith("make it private: chmod 700")
     assert mode(tmp_path) == 0o777  # the person's own directory is left as it is
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock"]
+
+
+def test_a_file_system_without_modes_costs_one_warning_and_nobody_is_told_to_change_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NTFS, exFAT and CIFS show all files alike, and chmod does nothing there."""
+    real_stat, real_fstat = os.stat, os.fstat
+
+    def open_to_all(found: os.stat_result) -> os.stat_result:
+        return os.stat_result((found.st_mode | 0o077, *found[1:]))
+
+    state = StateDir(tmp_path / "s")
+    monkeypatch.setattr(os, "stat", lambda path, **options: open_to_all(real_stat(path, **options)))
+    monkeypatch.setattr(os, "fstat", lambda fd: open_to_all(real_fstat(fd)))
+    for network_id in ("0" * 16, "1" * 16):
+        state.lock()
+        state.save_owner_key(network_id, "secret")
+        assert state.identity()
+        assert state.control_key()
+        state.unlock()
+    (warning,) = warnings(caplog)
+    assert "no modes" in warning
+    assert "chmod" not in caplog.text
 
 
 # Identity

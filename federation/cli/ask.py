@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from federation.cli import client, orders, render, render_connections, render_models
@@ -15,6 +15,7 @@ from federation.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping
 
 
 POLL_S = 0.25
@@ -135,11 +136,18 @@ def drain(args: Namespace) -> None:
             if not quiet:
                 progress.show(render_connections.draining(answer))
                 if time.monotonic() > deadline:
-                    raise NotDone(f"not drained within {args.timeout}: {render_connections.still_open(answer)}")
+                    still_open = render_connections.still_open(answer)
+                    raise NotDone(f"not drained within {args.timeout}: {still_open}{_cost(answer)}")
             time.sleep(POLL_S if args.node is None else WATCH_S)
             text = order("drain" if args.node is None else "look")
     where = "here" if args.node is None else f"at {orders.name(text)}"
     say(text if args.json else f"drained: nothing is open {where}; it is safe to reboot")
+
+
+def _cost(answer: Mapping[str, Any]) -> str:
+    idle = answer.get("idle", 0) + answer.get("idle_clients", 0)
+    is_all = idle and idle == answer["in_flight"] + answer["clients"]
+    return "; a reboot costs an idle one its connection, and no answer" if is_all else ""
 
 
 def undrain(args: Namespace) -> None:

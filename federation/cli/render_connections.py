@@ -10,6 +10,7 @@ from federation.units import DEFAULT_SERVICE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+MAX_ENTRIES = 3  # names in one line
 MAX_CANDIDATES = 6  # a line each; the rest is counted
 
 # Why the chosen was ahead of the runner-up, by the name of the tier that decided.
@@ -35,13 +36,23 @@ def network(answer: Mapping[str, Any]) -> str:
 
 def still_open(answer: Mapping[str, Any]) -> str:
     """Render {"in_flight", "clients"}: "2 connections are served here, 1 client is connected"."""
-    served, clients = answer["in_flight"], answer["clients"]
+    served, clients, entries = answer["in_flight"], answer["clients"], answer.get("entries", ())
     parts = []
     if served:
-        parts.append(f"{_count(served, 'connection')} served here")
+        ways = [*(plain(name) for name in entries[:MAX_ENTRIES]), *(["others"] if len(entries) > MAX_ENTRIES else [])]
+        by = f" (by way of {', '.join(ways)})" if ways else ""
+        parts.append(f"{_count(served, 'connection')} served here{by}{_idle(answer.get('idle', 0), served)}")
     if clients:
-        parts.append(f"{_count(clients, 'client')} connected")
-    return ", ".join(parts) or "nothing is open"
+        parts.append(f"{_count(clients, 'client')} connected{_idle(answer.get('idle_clients', 0), clients)}")
+    said = ", ".join(parts) or "nothing is open"
+    is_any_idle = answer.get("idle") or answer.get("idle_clients")
+    return f"{said}; an idle one has had its answer, and its client keeps it open (keep-alive)" if is_any_idle else said
+
+
+def _idle(idle: int, of: int) -> str:
+    if not idle:
+        return ""
+    return ", idle" if idle == of else f", {idle} of them idle"
 
 
 def draining(answer: Mapping[str, Any], where: str = "here") -> str:

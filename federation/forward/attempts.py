@@ -15,10 +15,12 @@ left alone until it tells its load. A request that is sent back keeps its place 
 on.
 
 With `--replay opened` a request is committed as soon as a backend has accepted: no backend has seen a byte before, so
-nothing is done twice. With `first-byte` it stays OPENED until the backend's first byte, or until it has outgrown the replay
-buffer; then it may move although a backend has had it, within the entry's budget (retry_budget.py). With `never` there is
-one attempt. `auto` (default) is one of the first two; the request knows which. The pick, and the counter it raises, come
-before anything else happens.
+nothing is done twice. A layer-4 client's bytes are kept a little longer, until its backend answers or they outgrow the
+replay buffer: if the link ends meanwhile, and not a byte had arrived, it moves like one that was never opened. With
+`first-byte` it stays OPENED until the backend's first byte, or until it has outgrown the replay buffer; then it may
+move although a backend has had it, within the entry's budget (retry_budget.py). With `never` there is one attempt.
+`auto` (default) is one of the first two; the request knows which. The pick, and the counter it raises, come before
+anything else happens.
 """
 
 from __future__ import annotations
@@ -104,6 +106,14 @@ class Request(Protocol):
     def replay(self) -> Replay:
         """How far it may be retried; never AUTO."""
 
+    @property
+    def is_unheard(self) -> bool:
+        """Whether not a byte of it has arrived at its peer, whose link has ended."""
+
+    @property
+    def is_kept_on(self) -> bool:
+        """Whether its bytes are kept until that cannot be any more."""
+
     def upstream_side(self) -> Duplex:
         """The end that a new upstream is to be joined to: it brings the answer, and calls `Attempts.lost` when it breaks."""
 
@@ -125,6 +135,9 @@ class Request(Protocol):
 
 class PeerLink(WatchableLink, Protocol):
     """A link, as an attempt uses it; net.link.link.Link implements this."""
+
+    suspect: bool
+    """It does not answer, or what is sent on it does not arrive."""
 
     def open_request(self, service: str, observer: Attempts, other: Duplex, believed: int, /) -> Joinable:
         """`believed`: the load of the peer by others, for it to compare, or ANY_LOAD. Raises PeerUnavailable."""
@@ -218,6 +231,9 @@ class Dispatcher(Protocol):
 
     def broke_off(self, route: Route, peer_id: str) -> None:
         """The peer, or its backend, reset a committed request."""
+
+    def why_none(self, request: Request) -> str:
+        """Why there was no peer for it, for people."""
 
     def wait(self, attempts: Attempts, request: Request) -> None:
         """Call `attempts.try_again()` when the roster or a load has changed, until `stop_waiting`."""
@@ -318,11 +334,14 @@ class Attempts:
         dispatcher = self._dispatcher
         left = dispatcher.hold_s - self._waited_s  # attempts do not count: a long one may be the first that fails
         if left <= 0:
-            self.reject("no peer is available")
+            self._give_up()
             return
         self._since = dispatcher.now()
-        self._timer = dispatcher.call_later(left, lambda: self.reject("no peer is available"))
+        self._timer = dispatcher.call_later(left, self._give_up)
         dispatcher.wait(self, self._request)
+
+    def _give_up(self) -> None:
+        self.reject(self._dispatcher.why_none(self._request))
 
     def try_again(self) -> None:
         """The roster or a load changed while this request waited."""
@@ -383,7 +402,9 @@ class Attempts:
         end.start()
 
     def _accepted(self) -> None:
-        self.to(State.OPENED if self._request.replay is Replay.FIRST_BYTE else State.COMMITTED)
+        request = self._request
+        waits = request.replay is Replay.OPENED and self._link is not None and request.is_kept_on
+        self.to(State.OPENED if waits or request.replay is Replay.FIRST_BYTE else State.COMMITTED)
 
     def commit(self) -> None:
         """Nothing will be replayed any more: the backend has answered, or there is more than may be kept."""
@@ -407,7 +428,7 @@ class Attempts:
         dispatcher = self._dispatcher
         if self.state is not State.OPENED or not dispatcher.has_other(self._request.route, self.tried):
             return False
-        if not dispatcher.retries.take():
+        if self._request.replay is not Replay.FIRST_BYTE or not dispatcher.retries.take():
             return False
         self.failed(reason, "answer", penalty_s=penalty_s)
         return True
@@ -418,9 +439,11 @@ class Attempts:
         dispatcher = self._dispatcher
         if self.state not in (State.OPENING, State.OPENED):
             return
-        if self._link is None or self._link is not dispatcher.link(self.peer_id):
+        if self._link is None or not self._link.suspect:  # another one of this peer's, then
             return
         may_move = self._request.replay is not Replay.NEVER and dispatcher.has_other(self._request.route, self.tried)
+        if self.state is State.OPENED and self._request.replay is not Replay.FIRST_BYTE:
+            return  # until it is known whether that backend has a byte of it
         if self.state is State.OPENED or may_move:
             self.failed("the peer does not answer", "timeout")
 
@@ -437,6 +460,9 @@ class Attempts:
     def failed(self, reason: str, kind: RetryReason = "refused", *, penalty_s: float | None = None) -> None:
         """End this attempt and start another one, unless the request got too far, or there were too many retries."""
         request, dispatcher = self._request, self._dispatcher
+        if self.state is State.OPENED and request.replay is Replay.OPENED and not request.is_unheard:
+            self.to(State.COMMITTED)
+            self.to(State.STREAMING)
         if self.state in FINAL:
             request.broken(reason)
             return

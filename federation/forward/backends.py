@@ -12,6 +12,7 @@ from federation.config import AUTO_CAPACITY
 from federation.errors import BackendUnavailable
 from federation.forward.kept import Kept
 from federation.forward.models.asking import open_place
+from federation.forward.models.overhearing import Repute
 from federation.net.link.mux import Load
 
 if TYPE_CHECKING:
@@ -33,11 +34,17 @@ OUTSIDE = "outside"  # stands for them among the entries that this node's load i
 RECHECK_S = 0.2  # after a refused dial: is it down, or was it one hiccup?
 
 
+def _noop(_backend: Backend) -> None:
+    """Until somebody wants to hear of it."""
+
+
 class Backend:
     """One local server. `healthy`: the result of the last check or dial; None before the first."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, on_repute: Callable[[Backend], None] = _noop) -> None:
+        """`on_repute(backend)`: its clients have told that it speaks HTTP, or that it does not any more."""
         self.endpoint = endpoint
+        self.repute = Repute(lambda: on_repute(self), is_open=not endpoint.protocol)
         self.healthy: bool | None = None
         self.why = "not checked yet"
         self.in_flight = 0
@@ -69,7 +76,8 @@ class Backends:
         self.configure(settings)
         self._on_change = on_change
         self._on_load = on_load
-        self.all = [Backend(endpoint) for endpoint in settings.backends]
+        self.on_repute: Callable[[Backend], None] = _noop  # see Backend; model_watch.py says so
+        self.all = [Backend(endpoint, self._repute_changed) for endpoint in settings.backends]
         self.load = load or Load()
         self.refused_as_full: set[str] = set()  # entries that are to hear when there is room, by peer id; pushing.py does
         self.hands_out = False  # entries are about to hear that there is room; until then nobody has it. pushing.py says so
@@ -95,7 +103,7 @@ class Backends:
 
     def offer(self, endpoint: Endpoint) -> Backend:
         """Offer one more server, from its first good check on. While `run` runs."""
-        backend = Backend(endpoint)
+        backend = Backend(endpoint, self._repute_changed)
         self.all.append(backend)
         assert self._checks is not None
         backend.recheck.set()
@@ -209,6 +217,9 @@ class Backends:
         self._set_health(backend, False, reason)
         backend.recheck.set()
 
+    def _repute_changed(self, backend: Backend) -> None:
+        self.on_repute(backend)
+
     def _set_health(self, backend: Backend, healthy: bool, why: str) -> None:
         was, backend.healthy, backend.why = backend.healthy, healthy, why
         if not healthy:
@@ -219,6 +230,8 @@ class Backends:
         endpoint = backend.endpoint
         if healthy:
             backend.came_up.set()
+            if not endpoint.protocol:
+                backend.repute.again()
             log.info("backend answers, offered", service=endpoint.service, backend=str(endpoint.address))
         else:
             log.warning(

@@ -287,6 +287,14 @@ class RosterDispatcher:
 
     # Requests that wait
 
+    def why_none(self, request: Request) -> str:
+        nodes = self._roster.eligible(request.route)
+        if not nodes or any(self._selector.has_room(node) for node in nodes):
+            return "no peer is available"
+        is_layer_4 = request.takes_kept is None
+        counts = ", where a connection that its client only keeps (idle, keep-alive) counts too" if is_layer_4 else ""
+        return f"no peer is available: all are at their capacity{counts}"
+
     def wait(self, attempts: Attempts, request: Request) -> None:
         if attempts not in self.waiting:
             place = Place(request.started_at, request.flow, next(self._numbers), request.route, attempts)

@@ -48,6 +48,7 @@ from federation.forward.http.framing import Kind, body_of
 from federation.forward.http.lists import is_list
 from federation.forward.http.paths import kind_of
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, may_keep_alive
+from federation.forward.http.usage import is_stream
 from federation.forward.kept_bodies import FREE
 from federation.forward.models.asking import OWN_AGENTS
 from federation.forward.replay_buffer import ReplayBuffer
@@ -83,9 +84,11 @@ BUSY = frozenset((429, 502, 503))
 # Some servers leave other bodies unread (http.server, cpp-httplib), and take them for the next request of the connection:
 # one of the client's own making, and another client would get its answer.
 BODIES_ARE_READ = frozenset(("POST", "PUT", "PATCH"))
+IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110 9.2.2
 MOST_LOSSES = 3  # backends that break over one request
 MAX_DOUBTED = 4096  # bytes of a 404 that are read before the client has it
 BODY_QUIET_S = 30.0  # as for a head; nobody writes a body by hand
+SMALL_BODY_QUIET_S = 300.0  # of one that takes no room of others: an idle connection costs as much; nginx waits a fifth
 PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
 PROBE_AGAIN_S = 5.0
 # Of all interim answers, Python's http.client skips only this one.
@@ -93,6 +96,7 @@ STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LOOP = b"x-federation-via"  # the entries that a request has come through
 MAX_VIA = 1024  # bytes, the latest: some twenty entries
 TARGET = b"x-federation-target"
+UNBUFFERED = b"x-accel-buffering"  # nginx before an entry keeps a stream until its end, unless the stream says no to that
 _STAY_HERE = frozenset((LOOP, TARGET))
 
 
@@ -146,6 +150,8 @@ class _AnswerSide(NullDuplex):
 
 class Exchange:
     """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
+
+    is_kept_on = is_unheard = False
 
     __slots__ = (
         "_answer", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher", "_doubted", "_grant",
@@ -213,11 +219,14 @@ class Exchange:
 
     @property
     def takes_kept(self) -> bool:
-        """A connection that was kept may break, and the exit repeats what it has sent there; not a long request."""
-        request = self._request
+        """A connection that was kept may break, and the exit repeats what it has sent there: not a long request, and none
+        that does a second thing where its backend had begun with the first."""
+        request, replay = self._request, self.replay
+        if replay is Replay.NEVER or (replay is not Replay.FIRST_BYTE and request.method not in IDEMPOTENT):
+            return False
         framing = request.framing
         size = self._replay.size if self.is_whole else framing.length if framing.kind is Kind.LENGTH else HELD
-        return size < HELD // 2 and request.upgrade is None and self.replay is not Replay.NEVER
+        return size < HELD // 2 and request.upgrade is None
 
     # From the client
 
@@ -246,6 +255,8 @@ class Exchange:
         else:
             room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and self.attempts.state is State.OPENED:
+            if upstream is not None and upstream.writable() <= 0:
+                return 0  # the peer has not said that it got any of this; `flush_replay` reads on
             self._commit()
             return 0 if self._upstream is None else self._upstream.writable()
         return room if upstream is None else min(room, upstream.writable())
@@ -369,14 +380,17 @@ class Exchange:
         if held > FREE or self._is_counted:
             self._is_counted = held > FREE
             self._dispatcher.bodies.keeps(self, held, grows=self._peek is not None)
+        if self._peek is not None or self._quiet is not None:
             self._expect_more()
 
     def _expect_more(self) -> None:
-        """A client that stops in the middle of a body takes the room of others: it has BODY_QUIET_S for its next bytes."""
+        """A client that stops in the middle of a body has so long for its next bytes: less where it takes the room of
+        others."""
         if self._quiet is not None:
             self._quiet.cancel()
         is_expected = self._peek is not None and self._wait is None
-        self._quiet = self._dispatcher.call_later(BODY_QUIET_S, self._was_quiet) if is_expected else None
+        quiet_s = BODY_QUIET_S if self._is_counted else SMALL_BODY_QUIET_S
+        self._quiet = self._dispatcher.call_later(quiet_s, self._was_quiet) if is_expected else None
 
     def _was_quiet(self) -> None:
         self._quiet = None
@@ -610,6 +624,8 @@ class Exchange:
         more = b""
         if self._page and not is_interim and answer.get(b"access-control-allow-origin") is None:
             more = web_pages.readable(self._page)
+        if not is_interim and is_stream(answer) and answer.get(UNBUFFERED) is None:
+            more += b"X-Accel-Buffering: no\r\n"
         self._head_to_write = client_head(answer, request, self._node, keep_alive=keep_alive, more=more)
         body = self._answer.body
         has_body = body is not None and not body.is_over
@@ -732,9 +748,10 @@ class Exchange:
 
     @property
     def _leaves_a_clean_connection(self) -> bool:
-        """An error may have come before its backend has read the body, which it would then take for the next request."""
+        """An error or a redirect may have come before its backend has read the body, which it would then take for the next
+        request."""
         answer = self._answer.head
-        return answer is not None and answer.keep_alive and (answer.status < 400 or not self._received)
+        return answer is not None and answer.keep_alive and (answer.status < 300 or not self._received)
 
     def _end(self, error: str | None, *, result: Result) -> None:
         self._is_over = True

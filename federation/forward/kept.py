@@ -66,6 +66,9 @@ class Kept:
             idle[-1].close()
         return None
 
+    def has(self, end: SocketDuplex) -> bool:
+        return isinstance(end.other, _Idle)
+
     def drop(self, backend: Hashable) -> None:
         self._close([key for key in self._idle if key[0] is backend])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from federation.config import Replay
 from federation.forward.attempts import FINAL, Attempts, State
 from federation.forward.counters import Ending, Flow
 from federation.forward.http.conversation import NO_KEYS
@@ -27,7 +28,6 @@ from federation.reactor.tls import TlsDuplex
 if TYPE_CHECKING:
     import socket
 
-    from federation.config import Replay
     from federation.forward.attempts import Dispatcher
     from federation.forward.route import Route
     from federation.forward.web_pages import Rules
@@ -164,6 +164,14 @@ class L4Client:
         return self._dispatcher.replay.of(names_model=False)
 
     @property
+    def is_kept_on(self) -> bool:
+        return self._left is None  # a browser's next request is to be judged
+
+    @property
+    def is_unheard(self) -> bool:
+        return self._upstream is not None and self._upstream.is_unheard
+
+    @property
     def moved(self) -> tuple[int, int]:
         """Bytes from and to the client so far; they are in the totals when it has ended."""
         return self.socket.received, self.socket.delivered
@@ -280,6 +288,8 @@ class L4Client:
             return upstream.writable()
         room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and attempts.state is State.OPENED:
+            if upstream is None or upstream.writable() <= 0:
+                return 0  # the peer has not said that it got any of this: it calls again
             self._commit()
             return self.socket.other.writable()
         return room if upstream is None else min(room, upstream.writable())
@@ -328,6 +338,8 @@ class L4Client:
             self.attempts.reject(verdict.why)
         elif isinstance(verdict, Request):
             self._left = verdict.size - len(data) if len(data) <= verdict.size else None
+            if self._left is not None and self.replay is Replay.OPENED:
+                self.attempts.commit()  # see `is_kept_on`
             self._let_go_on()
         elif verdict is Heard.GO_ON:
             self._left = None

@@ -5,6 +5,7 @@ attack or for garbage. Known to speak it is a backend
 
 * whose address is written http://HOST:PORT, or that --health-path checks;
 * whose port is the usual one of a model server (servers.USUAL_PORTS), as are those that `join` finds;
+* that answered a client of its own in HTTP (models/overhearing.py): it is asked at once, then more and more rarely;
 
 and none that is written tcp://HOST:PORT. A backend at such a port that does not answer in HTTP gets one more question in
 SILENT_EVERY_S, or when it comes up again; a web server without models one in OTHER_EVERY_S.
@@ -21,6 +22,7 @@ import structlog
 import trio
 
 from federation.forward.models.asking import Asker
+from federation.forward.models.overhearing import Protocol
 from federation.forward.models.servers import USUAL_PORTS, recognise
 from federation.mesh.models import pack
 
@@ -64,6 +66,7 @@ class ModelWatch:
         self._on_change = on_change
         self._known: dict[Backend, Known] = {}
         self._nursery: trio.Nursery | None = None
+        backends.on_repute = self._overheard
         self.packed = b""  # for the node's record
         self.http = self._speaking_http()  # services, for the record too
 
@@ -82,6 +85,19 @@ class ModelWatch:
         for backend in self._backends.all:
             if backend.endpoint.service == service:
                 backend.came_up.set()
+
+    def _overheard(self, backend: Backend) -> None:
+        endpoint = backend.endpoint
+        if backend.repute.speaks is Protocol.HTTP:
+            log.info(
+                "backend and clients speak HTTP and keep connections: each request of later ones goes its own way; "
+                "tcp:// before the backend's address keeps connections whole",
+                service=endpoint.service, backend=str(endpoint.address),
+            )  # fmt: skip
+            backend.came_up.set()
+        else:
+            log.info("backend speaks HTTP no more", service=endpoint.service, backend=str(endpoint.address))
+        self._changed()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Started when each backend was asked once, or after FIRST_LOOK_S."""
@@ -132,7 +148,7 @@ class ModelWatch:
             if asker.speaks_http and known.misses > 1:
                 known.kind = None  # another server by now, or one that still loads: recognised anew by the next look
         elif asker.speaks_http:
-            known.next_s = OTHER_EVERY_S
+            known.next_s = OTHER_EVERY_S if self._is_told(backend) else min(2 * known.next_s, SILENT_EVERY_S)
             self._lost(known)
         elif known.said is None:
             known.next_s = SILENT_EVERY_S if asker.speaks_http is False else min(2 * known.next_s, SILENT_EVERY_S)
@@ -167,10 +183,12 @@ class ModelWatch:
             self._changed()
 
     def _speaking_http(self) -> tuple[str, ...]:
-        """Services with a backend that a person called http://, or that answers as a model server does."""
+        """Services with a backend that a person called http://, that answers as a model server does, or its clients in
+        HTTP."""
         known = [backend.endpoint.service for backend, its in self._known.items() if its.said is not None]
         told = [backend.endpoint.service for backend in self._backends.all if backend.endpoint.protocol == "http"]
-        return tuple(sorted({*known, *told}))
+        heard = [b.endpoint.service for b in self._backends.all if b.repute.speaks is Protocol.HTTP]
+        return tuple(sorted({*known, *told, *heard}))
 
     def _changed(self, *, is_news: bool = False) -> None:
         """`is_news`: also if the models are those that were told."""
@@ -180,6 +198,10 @@ class ModelWatch:
             self._on_change()
 
     def _may_ask(self, backend: Backend) -> bool:
+        return self._is_told(backend) or backend.repute.speaks is Protocol.HTTP
+
+    def _is_told(self, backend: Backend) -> bool:
+        """By a person, or by its port."""
         endpoint = backend.endpoint
         if endpoint.protocol:
             return endpoint.protocol == "http"

@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 MAX_LISTS = 1000  # a client may ask for models that nobody has, without end
 LACKS_S = 6.0  # a node looks at its models every 5 s (model_watch.EVERY_S), and the news takes some 10 ms
 MAX_LACKING = 1000
+SAME_PENALTY = 0.1  # a penalty that would last so little longer than the one that runs, as a share, is that one
 REFRESH_S = 1.0  # no event tells when a record grows too old to be online
 
 
@@ -184,8 +185,12 @@ class Roster:
         return self._links.get(peer_id)
 
     def penalize(self, peer_id: str, seconds: float) -> None:
-        """Send no client to the peer for `seconds`."""
-        self._penalties[peer_id] = trio.current_time() + seconds
+        """Send no client to the peer for `seconds`. Thousands may leave one peer in one turn, each with a penalty: the
+        first makes the lists anew."""
+        now = trio.current_time()
+        if self._penalties.get(peer_id, 0.0) > now + seconds * (1 - SAME_PENALTY):
+            return
+        self._penalties[peer_id] = now + seconds
         self._reactor.call_later(seconds, self.changed)
         self._forget_lists()
 

@@ -47,9 +47,11 @@ from federation.net.admission.guesses import Guesses
 from federation.net.admission.inbound_circuits import InboundCircuits
 from federation.net.admission.quarantine import Quarantine
 from federation.net.admission.warnings import REMIND_EVERY_S, Warnings
+from federation.net.dial.address import PeerAddress
 from federation.net.dial.loop import DialLoop
 from federation.net.dial.race import DIAL_TIMEOUT_S, Ourselves
-from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
+from federation.net.dial.small import SmallPaths
+from federation.net.dial.tcp import bind, close_now, open_small, ration, tcp_connection
 from federation.net.link import handshake, newcomer
 from federation.net.link.carrier import CircuitCarrier, Path, SocketCarrier
 from federation.net.link.link import (
@@ -61,7 +63,7 @@ from federation.net.link.link import (
 )
 from federation.net.link.liveness import ping_interval
 from federation.net.link.mux import SERVICE_COSTS, Load
-from federation.net.link_table import LinkTable
+from federation.net.link_table import STALE_S, LinkTable
 from federation.net.nat.circuit import CircuitConn, open_circuit
 from federation.net.nat.relay import CIRCUIT, RELAY, RESERVE, Relay, RelayLimits
 from federation.net.streams import MuxStream, TrioStream
@@ -76,7 +78,6 @@ if TYPE_CHECKING:
     from libp2p.abc import INetStream, IRawConnection
     from libp2p.custom_types import TProtocol
 
-    from federation.net.dial.address import PeerAddress
     from federation.net.dial.book import AddressBook
     from federation.net.link.channel import Channel
     from federation.net.link.mux import TunnelObserver
@@ -90,6 +91,7 @@ MAX_UPGRADE_BYTES = 256 * 1024  # from a member behind that: a few records may f
 MAX_LINKS = 4096
 MAX_SEEN = 256
 TICK_S = 0.25
+DIALS_AROUND = 3  # of the peer's addresses, when the link to it is stuck
 ANSWER_S = 1.5  # for a peer's present process to say that it lives, before a second one is taken for a restart
 
 
@@ -203,6 +205,7 @@ class Host:
         self.on_copy: Callable[[], None] = lambda: None
         self._inbound_circuits = InboundCircuits()
         self.dial_loop = DialLoop(self)
+        self._small = SmallPaths()
         self._nursery: trio.Nursery | None = None
 
     # Listening
@@ -524,6 +527,8 @@ class Host:
         settled = self.table.settle(link, now)
         if settled.spare is not None:
             self._retire(settled.spare)
+            if settled.spare is not link and now - settled.spare.liveness.last_heard > STALE_S:
+                settled.spare.doubt()
         elif not link.is_initiator:
             self.book.dialled_us(link.peer_id, now)
             self.look_at_book()
@@ -619,8 +624,31 @@ class Host:
             self._events.look_wanted(link, service)
 
     def link_suspect(self, link: Link) -> None:
-        if self.links.get(link.peer_id) is link:
+        if link in self.table:
             self._events.peer_suspect(link)
+
+    def link_stuck(self, link: Link) -> None:
+        """Make another link, whose packets are small, beside one on which large packets are lost."""
+        if self.links.get(link.peer_id) is link and self._nursery is not None and self._small.begin(link.peer_id):
+            self._nursery.start_soon(self._dial_around, link)
+
+    async def _dial_around(self, link: Link) -> None:
+        peer_id, where = link.peer_id, link.remote_address
+        addresses = self.book.addresses(peer_id)[:DIALS_AROUND]
+        if link.is_initiator and where is not None:
+            addresses = [PeerAddress(where[0], where[1], peer_id)]
+        try:
+            for address in addresses:
+                with suppress(Exception):  # as in Race: a remote's bytes can raise anything
+                    new = await self._connect(address, is_small=True)
+                    break
+            else:
+                return
+        finally:
+            self._small.ended(peer_id)
+        if self.links.get(peer_id) is new:
+            self._small.add(peer_id, trio.current_time())
+            self.warn("large packets to a peer are lost on the way; a new connection sends small ones", peer_id)
 
     def link_closed(self, link: Link, reason: str) -> None:
         self._inbound_circuits.forget(link)
@@ -646,8 +674,15 @@ class Host:
         return not self._quarantine.holds(peer_id, trio.current_time())
 
     async def connect(self, address: PeerAddress) -> Link:
+        is_small = address.peer_id is not None and self._small.holds(address.peer_id, trio.current_time())
+        return await self._connect(address, is_small=is_small)
+
+    async def _connect(self, address: PeerAddress, *, is_small: bool) -> Link:
         with trio.fail_after(DIAL_TIMEOUT_S):
-            stream = await trio.open_tcp_stream(address.host, address.port)
+            if is_small:
+                stream = await open_small(address.host, address.port)
+            else:
+                stream = await trio.open_tcp_stream(address.host, address.port)
             libp2p_id = None if address.peer_id is None else ID.from_base58(address.peer_id)
             return await self.upgrade(tcp_connection(stream, initiator=True), libp2p_id)
 

@@ -2,7 +2,8 @@
 
 Two nodes that dial each other at once have two links. Both sides keep the one that the lower peer id dialled, and retire
 the other: it takes no new tunnels, and ends with those that it carries (N). A direct link goes before a relayed one. If
-the link to keep has been silent for STALE_S, the new one wins: the old one leads to a machine that is gone.
+the link to keep has been silent for STALE_S, the new one wins: the old one leads to a machine that is gone. So it does if
+what this node sends on the old one does not arrive.
 
 If a peer dials us while we still have an old link to it, it has lost that link: close the old link and its tunnels at once.
 """
@@ -30,7 +31,7 @@ def has_lost(known: Link, new: Link) -> bool:
 
 def goes_before(new: Link, known: Link, *, us: str, now: float) -> bool:
     """Whether `new` takes the place of `known`. `us`: this node's peer id."""
-    if now - known.liveness.last_heard > STALE_S:
+    if known.is_stuck or now - known.liveness.last_heard > STALE_S:
         return True
     if (new.path == "relayed") != (known.path == "relayed"):
         return known.path == "relayed"

@@ -459,6 +459,12 @@ class Draining(TypedDict):
     draining: bool
     in_flight: Annotated[Count, Field(description="connections that this node's backends still serve")]
     clients: Annotated[Count, Field(description="clients of this node's own ports, without those between two HTTP requests")]
+    entries: Annotated[list[str], Field(description="names of the other nodes whose clients are served here")]
+    idle: Annotated[
+        Count,
+        Field(description="of in_flight: nothing moved for 5 s since an answer, as on kept ones (Linux)"),
+    ]
+    idle_clients: Annotated[Count, Field(description="as `idle`, of clients")]
 
 
 class Challenge(TypedDict):

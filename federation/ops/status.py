@@ -12,8 +12,9 @@ import trio
 from federation import __version__
 from federation.errors import IdentityCopied, TokenRetired
 from federation.forward.attempts import State
+from federation.forward.backends import OUTSIDE
 from federation.metrics import Snapshot
-from federation.ops import invitation, schemas
+from federation.ops import idle, invitation, schemas
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -341,7 +342,15 @@ def _former_until(node: Parts) -> str | None:
 
 
 def draining(node: Parts) -> schemas.Draining:
-    return {"draining": node.facts.draining, "in_flight": node.backends.in_flight, "clients": node.frontend.busy}
+    entries = [peer_id for peer_id in node.backends.load.by_entry if peer_id not in ("", OUTSIDE)]
+    return {
+        "draining": node.facts.draining,
+        "in_flight": node.backends.in_flight,
+        "clients": node.frontend.busy,
+        "entries": sorted(node.name_of(peer_id) for peer_id in entries),
+        "idle": min(idle.at_backends(node.backends), node.backends.in_flight),
+        "idle_clients": min(idle.of_clients(node.frontend.active), node.frontend.busy),
+    }
 
 
 def in_flight(node: Parts, record: NodeData) -> int:

@@ -38,6 +38,10 @@ class Joinable(Duplex, Protocol):
 
     other: Duplex
 
+    @property
+    def is_unheard(self) -> bool:
+        """Whether it has ended, and surely nothing that was sent to it has arrived."""
+
 
 class Keepable:
     """A Joinable that carries one request, and may leave its backend's connection to the next one."""
@@ -45,6 +49,10 @@ class Keepable:
     __slots__ = ()
 
     keeps: bool  # else `keep` must not be called
+
+    @property
+    def is_unheard(self) -> bool:
+        return False
 
     def keep(self, answered: int) -> None:
         """The request and its answer of so many bytes are over: the backend's connection is clean, as far as the caller

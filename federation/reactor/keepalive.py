@@ -25,7 +25,8 @@ _SET = [
     )
     if hasattr(socket, name)
 ]
-# The beginning of <linux/tcp.h>'s struct tcp_info: retransmits, probes; last_ack_recv in ms.
+# The beginning of <linux/tcp.h>'s struct tcp_info: retransmits, probes; ..., last_data_sent, last_ack_sent, last_data_recv,
+# last_ack_recv in ms.
 _TCP_INFO = struct.Struct("=2xBB4x 12I I")
 
 
@@ -53,17 +54,33 @@ class Sent(NamedTuple):
         return self.asked_again > 1 and self.heard_s > GONE_S
 
 
-def sent(sock: socket.SocketType) -> Sent | None:
+def _asked_of_the_kernel(sock: socket.SocketType) -> tuple[int, ...] | None:
     """None where the kernel does not say, and for a socket that is not TCP's."""
     if sys.platform != "linux" or sock.family == socket.AF_UNIX:
         return None
     try:
-        retransmits, probes, *_, heard_ms = _TCP_INFO.unpack(
-            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        )
+        return _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
     except OSError:  # closed meanwhile
         return None
-    return Sent(retransmits + probes, heard_ms / 1000)
+
+
+def sent(sock: socket.SocketType) -> Sent | None:
+    """None where the kernel does not say."""
+    told = _asked_of_the_kernel(sock)
+    return None if told is None else Sent(told[0] + told[1], told[-1] / 1000)
+
+
+class Silence(NamedTuple):
+    """How long ago the last bytes went each way."""
+
+    sent_s: float
+    received_s: float
+
+
+def silence(sock: socket.SocketType) -> Silence | None:
+    """None where the kernel does not say. The data path keeps no such times, which would cost each of its reads."""
+    told = _asked_of_the_kernel(sock)
+    return None if told is None else Silence(told[-4] / 1000, told[-2] / 1000)
 
 
 def has_vanished(sock: socket.SocketType) -> bool:

@@ -61,6 +61,7 @@ class SocketDuplex:
     )  # fmt: skip
 
     other: Duplex
+    is_unheard = False  # it is a local one: what it took has arrived, as far as this node can know
 
     def __init__(self, reactor: Reactor, sock: socket.SocketType, on_close: Callable[[SocketDuplex], None]) -> None:
         self._reactor = reactor

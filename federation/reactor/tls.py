@@ -152,6 +152,7 @@ class TlsDuplex:
     )  # fmt: skip
 
     other: Duplex
+    is_unheard = False
 
     def __init__(
         self,

@@ -59,7 +59,10 @@ class Ours(Target):
         token.touch(0o600)
         token.write_text(made.stdout)
 
-        offers = [word for service in SERVICES for word in ("--backend", f"{service}=127.0.0.1:{backends.ports[service]}")]
+        options = subprocess.run(self._run("join", "--help"), capture_output=True, text=True, env=env, check=True).stdout
+        kind = "tcp://" if "tcp://" in options else ""  # else clients that keep connections would make the service HTTP
+        places = {service: f"{service}={kind}127.0.0.1:{backends.ports[service]}" for service in SERVICES}
+        offers = [word for place in places.values() for word in ("--backend", place)]
         entry_name, exit_name = f"{self.name}-entry", f"{self.name}-exit"
         exit_node = self._join(supervisor, env, token, exit_name, [*offers, "--listen", "127.0.0.1:0"])
         listens = [word for service in SERVICES for word in ("--listen", f"{service}=127.0.0.1:0")]

@@ -39,6 +39,16 @@ def test_drain_gives_up_when_told_to(api: Api, run: Any) -> None:
     assert run("drain", "--wait", "--timeout", "soon")[0] == 2
 
 
+def test_a_drain_that_only_idle_connections_hold_up_says_what_a_reboot_costs(api: Api, run: Any) -> None:
+    idle = {**open_(1, 1), "entries": ["bergen"], "idle": 1, "idle_clients": 1}
+    api.answers["POST drain"] = [idle]
+    err = run("drain", "--wait", "--timeout", "10ms")[2]
+    assert err.startswith("federation: not drained within 10ms: 1 connection is served here (by way of bergen), idle,")
+    assert err.endswith("; a reboot costs an idle one its connection, and no answer\n")
+    api.answers["POST drain"] = [{**idle, "idle": 0}]
+    assert "reboot" not in run("drain", "--wait", "--timeout", "10ms")[2]
+
+
 def test_undrain(api: Api, run: Any) -> None:
     api.answers["POST undrain"] = [{"draining": False, "in_flight": 0, "clients": 0}]
     assert run("undrain") == (0, "this node takes connections again\n", "")

@@ -122,6 +122,25 @@ def test_what_is_open() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (
+            {"in_flight": 1, "clients": 0, "entries": ["bergen"], "idle": 1, "idle_clients": 0},
+            "1 connection is served here (by way of bergen), idle",
+        ),
+        (
+            {"in_flight": 5, "clients": 2, "entries": ["a", "b\x1b[2J", "c", "d"], "idle": 2, "idle_clients": 1},
+            "5 connections are served here (by way of a, b?[2J, c, others), 2 of them idle, 2 clients are connected, 1 of "
+            "them idle",
+        ),
+    ],
+)
+def test_what_is_open_and_idle(answer: dict[str, Any], text: str) -> None:
+    why = "; an idle one has had its answer, and its client keeps it open (keep-alive)"
+    assert render_connections.still_open(answer) == text + why
+
+
+@pytest.mark.parametrize(
     ("value", "text"), [(0.0012, "1.2 ms"), (0.25, "250 ms"), (4.56, "4.6 s"), (90.0, "1 min"), (7260.0, "2 h 1 min")]
 )
 def test_seconds(value: float, text: str) -> None:

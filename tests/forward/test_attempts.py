@@ -44,6 +44,7 @@ class Link:
     """To one peer. What an attempt opens is the latest of `tunnels`."""
 
     is_closed: bool = False
+    suspect: bool = False
     pings: int = 0
     tunnels: list[End] = field(default_factory=list)
     arrived: Callable[[], None] = lambda: None  # what lies in its socket
@@ -160,6 +161,9 @@ class Dispatcher:
 
     def broke_off(self, route: Route, peer_id: str) -> None: ...
 
+    def why_none(self, _request: Request) -> str:
+        return "no peer is available"
+
     def wait(self, attempts: Attempts, _route: Route) -> None:
         self.waiting.add(attempts)
 
@@ -191,6 +195,8 @@ class Dispatcher:
 
 class Request:
     """Records what it hears, and resets its upstream as it has to."""
+
+    is_kept_on = is_unheard = False
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self.dispatcher = dispatcher
@@ -601,17 +607,69 @@ def test_a_suspect_peer(replay: str, is_open: bool, others: list[str], moves: bo
     request = Request(dispatcher)
     if is_open:
         request.attempts.opened()
+    dispatcher.links["a"].suspect = True
     request.attempts.peer_suspect()
     assert request.attempts.peer_id == ("b" if moves else "a")
     assert dispatcher.penalties == ([("a", SILENT_PENALTY_S)] if moves else [])
 
 
-def test_an_older_link_to_the_suspect_peer_is_another_matter() -> None:
+def test_another_link_of_the_suspect_peer_is_another_matter() -> None:
     dispatcher = Dispatcher("a", "b")
     request = Request(dispatcher)
-    dispatcher.links["a"] = Link()
+    dispatcher.links["a"] = Link(suspect=True)
     request.attempts.peer_suspect()
     assert request.attempts.peer_id == "a"
+
+
+def test_who_waits_on_a_link_that_was_replaced_leaves_it_when_it_is_suspect() -> None:
+    """It waited for the whole of --open-timeout: nobody told it."""
+    dispatcher = Dispatcher("a", "b")
+    request = Request(dispatcher)
+    dispatcher.links["a"].suspect = True
+    dispatcher.links["a"] = Link()
+    request.attempts.peer_suspect()
+    assert request.attempts.peer_id == "b"
+    assert dispatcher.penalties == []  # the peer itself has come back
+
+
+def _kept_on(*peers: str, replay: str = "opened") -> tuple[Dispatcher, Request]:
+    dispatcher = Dispatcher(*peers, replay=replay)
+    request = Request(dispatcher)
+    request.is_kept_on = True
+    request.attempts.opened()
+    return dispatcher, request
+
+
+def test_what_was_opened_moves_if_its_link_ends_before_a_byte_has_arrived() -> None:
+    dispatcher, request = _kept_on("a", "b")
+    assert request.state is State.OPENED
+    del dispatcher.links["a"]
+    request.is_unheard = True
+    request.attempts.lost("the link is gone")
+    assert (request.state, request.attempts.peer_id) == (State.OPENING, "b")
+    assert request.heard == ["accepted"]
+
+
+def test_what_was_opened_stays_if_a_byte_may_have_arrived() -> None:
+    _, request = _kept_on("a", "b")
+    request.attempts.lost("the link is gone")
+    assert (request.state, request.attempts.peer_id) == (State.STREAMING, "a")
+    assert request.heard == ["accepted", "broken: the link is gone"]
+
+
+def test_what_was_opened_once_stays_with_a_suspect_peer() -> None:
+    dispatcher, request = _kept_on("a", "b")
+    dispatcher.links["a"].suspect = True
+    request.attempts.peer_suspect()
+    assert (request.state, request.attempts.peer_id) == (State.OPENED, "a")
+    assert not request.attempts.answered_badly("503")
+    request.attempts.commit()
+    assert request.state is State.COMMITTED
+
+
+def test_with_one_attempt_nothing_is_kept_on() -> None:
+    _, request = _kept_on("a", "b", replay="never")
+    assert request.state is State.COMMITTED
 
 
 # Our own backend

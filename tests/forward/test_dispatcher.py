@@ -145,6 +145,7 @@ class Request:
     client_name = "client"
     keys = NO_KEYS
     takes_kept = None
+    is_kept_on = is_unheard = False
     replay = Replay.OPENED
 
     def __init__(self, world: World, number: int = 7, route: Route = ROUTE, started_at: float = 0.0) -> None:
@@ -486,11 +487,28 @@ def test_who_leaves_while_it_waits_leaves_nothing(how: str) -> None:
             request.attempts.close()
         else:
             world.timers[0].ring()
-    assert {request.why for request in requests} == {{"reject": "unwanted", "close": ""}.get(how, "no peer is available")}
+    full_up = "no peer is available: all are at their capacity"
+    why = {"reject": "unwanted", "close": ""}.get(how, full_up)
+    assert {(request.why or "").partition(",")[0] for request in requests} == {why}
     assert (world.dispatcher.waiting, world.dispatcher._queues, world.timers) == ({}, {}, [])
     has_room(world, "a")
     assert world.queued == []
     assert comes(world, 9).state is State.OPENING
+
+
+def test_a_client_that_finds_no_peer_hears_why() -> None:
+    """On layer 4 a connection that its client only keeps looks like one that is served: that may be all there is."""
+    world = full("a")
+    layer_4, http = comes(world, 1), comes(world, 2)
+    http.takes_kept = True
+    kept = ", where a connection that its client only keeps (idle, keep-alive) counts too"
+    why = world.dispatcher.why_none
+    assert why(layer_4) == f"no peer is available: all are at their capacity{kept}"
+    assert why(http) == "no peer is available: all are at their capacity"
+    world.peers.clear()
+    assert why(layer_4) == "no peer is available"
+    for request in (layer_4, http):
+        request.attempts.close()
 
 
 def test_who_leaves_in_the_middle_of_the_queue_holds_nobody_up() -> None:

@@ -18,7 +18,14 @@ from federation.forward.attempts import REFUSED_PENALTY_S, SILENT_PENALTY_S, Sta
 from federation.forward.counters import Answer as Told
 from federation.forward.counters import Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
-from federation.forward.exchange import BEHIND_S, BODY_QUIET_S, MOST_LOSSES, PROBE_AGAIN_S, PROBE_S
+from federation.forward.exchange import (
+    BEHIND_S,
+    BODY_QUIET_S,
+    MOST_LOSSES,
+    PROBE_AGAIN_S,
+    PROBE_S,
+    SMALL_BODY_QUIET_S,
+)
 from federation.forward.exit import HELD
 from federation.forward.http.usage import Tokens
 from federation.forward.kept_bodies import FREE
@@ -96,6 +103,25 @@ async def test_own_backend(mock_clock: MockClock, replay: str) -> None:
         assert net.backends.in_flight == 0
         assert len(net.backends.kept) == 1
         assert net.tunnels == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ((SSE,), "no"),
+        ((LINES,), "no"),
+        ((SSE, "X-Accel-Buffering: yes"), "yes"),
+        (("Content-Type: application/json",), None),
+    ],
+)
+async def test_a_stream_is_not_kept_back_by_a_proxy_before_the_entry(
+    mock_clock: MockClock, fields: tuple[str, ...], said: str | None
+) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        talk = await ask(net, REQUEST)
+        serve(net.tunnel, ok_chunked(b"data: x\n\n", *fields))
+        assert (await talk.answer()).fields.get("x-accel-buffering") == said
 
 
 async def test_a_backend_that_does_not_close_is_left(mock_clock: MockClock) -> None:
@@ -982,7 +1008,7 @@ async def test_an_exit_that_keeps_connections_hears_where_the_answer_ends(mock_c
         net.roster.links["a"].keeps = True
         talk = await ask(net, REQUEST)
         assert b"\r\nConnection: keep-alive\r\n" in net.tunnel.data
-        assert net.tunnel.takes_kept is (replay != "never")  # one attempt is all that this entry may make
+        assert net.tunnel.takes_kept is (replay == "first-byte")  # a backend may have begun when a kept connection breaks
         net.tunnel.answers()
         interim, answer = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", ok_chunked(b"answer")
         net.tunnel.sends(interim)
@@ -994,6 +1020,32 @@ async def test_an_exit_that_keeps_connections_hears_where_the_answer_ends(mock_c
         serve(net.tunnel, ok(b"second"))
         assert (await talk.answer()).body == b"second"
         assert net.finished("ok") == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "replay", "is_taken"),
+    [
+        (REQUEST, "auto", True),
+        (get(), "auto", True),
+        (get(), "opened", True),
+        (get(), "never", False),
+        (post(b"").replace(b"POST", b"DELETE"), "auto", True),
+        (post(b'{"amount": 10}', "/pay"), "auto", False),
+        (post(b"", "/pay"), "auto", False),
+        (post(b'{"amount": 10}', "/pay"), "first-byte", True),
+    ],
+)
+async def test_a_request_that_must_not_be_done_twice_goes_on_a_connection_of_its_own(
+    mock_clock: MockClock, request_: bytes, replay: str, is_taken: bool
+) -> None:
+    """A kept connection may break behind it, and nobody can tell whether its backend had begun (RFC 9110 9.2.2)."""
+    async with network(mock_clock, http=True, replay=replay) as net:
+        net.add("a")
+        net.roster.links["a"].keeps = True
+        talk = await ask(net, request_)
+        assert net.tunnel.takes_kept is is_taken
+        serve(net.tunnel, ok())
+        assert (await talk.answer()).status == 200
 
 
 async def test_an_exit_of_a_former_version_is_asked_to_close(mock_clock: MockClock) -> None:
@@ -1060,15 +1112,17 @@ async def test_a_body_that_a_server_may_leave_unread_ends_its_connection(mock_cl
         assert net.tunnel.kept is None
 
 
-async def test_an_error_may_have_come_before_its_backend_read_the_body(mock_clock: MockClock) -> None:
+async def test_an_error_or_a_redirect_may_have_come_before_its_backend_read_the_body(mock_clock: MockClock) -> None:
     async with network(mock_clock, http=True) as net:
         net.add("a")
         net.roster.links["a"].keeps = True
-        for request, is_kept in ((REQUEST, False), (get(), True)):
+        for request, status, is_kept in (
+            (REQUEST, 404, False), (REQUEST, 307, False), (REQUEST, 201, True), (get(), 404, True), (get(), 307, True)
+        ):  # fmt: skip
             talk = await ask(net, request)
             net.tunnel.answers()
-            net.tunnel.sends(ok(b"x").replace(b"200", b"404", 1))
-            assert (await talk.answer()).status == 404
+            net.tunnel.sends(ok(b"x").replace(b"200", b"%d" % status, 1))
+            assert (await talk.answer()).status == status
             assert (net.tunnel.kept is not None) == is_kept
 
 
@@ -1108,8 +1162,10 @@ async def test_an_own_backend_keeps_its_connection_too(mock_clock: MockClock, re
         talk = await ask(net, REQUEST)
         server = await net.server()
         for n in range(4):
-            if replay == "never" and n:
-                server = await net.server()  # one attempt, and so none that may find its connection closed
+            if replay != "first-byte" and n:
+                server = (
+                    await net.server()
+                )  # no backend may have it twice, so none is sent where it may find a closed connection
             heard = b""
             while not heard.endswith(BODY):
                 heard += await server.receive_some()
@@ -1117,7 +1173,7 @@ async def test_an_own_backend_keeps_its_connection_too(mock_clock: MockClock, re
             assert (await talk.answer()).body == b"answer %d" % n
             assert net.backends.in_flight == 0
             await send(net, talk, REQUEST)
-        await net.server() if replay == "never" else None
+        await net.server() if replay != "first-byte" else None
         reset(talk.stream)
         await settled(lambda: net.backends.in_flight == 0)
 
@@ -1374,6 +1430,24 @@ async def test_a_client_that_stops_in_the_middle_of_a_large_body(mock_clock: Moc
         await send(net, small, REQUEST[-5:])
         serve(net.tunnel, ok())
         assert (await small.answer("POST")).status == 200, "a small one takes nobody's room"
+
+
+async def test_a_client_that_stops_in_the_middle_of_a_small_body_has_longer(mock_clock: MockClock) -> None:
+    async with network(mock_clock, http=True) as net:
+        net.add("a")
+        stalls, slow = await ask(net, REQUEST[:-5]), await ask(net, REQUEST[:-5])
+        await net.passes(SMALL_BODY_QUIET_S - 1)
+        for byte in REQUEST[-5:-1]:
+            await send(net, slow, bytes([byte]))
+        await net.passes(1.1)
+        got = await stalls.answer("POST")
+        assert (got.status, got.message) == (408, "federation: the rest of the body is late")
+        await net.passes(SMALL_BODY_QUIET_S - 2)
+        await send(net, slow, REQUEST[-1:])
+        net.tunnel.answers()
+        await net.passes(10 * SMALL_BODY_QUIET_S)  # of a whole one nothing is late
+        net.tunnel.sends(ok())
+        assert (await slow.answer("POST")).status == 200
 
 
 # Pages

@@ -415,6 +415,67 @@ async def test_a_peer_that_is_suspect_loses_all_that_wait_for_it_and_nobody_else
 
 
 @pytest.mark.parametrize("replay", ["opened", "first-byte"])
+async def test_an_upload_that_was_opened_and_never_arrived_moves_whole(mock_clock: MockClock, replay: str) -> None:
+    """A path lost its first large packet: it failed when the link was closed at last, and no backend had a byte of it."""
+    async with network(mock_clock, replay=replay) as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        body = bytes(range(256)) * 1024
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, body)
+            first = net.tunnel
+            await settled(lambda: first.credit == 0)  # all that it may send before the peer says that it got any of it
+            first.is_unheard = True
+            net.roster.links["a"].is_closed = True
+            first.breaks("the peer lives, and what is sent to it does not arrive")
+            assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+            assert net.in_flight() == {"b": 1}
+            net.tunnel.answers()
+            net.tunnel.grants(len(body))
+            await settled(lambda: net.tunnel.data == REQUEST + body)
+        net.tunnel.sends(b"done")
+        assert await receive(client, 4) == b"done"
+
+
+async def test_bytes_that_come_after_the_backend_has_accepted_are_kept_too(mock_clock: MockClock) -> None:
+    async with network(mock_clock, replay="opened") as net:
+        net.add("a", "b")
+        client = await net.connect()
+        net.tunnel.answers()
+        await client.send_all(REQUEST)
+        await settled(lambda: net.tunnel.data == REQUEST)
+        net.tunnel.is_unheard = True
+        net.roster.links["a"].is_closed = True
+        net.tunnel.breaks()
+        assert [t.peer_id for t in net.tunnels] == ["a", "b"]
+        net.tunnel.answers()
+        await settled(lambda: net.tunnel.data == REQUEST)
+
+
+@pytest.mark.parametrize("sign", ["answer", "grant", "loss"])
+async def test_what_was_opened_stays_once_a_byte_may_have_arrived(mock_clock: MockClock, sign: str) -> None:
+    async with network(mock_clock, replay="opened") as net:
+        net.add("a", "b")
+        client = await net.connect(sends=REQUEST)
+        net.tunnel.answers()
+        if sign == "answer":
+            net.tunnel.sends(b"1")
+            assert await receive(client, 1) == b"1"
+        elif sign == "grant":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.send_all, bytes(100_000))
+                await settled(lambda: net.tunnel.credit == 0)
+                net.tunnel.grants(200_000)
+                await settled(lambda: len(net.tunnel.data) == len(REQUEST) + 100_000)
+        net.tunnel.is_unheard = sign != "loss"  # it cannot be, and would not matter
+        net.tunnel.breaks()
+        assert await is_reset(client)
+        assert len(net.tunnels) == 1
+        assert net.in_flight() == {}
+
+
+@pytest.mark.parametrize("replay", ["opened", "first-byte"])
 async def test_whose_suspect_peer_has_not_even_opened_goes_to_another_one(mock_clock: MockClock, replay: str) -> None:
     async with network(mock_clock, replay=replay) as net:
         net.add("a", "b")

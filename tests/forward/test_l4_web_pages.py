@@ -262,6 +262,7 @@ async def test_requests_sent_ahead_are_no_browsers(mock_clock: MockClock) -> Non
         await net.connect(sends=request(b"one") * 3)
         net.tunnel.answers()
         await settled(lambda: net.tunnel.data == request(b"one") * 3)
+        net.tunnel.sends(b"answer")
         (entry,) = net.frontend.active
         assert entry.socket.other is net.tunnel
 

@@ -83,6 +83,35 @@ async def test_a_server_is_recognised_once_and_then_asked_for_its_own_paths_alon
             assert len(watched.changes) == 1
 
 
+async def test_a_backend_that_answers_its_clients_in_http_is_asked_and_its_service_is_http() -> None:
+    asked: list[str] = []
+    with serving(OLLAMA, asked=asked) as port:
+        async with watching(f"127.0.0.1:{port}") as watched:
+            assert (asked, watched.models.http) == ([], ())
+            backend = watched.exit.backend
+            backend.repute.heard(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            assert watched.models.http == ("default",), "at once: the next client is one of HTTP"
+            await until(lambda: watched.changes[-1] == {"default": {"m": False}})
+            backend.repute.again()
+            assert watched.models.http == ("default",)
+
+
+async def test_a_web_server_that_its_clients_have_told_of_is_asked_more_and_more_rarely() -> None:
+    asked: list[str] = []
+    with serving({}, asked=asked) as port:
+        async with watching(f"127.0.0.1:{port}") as watched:
+            backend = watched.exit.backend
+            backend.repute.heard(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            known = watched.models._known[backend]
+            before = known.next_s
+            await until(lambda: known.next_s >= 8 * before)
+            assert asked
+            assert watched.models.http == ("default",)
+            backend.repute.again()
+            backend.repute.heard(b"*1\r\n$4\r\nPING\r\n", b"+PONG\r\n")
+            assert watched.models.http == (), "redis has its place now"
+
+
 async def test_asked_at_once_when_somebody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EVERY_S", 3600.0)
     pages = dict(OLLAMA)

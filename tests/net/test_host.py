@@ -28,6 +28,7 @@ from federation.net.dial.book import AddressBook
 from federation.net.dial.tcp import tcp_connection
 from federation.net.host import Host
 from federation.net.link import handshake, liveness, seal
+from federation.net.link.delivery import SMALL_SEGMENT
 from federation.net.link.frames import ANY_LOAD
 from federation.net.link.link import WATCH_S
 from federation.net.link.mux import Load
@@ -451,6 +452,60 @@ class TestSilence:
             await until(lambda: old.is_closed)
             assert end.heard[-1].startswith("RST")
             assert higher.events.down == []
+            assert higher.events.suspect == [True]  # so that who waits there for an answer hears of it at once
+
+
+class TestReplacing:
+    async def test_a_link_that_was_silent_when_the_peer_made_another_one_is_suspect_at_once(self) -> None:
+        """The peer has moved: a client that waited there for an answer waited for the whole of --open-timeout."""
+        async with peers(2) as (lower, higher):
+            higher.knows(lower)
+            await until(lambda: lower.has(higher) and higher.has(lower))
+            old, end = higher.host.links[lower.id], End()
+            end.other = old.open_tunnel("default", end, end)
+            await until(lambda: lower.events.opened)
+            lower.events.opened[0][0].other = End()
+            stop_reading(lower, higher)
+            old.liveness.last_heard -= link_table.STALE_S + 1
+            await connect_again(higher, lower)
+            assert old.retired
+            assert old.suspect
+            assert higher.events.suspect == [True]
+            assert not higher.host.links[lower.id].suspect
+
+    async def test_a_link_on_which_large_packets_are_lost_gets_one_with_small_ones_beside_it(self) -> None:
+        def largest(link: Link) -> int:
+            return link.carrier.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)  # type: ignore[attr-defined,no-any-return]
+
+        async with linked() as (a, b):
+            old = a.host.links[b.id]
+            assert largest(old) > SMALL_SEGMENT
+            old.is_stuck = True
+            with capture_logs() as logs:
+                for _ in range(3):
+                    a.host.link_stuck(old)  # told again and again
+                await until(lambda: a.host.links.get(b.id) is not old)
+                await until(lambda: logs)
+            new = a.host.links[b.id]
+            assert largest(new) <= SMALL_SEGMENT
+            assert old.retired
+            assert [entry["event"] for entry in logs] == [
+                "large packets to a peer are lost on the way; a new connection sends small ones"
+            ]
+            await until(lambda: old.is_closed)  # it carries nothing
+            assert a.has(b)
+            again = await connect_again(a, b)
+            assert largest(again) <= SMALL_SEGMENT  # for a while
+
+    async def test_a_stuck_link_stays_where_no_other_one_can_be_made(self) -> None:
+        async with linked() as (a, b):
+            old = a.host.links[b.id]
+            await b.host.stop_listening()
+            old.is_stuck = True
+            a.host.link_stuck(old)
+            await until(lambda: a.host._small.begin(b.id))  # the dial is over
+            assert a.host.links[b.id] is old
+            assert not a.host._small.holds(b.id, trio.current_time())
 
 
 def stop_reading(peer: Peer, other: Peer) -> Any:

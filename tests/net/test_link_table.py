@@ -23,6 +23,7 @@ class FakeLink:
     heard: float = NOW
     is_closed: bool = False
     retired: bool = False
+    is_stuck: bool = False
 
     @property
     def liveness(self) -> Any:
@@ -53,6 +54,8 @@ def link(**fields: Any) -> Any:
         (LOWER, {"is_initiator": False}, {"heard": NOW - STALE_S}, False),
         (LOWER, {"is_initiator": False}, {"heard": NOW - STALE_S - 0.1}, True),
         (LOWER, {"path": "relayed"}, {"heard": NOW - STALE_S - 0.1}, True),
+        # What is sent on the known one does not arrive.
+        (LOWER, {"is_initiator": False}, {"is_stuck": True}, True),
     ],
 )
 def test_the_rule(us: str, new: dict[str, Any], known: dict[str, Any], is_new: bool) -> None:

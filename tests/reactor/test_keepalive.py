@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -46,6 +47,29 @@ def test_the_kernel_tests_what_a_listener_accepts() -> None:
 )
 def test_lost_is_what_was_sent_again_and_never_heard_of(sent: Sent, is_lost: bool) -> None:
     assert sent.is_lost == is_lost
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")
+def test_the_kernel_knows_who_spoke_last() -> None:
+    ours, accepted = connected()
+    with ours, accepted:
+        ours.sendall(b"question")
+        assert accepted.recv(8) == b"question"
+        deadline = time.monotonic() + 20
+        while (asked := keepalive.silence(accepted)) is not None and asked.received_s < 0.05:
+            assert time.monotonic() < deadline
+        accepted.sendall(b"answer")
+        assert ours.recv(6) == b"answer"
+        told, heard = keepalive.silence(accepted), keepalive.silence(ours)
+        assert told is not None
+        assert heard is not None
+        assert told.sent_s < told.received_s
+        assert heard.received_s < heard.sent_s
+    assert keepalive.silence(accepted) is None  # closed
+    for pair in [socket.socketpair()]:
+        assert keepalive.silence(pair[0]) is None
+        for end in pair:
+            end.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="TCP_INFO is Linux's")

@@ -156,7 +156,7 @@ class FakeNode:
         return {"keys": [name]}
 
     def drain_status(self) -> dict[str, Any]:
-        return {"draining": self.draining, "in_flight": 0, "clients": 0}
+        return {"draining": self.draining, "in_flight": 0, "clients": 0, "entries": [], "idle": 0, "idle_clients": 0}
 
 
 @asynccontextmanager

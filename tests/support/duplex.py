@@ -30,6 +30,7 @@ class End:
     space: int = 1 << 30
     credit: bool = True
     other: Any = None
+    is_unheard: bool = False
 
     def writable(self) -> int:
         return self.space

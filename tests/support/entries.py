@@ -55,6 +55,8 @@ async def settled(condition: Callable[[], Any] = lambda: True, *, seconds: float
 class Tunnel(Keepable):
     """What an entry holds of a tunnel; it keeps the rules of net.mux.Channel and the test plays the exit."""
 
+    is_unheard = False  # type: ignore[assignment]  # the test says so when the link is gone
+
     def __init__(self, peer_id: str, service: str, opener: RequestObserver, other: Duplex) -> None:
         self.peer_id = peer_id
         self.service = service
@@ -170,6 +172,7 @@ class FakeLink:
         self.pings = 0
         self.looks: list[str] = []
         self.is_closed = False
+        self.suspect = True  # whenever the frontend hears of it
         self.keeps = False  # as a former version
         self.arrived: Callable[[], None] = lambda: None  # what lies in its socket
 

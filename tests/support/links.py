@@ -41,6 +41,7 @@ class Events:
     closed: list[str] = field(default_factory=list)
     misused: list[str] = field(default_factory=list)
     suspect: list[bool] = field(default_factory=list)
+    stuck: int = 0
     other: Any = None  # what tunnels opened by the remote are joined to
     believed: list[int] = field(default_factory=list)
     told: list[int] = field(default_factory=list)
@@ -69,6 +70,9 @@ class Events:
 
     def link_suspect(self, link: Link) -> None:
         self.suspect.append(link.suspect)
+
+    def link_stuck(self, link: Link) -> None:
+        self.stuck += 1
 
 
 class _Session:

@@ -17,6 +17,7 @@ from libp2p.network.connection.raw_connection import RawConnection
 
 from federation.errors import HandshakeFailed
 from federation.net.link import handshake
+from federation.net.link.delivery import SMALL_SEGMENT, SMALL_SEGMENT_6, let_routers_split
 from federation.reactor.keepalive import keep_alive
 
 if TYPE_CHECKING:
@@ -53,6 +54,23 @@ async def open_from_port(listen: HostPort, host: str, port: int, *, within_s: fl
             await sock.connect((host, port))
         if scope.cancelled_caught:
             raise TimeoutError(f"no answer within {within_s:g} s")
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+async def open_small(host: str, port: int) -> trio.SocketStream:
+    """Connect, with packets of both sides so small that they pass everywhere. Raises OSError."""
+    answers = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family, *_, at = answers[0]
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    try:
+        size = SMALL_SEGMENT_6 if family == socket.AF_INET6 else SMALL_SEGMENT
+        with suppress(OSError):  # the kernel has no such option, or a smaller most
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, size)
+        let_routers_split(sock)
+        await sock.connect(at)
     except BaseException:
         sock.close()
         raise

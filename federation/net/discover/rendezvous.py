@@ -88,7 +88,9 @@ class Rendezvous:
             "provided": [key for key, hour in zip(keys, counting, strict=True) if hour >= counting[0]],
             "ours": [str(PeerAddress(a.host, a.port)) for a in self._addresses() if not a.is_loopback],
         }
-        code, answer = await _run([sys.executable, "-m", "federation.net.discover.look"], json.dumps(task).encode())
+        isolated = ["-I"] if sys.flags.isolated else []  # an installed program reads no other Python's files
+        command = [sys.executable, *isolated, "-m", "federation.net.discover.look"]
+        code, answer = await _run(command, json.dumps(task).encode())
         if code != 0:  # killed by one of its limits, or for too long an answer
             raise FederationError(f"the look was given up (exit {code})")
         addresses, problem = _read(answer)

@@ -10,16 +10,20 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 
 from federation.errors import ProtocolViolation
+from federation.net.link.delivery import delivery, let_routers_split
 from federation.reactor.loop import READ, WRITE
+from federation.reactor.sockets import NO_LINGER
 
 if TYPE_CHECKING:
     from federation.net.link.channel import Channel
+    from federation.net.link.delivery import Delivery
     from federation.net.link.handshake import SecureConn
     from federation.net.link.link import Link
     from federation.net.link.mux import Mux
@@ -69,8 +73,14 @@ class Carrier(Protocol):
     def read_until_empty(self) -> None:
         """Soon: process what has arrived, then `link.was_read_empty`, even if nothing has."""
 
-    def close(self) -> None:
-        """The link has failed: let go of everything at once. Called once."""
+    def delivery(self) -> Delivery | None:
+        """What has become of the sealed bytes, those that wait here among the unacknowledged; None: nobody knows."""
+
+    def let_routers_split(self) -> None:
+        """Large packets seem to be lost."""
+
+    def close(self, *, reset: bool = False) -> None:
+        """The link has failed: let go of everything at once. Called once. `reset`: what has not arrived never shall."""
 
 
 class SocketCarrier:
@@ -94,6 +104,7 @@ class SocketCarrier:
         self._unsent: memoryview | None = None
         self._flush_queued = False
         self._mask = READ
+        self._remote_has_ended = False
         self._closed = False
 
     @property
@@ -121,10 +132,26 @@ class SocketCarrier:
             self._read()  # an OPEN was among it: nothing else may come until it is answered
         self.wake()
 
-    def close(self) -> None:
+    def delivery(self) -> Delivery | None:
+        known = None if self.sock is None else delivery(self.sock)
+        if known is None:
+            return None
+        unsent = 0 if self._unsent is None else len(self._unsent)
+        return known._replace(
+            unacknowledged=known.unacknowledged + unsent, has_ended=known.has_ended or self._remote_has_ended
+        )
+
+    def let_routers_split(self) -> None:
+        if self.sock is not None:
+            let_routers_split(self.sock)
+
+    def close(self, *, reset: bool = False) -> None:
         self._closed = True
         if self.sock is not None:
             self._reactor.drop(self.sock.fileno())
+            if reset:
+                with suppress(OSError):
+                    self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
             self.sock.close()
 
     def wake(self) -> None:
@@ -163,6 +190,7 @@ class SocketCarrier:
                 scratch[:rest] = self._rest
                 n = sock.recv_into(scratch[rest:], self._recv_bytes)
                 if not n:
+                    self._remote_has_ended = True
                     link.fail("the peer closed the connection")
                     return
                 heard(now())
@@ -257,6 +285,8 @@ class SocketCarrier:
         if isinstance(error, ProtocolViolation):
             self._link.violated(error)
         else:
+            if isinstance(error, BrokenPipeError):  # a reset behind the remote's FIN; any other one is ECONNRESET at first
+                self._remote_has_ended = True
             self._link.fail(error.strerror or "the connection broke")
 
 
@@ -311,7 +341,13 @@ class CircuitCarrier:
             self.read_until_empty()
         self.wake()
 
-    def close(self) -> None:
+    def delivery(self) -> Delivery | None:
+        return None  # the relay's kernel acknowledges
+
+    def let_routers_split(self) -> None:
+        """The link to the relay looks after itself."""
+
+    def close(self, *, reset: bool = False) -> None:
         """The link aborts the tunnel when it closes its connection."""
         self._closed = True
 

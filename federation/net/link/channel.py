@@ -22,6 +22,10 @@ MAX_WINDOW = 1024 * 1024  # 1 MiB in flight is 80 MB/s at 12 ms, 10 MB/s at 100 
 GROWTH_BUDGET = 32 * 1024 * 1024  # granted beyond INITIAL_WINDOW, all channels of a connection together
 CHANNEL_BUFFER = 128 * 1024  # what a channel holds of ours before its source must wait
 CONNECTION_BUFFER = 1024 * 1024  # the same for all channels together, so that 1000 busy ones stay small
+# A channel that sends less than this between two ticks of the mux (a quarter of a second) is light, like a stream of tokens:
+# it waits neither for the bulk channels' turns, nor for room that they have taken.
+LIGHT_BYTES = 16 * 1024
+LIGHT_ROOM = 4096  # what it may hold though all channels together hold CONNECTION_BUFFER
 # A LOAD or a BUSIER takes so much of the abuse budget (mux.py): an honest link carries four of them for a request that the
 # exit sends back once, and 3,000 requests a second.
 TELLING_COSTS = 1 / 8
@@ -31,9 +35,9 @@ class Channel(Keepable):
     """One stream of a connection; a Duplex whose other side is the remote. `other` is the local end joined to it."""
 
     __slots__ = (
-        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "granted", "id", "is_request",
-        "keeps", "mux", "on_keep", "opener", "other", "out_size", "queued", "remote", "small_in", "takes_kept", "tunnel",
-        "unacknowledged", "waiting", "window",
+        "_out", "answered", "closed", "credit", "fin_queued", "fin_received", "fin_sent", "first_out", "granted",
+        "has_credit", "id", "is_request", "keeps", "mux", "on_keep", "opener", "other", "out_size", "queued", "remote",
+        "small_in", "taken", "takes_kept", "ticks", "tunnel", "unacknowledged", "waiting", "window",
     )  # fmt: skip
 
     other: Duplex
@@ -58,6 +62,10 @@ class Channel(Keepable):
         self.waiting = False  # told its source to wait; owes it a `resume_writing()`
         self.answered = not (tunnel and remote)
         self.small_in = 0  # number of the record with its latest small DATA
+        self.first_out = 0  # of the connection's bytes, how many end the record with its first DATA; 0: none has gone
+        self.has_credit = False  # the remote has granted something: its reader had half a window
+        self.taken = 0  # sent since the mux had counted so many `ticks`
+        self.ticks = mux.ticks
         self.fin_queued = self.fin_sent = self.fin_received = self.closed = False
 
     # Duplex
@@ -66,11 +74,13 @@ class Channel(Keepable):
         room = CHANNEL_BUFFER - self.out_size
         if self.credit < room:
             room = self.credit
-        if room > 0 and self.mux.out_size < CONNECTION_BUFFER and not self.closed:
-            return room
-        self.waiting = True
         if room > 0 and not self.closed:
+            if self.mux.out_size < CONNECTION_BUFFER:
+                return room
+            if not (self.waiting or self.out_size) and self._is_light():
+                return min(room, LIGHT_ROOM)
             self.mux.starved[self] = None
+        self.waiting = True
         return 0
 
     def send(self, data: bytes | memoryview) -> None:
@@ -140,20 +150,37 @@ class Channel(Keepable):
             self.mux.control(BUSIER, self.id, NUMBER.pack(others))
             self._close()
 
+    @property
+    def is_unheard(self) -> bool:
+        """Whether the connection has ended, and not a byte of this channel has arrived."""
+        mux = self.mux
+        if not mux.closed or self.has_credit:
+            return False
+        return not self.first_out or (mux.arrived is not None and mux.arrived < self.first_out)  # half a record is none
+
     # Inside
 
     def _queue(self, *, late: bool = False) -> None:
         if not self.queued:
             self.queued = True
-            self.mux.send_queue.append(self)
+            (self.mux.light_queue if self._is_light() else self.mux.send_queue).append(self)
             if late:
                 self.mux.wake_late()
             else:
                 self.mux.wake()
 
+    def _is_light(self) -> bool:
+        if self.ticks != self.mux.ticks:
+            self.ticks = self.mux.ticks
+            self.taken = 0
+        return self.taken < LIGHT_BYTES
+
     def take(self, limit: int, parts: list[bytes | memoryview]) -> int:
         """Append one DATA frame with at most `limit` bytes of payload to `parts`; return the size of the payload."""
         n = min(limit, self.out_size)
+        if not self.first_out:
+            self.mux.beginners.append(self)
+        self.taken += n
         parts.append(HEADER.pack(DATA, self.id, n))
         left, out = n, self._out
         while left:

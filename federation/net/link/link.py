@@ -17,6 +17,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 
 from federation.errors import PeerUnavailable, ProtocolViolation
 from federation.net.link.carrier import SocketCarrier
+from federation.net.link.delivery import FRAGMENT_RETRIES, HOPELESS_RETRIES, SEE_CLOSELY_EVERY_S, SEE_EVERY_S
 from federation.net.link.liveness import DEAD_AFTER_S, PING_EVERY_S, Liveness
 from federation.net.link.mux import Mux
 from federation.net.streams import MuxStream
@@ -58,6 +59,9 @@ class LinkEvents(Protocol):
     def link_suspect(self, link: Link) -> None:
         """`link.suspect` changed."""
 
+    def link_stuck(self, link: Link) -> None:
+        """What is sent on the link does not arrive, and the remote lives. Told again and again while it is so."""
+
 
 class Link:
     """The connection to one peer. `rtt_s` is None until the first PONG. `carrier` makes the carrier of this link."""
@@ -76,10 +80,14 @@ class Link:
         """`load`: this node's, for the remote; None where the remote would not understand. `keeps`: see Mux."""
         self.peer_id = str(libp2p_id)
         self.started = trio.Event()
-        self.suspect = False  # it owes us a PONG
+        self.suspect = False  # it owes us a PONG, or is stuck
+        self.is_stuck = False  # our bytes do not arrive there, though it lives
+        self._see_at = 0.0  # when to ask the kernel about them
         self.retired = False
         self.rtt_s: float | None = None
-        self.least_rtt_s: float | None = None  # of the latest four: a moment of load does not make a path long
+        # Of the latest four: a moment of load does not make a path long. None after the first, soon behind which `tick` asks
+        # for the second.
+        self.least_rtt_s: float | None = None
         self._rtts: deque[float] = deque(maxlen=4)
         self.remote_address = secured.get_remote_address()
         self.admission_key = secured.admission_key
@@ -180,7 +188,12 @@ class Link:
         if self._closed.is_set():
             return
         self._closed.set()
-        self.carrier.close()
+        known = self.carrier.delivery() if self.mux.tunnels else None
+        if known is not None and known.is_certain:
+            self.mux.arrived = self.mux.out_bytes - known.unacknowledged
+            self.carrier.close(reset=known.unacknowledged > 0)
+        else:
+            self.carrier.close()
         self.waiting.clear()
         self._incoming_send.close()
         self._reactor.guard(lambda: self.mux.abort(reason))
@@ -208,8 +221,35 @@ class Link:
             self.read()  # its answer may lie there, and it is we who got no time
             if self.liveness.pinged_at is not None and not self._closed.is_set():
                 self.set_suspect(True)
-        elif step == "ping":
+        elif step == "ping" or self.liveness.is_to_ask_again(now) or self._has_one_round_trip:
             self.ping()
+        if self.mux.tunnels and now >= self._see_at:
+            self._see_at = now + SEE_EVERY_S
+            self._see_what_arrives(now)
+
+    @property
+    def _has_one_round_trip(self) -> bool:
+        return len(self._rtts) == 1 and self.liveness.pinged_at is None
+
+    def _see_what_arrives(self, now: float) -> None:
+        known = self.carrier.delivery()
+        if known is None or self._closed.is_set():
+            return
+        if known.retries:
+            self._see_at = now + SEE_CLOSELY_EVERY_S
+        if known.retries >= FRAGMENT_RETRIES:
+            self.carrier.let_routers_split()
+        if self.is_stuck and not known.retries:
+            self.is_stuck = False
+            self.set_suspect(False)
+        elif known.is_stuck:
+            if not self.is_stuck:
+                self.is_stuck = True
+                self.set_suspect(True)
+            if known.retries >= HOPELESS_RETRIES:
+                self.fail("the peer lives, and what is sent to it does not arrive")
+            else:
+                self._events.link_stuck(self)
 
     def ping(self) -> None:
         now = trio.current_time()
@@ -250,7 +290,8 @@ class Link:
         if rtt_s is not None:
             self.rtt_s = rtt_s
             self._rtts.append(rtt_s)
-            self.least_rtt_s = min(self._rtts)
+            if len(self._rtts) > 1:
+                self.least_rtt_s = min(self._rtts)
 
     # For the carrier
 
@@ -273,8 +314,15 @@ class Link:
             callback()
 
     def set_suspect(self, suspect: bool) -> None:
-        self.suspect = suspect
-        self._events.link_suspect(self)
+        if suspect != self.suspect and (suspect or not self.is_stuck):
+            self.suspect = suspect
+            self._events.link_suspect(self)
+
+    def doubt(self) -> None:
+        """The peer made another link, and this one has been silent."""
+        self.read()  # its word may lie there
+        if self.liveness.last_heard < self.liveness.last_tick and not self._closed.is_set():
+            self.set_suspect(True)
 
     def violated(self, error: ProtocolViolation) -> None:
         """The host keeps such a peer away."""

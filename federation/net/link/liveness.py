@@ -17,6 +17,7 @@ PING_AFTER_S = 0.5
 PING_EVERY_S = 2.0  # of silence: a peer that hangs is mostly found before a client is sent there
 PING_S_A_LINK = 0.06  # 33 bytes each way: PINGs take 1.1 kB/s at most, in and out together, however many links there are
 RTT_INTERVALS = 8  # the end that is pinged measures its own round trip now and then
+PING_AGAIN_S = 1.0  # a remote that we do not hear may hear us: its kernel needs a sign of life to tell (delivery.py)
 SUSPECT_AFTER_S = 1.5
 DEAD_AFTER_S = 15.0
 LATE_TICK_S = 2.0  # our own process slept: silence until now proves nothing about others
@@ -54,6 +55,10 @@ class Liveness:
         owes = has_tunnels and self.sent_since_heard and now - self.last_heard > PING_AFTER_S
         is_silent = now - max(self.last_heard, self.last_ping) > ping_every_s  # of either end's PING both hear
         return "ping" if owes or is_silent or now - self.last_ping > RTT_INTERVALS * ping_every_s else ""
+
+    def is_to_ask_again(self, now: float) -> bool:
+        """Whether a PING is unanswered for so long that the next one is due."""
+        return self.pinged_at is not None and now - self.last_ping > PING_AGAIN_S
 
     def pinged(self, now: float) -> None:
         self.last_ping = now

@@ -4,7 +4,8 @@ Rule 1: no I/O and no clock. Plaintext records go in by `feed`, plaintext record
 that there is something to take out.
 Rule 2: credit. A side sends no more on a channel than the other has granted; who receives grants again what left its
 buffers. So a slow reader stops its sender and nobody else, and memory is bounded by the windows.
-Rule 3: turns. Each channel with bytes to send gets QUANTUM of them, then the next one; control frames go first.
+Rule 3: turns. Each channel with bytes to send gets QUANTUM of them, then the next one; control frames go first, then the
+channels that send little (`channel.LIGHT_BYTES`).
 Rule 4: the remote's breach of the rules raises ProtocolViolation, which costs it this connection and nothing else.
 
 A record holds whole frames: 1 byte type, 4 bytes channel, 2 bytes length (big endian), then the payload.
@@ -75,7 +76,7 @@ from federation.net.link.frames import (
     STREAM,
     WATCH,
 )
-from federation.net.link.seal import MAX_PLAINTEXT
+from federation.net.link.seal import MAX_PLAINTEXT, SEALING_BYTES
 from federation.units import visible
 
 if TYPE_CHECKING:
@@ -181,9 +182,14 @@ class Mux:
         self.wake = wake
         self.wake_late = wake_late or wake
         self.send_queue: deque[Channel] = deque()
+        self.light_queue: deque[Channel] = deque()  # goes before it: one turn for each, then the rest waits there
+        self.ticks = 0
         self.channels: dict[int, Channel] = {}
         self.starved: dict[Channel, None] = {}  # channels that wait because all together hold too much, in their order
         self.out_size = 0
+        self.out_bytes = 0  # sealed, or about to be, since the connection began
+        self.beginners: list[Channel] = []  # whose first DATA goes with the record that is being made
+        self.arrived: int | None = None  # how many of them have, at its end; None: not known
         self.window_growth = 0
         self.tunnels = 0
         self._streams = 0
@@ -294,6 +300,7 @@ class Mux:
 
     def tick(self) -> None:
         """To be called a few times a second."""
+        self.ticks += 1
         self._abuse_left = min(ABUSE_BUDGET, self._abuse_left + ABUSE_REFILL)
 
     def charge(self, cost: float = 1) -> None:
@@ -321,11 +328,11 @@ class Mux:
                 self._remote_channels -= 1
                 self._streams -= not channel.tunnel
             self.starved.pop(channel, None)
-            queue = self.send_queue
-            if len(queue) > 2 * len(self.channels) + 64:  # closed ones, whose turn does not come as the remote does not read
-                turns = [waiting for waiting in queue if not waiting.closed]
-                queue.clear()
-                queue.extend(turns)
+            if len(self.light_queue) + len(self.send_queue) > 2 * len(self.channels) + 64:
+                for queue in (self.light_queue, self.send_queue):  # closed ones: the remote does not read, no turn comes
+                    turns = [waiting for waiting in queue if not waiting.closed]
+                    queue.clear()
+                    queue.extend(turns)
 
     def abort(self, reason: str) -> None:
         """The connection is gone: every channel's other end hears it."""
@@ -334,6 +341,7 @@ class Mux:
         self.closed = True
         self._control.clear()
         self.send_queue.clear()
+        self.light_queue.clear()
         for channel in list(self.channels.values()):
             channel.closed = True
             channel.other.abort(reason)
@@ -345,7 +353,7 @@ class Mux:
 
     @property
     def is_empty(self) -> bool:
-        return not self._control and not self.send_queue and not self._is_to_tell
+        return not (self._control or self.light_queue or self.send_queue or self._is_to_tell)
 
     def next_record(self) -> bytes | None:
         """The plaintext of the next record, 1 to MAX_PLAINTEXT bytes, or None."""
@@ -356,7 +364,7 @@ class Mux:
         control, load = self._control, self._load
         parts: list[bytes | memoryview] = []
         room = MAX_PLAINTEXT
-        if load is not None and (control or self.send_queue or self._is_to_tell):
+        if load is not None and (control or self.light_queue or self.send_queue or self._is_to_tell):
             self._is_to_tell = False
             others = load.in_flight - load.by_entry.get(self._entry_id, 0)
             if others != self._told:
@@ -371,17 +379,20 @@ class Mux:
             room = self._next_data(parts, room, taken)
         if room == MAX_PLAINTEXT:
             return None
+        self.out_bytes += MAX_PLAINTEXT - room + SEALING_BYTES
+        while self.beginners:
+            self.beginners.pop().first_out = self.out_bytes
         for channel in taken:
             channel.unblock()
         return b"".join(parts)
 
     def _next_data(self, parts: list[bytes | memoryview], room: int, taken: list[Channel]) -> int:
-        queue = self.send_queue
-        while queue and room > HEADER_BYTES:
-            channel = queue.popleft()
+        light, queue = self.light_queue, self.send_queue
+        while room > HEADER_BYTES and (light or queue):
+            channel = light.popleft() if light else queue.popleft()
             if channel.out_size:
                 limit = room - HEADER_BYTES
-                room -= HEADER_BYTES + channel.take(min(limit, QUANTUM) if queue else limit, parts)
+                room -= HEADER_BYTES + channel.take(min(limit, QUANTUM) if light or queue else limit, parts)
                 if channel.waiting:
                     taken.append(channel)
             if channel.out_size:
@@ -389,7 +400,7 @@ class Mux:
                 continue
             if channel.fin_queued and not channel.fin_sent and not channel.closed:
                 if room < HEADER_BYTES:
-                    queue.append(channel)
+                    queue.appendleft(channel)
                     break
                 parts.append(HEADER.pack(FIN, channel.id, 0))
                 room -= HEADER_BYTES
@@ -511,6 +522,7 @@ class Mux:
             raise ProtocolViolation("a malformed CREDIT")
         (grant,) = NUMBER.unpack(payload)
         channel.credit += grant
+        channel.has_credit = True
         if not grant or channel.credit > 2 * MAX_WINDOW:
             raise ProtocolViolation("more CREDIT than a window holds" if grant else "CREDIT for nothing")
         if grant < LEAST_CREDIT:

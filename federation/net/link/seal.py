@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from federation.errors import ProtocolViolation
 
 TAG = 16
+SEALING_BYTES = 2 + TAG  # a record is so much longer than its plaintext
 MAX_CIPHERTEXT = 65_535  # what the 2-byte length can say
 MAX_PLAINTEXT = MAX_CIPHERTEXT - TAG
 

@@ -9,8 +9,9 @@ import trio
 from libp2p.network.connection.raw_connection import RawConnection
 
 from federation.errors import HandshakeFailed
-from federation.net.dial.tcp import bind, close_now, ration, tcp_connection
+from federation.net.dial.tcp import bind, close_now, open_small, ration, tcp_connection
 from federation.net.link import handshake
+from federation.net.link.delivery import SMALL_SEGMENT, SMALL_SEGMENT_6
 from tests.support.links import tcp_pair
 
 
@@ -43,3 +44,15 @@ async def test_no_more_is_read_than_allowed() -> None:
     await close_now(conn)
     await close_now(conn)  # whatever state it is in
     await there.aclose()
+
+
+@pytest.mark.parametrize(("host", "most"), [("127.0.0.1", SMALL_SEGMENT), ("::1", SMALL_SEGMENT_6)])
+async def test_a_small_connection_has_small_segments_both_ways(host: str, most: int) -> None:
+    listener = await bind(host, 0)
+    async with await open_small(host, listener.socket.getsockname()[1]) as here, await listener.accept() as there:
+        for end in (here, there):
+            assert 0 < end.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= most
+    at = listener.socket.getsockname()[1]
+    await listener.aclose()
+    with pytest.raises(OSError, match="refused"):
+        await open_small(host, at)

@@ -18,6 +18,8 @@ from federation.net.link.channel import (
     CONNECTION_BUFFER,
     GROWTH_BUDGET,
     INITIAL_WINDOW,
+    LIGHT_BYTES,
+    LIGHT_ROOM,
     MAX_WINDOW,
     TELLING_COSTS,
     Channel,
@@ -957,6 +959,61 @@ def test_bulk_channels_take_turns() -> None:
     assert set(sent.values()) == {INITIAL_WINDOW}
 
 
+def _busy(downloads: int) -> tuple[Side, Channel, list[Channel]]:
+    """A side with downloads under way, whose sources fill all room that there is; and one more channel."""
+    a = Side()
+    ((one, _),) = _granted(a, 1)
+    granted = _granted(a, downloads)
+    for channel, end in granted:
+        end.resume_writing = lambda channel=channel: pour(channel, bytes(MAX_WINDOW))  # type: ignore[method-assign]
+        pour(channel, bytes(MAX_WINDOW))
+    for _ in range(100):
+        a.mux.next_record()
+    assert a.mux.out_size >= CONNECTION_BUFFER // 2
+    return a, one, [channel for channel, _ in granted]
+
+
+def test_a_new_stream_beside_two_hundred_downloads_goes_with_the_next_record() -> None:
+    """It waited until the room of all had been emptied and filled 25 times: 16 MB, for 0.3 to 0.5 s."""
+    a, token, _ = _busy(200)
+    assert token.writable()
+    token.send(b"token")
+    record = a.mux.next_record()
+    assert record is not None
+    assert frames(record)[0] == ("DATA", token.id, b"token")
+
+
+def test_a_light_channel_stays_before_the_bulk_ones_for_as_long_as_it_sends_little() -> None:
+    a, token, downloads = _busy(20)
+    for number in range(500):
+        if number % 25 == 0:  # of 100 tokens a second
+            a.mux.tick()
+        assert token.writable() >= 200, number
+        token.send(bytes(200))
+        record = a.mux.next_record()
+        assert record is not None
+        assert frames(record)[0][:2] == ("DATA", token.id), number
+        for channel in downloads:
+            channel.credit = MAX_WINDOW  # their readers keep up
+
+
+def test_a_bulk_channel_gains_nothing_by_running_empty_between_its_turns() -> None:
+    """One that sends just a turn's worth again and again is soon behind the others, and gets its share."""
+    a, greedy, others = _busy(10)
+    sent = dict.fromkeys([greedy.id, *(channel.id for channel in others)], 0)
+    for _ in range(200):
+        if not greedy.out_size and greedy.writable() >= QUANTUM:
+            greedy.send(bytes(QUANTUM))
+        record = a.mux.next_record()
+        assert record is not None
+        for kind, channel_id, payload in frames(record):
+            if kind == "DATA":
+                sent[channel_id] += len(payload)
+        for channel in (greedy, *others):
+            channel.credit = MAX_WINDOW  # their readers keep up
+    assert sent[greedy.id] <= LIGHT_BYTES + 2 * max(sent[channel.id] for channel in others)
+
+
 def test_a_channel_that_goes_on_sending_keeps_its_place_and_gets_no_second_one() -> None:
     a = Side()
     one, _ = a.opened()
@@ -1062,7 +1119,8 @@ def test_all_channels_together_hold_no_more_than_the_connections_buffer() -> Non
     channels = _granted(a, 40)
     for channel, _ in channels:
         pour(channel, bytes(CHANNEL_BUFFER))
-    assert CONNECTION_BUFFER <= a.mux.out_size < CONNECTION_BUFFER + CHANNEL_BUFFER
+    most = CONNECTION_BUFFER + CHANNEL_BUFFER + len(channels) * LIGHT_ROOM
+    assert CONNECTION_BUFFER <= a.mux.out_size < most
     waiting = [end for channel, end in channels if channel.waiting]
     assert len(waiting) >= 30
     records = 0
@@ -1105,10 +1163,10 @@ def test_the_crowd_goes_on_when_those_who_crowded_are_reset() -> None:
     ((waits, end),) = _granted(a, 1)
     for channel, _ in full:
         pour(channel, bytes(CHANNEL_BUFFER))
-    assert waits.writable() == 0
+    assert pour(waits, bytes(CHANNEL_BUFFER)) == LIGHT_ROOM
     for channel, _ in full:
         a.mux.feed(frame(RST, channel.id))
-    assert a.mux.out_size == 0
+    assert a.mux.out_size == LIGHT_ROOM
     a.records()
     assert end.heard == ["resume_writing"]
     assert waits.writable() == CHANNEL_BUFFER
@@ -1121,6 +1179,7 @@ def test_nothing_piles_up_while_the_remote_grants_and_does_not_read() -> None:
     ((waits, _),) = _granted(a, 1)
     for channel, _ in full:
         pour(channel, bytes(CHANNEL_BUFFER))
+    pour(waits, bytes(LIGHT_ROOM))
     for _ in range(1000):
         assert waits.writable() == 0
         a.mux.feed(frame(CREDIT, waits.id, credit(1)))
@@ -1139,7 +1198,7 @@ def test_nothing_piles_up_while_the_remote_opens_and_resets_and_does_not_read() 
         pour(channel, b"/multistream/1.0.0\n")
         assert channel.writable() >= 0
         b.mux.feed(frame(RST, channel.id))
-    assert len(b.mux.send_queue) + len(b.mux.starved) < 200
+    assert len(b.mux.light_queue) + len(b.mux.send_queue) + len(b.mux.starved) < 200
     assert sum(len(p) for _, _, p in b.said()) == len(full) * (CHANNEL_BUFFER - 100)  # nobody lost a turn
     b.check()
 
