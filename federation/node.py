@@ -173,7 +173,7 @@ class Node:
         self.remote = Remote(
             host=self.host, token=lambda: self.rotation.keyring.token,
             carry_out=lambda order: self.operator.drain() if order == "drain" else self.operator.undrain(),
-            load=lambda: RemoteLoad(**self.operator.drain_status()),
+            load=lambda: RemoteLoad(self.facts.draining, self.backends.in_flight, self.frontend.busy),
         )  # fmt: skip
         self._nursery: trio.Nursery | None = None
         self.discovery = Discovery(

@@ -98,11 +98,6 @@ def invite(args: Namespace) -> str:
     The secret comes from the state directory, which only the daemon's own user can read: it does not travel by HTTP. The
     daemon adds addresses, and a false daemon would add its own: so the daemon has to prove that it is the right one.
     """
-    if args.install:
-        from federation.cli.handover import invite_install
-
-        invite_install(args)
-        return
     from federation.mesh import token_store
     from federation.ops.invitation import COMMAND
 

@@ -29,9 +29,13 @@ def invite(args: Namespace) -> None:
     makes = args.expires is not None or args.uses is not None or args.approve
     if args.qr and args.json:
         raise UsageError("--qr is for people, --json for programs; ask for one of them")
-    if args.list + (args.revoke is not None) + (makes or args.qr) > 1:
-        raise UsageError("--list, --revoke and making an invite are three things; ask for one of them")
-    if args.list:
+    if args.list + (args.revoke is not None) + args.install + (makes or args.qr) > 1:
+        raise UsageError("--list, --revoke, --install and making an invite are four things; ask for one of them")
+    if args.install:
+        from federation.cli.handover import invite_install
+
+        invite_install(args)
+    elif args.list:
         _show(args, Asker(args).get("invites"))
     elif args.revoke is not None:
         _revoke(args)

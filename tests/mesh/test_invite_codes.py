@@ -52,7 +52,10 @@ def test_an_older_version_says_that_a_newer_one_made_it() -> None:
         Token.decode(CODE.encode())
 
 
-@pytest.mark.parametrize("text", ["", "fed100_", "hello", Token.new().encode(), PREFIX + "A" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "fed100_", "hello", Token.new().encode(), PREFIX + "A" * 5000],
+    ids=["nothing", "a prefix", "a word", "a token", "a long one"],
+)  # fmt: skip
 def test_what_is_none(text: str) -> None:
     with pytest.raises(TokenError):
         InviteCode.decode(text)
