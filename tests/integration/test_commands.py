@@ -210,7 +210,7 @@ def test_the_commands_of_the_documents_work(network, monkeypatch, capsys) -> Non
 
     ran = 0
     for words in documents.commands():
-        if words == ("ping",):  # its name, in a sentence
+        if words in (("ping",), ("key", "revoke"), ("invite", "--revoke")) or "NAME" in words:  # its form, in a sentence
             continue
         if "--help" not in words and (parse(words, "0").command in elsewhere or options.keys() & {*words}):
             continue
