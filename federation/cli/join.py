@@ -61,9 +61,9 @@ def join(args: Namespace) -> int:
 
 def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
+    given = given_token(settings)  # first: what is found must not be written behind the prompt
     detected = _detected(settings) if settings.detect and not settings.backends else ()
     settings = _offering(settings, detected)
-    given = given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
     if isinstance(given, InviteCode):
