@@ -8,6 +8,7 @@ rule). But its clients tell, without a word of ours:
     are going to keep the connection                into requests: an idle one counts nowhere and holds up no drain
     HTTP, and the connection ends with the answer   nothing: on layer 4 it is served as well
     101 Switching Protocols, no answer              nothing
+    CONNECT h:443, GET http://h/, whatever follows  nothing: a proxy's clients, whose requests no entry takes apart
     anything else that the backend answers          it does not; after MOST_DENIALS nobody listens any more
 
 The backend has to be silent until its client has sent a whole head, or its answer is to something else.
