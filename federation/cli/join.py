@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from federation import light, logs, outlet  # noqa: F401  # light comes before all else: see there
-from federation.cli import detect, render
+from federation.cli import detect
+from federation.cli.render import text as render
 from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
 from federation.config import load
 from federation.dirs import default_state_dir
