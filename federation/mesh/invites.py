@@ -3,7 +3,7 @@
 
 A use belongs to the peer id that took it, from the moment before the token is sent to it: nobody else gets that use, and the
 same machine may come again for COME_AGAIN_MS until it has confirmed that it keeps the token. So the token is never handed
-over twice, and a newcomer whose line broke loses nothing. One that never confirms has no way to the tokens of later rotations.
+over twice, and a newcomer whose line broke loses nothing. One that never confirms does not get later rotations' tokens.
 """
 
 from __future__ import annotations

@@ -591,6 +591,16 @@ async def test_but_not_where_one_did_nor_behind_a_request(mock_clock: MockClock,
         assert len(net.tunnels) == 1
 
 
+@pytest.mark.parametrize("line", PROXIED)
+async def test_nor_where_the_service_has_models(mock_clock: MockClock, line: bytes) -> None:
+    async with heard(mock_clock) as (net, port):
+        net.add("b", http=("default",), **MODELS)
+        talk = HttpTalk(await net.connect(port=port))
+        await talk.stream.send_all(line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await talk.answer()).status in (400, 501)
+        assert not net.tunnels
+
+
 async def test_a_web_page_may_not_ask_so_either(mock_clock: MockClock) -> None:
     async with heard(mock_clock) as (net, port):
         talk = HttpTalk(await net.connect(port=port))

@@ -42,10 +42,8 @@ from federation.forward.http.framing import CHUNKED, NO_BODY, UNTIL_EOF, Bytes, 
 MAX_HEAD = 64 * 1024  # as h11; the largest real ones carry cookies of 8 KiB
 MAX_REQUEST_LINE = 16 * 1024
 MAX_FIELDS = 100  # official clients send 17
-METHODS = frozenset(
-    "GET HEAD POST PUT PATCH DELETE OPTIONS "
-    "PROPFIND PROPPATCH MKCOL COPY MOVE LOCK UNLOCK REPORT SEARCH".split()  # of WebDAV: a file server is HTTP, too
-)
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+METHODS |= {"PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH"}  # of WebDAV
 # Not h2c: a client could send requests behind it that no entry reads.
 UPGRADES = frozenset((b"websocket",))
 MAX_LENGTH_DIGITS = 18  # below 2**63
