@@ -229,6 +229,10 @@ class HttpInvalid(FederationError):
         self.status = status
 
 
+class HttpUnserved(HttpInvalid):
+    """HTTP/1 that an entry does not cut into requests: a method or a target that it does not know"""
+
+
 def listen_problem(what: str, address: str, flag: str, error: OSError) -> str:
     """Plain words for a port that cannot be opened."""
     if error.errno == errno.EADDRINUSE:

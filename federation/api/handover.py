@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024
 AT_ONCE = 4  # downloads; a node has better things to do
+AT_ONCE_BY_CODE = 2  # one machine's, and the one before, whose line broke: slow readers with one code keep no others out
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 UNKNOWN = "this code was used before, or is older than an hour, or the node was started anew"
 
@@ -72,12 +73,14 @@ def files(node: HandedOverNode) -> list[Route]:
         handed = _handed(node, request)
         if handed.downloads >= MAX_DOWNLOADS or not await trio.Path(handed.archive).exists():
             raise HTTPException(404, UNKNOWN)
-        if busy.available_tokens < 1:
+        if busy.available_tokens < 1 or handed.running >= AT_ONCE_BY_CODE:
             raise HTTPException(503, "others get the archive now", {"Retry-After": "10"})
         handed.downloads += 1
         return _Archive(handed, busy)
 
     async def token(request: Request) -> Response:
+        if request.method == "HEAD":  # which Starlette serves beside GET, and which brings nobody the token
+            raise HTTPException(405, "a token is asked for with GET", {"Allow": "GET"})
         sealed = node.hand_token(request.path_params["name"])
         if sealed is None:
             raise HTTPException(404, UNKNOWN)
@@ -105,9 +108,13 @@ class _Archive(Response):
         self._busy = busy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._busy, await trio.open_file(self._handed.archive, "rb") as file:
-            self.headers["content-length"] = str(os.fstat(file.fileno()).st_size)
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            while chunk := await file.read(CHUNK):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+        self._handed.running += 1
+        try:
+            async with self._busy, await trio.open_file(self._handed.archive, "rb") as file:
+                self.headers["content-length"] = str(os.fstat(file.fileno()).st_size)
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                while chunk := await file.read(CHUNK):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
+        finally:
+            self._handed.running -= 1

@@ -142,8 +142,10 @@ class Frontend:
             protocol = "tcp"
 
         def accept(_mask: int) -> None:
-            is_http = self._is_http(protocol, route.service, on_loopback=on_loopback is not False)
-            self._accept(sock, route, on_loopback, is_http, self._certificate.context if speaks_tls else None)
+            is_said = self._is_said_http(protocol, on_loopback=on_loopback is not False)
+            is_http = is_said or (not protocol and self._roster.speaks_http(route.service))
+            tls = self._certificate.context if speaks_tls else None
+            self._accept(sock, route, on_loopback, is_http, tls, is_said=is_said)
 
         def port() -> Port:
             tls = speaks_tls and self._certificate.context is not None
@@ -153,13 +155,11 @@ class Frontend:
         self._ports[listening.place_of(sock)] = port
         self.reactor.add(sock.fileno(), READ, accept)
 
-    def _is_http(self, protocol: str, service: str, *, on_loopback: bool) -> bool:
-        """As a person says of the port. Else the network says it; and a port that asks for keys is HTTP's: nothing else can
-        show one."""
+    def _is_said_http(self, protocol: str, *, on_loopback: bool) -> bool:
+        """Whether a person says it of the port; one that asks for keys is HTTP's: nothing else can show one."""
         if protocol:
             return protocol != "tcp"
-        asks = self.keys is not None and self.keys.asks(on_loopback=on_loopback)
-        return asks or self._roster.speaks_http(service)
+        return self.keys is not None and self.keys.asks(on_loopback=on_loopback)
 
     def stop_listening(self) -> None:
         for sock in self._listeners:
@@ -177,6 +177,8 @@ class Frontend:
         on_loopback: bool | None = True,
         is_http: bool = False,
         tls: ssl.SSLContext | None = None,
+        *,
+        is_said: bool = True,
     ) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
@@ -199,7 +201,7 @@ class Frontend:
             sock = socket.SocketType(family, socket.SOCK_STREAM, 0, fd)
             sock.setblocking(False)
             try:
-                self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http, tls=tls)
+                self._start(sock, route, client_name, self._rules[on_loopback], is_http=is_http, tls=tls, is_said=is_said)
             except Exception:  # a bug of ours costs this client: the reactor would drop the listener for it
                 log.exception("a client could not be served", client=client_name)
                 self._discard(sock)
@@ -241,14 +243,16 @@ class Frontend:
         *,
         is_http: bool = False,
         tls: ssl.SSLContext | None = None,
+        is_said: bool = True,
     ) -> None:
-        """`is_http`: each request of the client goes its own way, and is counted by itself."""
+        """`is_http`: each request of the client goes its own way, and is counted by itself. `is_said`: by a person."""
         carrier = sock if tls is None else TlsDuplex(self.reactor, sock, lambda _end: None, tls)
         client: L4Client | HttpClient
         if is_http:
             client = HttpClient(
                 self.reactor, self.dispatcher, self, carrier,
                 route=route, client_name=client_name, number=next(self._numbers), rules=rules, keys=self.keys,
+                is_said=is_said,
             )  # fmt: skip
         else:
             self.counters.started(route)

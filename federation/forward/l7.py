@@ -6,7 +6,8 @@
     the answer's end      another request, or the end of the connection where either side wants that
 
 Rule 1: what is no sound HTTP/1 gets 400 and the end of the connection; no backend has seen a byte of it. What is no HTTP/1
-at all becomes a layer-4 client with the bytes that came (frontend.py).
+at all becomes a layer-4 client with the bytes that came (frontend.py). So does a connection that begins with HTTP of
+another kind (CONNECT, a proxy's GET http://...), unless a person said that the port is HTTP's, or the service has models.
 Rule 2: a web page that may not ask gets 403; each head of a connection is judged (web_pages.py).
 Rule 3: bytes to the client leave in the callback that brought them. The upstream is granted as many again when they have
 left this node, and none for bytes of the entry's own.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from federation.errors import HttpInvalid
+from federation.errors import HttpInvalid, HttpUnserved
 from federation.forward import web_pages
 from federation.forward.attempts import State
 from federation.forward.client_keys import Refusal as KeyRefusal
@@ -66,8 +67,8 @@ class HttpClient:
 
     __slots__ = (
         "_begun", "_dispatcher", "_events", "_head", "_is_asking", "_is_closing", "_is_first", "_is_going_on", "_is_last",
-        "_reactor", "_rest", "_timer", "_written", "client_name", "exchange", "flow", "grant", "has_ended", "keys", "route",
-        "rules", "socket", "started_at",
+        "_is_said", "_reactor", "_rest", "_timer", "_written", "client_name", "exchange", "flow", "grant", "has_ended",
+        "keys", "route", "rules", "socket", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -82,13 +83,16 @@ class HttpClient:
         number: int,
         rules: Rules,
         keys: ClientKeys | None = None,
+        is_said: bool = True,
     ) -> None:
-        """`number`: of this connection at this entry, for people. `keys`: where requests may have to show one."""
+        """`number`: of this connection at this entry, for people. `keys`: where requests may have to show one. `is_said`: by
+        a person, that the port is HTTP's; else nodes say it of the service, and a proxy's clients may come, too."""
         self._reactor = reactor
         self._dispatcher = dispatcher
         self._events = events
         self.rules = rules
         self.keys = keys
+        self._is_said = is_said
         self.grant: Grant | None = None  # by the key of the present request
         self.flow = Flow(number, 0)  # of the present request, or of the last one
         self.route = route
@@ -304,7 +308,7 @@ class HttpClient:
         return True
 
     def _feed_head(self, data: bytes) -> None:
-        target = "/"
+        target, used, raw = "/", 0, None
         try:
             used, raw = self._head.feed(data)
             if raw is None:
@@ -315,7 +319,10 @@ class HttpClient:
             target = head.target
         except HttpInvalid as error:
             self._stop_timer()
-            self._answer_error(error.status, error.detail, target)
+            if isinstance(error, HttpUnserved) and self._may_be_a_proxys():
+                self._events.is_layer_4(self, (raw or b"") + data[used:])
+            else:
+                self._answer_error(error.status, error.detail, target)
             return
         verdict = self.rules.judge(raw, is_all=True) if self.rules.is_on else None
         if isinstance(verdict, Refusal):
@@ -330,6 +337,10 @@ class HttpClient:
                 return
             self.grant = judged
         self._ask(head, data[used:], page)
+
+    def _may_be_a_proxys(self) -> bool:
+        """Whether the service may have more than HTTP cut into requests: nobody said so, and it has no models."""
+        return not self._is_said and self.flow.request == 0 and not self._dispatcher.catalogs(self.route.service)
 
     def _refuse_key(self, refusal: KeyRefusal, head: RequestHead, page: str) -> None:
         dialect = dialect_of(head.target, is_anthropic=head.get(b"anthropic-version") is not None)

@@ -2,8 +2,8 @@
 (since 1970), and saves what `as_saved` gives.
 
 A use belongs to the peer id that took it, from the moment before the token is sent to it: nobody else gets that use, and the
-same machine may come again until it has confirmed that it keeps the token. So the token is never handed over twice, and a
-newcomer whose line broke loses nothing.
+same machine may come again for COME_AGAIN_MS until it has confirmed that it keeps the token. So the token is never handed
+over twice, and a newcomer whose line broke loses nothing. One that never confirms does not get later rotations' tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_OPEN = 64
 MAX_ENDED = 256  # beyond that the one that was made first is forgotten
 REMEMBERED_MS = 30 * 86_400_000  # after its end: a late newcomer hears why
+COME_AGAIN_MS = 600_000
 MAX_USES = 256
 MAX_REFUSED = 32  # newcomers of one invite that a person refused
 MAX_NAME_CHARS = 64
@@ -36,6 +37,9 @@ class Use:
     name: str
     at_ms: int
     confirmed: bool = False  # it keeps the token
+
+    def is_over(self, now_ms: int) -> bool:
+        return self.confirmed or now_ms - self.at_ms >= COME_AGAIN_MS
 
 
 @dataclass(slots=True)
@@ -54,7 +58,7 @@ class Invite:
     def state(self, now_ms: int) -> State:
         if self.revoked_ms:
             return "revoked"
-        if len(self.used) >= self.uses and all(use.confirmed for use in self.used.values()):
+        if len(self.used) >= self.uses and all(use.is_over(now_ms) for use in self.used.values()):
             return "used"
         return "expired" if now_ms >= self.expires_ms else "open"
 
@@ -68,7 +72,7 @@ class Invite:
     def problem(self, peer_id: str, now_ms: int) -> Refusal | None:
         """Why this newcomer does not get the token by it; None if it may."""
         use = self.used.get(peer_id)
-        if use is not None and use.confirmed:
+        if use is not None and use.is_over(now_ms):
             return "used here"
         if self.revoked_ms:
             return "revoked"

@@ -629,7 +629,9 @@ class Host:
 
     def link_stuck(self, link: Link) -> None:
         """Make another link, whose packets are small, beside one on which large packets are lost."""
-        if self.links.get(link.peer_id) is link and self._nursery is not None and self._small.begin(link.peer_id):
+        if self.links.get(link.peer_id) is not link or self._nursery is None:
+            return
+        if self._small.begin(link.peer_id, trio.current_time()):
             self._nursery.start_soon(self._dial_around, link)
 
     async def _dial_around(self, link: Link) -> None:

@@ -72,9 +72,12 @@ class HandingOver:
 
 def _parsed(address: str, port: int) -> HostPort:
     try:
-        return HostPort.parse(address, default_port=port)
+        parsed = HostPort.parse(address, default_port=port)
     except ValueError as error:
         raise UsageError(f"--address {address!r}: {error}") from None
+    if "%" in parsed.host:  # and behind it may be anything, which a shell would read
+        raise UsageError(f"--address {address!r}: a zone means something on this machine only; give an address without one")
+    return parsed
 
 
 def _given(folder: Path, archive: str) -> tuple[Name, Path, str]:

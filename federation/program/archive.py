@@ -25,6 +25,7 @@ PROGRAM = "federation"
 MAX_MEMBERS = 20_000  # a program with its own Python has about 1,000
 MAX_BYTES = 2 * 1024**3
 MAX_NAME = 1024
+MAX_HEADERS = 64 * 1024  # between the bytes of two files: tarfile reads a header of any size into memory
 CHUNK = 256 * 1024
 _NAME = re.compile(rf"{PROGRAM}-([0-9][0-9A-Za-z.]{{0,40}})-([a-z]{{1,20}})-([0-9a-z_]{{1,20}})\.tar\.gz")
 _VERSION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9}){0,5})(?:(?:\.?(dev|a|b|rc))([0-9]{1,9}))?")
@@ -82,8 +83,8 @@ def unpack(file: IO[bytes], name: Name, into: Path) -> None:
     into.mkdir(mode=0o755)
     folders = {into}
     try:
-        with gzip.GzipFile(fileobj=file) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
-            for member, inside in _members(tar, name):
+        with _Plain(file, name) as plain, tarfile.open(fileobj=plain, mode="r|") as tar:
+            for member, inside in _members(tar, plain, name):
                 _write(tar, member, into / inside, folders, name)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         raise NotDone(f"{name} is damaged: {error}") from None
@@ -93,13 +94,32 @@ def unpack(file: IO[bytes], name: Name, into: Path) -> None:
         sync(folder)
 
 
-def _members(tar: tarfile.TarFile, name: Name) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
+class _Plain(gzip.GzipFile):
+    """An archive's bytes. `left`: how many may be read until its next member."""
+
+    def __init__(self, file: IO[bytes], archive: Name) -> None:
+        super().__init__(fileobj=file)
+        self._archive = archive
+        self.left = MAX_HEADERS
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise NotDone(f"{self._archive} is not ours: it has headers of more than {MAX_HEADERS // 1024} KiB")
+        return data
+
+
+def _members(tar: tarfile.TarFile, plain: _Plain, name: Name) -> Iterator[tuple[tarfile.TarInfo, PurePosixPath]]:
     """The members and their places below the archive's folder. Raises NotDone for one elsewhere, and for too many."""
     size = 0
     for count, member in enumerate(tar):
         size += max(member.size, 0)
         if count >= MAX_MEMBERS or size > MAX_BYTES:
             raise NotDone(f"{name} has more than {MAX_MEMBERS} files or {MAX_BYTES // 1024**3} GiB, which none of ours has")
+        if member.issparse():
+            raise NotDone(f"{name} is not ours: {_shown(member.name)} has holes")
+        plain.left = MAX_HEADERS + (member.size if member.isreg() else 0)  # no others have bytes behind them
         inside = _place(member.name, name)
         if inside is not None:
             yield member, inside

@@ -77,6 +77,7 @@ class Handed:
     script: bytes
     until: float
     downloads: int = 0
+    running: int = 0  # of them
 
 
 class Handovers:

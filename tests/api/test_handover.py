@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from federation.api import handover
 from federation.program.handover import MAX_DOWNLOADS
@@ -20,7 +22,7 @@ NAME = "ab" * 16
 def node(tmp_path: Path) -> FakeNode:
     (tmp_path / "a.tar.gz").write_bytes(bytes(range(256)) * 1000)
     node = FakeNode()
-    node.handed[NAME] = SimpleNamespace(archive=tmp_path / "a.tar.gz", script=b"#!/bin/sh\n", downloads=0)
+    node.handed[NAME] = SimpleNamespace(archive=tmp_path / "a.tar.gz", script=b"#!/bin/sh\n", downloads=0, running=0)
     node.tokens["cd" * 16] = b"sealed"
     return node
 
@@ -52,6 +54,29 @@ async def test_downloads_are_few(node: FakeNode) -> None:
     async with serving(node) as address:
         assert (await raw(address, get_of(address, f"/handover/{NAME}/archive"))).startswith(b"HTTP/1.1 200")
         assert (await ask(address, f"/handover/{NAME}/archive"))[0] == 404
+
+
+async def test_a_look_at_the_token_does_not_spend_it(node: FakeNode) -> None:
+    async with serving(node) as address:
+        place = f"/handover/{'cd' * 16}/token"
+        assert (await raw(address, get_of(address, place).replace(b"GET", b"HEAD"))).startswith(b"HTTP/1.1 405")
+        assert (await raw(address, get_of(address, place))).endswith(b"\r\n\r\nsealed")
+
+
+async def test_slow_readers_with_one_code_keep_no_others_out(node: FakeNode) -> None:
+    other = "ef" * 16
+    (node.handed[NAME].archive).write_bytes(bytes(64_000_000))
+    node.handed[other] = SimpleNamespace(**{**vars(node.handed[NAME]), "script": b""})
+    async with serving(node) as address, AsyncExitStack() as stack:
+        for _ in range(handover.AT_ONCE):
+            stream = await stack.enter_async_context(await trio.open_tcp_stream(address.host, address.port))
+            await stream.send_all(get_of(address, f"/handover/{NAME}/archive"))
+            await stream.receive_some(9)  # and reads no more
+        assert node.handed[NAME].running == handover.AT_ONCE_BY_CODE
+        assert (await ask(address, f"/handover/{NAME}/archive"))[0] == 503
+        stream = await stack.enter_async_context(await trio.open_tcp_stream(address.host, address.port))
+        await stream.send_all(get_of(address, f"/handover/{other}/archive"))
+        assert await stream.receive_some(12) == b"HTTP/1.1 200"
 
 
 async def test_the_owner_makes_the_line() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +25,8 @@ from tests.support.http_clients import HttpTalk, ask, body_of, chunked, get, ok,
 from tests.support.sockets import fill, is_reset, reset
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from trio.testing import MockClock
 
 MODELS = {"models": pack({"default": catalog("vllm", [Model("m"), Model("n", warm=True)])})}
@@ -543,6 +545,68 @@ async def test_what_is_no_http_is_a_tunnel(mock_clock: MockClock, said: bytes, r
             await settled(lambda net=net: not net.frontend.active)
             assert net.finished("ok") == 1
             assert net.frontend.counters.totals.received == len(said) + 8
+
+
+PROXIED = [b"CONNECT box:443", b"GET http://box/", b"M-SEARCH *"]
+
+
+@asynccontextmanager
+async def heard(clock: MockClock) -> AsyncIterator[tuple[Net, int]]:
+    """An entry with a port of which no person said what it is for; a node says that its service speaks HTTP."""
+    async with network(clock, http=True) as net:
+        net.add("a", http=("default",))
+        yield net, net.frontend.listen(Endpoint.parse("127.0.0.1:0"))[0].port
+
+
+@pytest.mark.parametrize("size", [7, 100])
+@pytest.mark.parametrize("line", PROXIED)
+async def test_http_of_another_kind_is_a_tunnel_where_no_person_said_http(
+    mock_clock: MockClock, line: bytes, size: int
+) -> None:
+    said = line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nand more"
+    async with heard(mock_clock) as (net, port):
+        client = await net.connect(port=port)
+        for n in range(0, len(said), size):
+            await client.send_all(said[n : n + size])
+            await settled()
+        await settled(lambda: net.tunnels and net.tunnel.data == said)
+        assert [type(entry) for entry in net.frontend.active] == [L4Client]
+        net.tunnel.answers()
+        net.tunnel.sends(b"HTTP/1.1 200 OK\r\n\r\n\x00raw")
+        assert await client.receive_some() == b"HTTP/1.1 200 OK\r\n\r\n\x00raw"
+
+
+@pytest.mark.parametrize("line", PROXIED)
+async def test_but_not_where_one_did_nor_behind_a_request(mock_clock: MockClock, line: bytes) -> None:
+    said = line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    async with heard(mock_clock) as (net, port):
+        for talk in (HttpTalk(await net.connect()), HttpTalk(await net.connect(port=port))):
+            if talk.stream.socket.getpeername()[1] == port:
+                await talk.stream.send_all(get())
+                await settled(lambda: net.tunnels)
+                serve(net, ok())
+                assert (await talk.answer()).status == 200
+            await talk.stream.send_all(said)
+            assert (await talk.answer()).status in (400, 501)
+        assert len(net.tunnels) == 1
+
+
+@pytest.mark.parametrize("line", PROXIED)
+async def test_nor_where_the_service_has_models(mock_clock: MockClock, line: bytes) -> None:
+    async with heard(mock_clock) as (net, port):
+        net.add("b", http=("default",), **MODELS)
+        talk = HttpTalk(await net.connect(port=port))
+        await talk.stream.send_all(line + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert (await talk.answer()).status in (400, 501)
+        assert not net.tunnels
+
+
+async def test_a_web_page_may_not_ask_so_either(mock_clock: MockClock) -> None:
+    async with heard(mock_clock) as (net, port):
+        talk = HttpTalk(await net.connect(port=port))
+        await talk.stream.send_all(b"PURGE / HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: https://evil.example\r\n\r\n")
+        assert (await talk.answer()).status == 403
+        assert not any(tunnel.data for tunnel in net.tunnels)
 
 
 async def test_no_http_and_no_peer(mock_clock: MockClock) -> None:

@@ -39,6 +39,15 @@ def test_one_use_is_one_machines() -> None:
     assert (it.problem(A, 8), it.problem(B, 8), it.state(8), it.ended_ms(8)) == ("used here", "used", "used", 5)
 
 
+def test_who_never_confirms_may_come_again_for_ten_minutes() -> None:
+    it = invite(expires_ms=30 * 86_400_000)
+    kept(it).take(it, A, "a", 5)
+    last = 5 + 600_000 - 1
+    assert (it.problem(A, last), it.state(last)) == (None, "open")
+    assert (it.problem(A, last + 1), it.problem(B, last + 1), it.state(last + 1)) == ("used here", "used", "used")
+    assert it.ended_ms(last + 1) == 5
+
+
 def test_expiry_is_exact_and_holds_for_those_who_come_again() -> None:
     it = invite(uses=2)
     kept(it).take(it, A, "a", 5)

@@ -128,6 +128,22 @@ async def test_a_token_that_was_sent_and_not_confirmed_is_for_the_same_machine_a
         await until(lambda: inviter.row(code).used[broken.id].confirmed)
 
 
+async def test_who_never_confirms_does_not_get_the_tokens_of_later_rotations(tmp_path: Path) -> None:
+    async with inviting(tmp_path) as inviter:
+        code = await inviter.invite(lifetime_s=86400)
+        silent = Newcomer(2)
+
+        def full_disk(_token: object) -> None:
+            raise StateDirUnusable("full")
+
+        silent.keep = full_disk
+        await silent.come(code)
+        inviter.later(601)
+        inviter.token = TOKEN.rotated()
+        again = await Newcomer(2).come(code)
+        assert (again.token, str(again.error).partition(";")[0]) == (None, "this machine has used this invite already")
+
+
 async def test_a_member_has_the_token_whatever_became_of_its_confirmation(tmp_path: Path) -> None:
     async with inviting(tmp_path) as inviter:
         code = await inviter.invite()

@@ -503,7 +503,7 @@ class TestReplacing:
             await b.host.stop_listening()
             old.is_stuck = True
             a.host.link_stuck(old)
-            await until(lambda: a.host._small.begin(b.id))  # the dial is over
+            await until(lambda: not a.host._small._dialling)  # the dial is over
             assert a.host.links[b.id] is old
             assert not a.host._small.holds(b.id, trio.current_time())
 

@@ -102,5 +102,6 @@ async def test_where_the_other_machine_finds_it(make: MakeNode, installed: Path)
     node = reachable(make)
     assert (await node.operator.hand_over(None, "box.lan"))["base"] == "http://box.lan:8485"
     assert (await node.operator.hand_over(None, "[fd00::1]:9000"))["base"] == "http://[fd00::1]:9000"
-    with pytest.raises(UsageError, match="--address"):
-        await node.operator.hand_over(None, "not a host")
+    for bad in ("not a host", "[fe80::1%;id]", "[fe80::1%eth0]:9000"):  # the line is a shell's
+        with pytest.raises(UsageError, match="--address"):
+            await node.operator.hand_over(None, bad)

@@ -158,3 +158,35 @@ def test_it_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
     with pytest.raises(NotDone, match="none of ours has"):
         unpack(made((TOP, None), *((f"{TOP}/{i}", b"") for i in range(3))), NAME, tmp_path / "count")
+
+
+def header(name: str, kind: bytes, data: bytes = b"") -> bytes:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, len(data)
+    return member.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+FOLDER = header(TOP, tarfile.DIRTYPE)
+HOLES = b"22 GNU.sparse.map=1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (FOLDER + header("x", tarfile.GNUTYPE_LONGNAME, bytes(2 * 65536)), "has headers of more than 64 KiB"),
+        (FOLDER + header("x", tarfile.XHDTYPE, bytes(2 * 65536)), "has headers of more than 64 KiB"),
+        (header("x", tarfile.XGLTYPE, bytes(2 * 65536)), "has headers of more than 64 KiB"),
+        (FOLDER + 2000 * header("x", tarfile.GNUTYPE_LONGNAME, b"a"), "has headers of more than 64 KiB"),  # one in another
+        (FOLDER + header("x", tarfile.XHDTYPE, HOLES) + header(f"{TOP}/a", tarfile.REGTYPE, b"abc"), "has holes"),
+    ],
+    ids=["name", "fields", "fields of all", "deep", "holes"],
+)
+def test_headers_take_no_memory(tmp_path: Path, content: bytes, why: str) -> None:
+    with pytest.raises(NotDone, match=why):
+        unpack(io.BytesIO(gzip.compress(content + bytes(1024))), NAME, tmp_path / "out")
+
+
+def test_large_files_are_no_headers(tmp_path: Path) -> None:
+    data = bytes(3 * 65536)
+    unpack(made((TOP, None), *((f"{TOP}/{i}", data) for i in range(3))), NAME, tmp_path / "out")
+    assert [(tmp_path / "out" / str(i)).read_bytes() == data for i in range(3)] == [True] * 3

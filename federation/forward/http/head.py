@@ -36,13 +36,14 @@ from typing import NamedTuple
 
 import httptools
 
-from federation.errors import HttpInvalid
+from federation.errors import HttpInvalid, HttpUnserved
 from federation.forward.http.framing import CHUNKED, NO_BODY, UNTIL_EOF, Bytes, Framing, Kind
 
 MAX_HEAD = 64 * 1024  # as h11; the largest real ones carry cookies of 8 KiB
 MAX_REQUEST_LINE = 16 * 1024
 MAX_FIELDS = 100  # official clients send 17
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+METHODS |= {"PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH"}  # of WebDAV
 # Not h2c: a client could send requests behind it that no entry reads.
 UPGRADES = frozenset((b"websocket",))
 MAX_LENGTH_DIGITS = 18  # below 2**63
@@ -300,9 +301,9 @@ def _request_line(line: bytes) -> tuple[str, str, str]:
     if method not in METHODS:
         if not method or method.encode().translate(None, _TOKEN):
             raise HttpInvalid("no method")
-        raise HttpInvalid("no backend of models knows this method", 501)
+        raise HttpUnserved("no backend of models knows this method", 501)
     if not target.startswith("/") and not (target == "*" and method == "OPTIONS"):
-        raise HttpInvalid("a target begins with a slash; this port is no forward proxy")
+        raise HttpUnserved("a target begins with a slash; this port is no forward proxy")
     if "#" in target:
         raise HttpInvalid("a target has no fragment")
     return method, target, version[5:]

@@ -8,6 +8,7 @@ rule). But its clients tell, without a word of ours:
     are going to keep the connection                into requests: an idle one counts nowhere and holds up no drain
     HTTP, and the connection ends with the answer   nothing: on layer 4 it is served as well
     101 Switching Protocols, no answer              nothing
+    CONNECT h:443, GET http://h/, whatever follows  nothing: a proxy's clients, whose requests no entry takes apart
     anything else that the backend answers          it does not; after MOST_DENIALS nobody listens any more
 
 The backend has to be silent until its client has sent a whole head, or its answer is to something else.
@@ -40,7 +41,7 @@ MOST_LOOKS = (
 LOOK_RARELY = 16
 HEAD = 8192  # bytes of a head, which most servers refuse beyond: a longer one is no evidence
 
-_REQUEST = re.compile(rb"[A-Z]{3,16} [!-~]+ HTTP/1\.([01])\r?\n")
+_REQUEST = re.compile(rb"[A-Z]{3,16} ([!-~]+) HTTP/1\.([01])\r?\n")
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])[ \r\n]")
 _STATUS_SIZE = len(b"HTTP/1.1 200 ")
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -101,7 +102,9 @@ def are_going_to_keep(asked: bytes, answered: bytes) -> bool:
     """Whether both heads are whole ones of HTTP/1.1 whose connection goes on behind this answer, for another request."""
     request, status = _REQUEST.match(asked), _STATUS.match(answered)
     ends = _HEAD_END.search(asked), _HEAD_END.search(answered)
-    if request is None or status is None or ends[0] is None or ends[1] is None or request[1] + status[1] != b"11":
+    if request is None or status is None or ends[0] is None or ends[1] is None or request[2] + status[1] != b"11":
+        return False
+    if not request[1].startswith((b"/", b"*")):  # a proxy's client, whose requests no entry takes apart
         return False
     heads = asked[: ends[0].end()], answered[: ends[1].end()]
     has_end = status[2] in (b"204", b"304") or request[0].startswith(b"HEAD ") or _IS_FRAMED.search(heads[1])

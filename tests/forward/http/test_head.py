@@ -342,3 +342,8 @@ def test_no_request_is_another_protocol_because_its_line_is_odd() -> None:
     for line in (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: box\r\n\r\n", b"G(T / HTTP/1.1\r\nHost: box\r\n\r\n"):
         assert opening(line) is Opening.HTTP
         assert all(opening(line[:size]) is not Opening.OTHER for size in range(1, 40))
+
+
+@pytest.mark.parametrize("method", ["PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "REPORT", "SEARCH"])
+def test_methods_of_file_servers_are_served(method: str) -> None:
+    assert parse_request(f"{method} /d/ HTTP/1.1\r\nHost: box\r\nDepth: 1\r\n\r\n".encode()).method == method

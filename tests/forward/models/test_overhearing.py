@@ -59,6 +59,8 @@ def repute(*, is_open: bool = True) -> tuple[Repute, list[Protocol]]:
         (b"", OK, Protocol.UNKNOWN),  # it speaks first
         (b"*1\r\n$4\r\nPING\r\n", OK, Protocol.UNKNOWN),
         (b"DESCRIBE rtsp://h/ RTSP/1.0\r\n\r\n", OK, Protocol.UNKNOWN),
+        (GET.replace(b"/", b"http://h/", 1), OK, Protocol.UNKNOWN),  # a proxy's
+        (b"CONNECT h:443 HTTP/1.1\r\n\r\n", OK, Protocol.UNKNOWN),
         (GET, b"RTSP/1.0 400 Bad Request", Protocol.UNKNOWN),
         (GET, b"-ERR wrong number of arguments", Protocol.UNKNOWN),  # redis
         (GET, GET, Protocol.UNKNOWN),  # an echo

@@ -19,11 +19,21 @@ def test_a_path_is_small_for_an_hour() -> None:
 
 def test_one_dial_a_peer_at_a_time() -> None:
     paths = SmallPaths()
-    assert paths.begin("a")
-    assert not paths.begin("a")
-    assert paths.begin("b")
+    assert paths.begin("a", NOW)
+    assert not paths.begin("a", NOW)
+    assert paths.begin("b", NOW)
     paths.ended("a")
-    assert paths.begin("a")
+    assert paths.begin("a", NOW)
+
+
+def test_a_link_that_pretends_to_be_stuck_causes_few_dials() -> None:
+    paths = SmallPaths()
+    dials = 0
+    for look in range(300):  # for a minute, five times a second
+        if paths.begin("a", NOW + look / 5):
+            dials += 1
+            paths.ended("a")
+    assert dials <= 32
 
 
 def test_the_number_is_bounded_and_old_ones_make_room(monkeypatch) -> None:  # type: ignore[no-untyped-def]
