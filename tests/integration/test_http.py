@@ -194,7 +194,7 @@ def test_a_node_whose_backend_is_an_entry_of_its_network(
     behind = fleet.daemon(
         "behind", "--listen", "127.0.0.1:0", "--backend", f"http://127.0.0.1:{port}", peer=nodes[0], services=()
     )  # fmt: skip
-    wait_until(lambda: "behind" in entry.offers(), within=20, what="the entry knows it")
+    wait_until(lambda: all("behind" in node.offers() for node in nodes), within=20, what="all are linked with it")
     assert node_of(ask(behind, CHAT, {"model": "gemma"})) == "b0"
     assert "behind" not in {name for model in ("gemma", "llama", "qwen") for name in places(entry, model)}
     connection = http.client.HTTPConnection(*entry.entry(), timeout=TIMEOUT)
