@@ -56,8 +56,8 @@ from federation.net.link.link import talk
 from federation.net.link.mux import Load
 from federation.ops import invitation, lately, status
 from federation.ops.access_log import AccessLog
+from federation.ops.alerts.notices import Notices
 from federation.ops.history import History
-from federation.ops.notices import Notices
 from federation.ops.operator import Operator
 from federation.ops.parts import Facts, Parts
 from federation.ops.rates import SAMPLE_EVERY_S, Rates

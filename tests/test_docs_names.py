@@ -41,6 +41,7 @@ MADE |= {"bin/federation", "lib/", "share/", "share/install.sh", "share/contents
 FOREIGN = {
     *("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("ConnectionConfig", "Swarm", "dial_peer", "psk", "noise", "cryptography"),  # libp2p's, and what it stands on
+    *("TCP_INFO", "IP_PMTUDISC_DONT", "TCP_MAXSEG", "TCP_NOTSENT_LOWAT", "SO_SNDBUF"),  # the kernel's
     *("OLLAMA_ORIGINS", "OLLAMA_HOST", "SCHED_BATCH", "fed1_", "fed2_", "fed100_"),
 }
 _PATH = re.compile(r"[\w-][\w.-]*(?:/[\w.*-]+)*/?")

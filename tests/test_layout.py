@@ -15,6 +15,9 @@ OUTSIDE = ("integration", "browser", "faults")
 NOT_OF_A_MODULE = {"advisories", "balancing", "bench", "cli_docs", "corpus", "docs_names", "examples_files", "layout"}
 NOT_OF_A_MODULE |= {
     "affinity",
+    "docs_commands",
+    "docs_links",
+    "docs_site",
     "install_script",
     "packaging_formats",
     "monitoring_examples",

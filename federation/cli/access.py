@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation.cli import client
 from federation.cli.ask import Asker
-from federation.cli.render import plain
+from federation.cli.render.text import plain
 from federation.cli.terminal import say
 from federation.errors import ControlUnreachable, NotFound
 from federation.mesh.bans import Bans, find_peer

@@ -8,7 +8,10 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from federation.cli import client, orders, render, render_connections, render_models
+from federation.cli import client, orders
+from federation.cli.render import connections as render_connections
+from federation.cli.render import models as render_models
+from federation.cli.render import text as render
 from federation.cli.terminal import Progress, Screen, colorful, confirm, say, width
 from federation.errors import ControlUnreachable, FederationError, NotDone, UsageError
 from federation.units import parse_duration, parse_size

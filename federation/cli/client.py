@@ -116,7 +116,7 @@ class Daemon:
 
 def find(control: str | None, given: Path | None, environ: Mapping[str, str] = os.environ) -> Daemon:
     """The daemon that is meant: at --control; or that of --state-dir (`given`); or at FEDERATION_CONTROL, unless the user's
-    own listens there; or the user's own.
+    own listens there; or the user's own; for root, where none of its own runs, the machine's service.
     """
     state = state_dir(given, environ)
     key = pasted(environ.get("FEDERATION_CONTROL_KEY", "")) or None
@@ -127,6 +127,9 @@ def find(control: str | None, given: Path | None, environ: Mapping[str, str] = o
         address, is_tls = _control("FEDERATION_CONTROL", environ["FEDERATION_CONTROL"])
         if address.port and address != _of_facts(state):  # port 0 says nothing about where the daemon ended up
             return Daemon(state, address, key, is_tls)
+    if os.geteuid() == 0 and state.path == default_state_dir(environ) and given is None and state.holder() is None:
+        service = StateDir(SERVICE_STATE_DIR)
+        return Daemon(state if service.holder() is None else service)
     return Daemon(state)
 
 

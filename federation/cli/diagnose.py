@@ -8,9 +8,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from federation.cli import client, render_connections, render_netcheck
+from federation.cli import client
 from federation.cli.ask import Asker, positive
-from federation.cli.render import plain
+from federation.cli.render import connections as render_connections
+from federation.cli.render import netcheck as render_netcheck
+from federation.cli.render.text import plain
 from federation.cli.terminal import Progress, colorful, say
 from federation.errors import ControlUnreachable, FederationError, StateDirBusy, TokenError, UsageError
 from federation.units import parse_size

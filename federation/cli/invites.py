@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from federation.cli import ask
 from federation.cli.ask import Asker, positive
-from federation.cli.render import duration, plain
-from federation.cli.render_models import table
+from federation.cli.render.models import table
+from federation.cli.render.text import duration, plain
 from federation.cli.terminal import colorful, complain, is_terminal, is_utf8, say, width
 from federation.errors import NotDone, UsageError
 from federation.units import parse_lifetime

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pydantic import SecretStr
 
 from federation import light, logs, outlet  # noqa: F401  # light comes before all else: see there
-from federation.cli import detect, render
+from federation.cli import detect
+from federation.cli.render import text as render
 from federation.cli.terminal import colorful, complain, flush, is_terminal, read_secret, read_stdin
 from federation.config import load
 from federation.dirs import default_state_dir
@@ -60,9 +61,9 @@ def join(args: Namespace) -> int:
 
 def _join(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     logs.configure(settings.log_level, settings.log_format, stream=sys.stderr, colors=colorful(sys.stderr))
+    given = given_token(settings)  # first: what is found must not be written behind the prompt
     detected = _detected(settings) if settings.detect and not settings.backends else ()
     settings = _offering(settings, detected)
-    given = given_token(settings)
     state = StateDir(settings.state_dir)
     state.lock()
     if isinstance(given, InviteCode):

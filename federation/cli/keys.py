@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from federation.cli.ask import Asker
-from federation.cli.render import paint, plain
-from federation.cli.render_models import table
+from federation.cli.render.models import table
+from federation.cli.render.text import paint, plain
 from federation.cli.terminal import colorful, say
 from federation.errors import UsageError
 from federation.units import parse_lifetime, parse_rate

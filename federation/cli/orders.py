@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from federation.cli.render import plain
+from federation.cli.render.text import plain
 from federation.cli.terminal import read_secret
 from federation.errors import UsageError
 

@@ -10,9 +10,11 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from federation.cli import client, render, render_connections
+from federation.cli import client
 from federation.cli.ask import Asker, duration
-from federation.cli.render import plain
+from federation.cli.render import connections as render_connections
+from federation.cli.render import text as render
+from federation.cli.render.text import plain
 from federation.cli.terminal import complain, read_secret, read_stdin, say
 from federation.errors import ControlUnreachable, NotDone, StateDirUnusable, UsageError
 from federation.mesh import token_store

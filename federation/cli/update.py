@@ -121,7 +121,7 @@ def _restart(place: Installation, wait_s: float, *, instead: str | None) -> None
 def _drain(state: StateDir, wait_s: float, progress: Progress) -> None:
     """Let what is open come to its end, for a while. What is left has --drain-timeout when the node stops."""
     from federation.cli.client import Daemon
-    from federation.cli.render_connections import still_open
+    from federation.cli.render.connections import still_open
 
     daemon = Daemon(state)
     deadline = time.monotonic() + wait_s

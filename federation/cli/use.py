@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from federation.cli import use_files
 from federation.cli.ask import Asker
-from federation.cli.render import plain
-from federation.cli.render_models import table
+from federation.cli.render.models import table
+from federation.cli.render.text import plain
 from federation.cli.terminal import colorful, read_secret, say
 from federation.errors import FederationError, NotDone, UsageError
 from federation.use import target

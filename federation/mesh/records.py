@@ -68,7 +68,7 @@ class NodeData(BaseModel):
     via: Annotated[tuple[PeerId, ...], Field(max_length=8)] = ()  # relays through which it is reached, best first
     owner: Flag = False  # claims to have the owner's key, so that people know where to rotate; gives no rights
     copied: Annotated[tuple[PeerId, ...], Field(max_length=MAX_COPIED)] = ()  # peers that this node met on two machines
-    notifies: Flag = False  # it tells a person of machines that die (ops/notices.py): of several nodes that do, one tells
+    notifies: Flag = False  # it tells a person of machines that die: of several such nodes, one tells (alerts/notices.py)
     left: Flag = False  # a tombstone: the node left
     models: Packed = b""  # of its backends, by service; see models.py
     announce_every_s: Count = 0  # the next announcement comes by then; 0: often enough for NODE_ONLINE_WINDOW

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from federation.ops import schemas, shapes
+    from federation.ops.alerts.notices import Notices
     from federation.ops.client_keys import KeyWish
     from federation.ops.invites import InviteWish
-    from federation.ops.notices import Notices
     from federation.ops.ownership import Wish
     from federation.ops.parts import Parts
     from federation.program.handover import Handed

@@ -54,6 +54,25 @@ def facts(path: Path, control: str) -> None:
 # Which daemon is meant
 
 
+def test_root_means_the_service_where_it_runs_none_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, own, environ = StateDir(tmp_path / "service"), StateDir(tmp_path / "own/federation"), {"HOME": str(tmp_path)}
+    environ["XDG_STATE_HOME"] = str(tmp_path / "own")
+    monkeypatch.setattr(client, "SERVICE_STATE_DIR", service.path)
+    monkeypatch.setattr(client.os, "geteuid", lambda: 0)
+    service.path.mkdir()
+    assert client.find(None, None, environ).state.path == own.path  # the service is stopped
+    service.lock()
+    assert client.find(None, None, environ).state.path == service.path
+    assert client.find(None, own.path, environ).state.path == own.path
+    assert client.find(None, None, {**environ, "FEDERATION_STATE_DIR": str(tmp_path / "s")}).state.path == tmp_path / "s"
+    own.lock()
+    assert client.find(None, None, environ).state.path == own.path
+    own.unlock()
+    monkeypatch.setattr(client.os, "geteuid", lambda: 1000)
+    assert client.find(None, None, environ).state.path == own.path
+    service.unlock()
+
+
 def test_what_the_person_says_comes_first(tmp_path: Path) -> None:
     found = client.find("127.0.0.1:7", tmp_path / "s", {"FEDERATION_CONTROL": "127.0.0.1:2"})
     assert (found.address, found.state.path) == (HostPort("127.0.0.1", 7), tmp_path / "s")

@@ -52,7 +52,7 @@ def settings(state: StateDir, **fields: Any) -> Settings:
 
 
 def exchange(code: InviteCode, state: StateDir) -> None:
-    invited.exchange(code, settings(state), state, take_up=join._take_up)
+    invited.exchange(code, settings(state), state, take_up=join.take_up)
 
 
 def test_the_token_is_saved_and_the_code_remembered(
@@ -105,17 +105,17 @@ def test_a_move_to_another_network_keeps_the_former_token(
 
 @pytest.mark.parametrize("field", ["token", "invite"])
 def test_a_code_is_taken_wherever_a_token_is(state: StateDir, tmp_path: Path, field: str) -> None:
-    assert join._given(settings(state, **{field: CODE.encode()})) == CODE
-    assert join._given(settings(state, **{field: TOKEN.encode()})) == TOKEN
+    assert join.given_token(settings(state, **{field: CODE.encode()})) == CODE
+    assert join.given_token(settings(state, **{field: TOKEN.encode()})) == TOKEN
     file = tmp_path / "code"
     file.write_text(f"{CODE.encode()}\n")
     file.chmod(0o600)
-    assert join._given(settings(state, token_file=file)) == CODE
+    assert join.given_token(settings(state, token_file=file)) == CODE
     with pytest.raises(TokenMalformed):
-        join._given(settings(state, **{field: " "}))
+        join.given_token(settings(state, **{field: " "}))
     with pytest.raises(TokenChecksumWrong):
-        join._given(settings(state, **{field: CODE.encode()[:-1]}))
-    assert join._given(settings(state)) is None
+        join.given_token(settings(state, **{field: CODE.encode()[:-1]}))
+    assert join.given_token(settings(state)) is None
 
 
 def test_two_ways_in_are_one_too_many(state: StateDir) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.cli import invites, main, render
+from federation.cli import invites, main
+from federation.cli.render import text as render
 from federation.mesh.invite_codes import InviteCode
 from federation.mesh.invites import MAX_USES
 from federation.mesh.tokens import Token

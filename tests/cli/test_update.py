@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from federation.cli import main, render_connections, service, update
+from federation.cli import main, service, update
+from federation.cli.render import connections as render_connections
 from federation.errors import NotDone
 from federation.program.installation import Installation
 from federation.program.service import State

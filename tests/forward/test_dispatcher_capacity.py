@@ -238,6 +238,7 @@ class Request(NullDuplex):
 
     client_name, route, keys = "a client", ROUTE, NO_KEYS
     takes_kept = None
+    is_kept_on = is_unheard = False
 
     def __init__(self, world: World, entry: Entry, number: int, hold_s: float) -> None:
         self._world, self._entry, self._hold_s = world, entry, hold_s

@@ -15,27 +15,28 @@ if TYPE_CHECKING:
     from harness import Daemon
 
 COMMIT = "f919b4df7aa3910d05f425ff152a147b26886872"
+PREVIOUS = "d5edd248f2e5ac458bd0798efb3e7f7ed86f42b5"  # the one before this one
 HERE = Path(__file__).parent
 
 
 @cache
-def why_not() -> str:
+def why_not(commit: str = COMMIT) -> str:
     """Why it cannot be had here; empty if it can."""
     try:
-        done = subprocess.run(["git", "cat-file", "-e", f"{COMMIT}^{{commit}}"], cwd=HERE, capture_output=True, check=False)
+        done = subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=HERE, capture_output=True, check=False)
     except OSError:
         return "git is not installed, and the older version comes out of its history"
-    return f"the history here lacks {COMMIT[:7]}, the older version: is it a shallow clone?" if done.returncode else ""
+    return f"the history here lacks {commit[:7]}, the older version: is it a shallow clone?" if done.returncode else ""
 
 
 class OldVersion:
     """Its source in a directory of the fleet's; `environment` makes a Python of this environment run it."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, commit: str = COMMIT) -> None:
         self._fleet = fleet
-        self.source = fleet.directory / f"federation-{COMMIT[:7]}"
+        self.source = fleet.directory / f"federation-{commit[:7]}"
         self.source.mkdir()
-        archive = subprocess.run(["git", "archive", COMMIT, "federation"], cwd=_top(), stdout=subprocess.PIPE, check=True)
+        archive = subprocess.run(["git", "archive", commit, "federation"], cwd=_top(), stdout=subprocess.PIPE, check=True)
         subprocess.run(["tar", "-x", "-C", str(self.source)], input=archive.stdout, check=True)
         self.environment = {"PYTHONPATH": str(self.source)}
         where = self._python("-c", "import federation; print(federation.__file__)")

@@ -14,7 +14,7 @@ def test_a_program_s_words_and_its_exit_code_come_back() -> None:
 def test_one_that_is_not_there_or_takes_too_long_has_an_exit_code_too() -> None:
     missing = Commands({}).run("/nowhere/federation")
     assert (missing.code, missing.said) == (NOT_FOUND, "/nowhere/federation: No such file or directory")
-    hangs = Commands({}).run(sys.executable, "-c", "input(); import time; time.sleep(60)", timeout_s=0.01)
+    hangs = Commands({}).run(sys.executable, "-c", "import time; time.sleep(60)", timeout_s=0.01)
     assert hangs.code == TIMED_OUT
 
 

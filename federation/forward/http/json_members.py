@@ -89,7 +89,7 @@ class Members:
         """Blank the quotes within strings, so that each one left begins or ends a string. A backslash at the end escapes
         the byte that comes next."""
         plain = piece
-        if self._is_escaped:
+        if self._is_escaped and piece[:1] in (b'"', b"\\"):  # as below: no other escape is blanked
             plain = b"_" + piece[1:]
         if b"\\" not in plain:
             self._is_escaped = False

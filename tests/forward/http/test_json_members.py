@@ -180,3 +180,12 @@ def test_no_filling_costs_much(filling: bytes) -> None:
     members.feed(body)
     assert time.process_time() - began < len(body) * 500e-9
     assert members.state is State.ENDED or members._steps > MAX_STEPS
+
+
+def test_a_backslash_outside_of_strings_counts_the_same_wherever_the_pieces_end() -> None:
+    """No JSON, and no string either: the bracket behind it is one. Found by scripts/fuzz."""
+    for data in (b'{"a": [\\[ "\\[" \\{]]], "model": "m"}', b'{"a": [\\"]", \\\\[]], "model": "m"}'):
+        whole = fed(data)
+        for at in range(1, len(data)):
+            pieces = fed(data, at)
+            assert (pieces.state, pieces.kept) == (whole.state, whole.kept)

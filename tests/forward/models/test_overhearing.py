@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import gc
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
 from federation.forward.model_watch import ModelWatch
-from federation.forward.models.overhearing import LOOK_RARELY, MOST_DENIALS, MOST_LOOKS, Overheard, Protocol, Repute
+from federation.forward.models.overhearing import (
+    LOOK_RARELY,
+    MOST_DENIALS,
+    MOST_LOOKS,
+    Overheard,
+    Protocol,
+    Repute,
+    _FirstWords,
+)
+from federation.reactor.duplex import join
+from federation.reactor.loop import Reactor
 from federation.reactor.sockets import SocketDuplex
+from tests.support.duplex import Caller, Rig, TcpSide, check_duplex, ending
 from tests.support.exits import believe, make_exit, serve, tunnels
-from tests.support.links import End, until
+from tests.support.links import End, socket_pair, until
 from tests.support.sockets import Listener, reset, running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -195,3 +211,62 @@ async def test_an_own_client_tells_it_too() -> None:
 @pytest.mark.parametrize(("scheme", "is_heard"), [("", True), ("http://", False), ("tcp://", False)])
 def test_only_where_nobody_said_it(scheme: str, is_heard: bool) -> None:
     assert make_exit(f"{scheme}127.0.0.1:9").backend.repute.is_open is is_heard
+
+
+# The contract of Duplex
+
+
+@asynccontextmanager
+async def an_overheard_socket() -> AsyncIterator[Rig]:
+    ours, theirs = socket_pair()
+    there, reactor, caller = TcpSide(theirs), Reactor(), Caller()
+    async with running(reactor):
+        duplex = Overheard(reactor, ours, lambda _: None, repute()[0])
+        join(duplex, caller)
+        duplex.start()
+        yield Rig(
+            caller, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
+            break_off=there.break_off, stop=there.stop, go=there.go, move=there.move,
+        )  # fmt: skip
+        duplex.abort("the test is over")
+        there.close()
+
+
+class Entry(End):
+    """The entry's side of a connection; where both directions have ended it hears no more."""
+
+    has_ended = False
+
+    def abort(self, reason: str) -> None:
+        if not (self.has_ended and "EOF" in self.heard):
+            super().abort(reason)
+
+
+@asynccontextmanager
+async def first_words() -> AsyncIterator[Rig]:
+    """The caller is a backend's socket; behind the end is an entry's side that records, and speaks to the socket itself."""
+    ours, theirs = socket_pair()
+    there, caller = Entry(), Caller()
+    heard = Overheard(Reactor(), ours, lambda _: None, repute()[0])
+    caller.other = end = _FirstWords(heard)
+    end.other = there
+    there.other = caller
+
+    def say_eof() -> None:
+        there.has_ended = True
+        caller.send_eof()
+
+    yield Rig(
+        caller, arrived=lambda: there.data, ended=lambda: ending(there), say=caller.send, say_eof=say_eof,
+        break_off=lambda: caller.abort("gone"), asks=False, acknowledges=False, holds_back=False,
+    )  # fmt: skip
+    heard.abort("the test is over")
+    theirs.close()
+
+
+async def test_an_overheard_socket_keeps_the_contract() -> None:
+    await check_duplex(Overheard, an_overheard_socket)
+
+
+async def test_its_first_words_keep_the_contract() -> None:
+    await check_duplex(_FirstWords, first_words)

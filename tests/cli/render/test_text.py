@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from federation.cli import render
+from federation.cli.render import text as render
 from federation.mesh.tokens import Token
 
 PEER = "12D3KooWJ9VnGqVYFbQkPNtHRjnbTnBCHHMsQPUVWAxqgUzRYrbt"

@@ -10,9 +10,9 @@ import trio
 from pydantic import SecretStr
 
 from federation.errors import NotDone
-from federation.ops import notices
-from federation.ops.notices import GIVE_UP_S, MAX_WAITING, Notices
-from federation.ops.webhook import Address, Message, NotDelivered
+from federation.ops.alerts import notices
+from federation.ops.alerts.notices import GIVE_UP_S, MAX_WAITING, Notices
+from federation.ops.alerts.webhook import Address, Message, NotDelivered
 from tests.support.nodes import MakeNode, add
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from federation.cli.render import paint, plain
+from federation.cli.render.text import paint, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,8 @@ import structlog
 import trio
 
 from federation.errors import NotDone
-from federation.ops.deaths import News, Sight, Watch
-from federation.ops.webhook import Address, Message, NotDelivered, post
+from federation.ops.alerts.deaths import News, Sight, Watch
+from federation.ops.alerts.webhook import Address, Message, NotDelivered, post
 from federation.units import visible
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""Answers about connections as text; render.py has status and peers. Nothing is printed here."""
+"""Answers about connections as text; text.py has status and peers. Nothing is printed here."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from federation.cli.render import duration, paint, plain, size
+from federation.cli.render.text import duration, paint, plain, size
 from federation.units import DEFAULT_SERVICE
 
 if TYPE_CHECKING:

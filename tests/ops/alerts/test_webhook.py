@@ -13,8 +13,8 @@ import h11
 import pytest
 import trio
 
-from federation.ops import webhook
-from federation.ops.webhook import Address, Message, NotDelivered, post, request
+from federation.ops.alerts import webhook
+from federation.ops.alerts.webhook import Address, Message, NotDelivered, post, request
 from federation.units import parse_webhook
 from tests.support.certificates import self_signed, trusting
 

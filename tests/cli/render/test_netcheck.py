@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation.cli.render_netcheck import netcheck
+from federation.cli.render.netcheck import netcheck
 
 QUIET: dict[str, Any] = {
     "nat": "unknown", "seen": [], "dialable": None, "relays": [], "addresses": [], "ipv6": [], "ipv6_links": 0, "links": 0,

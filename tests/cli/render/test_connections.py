@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from federation.cli import render_connections
+from federation.cli.render import connections as render_connections
 
 AT = "2026-01-01T12:00:00.5+00:00"
 DONE = {"peer_id": "a", "seconds": 0.25, "received": 100, "delivered": 2048, "error": None}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from federation.cli.render import duration, paint, plain, size
-from federation.cli.render_connections import seconds
+from federation.cli.render.connections import seconds
+from federation.cli.render.text import duration, paint, plain, size
 from federation.units import DEFAULT_SERVICE
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from federation.cli import render_models
+from federation.cli.render import models as render_models
 
 GIB = 1 << 30
 

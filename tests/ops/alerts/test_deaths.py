@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from federation.ops.deaths import FLAPS_WITHIN_S, MAX_DOUBLINGS, MAX_ROWS, Sight, Trouble, Watch
+from federation.ops.alerts.deaths import FLAPS_WITHIN_S, MAX_DOUBLINGS, MAX_ROWS, Sight, Trouble, Watch
 
 WAIT_S = 30.0
 NOBODY: frozenset[str] = frozenset()
