@@ -34,12 +34,13 @@ PATIENCE_S = 3.0  # with a start that takes long: a person who asks why gets an 
 async def serve_node(
     node: KeyedNode, address: HostPort, *, task_status: TaskStatus[HostPort] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Serve the node's API until cancelled. Counts as started, with the address in use, once it listens.
+    """Serve the node's API until cancelled. Counts as started, with the address in use, once it listens and has its key.
 
     Raises ListenFailed where the port cannot be had.
     """
     node.control_key()  # makes its file, for programs that come as soon as the node says that it serves
     with opened(address, node.control_socket) as (listeners, own):
+        node.control_key()  # a script that read `ready:` reads control.key next
         task_status.started(address_in_use(address, listeners))
         with trio.move_on_after(PATIENCE_S):
             await node.has_started()

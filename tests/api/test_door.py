@@ -24,6 +24,11 @@ class StartingNode(FakeNode):
         super().__init__()
         self.starts = trio.Event()
         self.waits = trio.Event()
+        self.has_key = False
+
+    def control_key(self) -> str:
+        self.has_key = True
+        return super().control_key()
 
     async def has_started(self) -> None:
         self.waits.set()
@@ -35,6 +40,7 @@ async def test_the_sockets_are_there_before_the_node_serves(nursery: trio.Nurser
     with trio.fail_after(60):
         address: HostPort = await nursery.start(door.serve_node, node, ANYWHERE)
         assert address.port > 0
+        assert node.has_key, "or a script that waits for the start finds no control.key"
         await node.waits.wait()
         answers = []
 

@@ -28,7 +28,7 @@ from federation.metrics import Metrics
 from federation.net.link.channel import INITIAL_WINDOW
 from federation.reactor.duplex import Keepable
 from federation.units import Endpoint
-from tests.support.links import SLACK
+from tests.support.links import MAX_WAIT_S, SLACK
 from tests.support.sockets import CountingReactor, Listener, reset, running, stream
 
 if TYPE_CHECKING:
@@ -388,7 +388,7 @@ async def network(
     port = at.port
     net = Net(clock, reactor, frontend, roster, selector, backends, port, backend, metrics, http)
     try:
-        async with running(reactor), in_real_time(20.0):
+        async with running(reactor), in_real_time(MAX_WAIT_S):
             yield net
             await everybody_leaves(net)
             frontend.stop_listening()

@@ -223,7 +223,7 @@ class Link:
                 self.set_suspect(True)
         elif step == "ping" or self.liveness.is_to_ask_again(now) or self._has_one_round_trip:
             self.ping()
-        if self.mux.tunnels and now >= self._see_at:
+        if (self.mux.tunnels or self.is_stuck) and now >= self._see_at:
             self._see_at = now + SEE_EVERY_S
             self._see_what_arrives(now)
 

@@ -599,6 +599,19 @@ async def test_a_link_whose_bytes_do_not_arrive_is_suspect_whatever_is_heard(moc
     assert quiet.host.suspect == [True, False]
 
 
+async def test_a_stuck_link_gets_well_again_without_a_tunnel(mock_clock: object, quiet: Quiet) -> None:
+    channel, _ = opened(quiet.link)
+    carrier = _carrier(quiet)
+    carrier.known = Delivery(1000, 3, 0.1, has_ended=False)
+    quiet.spend(1)
+    assert quiet.link.suspect
+    channel.abort("its client goes elsewhere")
+    assert not quiet.link.mux.tunnels
+    carrier.known = Delivery(0, 0, 0.1, has_ended=False)
+    quiet.spend(1)
+    assert quiet.host.suspect == [True, False]
+
+
 async def test_a_link_whose_bytes_never_arrive_is_closed_and_says_which(mock_clock: object, quiet: Quiet) -> None:
     heard, heard_end = opened(quiet.link)
     unheard, unheard_end = opened(quiet.link)
@@ -628,7 +641,7 @@ async def test_what_comes_after_the_peers_fin_surely_did_not_arrive() -> None:
         await until(lambda: heard.opener is None and unheard.opener is None)
         heard.send(b"arrives")
         await remote.hear("DATA")
-        await remote.stream.aclose()
+        remote.stream.socket.close()  # without a checkpoint: the link has no turn yet
         assert select.select([link.carrier.sock], [], [], 10)[0]
         unheard.send(b"does not")  # before the link has read the EOF
         link._reactor._flush()
