@@ -38,7 +38,6 @@ async def serve_node(
 
     Raises ListenFailed where the port cannot be had.
     """
-    node.control_key()  # makes its file, for programs that come as soon as the node says that it serves
     with opened(address, node.control_socket) as (listeners, own):
         node.control_key()  # a script that read `ready:` reads control.key next
         task_status.started(address_in_use(address, listeners))
