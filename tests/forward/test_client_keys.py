@@ -331,5 +331,6 @@ async def test_a_port_that_asks_is_http_unless_it_was_said_to_be_tcp(mock_clock:
         await client.send_all(post(CHAT))
         assert (await fill_up(client)).startswith(b"HTTP/1.1 401 ")
         assert net.tunnels == []
-        assert net.frontend._is_http("http", "default", on_loopback=True)
-        assert not net.frontend._is_http("tcp", "default", on_loopback=True)
+        assert net.frontend._is_said_http("", on_loopback=True)
+        assert net.frontend._is_said_http("http", on_loopback=True)
+        assert not net.frontend._is_said_http("tcp", on_loopback=True)
