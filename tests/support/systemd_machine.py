@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 SYSTEMD = Path("/lib/systemd/systemd")
 START_S = 120.0
 # The disk is there for several boots.
@@ -73,6 +74,8 @@ def lacking() -> str | None:
         return "needs systemd, unshare and nsenter"
     if _cgroups() is None:
         return "needs cgroup v2"
+    if CHECKOUT.parts[1] in ("tmp", "root"):  # which the machine has of its own
+        return f"needs a checkout outside of /{CHECKOUT.parts[1]}"
     return None
 
 
