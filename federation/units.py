@@ -24,7 +24,7 @@ ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([!-.0-~]*)")  # scheme and authorit
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
-_TOKEN = re.compile(r"fed(?:(?:key|h)?[0-9]{1,4}|k)_[A-Za-z0-9_-]{8,}")
+_TOKEN = re.compile(r"fed(?:(?:key)?[0-9]{1,4}|k)_[A-Za-z0-9_-]{8,}")
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:[0-9]{1,5})?")
 _PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")  # base58 of an Ed25519 key; see net/identity.py
 _PORT = re.compile(r"[0-9]{1,5}")

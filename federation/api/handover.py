@@ -1,4 +1,4 @@
-"""Hands this node's program to another machine: script, archive and encrypted token, under names that nobody guesses.
+"""Hands this node's program to another machine: script and archive, under names that nobody guesses.
 
 These paths ask for no key: the names are the key, and open nothing else. program/handover.py has the whole way.
 """
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024
 AT_ONCE = 4  # downloads; a node has better things to do
-AT_ONCE_BY_CODE = 2  # one machine's, and the one before, whose line broke: slow readers with one code keep no others out
+AT_ONCE_BY_LINE = 2  # one machine's, and the one before, whose line broke: slow readers with one line keep no others out
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-UNKNOWN = "this code was used before, or is older than an hour, or the node was started anew"
+UNKNOWN = "this line was used before, or is older than an hour, or its invite was revoked, or the node was started anew"
 
 routes = Routes()
 
@@ -38,7 +38,6 @@ class HandedOverNode(Protocol):
 
     async def hand_over(self, archive: str | None, address: str | None) -> schemas.Handover: ...
     def handed_over(self, name: str) -> Handed | None: ...
-    def hand_token(self, name: str) -> bytes | None: ...
 
 
 class Wish(Body):
@@ -63,7 +62,7 @@ def is_open(method: str, path: str) -> bool:
 
 
 def files(node: HandedOverNode) -> list[Route]:
-    """The script, the archive and the token, for a machine that has a code."""
+    """The script and the archive, for a machine that has a line."""
     busy = trio.CapacityLimiter(AT_ONCE)
 
     async def script(request: Request) -> Response:
@@ -73,20 +72,12 @@ def files(node: HandedOverNode) -> list[Route]:
         handed = _handed(node, request)
         if handed.downloads >= MAX_DOWNLOADS or not await trio.Path(handed.archive).exists():
             raise HTTPException(404, UNKNOWN)
-        if busy.available_tokens < 1 or handed.running >= AT_ONCE_BY_CODE:
+        if busy.available_tokens < 1 or handed.running >= AT_ONCE_BY_LINE:
             raise HTTPException(503, "others get the archive now", {"Retry-After": "10"})
         handed.downloads += 1
         return _Archive(handed, busy)
 
-    async def token(request: Request) -> Response:
-        if request.method == "HEAD":  # which Starlette serves beside GET, and which brings nobody the token
-            raise HTTPException(405, "a token is asked for with GET", {"Allow": "GET"})
-        sealed = node.hand_token(request.path_params["name"])
-        if sealed is None:
-            raise HTTPException(404, UNKNOWN)
-        return Response(sealed, headers=HEADERS, media_type="application/octet-stream")
-
-    ends: dict[str, Callable[[Request], Awaitable[Response]]] = {"install.sh": script, "archive": archive, "token": token}
+    ends: dict[str, Callable[[Request], Awaitable[Response]]] = {"install.sh": script, "archive": archive}
     return [Route(f"{PATH}/{{name}}/{end}", endpoint, methods=["GET"]) for end, endpoint in ends.items()]
 
 

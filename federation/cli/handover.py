@@ -42,7 +42,8 @@ def invite_install(args: Namespace) -> None:
     others = f"; other addresses of this node: {', '.join(answer['other_bases'])}" if answer["other_bases"] else ""
     complain(
         "run this line on the other machine, in sh, bash or zsh, as root or as a user; good once, for an hour, from "
-        f"{answer['base']} (--address HOST){others}. Options of `join` go at its end: --backend 127.0.0.1:11434"
+        f"{answer['base']} (--address HOST){others}. Options of `join` go at its end: --backend 127.0.0.1:11434. To end it "
+        f"unused: federation invite --revoke {answer['invite']}"
     )
 
 

@@ -25,7 +25,6 @@ from federation.mesh import token_store
 from federation.mesh.invite_codes import InviteCode, is_code
 from federation.mesh.owner import OwnerKey
 from federation.mesh.tokens import Token
-from federation.program import handover
 from federation.reactor import fdlimit
 from federation.state import StateDir
 from federation.units import parse_webhook
@@ -114,8 +113,6 @@ def given_token(settings: Settings) -> Token | InviteCode | None:
         return None
     if not text.strip():
         raise TokenMalformed("it is empty")  # an unset shell variable must not start a new network
-    if handover.is_code(text):
-        text = handover.exchange(text)
     return InviteCode.decode(text) if is_code(text) else Token.decode(text)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING
 
 import trio
 
 import federation
-from federation.clock import time_asleep
 from federation.errors import NotDone, UsageError
-from federation.ops import invitation
+from federation.ops import invites
 from federation.program import installation, sums
 from federation.program.archive import Name, pack
-from federation.program.handover import FOLDER, LIFETIME_S, Handed, Handovers
+from federation.program.handover import FOLDER, PATH, Handed, line, script
 from federation.units import HostPort
 
 if TYPE_CHECKING:
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from federation.ops import schemas
     from federation.ops.parts import Parts
 
+LIFETIME_S = 3600.0
+MAX_LINES = 16  # whose files are there; the oldest makes room
 LEVEL = 3  # of compression: somebody waits, and a local network is fast
 
 
 class HandingOver:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._handovers = Handovers(lambda: trio.current_time() + time_asleep())
+        self._by_name: dict[str, Handed] = {}  # by a name that nobody guesses
         self._packing = trio.Lock()
 
     async def new(self, archive: str | None, address: str | None) -> schemas.Handover:
@@ -39,18 +41,23 @@ class HandingOver:
         async with self._packing:
             folder = self._parts.state.path / FOLDER
             name, path, sha256 = await trio.to_thread.run_sync(_given if archive else _packed, folder, archive)
-        code, line = self._handovers.new(bases[0], name, path, sha256)
+        code, invite = await invites.new(self._parts, invites.InviteWish(LIFETIME_S))
+        unguessable = secrets.token_hex(16)
+        url = f"{bases[0]}{PATH}/{unguessable}"
+        text = script(url, name, sha256)
+        self._by_name[unguessable] = Handed(path, text, invite.id)
+        while len(self._by_name) > MAX_LINES:
+            del self._by_name[next(iter(self._by_name))]
         return {
-            "line": line, "version": name.version, "archive": str(name), "sha256": sha256, "lifetime_s": LIFETIME_S,
-            "base": code.base, "other_bases": bases[1:],
+            "line": line(url, text, code.encode()), "version": name.version, "archive": str(name), "sha256": sha256,
+            "lifetime_s": LIFETIME_S, "invite": code.short, "base": bases[0], "other_bases": bases[1:],
         }  # fmt: skip
 
-    def archive(self, name: str) -> Handed | None:
-        return self._handovers.archive(name)
-
-    def take(self, name: str) -> bytes | None:
-        """Spend a code on the network's token, encrypted for whoever has the code."""
-        return self._handovers.take(name, invitation.invite(self._parts)["token"])
+    def handed(self, name: str) -> Handed | None:
+        """The files of that name, while the invite of their line is open."""
+        handed, newcomers = self._by_name.get(name), self._parts.newcomers
+        invite = None if handed is None else newcomers.invites.get(handed.invite)
+        return handed if invite is not None and invite.state(newcomers.now_ms) == "open" else None
 
     def _bases(self, address: str | None) -> list[str]:
         """Where other machines reach the control port, the likeliest first. Raises NotDone where none does."""

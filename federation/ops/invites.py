@@ -40,14 +40,20 @@ def invites(node: Parts) -> schemas.Invites:
     }
 
 
-async def make(node: Parts, wish: InviteWish) -> schemas.NewInvite:
-    """Make an invite. Raises NotDone or StateDirUnusable."""
+async def new(node: Parts, wish: InviteWish) -> tuple[InviteCode, Invite]:
+    """Raises NotDone or StateDirUnusable."""
     now_ms = node.newcomers.now_ms
     expires_ms = now_ms + int(wish.lifetime_s * 1000)
     code = InviteCode.new(math.ceil(expires_ms / 1000), tuple(node.addresses))
     invite = Invite(code.id, code.key, now_ms, expires_ms, wish.uses, wish.approve)
     await node.newcomers.make(invite)
     log.info("invite made", invite=shown(invite.id), uses=wish.uses, approve=wish.approve, lifetime_s=wish.lifetime_s)
+    return code, invite
+
+
+async def make(node: Parts, wish: InviteWish) -> schemas.NewInvite:
+    """Make an invite. Raises NotDone or StateDirUnusable."""
+    code, invite = await new(node, wish)
     return {
         "code": code.encode(),
         "command": COMMAND,

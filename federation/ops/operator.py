@@ -159,13 +159,7 @@ class Operator:
         return await self._handing_over.new(archive, address)
 
     def handed_over(self, name: str) -> Handed | None:
-        return self._handing_over.archive(name)
-
-    def hand_token(self, name: str) -> bytes | None:
-        sealed = self._handing_over.take(name)
-        if sealed is not None:
-            log.info("an install line was used: its machine has the network's token now")
-        return sealed
+        return self._handing_over.handed(name)
 
     def banned(self) -> schemas.Banned:
         rows = self._parts.bans.rows()

@@ -588,6 +588,7 @@ class Handover(TypedDict):
     archive: Annotated[str, Field(description="its name")]
     sha256: Annotated[str, Field(description="of the archive")]
     lifetime_s: Annotated[float, Field(description="seconds for which the line is good, once")]
+    invite: Annotated[str, Field(description="the id of the invite whose code the line has")]
     base: Annotated[str, Field(description="where the line finds this node's control port")]
     other_bases: Annotated[list[str], Field(description="where others may find it")]
 

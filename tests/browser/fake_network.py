@@ -334,13 +334,11 @@ class FakeNetwork:
             raise NotDone(self.refusal)
         return {
             "line": "u=http://10.0.0.5:8485/handover/x/install.sh; sh", "version": "0.9.0", "archive": "a.tar.gz",
-            "sha256": "ab" * 32, "lifetime_s": 3600.0, "base": f"http://{address or '10.0.0.5:8485'}", "other_bases": [],
+            "sha256": "ab" * 32, "lifetime_s": 3600.0, "invite": "0123abcd",
+            "base": f"http://{address or '10.0.0.5:8485'}", "other_bases": [],
         }  # fmt: skip
 
     def handed_over(self, name: str) -> None:
-        return None
-
-    def hand_token(self, name: str) -> None:
         return None
 
     def _drain(self, on: bool) -> None:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from federation.state import StateDir
     from tests.support.cli import Api
 
-ANSWER = {"line": "u=http://x; sh", "base": "http://10.0.0.5:8485", "other_bases": ["http://[fd00::1]:8485"]}
+ANSWER = {
+    "line": "u=http://x; sh", "invite": "0123abcd", "base": "http://10.0.0.5:8485",
+    "other_bases": ["http://[fd00::1]:8485"],
+}  # fmt: skip
 
 
 def test_the_line_alone_is_on_standard_output(api: Api, run: Callable[..., Any]) -> None:
@@ -21,6 +24,7 @@ def test_the_line_alone_is_on_standard_output(api: Api, run: Callable[..., Any])
     code, out, err = run("invite", "--install", "--address", "box.lan")
     assert (code, out) == (0, "u=http://x; sh\n")
     assert "http://[fd00::1]:8485" in err
+    assert "federation invite --revoke 0123abcd" in err
     assert api.seen == [("POST handover", {"address": "box.lan"})]
     assert json.loads(run("invite", "--install", "--json")[1]) == ANSWER
 

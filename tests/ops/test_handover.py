@@ -9,13 +9,13 @@ import pytest
 
 import federation
 from federation.errors import NotDone, UsageError
-from federation.mesh.tokens import Token
+from federation.mesh.invite_codes import InviteCode
 from federation.ops import handover as module
-from federation.program import handover
+from federation.ops import invites
 from federation.program.archive import Name, unpack
 from federation.program.installation import Installation
 from federation.units import HostPort
-from tests.support.nodes import TOKEN, MakeNode
+from tests.support.nodes import MakeNode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,15 +52,45 @@ async def test_this_program_is_packed_once_and_handed_over(make: MakeNode, insta
     assert again["line"] != answer["line"]
 
 
-async def test_the_code_in_the_line_takes_the_token_once(make: MakeNode, installed: Path) -> None:
+def code_of(line: str) -> InviteCode:
+    return InviteCode.decode(line.split("echo '")[1].split("'")[0])
+
+
+def name_of(line: str) -> str:
+    return line.split("/handover/")[1].split("/")[0]
+
+
+async def test_the_code_in_the_line_is_an_invite_for_one_machine_and_an_hour(make: MakeNode, installed: Path) -> None:
     node = reachable(make)
-    line = (await node.operator.hand_over(None, None))["line"]
-    code = handover.Code.parse(line.split("echo '")[1].split("'")[0])
-    assert node.operator.handed_over(code.archive_url.rpartition("/")[2]) is not None
-    name = code.token_url.split("/")[-2]
-    sealed = node.operator.hand_token(name)
-    assert Token.decode(handover.unseal(code.secret, sealed)).secret == TOKEN.secret
-    assert node.operator.hand_token(name) is None
+    answer = await node.operator.hand_over(None, None)
+    (invite,) = node.operator.invites()["invites"]
+    code = code_of(answer["line"])
+    assert (invite["id"], invite["state"], invite["uses"], invite["approve"]) == (answer["invite"], "open", 1, False)
+    assert invite["id"] == code.short
+    assert code.encode() not in name_of(answer["line"]) + repr(node.operator.handed_over(name_of(answer["line"])))
+    assert code.secret not in node.operator.handed_over(name_of(answer["line"])).script
+
+
+async def test_the_files_end_with_the_invite(make: MakeNode, installed: Path) -> None:
+    node = reachable(make)
+    used, revoked, late = [(await node.operator.hand_over(None, None))["line"] for _ in range(3)]
+    of = {line: node.parts.newcomers.invites.get(code_of(line).id) for line in (used, revoked, late)}
+    assert all(node.operator.handed_over(name_of(line)) is not None for line in of)
+    now_ms = node.parts.newcomers.now_ms
+    node.parts.newcomers.invites.take(of[used], "peer", "name", now_ms)
+    assert node.operator.handed_over(name_of(used)) is not None  # it may have broken: the same machine runs the line again
+    of[used].used["peer"].confirmed = True
+    await invites.revoke(node.parts, code_of(revoked).short)
+    of[late].expires_ms = now_ms - 1
+    assert [node.operator.handed_over(name_of(line)) for line in of] == [None, None, None]
+    assert node.operator.handed_over("00" * 16) is None
+
+
+async def test_there_are_few(make: MakeNode, installed: Path) -> None:
+    node = reachable(make)
+    lines = [(await node.operator.hand_over(None, None))["line"] for _ in range(module.MAX_LINES + 1)]
+    there = [node.operator.handed_over(name_of(line)) is not None for line in lines]
+    assert there == [False] + [True] * module.MAX_LINES
 
 
 async def test_a_changed_program_is_packed_anew(make: MakeNode, installed: Path) -> None:

@@ -27,7 +27,6 @@ class FakeNode:
         self.asked: list[int] = []
         self.told: list[Any] = []
         self.handed: dict[str, Any] = {}
-        self.tokens: dict[str, bytes] = {}
         self.fails = self.draining = self.left = False
 
     def status(self) -> dict[str, Any]:
@@ -78,9 +77,6 @@ class FakeNode:
 
     def handed_over(self, name: str) -> Any:
         return self.handed.get(name)
-
-    def hand_token(self, name: str) -> bytes | None:
-        return self.tokens.pop(name, None)
 
     def drain(self) -> None:
         self.draining = True
