@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from federation.forward.counters import Counters, Flow
     from federation.forward.exit import BackendEnd, Done
     from federation.forward.http.conversation import Keys
-    from federation.forward.kept_bodies import KeptBodies
+    from federation.forward.http.kept_bodies import KeptBodies
     from federation.forward.retry_budget import RetryBudget
     from federation.forward.route import Route
     from federation.forward.selection import Candidate

@@ -14,7 +14,7 @@ from federation.forward.counters import Decision
 from federation.forward.exit import Serving
 from federation.forward.http.homes import Homes
 from federation.forward.http.ids import Ids, digest_of
-from federation.forward.kept_bodies import KeptBodies
+from federation.forward.http.kept_bodies import KeptBodies
 from federation.forward.retry_budget import RetryBudget
 from federation.forward.sample import SAMPLE
 from federation.forward.warmth import NONE_COLD, Warmth
@@ -228,9 +228,7 @@ class RosterDispatcher:
 
     def release(self, peer_id: str) -> None:
         self._selector.release(peer_id)
-        if (
-            self.waiting and not self._is_retrying
-        ):  # a retry looks by itself; a peer that cannot be opened must not cause another one
+        if not self._is_retrying:  # a retry looks by itself; a peer that cannot be opened must not cause another one
             self.look_again()
 
     def has_other(self, route: Route, tried: Set[str]) -> bool:

@@ -10,10 +10,7 @@ answer has left it clean (exit.py).
        +-- it cannot be understood: 400              |  the upstream broke before the answer: another peer, or 502
                                                      +  in the middle of it: said in the stream's own way, or a reset
 
-A body is kept whole until its model is known for sure, at most --http-buffer bytes, and then for a retry. A longer one goes
-with the model that it has named so far, and breaks off if another one comes behind; a model behind more than that is not
-found. All bodies together have a bound too (kept_bodies.py): where it is reached a client is not read for a while, at most
---hold, and then gets 503.
+request_body.py has the rules for the body: until when it is kept whole, and for how long a client may be silent.
 
 An answer that says that its backend cannot serve this now (BUSY, or 404 for a model that its node announces) goes to the
 client only if no other peer may do better. Every other answer is the backend's own.
@@ -41,17 +38,16 @@ from federation.forward.counters import Ending as Ended
 from federation.forward.exit import HELD
 from federation.forward.http import lists
 from federation.forward.http.answer import AnswerReader
-from federation.forward.http.asks import Peek
 from federation.forward.http.conversation import NO_KEYS
 from federation.forward.http.dialects import Dialect, dialect_of, error_answer
-from federation.forward.http.framing import Kind, body_of
+from federation.forward.http.framing import Kind
+from federation.forward.http.kept_bodies import FREE
 from federation.forward.http.lists import is_list
 from federation.forward.http.paths import kind_of
 from federation.forward.http.rewrite import backend_head, client_head, is_for_client, may_keep_alive
 from federation.forward.http.usage import is_stream
-from federation.forward.kept_bodies import FREE
 from federation.forward.models.asking import OWN_AGENTS
-from federation.forward.replay_buffer import ReplayBuffer
+from federation.forward.request_body import RequestBody
 from federation.forward.route import Route
 from federation.reactor.duplex import Keepable, NullDuplex
 from federation.reactor.tls import TlsDuplex
@@ -64,7 +60,6 @@ if TYPE_CHECKING:
     from federation.forward.client_keys import ClientKeys, Grant
     from federation.forward.counters import Flow
     from federation.forward.http.asks import Asked
-    from federation.forward.http.framing import Body
     from federation.forward.http.head import RequestHead, ResponseHead
     from federation.mesh.models import Catalog
     from federation.metrics import Result
@@ -87,8 +82,6 @@ BODIES_ARE_READ = frozenset(("POST", "PUT", "PATCH"))
 IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))  # RFC 9110 9.2.2
 MOST_LOSSES = 3  # backends that break over one request
 MAX_DOUBTED = 4096  # bytes of a 404 that are read before the client has it
-BODY_QUIET_S = 30.0  # as for a head; nobody writes a body by hand
-SMALL_BODY_QUIET_S = 300.0  # of one that takes no room of others: an idle connection costs as much; nginx waits a fifth
 PROBE_S = 0.5  # most clients that end their side have their answer by then, and see nothing of it
 PROBE_AGAIN_S = 5.0
 # Of all interim answers, Python's http.client skips only this one.
@@ -149,16 +142,15 @@ class _AnswerSide(NullDuplex):
 
 
 class Exchange:
-    """attempts.Request of one HTTP request. `is_whole`: all of the request has come."""
+    """attempts.Request of one HTTP request."""
 
     is_kept_on = is_unheard = False
 
     __slots__ = (
         "_answer", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher", "_doubted", "_grant",
-        "_head_to_write", "_is_counted", "_is_over", "_keep_alive", "_keeper", "_late", "_losses", "_page", "_peek",
-        "_probe", "_quiet", "_reactor", "_received", "_replay", "_request", "_side", "_status", "_to_backend",
-        "_upstream", "_via", "_wait", "attempts", "client", "client_name", "flow", "is_upgraded", "is_whole", "keys",
-        "route", "started_at",
+        "_head_to_write", "_is_over", "_keep_alive", "_keeper", "_losses", "_page", "_probe", "_reactor", "_replay",
+        "_request", "_side", "_status", "_to_backend", "_upstream", "_via", "attempts", "client", "client_name", "flow",
+        "is_upgraded", "keys", "route", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -166,10 +158,7 @@ class Exchange:
     ) -> None:
         """`page`: the origin of a web page that may read the answer."""
         self._page = page
-        self._wait: Timer | None = None  # for room for the body
-        self._quiet: Timer | None = None  # for the next bytes of a body that counts
         self._probe: Timer | None = None  # whether a client that sends no more is still there
-        self._is_counted = False  # among the bodies that are kept
         self._reactor = reactor
         self._dispatcher = dispatcher
         self.client = client
@@ -181,16 +170,9 @@ class Exchange:
         self.attempts = Attempts(self, dispatcher)
         self._request = head
         self._grant = client.grant
-        self._body: Body = body_of(head.framing)
-        self.is_whole = self._body.is_over
         self.is_upgraded = False
-        self._peek: Peek | None = Peek(
-            head.method, head.target,
-            content_type=head.get(b"content-type") or b"", content_encoding=head.get(b"content-encoding") or b"",
-            session=head.get(b"x-session-id") or b"",
-        )  # fmt: skip
-        self._late: Peek | None = None  # of a body too long to be kept: it is under way with the model that it named so far
-        self._replay = ReplayBuffer()  # of the body; with the head before it from the pick on
+        self._body = RequestBody(dispatcher, self, head)
+        self._replay = self._body.replay
         self._to_backend = head  # with the target as the backend is to have it
         self._via = b""  # the line that says which entries it came through
         self._upstream: Joinable | None = None
@@ -202,7 +184,7 @@ class Exchange:
         self._keep_alive = False  # that head said so
         self._head_to_write = b""  # the answer's, which leaves with what comes behind it in one read
         self._status = 0  # of the answer
-        self._received = self._delivered = 0
+        self._delivered = 0
         self._losses = 0
         self._is_over = False
         self._answered_by = ""  # this node, where it asks no other
@@ -215,7 +197,12 @@ class Exchange:
     @property
     def moved(self) -> tuple[int, int]:
         """Bytes of the request's and of the answer's body so far."""
-        return self._received, self._delivered
+        return self._body.received, self._delivered
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the request has come."""
+        return self._body.is_whole
 
     @property
     def takes_kept(self) -> bool:
@@ -238,20 +225,14 @@ class Exchange:
     def writable(self) -> int:
         """How much of the body may come now."""
         replay, upstream = self._replay, self._upstream
-        if self._peek is not None:
-            room = self._dispatcher.bodies.room(self, replay.size)
-            if room <= 0 and self._wait is None:
-                self._dispatcher.bodies.wait(self)
-                self._wait = self._dispatcher.call_later(self._dispatcher.hold_s, self._waited_too_long)
-                self._expect_more()
-            return room
+        if self._body.is_sought:
+            return self._body.room()
         if replay.pending:
             return 0  # `flush_replay` reads on
         if self.is_upgraded or (self.attempts.state in FINAL and upstream is not None):
             return 0 if upstream is None else upstream.writable()
         if self.replay is Replay.FIRST_BYTE:
-            bodies = self._dispatcher.bodies
-            room = min(bodies.each - replay.size, bodies.room(self, replay.size))
+            room = self._body.room_for_retry
         else:
             room = self._dispatcher.replay_buffer_bytes - replay.size
         if room <= 0 and self.attempts.state is State.OPENED:
@@ -263,55 +244,38 @@ class Exchange:
 
     def feed(self, data: bytes) -> int:
         """Bytes of the client; how many of them are this request's."""
+        body = self._body
         if self.is_upgraded:
-            self._received += len(data)
+            body.received += len(data)
             if self._upstream is not None:
                 self._upstream.send(data)
             return len(data)
-        content: list[memoryview] | None = [] if self._peek is not None else None
+        is_sought = body.is_sought
         try:
-            used = self._body.feed(data, content)
+            chunk = body.feed(data)
         except HttpInvalid as error:
             self._refuse(400, error.detail)
             return len(data)
-        self._received += used
-        self.is_whole = self._body.is_over
-        chunk = data[:used]
-        if self._peek is not None:
-            if chunk:
-                self._replay.add(chunk)
-            self._look(b"".join(content or ()) if self._request.framing.kind is Kind.CHUNKED else chunk)
-        elif chunk:
-            if self._late is not None and not self._is_as_asked(chunk):
+        if chunk and not is_sought:
+            if trouble := body.trouble_behind(chunk, self.route.model):
+                self._break_off(trouble)
                 return len(data)
             if self.attempts.state not in FINAL:
                 self._replay.add(chunk)
             if self._upstream is not None and not self._replay.pending:
                 self._upstream.send(chunk)
-        self._count_kept()
-        return used
+        body.count()
+        return len(chunk)
 
-    def _look(self, chunk: bytes) -> None:
-        """Find out what is asked for, and go."""
-        assert self._peek is not None
-        asked = self._peek.feed(chunk)
-        if self.is_whole:
-            asked = self._peek.finish()
-        if asked is None:
-            most = self._dispatcher.bodies.each
-            if self._replay.size < most:
-                return
-            asked, self._late = self._peek.so_far, self._peek
-            if not asked.model and not asked.trouble:
-                self._refuse(413, f"the model is not among the first {most} bytes of the body, which --http-buffer sets")
-                return
-        self._peek = None
-        if asked.trouble:
-            self._refuse(400, asked.trouble)
-            return
-        self._ask(asked)
+    def _break_off(self, why: str) -> None:
+        """The request is at its end, wherever it has got to."""
+        self._reset_upstream(why)
+        if self._began_answer:
+            self.client.socket.abort(why)
+        else:
+            self._refuse(400, why)
 
-    def _ask(self, asked: Asked) -> None:
+    def asked_for(self, asked: Asked) -> None:
         """Answer here what needs no node, and send the rest on its way."""
         request, dispatcher, service = self._request, self._dispatcher, self.route.service
         if asked.target != request.target:
@@ -370,66 +334,20 @@ class Exchange:
         refusal = self.client.keys.not_covered(why) if self.client.keys is not None else None
         self._refuse(403 if refusal is None else refusal.status, why, code="model_not_allowed", param="model")
 
-    # Bodies that are kept
+    # Owner of its body
 
-    def _count_kept(self) -> None:
-        """Tell what is kept, once it is more than counts as nothing."""
-        if self._is_over:
-            return
-        held = self._replay.held
-        if held > FREE or self._is_counted:
-            self._is_counted = held > FREE
-            self._dispatcher.bodies.keeps(self, held, grows=self._peek is not None)
-        if self._peek is not None or self._quiet is not None:
-            self._expect_more()
-
-    def _expect_more(self) -> None:
-        """A client that stops in the middle of a body has so long for its next bytes: less where it takes the room of
-        others."""
-        if self._quiet is not None:
-            self._quiet.cancel()
-        is_expected = self._peek is not None and self._wait is None
-        quiet_s = BODY_QUIET_S if self._is_counted else SMALL_BODY_QUIET_S
-        self._quiet = self._dispatcher.call_later(quiet_s, self._was_quiet) if is_expected else None
-
-    def _was_quiet(self) -> None:
-        self._quiet = None
-        self._refuse(408, "the rest of the body is late")
+    def refuse_body(self, status: int, why: str) -> None:
+        self._refuse(status, why)
 
     def may_grow(self) -> None:
-        self._stop_waiting()
-        self._expect_more()
         self.client.socket.resume_writing()
 
     def give_up_retry(self) -> None:
         if self.attempts.state is State.OPENED:
             self._commit()
 
-    def _waited_too_long(self) -> None:
-        self._wait = None
-        why = "this entry keeps as many bodies of requests as it may (--http-buffer)"
-        self.attempts.reject(why)
-
-    def _stop_waiting(self) -> None:
-        if self._wait is not None:
-            self._wait.cancel()
-            self._wait = None
-
-    def _is_as_asked(self, chunk: bytes) -> bool:
-        """The rest of a long body; else the request is at its end."""
-        assert self._late is not None
-        asked = self._late.feed(chunk)
-        if self.is_whole:
-            asked = self._late.finish()
-        if asked is None or (not asked.trouble and asked.model == self.route.model):
-            return True
-        why = asked.trouble or "the body names another model behind its first one"
-        self._reset_upstream(why)
-        if self._began_answer:
-            self.client.socket.abort(why)
-        else:
-            self._refuse(400, why)
-        return False
+    def waited_too_long(self) -> None:
+        self.attempts.reject("this entry keeps as many bodies of requests as it may (--http-buffer)")
 
     def _tell_models(self, request: RequestHead, catalogs: Sequence[Catalog]) -> None:
         """A list of models: no node is asked."""
@@ -507,7 +425,7 @@ class Exchange:
             if room <= 0:
                 break  # it calls again
             self._upstream.send(replay.take(room))
-        self._count_kept()
+        self._body.count()
         if replay.pending:
             return
         if self._upstream is None:
@@ -634,7 +552,7 @@ class Exchange:
         if answer.status == 101:
             self.is_upgraded = True
             behind = self.client.upgraded()
-            self._received += len(behind)
+            self._body.received += len(behind)
             self._replay.push(behind)
             self.flush_replay()
         elif not is_interim and not has_body:
@@ -751,22 +669,20 @@ class Exchange:
         """An error or a redirect may have come before its backend has read the body, which it would then take for the next
         request."""
         answer = self._answer.head
-        return answer is not None and answer.keep_alive and (answer.status < 300 or not self._received)
+        return answer is not None and answer.keep_alive and (answer.status < 300 or not self._body.received)
 
     def _end(self, error: str | None, *, result: Result) -> None:
         self._is_over = True
-        self._stop_waiting()
-        for timer in (self._probe, self._quiet):
-            if timer is not None:
-                timer.cancel()
-        self._dispatcher.bodies.drops(self)
+        if self._probe is not None:
+            self._probe.cancel()
+        self._body.drop()
         peer_id, now = self.attempts.peer_id or self._answered_by, self._reactor.now()
         self._reset_upstream(error or "")
         self.attempts.close()
         self._dispatcher.counters.ended(
             Ended(
                 self.flow, self.route, self.client_name, peer_id, self.attempts.count, now, now - self.started_at,
-                self._received, self._delivered, error, self._told(), "" if self._grant is None else self._grant.name,
+                self._body.received, self._delivered, error, self._told(), "" if self._grant is None else self._grant.name,
             ),
             result,
         )  # fmt: skip

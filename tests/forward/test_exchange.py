@@ -20,15 +20,14 @@ from federation.forward.counters import Flow
 from federation.forward.dispatcher import BROKE_OFF_PENALTY_S
 from federation.forward.exchange import (
     BEHIND_S,
-    BODY_QUIET_S,
     MOST_LOSSES,
     PROBE_AGAIN_S,
     PROBE_S,
-    SMALL_BODY_QUIET_S,
 )
 from federation.forward.exit import HELD
+from federation.forward.http.kept_bodies import FREE
 from federation.forward.http.usage import Tokens
-from federation.forward.kept_bodies import FREE
+from federation.forward.request_body import QUIET_S, SMALL_QUIET_S
 from federation.mesh.models import Model, catalog, pack
 from federation.reactor.sockets import OUT_BUFFER
 from tests.support.entries import OWN, Net, Tunnel, network, settled
@@ -1398,7 +1397,9 @@ async def test_bodies_wait_for_room_and_for_no_longer_than_hold(mock_clock: Mock
         async with trio.open_nursery() as nursery:
             for talk in talks:
                 nursery.start_soon(talk.stream.send_all, sent)
-            await settled(lambda: all(client.socket.received == len(sent) or client.exchange._wait for client in clients))
+            await settled(
+                lambda: all(client.socket.received == len(sent) or client.exchange._body.waits for client in clients)
+            )
             assert bodies.is_tight
             assert bodies.used <= bodies.most
             small = await ask(net, REQUEST)
@@ -1420,9 +1421,9 @@ async def test_a_client_that_stops_in_the_middle_of_a_large_body(mock_clock: Moc
         body = b'{"x": "' + b"x" * (2 * FREE) + b'", "model": "m"}'
         small = await ask(net, REQUEST[:-5])
         large = await ask(net, post(body)[:-10])
-        await net.passes(BODY_QUIET_S - 1)
+        await net.passes(QUIET_S - 1)
         await send(net, large, b"x")
-        await net.passes(BODY_QUIET_S - 1)
+        await net.passes(QUIET_S - 1)
         assert net.frontend.busy == 2
         await net.passes(1.1)
         assert (await large.answer("POST")).status == 408
@@ -1436,16 +1437,16 @@ async def test_a_client_that_stops_in_the_middle_of_a_small_body_has_longer(mock
     async with network(mock_clock, http=True) as net:
         net.add("a")
         stalls, slow = await ask(net, REQUEST[:-5]), await ask(net, REQUEST[:-5])
-        await net.passes(SMALL_BODY_QUIET_S - 1)
+        await net.passes(SMALL_QUIET_S - 1)
         for byte in REQUEST[-5:-1]:
             await send(net, slow, bytes([byte]))
         await net.passes(1.1)
         got = await stalls.answer("POST")
         assert (got.status, got.message) == (408, "federation: the rest of the body is late")
-        await net.passes(SMALL_BODY_QUIET_S - 2)
+        await net.passes(SMALL_QUIET_S - 2)
         await send(net, slow, REQUEST[-1:])
         net.tunnel.answers()
-        await net.passes(10 * SMALL_BODY_QUIET_S)  # of a whole one nothing is late
+        await net.passes(10 * SMALL_QUIET_S)  # of a whole one nothing is late
         net.tunnel.sends(ok())
         assert (await slow.answer("POST")).status == 200
 

@@ -158,7 +158,8 @@ class Walk:
         frontend, selector = self.net.frontend, self.net.selector
         counted = sum(selector.own_in_flight(peer) for peer in PEERS)
         assert counted == sum(bool(client.peer_id) for client in frontend.active)
-        waiting = [client for client in frontend.active if client.state is State.WAITING and client.exchange._peek is None]
+        asked = [client for client in frontend.active if client.state is State.WAITING]
+        waiting = [client for client in asked if not client.exchange._body.is_sought]
         assert len(waiting) == len(frontend.dispatcher.waiting)
         totals = frontend.counters.totals
         under_way = sum(client.exchange is not None for client in frontend.active)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from federation.forward.kept_bodies import BUFFERS, FREE, KeptBodies
+from federation.forward.http.kept_bodies import BUFFERS, FREE, KeptBodies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
