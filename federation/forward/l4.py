@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-
 _TAKEN_OVER = (SocketDuplex, TlsDuplex)
 
 

@@ -9,9 +9,9 @@ acknowledges.
 from __future__ import annotations
 
 import socket
-import struct
-import sys
 from typing import NamedTuple, Protocol
+
+from federation.reactor.tcp_info import tcp_info
 
 IDLE_S, PROBE_EVERY_S, PROBES = 60, 15, 6  # gone after IDLE_S + PROBES * PROBE_EVERY_S = 150 s
 GONE_S = 150.0  # longer than the kernel's longest pause between two questions to a reader that takes nothing: 120 s
@@ -25,9 +25,6 @@ _SET = [
     )
     if hasattr(socket, name)
 ]
-# The beginning of <linux/tcp.h>'s struct tcp_info: retransmits, probes; ..., last_data_sent, last_ack_sent, last_data_recv,
-# last_ack_recv in ms.
-_TCP_INFO = struct.Struct("=2xBB4x 12I I")
 
 
 class HasOptions(Protocol):
@@ -54,20 +51,10 @@ class Sent(NamedTuple):
         return self.asked_again > 1 and self.heard_s > GONE_S
 
 
-def _asked_of_the_kernel(sock: socket.SocketType) -> tuple[int, ...] | None:
-    """None where the kernel does not say, and for a socket that is not TCP's."""
-    if sys.platform != "linux" or sock.family == socket.AF_UNIX:
-        return None
-    try:
-        return _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-    except OSError:  # closed meanwhile
-        return None
-
-
 def sent(sock: socket.SocketType) -> Sent | None:
     """None where the kernel does not say."""
-    told = _asked_of_the_kernel(sock)
-    return None if told is None else Sent(told[0] + told[1], told[-1] / 1000)
+    known = tcp_info(sock)
+    return None if known is None else Sent(known.retries + known.probes, known.acknowledged_ms / 1000)
 
 
 class Silence(NamedTuple):
@@ -79,8 +66,8 @@ class Silence(NamedTuple):
 
 def silence(sock: socket.SocketType) -> Silence | None:
     """None where the kernel does not say. The data path keeps no such times, which would cost each of its reads."""
-    told = _asked_of_the_kernel(sock)
-    return None if told is None else Silence(told[-4] / 1000, told[-2] / 1000)
+    known = tcp_info(sock)
+    return None if known is None else Silence(known.data_sent_ms / 1000, known.data_received_ms / 1000)
 
 
 def has_vanished(sock: socket.SocketType) -> bool:

@@ -74,7 +74,7 @@ def pid(machine: Machine, scope: str = "--system") -> int:
 def test_the_machine_s_service(machine: Machine) -> None:
     run = machine.run
     run(*install(machine, "0.8.0", "/usr/local"))
-    token = run("federation", "token", "new", "--owner-key", "/root/owner.key").stdout
+    token = run("federation", "token", "new", "--owner-key", "/run/owner.key").stdout
     said = run(
         "federation", "service", "install", *QUIET, "--control", "0.0.0.0:8485", "--token-file", "-", given=token
     ).stdout

@@ -35,9 +35,8 @@ if TYPE_CHECKING:
     from federation.reactor.loop import Reactor
 
 MOST_DENIALS = 8  # answers in another protocol: one may be a scanner's bytes, and what a server says to these
-MOST_LOOKS = (
-    64  # exchanges in HTTP that told nothing, one after the other; from then on one connection of LOOK_RARELY is heard
-)
+# Exchanges in HTTP that told nothing, one after the other; from then on one connection of LOOK_RARELY is heard.
+MOST_LOOKS = 64
 LOOK_RARELY = 16
 HEAD = 8192  # bytes of a head, which most servers refuse beyond: a longer one is no evidence
 

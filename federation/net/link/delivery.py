@@ -17,6 +17,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from federation.reactor.tcp_info import CLOSE_WAIT, CLOSED, ESTABLISHED, tcp_info
+
 if TYPE_CHECKING:
     import trio
 
@@ -27,11 +29,9 @@ SEE_EVERY_S, SEE_CLOSELY_EVERY_S = 1.0, 0.2  # a look is two system calls
 # Packets of 576 bytes pass everywhere in IPv4, packets of 1280 in IPv6: less 40 and 60 for the headers.
 SMALL_SEGMENT, SMALL_SEGMENT_6 = 536, 1220
 
-_ESTABLISHED, _CLOSED, _CLOSE_WAIT = 1, 7, 8
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
 _SIOCOUTQ = 0x5411
 _INT = struct.Struct("=i")
-_TCP_INFO = struct.Struct("=BxB 5x 12I I")  # of <linux/tcp.h>: state, retransmits; last_data_recv and last_ack_recv in ms
 
 
 class Delivery(NamedTuple):
@@ -58,17 +58,15 @@ class Delivery(NamedTuple):
 def delivery(sock: socket.socket) -> Delivery | None:
     """None where the kernel does not say. Of a connection that was reset it says what it knew last, also of one whose FIN
     came before: that only its reader knows."""
-    if sys.platform != "linux":
+    known = tcp_info(sock)
+    if known is None or known.state not in (ESTABLISHED, CLOSED, CLOSE_WAIT):
         return None
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         (unacknowledged,) = _INT.unpack(fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(_INT.size)))
-        state, retries, *_, data_ms, ack_ms = _TCP_INFO.unpack(info)
-    except (OSError, struct.error):  # closed meanwhile; not TCP
+    except OSError:  # closed meanwhile
         return None
-    if state not in (_ESTABLISHED, _CLOSED, _CLOSE_WAIT):
-        return None
-    return Delivery(unacknowledged, retries, min(data_ms, ack_ms) / 1000, state == _CLOSE_WAIT)
+    heard_s = min(known.data_received_ms, known.acknowledged_ms) / 1000
+    return Delivery(unacknowledged, known.retries, heard_s, known.state == CLOSE_WAIT)
 
 
 def let_routers_split(sock: socket.socket | trio.socket.SocketType) -> None:
