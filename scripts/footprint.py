@@ -1,4 +1,4 @@
-"""What a node costs before it does anything: start, memory, installed size; a table, this checkout beside another one.
+"""The cost of an idle node: start, memory, installed size; a table, this checkout beside another one.
 
     scripts/footprint                          this checkout alone
     scripts/footprint --before ../old          both in turns; `scripts/setup` has run there
