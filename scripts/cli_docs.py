@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 os.environ["COLUMNS"] = "100"  # the width of the help texts below
 
-from federation.cli.grammar import create_parser
+from federation.cli.grammar.parser import create_parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from markdown_it import MarkdownIt
 
-from federation.cli.grammar import create_parser
+from federation.cli.grammar.parser import create_parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.cli.grammar import parse
+from federation.cli.grammar.parser import parse
 from federation.config import Settings, load
 
 ROOT = Path(__file__).parents[1]

@@ -95,7 +95,7 @@ def test_the_settings_are_those_of_join(looked: tuple[Look, Look], tmp_path: Pat
     program = f"""
 import sys, threading
 from federation.cli import join
-from federation.cli.grammar import parse
+from federation.cli.grammar.parser import parse
 from federation import daemon
 serve = daemon.serve
 def stop_at_ready(*given, on_ready, **more):

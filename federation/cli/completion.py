@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from federation.cli.grammar import create_parser
+from federation.cli.grammar.parser import create_parser
 from federation.cli.terminal import say
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NoReturn
 
 from federation import __version__
-from federation.cli.grammar import parse
+from federation.cli.grammar.parser import parse
 from federation.cli.terminal import complain, flush, show_anything
 from federation.errors import FederationError
 from federation.units import without_tokens

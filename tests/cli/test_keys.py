@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from federation.cli import keys
-from federation.cli.grammar import parse
+from federation.cli.grammar.parser import parse
 from federation.errors import UsageError
 from federation.state import StateDir
 from tests.support.local_server import Handler, daemon

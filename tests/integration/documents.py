@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from federation.cli.grammar import create_parser
+from federation.cli.grammar.parser import create_parser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

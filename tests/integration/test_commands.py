@@ -18,7 +18,7 @@ import pytest
 from harness import END_S, Daemon, federation, http_get, wait_until
 
 from federation.cli import main
-from federation.cli.grammar import parse
+from federation.cli.grammar.parser import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable

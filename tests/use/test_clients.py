@@ -12,7 +12,7 @@ import pytest
 import tomlkit
 from ruamel.yaml import YAML
 
-from federation.cli import grammar
+from federation.cli.grammar import parser
 from federation.use import forms
 from federation.use.clients import CLIENTS, Recipe, both
 from federation.use.target import Port, target
@@ -37,7 +37,7 @@ def data_of(client: str, **how: Any) -> Any:
 
 
 def test_the_command_line_knows_them_all() -> None:
-    assert tuple(CLIENTS) == grammar.CLIENTS
+    assert tuple(CLIENTS) == parser.CLIENTS
 
 
 @pytest.mark.parametrize("name", CLIENTS)

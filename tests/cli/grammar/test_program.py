@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from federation.cli.grammar import parse
+from federation.cli.grammar.parser import parse
 from federation.errors import UsageError
 
 

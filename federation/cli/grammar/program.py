@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from federation.cli.grammar import _add_state_dir, _command, add_join_options
+from federation.cli.grammar.common import add_state_dir, command
+from federation.cli.grammar.join import add_join_options
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +33,7 @@ Stop and remove the service, and remove the program. Identity, token and setting
 
 def add(commands: Any, root: argparse.ArgumentParser) -> None:
     _add_service(commands, root)
-    update = _command(
+    update = command(
         commands, "update", "get a newer version, or go back to the one before", UPDATE,
         epilog="example: federation update --from https://example.net/federation",
     )  # fmt: skip
@@ -48,7 +49,7 @@ def add(commands: Any, root: argparse.ArgumentParser) -> None:
         help="how long the running service drains at most before it restarts; what is open then has --drain-timeout [60s]",
     )  # fmt: skip
     update.add_argument("--prefix", type=Path, metavar="DIR", help="install there [where this program is installed]")
-    uninstall = _command(
+    uninstall = command(
         commands,
         "uninstall",
         "remove the service and the program",
@@ -59,7 +60,7 @@ def add(commands: Any, root: argparse.ArgumentParser) -> None:
     uninstall.add_argument("--state", action="store_true", help="identity, token, owner's key and settings file too")
     uninstall.add_argument("--yes", action="store_true", help="do not ask back")
     uninstall.add_argument("--json", action="store_true", help="every file, for programs; with --dry-run")
-    _add_state_dir(uninstall, "with --state: the state directory, if it is neither the service's nor the user's own")
+    add_state_dir(uninstall, "with --state: the state directory, if it is neither the service's nor the user's own")
 
 
 def add_install_line(invite: argparse.ArgumentParser) -> None:
@@ -99,7 +100,7 @@ def _add_service(commands: Any, root: argparse.ArgumentParser) -> None:
 
 
 def _scoped(actions: Any, name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
-    parser = _command(actions, name, summary, description, epilog=f"example: {example}")
+    parser = command(actions, name, summary, description, epilog=f"example: {example}")
     scope = parser.add_mutually_exclusive_group()
     scope.add_argument("--user", action="store_true", help="this user's service [the default, but for root]")
     scope.add_argument("--system", action="store_true", help="the machine's service")
