@@ -120,25 +120,6 @@ def test_there_is_such_a_module(name: str) -> None:
     assert find_spec(name) is not None
 
 
-def test_what_is_absent_says_so_when_it_is_used() -> None:
-    said = run("""
-import federation.absent, federation.light
-from libp2p.crypto.rsa import RSAPublicKey
-from libp2p.transport.quic.connection import QUICConnection
-from libp2p.transport.quic.exceptions import QUICStreamError
-assert not isinstance(object(), QUICConnection) and issubclass(QUICStreamError, Exception)
-for use in (lambda: RSAPublicKey.from_bytes(b""), lambda: QUICConnection().open_stream()):
-    try:
-        use()
-    except federation.absent.NotReached as error:
-        print(error)
-""")
-    assert [line.partition(" is not imported here")[0] for line in said.splitlines()] == [
-        "libp2p.crypto.rsa.RSAPublicKey.from_bytes",
-        "libp2p.transport.quic.connection.QUICConnection.open_stream",
-    ]
-
-
 def test_other_programs_have_all_of_it() -> None:
     said = run("import libp2p.crypto.rsa, federation.net.host; print(libp2p.__file__, libp2p.crypto.rsa.__file__)")
     assert "None" not in said

@@ -8,7 +8,7 @@ import pytest
 
 from federation.cli import invited, join
 from federation.config import Settings
-from federation.errors import StateDirUnusable, TokenChecksumWrong, TokenMalformed
+from federation.errors import StateDirUnusable
 from federation.mesh import token_store
 from federation.mesh.invite_codes import InviteCode
 from federation.mesh.tokens import Token
@@ -101,21 +101,6 @@ def test_a_move_to_another_network_keeps_the_former_token(
     exchange(CODE, state)
     assert (state.path / "token.previous").read_text().strip() == former.encode()
     assert "moves to network" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("field", ["token", "invite"])
-def test_a_code_is_taken_wherever_a_token_is(state: StateDir, tmp_path: Path, field: str) -> None:
-    assert join.given_token(settings(state, **{field: CODE.encode()})) == CODE
-    assert join.given_token(settings(state, **{field: TOKEN.encode()})) == TOKEN
-    file = tmp_path / "code"
-    file.write_text(f"{CODE.encode()}\n")
-    file.chmod(0o600)
-    assert join.given_token(settings(state, token_file=file)) == CODE
-    with pytest.raises(TokenMalformed):
-        join.given_token(settings(state, **{field: " "}))
-    with pytest.raises(TokenChecksumWrong):
-        join.given_token(settings(state, **{field: CODE.encode()[:-1]}))
-    assert join.given_token(settings(state)) is None
 
 
 def test_two_ways_in_are_one_too_many(state: StateDir) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from federation.forward.counters import Flow
 from tests.support.client_duplexes import ClientSocket
-from tests.support.duplex import Caller, End, FakeChannel, Rig, check_duplex, ending
+from tests.support.duplex import Caller, End, EntrySide, FakeChannel, Rig, check_duplex, ending
 from tests.support.entries import Tunnel
 from tests.support.hosts import Reservation
 
@@ -76,6 +76,7 @@ async def test_the_tunnel_of_entries() -> None:
 async def test_the_recording_ends() -> None:
     await check_duplex(End, partial(an_end, End))
     await check_duplex(Caller, partial(an_end, Caller))
+    await check_duplex(EntrySide, partial(an_end, EntrySide))
 
 
 async def test_the_channel_of_exits() -> None:

@@ -560,9 +560,8 @@ async def a_flow(*, is_dialled: bool) -> AsyncIterator[Rig]:
             serve_tunnel(exit_.backends, link, channel, "default")  # type: ignore[arg-type]
             if is_dialled:
                 link.reads()
-            yield Rig(
-                channel, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
-                break_off=there.break_off, stop=there.stop, go=there.go, move=move, later=link.reads,
+            yield there.rig(
+                channel, move=move, later=link.reads,
                 has_room=False, holds_back=not is_dialled,  # else the kernel takes what is sent
             )  # fmt: skip
             channel.other.abort("the test is over")

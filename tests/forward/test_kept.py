@@ -19,7 +19,7 @@ from federation.net.link.channel import INITIAL_WINDOW
 from federation.reactor import fdlimit
 from federation.reactor.duplex import NullDuplex
 from federation.reactor.sockets import QUICKACK, SocketDuplex
-from tests.support.duplex import Caller, FakeChannel, Rig, TcpSide, check_duplex, ending
+from tests.support.duplex import Caller, EntrySide, FakeChannel, Rig, TcpSide, check_duplex, ending
 from tests.support.entries import settled
 from tests.support.exits import Tunnels, believe, checking, make_exit, serve, tunnels
 from tests.support.links import End, socket_pair, until
@@ -493,29 +493,16 @@ async def a_request(*, is_kept: bool) -> AsyncIterator[Rig]:
             there.move()
             await until(lambda: channel.data == b"H")
             channel.heard.clear()
-        yield Rig(
-            channel, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
-            break_off=there.break_off, stop=there.stop, go=there.go, move=there.move,
-        )  # fmt: skip
+        yield there.rig(channel)
         end.abort("the test is over")
         there.close()
         assert len(reactor) == 0
 
 
-class Entry(End):
-    """The entry's side of a request; where both directions have ended it hears no more."""
-
-    has_ended = False
-
-    def abort(self, reason: str) -> None:
-        if not (self.has_ended and "EOF" in self.heard):
-            super().abort(reason)
-
-
 @asynccontextmanager
 async def an_unanswered_one() -> AsyncIterator[Rig]:
     """The caller is a backend's socket; behind the end is an entry that records. What was sent is not held any more."""
-    there, caller = Entry(), Caller()
+    there, caller = EntrySide(), Caller()
     socket_end: Any = caller
     socket_end.received = 0
     socket_end.hand_over = lambda _on_close: None

@@ -90,10 +90,7 @@ async def an_upstream_side(*, is_browser: bool) -> AsyncIterator[Rig]:
         assert link.attempts is not None
         link.attempts.opened()
         caller.heard.clear()
-        yield Rig(
-            caller, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
-            break_off=there.break_off, stop=there.stop, go=there.go, move=there.move,
-        )  # fmt: skip
+        yield there.rig(caller)
         there.close()
         net.frontend.abort_all("the test is over")
 

@@ -67,10 +67,7 @@ async def an_answer_side() -> AsyncIterator[Rig]:
         await settled(lambda: caller.acknowledged == len(SWITCH))
         caller.heard.clear()
         caller.acknowledged = 0
-        yield Rig(
-            caller, arrived=lambda: body_of(there.arrived()), ended=there.ended, say=there.say, say_eof=there.say_eof,
-            break_off=there.break_off, stop=there.stop, go=there.go, move=there.move,
-        )  # fmt: skip
+        yield there.rig(caller, arrived=lambda: body_of(there.arrived()))
         there.close()
         net.frontend.abort_all("the test is over")
 

@@ -38,10 +38,7 @@ async def a_socket() -> AsyncIterator[Rig]:
         duplex = SocketDuplex(reactor, ours, lambda _: None)
         join(duplex, caller)
         duplex.start()
-        yield Rig(
-            caller, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
-            break_off=there.break_off, stop=there.stop, go=there.go, move=there.move,
-        )  # fmt: skip
+        yield there.rig(caller)
         duplex.abort("the test is over")
         there.close()
         nursery.cancel_scope.cancel()

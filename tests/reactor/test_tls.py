@@ -46,10 +46,7 @@ async def a_tls_socket(pair: Pair, version: ssl.TLSVersion | None = None) -> Asy
         duplex = TlsDuplex(reactor, ours, lambda _: None, server_context(*pair))
         join(duplex, caller)
         duplex.start()
-        rig = Rig(
-            caller, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
-            break_off=there.break_off, stop=there.stop, go=there.go, move=there.move,
-        )  # fmt: skip
+        rig = there.rig(caller)
         await rig.until(lambda: duplex._is_ready and there.is_ready)
         caller.heard.clear()
         yield rig

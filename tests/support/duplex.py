@@ -84,6 +84,16 @@ class Caller(End):
         return [item[:3] for item in self.heard if item == "EOF" or (isinstance(item, str) and item.startswith("RST"))]
 
 
+class EntrySide(End):
+    """The entry's side of a connection; where both directions have ended it hears no more."""
+
+    has_ended = False
+
+    def abort(self, reason: str) -> None:
+        if not (self.has_ended and "EOF" in self.heard):
+            super().abort(reason)
+
+
 @dataclass
 class FakeChannel(Caller):
     """A tunnel's channel on the side that answers. The remote may give up when it hears that."""
@@ -172,6 +182,14 @@ class TcpSide:
     def close(self) -> None:
         if self.sock is not None:
             self.sock.close()
+
+    def rig(self, caller: Caller, **other: Any) -> Rig:
+        """For a Duplex that stands between `caller` and this; `other` is what it does otherwise."""
+        ours: dict[str, Any] = {
+            "arrived": self.arrived, "ended": self.ended, "say": self.say, "say_eof": self.say_eof,
+            "break_off": self.break_off, "stop": self.stop, "go": self.go, "move": self.move,
+        }  # fmt: skip
+        return Rig(caller, **(ours | other))
 
 
 @dataclass

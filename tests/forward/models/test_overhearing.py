@@ -21,7 +21,7 @@ from federation.forward.models.overhearing import (
 from federation.reactor.duplex import join
 from federation.reactor.loop import Reactor
 from federation.reactor.sockets import SocketDuplex
-from tests.support.duplex import Caller, Rig, TcpSide, check_duplex, ending
+from tests.support.duplex import Caller, EntrySide, Rig, TcpSide, check_duplex, ending
 from tests.support.exits import believe, make_exit, serve, tunnels
 from tests.support.links import End, socket_pair, until
 from tests.support.sockets import Listener, reset, running
@@ -226,29 +226,16 @@ async def an_overheard_socket() -> AsyncIterator[Rig]:
         duplex = Overheard(reactor, ours, lambda _: None, repute()[0])
         join(duplex, caller)
         duplex.start()
-        yield Rig(
-            caller, arrived=there.arrived, ended=there.ended, say=there.say, say_eof=there.say_eof,
-            break_off=there.break_off, stop=there.stop, go=there.go, move=there.move,
-        )  # fmt: skip
+        yield there.rig(caller)
         duplex.abort("the test is over")
         there.close()
-
-
-class Entry(End):
-    """The entry's side of a connection; where both directions have ended it hears no more."""
-
-    has_ended = False
-
-    def abort(self, reason: str) -> None:
-        if not (self.has_ended and "EOF" in self.heard):
-            super().abort(reason)
 
 
 @asynccontextmanager
 async def first_words() -> AsyncIterator[Rig]:
     """The caller is a backend's socket; behind the end is an entry's side that records, and speaks to the socket itself."""
     ours, theirs = socket_pair()
-    there, caller = Entry(), Caller()
+    there, caller = EntrySide(), Caller()
     heard = Overheard(Reactor(), ours, lambda _: None, repute()[0])
     caller.other = end = _FirstWords(heard)
     end.other = there
