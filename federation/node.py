@@ -409,6 +409,7 @@ class Node:
         self.rotation.peer_up(link)
         self.keys.peer_up(link)
         self.newcomers.peer_up(link)
+        self.notices.met(link.peer_id)
         self.roster.forgive(link.peer_id)
         self.roster.changed()
         self.connectivity.peer_up(link)
@@ -445,6 +446,7 @@ class Node:
         if record is not None:
             if change.before is None:
                 _say(self._joins_said, "peer joined the network", peer=record.peer_id, name=record.name)
+                self.notices.met(record.peer_id)
             elif record.left and not change.before.left:
                 _say(self._joins_said, "peer left the network", peer=record.peer_id, name=record.name)
             self._take_record(record, change.before)

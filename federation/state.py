@@ -10,6 +10,7 @@
     invites.json     the invites that this node made, with their keys; a secret while one is open
     invited.json     which invites' codes brought this node its token: a restart with the same code asks nobody
     dashboard.html   leads a browser to the dashboard; written by `federation dashboard --open`
+    handover         the archive that the next machine gets; written by `federation invite --install`
     incarnation      raised at each start, so that the network believes the restarted node
     peers.json       addresses under which peers were last reached
     daemon.json      where the running daemon listens, for the command line
@@ -59,10 +60,10 @@ MAX_PREVIOUS = 16
 MAX_KEY_BYTES = 4096  # several times an owner's key
 LOCK_LOOKS, LOCK_PAUSE_S = 3, 0.01
 CONTROL_SOCKET = "control.sock"
-# All of the above, with what a write that was cut off leaves behind.
+# All of the above, with what a write that was cut off leaves behind. `federation uninstall --state` removes these alone.
 FILES = re.compile(
-    r"identity|token|token\.previous|owner-[0-9A-Za-z]+\.key|control\.key|rotation\.json|banned\.json|client-keys\.json|"
-    r"dashboard\.html|incarnation|peers\.json|daemon\.json|control\.sock|lock|handover|\.[a-z-]+(?:\.[a-z]+)?\.[0-9]+"
+    r"identity|token(?:\.previous)?|owner-[0-9A-Za-z]+\.key|control\.(?:key|sock)|incarnation|lock|handover|dashboard\.html|"
+    r"(?:rotation|banned|client-keys|invites|invited|peers|daemon)\.json|\.[a-z-]+(?:\.[a-z]+)?\.[0-9]+"
 )
 # What a file system answers that does not do a thing at all, such as syncing a directory. A disk that fails says EIO.
 _NOT_DONE_THERE = frozenset(

@@ -413,6 +413,21 @@ class TestTogether:
             assert one.operator.status()["network"]["peers_online"] == 1
             assert any("two" in warning for warning in one.operator.status()["warnings"])
 
+    async def test_whose_link_and_record_are_there_counts_as_seen_at_once(
+        self, make: MakeNode, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A notice of its death does not take a look at it before: it may die within a second of its coming."""
+        one, two = make("one"), make("two")
+        met: dict[Node, list[bool]] = {one: [], two: []}
+        for node in (one, two):
+            monkeypatch.setattr(
+                node.notices, "met",
+                lambda peer, node=node: met[node].append(node.ledger.get(peer) is not None and peer in node.host.links),
+            )  # fmt: skip
+        async with running(one), running(two):
+            link(two, one)
+            await until(lambda: all(any(of) for of in met.values()))
+
     async def test_load_and_service_are_told_at_once(self, make: MakeNode) -> None:
         async with echo_server() as backend:
             exit_, entry = make("exit", backends=(backend,)), make("entry")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
 import json
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from federation import state as state_module
 from federation.errors import StateDirBusy, StateDirUnusable
-from federation.state import MAX_INCARNATION, MAX_PREVIOUS, StateDir, write_new
+from federation.state import FILES, MAX_INCARNATION, MAX_PREVIOUS, StateDir, write_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +36,22 @@ def state(tmp_path: Path) -> Iterator[StateDir]:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_an_uninstall_knows_all_the_files() -> None:
+    """Those that the module's head lists, and each that its code names."""
+    told = {line.split()[0] for line in (state_module.__doc__ or "").splitlines() if line.startswith("    ")}
+    tree = ast.parse(Path(state_module.__file__).read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    named = {
+        call.args[0].value
+        for call in calls
+        if call.func.attr in ("_write", "_write_json") and isinstance(call.args[0], ast.Constant)
+    }
+    assert {"token", "invited.json"} <= told & named
+    assert [name for name in told | named if not FILES.fullmatch(name)] == []
+    assert [name for name in (".token.12", ".invited.json.12", ".owner.12") if not FILES.fullmatch(name)] == []
+    assert [name for name in ("notes.txt", "token.bak", "tokens", ".profile") if FILES.fullmatch(name)] == []
 
 
 # The lock

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from harness import END_S, Daemon, Process, Server, clean_environment, federation, free_port
 
 from federation.mesh.tokens import Token
+from federation.state import FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -236,6 +237,9 @@ def ended(process: Process) -> bool:
 def complaints_about(daemon: Daemon) -> Iterator[str]:
     if daemon.running and daemon.running.returncode == 0 and (daemon.state_dir / "daemon.json").exists():
         yield f"{daemon.name} left its daemon.json behind"
+    for path in daemon.state_dir.glob("*"):
+        if not FILES.fullmatch(path.name):
+            yield f"{daemon.name} made {path.name}, which `federation uninstall --state` leaves behind"
     log = daemon.log()
     libraries = [line for line in log.splitlines() if " [libp2p" in line]
     if len(libraries) > MAX_LIBRARY_LINES:

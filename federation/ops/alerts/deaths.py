@@ -66,17 +66,22 @@ class Watch:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def meet(self, peer_id: str, sight: Sight) -> None:
+        """Watch this machine from now on, if it is linked and well. It may be dead before the next look."""
+        if peer_id not in self._rows and not sight.trouble and sight.is_linked and len(self._rows) < MAX_ROWS:
+            self._rows[peer_id] = _Row(sight.name)
+
     def look(self, now: float, seen: Mapping[str, Sight], gone: frozenset[str]) -> list[News]:
         """`seen`: all machines that are known; `gone`: those that said good-bye or are banned."""
         news: list[News] = []
         for peer_id in [peer for peer, row in self._rows.items() if peer in gone or (peer not in seen and not row.is_told)]:
             del self._rows[peer_id]
         for peer_id, sight in seen.items():
+            if peer_id not in gone:
+                self.meet(peer_id, sight)
             row = self._rows.get(peer_id)
             if row is None:
-                if sight.trouble or not sight.is_linked or peer_id in gone or len(self._rows) >= MAX_ROWS:
-                    continue
-                row = self._rows[peer_id] = _Row(sight.name)
+                continue
             told = self._died(row, now, sight) if sight.trouble else self._is_back(row, now, sight)
             row.name = sight.name or row.name
             if told:

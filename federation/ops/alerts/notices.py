@@ -110,6 +110,12 @@ class Notices:
                 self.look()
                 await trio.sleep(LOOK_EVERY_S)
 
+    def met(self, peer_id: str) -> None:
+        """A link to this machine is up, or its first record came: whichever is later, it counts as seen from then on."""
+        row = self._node.ledger.get(peer_id)
+        if self._url is not None and row is not None and not row.record.left and peer_id not in self._node.bans:
+            self._watch.meet(peer_id, self._sight(row.record, trio.current_time()))
+
     def look(self) -> None:
         """Look at all machines once. What a node saw that is not the one to tell it does not tell later."""
         if self._url != self._node.facts.settings.notify_url:  # by SIGHUP

@@ -95,6 +95,15 @@ def test_one_that_was_never_here_does_not_die(first: Sight) -> None:
     assert len(watch) == 0
 
 
+def test_one_that_was_met_between_two_looks_does() -> None:
+    watch = Watch()
+    watch.look(0.0, {}, NOBODY)
+    watch.meet("b", Sight("bergen", "", 0.2, WAIT_S))
+    assert watch.look(1.0, {"b": Sight("bergen", "silent", 0.5, WAIT_S)}, NOBODY) == []
+    (died,) = watch.look(31.0, {"b": Sight("bergen", "silent", 0.5, WAIT_S)}, NOBODY)
+    assert (died.kind, died.at) == ("died", 0.5)
+
+
 def test_one_that_was_told_dead_and_is_forgotten_may_return() -> None:
     watch = Watch()
     watch.look(0.0, {"b": Sight("bergen", "", 0.0, WAIT_S)}, NOBODY)

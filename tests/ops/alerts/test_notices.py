@@ -91,6 +91,19 @@ async def test_a_death_and_a_return_once_each(watcher: Callable[[], Any], autoju
         assert (status["told"], status["waiting"], status["tells"], status["to"]) == (2, 0, True, "http://127.0.0.1:1/…")
 
 
+@pytest.mark.parametrize("is_met", [True, False])
+async def test_one_that_dies_between_two_looks(watcher: Callable[[], Any], autojump_clock: Any, is_met: bool) -> None:
+    async with watcher() as told:
+        await told.stays(0.5)
+        peer = told.heard_of("bergen")
+        if is_met:  # as the node says of each link and each first record
+            told.notices.met(peer)
+        await told.stays(0.1)
+        told.loses("bergen")
+        await told.stays(200)
+        assert len(told.messages) == is_met
+
+
 async def test_one_that_others_still_hear_of_is_not_dead(watcher: Callable[[], Any], autojump_clock: Any) -> None:
     async with watcher() as told:
         told.heard_of("bergen")
