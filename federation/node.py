@@ -38,6 +38,7 @@ from federation.mesh.discovery import Discovery, parsed
 from federation.mesh.gossip import Gossip
 from federation.mesh.gpu import GpuProbe
 from federation.mesh.key_exchange import KeyExchange
+from federation.mesh.key_use import KeyUse
 from federation.mesh.keyring import Keyring
 from federation.mesh.ledger import Change, Ledger
 from federation.mesh.newcomers import Newcomers
@@ -142,6 +143,7 @@ class Node:
             on_change=lambda: self.client_keys.changed(),
         )  # fmt: skip
         self.client_keys = ClientKeys(self.keys.table, now=self.reactor.now, now_ms=lambda: self.keys.now_ms)
+        self.key_use = KeyUse(self.host, self.client_keys.uses)
         self.newcomers = Newcomers(
             host=self.host, state=state, network_id=token.network_id, name=lambda: self.facts.settings.name,
             token=lambda: invitation.token(self.parts), is_barred=self._barred, utc_now=self.clock.utc_now,
@@ -186,7 +188,8 @@ class Node:
             gossip=self.gossip, discovery=self.discovery, probe=self.probe, selector=self.selector, backends=self.backends,
             models=self.models, roster=self.roster, frontend=self.frontend, rates=self.rates, metrics=self.metrics,
             history=self.history, remote=self.remote,
-            keys=self.keys, client_keys=self.client_keys, certificate=self.certificate, newcomers=self.newcomers,
+            keys=self.keys, client_keys=self.client_keys, key_use=self.key_use,
+            certificate=self.certificate, newcomers=self.newcomers,
         )  # fmt: skip
         self.notices = Notices(self.parts)
         self.operator = Operator(self.parts, self.notices)

@@ -63,14 +63,23 @@ def shown(answer: Mapping[str, Any], *, color: bool) -> str:
             _day(key["expires_at"]) or "never",
             plain(key["rate"] or "any"),
             f"{_day(key['made_at'])} at {plain(key['made_by_name'] or key['made_by'][-6:])}",
-            _minute(key["last_used"]) or "not here",
+            _minute(key["last_used"]) or "not yet",
             str(key["requests"]),
         )
         for key in answer["keys"]
     ]
-    heads = ("NAME", "MODELS", "EXPIRES", "RATE", "MADE", "LAST USED HERE", "REQUESTS HERE")
+    heads = ("NAME", "MODELS", "EXPIRES", "RATE", "MADE", "LAST USED", "REQUESTS")
     lines = table(heads, rows, right=(6,), color=color) if rows else ["no client keys"]
-    return "\n".join([*lines, paint(_asked(answer), "dim", color)])
+    notes = [_counted(answer)] * bool(rows) + [_asked(answer)]
+    return "\n".join([*lines, *(paint(note, "dim", color) for note in notes)])
+
+
+def _counted(answer: Mapping[str, Any]) -> str:
+    """An older daemon tells its own use alone, and does not say so."""
+    counted, entries = answer.get("entries_counted", 1), answer.get("entries")
+    if counted == entries:
+        return "use: at all nodes, since each started"
+    return f"use: at {counted} of {entries or 'several'} nodes, since each started; the others did not answer in time"
 
 
 def _asked(answer: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import unquote
 import structlog
 
 from federation.mesh.client_keys import PREFIX
+from federation.mesh.key_use import Use
 from federation.mesh.models import is_called
 from federation.ratelimit import Bucket
 
@@ -88,7 +89,7 @@ class Grant(NamedTuple):
         return [c._replace(models=tuple(model for model in c.models if self.covers(model.name))) for c in catalogs]
 
 
-class Use:
+class _Count:
     """Requests that showed one key at this entry, since it started. `last_ms`: since 1970, UTC."""
 
     __slots__ = ("bucket", "last_ms", "requests")
@@ -110,7 +111,7 @@ class ClientKeys:
         self._table = table
         self._now = now
         self._now_ms = now_ms
-        self._uses: dict[bytes, Use] = {}
+        self._counts: dict[bytes, _Count] = {}
         self._lines = Bucket(LINES_A_SECOND, LINES_AT_ONCE)
 
     def asks(self, *, on_loopback: bool) -> bool:
@@ -142,35 +143,36 @@ class ClientKeys:
             return self._refuse("revoked", 401, f"the client key {key.name!r} was revoked")
         if not key.is_live(now_ms):
             return self._refuse("expired", 401, f"the client key {key.name!r} has expired")
-        use = self._uses.get(key.id)
-        if use is None:
-            use = self._uses[key.id] = Use(key)
-        if use.bucket is not None and not use.bucket.take(self._now()):
-            wait_s = ceil((1 - use.bucket.left(self._now())) / use.bucket.rate)
+        count = self._counts.get(key.id)
+        if count is None:
+            count = self._counts[key.id] = _Count(key)
+        if count.bucket is not None and not count.bucket.take(self._now()):
+            wait_s = ceil((1 - count.bucket.left(self._now())) / count.bucket.rate)
             why = f"the client key {key.name!r} has {key.requests} requests in {key.seconds} s at this entry"
             return self._refuse("rate", 429, why, retry_after_s=max(1, wait_s))
-        use.requests += 1
-        use.last_ms = now_ms
+        count.requests += 1
+        count.last_ms = now_ms
         return Grant(key)
 
     def not_covered(self, why: str) -> Refusal:
         return self._refuse("model", 403, why)
 
-    def use_of(self, key: Statement) -> Use | None:
-        return self._uses.get(key.id)
+    def uses(self) -> list[Use]:
+        """Of the keys that were used at this entry."""
+        return [Use(key_id, count.requests, count.last_ms) for key_id, count in self._counts.items()]
 
     def requests_by_name(self) -> dict[str, int]:
         """Of valid keys that were used at this entry."""
         found: dict[str, int] = {}
         for key in self._table.live(self._now_ms()):
-            if (use := self._uses.get(key.id)) is not None:
-                found[key.name] = found.get(key.name, 0) + use.requests
+            if (count := self._counts.get(key.id)) is not None:
+                found[key.name] = found.get(key.name, 0) + count.requests
         return found
 
     def changed(self) -> None:
         """Forget the use of keys that are no longer valid."""
         live = {key.id for key in self._table.live(self._now_ms())}
-        self._uses = {key_id: use for key_id, use in self._uses.items() if key_id in live}
+        self._counts = {key_id: count for key_id, count in self._counts.items() if key_id in live}
 
     def _refuse(self, kind: Why, status: int, why: str, *, retry_after_s: int | None = None) -> Refusal:
         self.refused[kind] = self.refused.get(kind, 0) + 1

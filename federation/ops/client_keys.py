@@ -10,9 +10,11 @@ import structlog
 
 from federation.errors import NotDone
 from federation.mesh.client_keys import MAX_NAME_CHARS, Statement, id_of, is_key_name, new_text
+from federation.mesh.key_use import summed
 from federation.mesh.models import is_name as is_model
 
 if TYPE_CHECKING:
+    from federation.mesh.key_use import Use
     from federation.ops import schemas
     from federation.ops.parts import Parts
 
@@ -32,14 +34,18 @@ class KeyWish:
     seconds: int = 0
 
 
-def keys(node: Parts) -> schemas.ClientKeys:
-    """The valid keys, and their use at this entry since it started."""
+async def keys(node: Parts) -> schemas.ClientKeys:
+    """The valid keys, and their use at all entries that answer, since each started."""
+    heard, own = await node.key_use.ask(), node.client_keys.uses()
+    uses, here = summed([heard.uses.values(), own]), {use.key_id: use for use in own}
     now_ms = node.keys.now_ms
     asks = node.client_keys.asks
     return {
-        "keys": [_row(node, key) for key in node.keys.table.live(now_ms)],
+        "keys": [_row(node, key, uses.get(key.id), here.get(key.id)) for key in node.keys.table.live(now_ms)],
         "asked_off_loopback": asks(on_loopback=False),
         "asked_on_loopback": asks(on_loopback=True),
+        "entries": heard.asked + 1,
+        "entries_counted": heard.answered + 1,
     }
 
 
@@ -59,18 +65,17 @@ async def add(node: Parts, wish: KeyWish) -> schemas.NewClientKey:
     )  # fmt: skip
     await node.keys.add(text, key)
     log.info("client key made", key=name)
-    return {"key": text, **_row(node, key)}
+    return {"key": text, **_row(node, key, None, None)}
 
 
 async def revoke(node: Parts, name: str) -> schemas.ClientKeys:
     """Revoke the keys of that name. Raises NotFound or StateDirUnusable."""
     await node.keys.revoke(name.strip())
     log.info("client key revoked", key=name.strip())
-    return keys(node)
+    return await keys(node)
 
 
-def _row(node: Parts, key: Statement) -> schemas.ClientKey:
-    use = node.client_keys.use_of(key)
+def _row(node: Parts, key: Statement, use: Use | None, here: Use | None) -> schemas.ClientKey:
     return {
         "name": key.name,
         "id": key.id.hex()[:8],
@@ -82,6 +87,7 @@ def _row(node: Parts, key: Statement) -> schemas.ClientKey:
         "rate": f"{key.requests}/{_PER.get(key.seconds, f'{key.seconds}s')}" if key.requests else None,
         "last_used": _time(use.last_ms) if use is not None and use.last_ms else None,
         "requests": 0 if use is None else use.requests,
+        "requests_here": 0 if here is None else here.requests,
     }
 
 

@@ -198,8 +198,8 @@ class Operator:
 
     # Clients
 
-    def keys(self) -> schemas.ClientKeys:
-        return client_keys.keys(self._parts)
+    async def keys(self) -> schemas.ClientKeys:
+        return await client_keys.keys(self._parts)
 
     async def add_key(self, wish: KeyWish) -> schemas.NewClientKey:
         return await client_keys.add(self._parts, wish)

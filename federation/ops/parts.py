@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from federation.mesh.discovery import Discovery
     from federation.mesh.gossip import Gossip
     from federation.mesh.key_exchange import KeyExchange
+    from federation.mesh.key_use import KeyUse
     from federation.mesh.ledger import Ledger
     from federation.mesh.newcomers import Newcomers
     from federation.mesh.probe import Probe
@@ -95,6 +96,7 @@ class Parts:
     models: ModelWatch
     keys: KeyExchange
     client_keys: ClientKeys
+    key_use: KeyUse
     certificate: Certificate
     newcomers: Newcomers
     roster: Roster

@@ -369,8 +369,9 @@ class ClientKey(TypedDict):
     made_by_name: str
     expires_at: Annotated[str | None, Field(description="ISO 8601, UTC")]
     rate: Annotated[str | None, Field(description="requests in a time, at each entry: 60/m")]
-    last_used: Annotated[str | None, Field(description="at this entry, since it started")]
-    requests: Annotated[int, Field(ge=0, description="at this entry, since it started; those over its rate are not in it")]
+    last_used: Annotated[str | None, Field(description="at any entry that was counted, since that one started")]
+    requests: Annotated[int, Field(ge=0, description="at all of these; those over the key's rate are not in it")]
+    requests_here: Annotated[int, Field(ge=0, description="at this entry alone")]
 
 
 class NewClientKey(ClientKey):
@@ -385,6 +386,8 @@ class ClientKeys(TypedDict):
     keys: list[ClientKey]
     asked_off_loopback: Annotated[bool, Field(description="ports that other machines reach ask for a key, but tcp:// ones")]
     asked_on_loopback: Annotated[bool, Field(description="ports on loopback ask for a key, but tcp:// ones")]
+    entries: Annotated[int, Field(ge=1, description="this node, and those that it is linked with")]
+    entries_counted: Annotated[int, Field(ge=1, description="those of them whose use is in `requests` and `last_used`")]
 
 
 class UseText(TypedDict):

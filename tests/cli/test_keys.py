@@ -84,10 +84,11 @@ def test_the_list(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
     keys.list_keys(args(state, "list"))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:3]] == [
-        ["phone", "m,", "n", "never", "60/m", "2026-01-02", "at", "ada", "not", "here", "0"],
+        ["phone", "m,", "n", "never", "60/m", "2026-01-02", "at", "ada", "not", "yet", "0"],
         ["b?[31mx", "all", "2026-02-01", "any", "2026-01-02", "at", "abcdef", "2026-01-03", "04:05", "1234"],
     ]
-    assert lines[3].startswith("ports that other machines reach ask for a key")
+    assert lines[3].startswith("use: at 1 of several nodes")  # a daemon from before others were asked
+    assert lines[4].startswith("ports that other machines reach ask for a key")
     keys.list_keys(args(state, "list", "--json"))
     assert len(json.loads(capsys.readouterr().out)["keys"]) == 2
 
@@ -97,6 +98,20 @@ def test_none_yet_and_all_ports() -> None:
         "no client keys\nno port asks for a key"
     )
     assert "every port" in keys.shown({"keys": [], "asked_off_loopback": True, "asked_on_loopback": True}, color=False)
+
+
+@pytest.mark.parametrize(
+    ("entries", "counted", "says"),
+    [
+        (3, 3, "use: at all nodes, since each started"),
+        (3, 2, "use: at 2 of 3 nodes, since each started; the others did not"),
+    ],
+)
+def test_it_says_where_the_use_was_counted(entries: int, counted: int, says: str) -> None:
+    asked = {"asked_off_loopback": False, "asked_on_loopback": False}
+    answer = {"keys": [ROW], **asked, "entries": entries, "entries_counted": counted}
+    assert says in keys.shown(answer, color=False)
+    assert "use:" not in keys.shown({**answer, "keys": []}, color=False)
 
 
 def test_revoke(running: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from federation.forward.client_keys import ClientKeys, Grant, Refusal, fields_with_keys
 from federation.forward.http.head import RequestHead, parse_request
 from federation.mesh.client_keys import KeyTable, Statement, id_of, new_text
+from federation.mesh.key_use import Use
 from federation.mesh.models import Model, catalog, pack
 from tests.support.entries import Net, network, settled
 from tests.support.http_clients import HttpTalk, ask, get, ok, post
@@ -152,15 +153,13 @@ def test_use_is_counted_while_a_key_is_valid() -> None:
     text = keys.add()
     key = keys.table.find(text)
     assert key is not None
-    assert keys.judge.use_of(key) is None
+    assert keys.judge.uses() == []
     keys.clock.now = 2.0
     keys.asked(f"Authorization: Bearer {text}")
-    use = keys.judge.use_of(key)
-    assert use is not None
-    assert (use.requests, use.last_ms) == (1, NOW_MS + 2000)
+    assert keys.judge.uses() == [Use(key.id, 1, NOW_MS + 2000)]
     keys.table.revoke(SEED, "phone", NOW_MS)
     keys.judge.changed()
-    assert keys.judge.use_of(key) is None
+    assert keys.judge.uses() == []
     assert keys.judge.requests_by_name() == {}
 
 

@@ -65,6 +65,12 @@ def nodes(fleet: Fleet) -> list[Daemon]:
     return found
 
 
+def uses(node: Daemon, name: str) -> int:
+    """At all entries, as that one knows."""
+    rows = json.loads(run(node, "key", "list", "--json"))["keys"]
+    return next(row["requests"] for row in rows if row["name"] == name)
+
+
 def test_a_key_is_known_everywhere_and_so_is_its_end(nodes: list[Daemon], figure: Any) -> None:
     ada, bea, cyd = nodes
     assert chat(cyd, "")[0] == 401
@@ -77,6 +83,11 @@ def test_a_key_is_known_everywhere_and_so_is_its_end(nodes: list[Daemon], figure
     assert chat(bea, key + "x")[0] == 401, "and a wrong one is wrong"
     assert (row := json.loads(run(cyd, "key", "list", "--json"))["keys"][0])["name"] == "phone"
     assert (row["made_by_name"], row["requests"]) == ("ada", 2)
+
+    assert chat(bea, key)[0] == 200
+    for node in nodes:  # the answers to each other are kept for FRESH_S
+        wait_until(lambda node=node: uses(node, "phone") == 3, within=10, what=f"{node.name} knows of use at all entries")
+    assert "use: at all nodes, since each started" in run(ada, "key", "list")
 
     limited = run(bea, "key", "add", "limited", "--models", "gemma", "--rate", "3/h", "--expires", "1d").strip()
     wait_until(lambda: ask_list(cyd, limited) == ["gemma"], within=10, what="cyd knows the limited key")
@@ -137,6 +148,10 @@ def test_a_node_of_an_older_version_lives_on(fleet: Fleet) -> None:
         wait_until(lambda node=node: node.sees() == everybody, within=20, what=f"{node.name} sees all")
     keys = [run(dan, "key", "add", f"k{n}").strip() for n in range(5)]
     wait_until(lambda: all(chat(eve, key)[0] == 200 for key in keys), within=10, what="eve knows them")
+    answer = json.loads(run(dan, "key", "list", "--json"))
+    assert [row["requests"] for row in answer["keys"]] == [1] * 5
+    assert (answer["entries"], answer["entries_counted"]) == (3, 2)
+    assert "use: at 2 of 3 nodes" in run(dan, "key", "list")
     assert old.sees() == everybody
     assert "broke the rules" not in old.log() + dan.log() + eve.log()
 

@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 async def test_made_listed_used_and_revoked(tmp_path: Path) -> None:
     node = idle_node(tmp_path)
     operator = node.operator
-    assert operator.keys() == {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
+    assert await operator.keys() == {
+        "keys": [], "asked_off_loopback": False, "asked_on_loopback": False, "entries": 1, "entries_counted": 1,
+    }  # fmt: skip
     new = await operator.add_key(KeyWish(" phone ", ("m",), 3600.0, 60, 60))
     TypeAdapter(schemas.NewClientKey).validate_python(new, strict=True)
     text = new["key"]
     assert (new["name"], new["models"], new["rate"], new["made_by_name"]) == ("phone", ["m"], "60/m", "me")
     said = parse_request(f"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {text}\r\n\r\n".encode())
     assert isinstance(node.client_keys.judge(said, on_loopback=False), Grant)
-    listed = operator.keys()
+    listed = await operator.keys()
     TypeAdapter(schemas.ClientKeys).validate_python(listed, strict=True)
     (row,) = listed["keys"]
-    assert (row["name"], row["requests"], row["made_by"]) == ("phone", 1, node.host.peer_id)
+    assert (row["name"], row["requests"], row["requests_here"], row["made_by"]) == ("phone", 1, 1, node.host.peer_id)
     assert row["last_used"] is not None
     assert row["expires_at"] is not None
     assert (listed["asked_off_loopback"], listed["asked_on_loopback"]) == (True, False)
@@ -52,4 +54,4 @@ async def test_what_is_no_key_is_refused(tmp_path: Path, wish: KeyWish) -> None:
 
 async def test_it_is_there_after_a_restart(tmp_path: Path) -> None:
     await idle_node(tmp_path).operator.add_key(KeyWish("phone"))
-    assert [row["name"] for row in idle_node(tmp_path).operator.keys()["keys"]] == ["phone"]
+    assert [row["name"] for row in (await idle_node(tmp_path).operator.keys())["keys"]] == ["phone"]

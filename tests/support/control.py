@@ -142,7 +142,7 @@ class FakeNode:
 
     def unban(self, peer: str) -> None: ...
 
-    def keys(self) -> dict[str, Any]:
+    async def keys(self) -> dict[str, Any]:
         return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
 
     async def add_key(self, wish: Any) -> dict[str, Any]:

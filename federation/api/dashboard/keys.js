@@ -1,4 +1,4 @@
-// Client keys: what there is, their use at this machine, a dialog that makes one, and the way to revoke one.
+// Client keys: what there is, their use at all machines, a dialog that makes one, and the way to revoke one.
 
 import { $, announce, arrange, copyButton, el, field, select, setText } from "./dom.js";
 import { ask, closeButton, needsSession } from "./dialogs.js";
@@ -6,7 +6,7 @@ import { ago, day, number } from "./format.js";
 import { get, hasSession, post } from "./stream.js";
 
 const EVERY_MS = 5_000;
-const HEAD = ["Name", "Models", "Expires", "Rate", "Made", "Last used here", "Requests here", ""];
+const HEAD = ["Name", "Models", "Expires", "Rate", "Made", "Last used", "Requests", ""];
 const DAY_S = 86_400;
 const LIFETIMES = [
   ["never", ""],
@@ -44,7 +44,7 @@ export class Keys {
     }
   }
 
-  take({ keys, asked_on_loopback, asked_off_loopback }) {
+  take({ keys, asked_on_loopback, asked_off_loopback, entries, entries_counted }) {
     this.asks = { loopback: asked_on_loopback, others: asked_off_loopback };
     if (JSON.stringify(keys) !== JSON.stringify(this.rows) || $("keys").hidden) {
       this.rows = keys;
@@ -55,7 +55,7 @@ export class Keys {
       $("keys-table").hidden = keys.length === 0;
     }
     $("keys").hidden = false;
-    setText($("keys-note"), noteOf(this.asks, keys.length));
+    setText($("keys-note"), `${noteOf(this.asks, keys.length)}${keys.length ? counted(entries, entries_counted) : ""}`);
   }
 
   row(key) {
@@ -172,6 +172,12 @@ function noteOf({ loopback, others }, n) {
   return n
     ? "No port asks for a key."
     : "No port asks for a key. As soon as there is one, ports that other machines reach ask for it.";
+}
+
+/** Where the use was counted. */
+function counted(entries, answered) {
+  if (entries === answered) return " Use is counted at all machines, since each started.";
+  return ` Use is counted at ${answered} of ${entries} machines, since each started: the others did not answer in time.`;
 }
 
 function listed(text) {

@@ -119,7 +119,7 @@ def add_keys(commands: Any) -> None:
     asking(
         actions,
         "key list",
-        "show the keys of the network, never the keys themselves, and their use at this node",
+        "show the keys of the network, never the keys themselves, and their use at all nodes",
         "federation key list",
         json=True,
     )
