@@ -45,10 +45,11 @@ def update(args: Namespace) -> int:
     version, current = offer.name.version, place.current
     if args.check:
         is_newer = current is None or order(version) > order(current)
-        say(f"{version} is there, {current} is installed" if is_newer else f"{current} is the newest")
+        where = offer.source.text
+        say(f"{version} is at {where}, {current} is installed" if is_newer else f"{current} is the newest at {where}")
         return 0 if is_newer else 1
     if version == current:
-        say(f"{version} is installed already, in {place.folder(version)}")
+        say(f"{version} is installed already, in {place.folder(version)}; looked at {offer.source.text}")
         return 0
     if not args.older:
         updating.check_is_newer(version, current)

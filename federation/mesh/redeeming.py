@@ -172,7 +172,7 @@ def _unreached(code: InviteCode, error: Exception, now_s: float) -> str:
     tried = ", ".join(f"{a.host}:{a.port}" if ":" not in a.host else f"[{a.host}]:{a.port}" for a in code.addresses)
     said = f"tried {tried or 'nothing: the code holds no address'}"
     if isinstance(error, HandshakeFailed):
-        said += f" ({error.detail or error})"
+        said += f" ({error.detail or error}; after several wrong codes it answers nobody of that address for half a minute)"
     if now_s >= code.expires_at:
         return f"{said}; by this machine's clock the invite has expired anyway, so ask for a new one"
     return f"{said}. It has to run, and its p2p port has to be reachable from here; no other node can take its invite"

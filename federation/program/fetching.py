@@ -33,6 +33,8 @@ class Source:
     def __init__(self, text: str) -> None:
         parts = urllib.parse.urlsplit(text)
         if parts.scheme in ("http", "https"):
+            if "@" in parts.netloc:
+                raise UsageError("a user and a password in an address are not sent; get the archive, then --from FILE")
             if not parts.hostname or parts.query or parts.fragment:
                 raise UsageError(f"{text!r} is not the address of a folder: https://HOST/PATH")
             self._base = text.rstrip("/") + "/"

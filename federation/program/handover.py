@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PATH = "/handover"
 FOLDER = "handover"  # in the state directory: the archive that is handed over
+SPENT = "federation: that node does not answer, or knows this line no more; make another there: federation invite --install"
 MAX_DOWNLOADS = 8  # of one line: one that breaks may be tried again
 
 
@@ -43,7 +44,7 @@ def line(url: str, text: bytes, code: str) -> str:
     is_tls = url.startswith("https://")  # the hash vouches for what comes, the certificate need not
     curl, wget = ("curl -fsSko", "wget --no-check-certificate -qO") if is_tls else ("curl -fsSo", "wget -qO")
     return (
-        f'u={url}/install.sh; f=$(mktemp) && {{ {curl} "$f" $u || {wget} "$f" $u; }} && '
+        f'u={url}/install.sh; f=$(mktemp) && {{ {curl} "$f" $u || {wget} "$f" $u || {{ echo "{SPENT}" >&2; false; }}; }} && '
         f'echo "{hashlib.sha256(text).hexdigest()}  $f" | sha256sum -c - && echo \'{code}\' | sh "$f"'
     )
 

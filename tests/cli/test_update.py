@@ -102,10 +102,10 @@ def test_an_update_and_back(run: Any, base: Path, prefix: Path) -> None:
     code, out, _ = run("update", "--from", archive(base, "0.8.0"))
     assert (code, place.current, "is not in your PATH" in out) == (0, "0.8.0", True)
     code, out, _ = run("update", "--check", "--from", str(base))
-    assert (code, out) == (0, "0.9.0 is there, 0.8.0 is installed\n")
+    assert (code, out) == (0, f"0.9.0 is at {base}, 0.8.0 is installed\n")
     code, out, _ = run("update", "--from", str(base))
     assert (code, place.current, "0.8.0 stays" in out) == (0, "0.9.0", True)
-    assert run("update", "--check", "--from", str(base))[:2] == (1, "0.9.0 is the newest\n")
+    assert run("update", "--check", "--from", str(base))[:2] == (1, f"0.9.0 is the newest at {base}\n")
     assert "is installed already" in run("update", "--from", str(base))[1]
     code, out, _ = run("update", "--rollback")
     assert (code, place.current, "back at 0.8.0" in out) == (0, "0.8.0", True)

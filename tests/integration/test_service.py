@@ -132,6 +132,7 @@ def test_a_line_from_the_machine_s_node_makes_a_user_s_service(machine: Machine)
     eventually(both)
     again = machine.run_as(ANN, UID, "bash", given=line, check=False)
     assert again.returncode != 0  # good once
+    assert "make another there: federation invite --install" in again.stderr
 
 
 def test_an_update_a_broken_one_and_back(machine: Machine) -> None:

@@ -216,6 +216,7 @@ async def test_a_wrong_code_is_refused_and_paid_for(tmp_path: Path) -> None:
         newcomer = await Newcomer(3).come(right)
         assert newcomer.token is None, "for a while nobody from that address is heard"
         assert "hung up" in str(newcomer.error)
+        assert "after several wrong codes it answers nobody of that address for half a minute" in str(newcomer.error)
 
 
 async def test_a_made_up_token_from_the_inviter_is_not_kept(tmp_path: Path) -> None:

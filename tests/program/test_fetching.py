@@ -102,6 +102,12 @@ def test_what_is_no_source(text: str) -> None:
         Source(text)
 
 
+def test_a_password_in_an_address_is_not_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        Source("https://ann:t0psecret@host/releases")
+    assert "t0psecret" not in str(caught.value)
+
+
 def test_https_counts_as_authentic_and_leads_nowhere_without_tls() -> None:
     assert Source("https://example.net/x").is_authentic
     handler = fetching._NoWayDown()

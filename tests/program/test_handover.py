@@ -84,9 +84,11 @@ def test_the_line_installs_and_joins(member: str, tmp_path: Path, tools: dict[st
     def run(text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([shell, "-c", text], env=tools, capture_output=True, text=True, check=False, timeout=120)
 
-    assert run(line).returncode != 0  # nothing there yet
+    done = run(line)  # nothing there yet
+    assert (done.returncode != 0, handover.SPENT in done.stderr) == (True, True)
     Member.files[f"{place}/install.sh"] = script.replace(b"tar", b"rat")
-    assert run(line).returncode != 0  # changed on the way: it is not run
+    done = run(line)  # changed on the way: it is not run
+    assert (done.returncode != 0, handover.SPENT in done.stderr) == (True, False)
     assert not (tmp_path / "ran").exists()
     Member.files[f"{place}/install.sh"] = script
     Member.files[f"{place}/archive"] = archive.read_bytes()[:-1]
