@@ -123,7 +123,8 @@ class Node:
             utc_now=self.clock.utc_now, on_change=self._token_changed,
         )  # fmt: skip
         self.connectivity = Connectivity(
-            self.host, self.ledger, settings, on_change=self._own_change,
+            self.host, self.ledger, settings, on_change=self._own_change, utc_now=self.clock.utc_now,
+            is_banned=self.bans.__contains__,
             own_ports=lambda: (
                 self.facts.control,
                 *(at for _, at in self.facts.listeners if isinstance(at, HostPort)),

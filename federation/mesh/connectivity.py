@@ -7,6 +7,7 @@ peer would notice much later), announces all addresses anew, and asks members ag
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import trio
 
+from federation.mesh.gaps import Gaps
 from federation.net.dial.address import PeerAddress
 from federation.net.dial.book import MAX_ADDRESSES
 from federation.net.dial.hearsay import Surroundings, is_somewhere
@@ -21,12 +23,13 @@ from federation.net.discover.interfaces import interface_ips, lasting_ips, local
 from federation.net.nat.holepunch import Puncher
 from federation.net.nat.mapping import PortMapping, Way
 from federation.net.nat.natpmp import map_port
-from federation.net.nat.reachability import Reachability, is_outside
+from federation.net.nat.reachability import Reachability, is_outside, network_of
 from federation.net.nat.relay import RelayLimits
 from federation.net.nat.upnp import Upnp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
 
     from federation.config import Settings
     from federation.mesh.ledger import Ledger
@@ -57,7 +60,9 @@ class Connectivity:
         settings: Settings,
         *,
         on_change: Callable[[], None],
+        utc_now: Callable[[], datetime],
         own_ports: Callable[[], Iterable[HostPort]] = tuple,
+        is_banned: Callable[[str], bool] = lambda _peer: False,
     ) -> None:
         """`own_ports()` returns the ports on which this node listens besides its p2p port."""
         self.addresses: list[PeerAddress] = []
@@ -68,10 +73,14 @@ class Connectivity:
         self._wants_mapping = settings.port_mapping
         self.mapping: PortMapping | None = None  # while this node runs and wants one
         self._on_change = on_change
+        self._utc_now = utc_now
+        self._is_banned = is_banned
         self._listen = settings.p2p_listen
         self.surroundings = Surroundings(
             addresses=lambda: self.addresses, own_ports=lambda: (self._listen, *own_ports()), remote_hosts=self._remote_hosts
         )
+        self._gaps = Gaps()
+        self._is_between = False
         self._look_around()
         self.reachability = Reachability(
             host, relays=self.is_relay, networks=lambda: self._networks, on_change=self._reachability_changed,
@@ -100,8 +109,9 @@ class Connectivity:
 
     @property
     def relays(self) -> bool:
-        """Whether other members may ask this node to relay."""
-        return self._host.relay.limits is not None and self.reachability.dialable is True
+        """Whether other members may ask this node to relay: one that members outside can dial, or one that has members on
+        several networks of its own, which may have no other way to each other."""
+        return self._host.relay.limits is not None and (self.reachability.dialable is True or self._is_between)
 
     def listens(self, at: HostPort) -> None:
         self._listen = at
@@ -227,9 +237,26 @@ class Connectivity:
             return [PeerAddress.parse(text) for text in local_addresses("", name.port)]
         return [PeerAddress(str(ip), name.port) for ip in ips if is_somewhere(ip)]
 
+    def _look_at_links(self) -> None:
+        links = self._host.links
+        hosts = {link.remote_address[0] for link in links.values() if link.path == "direct" and link.remote_address}
+        networks = {network for host in hosts if (network := network_of(host, self._networks))}
+        is_between = any(count > 1 for count in Counter(network.version for network in networks).values())
+        if is_between != self._is_between:
+            self._is_between = is_between
+            self._on_change()
+        unlinked = {
+            record.peer_id: (record.incarnation, record.seq)
+            for record in self._ledger.online(self._utc_now())
+            if not (record.peer_id in links or record.peer_id == self._host.peer_id or self._is_banned(record.peer_id))
+        }
+        if self._gaps.look(trio.current_time(), unlinked):
+            self.reachability.cut_off()
+
     async def _watch(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY_S)
+            self._look_at_links()
             before, where = self._ips, self._lasting
             if interface_ips() == before:
                 continue
@@ -241,6 +268,7 @@ class Connectivity:
             if self._lasting == where and not self.read():  # containers come and go: no move
                 continue
             self.reachability.moved()
+            self._gaps.forget()
             self.puncher.reset_backoff()
             self.read()
             log.info("this machine's addresses changed", addresses=[str(address) for address in self.addresses])

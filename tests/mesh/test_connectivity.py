@@ -13,6 +13,7 @@ import trio
 
 from federation.config import Settings
 from federation.mesh import connectivity as paths_module
+from federation.mesh import gaps
 from federation.mesh.connectivity import LOOK_EVERY_S, Connectivity, relay_limits
 from federation.mesh.ledger import Ledger
 from federation.mesh.records import NodeData
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
-BOB, RELAY, OTHER = (f"12D3KooW{letter * 44}" for letter in "BRS")
+BOB, RELAY, OTHER, BANNED = (f"12D3KooW{letter * 44}" for letter in "BRSX")
 
 
 class World:
@@ -62,7 +63,10 @@ async def world(**settings: Any) -> AsyncIterator[World]:
         def changed() -> None:
             made.changes += 1
 
-        made = World(Connectivity(peer.host, ledger, Settings(**settings), on_change=changed), peer.host, ledger)
+        connectivity = Connectivity(
+            peer.host, ledger, Settings(**settings), on_change=changed, utc_now=lambda: NOW, is_banned=BANNED.__eq__
+        )
+        made = World(connectivity, peer.host, ledger)
         yield made
         peer.host.links.clear()
         await peer.host.stop_listening()
@@ -80,6 +84,43 @@ async def test_who_can_be_dialled_relays_unless_told_not_to() -> None:
         assert it.connectivity.relays
         it.host.relay.close()
         assert not it.connectivity.relays
+
+
+async def test_who_has_members_on_two_of_its_networks_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = [ipaddress.ip_network(text) for text in ("10.0.0.0/8", "10.1.0.0/24", "192.168.1.0/24", "fd00::/64")]
+    monkeypatch.setattr(paths_module, "local_networks", lambda **_: nets)
+    async with world() as it:
+        for host, path, relays in (
+            ("10.1.0.5", "direct", False), ("10.1.0.6", "direct", False), ("198.51.100.1", "direct", False),
+            ("fd00::5", "direct", False), ("192.168.1.5", "relayed", False), ("192.168.1.6", "direct", True),
+        ):  # fmt: skip
+            it.link(host, remote_address=(host, 4484), path=path)
+            it.connectivity._look_at_links()
+            assert it.connectivity.relays is relays
+        assert it.changes == 1
+        del it.host.links["192.168.1.6"]
+        it.connectivity._look_at_links()
+        assert not it.connectivity.relays
+        assert it.changes == 2
+
+
+async def test_a_member_that_is_there_without_a_way_to_it_is_a_reason_for_relays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gaps, "AFTER_S", 0.0)
+    async with world() as it:
+        reachability = it.connectivity.reachability
+        it.hear(OTHER)
+        it.link(OTHER)
+        for _ in range(10):
+            it.hear(BANNED)
+            it.hear(OTHER)
+            it.connectivity._look_at_links()
+        assert not reachability._is_cut_off
+        for _ in range(10):
+            it.hear(BOB)
+            it.connectivity._look_at_links()
+        assert reachability._is_cut_off
+        reachability.moved()
+        assert not reachability._is_cut_off
 
 
 async def test_where_members_reached_us_is_announced_behind_our_own(monkeypatch: pytest.MonkeyPatch) -> None:

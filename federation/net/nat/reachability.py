@@ -4,7 +4,8 @@ Members of other networks than ours tell. An inbound connection from one is a ye
 the address from which it sees the asker, and says whether the asker answered. It dials no other host; and since several
 machines may share that address, its answer takes as long for a closed port as for a silent one. A node that members outside
 its LAN can dial relays for others (unless told not to). A node that they cannot dial takes reservations at up to two
-relays, the nearest first, and announces them.
+relays, the nearest first, and announces them. So does any node that has no way to some member that is there: the two may be
+in networks of which neither leads to the other, with a relay in both.
 
 A reservation is an open tunnel to the relay (relay.py): it lasts as long as the link, and the node takes it anew with the
 next link.
@@ -75,10 +76,16 @@ class Verdicts:
         return yes * 2 > len(self.by_peer)
 
 
+def network_of(host: str, networks: Sequence[Network]) -> Network | None:
+    """The smallest of these networks that this address is in."""
+    ip = ipaddress.ip_address(host)
+    return max((n for n in networks if ip.version == n.version and ip in n), key=lambda n: n.prefixlen, default=None)
+
+
 def is_outside(host: str, networks: Sequence[Network]) -> bool:
     """Whether an address is in another network than ours, so that a node there sees this one as the world does."""
     ip = ipaddress.ip_address(host)
-    return not ip.is_loopback and not ip.is_link_local and not any(ip.version == n.version and ip in n for n in networks)
+    return not ip.is_loopback and not ip.is_link_local and network_of(host, networks) is None
 
 
 class Seen(NamedTuple):
@@ -119,6 +126,7 @@ class Reachability:
         self._answered: dict[str, float] = {}
         self._reservations: dict[str, _HeldReservation] = {}
         self._refused: dict[str, float] = {}
+        self._is_cut_off = False
         self._look = trio.Event()
         self._nursery: trio.Nursery | None = None
         host.handle_stream(PROTOCOL, self._answer)
@@ -141,8 +149,16 @@ class Reachability:
         """Look anew: a link or a record has come or gone."""
         self._look.set()
 
+    def cut_off(self) -> None:
+        """A member is there to which this node has no way: take places at relays, whatever members outside say."""
+        if not self._is_cut_off:
+            self._is_cut_off = True
+            log.info("a member is there that this node has no way to; others may relay")
+            self._look.set()
+
     def moved(self) -> None:
         """Forget all results: this machine's addresses changed."""
+        self._is_cut_off = False
         self.verdicts = Verdicts()
         self.public.clear()
         self._named.clear()
@@ -304,11 +320,11 @@ class Reachability:
     def _make_reservations(self, now: float) -> None:
         links = self._host.links
         for peer, reservation in list(self._reservations.items()):
-            if links.get(peer) is not reservation.link or self.dialable:
+            if links.get(peer) is not reservation.link or (self.dialable and not self._is_cut_off):
                 del self._reservations[peer]
                 reservation.channel.abort("no longer needed")
                 self._on_change()
-        if self.dialable is not False:
+        if self.dialable is not False and not self._is_cut_off:
             return
         serving = [peer for peer in self._reservations if self._relays(peer)]  # a relay that is about to stop does not count
         candidates = [
