@@ -36,7 +36,7 @@ MAX_REQUESTS, MAX_MS = 2**48, 2**42  # the year 2109
 MAX_ASKED, AT_ONCE = 256, 32
 ASK_S = 1.0  # a person waits; peers answer in a round trip or two
 ANSWER_S = 5.0
-FRESH_S = 2.0  # several people look at the same time
+FRESH_S, FRESH_A_PEER_S = 2.0, 0.05  # several people look at the same time, and a dashboard every 5 s
 DEAF_S = 60.0
 HEARD_A_SECOND, HEARD_AT_ONCE, MAX_PEERS = 1.0, 8.0, 4096  # of one peer; an honest one asks each FRESH_S
 
@@ -57,6 +57,9 @@ class Heard(NamedTuple):
     asked: int
 
 
+NOBODY = Heard({}, 0, 0)
+
+
 class KeyUse:
     """Asks linked peers, and answers them. `own`: what this entry counted."""
 
@@ -72,7 +75,8 @@ class KeyUse:
     async def ask(self) -> Heard:
         """What the others counted. Those that do not answer within ASK_S are left out."""
         async with self._asking:
-            if self._last is None or trio.current_time() - self._last[0] > FRESH_S:
+            fresh_s = FRESH_S + FRESH_A_PEER_S * len(self._host.links)
+            if self._last is None or trio.current_time() - self._last[0] > fresh_s:
                 self._last = trio.current_time(), await self._ask_all()
             return self._last[1]
 

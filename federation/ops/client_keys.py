@@ -10,7 +10,7 @@ import structlog
 
 from federation.errors import NotDone
 from federation.mesh.client_keys import MAX_NAME_CHARS, Statement, id_of, is_key_name, new_text
-from federation.mesh.key_use import summed
+from federation.mesh.key_use import NOBODY, summed
 from federation.mesh.models import is_name as is_model
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ class KeyWish:
 
 async def keys(node: Parts) -> schemas.ClientKeys:
     """The valid keys, and their use at all entries that answer, since each started."""
-    heard, own = await node.key_use.ask(), node.client_keys.uses()
+    live, own = node.keys.table.live(node.keys.now_ms), node.client_keys.uses()
+    heard = await node.key_use.ask() if live else NOBODY
     uses, here = summed([heard.uses.values(), own]), {use.key_id: use for use in own}
-    now_ms = node.keys.now_ms
     asks = node.client_keys.asks
     return {
-        "keys": [_row(node, key, uses.get(key.id), here.get(key.id)) for key in node.keys.table.live(now_ms)],
+        "keys": [_row(node, key, uses.get(key.id), here.get(key.id)) for key in live],
         "asked_off_loopback": asks(on_loopback=False),
         "asked_on_loopback": asks(on_loopback=True),
         "entries": heard.asked + 1,

@@ -386,7 +386,7 @@ class ClientKeys(TypedDict):
     keys: list[ClientKey]
     asked_off_loopback: Annotated[bool, Field(description="ports that other machines reach ask for a key, but tcp:// ones")]
     asked_on_loopback: Annotated[bool, Field(description="ports on loopback ask for a key, but tcp:// ones")]
-    entries: Annotated[int, Field(ge=1, description="this node, and those that it is linked with")]
+    entries: Annotated[int, Field(ge=1, description="this node, and those that it is linked with; 1 where there is no key")]
     entries_counted: Annotated[int, Field(ge=1, description="those of them whose use is in `requests` and `last_used`")]
 
 

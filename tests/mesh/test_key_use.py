@@ -23,7 +23,7 @@ PHONE, LAPTOP = b"p" * HASH_BYTES, b"l" * HASH_BYTES
 
 @pytest.fixture(autouse=True)
 def never_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_use, "FRESH_S", -1.0)
+    monkeypatch.setattr(key_use, "FRESH_S", -60.0)
 
 
 async def linked(asker: Peer, *others: Peer) -> None:
