@@ -3,8 +3,8 @@ started (forward/client_keys.py).
 
     nothing   ->   message: [[hash of the key, requests, when the last one came], ...], of keys that were used there
 
-Times are milliseconds since 1970, UTC. A node that does not know the protocol (an older one) is left alone for DEAF_S. What
-a member says of its own use is believed: these figures are for people, and no right hangs on them.
+Times are milliseconds since 1970, UTC. The asker leaves a node that does not know the protocol (an older one) alone for
+DEAF_S. It believes a member's figures: they are for people, and no right hangs on them.
 """
 
 from __future__ import annotations
