@@ -70,6 +70,10 @@ def test_the_machine_s_unit() -> None:
     assert parser["Install"]["WantedBy"] == "multi-user.target"
 
 
+def test_the_one_to_read_in_examples_is_what_the_command_writes() -> None:
+    assert (Path(__file__).parents[2] / "examples/federation.service").read_text() == made().render(PLAN)
+
+
 def test_a_user_s_unit_asks_for_nothing_that_a_user_s_manager_may_not_do() -> None:
     parser = unit(made(is_system=False).render(PLAN))
     assert not {"User", "ProtectSystem", "ProtectHome", "PrivateTmp", "CapabilityBoundingSet"} & set(parser["Service"])
