@@ -71,7 +71,8 @@ SYNCED_LINKS = 24  # of the links of a node: a digest has 65 bytes a node, so al
 VRAM_STEP = 0.01  # a smaller change of free VRAM can wait for the next announcement
 EXPIRE_S = 5.0
 HEAR_AGAIN_S = 300.0  # for the network to come up, and ten of the dialler's longest pauses
-GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read
+GOODBYE_S = 0.5  # for the tombstone to get past neighbours that do not read, and as long for peers that sync
+TOLD_BY_SYNC = 3  # of the tombstone; they tell the others
 SYNC_TIMEOUT_S = 10.0
 PAGE = 64  # records: at most 1 MiB
 MAX_SYNC_BYTES = PAGE * (MAX_RECORD_BYTES + 256)  # a row has some 220 bytes beside the record; test_gossip.py adds it up
@@ -208,6 +209,12 @@ class Gossip:
         self._left = True
         await self.announce(self._describe().model_copy(update={"left": True, "draining": True}))
         await self._topic.flushed(GOODBYE_S)
+        # A node that has just come may have no neighbour on the topic yet: then nobody has heard it.
+        links = [link for link in self._host.links.values() if not link.suspect]
+        with trio.move_on_after(GOODBYE_S):
+            async with trio.open_nursery() as nursery:
+                for link in self._rng.sample(links, min(len(links), TOLD_BY_SYNC)):
+                    nursery.start_soon(self._exchange, link)
 
     async def _expire(self) -> None:
         """Forget nodes that are gone. After a sleep all seem so: they are dialled and heard first."""
@@ -277,8 +284,10 @@ class Gossip:
         With more than SYNCED_LINKS links, it does so with that many of them on average: after a join or a healed partition
         that is enough for both sides to know all, since new records are republished on the topic.
         """
-        if self._rng.random() * len(self._host.links) >= SYNCED_LINKS:
-            return
+        if self._rng.random() * len(self._host.links) < SYNCED_LINKS:
+            await self._exchange(link)
+
+    async def _exchange(self, link: Link) -> None:
         try:
             with trio.fail_after(SYNC_TIMEOUT_S):
                 stream = await self._host.open_stream(link.peer_id, self._protocol)
@@ -348,7 +357,7 @@ class Gossip:
                 raise ProtocolViolation("a row is a signed record and its age")
         try:
             signer, data, signed = self._topic.open_signed(signed)  # without fields that a former version lets others add
-            is_news = self._ledger.get(signer) is None
+            before = self._ledger.get(signer)
             newest = self._merge(signer, data, signed, timedelta(milliseconds=age_ms))
         except RecordForged as error:
             self._host.report_violation(peer_id, f"it hands over a record that is not genuine ({error.detail})")
@@ -357,8 +366,12 @@ class Gossip:
             self._host.warn("a node's record is refused", peer_id, REMIND_EVERY_S, why=error.detail)
             return
         known = self._ledger.get(signer)
-        if newest and is_news and known is not None and known.record.is_online_at(self._utc_now()):
-            await self._topic.forward(peer_id, signed)  # the topic carries no age: an offline node would come back by it
+        if not newest or known is None:
+            return
+        # The topic carries no age: an offline node would come back by it.
+        is_newcomer = before is None and known.record.is_online_at(self._utc_now())
+        if is_newcomer or (before is not None and known.record.left and not before.record.left):
+            await self._topic.forward(peer_id, signed)
 
 
 async def _receive_digest(stream: TrioStream) -> dict[str, tuple[int, int]]:

@@ -830,6 +830,27 @@ class TestLive:
             await until(lambda: len(node_late.ledger) == 4)  # the tombstone too, or an old copy could come back
             assert names(node_late) == {"n1", "n2", "n4"}
 
+    async def test_good_bye_of_a_node_without_neighbours_on_the_topic(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It has just come. One peer that hears of it by a sync tells the others."""
+        monkeypatch.setattr(gossip_module, "TOLD_BY_SYNC", 1)
+        async with Network() as network:
+            a, node_a = await network.join(1)
+            hosts = [(a, node_a)]
+            for n in (2, 3, 4):
+                peer, node = await network.join(n)
+                hosts.append((peer, node))
+                peer.knows(a)
+                await until(lambda: all(len(names(node)) == len(hosts) for _, node in hosts), seconds=3)
+            topic = node.gossip._topic
+
+            async def sign_only(data: bytes) -> bytes:
+                await trio.lowlevel.checkpoint()
+                return topic.sign(data).SerializeToString()
+
+            monkeypatch.setattr(topic, "publish", sign_only)
+            await node.gossip.leave()
+            await until(lambda: all(names(other) == {"n1", "n2", "n3"} for _, other in hosts[:3]), seconds=3)
+
     async def test_the_dead_stay_dead_when_somebody_joins(self) -> None:
         async with Network() as network:
             (a, node_a), (b, node_b) = [await network.join(n) for n in (1, 2)]
