@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from federation.errors import BackendUnavailable
-from federation.forward.models.overhearing import Overheard
+from federation.forward.models.overhearing import FirstWords
 from federation.net.link.frames import ANY_LOAD, FULL
 from federation.reactor import fdlimit
 from federation.reactor.connect import Connect
@@ -112,11 +112,9 @@ class Serving:
             self._tell(None, self.refused(reason))
             return
         reactor, repute = self._backends.reactor, self.backend.repute
-        end: SocketDuplex
+        end = SocketDuplex(reactor, sock, lambda _end: self.release())
         if repute.is_open and repute.listens():
-            end = Overheard(reactor, sock, lambda _end: self.release(), repute)
-        else:
-            end = SocketDuplex(reactor, sock, lambda _end: self.release())
+            end.listener = FirstWords(end, repute)
         self._tell(RequestEnd(self, self._backends, end) if self._keeps else end, "")
 
     def refused(self, reason: str) -> str:

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -51,13 +51,21 @@ async def watch(reactor: Reactor) -> None:
                 await trio.lowlevel.checkpoint()
 
 
+class Listener(Protocol):
+    """Is told what passes by a socket, before it goes on, until the listener takes itself off."""
+
+    def on_sent(self, data: bytes | memoryview) -> None: ...
+    def on_received(self, data: bytes) -> None: ...
+    def on_close(self) -> None: ...
+
+
 class SocketDuplex:
     """`sock` is connected and non-blocking; this end owns it. `on_close(end)` is called once, when it is closed for
     good; `end.error` then says why if not in order. Counts what it `received` from the socket and `delivered` to it."""
 
     __slots__ = (
         "_eof_queued", "_eof_seen", "_eof_sent", "_fd", "_is_kept_alive", "_mask", "_on_close", "_out", "_out_size",
-        "_paused", "_reactor", "closed", "delivered", "error", "other", "received", "sock", "was_aborted",
+        "_paused", "_reactor", "closed", "delivered", "error", "listener", "other", "received", "sock", "was_aborted",
     )  # fmt: skip
 
     other: Duplex
@@ -77,6 +85,7 @@ class SocketDuplex:
         self.error: str | None = None
         self.was_aborted = False  # the other side aborted; with an error and without this, it was this socket that broke
         self.closed = False
+        self.listener: Listener | None = None
         reactor.sockets.add(self)
 
     def start(self, *, read: bool = True) -> None:
@@ -117,6 +126,8 @@ class SocketDuplex:
     def send(self, data: bytes | memoryview) -> None:
         if self.closed:
             return
+        if self.listener is not None:
+            self.listener.on_sent(data)
         if not self._out:
             try:
                 sent = self.sock.send(data)
@@ -201,6 +212,8 @@ class SocketDuplex:
                 self._finish()
                 return
             self.received += len(data)
+            if self.listener is not None:
+                self.listener.on_received(data)
             self.other.send(data)
             if len(data) < wanted and not is_ending:  # the socket is empty; the next event tells of more
                 return
@@ -294,6 +307,8 @@ class SocketDuplex:
         self._reactor.close(self.sock)
         self._out.clear()
         self._out_size = 0
+        if self.listener is not None:
+            self.listener.on_close()
         # Release the owners: thousands of connections a second must leave no cycles to the garbage collector.
         on_close, self._on_close, self.other = self._on_close, _noop, _NO_OTHER
         on_close(self)

@@ -13,7 +13,7 @@ rule). But its clients tell, without a word of ours:
 
 The backend has to be silent until its client has sent a whole head, or its answer is to something else.
 
-Only connections to a backend that is not known yet have such an end, and of many that told nothing a few, so all others cost
+Only connections to a backend that is not known yet have a listener, and of many that told nothing a few, so all others cost
 what they did. What a backend is known for stands while the node runs, until another server takes its place: after it was
 down its clients are heard anew.
 """
@@ -24,15 +24,10 @@ import re
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from federation.reactor.duplex import NullDuplex
-from federation.reactor.sockets import SocketDuplex
-
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
-    from federation.reactor.duplex import Duplex
-    from federation.reactor.loop import Reactor
+    from federation.reactor.sockets import SocketDuplex
 
 MOST_DENIALS = 8  # answers in another protocol: one may be a scanner's bytes, and what a server says to these
 # Exchanges in HTTP that told nothing, one after the other; from then on one connection of LOOK_RARELY is heard.
@@ -110,43 +105,22 @@ def are_going_to_keep(asked: bytes, answered: bytes) -> bool:
     return status[2][:1] != b"1" and bool(has_end) and not any(_CLOSES.search(head) for head in heads)
 
 
-class Overheard(SocketDuplex):
-    """A backend's socket, whose first words in both directions are told to its repute."""
+class FirstWords:
+    """The listener at a backend's socket: the first words of both directions go to the backend's repute."""
 
-    __slots__ = ("_answer", "_asked", "_first", "_other", "_repute")
+    __slots__ = ("_answer", "_asked", "_end", "_repute")
 
-    def __init__(
-        self, reactor: Reactor, sock: socket.SocketType, on_close: Callable[[SocketDuplex], None], repute: Repute
-    ) -> None:
+    def __init__(self, end: SocketDuplex, repute: Repute) -> None:
+        self._end = end
         self._repute = repute
         self._asked = b""
         self._answer = b""
-        self._other: Duplex = _NOBODY
-        self._first: _FirstWords | None = _FirstWords(self)
-        super().__init__(reactor, sock, on_close)
 
-    @property
-    def other(self) -> Duplex:
-        return self._first or self._other
-
-    @other.setter
-    def other(self, other: Duplex) -> None:
-        self._other = other
-        if self._first is None:
-            return
-        if not self.closed:
-            self._first.other = other
-            return
-        self._first = None  # no cycle is left
-        if self._asked and not _REQUEST.match(self._asked):
-            self._repute.heard(self._asked, b"")
-
-    def send(self, data: bytes | memoryview) -> None:
-        if self._first is not None and not self._answer and len(self._asked) < HEAD:
+    def on_sent(self, data: bytes | memoryview) -> None:
+        if not self._answer and len(self._asked) < HEAD:
             self._asked += data[: HEAD - len(self._asked)]
-        super().send(data)
 
-    def hear(self, data: bytes | memoryview) -> None:
+    def on_received(self, data: bytes) -> None:
         """Bytes of the backend, until its first head is here."""
         self._answer += data[: HEAD - len(self._answer)]
         answer = self._answer
@@ -155,37 +129,10 @@ class Overheard(SocketDuplex):
         else:
             is_enough = _STATUS.match(answer) is None or len(answer) == HEAD or _HEAD_END.search(answer) is not None
         if is_enough:
-            self._first = None
+            self._end.listener = None
             self._repute.heard(self._asked, answer)
 
-
-class _FirstWords(NullDuplex):
-    """Stands before the other end of a backend's socket until the backend has said something."""
-
-    __slots__ = ("_end", "other")
-
-    def __init__(self, end: Overheard) -> None:
-        self._end = end
-        self.other: Duplex = _NOBODY
-
-    def writable(self) -> int:
-        return self.other.writable()
-
-    def send(self, data: bytes | memoryview) -> None:
-        self._end.hear(data)
-        self.other.send(data)
-
-    def send_eof(self) -> None:
-        self.other.send_eof()
-
-    def abort(self, reason: str) -> None:
-        self.other.abort(reason)
-
-    def acknowledge(self, n: int) -> None:
-        self.other.acknowledge(n)
-
-    def resume_writing(self) -> None:
-        self.other.resume_writing()
-
-
-_NOBODY = NullDuplex()
+    def on_close(self) -> None:
+        self._end.listener = None  # no cycle is left
+        if self._asked and not _REQUEST.match(self._asked):
+            self._repute.heard(self._asked, b"")

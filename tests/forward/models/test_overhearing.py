@@ -13,15 +13,14 @@ from federation.forward.models.overhearing import (
     LOOK_RARELY,
     MOST_DENIALS,
     MOST_LOOKS,
-    Overheard,
+    FirstWords,
     Protocol,
     Repute,
-    _FirstWords,
 )
 from federation.reactor.duplex import join
 from federation.reactor.loop import Reactor
 from federation.reactor.sockets import SocketDuplex
-from tests.support.duplex import Caller, EntrySide, Rig, TcpSide, check_duplex, ending
+from tests.support.duplex import Caller, Rig, TcpSide, check_duplex
 from tests.support.exits import believe, make_exit, serve, tunnels
 from tests.support.links import End, socket_pair, until
 from tests.support.sockets import Listener, reset, running
@@ -154,8 +153,8 @@ async def test_an_exchange_through_the_exit_tells_it_and_loses_no_byte(pieces: l
         await until(lambda: end.heard[-1] == "EOF")
         again, _ = t.open()
         await t.accept()
-        ends = {type(end) for end in t.exit.reactor.sockets}
-        assert ends == {SocketDuplex}, "once it is known nothing is in the way"
+        listeners = {end.listener for end in t.exit.reactor.sockets if isinstance(end, SocketDuplex)}
+        assert listeners == {None}, "once it is known nobody listens"
         again.abort("over")
 
 
@@ -185,7 +184,7 @@ async def test_a_backend_that_never_answers_leaves_no_cycle_and_is_known_in_the_
                 await server.aclose()
                 await until(lambda end=end: end.heard[-1] == "EOF")
             assert not t.exit.backend.repute.is_open
-            await until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Overheard)])
+            await until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, FirstWords)])
         finally:
             gc.enable()
 
@@ -223,7 +222,8 @@ async def an_overheard_socket() -> AsyncIterator[Rig]:
     ours, theirs = socket_pair()
     there, reactor, caller = TcpSide(theirs), Reactor(), Caller()
     async with running(reactor):
-        duplex = Overheard(reactor, ours, lambda _: None, repute()[0])
+        duplex = SocketDuplex(reactor, ours, lambda _: None)
+        duplex.listener = FirstWords(duplex, repute()[0])
         join(duplex, caller)
         duplex.start()
         yield there.rig(caller)
@@ -231,31 +231,5 @@ async def an_overheard_socket() -> AsyncIterator[Rig]:
         there.close()
 
 
-@asynccontextmanager
-async def first_words() -> AsyncIterator[Rig]:
-    """The caller is a backend's socket; behind the end is an entry's side that records, and speaks to the socket itself."""
-    ours, theirs = socket_pair()
-    there, caller = EntrySide(), Caller()
-    heard = Overheard(Reactor(), ours, lambda _: None, repute()[0])
-    caller.other = end = _FirstWords(heard)
-    end.other = there
-    there.other = caller
-
-    def say_eof() -> None:
-        there.has_ended = True
-        caller.send_eof()
-
-    yield Rig(
-        caller, arrived=lambda: there.data, ended=lambda: ending(there), say=caller.send, say_eof=say_eof,
-        break_off=lambda: caller.abort("gone"), asks=False, acknowledges=False, holds_back=False,
-    )  # fmt: skip
-    heard.abort("the test is over")
-    theirs.close()
-
-
 async def test_an_overheard_socket_keeps_the_contract() -> None:
-    await check_duplex(Overheard, an_overheard_socket)
-
-
-async def test_its_first_words_keep_the_contract() -> None:
-    await check_duplex(_FirstWords, first_words)
+    await check_duplex(SocketDuplex, an_overheard_socket)
