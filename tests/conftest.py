@@ -18,6 +18,13 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--daemons", metavar="DIR", default="",
+        help="integration tests: daemons run the package in DIR, as scripts/compile makes it, and not the checkout's",
+    )  # fmt: skip
+
+
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No freezing of this process's objects, and no shouting by py-libp2p."""

@@ -19,6 +19,7 @@ NOT_OF_A_MODULE |= {
     "docs_links",
     "docs_site",
     "install_script",
+    "machine_code",
     "packaging_formats",
     "monitoring_examples",
     "secret_parts",

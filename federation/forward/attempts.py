@@ -244,6 +244,7 @@ class Dispatcher(Protocol):
 class Attempts:
     """All attempts of one request. `peer_id` is the peer of the present one, whose counter it holds; else empty."""
 
+    __deletable__ = ("_request",)  # by `close`; mypyc asks for this
     __slots__ = (
         "_again", "_believed", "_busier", "_dialling", "_dispatcher", "_link", "_others", "_request", "_since", "_timer",
         "_waited_s", "count", "peer_id", "state", "tried",

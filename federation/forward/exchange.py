@@ -144,7 +144,8 @@ class _AnswerSide(NullDuplex):
 class Exchange:
     """attempts.Request of one HTTP request."""
 
-    is_kept_on = is_unheard = False
+    is_kept_on = False
+    is_unheard = False
 
     __slots__ = (
         "_answer", "_answered_by", "_began_answer", "_body", "_delivered", "_dispatcher", "_doubted", "_grant",

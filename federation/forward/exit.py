@@ -82,7 +82,7 @@ class Serving:
         self._keeps = keeps
         backends.took(backend, entry_id)
         self._connect: Connect | None = None
-        self._kept = backends.kept.take(backend, entry_id) if takes_kept else None
+        self._kept: SocketDuplex | None = backends.kept.take(backend, entry_id) if takes_kept else None
         if self._kept is None:
             self._connect = Connect(backends.reactor, backend.target, self._on_connect)
         else:

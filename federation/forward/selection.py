@@ -209,7 +209,7 @@ class Selector:
 
     def __init__(self, policy: Policy = Policy.LEAST_LOADED, *, entry_id: str = "", rng: random.Random) -> None:
         self.policy = policy
-        self._order = _ORDERS[policy]
+        self._order: Order | None = _ORDERS[policy]
         self._entry_id = entry_id
         self._rng = rng
         self._loads: dict[str, _Load] = {}

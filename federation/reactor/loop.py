@@ -218,8 +218,9 @@ class Reactor:
             self._timer_added = trio.Event()
             self._timers = {delay: queue for delay, queue in self._timers.items() if queue}
             self._next_wake = min((next(iter(queue)).when for queue in self._timers.values()), default=float("inf"))
-            with trio.CancelScope(deadline=self._next_wake):
+            with trio.CancelScope(deadline=self._next_wake) as sleep:
                 await self._timer_added.wait()
+            if not sleep.cancelled_caught:
                 continue
             for timer in self._due(trio.current_time()):
                 if timer.cancel():  # else an earlier callback has cancelled it

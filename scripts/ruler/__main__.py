@@ -23,7 +23,7 @@ from . import backends as backend_programs
 from . import report, verdict, versions
 from .integrity import check_integrity
 from .measures import MEASURES, QUICK, Bench, LoadFailed, Sizes
-from .ours import Before, Ours
+from .ours import Before, Compiled, Ours
 from .procs import StartFailed, Supervisor
 from .targets import ROOT, Direct, HAProxy, Kubo, PyLibp2p
 from .wrk import WrkFailed
@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from .backends import Backends
     from .targets import Target
 
-TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Direct, Ours, Kubo, HAProxy, PyLibp2p)}
+TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Direct, Ours, Compiled, Kubo, HAProxy, PyLibp2p)}
 QUICK_BUDGET_S = 108.0  # of two minutes: the rest is for the end
 FILES_WANTED = 8192
+BY_DEFAULT = [name for name in TARGETS if name != Compiled.name]
 SETTLE_S = 0.2  # closed connections leave the path; the next measure starts from rest
 
 
@@ -75,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller loads, as many rounds as fit; ends in two minutes")
     parser.add_argument("--rounds", type=_positive, help="how often each is measured (default 5, with --quick up to 3)")
     parser.add_argument("--only", type=_names(MEASURES), default=list(MEASURES), metavar="MEASURE,...")
-    parser.add_argument("--targets", type=_names(TARGETS), default=list(TARGETS), metavar="TARGET,...")
+    parser.add_argument("--targets", type=_names(TARGETS), default=BY_DEFAULT, metavar="TARGET,...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples, medians and verdicts there")
     parser.add_argument(
         "--before", type=_checkout, metavar="DIR", help="another checkout, with its .venv, to compare this one with"

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import wrk
+from .ours import Compiled as CompiledPair
 from .ours import Ours, port_of
 from .procs import Meter, StartFailed, Supervisor, accepts, free_port, wait_until
 from .stats import Summary, ratio, summarise
@@ -125,25 +126,26 @@ class Direct(Target):
 
 class Federation(Target):
     name, label = "ours", "federation"
+    pair: type[Ours] = Ours
 
     def start(self, supervisor: Supervisor, backends: Backends) -> None:
-        pair = Ours()
+        pair = self.pair()
         env = {key: value for key, value in os.environ.items() if not key.startswith("FEDERATION_")}
-        env["PYTHONPATH"] = str(ROOT)
-        token = supervisor.directory / "http-token"
-        made = pair._make_token(env, "--owner-key", supervisor.directory / "http-owner.key")
+        env["PYTHONPATH"] = str(pair.package or ROOT)
+        token = supervisor.directory / f"http-{self.name}-token"
+        made = pair._make_token(env, "--owner-key", supervisor.directory / f"http-{self.name}-owner.key")
         if made.returncode:
             raise StartFailed(f"federation token new: {made.stderr.strip()[-300:]}")
         token.touch(0o600)
         token.write_text(made.stdout)
         peer: list[str] = []
-        exits = [f"http-exit{n}" for n in range(BACKENDS)]
+        exits = [f"http-{self.name}-exit{n}" for n in range(BACKENDS)]
         for n, name in enumerate(exits):
             offers = [f"--backend={service}=http://127.0.0.1:{backends.ports[service][n]}" for service in SERVICES]
             said = pair._join(supervisor, env, token, name, [*offers, "--listen", "127.0.0.1:0", *peer])
             peer = peer or ["--peer", said["p2p"]]
         listens = [f"--listen={service}=http://127.0.0.1:0" for service in SERVICES]
-        entry = pair._join(supervisor, env, token, "http-entry", [*listens, *peer])
+        entry = pair._join(supervisor, env, token, f"http-{self.name}-entry", [*listens, *peer])
         self.pids = pair.pids
 
         def all_are_there() -> bool:
@@ -152,6 +154,17 @@ class Federation(Target):
 
         wait_until(all_are_there, "the entry's sight of the exits", seconds=60)
         self.entry = {service: port_of(entry["listens"][service]) for service in SERVICES}
+
+
+class Compiled(Federation):
+    """With machine code, as scripts/compile leaves it."""
+
+    name, label, pair = "compiled", "federation, compiled", CompiledPair
+
+    def start(self, supervisor: Supervisor, backends: Backends) -> None:
+        if not Path(self.pair.package).is_dir():
+            raise StartFailed("there is no .venv/compiled; run scripts/compile")
+        super().start(supervisor, backends)
 
 
 class HAProxy(Target):
@@ -228,7 +241,8 @@ class LiteLLM(_Installed):
         return dict(os.environ, LITELLM_LOG="ERROR", LITELLM_LOCAL_MODEL_COST_MAP="True")
 
 
-TARGETS: dict[str, type[Target]] = {kind.name: kind for kind in (Direct, Federation, HAProxy, SGLang, VLLM, LiteLLM)}
+_KINDS: tuple[type[Target], ...] = (Direct, Federation, Compiled, HAProxy, SGLang, VLLM, LiteLLM)
+TARGETS = {kind.name: kind for kind in _KINDS}
 BY_DEFAULT = ("direct", "ours", "haproxy", "sglang", "vllm")
 
 
@@ -366,7 +380,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             supervisor.stop()
     print(table([(target.name, target.label) for target in targets], samples, bench.errors))
     print()
-    print("\n".join(verdicts(samples)))
+    for subject in ("ours", "compiled"):
+        if samples.get(subject):
+            print("\n".join([f"{subject}:", *verdicts(samples, subject)]))
     for reason in left_out:
         print(f"left out: {reason}")
     if given.json is not None:

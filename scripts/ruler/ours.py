@@ -42,6 +42,7 @@ class Ours(Target):
     name = "ours"
     label = "federation"
     checkout = ROOT
+    package = ""  # the folder of the package that runs; empty: the checkout
 
     def _run(self, *arguments: str | Path) -> list[str | Path]:
         """By its script: `python -m` would take the package of the working directory, which is another checkout's."""
@@ -49,7 +50,7 @@ class Ours(Target):
 
     def start(self, supervisor: Supervisor, backends: Backends) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith("FEDERATION_")}
-        env["PYTHONPATH"] = str(self.checkout)
+        env["PYTHONPATH"] = str(self.package or self.checkout)
         token = supervisor.directory / f"{self.name}-token"
         made = self._make_token(env, "--owner-key", supervisor.directory / f"{self.name}-owner.key")
         if made.returncode == USAGE:  # a version without owner keys
@@ -113,6 +114,19 @@ class Ours(Target):
             peers: list[dict[str, Any]] = json.loads(connection.getresponse().read())["peers"]
             return peers
         return []
+
+
+class Compiled(Ours):
+    """This checkout's package with machine code, as scripts/compile leaves it."""
+
+    name = "compiled"
+    label = "federation, compiled"
+    package = str(ROOT / ".venv/compiled")
+
+    def start(self, supervisor: Supervisor, backends: Backends) -> None:
+        if not os.path.isdir(self.package):
+            raise StartFailed("there is no .venv/compiled; run scripts/compile")
+        super().start(supervisor, backends)
 
 
 class Before(Ours):

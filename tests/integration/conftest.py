@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fleet import Fleet
+from harness import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
     rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _daemons_of(request: pytest.FixtureRequest) -> None:
+    Daemon.folder = request.config.getoption("--daemons")
 
 
 @pytest.fixture(scope="module")

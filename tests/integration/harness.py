@@ -126,12 +126,15 @@ class Process:
         self.running: subprocess.Popen[bytes] | None = None
         self.sessions: list[int] = []
 
+    def surroundings(self) -> Mapping[str, str]:
+        return self.environment
+
     def spawn(self) -> None:
         with self.log_path.open("ab") as log:
             self.running = subprocess.Popen(
                 self.command,
                 cwd=self.directory,
-                env=self.environment,
+                env=self.surroundings(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -225,6 +228,8 @@ class Server(Process):
 class Daemon(Process):
     """`federation join`. Ports are the kernel's choice at the first start and stay the same afterwards."""
 
+    folder = ""  # of the package that daemons run; empty: the checkout
+
     def __init__(
         self, name: str, directory: Path, options: list[str], services: Sequence[str], environment: Mapping[str, str]
     ) -> None:
@@ -236,6 +241,10 @@ class Daemon(Process):
             "p2p": ANY_PORT,
             "control": ANY_PORT,
         }
+
+    def surroundings(self) -> Mapping[str, str]:
+        package = {"PYTHONPATH": str(Path(self.folder).absolute())} if self.folder else {}
+        return {**package, **self.environment}
 
     def start(self) -> None:
         self.launch()

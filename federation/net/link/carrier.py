@@ -111,6 +111,9 @@ class SocketCarrier:
     def is_flushed(self) -> bool:
         return self._unsent is None and not self._flush_queued
 
+    def _has_ended(self) -> bool:
+        return self._closed
+
     async def start(self) -> None:
         if self._closed:
             return
@@ -119,7 +122,7 @@ class SocketCarrier:
         except OSError as error:  # no descriptor left
             self._broke(error)
             return
-        if self._closed:  # the link failed meanwhile
+        if self._has_ended():  # meanwhile
             sock.close()
             return
         self._mux = self._link.mux

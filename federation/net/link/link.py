@@ -89,7 +89,7 @@ class Link:
         # for the second.
         self.least_rtt_s: float | None = None
         self._rtts: deque[float] = deque(maxlen=4)
-        self.remote_address = secured.get_remote_address()
+        self.remote_address: tuple[str, int] | None = secured.get_remote_address()
         self.admission_key = secured.admission_key
         self.run = secured.run
         self.waiting: list[Callable[[], None]] = []  # for all that the remote has sent by now to be read
