@@ -204,6 +204,7 @@ def test_a_node_with_one_slot_has_one_request_at_a_time_and_the_next_waits(
 
 def test_requests_from_elsewhere_fill_a_slot(nodes: dict[str, Daemon], servers: dict[str, Server]) -> None:
     cusco, entry = servers["cusco"], nodes["delhi"]
+    wait_until(lambda: of(entry, "cusco")["in_flight"] == 0, within=15, what="nothing of the test before is told")
     cusco.pages["/slots"] = [{"is_processing": True}]
     wait_until(lambda: of(entry, "cusco")["in_flight"] == 1, within=15, what="it is known to be busy")
     with ThreadPoolExecutor(1) as client:
