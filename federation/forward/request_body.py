@@ -44,7 +44,7 @@ class Owner(Protocol):
     """The request of a body."""
 
     def asked_for(self, asked: Asked) -> None:
-        """What the request asks for is known."""
+        """The body has told its model: send the request on its way."""
 
     def refuse_body(self, status: int, why: str) -> None: ...
 
@@ -147,7 +147,7 @@ class RequestBody:
         self._owner.asked_for(asked)
 
     def trouble_behind(self, chunk: bytes, model: str) -> str:
-        """What is wrong with the rest of a body that is too long, and that has named `model` so far; "" for nothing."""
+        """Read on in a body that was too long to be kept and named `model` before. Returns why it breaks off, if so."""
         if self._late is None:
             return ""
         asked = self._late.feed(chunk)

@@ -238,6 +238,7 @@ class Connectivity:
         return [PeerAddress(str(ip), name.port) for ip in ips if is_somewhere(ip)]
 
     def _look_at_links(self) -> None:
+        """See whether this node is between networks of members, and whether it misses a member."""
         links = self._host.links
         hosts = {link.remote_address[0] for link in links.values() if link.path == "direct" and link.remote_address}
         networks = {network for host in hosts if (network := network_of(host, self._networks))}

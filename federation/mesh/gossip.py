@@ -368,9 +368,11 @@ class Gossip:
         known = self._ledger.get(signer)
         if not newest or known is None:
             return
-        # The topic carries no age: an offline node would come back by it.
-        is_newcomer = before is None and known.record.is_online_at(self._utc_now())
-        if is_newcomer or (before is not None and known.record.left and not before.record.left):
+        if before is None:  # the topic carries no age: an offline node would come back by it
+            is_news = known.record.is_online_at(self._utc_now())
+        else:
+            is_news = known.record.left and not before.record.left
+        if is_news:
             await self._topic.forward(peer_id, signed)
 
 

@@ -73,7 +73,7 @@ class KeyUse:
         host.handle_stream(PROTOCOL, self._answer)
 
     async def ask(self) -> Heard:
-        """What the others counted. Those that do not answer within ASK_S are left out."""
+        """Ask all linked peers, and add up their counts. A peer has ASK_S to answer."""
         async with self._asking:
             fresh_s = FRESH_S + FRESH_A_PEER_S * len(self._host.links)
             if self._last is None or trio.current_time() - self._last[0] > fresh_s:
@@ -104,7 +104,8 @@ class KeyUse:
                 rows = await wire.receive_rows(stream, at_most=MAX_ANSWER_BYTES, rows=MAX_ROWS, fields=3)
                 return [_use(row) for row in rows]
         except PeerUnavailable:
-            self._deaf[peer_id] = trio.current_time() + DEAF_S
+            if peer_id in self._host.links:  # else it is just not there
+                self._deaf[peer_id] = trio.current_time() + DEAF_S
         except ProtocolViolation as error:
             self._host.report_violation(peer_id, error.detail)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:

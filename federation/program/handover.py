@@ -29,7 +29,7 @@ MAX_DOWNLOADS = 8  # of one line: one that breaks may be tried again
 
 @dataclass
 class Handed:
-    """What one line fetches. `script`: the installer's bytes. `invite`: the id of the invite whose code the line has."""
+    """The files that one line fetches. `script`: the installer's bytes. `invite`: the id of the invite of its code."""
 
     archive: Path
     script: bytes

@@ -161,11 +161,6 @@ class Compiled(Federation):
 
     name, label, pair = "compiled", "federation, compiled", CompiledPair
 
-    def start(self, supervisor: Supervisor, backends: Backends) -> None:
-        if not Path(self.pair.package).is_dir():
-            raise StartFailed("there is no .venv/compiled; run scripts/compile")
-        super().start(supervisor, backends)
-
 
 class HAProxy(Target):
     name, label = "haproxy", "HAProxy, HTTP mode"

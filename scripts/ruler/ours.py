@@ -72,6 +72,8 @@ class Ours(Target):
         self.entry = {service: port_of(entry["listens"][service]) for service in SERVICES}
 
     def _make_token(self, env: dict[str, str], *options: str | Path) -> subprocess.CompletedProcess[str]:
+        if self.package and not os.path.isdir(self.package):
+            raise StartFailed(f"there is no {self.package}; run scripts/compile")
         new = self._run("token", "new", *options)
         return subprocess.run(new, capture_output=True, text=True, env=env, check=False)
 
@@ -122,11 +124,6 @@ class Compiled(Ours):
     name = "compiled"
     label = "federation, compiled"
     package = str(ROOT / ".venv/compiled")
-
-    def start(self, supervisor: Supervisor, backends: Backends) -> None:
-        if not os.path.isdir(self.package):
-            raise StartFailed("there is no .venv/compiled; run scripts/compile")
-        super().start(supervisor, backends)
 
 
 class Before(Ours):

@@ -112,6 +112,7 @@ class SocketCarrier:
         return self._unsent is None and not self._flush_queued
 
     def _has_ended(self) -> bool:
+        """A call, since a type checker takes the attribute for what it was before an `await`."""
         return self._closed
 
     async def start(self) -> None:
