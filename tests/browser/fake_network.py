@@ -234,8 +234,8 @@ class FakeNetwork:
     def models(self) -> dict[str, Any]:
         return {"models": list(self.model_rows), "incomplete": [], "silent": []}
 
-    def keys(self) -> dict[str, Any]:
-        return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
+    async def keys(self) -> dict[str, Any]:
+        return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False, "entries": 1, "entries_counted": 1}
 
     def connections(self, most: int) -> dict[str, Any]:
         rows = [

@@ -59,11 +59,11 @@ def backend(fleet: Fleet) -> Server:
 
 @pytest.fixture(scope="module")
 def entry(fleet: Fleet, backend: Server, web_server: int) -> Daemon:
-    entry = fleet.daemon(
+    entry = fleet.daemon(  # layer 4: a backend without tcp:// would be HTTP from its first answer on
         "entry",
         "--hold=0",
         f"--allow-origin=http://chat.example:{web_server}",
-        backend=backend,
+        "--backend=tcp://{}:{}".format(*backend.address),
         services=("default", "none"),
     )
     wait_until(lambda: entry.offers() == {"entry"}, within=10, what="its backend is up")

@@ -207,7 +207,7 @@ class KeyRoutes:
             self.add(self.wishes[-1]["name"], models=self.wishes[-1]["models"])
             return route.fulfill(json=self.keys[-1] | {"key": KEY_TEXT})
         asked = {"asked_off_loopback": bool(self.keys), "asked_on_loopback": False}
-        return route.fulfill(json={"keys": self.keys, **asked})
+        return route.fulfill(json={"keys": self.keys, **asked, "entries": 3, "entries_counted": 2})
 
     def add(self, name: str, models: list[str] | None = None, **more: Any) -> None:
         made = {"id": "0a1b2c3d", "made_at": "2026-11-02T10:00:00+00:00", "made_by": "12D3", "made_by_name": "athens"}
@@ -247,6 +247,7 @@ def test_keys_and_their_use(with_keys) -> None:
         "gemma3:27b, qwen", "1 Jan 2027", "60/m", "2 Nov 2026 at athens", "not yet", "1,204", "Revoke …",
     ]  # fmt: skip
     assert "those on loopback do not" in page.text_content("#keys-note")
+    assert "Use is counted at 2 of 3 machines, since each started" in page.text_content("#keys-note")
     for width in (360, 1280):
         page.set_viewport_size({"width": width, "height": 900})
         assert (width, too_wide(page)) == (width, 0)

@@ -157,7 +157,7 @@ def test_add_a_machine_by_one_line(site, page_at) -> None:
     made = network(3)
     page = page_at(site(made), permissions=["clipboard-read", "clipboard-write"], brings_about="status of 409")
     page.click("#add")
-    page.click("#invite summary")
+    page.click("#invite summary >> text=one line")
     made.refusal = "other machines cannot reach the control port"
     page.click("#invite-install")
     page.wait_for_selector("#invite .problem >> text=other machines cannot reach the control port")

@@ -143,7 +143,7 @@ class FakeNode:
     def unban(self, peer: str) -> None: ...
 
     async def keys(self) -> dict[str, Any]:
-        return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False}
+        return {"keys": [], "asked_off_loopback": False, "asked_on_loopback": False, "entries": 1, "entries_counted": 1}
 
     async def add_key(self, wish: Any) -> dict[str, Any]:
         return {"key": "fedk_new", "wish": astuple(wish)}

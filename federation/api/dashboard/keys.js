@@ -174,8 +174,9 @@ function noteOf({ loopback, others }, n) {
     : "No port asks for a key. As soon as there is one, ports that other machines reach ask for it.";
 }
 
-/** Where the use was counted. */
+/** Where the use was counted; a node of an older version counts its own, and does not say so. */
 function counted(entries, answered) {
+  if (entries === undefined) return "";
   if (entries === answered) return " Use is counted at all machines, since each started.";
   return ` Use is counted at ${answered} of ${entries} machines, since each started: the others did not answer in time.`;
 }
